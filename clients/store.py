@@ -1,0 +1,98 @@
+"""Private state on a device's own disk: the tensors that never leave it.
+
+One folder per device and arm: ``state.safetensors`` (tensors, and in its metadata the round, the base fingerprint and the
+schema version). One file, replaced whole, so that tensors and their description can never disagree.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from fl.adapters.state import check_tensors
+from fl.errors import AdapterError, AdapterMismatchError, StoreError
+from fl.files import write_atomically
+
+SCHEMA = 1
+STATE_NAME = "state.safetensors"
+MAX_STATE_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class PrivateState:
+    """Private tensors after ``round`` rounds."""
+
+    round: int
+    tensors: dict[str, Tensor]
+
+
+def folder_name(device_id: str) -> str:
+    """A folder name for any device id: readable where it is safe, percent-coded where it is not."""
+    safe = re.sub(r"[^A-Za-z0-9_-]", lambda m: "".join(f"%{byte:02x}" for byte in m.group().encode()), device_id)
+    if not safe or len(safe) > 200:
+        raise StoreError(f"device id {device_id!r} cannot name a folder: use 1 to about 60 characters")
+    return safe
+
+
+class DeviceStore:
+    """Private state of the devices that a node hosts, below ``root/<arm>/<device>``."""
+
+    def __init__(self, root: Path, fingerprint: str) -> None:
+        self.root = root
+        self.fingerprint = fingerprint
+
+    def folder(self, arm: str, device_id: str) -> Path:
+        """Folder of one device in one arm."""
+        return self.root / folder_name(arm) / folder_name(device_id)
+
+    def load(self, arm: str, device_id: str, shapes: Mapping[str, tuple[int, ...]]) -> PrivateState | None:
+        """The stored state, checked against ``shapes``; None for a device that has none yet.
+
+        Raises :class:`StoreError` for a file that is damaged, of another base, or of another configuration.
+        """
+        path = self.folder(arm, device_id) / STATE_NAME
+        if not path.exists():
+            return None
+        try:
+            if path.stat().st_size > MAX_STATE_BYTES:
+                raise StoreError(f"{path} has more than {MAX_STATE_BYTES:,} bytes: it is not private state")
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+            self._check(path, metadata, tensors, shapes)
+            return PrivateState(int(metadata["round"]), tensors)
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            raise StoreError(
+                f"private state {path} is damaged ({error}): remove the folder to start this device from neutral gates"
+            ) from error
+
+    def _check(
+        self, path: Path, metadata: dict[str, str], tensors: dict[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        if metadata.get("schema") != str(SCHEMA):
+            raise StoreError(f"{path} has schema {metadata.get('schema')!r}, this version reads {SCHEMA}")
+        if metadata.get("base") != self.fingerprint:
+            raise StoreError(
+                f"{path} belongs to base {metadata.get('base')!r}, not to {self.fingerprint!r}: use that base or another store"
+            )
+        try:
+            check_tensors(tensors, shapes)
+        except (AdapterError, AdapterMismatchError) as error:
+            raise StoreError(f"private state {path} does not fit this run: {error}") from error
+
+    def save(self, arm: str, device_id: str, state: PrivateState) -> None:
+        """Replace the stored state, durably. On a full disk the old state stays and :class:`StoreError` is raised."""
+        metadata = {"schema": str(SCHEMA), "base": self.fingerprint, "round": str(state.round)}
+        path = self.folder(arm, device_id) / STATE_NAME
+        try:
+            write_atomically(path, save({k: v.contiguous() for k, v in state.tensors.items()}, metadata))
+        except OSError as error:
+            raise StoreError(
+                f"private state could not be written to {path}: {error}; the state before it is intact"
+            ) from error

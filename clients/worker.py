@@ -1,0 +1,141 @@
+"""What one worker process keeps between messages: the task with its frozen base, and one adapter slot per gate.
+
+A Ray actor handles many messages of a run and a deployed ClientApp one; both ask :func:`get_worker`, which loads the base
+once per process and configuration.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from peft import PeftModel, get_peft_model
+from torch import Tensor, nn
+
+from clients.store import DeviceStore, PrivateState
+from fl.adapters import GatedLoraConfig, adapter_shapes, load_state, make_split
+from fl.adapters.split import Split
+from fl.adapters.state import Shapes, State, adapter_parameters, adapter_state
+from fl.arms import Arm, adapter_name
+from fl.config import RunConfig
+from fl.task import Task
+from fl.tasks import load_task
+
+
+class Worker:
+    """One process's frozen base with an adapter slot per gate kind, and the private state of the devices it hosts."""
+
+    def __init__(self, config: RunConfig, store_root: Path) -> None:
+        self.config = config
+        self.task: Task = load_task(config)
+        self.store = DeviceStore(store_root, self.task.fingerprint)
+        self._initial: dict[str, State] = {}
+        self.model: PeftModel | None = None
+
+    def slot(self, gate: str) -> str:
+        """Make the adapter slot for ``gate`` active, adding it at first use; returns its PEFT name."""
+        name = adapter_name(gate)
+        if name not in self._initial:
+            adapter = GatedLoraConfig(
+                r=self.config.adapter.rank,
+                lora_alpha=self.config.adapter.alpha,
+                gate=gate,
+                target_modules=self.task.targets,
+                init_seed=self.config.seed,
+            )
+            if self.model is None:
+                self.model = get_peft_model(self.task.model, adapter, adapter_name=name)
+            else:
+                self.model.add_adapter(name, adapter)
+            self.model.eval()
+            self._initial[name] = adapter_state(self.model, name)
+        assert self.model is not None
+        self.model.set_adapter(name)
+        return name
+
+    @property
+    def adapted(self) -> PeftModel:
+        """The base with its adapter slots; call :meth:`slot` first."""
+        assert self.model is not None
+        return self.model
+
+    def initial(self, gate: str) -> State:
+        """A fresh adapter: A from the seed, B and gates zero. The same on every node, since the seed and names decide it."""
+        return self._initial[self.slot(gate)]
+
+    def shapes(self, gate: str) -> Shapes:
+        """Tensor shapes of an adapter with this gate."""
+        return adapter_shapes(self.adapted, self.slot(gate))
+
+    def split(self, arm: Arm) -> Split:
+        """The shared/private split of an arm."""
+        return make_split(arm.split, self.initial(arm.gate))
+
+    def parameters(self, gate: str) -> dict[str, nn.Parameter]:
+        """Live parameters of the active slot."""
+        return adapter_parameters(self.adapted, self.slot(gate))
+
+    def place(self, arm: Arm, device_id: str, shared: dict[str, Tensor], *, neutral: bool = False) -> int:
+        """Put one device's adapter into its slot: fresh values, then ``shared``, then its private tensors unless ``neutral``.
+
+        Returns the round of the private state, 0 if there is none yet.
+        """
+        name, split = self.slot(arm.gate), self.split(arm)
+        state = dict(self._initial[name])
+        round_index = 0
+        if not neutral:
+            shapes = {n: tuple(state[n].shape) for n in split.private}
+            stored = self.store.load(arm.name, device_id, shapes) if split.private else None
+            if stored is not None:
+                state.update(stored.tensors)
+                round_index = stored.round
+        state.update(shared)
+        load_state(self.adapted, state, name)
+        return round_index
+
+    def keep_private(self, arm: Arm, device_id: str, round_index: int) -> None:
+        """Write the device's private tensors from its slot to the store."""
+        split = self.split(arm)
+        if split.private:
+            state = adapter_state(self.adapted, adapter_name(arm.gate))
+            self.store.save(arm.name, device_id, PrivateState(round_index, {n: state[n] for n in split.private}))
+
+
+@lru_cache(maxsize=2)
+def get_worker(config: RunConfig, store_root: Path) -> Worker:
+    """The worker of this process for this configuration: a second message finds the base in memory."""
+    return Worker(config, store_root)
+
+
+def step_threads(parallel: int) -> int:
+    """Threads for one message's computation when ``parallel`` messages are in flight on this machine.
+
+    Inside Ray at least the CPUs that the actor was given; alone on the machine, all of them.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // max(1, parallel), _ray_cpus())
+
+
+def _ray_cpus() -> int:
+    try:
+        import ray
+    except ImportError:
+        return 0
+    if not ray.is_initialized():
+        return 0
+    return int(ray.get_runtime_context().get_assigned_resources().get("CPU", 0))
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Run with ``count`` torch threads and restore the number after."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,112 @@
+"""Which tensors of an adapter are shared, private, or fixed by the seed: a rule over names.
+
+A split is *disjoint and complete*: each tensor has exactly one role, checked when the split is built, so that nothing
+private can leave by being forgotten.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from fl.errors import ConfigError, SplitError
+
+Rule = Callable[[str], str]
+
+
+def tensor_kind(name: str) -> str:
+    """``A``, ``B`` or ``gate``: what the tensor ``...q_proj.gated_lora_A`` is. Anything else is its last name part."""
+    last = name.rsplit(".", 1)[-1]
+    if last.startswith("gated_lora_gate"):
+        return "gate"
+    return last.removeprefix("gated_lora_")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Sorted tensor names by role. ``fixed`` tensors are derived from the seed on each side and never travel."""
+
+    preset: str
+    shared: tuple[str, ...]
+    private: tuple[str, ...]
+    fixed: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [*self.shared, *self.private, *self.fixed]
+        twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+        if twice:
+            raise SplitError(
+                f"split {self.preset!r} gives two roles to {', '.join(twice)}: each tensor needs exactly one"
+            )
+
+    def require_complete(self, names: Iterable[str]) -> None:
+        """Raise :class:`SplitError` unless the split covers exactly ``names``."""
+        wanted, covered = set(names), {*self.shared, *self.private, *self.fixed}
+        if wanted != covered:
+            missing, extra = sorted(wanted - covered), sorted(covered - wanted)
+            raise SplitError(
+                f"split {self.preset!r} does not fit the adapter: without a role {missing[:3]}, not in the adapter {extra[:3]} "
+                f"({len(missing)} and {len(extra)} in all); build it from this adapter's tensor names"
+            )
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Names that a device trains."""
+        return (*self.shared, *self.private)
+
+
+def _by_kind(**roles: str) -> Rule:
+    def rule(name: str) -> str:
+        kind = tensor_kind(name)
+        if kind not in roles:
+            raise SplitError(f"tensor {name!r} is of unknown kind {kind!r}: known kinds are {', '.join(roles)}")
+        return roles[kind]
+
+    return rule
+
+
+PRESETS: dict[str, Rule] = {
+    "gates": _by_kind(A="shared", B="shared", gate="private"),
+    "fedsa": _by_kind(A="shared", B="private", gate="private"),  # FedSA-LoRA, arXiv 2410.01463
+    "ffa": _by_kind(A="fixed", B="shared", gate="private"),  # FFA-LoRA, arXiv 2403.12313
+    "all-shared": lambda name: "shared",
+    "all-private": lambda name: "private",
+}
+LAYERS_PREFIX = "layers:"
+
+
+def make_split(preset: str, names: Iterable[str]) -> Split:
+    """Build the split ``preset`` over an adapter's tensor names.
+
+    ``layers:<regular expression>`` keeps the layers whose name matches private and shares the rest (FedPer, arXiv 1912.00818).
+    Raises :class:`ConfigError` for an unknown preset, :class:`SplitError` if a tensor would have no role or nothing matches.
+    """
+    names = sorted(names)
+    rule = _layers_rule(preset, names) if preset.startswith(LAYERS_PREFIX) else PRESETS.get(preset)
+    if rule is None:
+        raise ConfigError(f"unknown split {preset!r}: known splits are {', '.join(PRESETS)}, {LAYERS_PREFIX}<pattern>")
+    roles: dict[str, list[str]] = {"shared": [], "private": [], "fixed": []}
+    for name in names:
+        roles[rule(name)].append(name)
+    split = Split(preset, tuple(roles["shared"]), tuple(roles["private"]), tuple(roles["fixed"]))
+    split.require_complete(names)
+    return split
+
+
+def role_of(preset: str, name: str) -> str:
+    """``shared``, ``private`` or ``fixed``: the role that ``preset`` gives to one tensor name."""
+    split = make_split(preset, [name]) if not preset.startswith(LAYERS_PREFIX) else None
+    if split is None:
+        return "private" if re.search(preset.removeprefix(LAYERS_PREFIX), name) else "shared"
+    return "shared" if split.shared else "private" if split.private else "fixed"
+
+
+def _layers_rule(preset: str, names: list[str]) -> Rule:
+    try:
+        pattern = re.compile(preset.removeprefix(LAYERS_PREFIX))
+    except re.error as error:
+        raise ConfigError(f"split {preset!r} is not a regular expression: {error}") from error
+    if not any(pattern.search(name) for name in names):
+        raise SplitError(f"split {preset!r} matches no tensor: names look like {names[0] if names else '(none)'!r}")
+    return lambda name: "private" if pattern.search(name) else "shared"

@@ -1,0 +1,59 @@
+"""What makes two bases the same: their architecture and every bit of their weights."""
+
+import hashlib
+import json
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import WhisperForConditionalGeneration
+
+from fl.files import write_atomically
+
+
+def fingerprint_of(model: WhisperForConditionalGeneration) -> str:
+    """``whisper:<d_model>x<encoder layers>+<decoder layers>:<16 hex digits of SHA-256>``.
+
+    The hash runs over names, types, shapes and bytes of the float32 weights in the order of their names. The output
+    head is left out, because it is tied to the embedding. So the same weights have the same fingerprint whichever
+    files they came in.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if name == "proj_out.weight":
+            continue
+        digest.update(f"{name} {tuple(tensor.shape)} float32\n".encode())
+        digest.update(_as_bytes(tensor))
+    config = model.config
+    shape = f"{config.d_model}x{config.encoder_layers}+{config.decoder_layers}"
+    return f"whisper:{shape}:{digest.hexdigest()[:16]}"
+
+
+def _as_bytes(tensor: Tensor) -> memoryview:
+    array = tensor.detach().to("cpu", torch.float32).contiguous().numpy()
+    return array.reshape(-1).astype("<f4", copy=False).view(np.uint8).data
+
+
+class FingerprintMemo:
+    """Fingerprints of folders that were hashed before, by path, sizes and times of their weight files."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def _path(self, files: list[Path]) -> Path:
+        facts = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files)]
+        return self.root / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()}.txt"
+
+    def of(self, model: WhisperForConditionalGeneration, files: list[Path]) -> str:
+        """The fingerprint of ``model``, which was loaded from ``files``."""
+        path = self._path(files)
+        with suppress(OSError, UnicodeDecodeError):
+            known = path.read_text(encoding="ascii")
+            if known.startswith("whisper:") and len(known) < 100:
+                return known
+        value = fingerprint_of(model)
+        with suppress(OSError):
+            write_atomically(path, value.encode())
+        return value

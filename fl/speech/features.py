@@ -1,0 +1,156 @@
+"""Log-mel spectrograms as Whisper's authors define them, and a cache of them on disk.
+
+Source: openai/whisper ``audio.py`` (Radford et al. 2022, section 2.2): 25 ms Hann windows every 10 ms, Slaney mel
+filters up to 8 kHz, log10 floored 8 decades under the maximum, then ``(x + 4) / 4``.
+"""
+
+import hashlib
+import struct
+import zlib
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fl.errors import AudioError
+from fl.files import write_atomically
+
+Window = Literal["trimmed", "full"]
+WINDOWS: tuple[Window, ...] = ("trimmed", "full")
+
+SAMPLE_RATE = 16_000
+FFT_SAMPLES = 400  # 25 ms
+HOP_SAMPLES = 160  # 10 ms: 100 mel frames a second
+FRAMES_PER_STATE = 2  # the encoder's second convolution has stride 2: 50 states a second
+FULL_SECONDS = 30
+FULL_SAMPLES = FULL_SECONDS * SAMPLE_RATE
+MARGIN_SECONDS = 0.5  # real silence behind a trimmed utterance, so that the model sees it end
+MAX_MELS = 256
+
+Audio = npt.NDArray[np.float32]
+Features = npt.NDArray[np.float16]
+
+
+def pad_window(audio: Audio, window: Window) -> Audio:
+    """``audio`` (samples,) at 16 kHz followed by zeros: up to 30 s (``full``), or 0.5 s and then up to a whole encoder
+    state, 20 ms (``trimmed``). Raises :class:`AudioError` for audio that does not fit into 30 s.
+    """
+    if window not in WINDOWS:
+        raise AudioError(f"window {window!r} is not known. Known: {', '.join(WINDOWS)}.")
+    if audio.ndim != 1 or audio.size == 0:
+        raise AudioError(f"audio must be a non-empty vector of samples, not of shape {audio.shape}.")
+    step = HOP_SAMPLES * FRAMES_PER_STATE
+    wanted = audio.size + int(MARGIN_SECONDS * SAMPLE_RATE)
+    size = FULL_SAMPLES if window == "full" else min(-(-wanted // step) * step, FULL_SAMPLES)
+    if audio.size > size:
+        raise AudioError(
+            f"audio of {audio.size / SAMPLE_RATE:.1f} s is longer than the window of {FULL_SECONDS} s: "
+            "split it first (fl.speech.audio.split_at_silence)."
+        )
+    return np.pad(np.asarray(audio, np.float32), (0, size - audio.size))
+
+
+@lru_cache(maxsize=4)
+def mel_filters(mels: int) -> npt.NDArray[np.float64]:
+    """Triangular filters (201 frequencies, ``mels``) from 0 to 8 kHz on Slaney's scale, each of equal area.
+
+    Slaney's scale is linear under 1 kHz (200/3 Hz a mel) and logarithmic above it (27 mel for a factor of 6.4).
+    """
+    knee_mel, log_step = 1000 / (200 / 3), np.log(6.4) / 27
+    top = knee_mel + np.log(SAMPLE_RATE / 2 / 1000) / log_step
+    points = np.linspace(0, top, mels + 2)
+    hertz = np.where(points < knee_mel, points * (200 / 3), 1000 * np.exp(log_step * (points - knee_mel)))
+    bins = np.linspace(0, SAMPLE_RATE / 2, FFT_SAMPLES // 2 + 1)
+    widths = np.diff(hertz)
+    offsets = hertz[None, :] - bins[:, None]
+    rising, falling = -offsets[:, :-2] / widths[:-1], offsets[:, 2:] / widths[1:]
+    triangles = np.maximum(0, np.minimum(rising, falling))
+    filters: npt.NDArray[np.float64] = triangles * (2 / (hertz[2:] - hertz[:-2]))[None, :]
+    return filters
+
+
+def log_mel(waveform: Audio, mels: int) -> npt.NDArray[np.float32]:
+    """The log-mel spectrogram (mels, samples // 160) of a padded waveform (samples,) at 16 kHz.
+
+    The floor is relative to the loudest point of *this* waveform; trailing silence never is, so a trimmed window has
+    the same values as the same frames of the full one.
+    """
+    samples = torch.from_numpy(np.ascontiguousarray(waveform, np.float32))
+    stft = torch.stft(samples, FFT_SAMPLES, HOP_SAMPLES, window=torch.hann_window(FFT_SAMPLES), return_complex=True)
+    power = (stft[..., :-1].abs() ** 2).contiguous()
+    mel = torch.from_numpy(mel_filters(mels)).to(torch.float32).T @ power
+    decades = torch.clamp(mel, min=1e-10).log10()
+    decades = torch.maximum(decades, decades.max() - 8.0)
+    spectrogram: npt.NDArray[np.float32] = ((decades + 4.0) / 4.0).numpy()
+    return spectrogram
+
+
+def extract(audio: Audio, mels: int, window: Window) -> Features:
+    """Features (mels, frames) of ``audio`` (samples,) in half precision, which is what the cache keeps.
+
+    Half precision always, so that a result does not depend on whether the cache was warm. Values are within about
+    [-1.5, 2]; the rounding is under 0.001.
+    """
+    return log_mel(pad_window(audio, window), mels).astype(np.float16)
+
+
+class HasMels(Protocol):
+    """A base, as far as features care."""
+
+    @property
+    def mels(self) -> int:
+        """Number of mel bands."""
+        ...
+
+
+class FeatureCache:
+    """Features on disk under ``root``, by the hash of the samples and of every setting.
+
+    A file is a header (magic, mels, frames, CRC-32) and the values. One that does not read back whole is computed
+    again. A disk that cannot take more is no error: the features are returned all the same.
+    """
+
+    _HEADER = struct.Struct("<4sIII")
+    _MAGIC = b"IDF1"
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, audio: Audio, mels: int, window: Window) -> Path:
+        """Where the features of ``audio`` are or would be."""
+        settings = f"{FFT_SAMPLES} {HOP_SAMPLES} {MARGIN_SECONDS} {mels} {window} {audio.size}\n".encode()
+        key = hashlib.sha256(self._MAGIC + settings + np.ascontiguousarray(audio, "<f4").tobytes()).hexdigest()
+        return self.root / key[:2] / f"{key[2:]}.mel"
+
+    def features(self, base: HasMels, audio: Audio, window: Window) -> Features:
+        """Features (mels, frames) of ``audio`` (samples,), from disk if they are there."""
+        path = self.path(audio, base.mels, window)
+        found = self._read(path, base.mels)
+        if found is not None:
+            return found
+        made = extract(audio, base.mels, window)
+        payload = np.ascontiguousarray(made, "<f2").tobytes()
+        header = self._HEADER.pack(self._MAGIC, *made.shape, zlib.crc32(payload))
+        with suppress(OSError):
+            write_atomically(path, header + payload)
+        return made
+
+    def _read(self, path: Path, mels: int) -> Features | None:
+        limit = self._HEADER.size + 2 * MAX_MELS * FULL_SAMPLES // HOP_SAMPLES
+        try:
+            if path.stat().st_size > limit:
+                return None
+            data = path.read_bytes()
+        except OSError:
+            return None
+        if len(data) < self._HEADER.size:
+            return None
+        magic, rows, frames, crc = self._HEADER.unpack_from(data)
+        payload = data[self._HEADER.size :]
+        if magic != self._MAGIC or rows != mels or len(payload) != 2 * rows * frames or zlib.crc32(payload) != crc:
+            return None
+        return np.frombuffer(payload, "<f2").reshape(rows, frames).astype(np.float16)

@@ -1,0 +1,75 @@
+"""What federated training needs of a task, and nothing more.
+
+Clients and strategies see a :class:`Task`: examples, a loss, predictions and counts. Whether an example is speech, text or
+an image is the task's own business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from fl.metrics import Counts
+
+
+@dataclass(frozen=True)
+class Example:
+    """One labelled example of one device. ``size`` is proportional to its cost (frames, tokens) and serves bucketing."""
+
+    key: str
+    inputs: Any
+    target: str
+    size: int
+    details: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Device:
+    """The data of one device by split."""
+
+    device_id: str
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+    new_person: bool = False
+
+    def split(self, name: str) -> tuple[Example, ...]:
+        """The examples of ``train``, ``validation`` or ``test``."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}[name]
+
+
+class Task(Protocol):
+    """A frozen base, examples, and how to learn from and score them."""
+
+    fingerprint: str
+    base_name: str
+    model: nn.Module
+    language: str  # language token that the adapter is trained with; empty where the task has none
+    targets: str | list[str]  # target_modules of the adapter, as PEFT takes them
+
+    def device_ids(self) -> tuple[str, ...]:
+        """All devices, in a stable order; people who never train come last."""
+        ...
+
+    def is_new(self, device_id: str) -> bool:
+        """Whether this person never takes part in training."""
+        ...
+
+    def device(self, device_id: str) -> Device:
+        """The data of one device, loaded on demand."""
+        ...
+
+    def loss(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
+        """Mean loss of a batch (a scalar with a gradient)."""
+        ...
+
+    def predict(self, model: nn.Module, examples: Sequence[Example], *, adapted: bool, beams: int) -> list[str]:
+        """One prediction for each example. ``adapted`` is False for the frozen base alone."""
+        ...
+
+    def score(self, example: Example, prediction: str) -> Mapping[str, Counts]:
+        """Additive counts by metric."""
+        ...

@@ -1,0 +1,272 @@
+"""summary.json: everything the report says, as numbers. Built from one run folder or from several seeds of one run."""
+
+import json
+import math
+import os
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+from fl.errors import RunError
+from fl.metrics import METRICS, Counts
+from fl.rng import derive_seed
+from sim.report.rows import ARMS, SCHEMA, ResultRow, RunFiles, TranscriptRow, read_run
+from sim.report.scoring import Rate, RateInterval, Scored, by_metric, compare, intervals, pooled, score
+
+SAMPLES = 2000  # bootstrap resamples of each interval
+COMPARISONS = (
+    ("personalized", "global"),
+    ("personalized", "local"),
+    ("personalized", "global+finetune"),
+    ("personalized", "centralized"),
+    ("personalized", "zero-shot"),
+    ("neutral", "global"),
+    ("neutral", "zero-shot"),
+    ("global+finetune", "global"),
+    ("global", "local"),
+)
+_SAME_SETTINGS = ("base", "rounds", "local_steps", "batch_size")
+
+
+class Device(TypedDict):
+    """One person: every arm's pooled rates over their test utterances."""
+
+    new_person: bool
+    utterances: int
+    arms: dict[str, dict[str, Rate]]
+
+
+class Summary(TypedDict):
+    """The content of summary.json, see docs of each field in :func:`summarize`."""
+
+    schema: int
+    arms: dict[str, dict[str, RateInterval]]
+    comparisons: dict[str, dict[str, dict[str, Any]]]
+    devices: dict[str, Device]
+    worst_tenth: dict[str, dict[str, float | None]]
+    harmed: dict[str, Any]
+    new_people: dict[str, dict[str, RateInterval]]
+    new_people_comparisons: dict[str, dict[str, dict[str, Any]]]
+    by_level: dict[str, dict[str, dict[str, Rate]]]
+    by_language: dict[str, dict[str, Rate]]
+    curves: dict[str, list[dict[str, Any]]]
+    costs: dict[str, Any]
+    run: dict[str, Any]
+
+
+def summarize(runs: Sequence[Path], *, samples: int = SAMPLES) -> Summary:
+    """The summary of one run folder, or of several that differ in nothing but their seed.
+
+    ``arms``, ``comparisons``, ``worst_tenth``, ``by_level`` and ``by_language`` cover the devices that took part, new
+    people stand apart. All rates are summed errors over summed reference. Comparisons are named ``a_vs_b`` and hold
+    the fields of :class:`fl.metrics.PairedDifference` by metric, negative where a makes fewer errors. Several runs are
+    pooled with their devices as ``seed<k>/<device>``. Raises :class:`RunError` for folders that cannot be read or pooled.
+    The result depends on the files alone: a second call gives the same.
+    """
+    return summarize_files(pool([read_run(folder) for folder in runs]), samples=samples)
+
+
+def pool(runs: Sequence[RunFiles]) -> list[RunFiles]:
+    """The runs, their devices renamed to ``seed<k>/<device>`` where there are several; checked to belong together."""
+    if not runs:
+        raise RunError("no run folder given: name at least one, such as runs/demo")
+    if len(runs) == 1:
+        return list(runs)
+    first = runs[0]
+    for index, run in enumerate(runs[1:], 1):
+        for name in _SAME_SETTINGS:
+            if run.costs[name] != first.costs[name]:
+                raise RunError(
+                    f"{run.folder} and {first.folder} cannot be pooled: {name} is {run.costs[name]!r} and "
+                    f"{first.costs[name]!r}; pool seeds of one configuration only"
+                )
+        twin = next((other for other in runs[:index] if other.seed == run.seed), None)
+        if twin is not None:
+            raise RunError(f"{run.folder} and {twin.folder} both have seed {run.seed}; pool each seed once")
+    return [run.renamed(f"seed{run.seed}/") for run in runs]
+
+
+def summarize_files(runs: Sequence[RunFiles], *, samples: int = SAMPLES) -> Summary:
+    """:func:`summarize` for runs that are read, and pooled, already."""
+    scored = score([row for run in runs for row in run.transcripts])
+    taking_part = _by_arm(each for each in scored if not each.row.new_person)
+    newcomers = _by_arm(each for each in scored if each.row.new_person)
+    seed = derive_seed(*(run.seed for run in runs), "report")
+    devices = _devices(scored)
+    return {
+        "schema": SCHEMA,
+        "arms": {arm: intervals(rows, seed, samples) for arm, rows in taking_part.items()},
+        "comparisons": _comparisons(taking_part, seed, samples),
+        "devices": devices,
+        "worst_tenth": {arm: _worst_tenth(rows) for arm, rows in taking_part.items()},
+        "harmed": _harmed(devices),
+        "new_people": {arm: intervals(rows, seed, samples) for arm, rows in newcomers.items()},
+        "new_people_comparisons": _comparisons(newcomers, seed, samples),
+        "by_level": {arm: _by_level(rows) for arm, rows in taking_part.items()},
+        "by_language": {arm: _by_language(rows) for arm, rows in taking_part.items()},
+        "curves": _curves(row for run in runs for row in run.results),
+        "costs": _costs(runs),
+        "run": _run(runs, devices, scored, samples),
+    }
+
+
+def write_summary(summary: Summary, path: Path) -> None:
+    """``summary`` as JSON, written beside ``path``, synced and renamed: never half a file."""
+    text = json.dumps(summary, ensure_ascii=False, indent=1, allow_nan=False)
+    write_atomic(path, text + "\n")
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """UTF-8 text to ``path`` by a temporary file in the same folder. Raises :class:`RunError` if it cannot be written."""
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror}); free space or choose another folder") from None
+
+
+def _by_arm(scored: Iterable[Scored]) -> dict[str, list[Scored]]:
+    groups: dict[str, list[Scored]] = defaultdict(list)
+    for each in scored:
+        groups[each.row.arm].append(each)
+    return {arm: groups[arm] for arm in ARMS if arm in groups}
+
+
+def _by_device(scored: Iterable[Scored]) -> dict[str, list[Scored]]:
+    groups: dict[str, list[Scored]] = defaultdict(list)
+    for each in scored:
+        groups[each.row.device].append(each)
+    return groups
+
+
+def _comparisons(arms: Mapping[str, Sequence[Scored]], seed: int, samples: int) -> dict[str, dict[str, dict[str, Any]]]:
+    return {f"{a}_vs_{b}": compare(arms[a], arms[b], seed, samples) for a, b in COMPARISONS if a in arms and b in arms}
+
+
+def _devices(scored: Sequence[Scored]) -> dict[str, Device]:
+    devices: dict[str, Device] = {}
+    for device, rows in _by_device(scored).items():
+        devices[device] = {
+            "new_person": rows[0].row.new_person,
+            "utterances": len({each.row.utterance for each in rows}),
+            "arms": {arm: by_metric(own) for arm, own in _by_arm(rows).items()},
+        }
+    return devices
+
+
+def _worst_tenth(scored: Sequence[Scored]) -> dict[str, float | None]:
+    """The pooled rate over the tenth of the devices (rounded up, so at least one) with the highest rates."""
+    devices = list(_by_device(scored).values())
+    worst: dict[str, float | None] = {}
+    for metric in METRICS:
+        totals = [sum((each.counts[metric] for each in rows), Counts()) for rows in devices]
+        totals.sort(key=lambda total: -1.0 if total.rate is None else total.rate, reverse=True)
+        worst[metric] = pooled(totals[: math.ceil(len(totals) / 10)])["rate"]
+    return worst
+
+
+def _harmed(devices: Mapping[str, Device]) -> dict[str, Any]:
+    """Devices that took part whose personalized model makes more mixed errors than the global one."""
+    judged = {
+        name: device["arms"]
+        for name, device in devices.items()
+        if not device["new_person"] and {"personalized", "global"} <= device["arms"].keys()
+    }
+    harmed = [
+        name for name, arms in judged.items() if arms["personalized"]["mer"]["errors"] > arms["global"]["mer"]["errors"]
+    ]
+    return {"share": len(harmed) / len(judged) if judged else None, "devices": harmed, "of": len(judged)}
+
+
+def _by_level(scored: Sequence[Scored]) -> dict[str, dict[str, Rate]]:
+    levels: dict[str, list[Scored]] = defaultdict(list)
+    for each in scored:
+        if each.row.level is not None:
+            levels[each.row.level].append(each)
+    order = {"word": 0, "phrase": 1, "sentence": 2}
+    return {level: by_metric(levels[level]) for level in sorted(levels, key=lambda name: (order.get(name, 3), name))}
+
+
+def _by_language(scored: Sequence[Scored]) -> dict[str, Rate]:
+    languages = sorted({language for each in scored for language in each.by_language})
+    return {
+        language: pooled(each.by_language[language] for each in scored if language in each.by_language)
+        for language in languages
+    }
+
+
+def _curves(rows: Iterable[ResultRow]) -> dict[str, list[dict[str, Any]]]:
+    """Pooled validation rates of the devices that took part, by arm and round."""
+    points: dict[tuple[str, int], list[ResultRow]] = defaultdict(list)
+    for row in rows:
+        if row.split == "validation" and not row.new_person:
+            points[row.arm, row.round].append(row)
+    curves: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS if any(arm == key[0] for key in points)}
+    for arm, number in sorted(points):
+        own = points[arm, number]
+        names = [name for name in METRICS if all(name in row.metrics for row in own)]
+        rates = {name: pooled(row.metrics[name] for row in own)["rate"] for name in names}
+        losses = [row.train_loss for row in own if row.train_loss is not None]
+        curves[arm].append(
+            {"round": number, **rates, "train_loss": math.fsum(losses) / len(losses) if losses else None}
+        )
+    return curves
+
+
+def _costs(runs: Sequence[RunFiles]) -> dict[str, Any]:
+    """costs.json of the first run, with the mean seconds over all runs and the sizes set against each other."""
+    costs = dict(runs[0].costs)
+    arms = sorted({arm for run in runs for arm in run.costs["seconds"]}, key=_arm_order)
+    costs["seconds"] = {arm: _mean(run.costs["seconds"].get(arm) for run in runs) for arm in arms}
+    for name in ("bytes_up_per_device_round", "bytes_down_per_device_round"):
+        costs[name] = _mean(run.costs[name] for run in runs)
+    costs["adapter_share_of_base"] = costs["adapter_bytes"] / costs["base_bytes"] if costs["base_bytes"] else None
+    costs["bytes_up_per_device"] = costs["bytes_up_per_device_round"] * costs["rounds"]
+    costs["bytes_down_per_device"] = costs["bytes_down_per_device_round"] * costs["rounds"]
+    return costs
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    present = [value for value in values if value is not None]
+    return math.fsum(present) / len(present)
+
+
+def _arm_order(arm: str) -> tuple[int, str]:
+    return (ARMS.index(arm) if arm in ARMS else len(ARMS), arm)
+
+
+def _run(
+    runs: Sequence[RunFiles], devices: Mapping[str, Device], scored: Sequence[Scored], samples: int
+) -> dict[str, Any]:
+    """What was run: names of the folders, seeds, sizes, languages, settings."""
+    newcomers = sum(device["new_person"] for device in devices.values())
+    utterances = {(each.row.device, each.row.utterance): each.row for each in scored}
+    spoken = {language for row in utterances.values() for _, language in row.spans}
+    return {
+        "names": [run.folder.resolve().name for run in runs],
+        "seeds": [run.seed for run in runs],
+        "devices": len(devices) - newcomers,
+        "new_people": newcomers,
+        "test_utterances": len(utterances),
+        "test_seconds": round(math.fsum(row.seconds_audio for row in utterances.values()), 3),
+        "languages": sorted(spoken),
+        "rounds": runs[0].costs["rounds"],
+        "bootstrap_samples": samples,
+        "config": json.loads(json.dumps(runs[0].config, default=str)),
+    }
+
+
+def transcripts_of(runs: Sequence[RunFiles]) -> list[TranscriptRow]:
+    """The transcripts of all (pooled) runs in one list, as the page wants them."""
+    return [row for run in runs for row in run.transcripts]
