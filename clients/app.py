@@ -134,7 +134,7 @@ def _train_device(
         raise ConfigError(f"arm {job.arm!r} is not trained: it only evaluates")
     device = device_data(worker, device_id)
     split = worker.split(arm)
-    worker.place(arm, device_id, from_arrays(incoming))
+    worker.place(arm, device_id, from_arrays(incoming), before=job.round)
     steps = config.train.finetune_steps if job.phase == "finetune" else config.train.local_steps
     if device_id == EVERYONE:  # as many steps as all devices take together
         steps *= sum(not worker.task.is_new(d) for d in worker.task.device_ids())
@@ -176,7 +176,7 @@ def _evaluate_device(
             result = evaluate(worker.adapted, worker.task, examples, adapted=False, beams=config.federation.beams)
     else:
         neutral = neutral or worker.task.is_new(device_id)
-        worker.place(arm, device_id, from_arrays(incoming), neutral=neutral)
+        worker.place(arm, device_id, from_arrays(incoming), before=job.round + 1, neutral=neutral)
         result = evaluate(worker.adapted, worker.task, examples, beams=config.federation.beams)
     if job.final:
         _keep_results(worker, job, arm, device_id, result)

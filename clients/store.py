@@ -1,7 +1,8 @@
 """Private state on a device's own disk: the tensors that never leave it.
 
-One folder per device and arm: ``state.safetensors`` (tensors, and in its metadata the round, the base fingerprint and the
-schema version). One file, replaced whole, so that tensors and their description can never disagree.
+One folder per device and arm, one file per round: ``state-000008.safetensors`` (tensors, and in its metadata the round, the
+base fingerprint and the schema version), so that tensors and their description can never disagree. The last two rounds are
+kept: a run that was killed between a device's write and the aggregator's checkpoint resumes from the state before.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from fl.errors import AdapterError, AdapterMismatchError, StoreError
 from fl.files import write_atomically
 
 SCHEMA = 1
-STATE_NAME = "state.safetensors"
+KEPT_ROUNDS = 2
 MAX_STATE_BYTES = 512 * 2**20
 
 
@@ -51,14 +52,27 @@ class DeviceStore:
         """Folder of one device in one arm."""
         return self.root / folder_name(arm) / folder_name(device_id)
 
-    def load(self, arm: str, device_id: str, shapes: Mapping[str, tuple[int, ...]]) -> PrivateState | None:
-        """The stored state, checked against ``shapes``; None for a device that has none yet.
+    def rounds(self, arm: str, device_id: str) -> list[int]:
+        """Rounds whose state is stored, ascending."""
+        found = (
+            re.fullmatch(r"state-(\d{6,})\.safetensors", p.name) for p in self.folder(arm, device_id).glob("state-*")
+        )
+        return sorted(int(match.group(1)) for match in found if match)
+
+    def _path(self, arm: str, device_id: str, round_index: int) -> Path:
+        return self.folder(arm, device_id) / f"state-{round_index:06d}.safetensors"
+
+    def load(
+        self, arm: str, device_id: str, shapes: Mapping[str, tuple[int, ...]], *, before: int
+    ) -> PrivateState | None:
+        """The newest state from a round earlier than ``before``, checked against ``shapes``; None if there is none.
 
         Raises :class:`StoreError` for a file that is damaged, of another base, or of another configuration.
         """
-        path = self.folder(arm, device_id) / STATE_NAME
-        if not path.exists():
+        rounds = [r for r in self.rounds(arm, device_id) if r < before]
+        if not rounds:
             return None
+        path = self._path(arm, device_id, rounds[-1])
         try:
             if path.stat().st_size > MAX_STATE_BYTES:
                 raise StoreError(f"{path} has more than {MAX_STATE_BYTES:,} bytes: it is not private state")
@@ -69,7 +83,7 @@ class DeviceStore:
             return PrivateState(int(metadata["round"]), tensors)
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise StoreError(
-                f"private state {path} is damaged ({error}): remove the folder to start this device from neutral gates"
+                f"private state {path} is damaged ({error}): remove the file to go on from the state before it"
             ) from error
 
     def _check(
@@ -87,12 +101,17 @@ class DeviceStore:
             raise StoreError(f"private state {path} does not fit this run: {error}") from error
 
     def save(self, arm: str, device_id: str, state: PrivateState) -> None:
-        """Replace the stored state, durably. On a full disk the old state stays and :class:`StoreError` is raised."""
+        """Store a round's state, durably, and drop those older than the round before.
+
+        On a full disk :class:`StoreError` is raised and the states before are intact.
+        """
         metadata = {"schema": str(SCHEMA), "base": self.fingerprint, "round": str(state.round)}
-        path = self.folder(arm, device_id) / STATE_NAME
+        path = self._path(arm, device_id, state.round)
         try:
             write_atomically(path, save({k: v.contiguous() for k, v in state.tensors.items()}, metadata))
         except OSError as error:
             raise StoreError(
-                f"private state could not be written to {path}: {error}; the state before it is intact"
+                f"private state could not be written to {path}: {error}; the state before it is intact, free some space"
             ) from error
+        for old in [r for r in self.rounds(arm, device_id) if r <= state.round][:-KEPT_ROUNDS]:
+            self._path(arm, device_id, old).unlink(missing_ok=True)

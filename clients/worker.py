@@ -79,23 +79,20 @@ class Worker:
         """Live parameters of the active slot."""
         return adapter_parameters(self.adapted, self.slot(gate))
 
-    def place(self, arm: Arm, device_id: str, shared: dict[str, Tensor], *, neutral: bool = False) -> int:
-        """Put one device's adapter into its slot: fresh values, then ``shared``, then its private tensors unless ``neutral``.
+    def place(self, arm: Arm, device_id: str, shared: dict[str, Tensor], *, before: int, neutral: bool = False) -> None:
+        """Put one device's adapter into its slot: fresh values, its private tensors unless ``neutral``, then ``shared``.
 
-        Returns the round of the private state, 0 if there is none yet.
+        Private tensors are those from before round ``before``.
         """
         name, split = self.slot(arm.gate), self.split(arm)
         state = dict(self._initial[name])
-        round_index = 0
-        if not neutral:
+        if not neutral and split.private:
             shapes = {n: tuple(state[n].shape) for n in split.private}
-            stored = self.store.load(arm.name, device_id, shapes) if split.private else None
+            stored = self.store.load(arm.name, device_id, shapes, before=before)
             if stored is not None:
                 state.update(stored.tensors)
-                round_index = stored.round
         state.update(shared)
         load_state(self.adapted, state, name)
-        return round_index
 
     def keep_private(self, arm: Arm, device_id: str, round_index: int) -> None:
         """Write the device's private tensors from its slot to the store."""

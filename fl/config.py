@@ -74,6 +74,7 @@ class DataConfig:
     devices: int = setting(8, "devices that take part", low=1, high=1_000_000)
     new_people: int = setting(2, "further people who never take part in training", low=0, high=1_000_000)
     sentences: int = setting(60, "synthetic sentences of each person", low=1, high=100_000)
+    new_people_tests: int = setting(16, "sentences on which each new person is tested, at most", low=1, high=100_000)
     data_seed: int = setting(0, "seed of the population and of its division; 0 takes the run's seed", low=0)
 
 
@@ -108,6 +109,11 @@ class FederationConfig:
     arms: str = setting(",".join(ARMS), "what to train and compare", many=ARMS)
     sample: float = setting(1.0, "share of the devices that train in a round", low=1e-9, high=1.0)
     evaluate_every: int = setting(2, "rounds between evaluations on validation data; 0 for never", low=0, high=100_000)
+    final_split: str = setting(
+        "test",
+        "data of the final comparison; validation while settings are being chosen",
+        choices=("test", "validation"),
+    )
     beams: int = setting(1, "beam width of decoding", low=1, high=16)
     round_timeout: float = setting(3600.0, "seconds to wait for the devices of a round", low=1.0)
 

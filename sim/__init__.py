@@ -1,0 +1,1 @@
+"""Populations, runs, reports and the command line: everything around the federation itself."""

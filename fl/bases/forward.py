@@ -32,10 +32,12 @@ def encode(model: nn.Module, features: Tensor, frames: tuple[int, ...]) -> tuple
     """
     encoder = unwrap(model).model.encoder
     padded = any(count != features.shape[-1] for count in frames)
-    states = functional.gelu(encoder.conv1(features))
     if padded:
         lengths = torch.tensor(frames, device=features.device)
-        states = states * _inside(lengths, states.shape[-1])[:, None, :]
+        inside = _inside(lengths, features.shape[-1])[:, None, :]
+        states = functional.gelu(encoder.conv1(features * inside)) * inside
+    else:
+        states = functional.gelu(encoder.conv1(features))
     states = functional.gelu(encoder.conv2(states)).permute(0, 2, 1)
     positions = torch.arange(states.shape[1], device=states.device)
     states = states + encoder.embed_positions(positions)

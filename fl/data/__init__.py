@@ -1,0 +1,1 @@
+"""Speech data: manifests, synthetic populations, and who trains on what."""

@@ -1,0 +1,1 @@
+"""Speech: audio in, text out, features between."""

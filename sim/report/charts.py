@@ -11,6 +11,8 @@ from html import escape
 from itertools import pairwise
 
 ROW = 22  # pixels between labels that must not overlap
+MAX_LABEL = 18  # characters
+CHARACTER = 7.4  # pixels, a generous mean at the size that labels have
 _TICKS = 4
 
 
@@ -57,6 +59,16 @@ class Axis:
 def percent(value: float | None, digits: int = 1) -> str:
     """A rate as people read it, with a narrow no-break space: ``17.2 %``; an en dash where there is none."""
     return "–" if value is None else f"{100 * value:.{digits}f}\u202f%"
+
+
+def shorten(label: str, limit: int = MAX_LABEL) -> str:
+    """The label, its end cut off with an ellipsis where it is longer than ``limit``."""
+    return label if len(label) <= limit else label[: limit - 1] + "…"
+
+
+def gutter(labels: Sequence[str], fixed: int) -> int:
+    """Pixels to keep free right of a chart: ``fixed`` and the longest of the (shortened) labels."""
+    return fixed + math.ceil(CHARACTER * max((len(shorten(label)) for label in labels), default=0))
 
 
 def spread(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -166,8 +178,8 @@ def _slope(slope: Slope, xs: tuple[float, float, float], y: Callable[[float], fl
     else:
         parts.append(f'<circle class="point arm-personalized" cx="{x2}%" cy="{after:.1f}" r="4.5"/>')
     if label_y is not None:
-        parts.append(_text("100%", label_y + 4, slope.label, dx=12, css="name"))
-        parts.append(_text("100%", label_y + 4, percent(slope.after), dx=104, anchor="end", css="value"))
+        parts.append(_text("100%", label_y + 4, percent(slope.after), dx=58, anchor="end", css="value"))
+        parts.append(_text("100%", label_y + 4, shorten(slope.label), dx=68, css="name"))
     css = "device worse" if worse else "device"
     change = f"{slope.label}: {percent(slope.before)} to {percent(slope.after)}"
     return f'<g class="{css}"><title>{escape(change)}</title>{"".join(parts)}</g>'

@@ -146,7 +146,6 @@ def _declare(library: Any) -> None:
 
 
 def _unload(library: Any) -> None:
-    if hasattr(_ctypes, "dlclose"):
-        _ctypes.dlclose(library._handle)
-    else:  # Windows
-        _ctypes.FreeLibrary(library._handle)
+    # Windows calls it FreeLibrary
+    release = getattr(_ctypes, "dlclose", None) or getattr(_ctypes, "FreeLibrary")  # noqa: B009
+    release(library._handle)

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from fl.metrics import score_utterance
 from fl.rng import derive_random
 
 # Words in braces are loanwords, written by each person's habit; bars separate a particle from its word.
@@ -45,6 +44,7 @@ NOISE = {  # share of syllables that an arm gets wrong, share of loanwords that 
 NEW_PEOPLE_ARMS = ("zero-shot", "global", "neutral", "centralized")
 CONFUSIONS = dict(zip("에이가는어해를시서사아", "애히카은오헤을씨써싸야", strict=True))
 ROUNDS = 8
+HARMED = 7  # the device that personalization makes worse
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ def build_sentence(level: str, template: str, latin: bool) -> Sentence:
     return Sentence(level, " ".join(words), spans, loanwords)
 
 
-def corrupt(sentence: Sentence, arm: str, latin: bool, random: Random) -> str:
+def corrupt(sentence: Sentence, arm: str, latin: bool, random: Random, *, spoiled: bool = False) -> str:
     """What the arm makes of a sentence: confused and lost syllables, doubled words, the other spelling."""
-    error, habit = NOISE[arm]
+    error, habit = NOISE[arm] if not spoiled else (0.16, 0.3)
     text = sentence.text
     for korean, english in sentence.loanwords:
         if random.random() > habit:
@@ -83,7 +83,7 @@ def corrupt(sentence: Sentence, arm: str, latin: bool, random: Random) -> str:
     written = []
     for char in text:
         chance = random.random()
-        if chance > error or char.isascii() and random.random() < 0.75:
+        if chance > error or (char.isascii() and random.random() < 0.75):
             written.append(char)
         elif chance > 0.35 * error:
             written.append(CONFUSIONS.get(char, char) if not char.isascii() else "e" if char != " " else " ")
@@ -131,7 +131,10 @@ def device_transcripts(folder: Path, seed: int, index: int, new: bool) -> list[d
             random = derive_random(seed, index, number, arm)
             row = {"schema": 1, "arm": arm, "device": device_name(index, new), "new_person": new}
             row |= {"utterance": f"u{index}-{number:02d}", "audio": str(audio), "reference": sentence.text}
-            row |= {"hypothesis": corrupt(sentence, arm, latin, random), "spans": sentence.spans}
+            row |= {
+                "hypothesis": corrupt(sentence, arm, latin, random, spoiled=arm == "personalized" and index == HARMED),
+                "spans": sentence.spans,
+            }
             row |= {"loanwords": sentence.loanwords, "level": level, "seconds_audio": 0.6 + 0.05 * number}
             rows.append(row)
     return rows
@@ -147,7 +150,7 @@ def device_curve(seed: int, index: int) -> list[dict]:
             wobble = 0.02 * derive_random(seed, index, number, arm, "curve").random()
             rate = start if arm == "zero-shot" else end + (start - end) * math.exp(-0.5 * number) + wobble
             counts = {"substitutions": round(170 * rate), "deletions": 12, "insertions": 8, "reference": 200}
-            metrics = {name: counts for name in ("wer", "cer", "mer")}
+            metrics = dict.fromkeys(("wer", "cer", "mer"), counts)
             row = {"schema": 1, "arm": arm, "round": number, "device": device_name(index, False), "new_person": False}
             row |= {"split": "validation", "metrics": metrics, "train_loss": None if number == 0 else 2.0 / number}
             row |= {"examples": 20, "steps": 5, "bytes_up": 900_000, "bytes_down": 900_000}

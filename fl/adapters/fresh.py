@@ -1,0 +1,35 @@
+"""A fresh adapter's tensors without a model to put them in: what the aggregator starts from."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import nn
+
+from fl.adapters.config import GatedLoraConfig
+from fl.adapters.layer import gate_shapes, initial_a
+from fl.adapters.state import State
+from fl.errors import ConfigError
+
+
+def fresh_adapter(model: nn.Module, config: GatedLoraConfig) -> State:
+    """The tensors that injecting ``config`` into ``model`` would create, by the names of ``peft.get_peft_model_state_dict``.
+
+    A is decided by ``config.init_seed`` and the module's name, so every node and the aggregator start from the same values.
+    """
+    state: State = {}
+    targets = config.target_modules
+    for name, module in model.named_modules():
+        chosen = re.fullmatch(targets, name) if isinstance(targets, str) else name.split(".")[-1] in (targets or ())
+        if not chosen or not isinstance(module, nn.Linear):
+            continue
+        prefix = f"base_model.model.{name}.gated_lora_"
+        state[prefix + "A"] = initial_a(config.r, module.in_features, config.init_seed, name)
+        state[prefix + "B"] = torch.zeros(module.out_features, config.r)
+        shapes = gate_shapes(config.gate, module.in_features, module.out_features, config.r)
+        if shapes is not None:
+            state[prefix + "gate_weight"], state[prefix + "gate_bias"] = torch.zeros(shapes[0]), torch.zeros(shapes[1])
+    if not state:
+        raise ConfigError(f"target_modules {targets!r} matches no linear map of this base: check sites")
+    return dict(sorted(state.items()))

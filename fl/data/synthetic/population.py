@@ -1,0 +1,229 @@
+"""A population of people who mix two languages: sentences, voices, rooms and habits brought together on disk."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from fl.data.manifest import Utterance, write_manifest
+from fl.data.synthetic.acoustics import Acoustics, join_segments, record
+from fl.data.synthetic.espeak import ESPEAK_SAMPLE_RATE, Espeak
+from fl.data.synthetic.grammar import Sentence, generate
+from fl.data.synthetic.pairs import Pair, load_pair
+from fl.data.synthetic.voices import DeviceProfile, draw_profiles
+from fl.errors import ConfigError
+from fl.rng import derive_generator, derive_random
+from fl.speech.audio import SAMPLE_RATE, Waveform, save_audio
+
+GENERATOR_VERSION = 1
+"""Raise it with every change that alters text or sound, so that no folder of an older generator is taken for a new one."""
+
+MANIFEST_NAME = "manifest.jsonl"
+POPULATION_NAME = "population.json"
+SECONDS = (1.6, 3.6)
+"""Sentences that come out shorter or longer are drawn again: training costs as much as speech is long."""
+
+PREFERRED_TOPICS = 0.85
+_TRIES = 60
+_MAX_PEOPLE = 10_000
+
+
+@dataclass(frozen=True)
+class _Settings:
+    pair: str
+    devices: int
+    new_people: int
+    sentences: int
+    seed: int
+
+    def check(self) -> None:
+        limits = {"devices": (1, _MAX_PEOPLE), "new_people": (0, _MAX_PEOPLE), "sentences": (1, 100_000)}
+        for key, (low, high) in limits.items():
+            value = getattr(self, key)
+            if not low <= value <= high:
+                raise ConfigError(f"{key}={value} is not allowed: from {low} to {high}")
+
+
+def synthesize(
+    out_dir: str | Path,
+    *,
+    pair: str = "ko-en",
+    devices: int = 8,
+    new_people: int = 2,
+    sentences: int = 60,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Make a synthetic population in ``out_dir`` and return the path of its manifest.
+
+    ``devices`` people take part and ``new_people`` more never do; each says ``sentences`` sentences in 4 to 6 sessions.
+    Beside the manifest lie 16-bit WAV files (16 kHz) and ``population.json`` with the settings and every person's
+    profile. The same arguments give the same bytes. The folder appears complete or not at all; if it is there already
+    from the same settings it is reused. ``progress(done, total)`` is called after each utterance.
+
+    Raises ConfigError for settings that are not allowed, a folder that holds something else, or a missing espeak-ng.
+    """
+    out_dir = Path(out_dir)
+    settings = _Settings(pair, devices, new_people, sentences, seed)
+    settings.check()
+    grammar = load_pair(pair)
+    stamp = _stamp(settings, grammar)
+    if _is_finished(out_dir, stamp):
+        return out_dir / MANIFEST_NAME
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
+    try:
+        profiles = draw_profiles(grammar, devices=devices, new_people=new_people, seed=seed)
+        utterances = []
+        with Espeak() as espeak:
+            for utterance in _speak_all(work, grammar, profiles, settings, espeak):
+                utterances.append(utterance)
+                if progress is not None:
+                    progress(len(utterances), len(profiles) * sentences)
+        write_manifest(work / MANIFEST_NAME, utterances)
+        _write_population(work / POPULATION_NAME, stamp, profiles)
+        if out_dir.is_dir():
+            out_dir.rmdir()  # empty, as _is_finished made sure
+        work.chmod(0o755)  # mkdtemp makes private folders
+        os.replace(work, out_dir)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    return out_dir / MANIFEST_NAME
+
+
+def new_people_of(manifest: str | Path) -> tuple[str, ...]:
+    """Names of the people who never take part in the synthetic population of ``manifest``, for ``split_population``; ()
+    if the manifest is not that of a synthetic population."""
+    path = Path(manifest).parent / POPULATION_NAME
+    if not path.is_file():
+        return ()
+    try:
+        people = json.loads(path.read_text(encoding="utf-8"))["people"]
+        return tuple(person["name"] for person in people if person["new_person"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is not a population file ({error}); make the population again") from error
+
+
+def _stamp(settings: _Settings, pair: Pair) -> dict[str, Any]:
+    """What decides the bytes of a population."""
+    return {
+        "generator": GENERATOR_VERSION,
+        "pair": pair.id,
+        "pair_sha256": hashlib.sha256(repr(pair).encode()).hexdigest(),
+        "devices": settings.devices,
+        "new_people": settings.new_people,
+        "sentences": settings.sentences,
+        "seed": settings.seed,
+    }
+
+
+def _is_finished(folder: Path, stamp: dict[str, Any]) -> bool:
+    """Whether ``folder`` holds this very population; False if nothing is there; ConfigError if something else is."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    try:
+        found = json.loads((folder / POPULATION_NAME).read_text(encoding="utf-8"))["settings"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{folder} exists and holds no synthetic population; choose another folder") from error
+    differing = [key for key, value in stamp.items() if found.get(key) != value]
+    if differing:
+        raise ConfigError(
+            f"{folder} holds a population made with other settings ({', '.join(differing)}); choose another folder or delete it"
+        )
+    return True
+
+
+def _write_population(path: Path, stamp: dict[str, Any], profiles: tuple[DeviceProfile, ...]) -> None:
+    content = {"schema": 1, "settings": stamp, "people": [profile.to_json() for profile in profiles]}
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def _speak_all(
+    folder: Path, pair: Pair, profiles: tuple[DeviceProfile, ...], settings: _Settings, espeak: Espeak
+) -> Iterator[Utterance]:
+    said: set[str] = set()
+    for profile in profiles:
+        (folder / "audio" / profile.name).mkdir(parents=True)
+        random = derive_random(settings.seed, "sentences", profile.name)
+        sessions = session_numbers(settings.sentences, derive_random(settings.seed, "sessions", profile.name))
+        for index, session in enumerate(sessions):
+            sentence, speech = _draw_sentence(pair, profile, said, espeak, random)
+            said.add(sentence.key())
+            path = folder / "audio" / profile.name / f"{index:03d}.wav"
+            save_audio(path, _recorded(speech, profile, session, index, settings.seed))
+            written = sentence.write(pair, profile.writes_latin())
+            yield Utterance(
+                id=f"{profile.name}-{index:03d}",
+                audio=path,
+                text=written.text,
+                speaker=profile.name,
+                lang=pair.matrix,
+                spans=written.spans,
+                level=None if sentence.level == "none" else sentence.level,
+                loanwords=written.loanwords,
+                session=f"session-{session + 1}",
+            )
+
+
+def session_numbers(sentences: int, random: Random) -> list[int]:
+    """The session (from 0) of each sentence in order: 4 to 6 sessions of unlike length, fewer for very few sentences."""
+    count = min(sentences, random.randint(4, 6))
+    weights = [random.uniform(0.6, 1.4) for _ in range(count)]
+    spare = sentences - count
+    bounds, total = [], 0.0
+    for index, weight in enumerate(weights):
+        total += weight
+        bounds.append(index + 1 + round(spare * total / sum(weights)))
+    return [next(number for number, bound in enumerate(bounds) if index < bound) for index in range(sentences)]
+
+
+def _draw_sentence(
+    pair: Pair, profile: DeviceProfile, said: set[str], espeak: Espeak, random: Random
+) -> tuple[Sentence, Waveform]:
+    """A sentence that nobody has said yet and that lasts SECONDS, with its sound; the best found after 60 tries."""
+    level = _draw_level(profile, random)
+    spare: tuple[tuple[bool, float], Sentence, Waveform] | None = None
+    for _ in range(_TRIES):
+        topics = profile.topics if random.random() < PREFERRED_TOPICS else tuple(topic.name for topic in pair.topics)
+        register = profile.register if random.random() < 0.9 else 1 - profile.register
+        sentence = generate(pair, level=level, topic=random.choice(topics), register=register, random=random)
+        if sentence.key() in said and spare is not None:
+            continue
+        runs = [espeak.render(text, language, profile.voice) for language, text in sentence.segments(pair)]
+        speech = join_segments(runs, ESPEAK_SAMPLE_RATE)
+        seconds = len(speech) / SAMPLE_RATE
+        fault = (sentence.key() in said, max(SECONDS[0] - seconds, seconds - SECONDS[1], 0.0))
+        if fault == (False, 0.0):
+            return sentence, speech
+        if spare is None or fault < spare[0]:
+            spare = fault, sentence, speech
+    assert spare is not None
+    return spare[1], spare[2]
+
+
+def _draw_level(profile: DeviceProfile, random: Random) -> str:
+    if random.random() >= profile.switching_rate:
+        return "none"
+    levels = sorted(profile.level_weights)
+    return random.choices(levels, [profile.level_weights[level] for level in levels])[0]
+
+
+def _recorded(speech: Waveform, profile: DeviceProfile, session: int, index: int, seed: int) -> Waveform:
+    """Through the room and microphone of the person; level, noise and distance are a session's own."""
+    day = derive_random(seed, "session", profile.name, session)
+    acoustics: Acoustics = replace(
+        profile.acoustics,
+        snr_db=profile.acoustics.snr_db + day.uniform(-2.5, 2.5),
+        direct_db=profile.acoustics.direct_db + day.uniform(-1.5, 1.5),
+        gain_db=profile.acoustics.gain_db + day.uniform(-3.0, 3.0),
+    )
+    room = derive_generator(seed, "room", profile.name)
+    noise = derive_generator(seed, "noise", profile.name, index)
+    return record(speech, acoustics, room, noise)

@@ -1,0 +1,111 @@
+"""Who the people of a synthetic population are: voice, room, topics and habits, drawn from a seed and a name."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fl.data.synthetic.acoustics import Acoustics
+from fl.data.synthetic.espeak import Voice
+from fl.data.synthetic.grammar import Spelling
+from fl.data.synthetic.pairs import Pair
+from fl.rng import derive_random
+
+SPELLING_HABITS = (
+    ("matrix", 0.03),
+    ("latin", 0.97),
+    ("mixed", 0.5),
+    ("matrix", 0.06),
+    ("latin", 0.94),
+    ("mixed", 0.35),
+    ("latin", 1.0),
+    ("matrix", 0.0),
+)
+"""Habit and share of the loanwords that a person writes in Latin script. People take them in this order, so a population
+of any size holds writers of each kind, and about as many of one as of the other: no single spelling suits all."""
+
+_LEVEL_WEIGHTS = {"word": 0.5, "phrase": 0.3, "sentence": 0.2}
+
+
+@dataclass(frozen=True)
+class DeviceProfile:
+    """Everything that is one person's own. ``switching_rate`` is the share of sentences with English in their sound;
+    ``level_weights`` say how far a switch reaches; ``register`` is 0 casual, 1 polite; ``latin_share`` see
+    SPELLING_HABITS."""
+
+    name: str
+    new_person: bool
+    voice: Voice
+    acoustics: Acoustics
+    topics: tuple[str, ...]
+    switching_rate: float
+    level_weights: Mapping[str, float]
+    register: int
+    habit: str
+    latin_share: float
+
+    def writes_latin(self) -> Spelling:
+        """This person's habit: the same answer for the same word, always, and it depends on nothing else."""
+
+        def decide(matrix: str, latin: str) -> bool:
+            digest = hashlib.sha256(f"{self.name}\0{matrix}\0{latin}".encode()).digest()
+            return int.from_bytes(digest[:8], "little") / 2**64 < self.latin_share
+
+        return decide
+
+    def to_json(self) -> dict[str, Any]:
+        """The profile as plain JSON values."""
+        return asdict(self)
+
+
+def draw_profiles(pair: Pair, *, devices: int, new_people: int, seed: int) -> tuple[DeviceProfile, ...]:
+    """Profiles of ``devices`` people named ``<pair>-00``... and ``new_people`` named ``<pair>-new-00``..., each with
+    another espeak variant as long as the pair has any left."""
+    variants = list(pair.variants)
+    names = [f"{pair.id}-{index:02d}" for index in range(devices)]
+    names += [f"{pair.id}-new-{index:02d}" for index in range(new_people)]
+    return tuple(
+        _draw(
+            pair,
+            name,
+            variants[index % len(variants)],
+            SPELLING_HABITS[index % len(SPELLING_HABITS)],
+            index >= devices,
+            seed,
+        )
+        for index, name in enumerate(names)
+    )
+
+
+def _draw(pair: Pair, name: str, variant: str, habit: tuple[str, float], new_person: bool, seed: int) -> DeviceProfile:
+    random = derive_random(seed, "profile", name)
+    voice = Voice(
+        variant=variant,
+        rate=random.randint(172, 212),
+        pitch=random.randint(38, 62),
+        pitch_range=random.randint(30, 70),
+    )
+    acoustics = Acoustics(
+        low_hz=round(random.uniform(60, 280)),
+        high_hz=round(random.choice((3600, 5000, 6500, 7600)) * random.uniform(0.95, 1.03)),
+        snr_db=round(random.uniform(12, 32), 1),
+        noise_tilt=random.choice((0.0, 0.5, 0.8)),
+        rt60=round(random.uniform(0.12, 0.55), 2),
+        direct_db=round(random.uniform(4, 14), 1),
+        gain_db=round(random.uniform(-8, 3), 1),
+    )
+    weights = {level: weight * random.uniform(0.6, 1.4) for level, weight in _LEVEL_WEIGHTS.items()}
+    total = sum(weights.values())
+    topics = [topic.name for topic in pair.topics]
+    return DeviceProfile(
+        name=name,
+        new_person=new_person,
+        voice=voice,
+        acoustics=acoustics,
+        topics=tuple(sorted(random.sample(topics, min(len(topics), random.choice((2, 3)))))),
+        switching_rate=round(random.uniform(0.45, 0.9), 2),
+        level_weights={level: round(weight / total, 3) for level, weight in weights.items()},
+        register=random.randrange(2),
+        habit=habit[0],
+        latin_share=habit[1],
+    )

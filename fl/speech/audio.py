@@ -1,0 +1,134 @@
+"""Waveforms: any file that libsndfile reads in, 16 kHz mono float32 out, and checks that it can be speech."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+
+from fl.errors import AudioError
+
+Waveform = npt.NDArray[np.float32]
+"""Samples at SAMPLE_RATE, shape ``(samples,)``, nominally in [-1, 1]."""
+
+SAMPLE_RATE = 16_000
+"""Hz, what Whisper and Wav2Vec2 expect."""
+
+MIN_SECONDS = 0.2
+MAX_SECONDS = 29.0
+"""Whisper's window of 30 s less a margin for the padding of a trimmed window."""
+
+SILENCE_PEAK = 10 ** (-60 / 20)
+"""A waveform whose peak is under -60 dBFS holds no speech."""
+
+MAX_FILE_SECONDS = 4 * 3600.0
+"""No more than this is read into memory at once; cut longer files with ``start`` and ``end``."""
+
+_FORMATS = "WAV, FLAC, OGG, MP3 and whatever else libsndfile reads"
+_LEVEL_WINDOW = SAMPLE_RATE // 50  # 20 ms
+
+
+def load_audio(path: str | Path, start: float | None = None, end: float | None = None) -> Waveform:
+    """Read ``path``, or its part from ``start`` to ``end`` seconds, as float32 ``(samples,)`` at 16 kHz.
+
+    Channels are averaged; any other rate is resampled by soxr in high quality. Raises AudioError when the file is
+    missing, is not audio, holds no samples in the range, or is longer than MAX_FILE_SECONDS.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise AudioError(f"{path}: no such audio file; check the 'audio' field, which is relative to the manifest")
+    try:
+        with soundfile.SoundFile(str(path)) as file:
+            rate = int(file.samplerate)
+            first, count = _frame_range(path, start, end, rate, len(file))
+            file.seek(first)
+            samples = file.read(count, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        raise AudioError(f"{path}: cannot be read as audio ({error}); use {_FORMATS}") from error
+    if samples.shape[0] == 0:
+        raise AudioError(f"{path}: holds no samples; record it again or leave it out")
+    mono = samples.mean(axis=1, dtype=np.float32)
+    if rate != SAMPLE_RATE:
+        mono = soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ").astype(np.float32)
+    return np.ascontiguousarray(mono)
+
+
+def _frame_range(path: Path, start: float | None, end: float | None, rate: int, frames: int) -> tuple[int, int]:
+    first = round((start or 0.0) * rate)
+    last = frames if end is None else min(frames, round(end * rate))
+    if first < 0 or (end is not None and last <= first) or (first >= frames > 0):
+        raise AudioError(f"{path}: the range {start} to {end} s is empty; the file has {frames / rate:.2f} s")
+    if (last - first) / rate > MAX_FILE_SECONDS:
+        raise AudioError(
+            f"{path}: {(last - first) / rate / 3600:.1f} h at once is more than {MAX_FILE_SECONDS / 3600:.0f} h; "
+            "give 'start' and 'end' of each utterance"
+        )
+    return first, last - first
+
+
+def check_speech(audio: Waveform, source: str) -> None:
+    """Refuse what cannot be one utterance: AudioError, beginning with ``source``, for non-finite samples, less than
+    MIN_SECONDS, more than MAX_SECONDS, or silence (peak under -60 dBFS)."""
+    seconds = len(audio) / SAMPLE_RATE
+    if not np.isfinite(audio).all():
+        raise AudioError(f"{source}: holds samples that are not finite numbers; convert the file again")
+    if seconds < MIN_SECONDS:
+        raise AudioError(f"{source}: {seconds:.2f} s is too short; an utterance has at least {MIN_SECONDS} s")
+    if seconds > MAX_SECONDS:
+        raise AudioError(
+            f"{source}: {seconds:.1f} s is too long; an utterance has at most {MAX_SECONDS:.0f} s. Split it with "
+            "'start' and 'end' in the manifest, each part with its own text; `idiolect transcribe` splits at pauses"
+        )
+    if float(np.abs(audio).max()) < SILENCE_PEAK:
+        raise AudioError(f"{source}: is silent (peak under -60 dBFS); check the microphone or leave it out")
+
+
+def split_at_silence(audio: Waveform, max_seconds: float = MAX_SECONDS) -> list[tuple[int, int]]:
+    """Ranges ``(first, past the last)`` of samples that cover ``audio`` in order, none longer than ``max_seconds``.
+
+    Each cut is made at the quietest 20 ms of the last half of the longest piece allowed, so pieces are at least half of
+    ``max_seconds`` long except the last.
+    """
+    limit = int(max_seconds * SAMPLE_RATE)
+    if limit < 2 * _LEVEL_WINDOW:
+        raise AudioError(f"max_seconds={max_seconds} is too short to split at; give at least {MIN_SECONDS}")
+    ranges, start = [], 0
+    while len(audio) - start > limit:
+        cut = _quietest(audio, start + limit // 2, start + limit)
+        ranges.append((start, cut))
+        start = cut
+    ranges.append((start, len(audio)))
+    return ranges
+
+
+def _quietest(audio: Waveform, first: int, last: int) -> int:
+    """The middle of the 20 ms window with the least energy between two samples; the first of several that are equal."""
+    energy = np.concatenate([[0.0], np.cumsum(np.square(audio[first:last], dtype=np.float64))])
+    windows = energy[_LEVEL_WINDOW:] - energy[:-_LEVEL_WINDOW]
+    return first + int(np.argmin(windows)) + _LEVEL_WINDOW // 2
+
+
+def save_audio(path: str | Path, audio: Waveform) -> None:
+    """Write 16-bit mono at 16 kHz, FLAC if ``path`` ends in ``.flac``, else WAV. Samples beyond [-1, 1] are clipped.
+
+    The file appears complete or not at all (temporary file, fsync, rename): a file of that name from before is intact
+    when an AudioError or OSError (disk full) is raised.
+    """
+    path = Path(path)
+    if not np.isfinite(audio).all():
+        raise AudioError(f"{path}: refusing to write samples that are not finite numbers")
+    samples = np.round(np.clip(audio, -1.0, 1.0) * 32767.0).astype(np.int16)
+    kind = "FLAC" if path.suffix.lower() == ".flac" else "WAV"
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            soundfile.write(file, samples, SAMPLE_RATE, format=kind, subtype="PCM_16")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,161 @@
+"""Speech recognition as a federated task: utterances of a population, log-mel features, a frozen Whisper, error counts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fl.adapters.config import target_pattern
+from fl.bases.resolve import load_base
+from fl.config import RunConfig
+from fl.data.manifest import Utterance, read_manifest
+from fl.data.partition import DeviceData, Population, split_population
+from fl.errors import ConfigError
+from fl.metrics import Counts, score_utterance
+from fl.paths import cache_root
+from fl.rng import derive_random, derive_seed
+from fl.speech.audio import SAMPLE_RATE, check_speech, load_audio
+from fl.speech.features import FeatureCache, Window
+from fl.task import Device, Example
+
+
+@lru_cache(maxsize=4)
+def load_population(manifest: Path, seed: int, new_people: int, new_people_tests: int) -> Population:
+    """Read and divide a manifest; one process does it once. Every process gets the same division from the same seed.
+
+    A new person is tested on ``new_people_tests`` sentences at most, drawn by the seed.
+    """
+    utterances = read_manifest(manifest)
+    # Speakers that a synthetic population marks as new stay new; otherwise they are drawn by the seed.
+    marked = sorted({u.speaker for u in utterances if "-new-" in u.speaker})
+    chosen: int | list[str] = marked[:new_people] if len(marked) >= new_people else new_people
+    population = split_population(utterances, seed=derive_seed(seed, "partition"), new_people=chosen)
+    drawn = []
+    for person in population.new_people:
+        order = derive_random(seed, "new-people-tests", person.device_id).sample(person.test, len(person.test))
+        drawn.append(replace(person, train=(), validation=(), test=tuple(order[:new_people_tests])))
+    return replace(population, new_people=tuple(drawn))
+
+
+def population_manifest(config: RunConfig) -> Path:
+    """The manifest of a run: the one that is named, or that of a synthetic population, made at first use."""
+    if config.data.manifest:
+        return Path(config.data.manifest).expanduser().resolve()
+    from fl.data.synthetic import synthesize  # espeak-ng is an extra: real recordings do not need it
+
+    data = config.data
+    name = f"{data.pair}-{data.devices}x{data.sentences}+{data.new_people}-seed{config.data_seed}"
+    return synthesize(
+        cache_root() / "populations" / name,
+        pair=data.pair,
+        devices=data.devices,
+        new_people=data.new_people,
+        sentences=data.sentences,
+        seed=config.data_seed,
+    )
+
+
+class SpeechTask:
+    """See :class:`fl.task.Task`. Examples hold an utterance; features are computed once and cached on disk."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.base = load_base(config.base.base)
+        self.base_name = config.base.base
+        self.fingerprint = self.base.fingerprint
+        self.model: nn.Module = self.base.new_model()
+        self.targets = target_pattern(config.sites)
+        self.window: Window = "full" if config.base.window == "full" else "trimmed"
+        self.population = load_population(
+            population_manifest(config), config.data_seed, config.data.new_people, config.data.new_people_tests
+        )
+        self._people: dict[str, DeviceData] = {
+            d.device_id: d for d in (*self.population.devices, *self.population.new_people)
+        }
+        self._new = {d.device_id for d in self.population.new_people}
+        self.languages = _languages(self.population)
+        self.language = config.base.language or (self.languages[0] if self.languages else "")
+        if self.base.languages and self.language not in self.base.languages:
+            raise ConfigError(
+                f"language = {self.language!r} is unknown to base {self.base_name!r}: one of {', '.join(self.base.languages[:12])}, ..."
+            )
+        self._features = FeatureCache(cache_root() / "features")
+        self._device = lru_cache(maxsize=64)(self._load_device)
+
+    def device_ids(self) -> tuple[str, ...]:
+        """Devices in the order of the population, new people last."""
+        return tuple(self._people)
+
+    def is_new(self, device_id: str) -> bool:
+        """Whether this person never trains."""
+        return device_id in self._new
+
+    def device(self, device_id: str) -> Device:
+        """One device's examples."""
+        if device_id not in self._people:
+            raise ConfigError(f"unknown device {device_id!r}: known are {', '.join(list(self._people)[:10])}")
+        return self._device(device_id)
+
+    def _load_device(self, device_id: str) -> Device:
+        person = self._people[device_id]
+        splits = ([self._example(u) for u in part] for part in (person.train, person.validation, person.test))
+        train, validation, test = (tuple(s) for s in splits)
+        return Device(device_id, train, validation, test, self.is_new(device_id))
+
+    def _example(self, utterance: Utterance) -> Example:
+        audio = load_audio(utterance.audio, utterance.start, utterance.end)
+        check_speech(audio, str(utterance.audio))
+        features = self._features.features(self.base, audio, self.window)
+        details = {
+            "audio": str(utterance.audio),
+            "spans": [list(span) for span in utterance.spans],
+            "loanwords": [list(pair) for pair in utterance.loanwords],
+            "level": utterance.level,
+            "seconds_audio": round(len(audio) / SAMPLE_RATE, 3),
+        }
+        return Example(utterance.id, (utterance, features), utterance.text, int(features.shape[1]), details)
+
+    def loss(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
+        """Mean cross-entropy over the labelled tokens of the batch."""
+        batch = self.base.collate(
+            [e.inputs[1] for e in examples], [e.target for e in examples], self.window, self.language or None
+        )
+        return self.base.loss(model, batch)
+
+    def predict(self, model: nn.Module, examples: Sequence[Example], *, adapted: bool, beams: int) -> list[str]:
+        """Transcripts. The frozen base alone decodes the full window and detects the language among those of the data."""
+        if adapted:
+            batch = self.base.collate([e.inputs[1] for e in examples], None, self.window, self.language or None)
+            return self._generate(model, batch, beams)
+        rows = []
+        for example in examples:
+            utterance: Utterance = example.inputs[0]
+            audio = load_audio(utterance.audio, utterance.start, utterance.end)
+            rows.append(self._features.features(self.base, audio, "full"))
+        return self._generate(model, self.base.collate(rows, None, "full", None), beams)
+
+    def _generate(self, model: nn.Module, batch: object, beams: int) -> list[str]:
+        known = [code for code in self.languages if code in self.base.languages]
+        with torch.inference_mode():
+            return self.base.generate(model, batch, beams=beams, languages=known or None)  # type: ignore[arg-type]
+
+    def score(self, example: Example, prediction: str) -> Mapping[str, Counts]:
+        """Error counts of one transcript, by metric."""
+        utterance: Utterance = example.inputs[0]
+        return score_utterance(example.target, prediction, spans=utterance.spans, loanwords=utterance.loanwords).metrics
+
+
+def _languages(population: Population) -> list[str]:
+    """Languages of the population's words, most frequent first; the first is the matrix language."""
+    count: Counter[str] = Counter()
+    for person in (*population.devices, *population.new_people):
+        for utterance in (*person.train, *person.test):
+            count.update(language for _, language in utterance.spans)
+            if not utterance.spans and utterance.lang:
+                count[utterance.lang] += 1
+    return [language for language, _ in count.most_common()]

@@ -1,0 +1,78 @@
+"""Sample transcripts as cards: the recording, what was said, what every arm wrote with its differences marked."""
+
+from collections.abc import Sequence
+from html import escape
+
+from sim.report.diff import diff_html, hangul_html
+from sim.report.markup import arm_name, section
+from sim.report.samples import KINDS, MAX_AUDIO_BYTES, Sample, embed_audio
+from sim.report.scoring import Scored
+
+_LEGEND = (
+    ('<span class="d d-spelling">coffee</span>', "right word, other spelling"),
+    ('<span class="d d-substitution">word</span>', "wrong"),
+    ('<del class="d d-deletion"><span class="sign">−</span>word</del>', "missing"),
+    ('<ins class="d d-insertion"><span class="sign">+</span>word</ins>', "added"),
+    ('<span class="d d-spacing"><span class="sign">␣</span></span>', "spacing or punctuation"),
+)
+
+
+def samples(chosen: Sequence[Sample], *, audio_bytes: int = MAX_AUDIO_BYTES) -> str:
+    """The section with all cards; recordings are embedded until ``audio_bytes`` are used."""
+    cards, left = [], audio_bytes
+    for number, sample in enumerate(chosen, 1):
+        sound = embed_audio(sample.row.audio, sample.row.seconds_audio, left)
+        left -= 3 * len(sound or "") // 4
+        cards.append(_card(sample, sound, number))
+    legend = "".join(f"<li>{mark} {meaning}</li>" for mark, meaning in _LEGEND)
+    lead = f"{len(chosen)} of the test sentences, chosen by rule: habits learned, other gains, failures, new people."
+    body = [f'<ul class="legend" aria-label="Marks">{legend}</ul>', _filters(chosen), '<div class="cards">', *cards]
+    nothing = '</div><p class="note" id="no-match" hidden>No sentence matches.</p>'
+    return section("samples", "Listen and compare", [*body, nothing], lead)
+
+
+def _filters(chosen: Sequence[Sample]) -> str:
+    """Only shown by the script, because without it they would do nothing."""
+    devices = dict.fromkeys(sample.row.device for sample in chosen)
+    kinds = dict.fromkeys(sample.kind for sample in chosen)
+    by_device = "".join(f'<option value="{escape(name)}">{escape(name)}</option>' for name in sorted(devices))
+    by_kind = "".join(f'<option value="{kind}">{escape(KINDS[kind][0])}</option>' for kind in kinds)
+    return (
+        '<form class="filters" id="filters" hidden><label>Text <input type="search" name="text" '
+        'placeholder="커피, meeting …" autocomplete="off"></label>'
+        f'<label>Person <select name="device"><option value="">all</option>{by_device}</select></label>'
+        f'<label>Why shown <select name="kind"><option value="">all</option>{by_kind}</select></label>'
+        '<output id="shown" aria-live="polite"></output></form>'
+    )
+
+
+def _card(sample: Sample, sound: str | None, number: int) -> str:
+    row = sample.row
+    said = hangul_html(row.reference)
+    facts = " · ".join(
+        [row.device, f"{row.level} switch" if row.level else row.utterance, f"{row.seconds_audio:.1f} s"]
+    )
+    if sound:
+        label = escape(f"Recording {number}, {row.device}")
+        player = f'<audio controls preload="metadata" aria-label="{label}" src="{sound}"></audio>'
+    else:
+        player = '<p class="note no-audio">Recording not embedded.</p>'
+    lines = "".join(_arm(each) for each in sample.arms)
+    return (
+        f'<article class="card kind-{sample.kind}" data-device="{escape(row.device)}" data-kind="{sample.kind}">'
+        f'<header><span class="badge">{escape(KINDS[sample.kind][0])}</span><span class="facts">{escape(facts)}</span></header>'
+        f'<h3 class="said"><span class="visually-hidden">Said: </span>{said}</h3>{player}<dl class="lines">{lines}</dl></article>'
+    )
+
+
+def _arm(each: Scored) -> str:
+    row, counts = each.row, each.counts["mer"]
+    text = diff_html(row.reference, row.hypothesis, row.loanwords)
+    right = counts.errors == 0
+    verdict = "✓" if right else str(counts.errors)
+    spoken = "no errors" if right else f"{counts.errors} of {counts.reference} tokens wrong"
+    return (
+        f'<div class="line line-{"right" if right else "wrong"}"><dt>{arm_name(row.arm)}</dt><dd><span class="text">{text}'
+        f'</span><span class="verdict" title="{spoken}"><span aria-hidden="true">{verdict}</span>'
+        f'<span class="visually-hidden">{spoken}</span></span></dd></div>'
+    )

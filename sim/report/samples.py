@@ -1,0 +1,115 @@
+"""Which test utterances the page shows, and their sound small enough to lie inside the page."""
+
+import base64
+import io
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import soundfile
+
+from sim.report.rows import ARMS, TranscriptRow
+from sim.report.scoring import Scored, score
+
+MAX_SAMPLES = 24
+MAX_AUDIO_BYTES = 5 << 20  # of all samples together, before base64 adds a third
+TOLERANCE_SECONDS = 1.0  # resampling and padding may add a little
+KINDS = {  # in the order in which they take turns; the share of the samples that each may fill
+    "spelling": ("Spelling habit learned", 9),
+    "better": ("Personalized is better", 5),
+    "worse": ("Personalized is worse", 3),
+    "both": ("Both err", 2),
+    "new": ("New person", 4),
+    "right": ("All right", 1),
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One utterance with what each arm wrote (in the order of the arms) and why it is shown."""
+
+    kind: str
+    row: TranscriptRow
+    arms: tuple[Scored, ...]
+
+    def errors(self, arm: str, metric: str = "mer") -> int | None:
+        """The errors of ``arm``, ``None`` where it did not transcribe this utterance."""
+        return next((each.counts[metric].errors for each in self.arms if each.row.arm == arm), None)
+
+
+def choose(transcripts: Sequence[TranscriptRow], limit: int = MAX_SAMPLES) -> list[Sample]:
+    """Up to ``limit`` telling utterances: wins by spelling, other wins, failures, new people, spread over devices.
+
+    A function of the transcripts alone. What one kind leaves free goes to the others in the order of :data:`KINDS`.
+    """
+    groups: dict[tuple[str, str], list[Scored]] = defaultdict(list)
+    for each in score(transcripts):
+        groups[each.row.device, each.row.utterance].append(each)
+    by_kind: dict[str, list[Sample]] = defaultdict(list)
+    for key in sorted(groups):
+        arms = tuple(sorted(groups[key], key=lambda each: ARMS.index(each.row.arm)))
+        sample = Sample("", arms[0].row, arms)
+        by_kind[kind_of(sample)].append(Sample(kind_of(sample), arms[0].row, arms))
+    queues = {kind: _spread_over_devices(by_kind[kind]) for kind in KINDS}
+    chosen = [sample for kind, (_, quota) in KINDS.items() for sample in queues[kind][:quota]]
+    rest = [sample for kind, (_, quota) in KINDS.items() for sample in queues[kind][quota:]]
+    chosen = (chosen + rest)[:limit]
+    order = list(KINDS)
+    return sorted(chosen, key=lambda sample: (order.index(sample.kind), sample.row.device, sample.row.utterance))
+
+
+def kind_of(sample: Sample) -> str:
+    """Why a sample is worth showing: a key of :data:`KINDS`."""
+    if sample.row.new_person:
+        return "new"
+    ours, theirs = sample.errors("personalized"), sample.errors("global")
+    if ours is None or theirs is None:
+        every = [each.counts["mer"].errors for each in sample.arms]
+        return "both" if any(every) else "right"
+    if ours < theirs:
+        folded = sample.errors("global", "mer_folded") or 0
+        return "spelling" if theirs > folded and ours <= folded else "better"
+    if ours > theirs:
+        return "worse"
+    return "both" if ours else "right"
+
+
+def _spread_over_devices(samples: Sequence[Sample]) -> list[Sample]:
+    """Largest gain or loss of each device first, then the second of each, and so on."""
+    by_device: dict[str, list[Sample]] = defaultdict(list)
+    for sample in sorted(samples, key=lambda sample: (-_contrast(sample), sample.row.utterance)):
+        by_device[sample.row.device].append(sample)
+    ranked = [(rank, device, sample) for device, own in by_device.items() for rank, sample in enumerate(own)]
+    return [sample for _, _, sample in sorted(ranked, key=lambda entry: entry[:2])]
+
+
+def _contrast(sample: Sample) -> int:
+    other = "neutral" if sample.row.new_person else "personalized"
+    return abs((sample.errors(other) or 0) - (sample.errors("global") or 0))
+
+
+def embed_audio(path: Path, seconds: float, budget: int) -> str | None:
+    """The recording as a ``data:`` address of mono MP3 of at most ``budget`` bytes; ``None`` if it cannot be had.
+
+    A file longer than the utterance's ``seconds`` holds other people's sentences too (the manifest cut it), so it is left
+    out rather than played under the wrong text.
+    MP3 is small, plays in every browser and, unlike Ogg with its random serial numbers, is the same each time.
+    """
+    try:
+        with soundfile.SoundFile(path) as file:
+            if not 0 < file.frames <= (seconds + TOLERANCE_SECONDS) * file.samplerate:
+                return None
+            audio, rate = file.read(dtype="float32", always_2d=True).mean(axis=1), file.samplerate
+        packed = io.BytesIO()
+        try:
+            soundfile.write(packed, audio, rate, format="MP3", subtype="MPEG_LAYER_III")
+            kind = "mpeg"
+        except (soundfile.LibsndfileError, ValueError):  # an old libsndfile, or a rate that MP3 does not know
+            packed = io.BytesIO()
+            soundfile.write(packed, audio, rate, format="WAV", subtype="PCM_16")
+            kind = "wav"
+    except (OSError, RuntimeError):  # LibsndfileError is a RuntimeError
+        return None
+    data = packed.getvalue()
+    return None if len(data) > budget else f"data:audio/{kind};base64,{base64.b64encode(data).decode('ascii')}"

@@ -1,0 +1,67 @@
+"""The summary in a terminal: a table of arms, the key comparisons as sentences, what it cost."""
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sim.report.charts import percent
+from sim.report.summary import Summary
+from sim.report.words import KEY_COMPARISONS, METRIC_NAMES, comparison, duration, harmed, people, size
+
+METRICS = ("wer", "cer", "mer", "jer_compat", "pier", "mer_folded")
+
+
+def print_summary(summary: Summary, console: Console) -> None:
+    """Prints the summary. 100 columns are enough; the best arm is starred as well as bold, nothing is colour alone."""
+    run = summary["run"]
+    console.print(Text(f"{', '.join(run['names'])}: {people(summary)}, {run['test_utterances']} test utterances"))
+    console.print(_arms(summary, "arms", "Error rates in % with 95 % intervals, all devices that took part"))
+    if summary["new_people"]:
+        console.print(_arms(summary, "new_people", f"New people: {run['new_people']} who never took part"))
+    for line in _sentences(summary):
+        console.print(Text(f"• {line}"))
+    console.print(Text(_costs(summary)))
+
+
+def _arms(summary: Summary, part: str, title: str) -> Table:
+    rows = summary["new_people"] if part == "new_people" else summary["arms"]
+    table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left", padding=(0, 1))
+    table.add_column("arm", no_wrap=True)
+    for metric in METRICS:
+        table.add_column(METRIC_NAMES[metric].replace("Folded MER", "MER folded"), justify="right", no_wrap=True)
+    trained = [arm for arm in rows if arm != "centralized"]
+    best = {metric: min((rows[arm][metric]["rate"] or 0.0 for arm in trained), default=None) for metric in METRICS}
+    for arm, metrics in rows.items():
+        cells = []
+        for metric in METRICS:
+            found = metrics[metric]
+            if found["rate"] is None:
+                cells.append(Text("–"))
+                continue
+            is_best = arm != "centralized" and found["rate"] == best[metric]
+            text = f"{100 * found['rate']:.1f}{'*' if is_best else ''}"
+            if found["low"] is not None and found["high"] is not None:
+                text += f"\n{100 * found['low']:.1f}–{100 * found['high']:.1f}"
+            cells.append(Text(text, style="bold" if is_best else ""))
+        table.add_row(Text(arm), *cells)
+    table.caption = "* lowest, the centralized bound aside"
+    return table
+
+
+def _sentences(summary: Summary) -> list[str]:
+    lines = [comparison(summary, a, b) for a, b in KEY_COMPARISONS]
+    new = comparison(summary, "neutral", "global", newcomers=True)
+    lines += [f"for new people, {new}" if new else None, harmed(summary)]
+    return [line for line in lines if line]
+
+
+def _costs(summary: Summary) -> str:
+    costs = summary["costs"]
+    seconds = ", ".join(f"{arm} {duration(value)}" for arm, value in costs["seconds"].items())
+    share = percent(costs["adapter_share_of_base"], 2)
+    return (
+        f"Per device and round: {size(costs['bytes_up_per_device_round'])} up, "
+        f"{size(costs['bytes_down_per_device_round'])} down. "
+        f"On the device: adapter of {size(costs['adapter_bytes'])}, {share} of the base ({size(costs['base_bytes'])}).\n"
+        f"Seconds: {seconds}"
+    )

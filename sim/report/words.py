@@ -1,0 +1,135 @@
+"""The report in words: names and meanings of arms and metrics, and comparisons as sentences. For terminal and page."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sim.report.charts import percent
+from sim.report.summary import Summary
+
+ARM_MEANINGS = {
+    "zero-shot": "the base as it comes",
+    "local": "own data only, no federation",
+    "global": "one shared adapter for all",
+    "global+finetune": "global, then a few own steps",
+    "personalized": "shared part and own gates",
+    "neutral": "shared part, neutral gates",
+    "centralized": "all data in one place: the bound",
+}
+METRIC_NAMES = {
+    "wer": "WER",
+    "cer": "CER",
+    "mer": "MER",
+    "jer_compat": "JER",
+    "pier": "PIER",
+    "mer_folded": "Folded MER",
+}
+METRIC_MEANINGS = {
+    "wer": "word error rate",
+    "cer": "character error rate",
+    "mer": "mixed error rate: Hangul syllables and other words",
+    "jer_compat": "jamo error rate: Hangul taken apart into letters",
+    "pier": "error rate at the embedded-language words only",
+    "mer_folded": "MER with both spellings of a loanword counted as right",
+}
+LANGUAGES = {
+    "ko": "Korean",
+    "en": "English",
+    "es": "Spanish",
+    "zh": "Chinese",
+    "ja": "Japanese",
+    "other": "no language",
+}
+KEY_COMPARISONS = (("personalized", "global"), ("personalized", "local"), ("neutral", "global"))
+_UNITS = ("bytes", "KB", "MB", "GB", "TB")
+
+
+def language(code: str) -> str:
+    """The language's name, or its code where we have no name."""
+    return LANGUAGES.get(code, code)
+
+
+def listing(words: list[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
+
+
+def size(count: float) -> str:
+    """Bytes as people read them, in powers of 1000: ``2.4 MB``."""
+    power = 0
+    while count >= 999.5 and power < len(_UNITS) - 1:
+        count, power = count / 1000, power + 1
+    digits = 0 if power == 0 or count >= 99.95 else 1
+    return f"{count:.{digits}f}\u202f{_UNITS[power]}"
+
+
+def duration(seconds: float) -> str:
+    """``42 s``, ``3 min 5 s``, ``1 h 20 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f}\u202fs" if seconds < 10 else f"{whole}\u202fs"
+    if whole < 3600:
+        return f"{whole // 60}\u202fmin {whole % 60}\u202fs"
+    return f"{whole // 3600}\u202fh {whole % 3600 // 60}\u202fmin"
+
+
+def points(value: float) -> str:
+    """An absolute difference with its sign: ``+1.2``, in percentage points."""
+    return f"{100 * value:+.1f}".replace("-", "−")
+
+
+def relative_range(difference: Mapping[str, Any]) -> str:
+    """The relative interval without its sign, smaller end first where both have one sign: ``33 to 48``."""
+    ends = [difference["relative_low"], difference["relative_high"]]
+    if ends[0] is None or ends[1] is None:
+        return "unbounded"
+    if ends[0] < 0 < ends[1]:
+        return " to ".join(f"{100 * end:+.0f}".replace("-", "−") for end in ends)
+    return " to ".join(f"{share:.0f}" for share in sorted(100 * abs(end) for end in ends))
+
+
+def comparison(summary: Summary, a: str, b: str, metric: str = "mer", *, newcomers: bool = False) -> str | None:
+    """One sentence on arm ``a`` against arm ``b``; ``None`` where the run has not both.
+
+    Whether one beats the other is decided by the interval of the difference, not by the difference.
+    """
+    found = summary["new_people_comparisons" if newcomers else "comparisons"].get(f"{a}_vs_{b}")
+    if found is None or found[metric]["difference"] is None:
+        return None
+    difference, name = found[metric], METRIC_NAMES[metric]
+    absolute = f"{points(difference['low'])} to {points(difference['high'])}"
+    if not difference["excludes_zero"]:
+        return (
+            f"{a} and {b} cannot be told apart: {name} differs by {points(difference['difference'])} points "
+            f"(95 % interval {absolute})"
+        )
+    verb = "beats" if difference["difference"] < 0 else "is worse than"
+    if difference["relative"] is None:
+        return f"{a} {verb} {b} by {points(difference['difference'])} points of {name} (95 % interval {absolute})"
+    amount = f"{abs(100 * difference['relative']):.0f} %"
+    return f"{a} {verb} {b} by {amount} relative {name} (95 % interval {relative_range(difference)})"
+
+
+def harmed(summary: Summary) -> str | None:
+    """How many devices personalization made worse, in words."""
+    found = summary["harmed"]
+    if found["share"] is None:
+        return None
+    if not found["devices"]:
+        return f"personalization made none of the {found['of']} devices worse"
+    return f"personalization made {len(found['devices'])} of {found['of']} devices worse: {listing(found['devices'])}"
+
+
+def people(summary: Summary) -> str:
+    """``8 people who mix English and Korean``, from the run's annotation."""
+    run = summary["run"]
+    names = [language(code) for code in run["languages"] if code not in ("other", "und", "zxx")]
+    mixing = f" who mix {listing(names)}" if len(names) > 1 else ""
+    return f"{run['devices']} {'person' if run['devices'] == 1 else 'people'}{mixing}"
+
+
+def rate_of(rates: Mapping[str, Any], arm: str, metric: str = "mer") -> str:
+    """``17.2 % (15.1 to 19.0)`` where there is an interval, else the rate alone."""
+    found = rates[arm][metric]
+    if found.get("low") is None or found.get("high") is None:
+        return percent(found["rate"])
+    return f"{percent(found['rate'])} ({100 * found['low']:.1f} to {100 * found['high']:.1f})"

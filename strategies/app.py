@@ -1,0 +1,278 @@
+"""The Flower ServerApp: one run trains and evaluates every arm of a comparison, over whatever nodes there are."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
+from flwr.serverapp import Grid, ServerApp
+
+from fl.adapters import GatedLoraConfig, make_split
+from fl.adapters.fresh import fresh_adapter
+from fl.adapters.state import State, size_of
+from fl.arms import EVERYONE, Arm, evaluated_as, trained_arm
+from fl.config import RunConfig, dump_config, flat, load_config, make_config
+from fl.errors import RunError
+from fl.files import write_atomically
+from fl.paths import cache_root
+from fl.task import Task
+from fl.tasks import load_task
+from fl.wire import COUNTS, SETTINGS_RECORD, Job, settings_record, split_key, to_arrays
+from strategies.base import Roster, SharedFedAvg
+from strategies.loop import Progress, RoundLoop
+from strategies.replies import DeviceReply
+from strategies.results import CONFIG_NAME, ResultsFile, gather_transcripts, make_row, write_costs
+
+log = logging.getLogger("idiolect.server")
+NODE_WAIT_SECONDS = 120.0
+NEW_PEOPLE_ARMS = ("zero-shot", "global", "neutral", "centralized")
+
+
+def ask_roster(grid: Grid, config: RunConfig, wait: float = NODE_WAIT_SECONDS) -> Roster:
+    """Ask every node which devices it hosts. Raises :class:`RunError` if there is no node, or no device that can train."""
+    deadline = time.monotonic() + wait
+    while not (node_ids := sorted(grid.get_node_ids())):
+        if time.monotonic() > deadline:
+            raise RunError(
+                f"no node came up within {wait:.0f} s: start SuperNodes, or set num-supernodes of the simulation"
+            )
+        time.sleep(1.0)
+    content = RecordDict({SETTINGS_RECORD: settings_record(config)})
+    messages = [Message(content, dst_node_id=n, message_type=MessageType.QUERY) for n in node_ids]
+    nodes: dict[str, int] = {}
+    examples: dict[str, int] = {}
+    errors: list[str] = []
+    for reply in grid.send_and_receive(messages, timeout=config.federation.round_timeout):
+        if reply.has_error():
+            errors.append(reply.error.reason)
+            continue
+        for key, record in reply.content.metric_records.items():
+            kind, device_id = split_key(key)
+            if kind != COUNTS:
+                continue
+            if device_id in nodes:
+                raise RunError(
+                    f"two nodes say that they host device {device_id!r}: give each SuperNode its own device-id"
+                )
+            nodes[device_id] = reply.metadata.src_node_id
+            count = record["examples"]
+            examples[device_id] = int(count) if isinstance(count, int | float) else 0
+    roster = Roster(nodes, examples)
+    if not roster.training:
+        detail = f" ({errors[0]})" if errors else ""
+        raise RunError(
+            f"none of {len(node_ids)} nodes hosts a device with training data{detail}: check the manifest and the nodes' configuration"
+        )
+    return roster
+
+
+@dataclass
+class Comparison:
+    """All arms of one run, one after the other, on the same roster."""
+
+    config: RunConfig
+    grid: Grid
+    roster: Roster
+    task: Task
+    loop: RoundLoop
+    results: ResultsFile
+
+    def strategy(self, arm: Arm, devices: tuple[str, ...], *, phase: str = "federate") -> SharedFedAvg:
+        """The strategy of an arm."""
+        nodes, examples = dict(self.roster.nodes), dict(self.roster.examples)
+        nodes[EVERYONE] = nodes[self.roster.training[0]]
+        examples[EVERYONE] = sum(examples[d] for d in self.roster.training)
+        return SharedFedAvg(
+            roster=Roster(nodes, examples),
+            settings=settings_record(self.config),
+            job=Job(arm=arm.name, round=0, devices=devices, phase=phase),
+            seed=self.config.seed,
+            sample=self.config.federation.sample,
+        )
+
+    def fresh(self, arm: Arm) -> State:
+        """A fresh adapter for an arm."""
+        adapter = GatedLoraConfig(
+            r=self.config.adapter.rank,
+            lora_alpha=self.config.adapter.alpha,
+            gate=arm.gate,
+            target_modules=self.task.targets,
+            init_seed=self.config.seed,
+        )
+        return fresh_adapter(self.task.model, adapter)
+
+    def run(self) -> None:
+        """Train what has to be trained, then evaluate every arm on test data."""
+        finished: dict[str, ArrayRecord] = {}
+        config, training = self.config, self.roster.training
+        for name in config.arms:
+            arm = trained_arm(name, config)
+            if arm is None:
+                continue
+            if arm.starts_from:
+                start, rounds, phase = finished[arm.starts_from], 1, "finetune"
+            else:
+                fresh = self.fresh(arm)
+                shared = make_split(arm.split, fresh).shared
+                start = to_arrays({n: fresh[n] for n in shared}) if shared else ArrayRecord()
+                rounds, phase = config.train.rounds, "federate"
+            devices = (EVERYONE,) if arm.devices == EVERYONE else training
+            strategy = self.strategy(arm, devices, phase=phase)
+            every = config.federation.evaluate_every
+            finished[name] = self.loop.train(strategy, start, rounds, every, training)
+            self.results.flush()
+        for name in config.arms:
+            self._evaluate(name, finished)
+            self.results.flush()
+
+    def _evaluate(self, name: str, finished: dict[str, ArrayRecord]) -> None:
+        """The final evaluation of one arm on test data, of participants and, where it means something, of new people."""
+        self.loop.progress(f"test: {name}", 0, 1)
+        arm, _ = evaluated_as(name, self.config)
+        arrays = ArrayRecord() if arm is None else finished[arm.name]
+        if arm is not None and not make_split(arm.split, self.fresh(arm)).shared:
+            arrays = ArrayRecord()
+        devices = self.roster.training + (self.roster.new_people if name in NEW_PEOPLE_ARMS else ())
+        template = arm or Arm(name, gate="none", split="all-shared")
+        rounds = 1 if arm is not None and arm.starts_from else self.config.train.rounds
+        started = time.perf_counter()
+        self.loop.evaluate(
+            self.strategy(template, devices),
+            arrays,
+            rounds,
+            self.config.federation.final_split,
+            devices,
+            arm=name,
+            final=True,
+        )
+        self.loop.seconds[name] = self.loop.seconds.get(name, 0.0) + time.perf_counter() - started
+        self.loop.progress(f"test: {name}", 1, 1)
+
+    def costs(self) -> dict[str, Any]:
+        """Bytes, sizes and seconds of the run, with what is needed to read them."""
+        config, task = self.config, self.task
+        personal = trained_arm("personalized", config)
+        assert personal is not None
+        fresh = self.fresh(personal)
+        split = make_split(personal.split, fresh)
+        whole, shared, private = size_of(fresh), size_of(fresh, split.shared), size_of(fresh, split.private)
+        base = list(task.model.parameters())
+        rows = [r for r in self.results.rows() if r["arm"] == "personalized" and r["steps"]]
+        return {
+            "base": task.base_name,
+            "base_fingerprint": task.fingerprint,
+            "base_parameters": sum(p.numel() for p in base),
+            "base_bytes": sum(p.numel() * p.element_size() for p in base),
+            "adapter_parameters": whole.parameters,
+            "adapter_bytes": whole.bytes,
+            "shared_bytes": shared.bytes,
+            "private_bytes": private.bytes,
+            "bytes_up_per_device_round": max((r["bytes_up"] for r in rows), default=0),
+            "bytes_down_per_device_round": max((r["bytes_down"] for r in rows), default=0),
+            "seconds": {name: round(value, 2) for name, value in self.loop.seconds.items()},
+            "rounds": config.train.rounds,
+            "local_steps": config.train.local_steps,
+            "batch_size": config.train.batch_size,
+            "devices": len(self.roster.training),
+            "new_people": len(self.roster.new_people),
+            "seed": config.seed,
+            "machine": machine(),
+            "versions": {n: version(n) for n in ("flwr", "torch", "transformers", "peft", "ray", "jiwer")},
+        }
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores and system, without the machine's name."""
+    import os
+
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [
+            line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
+        model = names[0] if names else model
+    return {
+        "processor": model,
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+    }
+
+
+def run_folder(config: RunConfig, run_id: int) -> RunConfig:
+    """The configuration with its output folder made and absolute; a folder of another configuration is refused."""
+    folder = Path(config.output).expanduser().resolve() if config.output else cache_root() / "runs" / str(run_id)
+    config = replace(config, output=str(folder))
+    path = folder / CONFIG_NAME
+    if path.exists():
+        before, now = flat(load_config(path)), flat(config)
+        changed = sorted(key for key in now if before[key] != now[key])
+        if changed:
+            listed = ", ".join(f"{k} was {before[k]!r}, is {now[k]!r}" for k in changed[:4])
+            raise RunError(
+                f"{folder} holds a run with other settings ({listed}): give another output, or remove the folder"
+            )
+    else:
+        write_atomically(path, dump_config(config).encode())
+    return config
+
+
+def run_server(grid: Grid, config: RunConfig, run_id: int, progress: Progress | None = None) -> Path:
+    """A whole run over ``grid``; returns the run folder, with everything but the report in it."""
+    config = run_folder(config, run_id)
+    folder = Path(config.output)
+    task = load_task(config)
+    roster = ask_roster(grid, config)
+    log.info(
+        "%d devices train, %d new people, %d nodes",
+        len(roster.training),
+        len(roster.new_people),
+        len(set(roster.nodes.values())),
+    )
+    results = ResultsFile(folder)
+
+    def write_row(arm: str, server_round: int, split: str, reply: DeviceReply, trained: DeviceReply | None) -> None:
+        results.add(make_row(arm, server_round, split, reply, trained, reply.device_id in roster.new_people))
+
+    loop = RoundLoop(
+        grid,
+        folder / "checkpoints",
+        task.fingerprint,
+        write_row,
+        config.federation.round_timeout,
+        progress or (lambda *_: None),
+    )
+    comparison = Comparison(config, grid, roster, task, loop, results)
+    comparison.run()
+    gather_transcripts(folder, config.arms, tuple(roster.nodes))
+    write_costs(folder, comparison.costs())
+    log.info("run finished: %s", folder)
+    return folder
+
+
+def make_server_app(config: RunConfig, done: Callable[[Path], None], progress: Progress | None = None) -> ServerApp:
+    """A ServerApp with a configuration of its own, for ``idiolect run``, which also wants the folder and the progress."""
+    server = ServerApp()
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        done(run_server(grid, config, context.run_id, progress))
+
+    return server
+
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """What ``flwr run`` starts: the configuration comes from ``[tool.flwr.app.config]`` and ``--run-config``."""
+    run_server(grid, make_config(dict(context.run_config)), context.run_id)

@@ -1,0 +1,107 @@
+"""The round loop over a Flower ``Grid``: train, aggregate, evaluate, checkpoint; resumable after any round.
+
+Flower's own ``Strategy.start`` has no resume and drops what single devices reported, which this project reports on.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from flwr.app import ArrayRecord, ConfigRecord
+from flwr.serverapp import Grid
+
+from fl.errors import AggregationError
+from strategies.base import SharedFedAvg
+from strategies.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from strategies.replies import DeviceReply
+
+log = logging.getLogger("idiolect.server")
+RowWriter = Callable[
+    [str, int, str, DeviceReply, DeviceReply | None], None
+]  # arm, round, split, evaluation or training, training
+Progress = Callable[[str, int, int], None]  # what is being done, done, total
+
+
+@dataclass
+class RoundLoop:
+    """Runs rounds of one strategy at a time and writes one row for each device that answered."""
+
+    grid: Grid
+    checkpoints: Path
+    fingerprint: str
+    rows: RowWriter
+    timeout: float = 3600.0
+    progress: Progress = lambda what, done, total: None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def train(
+        self, strategy: SharedFedAvg, arrays: ArrayRecord, rounds: int, evaluate_every: int, evaluated: tuple[str, ...]
+    ) -> ArrayRecord:
+        """``rounds`` rounds from ``arrays`` or from the arm's checkpoint; returns the final shared tensors.
+
+        Raises :class:`AggregationError` if in some round no device answered soundly, after ``rounds`` have stopped changing
+        anything: the checkpoint of the round before is intact.
+        """
+        arm = strategy.job.arm
+        found = load_checkpoint(self.checkpoints, arm, self.fingerprint)
+        first = 1
+        if found is not None:
+            arrays, first = found.arrays, found.round + 1
+        for server_round in range(first, rounds + 1):
+            self.progress(arm, server_round - 1, rounds)
+            started = time.perf_counter()
+            messages = strategy.configure_train(server_round, arrays, ConfigRecord(), self.grid)
+            replies = self.grid.send_and_receive(messages, timeout=self.timeout)
+            new, metrics = strategy.aggregate_train(server_round, replies)
+            if new is None:
+                reasons = "; ".join(f"{d}: {why}" for d, why in list(strategy.last.left_out.items())[:3])
+                raise AggregationError(f"arm {arm}, round {server_round}: no device answered soundly ({reasons})")
+            arrays = new
+            trained = {reply.device_id: reply for reply in strategy.last.sound}
+            log.info("arm %s round %d/%d: %s", arm, server_round, rounds, dict(metrics or {}))
+            if evaluate_every and (server_round % evaluate_every == 0 or server_round == rounds):
+                self.evaluate(strategy, arrays, server_round, "validation", evaluated, trained=trained)
+            else:
+                for reply in trained.values():
+                    self.rows(arm, server_round, "validation", reply, reply)
+            self.seconds[arm] = self.seconds.get(arm, 0.0) + time.perf_counter() - started
+            save_checkpoint(self.checkpoints, arm, Checkpoint(server_round, arrays), self.fingerprint)
+        self.progress(arm, rounds, rounds)
+        return arrays
+
+    def evaluate(
+        self,
+        strategy: SharedFedAvg,
+        arrays: ArrayRecord,
+        server_round: int,
+        split: str,
+        devices: tuple[str, ...],
+        *,
+        arm: str | None = None,
+        final: bool = False,
+        trained: dict[str, DeviceReply] | None = None,
+    ) -> None:
+        """Evaluate ``arrays`` (with the devices' own private parts, as the arm says) and write the rows."""
+        job = replace(strategy.job, split=split, devices=devices, final=final, arm=arm or strategy.job.arm)
+        evaluator = replace(strategy, job=job)
+        messages = evaluator.configure_evaluate(server_round, arrays, ConfigRecord(), self.grid)
+        replies = self.grid.send_and_receive(messages, timeout=self.timeout)
+        metrics = evaluator.aggregate_evaluate(server_round, replies)
+        for reply in evaluator.last.sound:
+            self.rows(job.arm, server_round, split, reply, (trained or {}).get(reply.device_id))
+        log.info("arm %s round %d %s: %s", job.arm, server_round, split, _rates(dict(metrics or {})))
+
+
+def _rates(values: dict[str, object]) -> dict[str, str]:
+    """Rates in per cent of the main metrics, for the log."""
+    rates = {}
+    for name in ("wer", "cer", "mer"):
+        fields = [values.get(f"{name}.{f}", 0) for f in ("substitutions", "deletions", "insertions", "reference")]
+        numbers = [float(v) for v in fields if isinstance(v, int | float)]
+        if len(numbers) == 4 and numbers[3]:
+            rates[name] = f"{100 * sum(numbers[:3]) / numbers[3]:.1f} %"
+    return rates
