@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -43,7 +43,7 @@ def load_population(manifest: Path, seed: int, new_people: int, new_people_tests
     return replace(population, new_people=tuple(drawn))
 
 
-def population_manifest(config: RunConfig) -> Path:
+def population_manifest(config: RunConfig, progress: Callable[[int, int], None] | None = None) -> Path:
     """The manifest of a run: the one that is named, or that of a synthetic population, made at first use."""
     if config.data.manifest:
         return Path(config.data.manifest).expanduser().resolve()
@@ -58,6 +58,7 @@ def population_manifest(config: RunConfig) -> Path:
         new_people=data.new_people,
         sentences=data.sentences,
         seed=config.data_seed,
+        progress=progress,
     )
 
 

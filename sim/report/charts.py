@@ -112,7 +112,7 @@ def interval_bar(rate: float, low: float, high: float, axis: Axis, slug: str) ->
 
 
 def line_chart(curves: Sequence[Curve], *, title: str, x_label: str, height: int = 300) -> str:
-    """Curves over a common x, each named at its right end; a curve of one point is a hollow mark with its name."""
+    """Curves over a common x, each named at its right end; a curve of one point is a ring and a dotted level."""
     axis = Axis.to(max(rate for curve in curves for _, rate in curve.points))
     first = min(x for curve in curves for x, _ in curve.points)
     last = max(x for curve in curves for x, _ in curve.points)
@@ -129,6 +129,7 @@ def line_chart(curves: Sequence[Curve], *, title: str, x_label: str, height: int
         dots = "".join(f'<circle class="point" cx="{x:.2f}%" cy="{y:.1f}" r="3"/>' for x, y in places)
         if len(places) == 1:
             x, y = places[0]
+            lines = _line(x, y, 100, y, "curve level")
             dots = f'<circle class="point hollow" cx="{x:.2f}%" cy="{y:.1f}" r="5"/>'
         name = _text("100%", label_y + 4, curve.label, dx=14, css="name")
         parts.append(f'<g class="arm-{curve.slug}">{lines}{dots}{name}</g>')

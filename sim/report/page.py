@@ -106,8 +106,8 @@ def headline(summary: Summary) -> str:
 def _standfirst(summary: Summary) -> str:
     run, costs, arms = summary["run"], summary["costs"], summary["arms"]
     text = [
-        f"{people(summary)} trained {costs['base']} together for {run['rounds']} rounds; no recording and no gate left a "
-        f"device. Compared on {run['test_utterances']} sentences that nobody trained on."
+        f"{people(summary)} trained {costs['base']} together for {run['rounds']} rounds; only the shared part of "
+        f"each adapter left a device. Compared on {run['test_utterances']} sentences that nobody trained on."
     ]
     if {"personalized", "global"} <= arms.keys():
         text.append(

@@ -28,22 +28,22 @@ def key_figures(summary: Summary) -> str:
     arms, costs, entries = summary["arms"], summary["costs"], []
     if "personalized" in arms:
         note = f"global: {percent(arms['global']['mer']['rate'])}" if "global" in arms else "mixed error rate"
-        entries.append(("MER, personalized", percent(arms["personalized"]["mer"]["rate"]), note))
+        entries.append(("Personalized MER", percent(arms["personalized"]["mer"]["rate"]), note))
     for other in ("global", "local"):
         found = summary["comparisons"].get(f"personalized_vs_{other}", {}).get("mer")
         if found and found["relative"] is not None:
             change = f"{100 * found['relative']:+.0f}\u202f%".replace("-", "−")
-            entries.append((f"Errors against {other}", change, f"95 % interval of the size: {relative_range(found)} %"))
+            entries.append((f"Versus {other}", change, f"errors; interval {relative_range(found)}"))
     if "neutral" in summary["new_people"]:
         new = summary["new_people"]
-        note = f"global: {percent(new['global']['mer']['rate'])}" if "global" in new else "neutral gates"
-        entries.append(("New person, first day", percent(new["neutral"]["mer"]["rate"]), note))
+        note = f"global: {percent(new['global']['mer']['rate'])}" if "global" in new else "on the first day"
+        entries.append(("New person MER", percent(new["neutral"]["mer"]["rate"]), note))
     if summary["harmed"]["share"] is not None:
         found = summary["harmed"]
-        entries.append(("Made worse by it", f"{len(found['devices'])} of {found['of']}", "devices, against global"))
+        entries.append(("Made worse", f"{len(found['devices'])} of {found['of']}", "against global"))
     entries.append(
         (
-            "Kept on the device",
+            "Adapter",
             size(costs["adapter_bytes"]),
             f"{percent(costs['adapter_share_of_base'], 2)} of the base",
         )
@@ -62,8 +62,8 @@ def arms(summary: Summary) -> str:
     header = ["Arm", "MER with 95 % interval", *(METRIC_NAMES[metric] for metric in _OTHER_METRICS)]
     legend = "; ".join(f"{METRIC_NAMES[name]}: {METRIC_MEANINGS[name]}" for name in METRIC_NAMES)
     found = (comparison(summary, a, b) for a, b in KEY_COMPARISONS)
-    sentences = "".join(f"<li>{text}</li>" for text in found if text)
-    body = table("Error rates in percent, all devices that took part", header, rows, "arms")
+    sentences = "".join(f"<li>{_sentence(text)}</li>" for text in found if text)
+    body = table(f"All devices that took part; a grid line every {percent(axis.ticks[1], 0)}", header, rows, "arms")
     lead = "Every arm takes the same number of local steps. Lower is better."
     return section(
         "arms", "All arms", [body, f"<ul class='findings'>{sentences}</ul>", paragraph(legend, "note")], lead
@@ -96,9 +96,7 @@ def curves(summary: Summary) -> str:
     if not lines:
         return ""
     chart = line_chart(lines, title="Validation MER over rounds", x_label="round")
-    caption = (
-        "Mixed error rate on each device's validation sentences, pooled. A ring marks an arm with one measurement."
-    )
+    caption = "Mixed error rate on each device's validation sentences, pooled. A ring is an arm with one measurement, dotted on."
     return section(
         "curves", "Learning", [figure(chart, caption, "plot plot-lines", gutter([line.label for line in lines], 16))]
     )
@@ -199,7 +197,7 @@ def new_people(summary: Summary) -> str:
     )
     lead += "starts from the shared part with neutral gates."
     body = [table("MER of new people", ["Arm", "MER with 95 % interval"], rows, "arms")]
-    body += [f'<ul class="findings">{"".join(f"<li>{text}</li>" for text in found if text)}</ul>']
+    body += [f'<ul class="findings">{"".join(f"<li>{_sentence(text)}</li>" for text in found if text)}</ul>']
     return section("new-people", "A new person's first day", body, lead)
 
 

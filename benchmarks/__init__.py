@@ -1,0 +1,1 @@
+"""Scripts behind each figure of the README. Run one with ``python -m benchmarks.<name>``."""

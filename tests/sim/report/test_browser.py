@@ -1,0 +1,135 @@
+"""The page as Chromium shows it. Skipped where no Chromium is installed (Debian: chromium; fonts-nanum for Hangul)."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from urllib.parse import quote
+
+import pytest
+
+from sim.report import pool, read_run, summarize_files, transcripts_of
+from sim.report.page import render
+from sim.report.rows import ARMS
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-background-networking --no-first-run --disable-component-update "
+    "--disable-sync --disable-dev-shm-usage --hide-scrollbars"
+).split()
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (apt-get install chromium)")
+
+# Runs in a copy of the page whose policy is lifted, and leaves what it saw in the document for --dump-dom.
+PROBE = """<script>
+const seen = {errors: [], durations: [], failed: 0};
+addEventListener("error", (event) => seen.errors.push(String(event.message || event.target.tagName)), true);
+addEventListener("load", async () => {
+  const ready = (audio) => new Promise((done) => {
+    if (audio.readyState >= 1) return done();
+    audio.addEventListener("loadedmetadata", done);
+    audio.addEventListener("error", () => { seen.failed += 1; done(); });
+    audio.load();
+  });
+  await Promise.all([...document.querySelectorAll("audio")].map(ready));
+  const box = (element) => element.getBoundingClientRect();
+  seen.durations = [...document.querySelectorAll("audio")].map((audio) => audio.duration);
+  seen.width = innerWidth;
+  seen.scrollWidth = document.documentElement.scrollWidth;
+  seen.outside = [...document.querySelectorAll("svg text, .tiles strong, .line .text, .bar-value, h1, h2")]
+    .filter((element) => !element.closest("details, [hidden]") && box(element).right > innerWidth + 0.5)
+    .map((element) => element.textContent);
+  seen.fetched = performance.getEntriesByType("resource").map((entry) => entry.name)
+    .filter((name) => !name.startsWith("data:"));
+  seen.shown = [...document.querySelectorAll(".card")].filter((card) => box(card).height > 0)
+    .map((card) => card.dataset.device);
+  seen.background = getComputedStyle(document.body).backgroundColor;
+  const script = document.createElement("script");
+  script.type = "application/json"; script.id = "probe"; script.textContent = JSON.stringify(seen);
+  document.body.append(script);
+});
+</script>"""
+
+
+@pytest.fixture(scope="module")
+def page(finished_run):
+    runs = pool([read_run(finished_run)])
+    return render(summarize_files(runs, samples=100), transcripts_of(runs))
+
+
+@pytest.fixture
+def show(page, tmp_path):
+    """``show(fragment, width, flags)``: the document after scripts, and what the probe saw."""
+
+    def dump(fragment="", width=1280, flags=(), text=page, probe=True):
+        path = tmp_path / "page.html"
+        if probe:
+            text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
+            text = text.replace("</title>", "</title>" + PROBE)
+        path.write_text(text, encoding="utf-8")
+        # A window of a phone's width: headless Chromium makes none below 500 pixels, a frame is as narrow as we like.
+        command = [CHROMIUM, *FLAGS, *flags, f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},1000"]
+        address = path.as_uri() + (f"#{fragment}" if fragment else "")
+        done = subprocess.run(
+            [*command, "--virtual-time-budget=8000", "--dump-dom", address],
+            capture_output=True,
+            timeout=120,
+            check=True,
+        )
+        dom = done.stdout.decode("utf-8")
+        found = re.search(r'<script type="application/json" id="probe">(.*?)</script>', dom, re.DOTALL)
+        return dom, json.loads(html.unescape(found.group(1))) if found else None
+
+    return dump
+
+
+def test_the_page_shows_all_arms_and_players_and_asks_for_nothing(show):
+    dom, seen = show()
+    assert seen["errors"] == []
+    assert seen["fetched"] == []
+    assert seen["failed"] == 0
+    assert len(seen["durations"]) == len(seen["shown"]) == 24
+    assert all(0.5 < seconds < 1.4 for seconds in seen["durations"])
+    table = re.search(r'<table class="arms">.*?</table>', dom, re.DOTALL).group()
+    assert re.findall(r'<th scope="row">.*?</i>([^<]+)</span>', table) == list(ARMS)
+    assert "24 of 24" in dom
+
+
+def test_our_script_runs_under_the_policy_and_no_other_does(show, page):
+    evil = page.replace("</main>", "</main><script>document.title='owned'</script>")
+    dom, _ = show(text=evil, probe=False)
+    assert "24 of 24" in dom
+    assert "<title>owned" not in dom
+
+
+@pytest.mark.parametrize(
+    ("fragment", "fits"),
+    [
+        ("device=speaker-02", lambda card: 'data-device="speaker-02"' in card),
+        ("kind=worse", lambda card: 'data-kind="worse"' in card),
+        ("text=" + quote("버그"), lambda card: "버그" in card),
+    ],
+)
+def test_the_address_filters_the_cards(show, fragment, fits):
+    dom, seen = show(fragment)
+    cards = re.findall(r"<article.*?</article>", dom, re.DOTALL)
+    hidden = [card for card in cards if "hidden" in card.partition(">")[0]]
+    visible = [card for card in cards if card not in hidden]
+    assert visible
+    assert hidden
+    assert len(visible) == len(seen["shown"])
+    assert all(fits(card) for card in visible)
+    assert not any(fits(card) for card in hidden)
+
+
+def test_a_filter_that_nothing_fits_says_so(show):
+    dom, seen = show("text=zzzz")
+    assert seen["shown"] == []
+    assert 'id="no-match">' in dom
+
+
+@pytest.mark.parametrize("width", [1280, 768])
+def test_nothing_sticks_out_of_a_window(show, width):
+    _, seen = show(width=width)
+    assert seen["scrollWidth"] <= seen["width"]
+    assert seen["outside"] == []
