@@ -1,6 +1,5 @@
 """The page as Chromium shows it. Skipped where no Chromium is installed (Debian: chromium; fonts-nanum for Hangul)."""
 
-import html
 import json
 import re
 import shutil
@@ -15,13 +14,30 @@ from sim.report.rows import ARMS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-background-networking --no-first-run --disable-component-update "
-    "--disable-sync --disable-dev-shm-usage --hide-scrollbars"
-).split()
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--no-first-run",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--window-size=1400,1000",
+)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (apt-get install chromium)")
 
+KEEP = """<script>
+addEventListener("message", (event) => {
+  const script = document.createElement("script");
+  script.type = "application/json"; script.id = "probe"; script.textContent = event.data;
+  document.body.append(script);
+});
+</script>"""
 # Runs in a copy of the page whose policy is lifted, and leaves what it saw in the document for --dump-dom.
-PROBE = """<script>
+PROBE = (
+    KEEP
+    + """<script>
 const seen = {errors: [], durations: [], failed: 0};
 addEventListener("error", (event) => seen.errors.push(String(event.message || event.target.tagName)), true);
 addEventListener("load", async () => {
@@ -44,11 +60,14 @@ addEventListener("load", async () => {
   seen.shown = [...document.querySelectorAll(".card")].filter((card) => box(card).height > 0)
     .map((card) => card.dataset.device);
   seen.background = getComputedStyle(document.body).backgroundColor;
-  const script = document.createElement("script");
-  script.type = "application/json"; script.id = "probe"; script.textContent = JSON.stringify(seen);
-  document.body.append(script);
+  parent.postMessage(JSON.stringify(seen), "*");  // to the document around the frame, or to ourselves
 });
 </script>"""
+)
+# A window narrower than 500 pixels is beyond headless Chromium; a frame is as narrow as we like.
+FRAME = (
+    '<!doctype html><meta charset="utf-8"><body><iframe width="{width}" height="900" style="border:0" src="page.html">'
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,26 +78,23 @@ def page(finished_run):
 
 @pytest.fixture
 def show(page, tmp_path):
-    """``show(fragment, width, flags)``: the document after scripts, and what the probe saw."""
+    """``show(fragment, width)``: the document after scripts, and what the probe saw. With a width, in a frame."""
 
-    def dump(fragment="", width=1280, flags=(), text=page, probe=True):
-        path = tmp_path / "page.html"
+    def dump(fragment="", width=None, text=page, probe=True):
         if probe:
             text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
-            text = text.replace("</title>", "</title>" + PROBE)
+            text = text.replace("</title>", "</title>" + PROBE, 1)
+        path = tmp_path / "page.html"
         path.write_text(text, encoding="utf-8")
-        # A window of a phone's width: headless Chromium makes none below 500 pixels, a frame is as narrow as we like.
-        command = [CHROMIUM, *FLAGS, *flags, f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},1000"]
+        if width is not None:
+            path = tmp_path / "frame.html"
+            path.write_text(FRAME.format(width=width) + KEEP, encoding="utf-8")
         address = path.as_uri() + (f"#{fragment}" if fragment else "")
-        done = subprocess.run(
-            [*command, "--virtual-time-budget=8000", "--dump-dom", address],
-            capture_output=True,
-            timeout=120,
-            check=True,
-        )
+        command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=8000"]
+        done = subprocess.run([*command, "--dump-dom", address], capture_output=True, timeout=120, check=True)
         dom = done.stdout.decode("utf-8")
         found = re.search(r'<script type="application/json" id="probe">(.*?)</script>', dom, re.DOTALL)
-        return dom, json.loads(html.unescape(found.group(1))) if found else None
+        return dom, json.loads(found.group(1)) if found else None
 
     return dump
 
@@ -128,8 +144,9 @@ def test_a_filter_that_nothing_fits_says_so(show):
     assert 'id="no-match">' in dom
 
 
-@pytest.mark.parametrize("width", [1280, 768])
+@pytest.mark.parametrize("width", [1280, 768, 390, 320])
 def test_nothing_sticks_out_of_a_window(show, width):
     _, seen = show(width=width)
+    assert seen["width"] == width
     assert seen["scrollWidth"] <= seen["width"]
     assert seen["outside"] == []

@@ -31,6 +31,9 @@ class Outline(html.parser.HTMLParser):
         if tag not in VOID and not self.get_starttag_text().endswith("/>"):
             self.open.append(tag)
 
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 

@@ -1,0 +1,38 @@
+# Each target works on its own from a clean clone, on a machine with Python 3.11 and make.
+# torch is the CPU build; everything is pinned in requirements.lock. Nothing comes from a model hub.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: demo study test check bench flwr clean
+
+$(READY): pyproject.toml requirements.lock
+	$(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: $(READY) ## train and compare all arms on six synthetic people; at most 15 minutes on 2 cores
+	$(BIN)/idiolect demo
+
+study: $(READY) ## the three-seed result of docs/results.md; about 80 minutes on 2 cores
+	$(BIN)/python -m benchmarks.personalization
+
+test: $(READY) ## all tests; at most 15 minutes on 2 cores
+	$(BIN)/python -m pytest
+
+check: $(READY) ## linters, types, direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_layering.py
+
+bench: $(READY) ## figures of the README, measured on this machine
+	$(BIN)/python -m benchmarks.local_step
+
+flwr: $(READY) ## the same app by Flower's own command
+	. $(BIN)/activate && . ./flwr.env && flwr run . --stream
+
+clean: ## everything that was made here; caches under ~/.cache/idiolect stay
+	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
