@@ -43,6 +43,8 @@ from fl.wire import (
 log = logging.getLogger("idiolect.client")
 app = ClientApp(mods=[guard_mod])
 TRANSCRIPTS_NAME = "transcripts.jsonl"
+# What may go wrong with one device without concerning the others of its node; RuntimeError is how torch complains.
+DEVICE_FAULTS = (IdiolectError, OSError, RuntimeError)
 
 
 def hosted_devices(worker: Worker, node_config: dict[str, Any]) -> tuple[str, ...]:
@@ -72,7 +74,12 @@ def roster(message: Message, context: Context) -> Message:
     reply = RecordDict()
     for device_id in hosted_devices(worker, dict(context.node_config)):
         new = worker.task.is_new(device_id)
-        examples = 0 if new else len(worker.task.device(device_id).train)
+        try:
+            examples = 0 if new else len(worker.task.device(device_id).train)
+        except DEVICE_FAULTS as error:
+            log.warning("device %s is left out, its data cannot be read: %s", device_id, error)
+            reply[device_key(COUNTS, device_id)] = MetricRecord({"failed": 1})
+            continue
         reply[device_key(COUNTS, device_id)] = MetricRecord({"examples": examples, "new-person": int(new)})
     return Message(reply, reply_to=message)
 
@@ -110,7 +117,7 @@ def _for_each_device(message: Message, context: Context, step: DeviceStep) -> Me
                     reply[device_key(kind, device_id)] = record
             except GuardError:
                 raise
-            except IdiolectError as error:
+            except DEVICE_FAULTS as error:
                 # The reason stays here: an error text may quote a transcript or a path.
                 log.warning("device %s failed in round %s of arm %s: %s", device_id, job.round, job.arm, error)
                 reply[device_key(COUNTS, device_id)] = MetricRecord({"failed": 1})
@@ -187,13 +194,14 @@ def _evaluate_device(
 def _keep_results(worker: Worker, job: Job, arm: Arm | None, device_id: str, result: Evaluation) -> None:
     """Write transcripts and the finished adapter to the device's own disk: text never travels in a reply."""
     folder = worker.store.folder(job.arm, device_id)
-    examples = worker.task.device(device_id).split(job.split)
+    device = worker.task.device(device_id)
+    examples = device.split(job.split)
     rows = [
         {
             "schema": 1,
             "arm": job.arm,
             "device": device_id,
-            "new_person": worker.task.is_new(device_id),
+            "new_person": not device.train,  # as in results.jsonl: whoever has nothing to train on only tests
             "utterance": example.key,
             "reference": example.target,
             "hypothesis": prediction,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flwr.app import Context, Message, MessageType
+from flwr.app import ArrayRecord, Context, Message, MessageType
 from flwr.clientapp.typing import ClientAppCallable
 
 from fl.adapters.split import role_of
@@ -26,7 +26,7 @@ def guard_mod(message: Message, context: Context, call_next: ClientAppCallable) 
         return reply
     job = Job.from_record(message.content.config_records[JOB])
     arm = trained_arm(job.arm, read_settings(message.content))
-    asked = message.content.array_records.get(SHARED, {})
+    asked = message.content.array_records.get(SHARED, ArrayRecord())
     shapes = {name: tuple(array.shape) for name, array in asked.items()}
     private = {name for name in shapes if arm is not None and role_of(arm.split, name) == "private"}
     reply = call_next(message, context)

@@ -175,7 +175,7 @@ class _Groups:
     def step(self, loss: torch.Tensor, kind: str) -> None:
         """One update from ``loss``. ``private`` steps leave the shared part; ``neutral`` ones give gates no gradient anyway."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         if kind == "private":
             for parameter in self.shared:
                 parameter.grad = None

@@ -7,6 +7,7 @@ once per process and configuration.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -118,11 +119,8 @@ def step_threads(parallel: int) -> int:
 
 
 def _ray_cpus() -> int:
-    try:
-        import ray
-    except ImportError:
-        return 0
-    if not ray.is_initialized():
+    ray = sys.modules.get("ray")  # an actor has it loaded; elsewhere loading it would cost seconds for nothing
+    if ray is None or not ray.is_initialized():
         return 0
     return int(ray.get_runtime_context().get_assigned_resources().get("CPU", 0))
 

@@ -71,10 +71,10 @@ class DataConfig:
 
     manifest: str = setting("", "absolute path of a manifest.jsonl; empty makes a synthetic population")
     pair: str = setting("ko-en", "language pair of the synthetic population")
-    devices: int = setting(8, "devices that take part", low=1, high=1_000_000)
+    devices: int = setting(6, "devices that take part", low=1, high=1_000_000)
     new_people: int = setting(2, "further people who never take part in training", low=0, high=1_000_000)
     sentences: int = setting(60, "synthetic sentences of each person", low=1, high=100_000)
-    new_people_tests: int = setting(16, "sentences on which each new person is tested, at most", low=1, high=100_000)
+    new_people_tests: int = setting(12, "sentences on which each new person is tested, at most", low=1, high=100_000)
     data_seed: int = setting(0, "seed of the population and of its division; 0 takes the run's seed", low=0)
 
 

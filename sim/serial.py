@@ -11,8 +11,8 @@ from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
 from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 log = logging.getLogger("idiolect.sim")
@@ -62,7 +62,7 @@ class SerialGrid(Grid):
         ids = []
         for message in messages:
             self._count += 1
-            message.metadata._message_id = str(self._count)
+            message.metadata.__dict__["_message_id"] = str(self._count)
             ids.append(str(self._count))
             self._replies[ids[-1]] = self._handle(message)
         return ids
@@ -74,7 +74,7 @@ class SerialGrid(Grid):
         except Exception as error:  # a node's failure is an error reply, as on every other backend
             log.warning("node %s failed: %s: %s", node, type(error).__name__, error)
             reply = Message(Error(code=CLIENT_APP_ERROR, reason=f"{type(error).__name__}: {error}"), reply_to=message)
-        reply.metadata._src_node_id = node
+        reply.metadata.__dict__["_src_node_id"] = node
         return reply
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:

@@ -51,18 +51,23 @@ def ask_roster(grid: Grid, config: RunConfig, wait: float = NODE_WAIT_SECONDS) -
     errors: list[str] = []
     for reply in grid.send_and_receive(messages, timeout=config.federation.round_timeout):
         if reply.has_error():
-            errors.append(reply.error.reason)
+            errors.append(f"node {reply.metadata.src_node_id}: {reply.error.reason}")
+            log.warning("left out with all its devices: %s", errors[-1])
             continue
         for key, record in reply.content.metric_records.items():
             kind, device_id = split_key(key)
             if kind != COUNTS:
+                continue
+            if record.get("failed"):
+                errors.append(f"device {device_id}: its data cannot be read; its own log has the reason")
+                log.warning("left out: %s", errors[-1])
                 continue
             if device_id in nodes:
                 raise RunError(
                     f"two nodes say that they host device {device_id!r}: give each SuperNode its own device-id"
                 )
             nodes[device_id] = reply.metadata.src_node_id
-            count = record["examples"]
+            count = record.get("examples", 0)
             examples[device_id] = int(count) if isinstance(count, int | float) else 0
     roster = Roster(nodes, examples)
     if not roster.training:
@@ -221,7 +226,10 @@ def run_folder(config: RunConfig, run_id: int) -> RunConfig:
                 f"{folder} holds a run with other settings ({listed}): give another output, or remove the folder"
             )
     else:
-        write_atomically(path, dump_config(config).encode())
+        try:
+            write_atomically(path, dump_config(config).encode())
+        except OSError as error:
+            raise RunError(f"{folder} cannot be written: {error}; give another output, or free some space") from error
     return config
 
 
@@ -249,6 +257,7 @@ def run_server(grid: Grid, config: RunConfig, run_id: int, progress: Progress | 
         write_row,
         config.federation.round_timeout,
         progress or (lambda *_: None),
+        flush=results.flush,
     )
     comparison = Comparison(config, grid, roster, task, loop, results)
     comparison.run()

@@ -37,6 +37,7 @@ class RoundLoop:
     timeout: float = 3600.0
     progress: Progress = lambda what, done, total: None
     seconds: dict[str, float] = field(default_factory=dict)
+    flush: Callable[[], None] = lambda: None  # makes the rows so far durable
 
     def train(
         self, strategy: SharedFedAvg, arrays: ArrayRecord, rounds: int, evaluate_every: int, evaluated: tuple[str, ...]
@@ -69,6 +70,9 @@ class RoundLoop:
                 for reply in trained.values():
                     self.rows(arm, server_round, "validation", reply, reply)
             self.seconds[arm] = self.seconds.get(arm, 0.0) + time.perf_counter() - started
+            # Rows before the checkpoint: a run killed between the two repeats the round and replaces its rows, whereas a
+            # checkpoint without rows would never get them.
+            self.flush()
             save_checkpoint(self.checkpoints, arm, Checkpoint(server_round, arrays), self.fingerprint)
         self.progress(arm, rounds, rounds)
         return arrays

@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, Message
 
 from fl.errors import IdiolectError
 from fl.metrics import Counts
-from fl.wire import COUNTS, SHARED, device_key, read_counts, split_key
+from fl.wire import COUNTS, FIELDS, SHARED, device_key, read_counts, split_key
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,11 @@ def read_replies(
 def _read_device(message: Message, device_id: str, shapes: Mapping[str, tuple[int, ...]] | None) -> DeviceReply | str:
     try:
         metrics, numbers = read_counts(message.content.metric_records[device_key(COUNTS, device_id)])
-    except (IdiolectError, KeyError) as error:
+    except (IdiolectError, KeyError, ValueError, OverflowError) as error:
         return f"unreadable counts: {error}"
+    odd = [name for name, value in numbers.items() if not math.isfinite(value)]
+    if odd or any(getattr(counts, f) < 0 for counts in metrics.values() for f in FIELDS):
+        return f"unreadable counts: {odd[0]} is {numbers[odd[0]]}" if odd else "unreadable counts: a negative one"
     if numbers.get("failed"):
         return "failed on the device; its own log has the reason"
     shared = message.content.array_records.get(device_key(SHARED, device_id))
@@ -85,7 +88,7 @@ def _read_device(message: Message, device_id: str, shapes: Mapping[str, tuple[in
         return "sent no shared tensors"
     reason = _array_fault(shared, shapes) if shared is not None else ""
     weight = numbers.get("examples", 0.0)
-    if not reason and not (math.isfinite(weight) and weight > 0):
+    if not reason and not weight > 0:
         reason = f"weight {weight} is not positive"
     return reason or DeviceReply(device_id, shared, metrics, numbers)
 
@@ -98,6 +101,13 @@ def _array_fault(shared: ArrayRecord, shapes: Mapping[str, tuple[int, ...]]) -> 
     for name, array in shared.items():
         if tuple(array.shape) != tuple(shapes[name]) or array.dtype not in ("float32", "float16"):
             return f"tensor {name!r} is {array.dtype} {tuple(array.shape)}, not float {tuple(shapes[name])}"
-        if not np.isfinite(array.numpy()).all():
+        try:
+            values = array.numpy()
+        except (ValueError, TypeError, EOFError, OSError, MemoryError) as error:
+            return f"tensor {name!r} cannot be decoded: {type(error).__name__}"
+        # What a reply says and what it holds may differ.
+        if values.shape != tuple(shapes[name]) or values.dtype != array.dtype:
+            return f"tensor {name!r} holds {values.dtype} {values.shape} under another label"
+        if not np.isfinite(values).all():
             return f"tensor {name!r} holds NaN or infinity"
     return ""

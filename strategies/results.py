@@ -52,7 +52,7 @@ class ResultsFile:
             for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), 1):
                 try:
                     self.add(json.loads(line))
-                except (ValueError, KeyError) as error:
+                except (ValueError, KeyError, TypeError) as error:
                     raise RunError(
                         f"{self.path}:{number}: not a result row ({error}): remove the folder or the line"
                     ) from error

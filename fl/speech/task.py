@@ -12,10 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from fl.adapters.config import target_pattern
+from fl.arms import EVERYONE
 from fl.bases.resolve import load_base
 from fl.config import RunConfig
-from fl.data.manifest import Utterance, read_manifest
-from fl.data.partition import DeviceData, Population, split_population
+from fl.data.manifest import Utterance
+from fl.data.partition import DeviceData, Population
+from fl.data.partition import load_population as divide
+from fl.data.synthetic import new_people_of, synthesize
 from fl.errors import ConfigError
 from fl.metrics import Counts, score_utterance
 from fl.paths import cache_root
@@ -31,11 +34,10 @@ def load_population(manifest: Path, seed: int, new_people: int, new_people_tests
 
     A new person is tested on ``new_people_tests`` sentences at most, drawn by the seed.
     """
-    utterances = read_manifest(manifest)
-    # Speakers that a synthetic population marks as new stay new; otherwise they are drawn by the seed.
-    marked = sorted({u.speaker for u in utterances if "-new-" in u.speaker})
-    chosen: int | list[str] = marked[:new_people] if len(marked) >= new_people else new_people
-    population = split_population(utterances, seed=derive_seed(seed, "partition"), new_people=chosen)
+    # People whom a synthetic population made as new stay new; otherwise they are drawn by the seed.
+    marked = new_people_of(manifest)
+    chosen = marked[:new_people] if len(marked) >= new_people else new_people
+    population = divide(manifest, seed=derive_seed(seed, "partition"), new_people=chosen)
     drawn = []
     for person in population.new_people:
         order = derive_random(seed, "new-people-tests", person.device_id).sample(person.test, len(person.test))
@@ -47,8 +49,6 @@ def population_manifest(config: RunConfig, progress: Callable[[int, int], None] 
     """The manifest of a run: the one that is named, or that of a synthetic population, made at first use."""
     if config.data.manifest:
         return Path(config.data.manifest).expanduser().resolve()
-    from fl.data.synthetic import synthesize  # espeak-ng is an extra: real recordings do not need it
-
     data = config.data
     name = f"{data.pair}-{data.devices}x{data.sentences}+{data.new_people}-seed{config.data_seed}"
     return synthesize(
@@ -70,7 +70,7 @@ class SpeechTask:
         self.base_name = config.base.base
         self.fingerprint = self.base.fingerprint
         self.model: nn.Module = self.base.new_model()
-        self.targets = target_pattern(config.sites)
+        self.targets: str | list[str] = target_pattern(config.sites)
         self.window: Window = "full" if config.base.window == "full" else "trimmed"
         self.population = load_population(
             population_manifest(config), config.data_seed, config.data.new_people, config.data.new_people_tests
@@ -78,6 +78,10 @@ class SpeechTask:
         self._people: dict[str, DeviceData] = {
             d.device_id: d for d in (*self.population.devices, *self.population.new_people)
         }
+        if EVERYONE in self._people:
+            raise ConfigError(
+                f"speaker {EVERYONE!r} has the name of all devices together: give that speaker another name"
+            )
         self._new = {d.device_id for d in self.population.new_people}
         self.languages = _languages(self.population)
         self.language = config.base.language or (self.languages[0] if self.languages else "")

@@ -16,7 +16,7 @@ from sim.report.markup import details, section, table
 from sim.report.rows import TranscriptRow
 from sim.report.samples import choose
 from sim.report.summary import Summary, write_atomic
-from sim.report.words import comparison, people, rate_of
+from sim.report.words import comparison, people, rate_of, sentences_compared
 
 _NAVIGATION = (
     ("arms", "Arms"),
@@ -107,7 +107,7 @@ def _standfirst(summary: Summary) -> str:
     run, costs, arms = summary["run"], summary["costs"], summary["arms"]
     text = [
         f"{people(summary)} trained {costs['base']} together for {run['rounds']} rounds; only the shared part of "
-        f"each adapter left a device. Compared on {run['test_utterances']} sentences that nobody trained on."
+        f"each adapter left a device. Compared on {sentences_compared(summary)} sentences that nobody trained on."
     ]
     if {"personalized", "global"} <= arms.keys():
         text.append(

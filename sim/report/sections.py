@@ -33,7 +33,7 @@ def key_figures(summary: Summary) -> str:
         found = summary["comparisons"].get(f"personalized_vs_{other}", {}).get("mer")
         if found and found["relative"] is not None:
             change = f"{100 * found['relative']:+.0f}\u202f%".replace("-", "−")
-            entries.append((f"Versus {other}", change, f"errors; interval {relative_range(found)}"))
+            entries.append((f"Versus {other}", change, f"errors ({relative_range(found)})"))
     if "neutral" in summary["new_people"]:
         new = summary["new_people"]
         note = f"global: {percent(new['global']['mer']['rate'])}" if "global" in new else "on the first day"
@@ -63,7 +63,9 @@ def arms(summary: Summary) -> str:
     legend = "; ".join(f"{METRIC_NAMES[name]}: {METRIC_MEANINGS[name]}" for name in METRIC_NAMES)
     found = (comparison(summary, a, b) for a, b in KEY_COMPARISONS)
     sentences = "".join(f"<li>{_sentence(text)}</li>" for text in found if text)
-    body = table(f"All devices that took part; a grid line every {percent(axis.ticks[1], 0)}", header, rows, "arms")
+    beyond = any((metrics["mer"]["rate"] or 0.0) > axis.top for metrics in rates.values())
+    caption = f"All devices that took part; a grid line every {percent(axis.ticks[1], 0)}"
+    body = table(caption + ("; an arrow lies beyond them" if beyond else ""), header, rows, "arms")
     lead = "Every arm takes the same number of local steps. Lower is better."
     return section(
         "arms", "All arms", [body, f"<ul class='findings'>{sentences}</ul>", paragraph(legend, "note")], lead

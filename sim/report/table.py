@@ -6,7 +6,16 @@ from rich.text import Text
 
 from sim.report.charts import percent
 from sim.report.summary import Summary
-from sim.report.words import KEY_COMPARISONS, METRIC_NAMES, comparison, duration, harmed, people, size
+from sim.report.words import (
+    KEY_COMPARISONS,
+    METRIC_NAMES,
+    comparison,
+    duration,
+    harmed,
+    people,
+    sentences_compared,
+    size,
+)
 
 METRICS = ("wer", "cer", "mer", "jer_compat", "pier", "mer_folded")
 
@@ -14,7 +23,7 @@ METRICS = ("wer", "cer", "mer", "jer_compat", "pier", "mer_folded")
 def print_summary(summary: Summary, console: Console) -> None:
     """Prints the summary. 100 columns are enough; the best arm is starred as well as bold, nothing is colour alone."""
     run = summary["run"]
-    console.print(Text(f"{', '.join(run['names'])}: {people(summary)}, {run['test_utterances']} test utterances"))
+    console.print(Text(f"{', '.join(run['names'])}: {people(summary)}, {sentences_compared(summary)} test sentences"))
     console.print(_arms(summary, "arms", "Error rates in % with 95 % intervals, all devices that took part"))
     if summary["new_people"]:
         console.print(_arms(summary, "new_people", f"New people: {run['new_people']} who never took part"))

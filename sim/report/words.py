@@ -127,6 +127,11 @@ def people(summary: Summary) -> str:
     return f"{run['devices']} {'person' if run['devices'] == 1 else 'people'}{mixing}"
 
 
+def sentences_compared(summary: Summary) -> int:
+    """Test sentences behind the main rows: those of the devices that took part."""
+    return sum(device["utterances"] for device in summary["devices"].values() if not device["new_person"])
+
+
 def rate_of(rates: Mapping[str, Any], arm: str, metric: str = "mer") -> str:
     """``17.2 % (15.1 to 19.0)`` where there is an interval, else the rate alone."""
     found = rates[arm][metric]

@@ -72,7 +72,9 @@ class Espeak:
         Raises ConfigError for an unknown language or variant, AudioError when no sound came out.
         """
         if voice.variant not in self.variants:
-            raise ConfigError(f"espeak variant {voice.variant!r} is not shipped; known: {', '.join(sorted(self.variants))}")
+            raise ConfigError(
+                f"espeak variant {voice.variant!r} is not shipped; known: {', '.join(sorted(self.variants))}"
+            )
         with self._lock:
             library, chunks, keep = self._load()
             try:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from random import Random
 from typing import cast
 
-from fl.data.synthetic.morphology import Agreement, Kind, Part, Phrase, Word, matrix_words
-from fl.data.synthetic.pairs import Lexicon, Pair, function_of
+from fl.data.synthetic.morphology import Agreement, Kind, Part, Phrase, Word, apply_function, matrix_words
+from fl.data.synthetic.pairs import Lexicon, Pair
 from fl.errors import ConfigError
+from fl.rng import derive_random
 
 _TOKEN = re.compile(r"\{(?P<slot>[^}]*)\}|\[(?P<embedded>[^\]]*)\]|(?P<space>\s+)|(?P<literal>[^\s{\[]+)")
 _SLOT = re.compile(
@@ -115,27 +116,67 @@ class _Expansion:
         return Phrase(matrix_words(token["literal"]), token["literal"])
 
     def _slot(self, text: str) -> Phrase:
-        match = _SLOT.fullmatch(text)
-        if match is None:
-            raise ConfigError(f"cannot read the slot {{{text}}}: write {{kind:category|function:argument}}")
-        name = match["name"]
-        is_rule = match["kind"] is None and name in self._pair.rules
-        phrase = self.rule(name) if is_rule else self._pick(cast(Kind, match["kind"] or "matrix"), name)
-        if match["function"] is not None:
-            phrase = function_of(match["function"])(phrase, match["argument"] or "", self._agreement)
-        return phrase
+        slot = _read_slot(text)
+        phrase = self.rule(slot.name) if slot.is_rule(self._pair) else self._pick(slot)
+        return slot.apply(phrase, self._agreement)
 
-    def _pick(self, kind: Kind, category: str) -> Phrase:
-        entries = self._lexicon.get((kind, category))
-        if not entries:
-            known = ", ".join(sorted(f"{k}:{c}" for k, c in self._lexicon))
-            raise ConfigError(
-                f"the patterns of {self._pair.id} name {kind}:{category}, which this topic lacks; it has {known}"
-            )
+    def _pick(self, slot: "_Slot") -> Phrase:
+        entries = slot.entries(self._pair, self._lexicon)
         fresh = [entry for entry in entries if entry.sound not in self._used] or list(entries)
         entry = self._random.choice(fresh)
         self._used.add(entry.sound)
         return entry
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """``{kind:name|function:argument}``; without a kind, the name of a rule comes before one of a category."""
+
+    kind: Kind | None
+    name: str
+    function: str | None
+    argument: str
+
+    def is_rule(self, pair: Pair) -> bool:
+        return self.kind is None and self.name in pair.rules
+
+    def entries(self, pair: Pair, lexicon: Lexicon) -> tuple[Phrase, ...]:
+        kind: Kind = self.kind or "matrix"
+        entries = lexicon.get((kind, self.name))
+        if not entries:
+            known = ", ".join(sorted(f"{k}:{c}" for k, c in lexicon))
+            raise ConfigError(f"the patterns of {pair.id} name {kind}:{self.name}, which a topic lacks; it has {known}")
+        return entries
+
+    def apply(self, phrase: Phrase, agreement: Agreement) -> Phrase:
+        return phrase if self.function is None else apply_function(self.function, phrase, self.argument, agreement)
+
+
+def _read_slot(text: str) -> _Slot:
+    match = _SLOT.fullmatch(text)
+    if match is None:
+        raise ConfigError(f"cannot read the slot {{{text}}}: write {{kind:category|function:argument}}")
+    return _Slot(cast(Kind | None, match["kind"]), match["name"], match["function"], match["argument"] or "")
+
+
+def check_grammar(pair: Pair) -> None:
+    """Try every slot of every pattern with every entry that it can take, in each register.
+
+    Raises ConfigError for a slot that cannot be read or filled, and for an entry that its function cannot inflect.
+    """
+    registers = range(max((len(forms) for forms in pair.endings.values()), default=1))
+    texts = {
+        token["slot"] for patterns in pair.rules.values() for pattern in patterns for token in _TOKEN.finditer(pattern)
+    }
+    slots = [_read_slot(text) for text in sorted(text for text in texts if text is not None)]
+    for lexicon in (frame for topic in pair.topics for frame in topic.frames):
+        for slot in slots:
+            for register in registers:
+                agreement = Agreement(register=register, endings=pair.endings)
+                expansion = _Expansion(pair, lexicon, agreement, derive_random("check", pair.id, slot.name))
+                rules = slot.is_rule(pair)
+                for phrase in [expansion.rule(slot.name)] if rules else slot.entries(pair, lexicon):
+                    slot.apply(phrase, agreement)
 
 
 def _join(words: Iterable[Word], spans: list[tuple[str, str]], pair: Pair) -> list[tuple[str, str]]:

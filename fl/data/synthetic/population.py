@@ -15,7 +15,8 @@ from fl.data.manifest import Utterance, write_manifest
 from fl.data.synthetic.acoustics import Acoustics, join_segments, record
 from fl.data.synthetic.espeak import ESPEAK_SAMPLE_RATE, Espeak
 from fl.data.synthetic.grammar import Sentence, generate
-from fl.data.synthetic.pairs import Pair, load_pair
+from fl.data.synthetic.loader import load_pair
+from fl.data.synthetic.pairs import Pair
 from fl.data.synthetic.voices import DeviceProfile, draw_profiles
 from fl.errors import ConfigError
 from fl.rng import derive_generator, derive_random
@@ -87,10 +88,8 @@ def synthesize(
                 progress(len(utterances), len(profiles) * sentences)
         write_manifest(work / MANIFEST_NAME, utterances)
         _write_population(work / POPULATION_NAME, stamp, profiles)
-        if out_dir.is_dir():
-            out_dir.rmdir()  # empty, as _is_finished made sure
         work.chmod(0o755)  # mkdtemp makes private folders
-        os.replace(work, out_dir)
+        _publish(work, out_dir, stamp)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
@@ -137,6 +136,19 @@ def _is_finished(folder: Path, stamp: dict[str, Any]) -> bool:
             f"{folder} holds a population made with other settings ({', '.join(differing)}); choose another folder or delete it"
         )
     return True
+
+
+def _publish(work: Path, out_dir: Path, stamp: dict[str, Any]) -> None:
+    """Give the finished folder its name, in one step. When another process made the same population meanwhile, theirs
+    stays and ours goes: the bytes are equal."""
+    try:
+        if out_dir.is_dir():
+            out_dir.rmdir()  # empty, as _is_finished made sure
+        os.replace(work, out_dir)
+    except OSError:
+        if not _is_finished(out_dir, stamp):
+            raise
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _write_population(path: Path, stamp: dict[str, Any], profiles: tuple[DeviceProfile, ...]) -> None:

@@ -65,9 +65,7 @@ addEventListener("load", async () => {
 </script>"""
 )
 # A window narrower than 500 pixels is beyond headless Chromium; a frame is as narrow as we like.
-FRAME = (
-    '<!doctype html><meta charset="utf-8"><body><iframe width="{width}" height="900" style="border:0" src="page.html">'
-)
+FRAME = '<!doctype html><meta charset="utf-8"><body><iframe width="{width}" height="900" style="border:0" src="page.html"></iframe>'
 
 
 @pytest.fixture(scope="module")
