@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -23,6 +25,9 @@ Value = bool | int | float | str
 ARMS = ("zero-shot", "local", "global", "global+finetune", "personalized", "neutral", "centralized")
 GATES = ("none", "hidden", "low-rank", "self", "cross")
 SITES = ("encoder.self", "decoder.self", "decoder.cross", "ffn")
+SPLITS = ("gates", "fedsa", "ffa", "all-shared", "all-private")
+LAYERS_PREFIX = "layers:"  # and a regular expression over tensor names
+MAX_RANK = 1024
 
 
 def setting(
@@ -58,7 +63,7 @@ class BaseConfig:
 class AdapterConfig:
     """The Gated LoRA adapter and which part of it is shared."""
 
-    rank: int = setting(8, "rank of A and B", low=1, high=1024)
+    rank: int = setting(8, "rank of A and B", low=1, high=MAX_RANK)
     alpha: float = setting(16.0, "the update is scaled by alpha / rank", low=1e-6)
     gate: str = setting("self", "what gates the low-rank path", choices=GATES)
     sites: str = setting("encoder.self,decoder.self,decoder.cross", "where adapters sit", many=SITES)
@@ -184,15 +189,18 @@ class Setting:
         if self.type is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         if type(value) is self.type:
-            if isinstance(value, float) and value != value:
-                raise ConfigError(f"{self.key} is NaN: {self.allowed}")
-            return value  # type: ignore[return-value]
+            return self._finite(value)  # type: ignore[arg-type]
         if isinstance(value, str) and self.type in (int, float):
             try:
-                return self.type(value)  # type: ignore[no-any-return]
+                return self._finite(self.type(value))
             except ValueError:
                 pass
         raise ConfigError(f"{self.key} = {value!r} is a {type(value).__name__}: {self.allowed}")
+
+    def _finite(self, value: Value) -> Value:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{self.key} = {value!r} is not a finite number: {self.allowed}")
+        return value
 
     def _check_words(self, value: str) -> None:
         if self.choices and value not in self.choices:
@@ -271,10 +279,13 @@ def _check_together(config: RunConfig) -> None:
         if arm in config.arms and source not in config.arms:
             raise ConfigError(f"arm {arm!r} is made from arm {source!r}: add {source!r} to arms")
     preset = config.adapter.split
-    if preset not in ("gates", "fedsa", "ffa", "all-shared", "all-private") and not preset.startswith("layers:"):
-        raise ConfigError(
-            f"split = {preset!r} is unknown: one of gates, fedsa, ffa, all-shared, all-private, layers:<pattern>"
-        )
+    if preset.startswith(LAYERS_PREFIX):
+        try:
+            re.compile(preset.removeprefix(LAYERS_PREFIX))
+        except re.error as error:
+            raise ConfigError(f"split = {preset!r} is not a regular expression: {error}") from error
+    elif preset not in SPLITS:
+        raise ConfigError(f"split = {preset!r} is unknown: one of {', '.join(SPLITS)}, {LAYERS_PREFIX}<pattern>")
 
 
 def flat(config: RunConfig) -> dict[str, Value]:

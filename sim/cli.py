@@ -127,7 +127,7 @@ def run(config: RunConfig, workers: Workers = 0, serial: Serial = False, as_json
 @app.command()
 def synth(
     out: Annotated[Path, typer.Option(help="Folder to write: manifest.jsonl, audio, population.json.")],
-    pair: Annotated[str, typer.Option(help="Language pair: ko-en, es-en, or a TOML file of your own.")] = "ko-en",
+    pair: Annotated[str, typer.Option(help="Language pair: ko-en or es-en; another is one file, see CONTRIBUTING.md.")] = "ko-en",
     devices: Annotated[int, typer.Option(help="People who take part.", min=1)] = 8,
     new_people: Annotated[int, typer.Option(help="Further people who never train.", min=0)] = 0,
     sentences: Annotated[int, typer.Option(help="Sentences of each person.", min=1)] = 60,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from fl.config import RunConfig
 from fl.data.manifest import Utterance
 from fl.data.partition import DeviceData, Population
 from fl.data.partition import load_population as divide
-from fl.data.synthetic import new_people_of, synthesize
+from fl.data.synthetic import new_people_of, population_digest, synthesize
 from fl.errors import ConfigError
 from fl.metrics import Counts, score_utterance
 from fl.paths import cache_root
@@ -50,16 +51,15 @@ def population_manifest(config: RunConfig, progress: Callable[[int, int], None] 
     if config.data.manifest:
         return Path(config.data.manifest).expanduser().resolve()
     data = config.data
-    name = f"{data.pair}-{data.devices}x{data.sentences}+{data.new_people}-seed{config.data_seed}"
-    return synthesize(
-        cache_root() / "populations" / name,
-        pair=data.pair,
-        devices=data.devices,
-        new_people=data.new_people,
-        sentences=data.sentences,
-        seed=config.data_seed,
-        progress=progress,
-    )
+    wanted: dict[str, Any] = {
+        "pair": data.pair,
+        "devices": data.devices,
+        "new_people": data.new_people,
+        "sentences": data.sentences,
+        "seed": config.data_seed,
+    }
+    name = f"{data.pair}-{data.devices}x{data.sentences}-seed{config.data_seed}-{population_digest(**wanted)}"
+    return synthesize(cache_root() / "populations" / name, **wanted, progress=progress)
 
 
 class SpeechTask:

@@ -1,5 +1,6 @@
 """The command line tells the truth: what it prints, what it writes, and its exit code."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -107,9 +108,10 @@ def test_transcribing_long_audio_covers_it_in_pieces_within_the_window(adapter, 
     assert result.exit_code == 0, result.output
     pieces = json.loads(result.stdout)["pieces"]
     assert len(pieces) >= 2
-    assert pieces[0]["start"] == 0 and pieces[-1]["end"] == pytest.approx(40.0)
+    assert pieces[0]["start"] == 0
+    assert pieces[-1]["end"] == pytest.approx(40.0)
     assert all(p["end"] - p["start"] <= 29.0 for p in pieces)
-    assert all(a["end"] == b["start"] for a, b in zip(pieces, pieces[1:], strict=False))
+    assert all(a["end"] == b["start"] for a, b in itertools.pairwise(pieces))
 
 
 def test_silence_and_clicks_are_refused_by_name(adapter, home):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -104,7 +105,7 @@ def test_long_audio_is_cut_in_its_pauses_and_nothing_is_lost():
     ranges = split_at_silence(audio)
     assert ranges[0][0] == 0
     assert ranges[-1][1] == len(audio)
-    assert all(left[1] == right[0] for left, right in zip(ranges, ranges[1:], strict=False))
+    assert all(left[1] == right[0] for left, right in pairwise(ranges))
     assert all(end - start <= MAX_SECONDS * SAMPLE_RATE for start, end in ranges)
     first_pause = (25.0, 25.5)
     assert first_pause[0] < ranges[0][1] / SAMPLE_RATE < first_pause[1]

@@ -1,6 +1,6 @@
 """Synthetic populations of people who mix languages: grammar, spelling habits, voices (espeak-ng), rooms, microphones."""
 
 from fl.data.synthetic.loader import known_pairs, load_pair
-from fl.data.synthetic.population import new_people_of, synthesize
+from fl.data.synthetic.population import new_people_of, population_digest, synthesize
 
-__all__ = ["known_pairs", "load_pair", "new_people_of", "synthesize"]
+__all__ = ["known_pairs", "load_pair", "new_people_of", "population_digest", "synthesize"]

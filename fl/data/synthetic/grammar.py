@@ -162,21 +162,37 @@ def _read_slot(text: str) -> _Slot:
 def check_grammar(pair: Pair) -> None:
     """Try every slot of every pattern with every entry that it can take, in each register.
 
-    Raises ConfigError for a slot that cannot be read or filled, and for an entry that its function cannot inflect.
+    Raises ConfigError for a slot that cannot be read or filled, a rule that leads back to itself, and an entry that its
+    function cannot inflect.
     """
+    slots = {name: [_read_slot(text) for text in _slot_texts(patterns)] for name, patterns in pair.rules.items()}
+    below = {name: {slot.name for slot in found if slot.is_rule(pair)} for name, found in slots.items()}
+    for name in pair.rules:
+        reached: set[str] = set()
+        while (fresh := set().union(below[name], *(below[rule] for rule in reached))) - reached:
+            reached |= fresh
+        if name in reached:
+            raise ConfigError(f"rule {name!r} leads back to itself, so a sentence would never end")
     registers = range(max((len(forms) for forms in pair.endings.values()), default=1))
-    texts = {
-        token["slot"] for patterns in pair.rules.values() for pattern in patterns for token in _TOKEN.finditer(pattern)
-    }
-    slots = [_read_slot(text) for text in sorted(text for text in texts if text is not None)]
-    for lexicon in (frame for topic in pair.topics for frame in topic.frames):
-        for slot in slots:
+    every = {slot for found in slots.values() for slot in found}
+    for slot in sorted(every, key=repr):
+        for lexicon in (frame for topic in pair.topics for frame in topic.frames):
             for register in registers:
-                agreement = Agreement(register=register, endings=pair.endings)
-                expansion = _Expansion(pair, lexicon, agreement, derive_random("check", pair.id, slot.name))
-                rules = slot.is_rule(pair)
-                for phrase in [expansion.rule(slot.name)] if rules else slot.entries(pair, lexicon):
-                    slot.apply(phrase, agreement)
+                _try_slot(pair, lexicon, slot, Agreement(register=register, endings=pair.endings))
+
+
+def _slot_texts(patterns: Iterable[str]) -> set[str]:
+    texts = (token["slot"] for pattern in patterns for token in _TOKEN.finditer(pattern))
+    return {text for text in texts if text is not None}
+
+
+def _try_slot(pair: Pair, lexicon: Lexicon, slot: _Slot, agreement: Agreement) -> None:
+    if slot.is_rule(pair):
+        random = derive_random("check", pair.id, slot.name)
+        slot.apply(_Expansion(pair, lexicon, agreement, random).rule(slot.name), agreement)
+        return
+    for entry in slot.entries(pair, lexicon):
+        slot.apply(entry, agreement)
 
 
 def _join(words: Iterable[Word], spans: list[tuple[str, str]], pair: Pair) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 The syntax of entries and patterns is explained at the top of ``pairs/ko-en.toml``.
 """
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,8 +39,6 @@ def load_pair(name: str) -> Pair:
         return pair
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a TOML file: {error}") from error
-    except RecursionError as error:
-        raise ConfigError(f"{path}: a rule expands to itself without end") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{path}: missing or mistyped entry {error}; compare with {PAIRS_FOLDER}/ko-en.toml"
@@ -58,13 +57,18 @@ def _read(table: Mapping[str, Any]) -> Pair:
     missing = [level for level in LEVELS if not rules.get(level)]
     if missing:
         raise ConfigError(f"[rules] has no patterns for {', '.join(missing)}")
+    if not re.fullmatch(r"[A-Za-z0-9-]+", table["id"]):
+        raise ConfigError(f"id {table['id']!r} names people and folders: letters, digits and hyphens only")
+    variants = tuple(table["voices"]["variants"].split())
+    if not variants:
+        raise ConfigError("[voices] lists no voice variants")
     return Pair(
         id=table["id"],
         matrix=table["languages"]["matrix"],
         embedded=table["languages"]["embedded"],
         matrix_voice=table["voices"]["matrix"],
         embedded_voice=table["voices"]["embedded"],
-        variants=tuple(table["voices"]["variants"].split()),
+        variants=variants,
         endings={name: tuple(forms) for name, forms in table.get("endings", {}).items()},
         rules=rules,
         topics=tuple(topics),

@@ -122,6 +122,12 @@ def _stamp(settings: _Settings, pair: Pair) -> dict[str, Any]:
     }
 
 
+def population_digest(*, pair: str, devices: int, new_people: int, sentences: int, seed: int) -> str:
+    """Eight hexadecimal digits of everything that decides a population's bytes: for the name of its folder in a cache."""
+    stamp = _stamp(_Settings(pair, devices, new_people, sentences, seed), load_pair(pair))
+    return hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def _is_finished(folder: Path, stamp: dict[str, Any]) -> bool:
     """Whether ``folder`` holds this very population; False if nothing is there; ConfigError if something else is."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):

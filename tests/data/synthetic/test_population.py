@@ -14,6 +14,7 @@ import pytest
 from fl.data.manifest import read_manifest
 from fl.data.partition import load_population
 from fl.data.synthetic import load_pair, new_people_of, population, synthesize, voices
+from fl.data.synthetic.espeak import Espeak
 from fl.data.synthetic.population import session_numbers
 from fl.data.synthetic.voices import draw_profiles
 from fl.errors import ConfigError
@@ -64,6 +65,14 @@ def test_no_text_is_said_twice_in_either_spelling(tiny):
     people = load_population(tiny, seed=0, new_people=new_people_of(tiny))
     assert people.dropped == 0
     assert [d.device_id for d in people.new_people] == ["ko-en-new-00"]
+
+
+def test_a_sentence_that_somebody_said_is_drawn_again(settings):
+    pair = load_pair(settings["pair"])
+    (person,) = draw_profiles(pair, devices=1, new_people=0, seed=0)
+    first, _ = population._draw_sentence(pair, person, set(), Espeak(), random.Random(4))
+    second, _ = population._draw_sentence(pair, person, {first.key()}, Espeak(), random.Random(4))
+    assert second.key() != first.key()
 
 
 def test_spelling_habits_change_the_text_and_not_one_sample(settings, tmp_path, monkeypatch):

@@ -1,0 +1,297 @@
+"""The ClientApp: a node answers for each of its devices, and keeps to itself what is theirs."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
+from flwr.common.serde import recorddict_to_proto
+from flwr.supercore.task_identity import TaskIdentity
+
+from clients import app as client
+from clients.app import app, hosted_devices
+from clients.worker import Worker
+from fl.adapters.files import load_adapter
+from fl.arms import EVERYONE, trained_arm
+from fl.config import RunConfig
+from fl.errors import AudioError, ConfigError, StoreError
+from fl.wire import COUNTS, JOB, SETTINGS_RECORD, SHARED, Job, device_key, settings_record, to_arrays
+from sim.serial import SerialGrid
+
+
+@pytest.fixture
+def ask(config: RunConfig, worker: Worker) -> Callable[..., RecordDict]:
+    """Send one job to a node, by default one that hosts everybody, and return what it answered."""
+
+    def send(
+        job: Job | None = None, *, shared: ArrayRecord | None = None, kind: str = MessageType.TRAIN, nodes: int = 1
+    ) -> RecordDict:
+        content = RecordDict({SETTINGS_RECORD: settings_record(config)})
+        if job is not None:
+            content[JOB] = job.to_record()
+        if shared is not None:
+            content[SHARED] = shared
+        (reply,) = SerialGrid(app, nodes).send_and_receive([Message(content, dst_node_id=1, message_type=kind)])
+        assert not reply.has_error(), reply.error.reason
+        return reply.content
+
+    return send
+
+
+@pytest.fixture
+def shared(config: RunConfig, worker: Worker) -> ArrayRecord:
+    """Shared tensors as after some rounds. In a fresh adapter B is zero, and gates get no gradient from the first step."""
+    arm = trained_arm("personalized", config)
+    assert arm is not None
+    fresh = worker.initial(arm.gate)
+    return to_arrays(
+        {name: fresh[name] if name.endswith("_A") else fresh[name] + 0.01 for name in worker.split(arm).shared}
+    )
+
+
+@pytest.fixture
+def trainees(worker: Worker) -> tuple[str, ...]:
+    return tuple(d for d in worker.task.device_ids() if not worker.task.is_new(d))
+
+
+def job(*devices: str, arm: str = "personalized", **changes: object) -> Job:
+    return Job(arm=arm, round=1, devices=devices, **changes)  # type: ignore[arg-type]
+
+
+def broken(monkeypatch: pytest.MonkeyPatch, worker: Worker, device_id: str, error: Exception) -> None:
+    """Make one device's data unreadable."""
+    whole = worker.task.device
+
+    def device(wanted: str) -> object:
+        if wanted == device_id:
+            raise error
+        return whole(wanted)
+
+    monkeypatch.setattr(worker.task, "device", device)
+
+
+def test_the_roster_counts_training_examples_and_marks_new_people(
+    ask: Callable[..., RecordDict], worker: Worker
+) -> None:
+    roster = ask(kind=MessageType.QUERY)
+    assert set(roster) == {device_key(COUNTS, d) for d in worker.task.device_ids()}
+    new = [d for d in worker.task.device_ids() if worker.task.is_new(d)]
+    assert len(new) == 1
+    for device_id in worker.task.device_ids():
+        record = roster.metric_records[device_key(COUNTS, device_id)]
+        wanted = 0 if device_id in new else len(worker.task.device(device_id).train)
+        assert (record["examples"], record["new-person"]) == (wanted, int(device_id in new))
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 3, 9])
+def test_nodes_of_a_simulation_share_the_devices_without_overlap(worker: Worker, nodes: int) -> None:
+    parts = [hosted_devices(worker, {"partition-id": i, "num-partitions": nodes}) for i in range(nodes)]
+    assert sorted(d for part in parts for d in part) == sorted(worker.task.device_ids())
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_a_deployed_node_hosts_the_device_that_it_names(worker: Worker, trainees: tuple[str, ...]) -> None:
+    assert hosted_devices(worker, {"device-id": trainees[1]}) == (trainees[1],)
+    with pytest.raises(ConfigError, match=r"nobody.*known devices"):
+        hosted_devices(worker, {"device-id": "nobody"})
+    with pytest.raises(ConfigError, match="--node-config"):
+        hosted_devices(worker, {})
+
+
+def test_training_answers_with_shared_tensors_and_keeps_the_gates(
+    ask: Callable[..., RecordDict], worker: Worker, shared: ArrayRecord, trainees: tuple[str, ...]
+) -> None:
+    reply = ask(job(*trainees), shared=shared)
+    for device_id in trainees:
+        sent = reply.array_records[device_key(SHARED, device_id)]
+        assert set(sent) == set(shared)
+        assert any((sent[n].numpy() != shared[n].numpy()).any() for n in shared)
+        counts = reply.metric_records[device_key(COUNTS, device_id)]
+        assert counts["bytes-up"] == sum(len(array.data) for array in sent.values())
+        assert counts["bytes-down"] == sum(len(array.data) for array in shared.values())
+        assert counts["examples"] == len(worker.task.device(device_id).train)
+        assert worker.store.rounds("personalized", device_id) == [1]
+
+
+def test_each_device_gets_the_same_whoever_else_is_on_its_node(
+    ask: Callable[..., RecordDict], shared: ArrayRecord, trainees: tuple[str, ...]
+) -> None:
+    key = device_key(SHARED, trainees[0])
+    alone = ask(job(trainees[0]), shared=shared).array_records[key]
+    last = ask(job(*trainees[::-1]), shared=shared).array_records[key]
+    assert {n: a.data for n, a in alone.items()} == {n: a.data for n, a in last.items()}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [AudioError("오늘 meeting.wav is silent"), OSError("disk of 김민수 is gone"), RuntimeError("shape of bug")],
+)
+def test_a_device_that_fails_is_counted_and_the_others_go_on(
+    ask: Callable[..., RecordDict],
+    worker: Worker,
+    shared: ArrayRecord,
+    trainees: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    broken(monkeypatch, worker, trainees[0], error)
+    with caplog.at_level(logging.WARNING, "idiolect.client"):
+        reply = ask(job(*trainees), shared=shared)
+    assert dict(reply.metric_records[device_key(COUNTS, trainees[0])]) == {"failed": 1}
+    assert device_key(SHARED, trainees[0]) not in reply
+    assert all(device_key(SHARED, d) in reply for d in trainees[1:])
+    assert str(error) in caplog.text  # the reason is in the device's own log, and there alone
+
+
+def test_a_device_whose_data_cannot_be_read_does_not_hide_the_others_from_the_roster(
+    ask: Callable[..., RecordDict], worker: Worker, trainees: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken(monkeypatch, worker, trainees[0], AudioError("corrupt"))
+    roster = ask(kind=MessageType.QUERY).metric_records
+    assert dict(roster[device_key(COUNTS, trainees[0])]) == {"failed": 1}
+    assert all(roster[device_key(COUNTS, d)]["examples"] for d in trainees[1:])
+
+
+def test_a_device_of_another_node_is_refused(
+    ask: Callable[..., RecordDict], worker: Worker, shared: ArrayRecord
+) -> None:
+    first, second = worker.task.device_ids()[:2]
+    reply = ask(job(first, second), shared=shared, nodes=2)
+    assert device_key(SHARED, first) in reply
+    assert dict(reply.metric_records[device_key(COUNTS, second)]) == {"failed": 1}
+
+
+def test_arms_that_only_evaluate_are_not_trained(
+    ask: Callable[..., RecordDict], shared: ArrayRecord, trainees: tuple[str, ...]
+) -> None:
+    for arm in ("neutral", "zero-shot"):
+        reply = ask(job(trainees[0], arm=arm), shared=shared)
+        assert dict(reply.metric_records[device_key(COUNTS, trainees[0])]) == {"failed": 1}
+
+
+def test_a_new_person_is_never_trained(ask: Callable[..., RecordDict], worker: Worker, shared: ArrayRecord) -> None:
+    (new,) = [d for d in worker.task.device_ids() if worker.task.is_new(d)]
+    reply = ask(job(new), shared=shared)
+    assert set(reply) == {device_key(COUNTS, new)}
+    assert worker.store.rounds("personalized", new) == []
+
+
+def test_centralized_trains_on_everybodys_data_with_everybodys_steps(
+    ask: Callable[..., RecordDict], config: RunConfig, worker: Worker, trainees: tuple[str, ...]
+) -> None:
+    fresh = to_arrays(dict(worker.initial("none")))
+    counts = ask(job(EVERYONE, arm="centralized"), shared=fresh).metric_records[device_key(COUNTS, EVERYONE)]
+    assert counts["steps"] == config.train.local_steps * len(trainees)
+    assert counts["examples"] == sum(len(worker.task.device(d).train) for d in trainees)
+
+
+@pytest.fixture
+def deployed(config: RunConfig) -> Iterator[Context]:
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    return Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+
+
+def test_a_deployed_device_never_acts_for_everybody_and_keeps_its_state_where_its_owner_said(
+    config: RunConfig, worker: Worker, trainees: tuple[str, ...], deployed: Context, tmp_path: Path, shared: ArrayRecord
+) -> None:
+    deployed.node_config = {"device-id": trainees[0], "store": str(tmp_path / "own")}
+    content = RecordDict(
+        {JOB: job(trainees[0], EVERYONE).to_record(), SETTINGS_RECORD: settings_record(config), SHARED: shared}
+    )
+    reply = app(Message(content, dst_node_id=1, message_type=MessageType.TRAIN), deployed)
+    assert dict(reply.content.metric_records[device_key(COUNTS, EVERYONE)]) == {"failed": 1}
+    assert list((tmp_path / "own").rglob("state-000001.safetensors"))
+    assert worker.store.rounds("personalized", trainees[0]) == []
+
+
+def evaluate_finally(
+    ask: Callable[..., RecordDict], shared: ArrayRecord, *devices: str, arm: str = "personalized"
+) -> RecordDict:
+    return ask(job(*devices, arm=arm, split="test", final=True), shared=shared, kind=MessageType.EVALUATE)
+
+
+def test_transcripts_and_the_finished_adapter_stay_on_the_devices_disk(
+    ask: Callable[..., RecordDict], worker: Worker, shared: ArrayRecord, trainees: tuple[str, ...]
+) -> None:
+    ask(job(*trainees), shared=shared)
+    reply = evaluate_finally(ask, shared, *trainees)
+    sent = recorddict_to_proto(reply).SerializeToString()
+    assert not reply.array_records
+    for device_id in trainees:
+        folder = worker.store.folder("personalized", device_id)
+        rows = [
+            json.loads(line) for line in (folder / client.TRANSCRIPTS_NAME).read_text(encoding="utf-8").splitlines()
+        ]
+        test = worker.task.device(device_id).test
+        assert [(r["utterance"], r["reference"]) for r in rows] == [(e.key, e.target) for e in test]
+        assert {r["new_person"] for r in rows} == {False}
+        for row in rows:
+            assert row["reference"].encode() not in sent
+        tensors, info = load_adapter(folder / "adapter")
+        assert set(tensors) == set(worker.initial("self"))
+        assert info.base_fingerprint == worker.task.fingerprint
+        assert all((tensors[name].numpy() == shared[name].numpy()).all() for name in shared)
+        assert any(tensors[name].any() for name in tensors if "gate_" in name)
+
+
+def test_a_new_person_is_tested_with_neutral_gates_and_marked_as_new(
+    ask: Callable[..., RecordDict], worker: Worker, shared: ArrayRecord
+) -> None:
+    (new,) = [d for d in worker.task.device_ids() if worker.task.is_new(d)]
+    evaluate_finally(ask, shared, new, arm="neutral")
+    folder = worker.store.folder("neutral", new)
+    tensors, _ = load_adapter(folder / "adapter")
+    assert not any(tensors[name].any() for name in tensors if "gate_" in name)
+    rows = (folder / client.TRANSCRIPTS_NAME).read_text(encoding="utf-8").splitlines()
+    assert {json.loads(line)["new_person"] for line in rows} == {True}
+
+
+def test_a_full_disk_at_the_end_fails_one_device_and_not_its_neighbours(
+    ask: Callable[..., RecordDict],
+    shared: ArrayRecord,
+    trainees: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = client.write_atomically
+
+    def full(path: Path, data: bytes) -> None:
+        if json.loads(data.splitlines()[0])["device"] == trainees[0]:
+            raise OSError(28, "No space left on device")
+        whole(path, data)
+
+    monkeypatch.setattr(client, "write_atomically", full)
+    reply = evaluate_finally(ask, shared, *trainees)
+    assert dict(reply.metric_records[device_key(COUNTS, trainees[0])]) == {"failed": 1}
+    assert all("wer.reference" in reply.metric_records[device_key(COUNTS, d)] for d in trainees[1:])
+
+
+def test_damaged_private_state_is_a_failed_device_and_not_a_fresh_start(
+    ask: Callable[..., RecordDict], worker: Worker, shared: ArrayRecord, trainees: tuple[str, ...]
+) -> None:
+    ask(job(*trainees), shared=shared)
+    path = worker.store.folder("personalized", trainees[0]) / "state-000001.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    second = Job(arm="personalized", round=2, devices=trainees)
+    reply = ask(second, shared=shared)
+    assert dict(reply.metric_records[device_key(COUNTS, trainees[0])]) == {"failed": 1}
+    assert device_key(SHARED, trainees[1]) in reply
+    with pytest.raises(StoreError):
+        worker.store.load("personalized", trainees[0], {}, before=2)
+
+
+def test_without_a_place_for_private_state_nothing_is_trained(
+    config: RunConfig, deployed: Context, trainees: tuple[str, ...]
+) -> None:
+    deployed.node_config = {"device-id": trainees[0]}
+    settings = settings_record(replace(config, output=""))
+    message = Message(
+        RecordDict({JOB: job(trainees[0]).to_record(), SETTINGS_RECORD: settings}),
+        dst_node_id=1,
+        message_type=MessageType.TRAIN,
+    )
+    with pytest.raises(ConfigError, match="no place for private state"):
+        app(message, deployed)

@@ -1,0 +1,76 @@
+"""Evaluation: the same transcripts in whatever batches, and counts that add up."""
+
+import numpy as np
+import pytest
+
+from clients import evaluator
+from clients.evaluator import evaluate
+from clients.worker import Worker
+from fl.adapters import load_state
+from fl.rng import derive_generator
+from fl.task import Example
+from fl.wire import add_counts
+
+
+@pytest.fixture
+def examples(worker: Worker) -> list[Example]:
+    """Recordings of several speakers, of different lengths, not in the order of their length."""
+    people = [worker.task.device(device_id) for device_id in worker.task.device_ids()]
+    chosen = [example for person in people for example in (*person.train, *person.test)][:9]
+    assert len({example.size for example in chosen}) > 5
+    return chosen[::2]
+
+
+@pytest.fixture
+def adapted(worker: Worker) -> Worker:
+    """The worker with an adapter that changes what is heard."""
+    initial = worker.initial("self")
+    noise = {n: t + 0.3 * t.new_tensor(derive_generator(1, n).standard_normal(t.shape)) for n, t in initial.items()}
+    load_state(worker.adapted, noise, worker.slot("self"))
+    return worker
+
+
+def test_batches_do_not_change_predictions(
+    adapted: Worker, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = [evaluate(adapted.adapted, adapted.task, [example]).predictions[0] for example in examples]
+    assert len(set(alone)) > 1
+    assert list(evaluate(adapted.adapted, adapted.task, examples[::-1]).predictions) == alone[::-1]
+    monkeypatch.setattr(evaluator, "EVALUATION_BATCH", 2)
+    assert list(evaluate(adapted.adapted, adapted.task, examples).predictions) == alone
+
+
+def test_counts_are_the_sum_over_utterances(adapted: Worker, examples: list[Example]) -> None:
+    result = evaluate(adapted.adapted, adapted.task, examples)
+    single = [adapted.task.score(e, p) for e, p in zip(examples, result.predictions, strict=True)]
+    assert result.counts == add_counts(single)
+    assert result.counts["wer"].reference == sum(len(e.target.split()) for e in examples)
+    assert {"wer", "cer", "mer"} <= result.counts.keys()
+
+
+def test_an_adapter_that_is_switched_off_changes_nothing(adapted: Worker, examples: list[Example]) -> None:
+    base = adapted.task.base
+    with adapted.adapted.disable_adapter():
+        off = evaluate(adapted.adapted, adapted.task, examples[:3], adapted=False).predictions
+    plain = evaluate(base.new_model(), adapted.task, examples[:3], adapted=False).predictions
+    assert off == plain
+
+
+def test_a_device_without_examples_has_no_counts(adapted: Worker) -> None:
+    result = evaluate(adapted.adapted, adapted.task, [])
+    assert (result.predictions, result.counts) == ((), {})
+
+
+def test_examples_keep_their_order_whatever_their_length(examples: list[Example]) -> None:
+    class Echo:
+        def predict(self, model: object, batch: list[Example], *, adapted: bool, beams: int) -> list[str]:
+            sizes = [e.size for e in batch]
+            assert sizes == sorted(sizes)  # similar sizes stand together, so that little is padding
+            return [e.key for e in batch]
+
+        def score(self, example: Example, prediction: str) -> dict[str, object]:
+            assert prediction == example.key
+            return {}
+
+    shuffled = [examples[i] for i in np.random.default_rng(0).permutation(len(examples))]
+    assert list(evaluate(None, Echo(), shuffled).predictions) == [e.key for e in shuffled]  # type: ignore[arg-type]

@@ -1,0 +1,164 @@
+"""Private state on a device's disk: durable, whole or absent, and nobody else's."""
+
+import errno
+import os
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clients.store import DeviceStore, PrivateState, folder_name
+from fl.errors import StoreError
+
+SHAPES = {"layer.gated_lora_gate_weight": (2, 3), "layer.gated_lora_gate_bias": (2,)}
+
+
+def state(round_index: int, value: float | None = None) -> PrivateState:
+    filled = float(round_index) if value is None else value
+    return PrivateState(round_index, {name: torch.full(shape, filled) for name, shape in SHAPES.items()})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> DeviceStore:
+    return DeviceStore(tmp_path / "store", "whisper:64x2+2:0123")
+
+
+def load(store: DeviceStore, device_id: str = "ann", before: int = 1_000) -> PrivateState:
+    found = store.load("personalized", device_id, SHAPES, before=before)
+    assert found is not None
+    return found
+
+
+def test_a_state_comes_back_bit_for_bit_with_its_round(store: DeviceStore) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensors = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+    store.save("personalized", "ann", PrivateState(3, tensors))
+    found = load(store)
+    assert found.round == 3
+    assert found.tensors.keys() == tensors.keys()
+    assert all(torch.equal(found.tensors[name], tensors[name]) for name in tensors)
+
+
+def test_a_device_without_state_has_none(store: DeviceStore) -> None:
+    store.save("personalized", "ann", state(1))
+    assert store.load("personalized", "bob", SHAPES, before=9) is None
+    assert store.load("local", "ann", SHAPES, before=9) is None
+    assert store.load("personalized", "ann", SHAPES, before=1) is None
+
+
+def test_two_rounds_are_kept_and_before_picks_the_older(store: DeviceStore) -> None:
+    for round_index in (1, 2, 3):
+        store.save("personalized", "ann", state(round_index))
+    assert store.rounds("personalized", "ann") == [2, 3]
+    assert load(store, before=4).round == 3
+    older = load(store, before=3)
+    assert older.round == 2
+    assert older.tensors["layer.gated_lora_gate_bias"].tolist() == [2.0, 2.0]
+
+
+def test_a_round_that_is_trained_again_replaces_its_state_and_keeps_the_one_before(store: DeviceStore) -> None:
+    for round_index in (4, 5):
+        store.save("personalized", "ann", state(round_index))
+    store.save("personalized", "ann", state(5, value=-1.0))
+    assert store.rounds("personalized", "ann") == [4, 5]
+    assert load(store).tensors["layer.gated_lora_gate_bias"].tolist() == [-1.0, -1.0]
+
+
+def test_rounds_of_a_device_that_was_not_drawn_each_time_are_kept_by_number_not_by_age(store: DeviceStore) -> None:
+    for round_index in (2, 9, 14):
+        store.save("personalized", "ann", state(round_index))
+    assert store.rounds("personalized", "ann") == [9, 14]
+    assert load(store, before=14).round == 9
+
+
+@pytest.mark.parametrize("damage", [b"", b"not safetensors", "cut", "flipped header"])
+def test_a_damaged_file_is_named_and_says_what_to_do(store: DeviceStore, damage: bytes | str) -> None:
+    store.save("personalized", "ann", state(1))
+    store.save("personalized", "ann", state(2))
+    path = store.folder("personalized", "ann") / "state-000002.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(
+        damage if isinstance(damage, bytes) else whole[:-5] if damage == "cut" else b"\xff" * 8 + whole[8:]
+    )
+    with pytest.raises(StoreError, match=r"state-000002.*remove the file"):
+        load(store)
+    path.unlink()
+    assert load(store).round == 1
+
+
+def test_state_of_another_base_is_refused_by_name(store: DeviceStore) -> None:
+    store.save("personalized", "ann", state(1))
+    other = DeviceStore(store.root, "whisper:512x6+6:4567")
+    with pytest.raises(StoreError, match=r"whisper:64x2\+2:0123.*whisper:512x6\+6:4567"):
+        load(other)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {**SHAPES, "layer.gated_lora_gate_weight": (4, 3)},
+        {"layer.gated_lora_gate_bias": (2,)},
+        {**SHAPES, "more.gated_lora_gate_bias": (2,)},
+    ],
+    ids=["other shape", "fewer tensors", "more tensors"],
+)
+def test_state_of_another_configuration_is_refused(store: DeviceStore, shapes: dict[str, tuple[int, ...]]) -> None:
+    store.save("personalized", "ann", state(1))
+    with pytest.raises(StoreError, match="does not fit this run"):
+        store.load("personalized", "ann", shapes, before=9)
+
+
+def test_state_with_nan_is_refused(store: DeviceStore) -> None:
+    store.save("personalized", "ann", state(1, value=float("nan")))
+    with pytest.raises(StoreError, match="NaN"):
+        load(store)
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_state_before_and_no_temporary_file(
+    store: DeviceStore, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    store.save("personalized", "ann", state(1))
+    store.save("personalized", "ann", state(2))
+    before = sorted(p.name for p in store.folder("personalized", "ann").iterdir())
+
+    def full(*_: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, full)
+        with pytest.raises(StoreError, match=r"No space left.*free some space"):
+            store.save("personalized", "ann", state(3))
+    assert sorted(p.name for p in store.folder("personalized", "ann").iterdir()) == before
+    assert load(store).round == 2
+    assert load(store, before=2).round == 1
+
+
+STRANGE = ["../x", "a/b", "a%2fb", "a_b", "..", ".", "/etc", "C:\\x", "김민수", "김민서", "a b", "-", "a\0b", "state-1"]
+
+
+def test_strange_device_ids_stay_inside_the_root_and_apart_from_each_other(store: DeviceStore) -> None:
+    for number, device_id in enumerate(STRANGE):
+        folder = store.folder("personalized", device_id)
+        assert folder.resolve().parent == (store.root / "personalized").resolve()
+        store.save("personalized", device_id, state(1, value=float(number)))
+    for number, device_id in enumerate(STRANGE):
+        assert load(store, device_id).tensors["layer.gated_lora_gate_bias"].tolist() == [number, number]
+    assert sorted(p.name for p in store.root.iterdir()) == ["personalized"]
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=12), min_size=2, max_size=2, unique=True))
+def test_two_device_ids_never_share_a_folder(pair: list[str]) -> None:
+    first, second = map(folder_name, pair)
+    assert first != second
+    assert "/" not in first
+    assert first not in (".", "..")
+
+
+@pytest.mark.parametrize("device_id", ["", "x" * 201])
+def test_an_id_that_cannot_name_a_folder_is_refused(device_id: str) -> None:
+    with pytest.raises(StoreError, match="cannot name a folder"):
+        folder_name(device_id)

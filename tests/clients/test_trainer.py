@@ -1,0 +1,262 @@
+"""Local training: which steps run, on what, and which tensors each of them may touch."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from clients.trainer import LocalPlan, draw_batches, make_plan, schedule_factor, step_kinds, train_locally
+from fl.adapters.model import gated_layers
+from fl.adapters.state import State
+from fl.config import TrainConfig
+from fl.errors import AdapterError
+from fl.rng import derive_seed
+
+PLAN = LocalPlan(steps=4, batch_size=3, learning_rate=1e-2, private_learning_rate=1e-1)
+
+
+def train(task, plan: LocalPlan = PLAN, *, count: int = 7, seed: int = 5):
+    return train_locally(task.model, task.parameters, task.split, task, task.examples(count), plan, seed=seed)
+
+
+def equal(first: State, second: State) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+# Which steps
+
+
+@given(st.integers(1, 40), st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), st.integers(0, 5), st.integers(0, 2**32))
+def test_neutral_steps_are_the_share_asked_for(steps: int, dropout: float, extra: int, seed: int) -> None:
+    plan = replace(PLAN, steps=steps, gate_dropout=dropout, private_steps=extra)
+    kinds = step_kinds(plan, np.random.default_rng(seed))
+    count = Counter(kinds[:steps])
+    assert kinds[steps:] == ["private"] * extra
+    assert count["neutral"] + count["joint"] == steps
+    assert abs(count["neutral"] - dropout * steps) < 1
+    if dropout * steps == int(dropout * steps):
+        assert count["neutral"] == dropout * steps
+
+
+def test_a_fraction_of_a_neutral_step_is_drawn_so_that_the_mean_is_right() -> None:
+    plan = replace(PLAN, steps=3, gate_dropout=0.4)  # 1.2 steps: one, and a second in every fifth round
+    rounds = 4_000
+    generator = np.random.default_rng(0)
+    mean = sum(step_kinds(plan, generator).count("neutral") for _ in range(rounds)) / rounds
+    deviation = (0.2 * 0.8 / rounds) ** 0.5
+    assert abs(mean - 1.2) < 5 * deviation
+
+
+def test_neutral_steps_come_at_any_place() -> None:
+    plan = replace(PLAN, steps=4, gate_dropout=0.25)
+    places = {step_kinds(plan, np.random.default_rng(seed)).index("neutral") for seed in range(60)}
+    assert places == {0, 1, 2, 3}
+
+
+def test_warm_up_rounds_train_the_shared_part_only() -> None:
+    config = TrainConfig(private_warmup_rounds=2, gate_dropout=0.25, private_steps=3)
+    warm = make_plan(config, 2, steps=4, gated=True)
+    after = make_plan(config, 3, steps=4, gated=True)
+    assert (warm.gate_dropout, warm.private_steps) == (1.0, 0)
+    assert (after.gate_dropout, after.private_steps) == (0.25, 3)
+
+
+def test_without_gates_there_is_neither_dropout_nor_a_private_step() -> None:
+    plan = make_plan(TrainConfig(private_warmup_rounds=2, gate_dropout=0.5, private_steps=3), 1, steps=4, gated=False)
+    assert (plan.gate_dropout, plan.private_steps) == (0.0, 0)
+
+
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
+def test_a_schedule_starts_at_the_full_rate_and_never_rises(name: str) -> None:
+    factors = [schedule_factor(name, r, 8) for r in range(1, 9)]
+    assert factors[0] == 1.0
+    assert all(a >= b > 0.1 for a, b in pairwise(factors))
+    assert (factors[-1] < 0.3) == (name != "constant")
+
+
+# On what
+
+
+@given(st.integers(1, 30), st.integers(1, 12), st.integers(1, 40), st.integers(0, 2**32))
+def test_batches_use_each_example_equally_and_never_twice_in_one(
+    count: int, size: int, batches: int, seed: int
+) -> None:
+    drawn = draw_batches(count, size, batches, np.random.default_rng(seed))
+    assert [len(batch) for batch in drawn] == [min(size, count)] * batches
+    assert all(len(set(batch)) == len(batch) for batch in drawn)
+    uses = Counter(i for batch in drawn for i in batch)
+    assert set(uses) <= set(range(count))
+    assert max(uses.values()) - min(uses[i] for i in range(count)) <= 1
+
+
+def test_a_device_with_one_example_trains_on_it(regression) -> None:
+    task = regression()
+    result = train(task, replace(PLAN, batch_size=4), count=1)
+    assert (result.steps, result.examples) == (4, 4)
+    assert task.seen == [("e0",)] * 4
+    assert all(change > 0 for change in task.moved().values())
+
+
+def test_a_device_without_examples_is_refused_before_anything_changes(regression) -> None:
+    task = regression()
+    with pytest.raises(AdapterError, match="no training examples"):
+        train(task, count=0)
+    assert equal(task.state(), task.start)
+
+
+# Which tensors
+
+
+def kinds_that_moved(task) -> set[str]:
+    return {
+        "gate" if "gate_" in name.rsplit(".", 1)[-1] else name[-1] for name, change in task.moved().items() if change
+    }
+
+
+def test_a_joint_step_trains_shared_and_private_parts(regression) -> None:
+    task = regression()
+    train(task)
+    assert all(change > 0 for change in task.moved().values())
+
+
+def test_neutral_steps_leave_the_gates_untouched(regression) -> None:
+    task = regression()
+    train(task, replace(PLAN, gate_dropout=1.0, weight_decay=0.1))
+    assert kinds_that_moved(task) == {"A", "B"}
+
+
+def test_private_steps_leave_the_shared_tensors_untouched(regression) -> None:
+    task = regression()
+    train(task, replace(PLAN, steps=0, private_steps=4, weight_decay=0.1))
+    assert kinds_that_moved(task) == {"gate"}
+
+
+def test_private_steps_after_joint_ones_leave_the_shared_tensors_as_the_joint_ones_left_them(regression) -> None:
+    # Adam's momentum must not go on pushing the shared part.
+    task = regression()
+    train(task, replace(PLAN, batch_size=7))
+    joint = task.state()
+    task.restart()
+    train(task, replace(PLAN, batch_size=7, private_steps=3))
+    after = task.state()
+    same = {name for name in joint if torch.allclose(joint[name], after[name], rtol=0, atol=1e-5)}
+    assert same == set(task.split.shared)
+
+
+def test_neutral_steps_train_the_shared_part_as_if_there_were_no_gates(regression) -> None:
+    gated, plain = regression(), regression(gate="none", split_name="all-shared")
+    opened = {name: torch.full_like(value, 0.7) for name, value in gated.start.items() if "gate_" in name}
+    gated.start = {**gated.start, **opened}
+    gated.restart()
+    train(gated, replace(PLAN, gate_dropout=1.0))
+    train(plain, PLAN)
+    trained = gated.state()
+    assert all(torch.equal(trained[name], value) for name, value in plain.state().items())
+
+
+def test_gates_are_back_after_training_and_after_a_failure(regression) -> None:
+    task = regression()
+    train(task, replace(PLAN, gate_dropout=1.0))
+    assert not any(layer.gates_neutral for layer in gated_layers(task.model))
+    task.loss_of = diverging
+    with pytest.raises(AdapterError):
+        train(task, replace(PLAN, gate_dropout=1.0))
+    assert not any(layer.gates_neutral for layer in gated_layers(task.model))
+
+
+@pytest.mark.parametrize(
+    ("split", "still"), [("ffa", {"A"}), ("gates", set()), ("fedsa", set()), ("all-private", set())]
+)
+def test_fixed_tensors_do_not_move(regression, split: str, still: set[str]) -> None:
+    task = regression(split_name=split)
+    train(task, replace(PLAN, private_steps=1))
+    assert {"A", "B", "gate"} - kinds_that_moved(task) == still
+
+
+def test_a_tensor_that_one_split_fixes_learns_again_under_the_next(regression) -> None:
+    task = regression(split_name="ffa")
+    train(task)
+    task.split_name = "gates"
+    task.restart()
+    train(task)
+    assert kinds_that_moved(task) == {"A", "B", "gate"}
+
+
+@pytest.mark.parametrize("split", ["gates", "fedsa", "ffa", "all-private"])
+def test_the_private_learning_rate_is_for_gates_only(regression, split: str) -> None:
+    # The first step of Adam moves every parameter with a gradient by its learning rate, whatever the gradient.
+    task = regression(split_name=split)
+    train(task, replace(PLAN, steps=1))
+    for name, change in task.moved().items():
+        if name in task.split.fixed:
+            continue
+        rate = PLAN.private_learning_rate if "gated_lora_gate" in name else PLAN.learning_rate
+        assert change == pytest.approx(rate, rel=1e-3), name
+
+
+def test_training_lowers_the_loss(regression) -> None:
+    task = regression()
+    first = train(task, replace(PLAN, steps=1, batch_size=7)).loss
+    train(task, replace(PLAN, steps=60, batch_size=7))
+    assert train(task, replace(PLAN, steps=1, batch_size=7)).loss < 0.7 * first
+
+
+# Reproducible
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(regression) -> None:
+    plan = replace(PLAN, gate_dropout=0.5, private_steps=1)
+    states = []
+    for seed in (5, 5, 6):
+        task = regression()
+        train(task, plan, seed=seed)
+        states.append(task.state())
+    assert equal(states[0], states[1])
+    assert not equal(states[0], states[2])
+
+
+def test_the_order_of_devices_changes_nothing(regression) -> None:
+    task = regression()
+
+    def run(order: list[str]) -> dict[str, State]:
+        after = {}
+        for device in order:
+            task.restart()
+            examples = task.examples(5, seed=ord(device))
+            seed = derive_seed(1, 1, device, "train")
+            train_locally(task.model, task.parameters, task.split, task, examples, PLAN, seed=seed)
+            after[device] = task.state()
+        return after
+
+    forth, back = run(["a", "b", "c"]), run(["c", "b", "a"])
+    assert all(equal(forth[device], back[device]) for device in forth)
+    assert not equal(forth["a"], forth["b"])
+
+
+# Divergence
+
+
+def diverging(predicted: Tensor, wanted: Tensor) -> Tensor:
+    return (predicted * float("inf")).sum()
+
+
+def steep(predicted: Tensor, wanted: Tensor) -> Tensor:
+    """A finite loss whose gradient is not: the slope of a root at zero."""
+    return (predicted - predicted.detach()).pow(2).sum().sqrt()
+
+
+@pytest.mark.parametrize(("loss", "word"), [(diverging, "loss"), (steep, "gradient")])
+def test_a_diverging_device_raises_and_names_the_rates(
+    regression, loss: Callable[[Tensor, Tensor], Tensor], word: str
+) -> None:
+    task = regression(loss_of=loss)
+    with pytest.raises(AdapterError, match=rf"{word} is not finite; lower learning-rate"):
+        train(task)
+    assert all(bool(torch.isfinite(value).all()) for value in task.state().values())
