@@ -23,7 +23,7 @@ NEUTRAL_MARGIN = 0.01  # neutral may be worse than global by one point at most
 
 def seed_config(seed: int, runs: Path, arms: str | None) -> RunConfig:
     """The default experiment with one seed."""
-    values: dict[str, object] = {"seed": seed, "output": str(runs / f"seed-{seed}"), "evaluate-every": 4}
+    values: dict[str, object] = {"seed": seed, "output": str(runs / f"seed-{seed}")}
     if arms:
         values["arms"] = arms
     return make_config(values)

@@ -88,23 +88,23 @@ class TrainConfig:
     """Rounds and local steps; shared (A, B) and private (gates) parameters have their own schedules."""
 
     rounds: int = setting(8, "federated rounds", low=1, high=100_000)
-    local_steps: int = setting(5, "optimizer steps of a device in a round", low=1, high=100_000)
-    batch_size: int = setting(4, "utterances in a local step", low=1, high=4096)
-    learning_rate: float = setting(1e-3, "learning rate of shared tensors", low=0.0, high=1.0)
-    private_learning_rate: float = setting(2e-2, "learning rate of private tensors", low=0.0, high=10.0)
+    local_steps: int = setting(8, "optimizer steps of a device in a round", low=1, high=100_000)
+    batch_size: int = setting(2, "utterances in a local step", low=1, high=4096)
+    learning_rate: float = setting(2e-3, "learning rate of shared tensors", low=0.0, high=1.0)
+    private_learning_rate: float = setting(1e-2, "learning rate of private tensors", low=0.0, high=10.0)
     gate_dropout: float = setting(
-        0.4, "share of a round's steps that run with neutral gates and train the shared part only", low=0.0, high=1.0
+        0.25, "share of a round's steps that run with neutral gates and train the shared part only", low=0.0, high=1.0
     )
     private_steps: int = setting(0, "extra steps for the private part alone at the end of a round", low=0, high=100_000)
     private_warmup_rounds: int = setting(
-        0, "first rounds in which only the shared part is trained", low=0, high=100_000
+        3, "first rounds in which only the shared part is trained", low=0, high=100_000
     )
     weight_decay: float = setting(0.0, "decoupled weight decay of shared tensors", low=0.0, high=1.0)
     clipping_norm: float = setting(
         1.0, "largest gradient norm of a step, for shared and for private tensors each", low=1e-9
     )
     schedule: str = setting("constant", "learning rate over the rounds", choices=("constant", "linear", "cosine"))
-    finetune_steps: int = setting(5, "local steps after the last round in the arm global+finetune", low=1, high=100_000)
+    finetune_steps: int = setting(8, "local steps after the last round in the arm global+finetune", low=1, high=100_000)
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class FederationConfig:
 
     arms: str = setting(",".join(ARMS), "what to train and compare", many=ARMS)
     sample: float = setting(1.0, "share of the devices that train in a round", low=1e-9, high=1.0)
-    evaluate_every: int = setting(2, "rounds between evaluations on validation data; 0 for never", low=0, high=100_000)
+    evaluate_every: int = setting(4, "rounds between evaluations on validation data; 0 for never", low=0, high=100_000)
     final_split: str = setting(
         "test",
         "data of the final comparison; validation while settings are being chosen",
@@ -186,14 +186,13 @@ class Setting:
         return parsed
 
     def _typed(self, value: object) -> Value:
-        if self.type is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
         if type(value) is self.type:
             return self._finite(value)  # type: ignore[arg-type]
-        if isinstance(value, str) and self.type in (int, float):
+        whole_as_float = self.type is float and type(value) is int
+        if whole_as_float or (isinstance(value, str) and self.type in (int, float)):
             try:
                 return self._finite(self.type(value))
-            except ValueError:
+            except (ValueError, OverflowError):
                 pass
         raise ConfigError(f"{self.key} = {value!r} is a {type(value).__name__}: {self.allowed}")
 
@@ -305,17 +304,17 @@ def load_config(path: Path, start: RunConfig | None = None) -> RunConfig:
         raise ConfigError(f"{path} is not TOML: {error}") from error
     values: dict[str, object] = {}
     for key, value in document.items():
-        if isinstance(value, dict):
-            if key not in SECTIONS:
-                raise ConfigError(f"{path}: unknown section [{key}]: known sections are {', '.join(SECTIONS)}")
-            for name, inner in value.items():
-                if name in SETTINGS and SETTINGS[name].section != key:
-                    raise ConfigError(
-                        f"{path}: {name!r} stands under [{key}] but belongs to [{SETTINGS[name].section or 'the top'}]"
-                    )
-                values[name] = inner
-        else:
-            values[key] = value
+        if isinstance(value, dict) and key not in SECTIONS:
+            raise ConfigError(f"{path}: unknown section [{key}]: known sections are {', '.join(SECTIONS)}")
+        for written, inner in value.items() if isinstance(value, dict) else [(key, value)]:
+            name = written.replace("-", "_")
+            if isinstance(value, dict) and name in SETTINGS and SETTINGS[name].section != key:
+                raise ConfigError(
+                    f"{path}: {written!r} stands under [{key}] but belongs to [{SETTINGS[name].section or 'the top'}]"
+                )
+            if name in values:
+                raise ConfigError(f"{path}: {written!r} is given twice: keep one")
+            values[name] = inner
     try:
         return make_config(values, start)
     except ConfigError as error:

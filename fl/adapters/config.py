@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal, get_args
+from math import inf
 
 from peft import PeftConfig
 from peft.mapping import (
@@ -18,12 +18,11 @@ from peft.mapping import (
     PEFT_TYPE_TO_TUNER_MAPPING,
 )
 
+from fl.config import GATES, MAX_RANK
+from fl.config import SITES as SITE_NAMES
 from fl.errors import ConfigError
 
-Gate = Literal["none", "hidden", "low-rank", "self", "cross"]
-GATES: tuple[str, ...] = get_args(Gate)
 PREFIX = "gated_lora_"
-MAX_RANK = 1024
 
 
 class GatedLoraType(str, Enum):  # noqa: UP042 - PEFT compares the value as a plain str and serializes it by ``str.__str__``
@@ -34,12 +33,13 @@ class GatedLoraType(str, Enum):  # noqa: UP042 - PEFT compares the value as a pl
 
 # Where an adapter may sit in an encoder-decoder transformer: site -> the names of the linear maps there, for the
 # naming of transformers' Whisper (and Bart-like) modules. A Wav2Vec2-like encoder has encoder.self and ffn only.
-SITES: dict[str, str] = {
-    "encoder.self": r"encoder\.layers\.\d+\.(?:self_attn|attention)\.(?P<t>{targets})",
-    "decoder.self": r"decoder\.layers\.\d+\.self_attn\.(?P<t>{targets})",
-    "decoder.cross": r"decoder\.layers\.\d+\.encoder_attn\.(?P<t>{targets})",
-    "ffn": r"(?:encoder|decoder)\.layers\.\d+\.(?:feed_forward\.)?(?:fc1|fc2|intermediate_dense|output_dense)",
-}
+_PATTERNS = (
+    r"encoder\.layers\.\d+\.(?:self_attn|attention)\.(?:{targets})",
+    r"decoder\.layers\.\d+\.self_attn\.(?:{targets})",
+    r"decoder\.layers\.\d+\.encoder_attn\.(?:{targets})",
+    r"(?:encoder|decoder)\.layers\.\d+\.(?:feed_forward\.)?(?:fc1|fc2|intermediate_dense|output_dense)",
+)
+SITES: dict[str, str] = dict(zip(SITE_NAMES, _PATTERNS, strict=True))
 ATTENTION_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
@@ -59,8 +59,7 @@ def target_pattern(sites: Sequence[str], targets: Sequence[str] = ATTENTION_TARG
     if not targets and set(sites) != {"ffn"}:
         raise ConfigError(f"targets is empty: name at least one of {', '.join(ATTENTION_TARGETS)}")
     wanted = "|".join(targets)
-    # Named groups may not repeat in one pattern, and PEFT only asks whether the whole name matches.
-    patterns = [SITES[site].replace("(?P<t>", "(?:").format(targets=wanted) for site in dict.fromkeys(sites)]
+    patterns = [SITES[site].format(targets=wanted) for site in dict.fromkeys(sites)]
     return r"(?:.*\.)?(?:" + "|".join(patterns) + ")"
 
 
@@ -86,7 +85,7 @@ class GatedLoraConfig(PeftConfig):
         self.peft_type = GatedLoraType.GATED_LORA
         if isinstance(self.r, bool) or not isinstance(self.r, int) or not 1 <= self.r <= MAX_RANK:
             raise ConfigError(f"rank {self.r!r} is not allowed: give a whole number from 1 to {MAX_RANK}")
-        if not self.lora_alpha > 0:
+        if not 0 < self.lora_alpha < inf:
             raise ConfigError(f"alpha {self.lora_alpha!r} is not allowed: give a positive number")
         if self.gate not in GATES:
             raise ConfigError(f"unknown gate {self.gate!r}: known gates are {', '.join(GATES)}")

@@ -19,8 +19,8 @@ from torch import Tensor
 from fl.adapters.config import GatedLoraConfig
 from fl.adapters.split import make_split
 from fl.adapters.state import State, size_of
-from fl.errors import AdapterError, AdapterMismatchError, ConfigError, IdiolectError
-from fl.files import write_atomically
+from fl.errors import AdapterError, AdapterMismatchError, ConfigError, IdiolectError, SplitError
+from fl.files import write_together
 
 SCHEMA = 1
 CONFIG_NAME = "adapter_config.json"
@@ -50,7 +50,7 @@ class AdapterInfo:
 
 
 def save_adapter(folder: Path, tensors: State, info: AdapterInfo) -> None:
-    """Write an adapter folder. Each file is replaced whole or not at all; a failed write leaves the old adapter intact."""
+    """Write an adapter folder. A failed write, on a full disk for example, leaves the old adapter intact."""
     metadata = {
         "format": "pt",
         "schema": str(SCHEMA),
@@ -61,9 +61,10 @@ def save_adapter(folder: Path, tensors: State, info: AdapterInfo) -> None:
         "language": info.language,
         "tensors": str(len(tensors)),
     }
+    weights = save({k: v.contiguous() for k, v in tensors.items()}, metadata)
+    config = json.dumps(_config_json(info), indent=2, sort_keys=True).encode()
     try:
-        write_atomically(folder / WEIGHTS_NAME, save({k: v.contiguous() for k, v in tensors.items()}, metadata))
-        write_atomically(folder / CONFIG_NAME, json.dumps(_config_json(info), indent=2, sort_keys=True).encode())
+        write_together(folder, {WEIGHTS_NAME: weights, CONFIG_NAME: config})
     except OSError as error:
         raise AdapterError(
             f"adapter could not be written to {folder}: {error}; free some space or choose another folder"
@@ -97,7 +98,10 @@ def load_adapter(folder: Path) -> tuple[State, AdapterInfo]:
         raise AdapterError(
             f"{weights} holds {len(tensors)} tensors but says {metadata.get('tensors')}: the file was altered"
         )
-    make_split(metadata.get("split", ""), tensors)
+    try:
+        make_split(metadata.get("split", ""), tensors)
+    except (ConfigError, SplitError) as error:
+        raise AdapterError(f"{weights} does not say what of it is private: {error}; get it again") from error
     info = AdapterInfo(
         base_name=metadata.get("base", ""),
         base_fingerprint=metadata.get("base_fingerprint", ""),
@@ -117,7 +121,7 @@ def _read_config(path: Path) -> GatedLoraConfig:
             raise AdapterError(f"{path} describes {kind!r}, not a GATED_LORA adapter: load it with PEFT itself")
         known = GatedLoraConfig.__dataclass_fields__
         return GatedLoraConfig(**{key: value for key, value in values.items() if key in known and key != "peft_type"})
-    except (ValueError, TypeError, ConfigError) as error:
+    except (OSError, ValueError, TypeError, RecursionError, ConfigError) as error:
         raise AdapterError(f"{path} is not an adapter configuration: {error}") from error
 
 

@@ -20,7 +20,7 @@ are not public text: the four gates are our own readings of the four places that
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
@@ -43,6 +43,14 @@ def gate_shapes(gate: str, d_in: int, d_out: int, r: int) -> tuple[tuple[int, ..
     }[gate]
 
 
+def check_rank(r: int, d_in: int, d_out: int, module_name: str) -> None:
+    """Raise :class:`ConfigError` if a low-rank pair of rank ``r`` would not be low-rank for a map of ``d_out x d_in``."""
+    if r > min(d_in, d_out):
+        raise ConfigError(
+            f"rank {r} is larger than {module_name} ({d_out} x {d_in}): give a rank of at most {min(d_in, d_out)}"
+        )
+
+
 def initial_a(r: int, d_in: int, seed: int | None, module_name: str) -> Tensor:
     """A (r x d_in), kaiming-uniform with a = sqrt(5) as in LoRA, that is U(-1/sqrt(d_in), 1/sqrt(d_in)).
 
@@ -60,6 +68,15 @@ class GatedLoraLinear(nn.Module, BaseTunerLayer):
 
     adapter_layer_names = ("gated_lora_A", "gated_lora_B", "gated_lora_gate_weight", "gated_lora_gate_bias")
     other_param_names = ("r", "scaling", "gate")
+
+    if TYPE_CHECKING:  # PEFT is untyped, and nn.Module types whatever it does not know as "Tensor | Module"
+        active_adapters: list[str]
+        merged: bool
+        disable_adapters: bool
+
+        def get_base_layer(self) -> nn.Linear: ...
+        def set_adapter(self, adapter_names: list[str], inference_mode: bool = False) -> None: ...
+        def _move_adapter_to_device_of_base_layer(self, adapter_name: str) -> None: ...
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: GatedLoraConfig, module_name: str) -> None:
         super().__init__()
@@ -87,11 +104,7 @@ class GatedLoraLinear(nn.Module, BaseTunerLayer):
     def update_layer(self, adapter_name: str, config: GatedLoraConfig, **_: Any) -> None:
         """Add the adapter ``adapter_name``, freshly initialised: B = 0 and the gate neutral."""
         r = config.r
-        if r > min(self.in_features, self.out_features):
-            raise ConfigError(
-                f"rank {r} is larger than {self.module_name} ({self.out_features} x {self.in_features}): "
-                f"give a rank of at most {min(self.in_features, self.out_features)}"
-            )
+        check_rank(r, self.in_features, self.out_features, self.module_name)
         self.r[adapter_name] = r
         self.scaling[adapter_name] = config.scaling
         self.gate[adapter_name] = config.gate
@@ -163,6 +176,7 @@ class GatedLoraLinear(nn.Module, BaseTunerLayer):
         for name, delta in zip(names, deltas, strict=True):
             if safe_merge and not torch.isfinite(delta).all():
                 raise AdapterError(f"adapter {name!r} has non-finite values at {self.module_name}: it was not merged")
+        for name, delta in zip(names, deltas, strict=True):
             weight.data += delta.to(weight.dtype)
             self.merged_adapters.append(name)
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from fl.config import LAYERS_PREFIX
 from fl.errors import ConfigError, SplitError
 
 Rule = Callable[[str], str]
@@ -66,14 +67,13 @@ def _by_kind(**roles: str) -> Rule:
     return rule
 
 
-PRESETS: dict[str, Rule] = {
+PRESETS: dict[str, Rule] = {  # the names are those of fl.config.SPLITS
     "gates": _by_kind(A="shared", B="shared", gate="private"),
     "fedsa": _by_kind(A="shared", B="private", gate="private"),  # FedSA-LoRA, arXiv 2410.01463
     "ffa": _by_kind(A="fixed", B="shared", gate="private"),  # FFA-LoRA, arXiv 2403.12313
     "all-shared": lambda name: "shared",
     "all-private": lambda name: "private",
 }
-LAYERS_PREFIX = "layers:"
 
 
 def make_split(preset: str, names: Iterable[str]) -> Split:
@@ -83,12 +83,12 @@ def make_split(preset: str, names: Iterable[str]) -> Split:
     Raises :class:`ConfigError` for an unknown preset, :class:`SplitError` if a tensor would have no role or nothing matches.
     """
     names = sorted(names)
-    rule = _layers_rule(preset, names) if preset.startswith(LAYERS_PREFIX) else PRESETS.get(preset)
-    if rule is None:
-        raise ConfigError(f"unknown split {preset!r}: known splits are {', '.join(PRESETS)}, {LAYERS_PREFIX}<pattern>")
+    rule = _rule(preset)
     roles: dict[str, list[str]] = {"shared": [], "private": [], "fixed": []}
     for name in names:
         roles[rule(name)].append(name)
+    if preset.startswith(LAYERS_PREFIX) and not roles["private"]:
+        raise SplitError(f"split {preset!r} matches no tensor: names look like {names[0] if names else '(none)'!r}")
     split = Split(preset, tuple(roles["shared"]), tuple(roles["private"]), tuple(roles["fixed"]))
     split.require_complete(names)
     return split
@@ -96,17 +96,18 @@ def make_split(preset: str, names: Iterable[str]) -> Split:
 
 def role_of(preset: str, name: str) -> str:
     """``shared``, ``private`` or ``fixed``: the role that ``preset`` gives to one tensor name."""
-    split = make_split(preset, [name]) if not preset.startswith(LAYERS_PREFIX) else None
-    if split is None:
-        return "private" if re.search(preset.removeprefix(LAYERS_PREFIX), name) else "shared"
-    return "shared" if split.shared else "private" if split.private else "fixed"
+    return _rule(preset)(name)
 
 
-def _layers_rule(preset: str, names: list[str]) -> Rule:
+def _rule(preset: str) -> Rule:
+    if not preset.startswith(LAYERS_PREFIX):
+        if preset not in PRESETS:
+            raise ConfigError(
+                f"unknown split {preset!r}: known splits are {', '.join(PRESETS)}, {LAYERS_PREFIX}<pattern>"
+            )
+        return PRESETS[preset]
     try:
         pattern = re.compile(preset.removeprefix(LAYERS_PREFIX))
     except re.error as error:
         raise ConfigError(f"split {preset!r} is not a regular expression: {error}") from error
-    if not any(pattern.search(name) for name in names):
-        raise SplitError(f"split {preset!r} matches no tensor: names look like {names[0] if names else '(none)'!r}")
     return lambda name: "private" if pattern.search(name) else "shared"
