@@ -1,6 +1,9 @@
 """The main result: every arm of the default experiment over several seeds, pooled, with paired bootstrap intervals.
 
-    python -m benchmarks.personalization [--seeds 1 2 3] [--runs runs/personalization] [--write docs/results.md]
+    python -m benchmarks.personalization [--seeds 1 2 3] [--finished runs/demo] [--arms ARMS] [--write docs/results.md]
+
+``--finished`` adds folders of runs with the same settings and other seeds, such as that of the demo (seed 1). The arms that all
+runs have in common are pooled.
 
 Each seed makes its own population, division, adapter initialisation and batches. Seeds that are finished are not run again,
 a stopped one resumes. The table in docs/results.md is what this writes; nothing in it is typed.
@@ -9,12 +12,13 @@ a stopped one resumes. The table in docs/results.md is what this writes; nothing
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fl.config import RunConfig, make_config
+from fl.config import RunConfig, load_config, make_config
 from sim.cli import progress_bars
-from sim.report import Summary, read_run, summarize, transcripts_of, write_page, write_summary
+from sim.report import RunFiles, Summary, pool, read_run, summarize_files, transcripts_of, write_page, write_summary
 from sim.run import run_simulation
 
 COMPARED = (("personalized", "global", -0.30), ("personalized", "local", -0.30))
@@ -85,6 +89,19 @@ def table(summary: Summary, seeds: list[int]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def common_arms(runs: list[RunFiles]) -> list[RunFiles]:
+    """The runs cut to the arms that every one of them has."""
+    arms = set.intersection(*({row.arm for row in run.transcripts} for run in runs))
+    return [
+        replace(
+            run,
+            results=tuple(row for row in run.results if row.arm in arms),
+            transcripts=tuple(row for row in run.transcripts if row.arm in arms),
+        )
+        for run in runs
+    ]
+
+
 START, END = "<!-- personalization: made by benchmarks/personalization.py -->", "<!-- end of personalization -->"
 
 
@@ -100,20 +117,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--runs", type=Path, default=Path("runs/personalization"))
+    parser.add_argument("--finished", type=Path, nargs="*", default=[])
     parser.add_argument("--arms", default=None)
     parser.add_argument("--write", type=Path, default=None)
     arguments = parser.parse_args()
-    folders = []
+    folders: list[Path] = list(arguments.finished)
     for seed in arguments.seeds:
         folder = arguments.runs / f"seed-{seed}"
         folders.append(folder)
         if not (folder / "costs.json").exists():
             with progress_bars() as show:
                 run_simulation(seed_config(seed, arguments.runs, arguments.arms), progress=show)
-    summary = summarize(folders)
+    runs = pool(common_arms([read_run(folder) for folder in folders]))
+    seeds = sorted(load_config(folder / "config.toml").seed for folder in folders)
+    summary = summarize_files(runs)
     write_summary(summary, arguments.runs / "summary.json")
-    write_page(arguments.runs, summary, transcripts_of([read_run(folder) for folder in folders]))
-    text = table(summary, arguments.seeds)
+    write_page(arguments.runs, summary, transcripts_of(runs))
+    text = table(summary, seeds)
     print(text)
     if arguments.write:
         write_between(arguments.write, text)

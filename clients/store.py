@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from fl.adapters.state import check_tensors
 from fl.errors import AdapterError, AdapterMismatchError, StoreError
 from fl.files import write_atomically
+from fl.tensorfile import tensor_bytes
 
 SCHEMA = 1
 KEPT_ROUNDS = 2
@@ -108,7 +108,7 @@ class DeviceStore:
         metadata = {"schema": str(SCHEMA), "base": self.fingerprint, "round": str(state.round)}
         path = self._path(arm, device_id, state.round)
         try:
-            write_atomically(path, save({k: v.contiguous() for k, v in state.tensors.items()}, metadata))
+            write_atomically(path, tensor_bytes(state.tensors, metadata))
         except OSError as error:
             raise StoreError(
                 f"private state could not be written to {path}: {error}; the state before it is intact, free some space"

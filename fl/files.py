@@ -7,16 +7,18 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+PRIVATE, PUBLIC = 0o600, 0o644  # file modes: for the owner alone, or for everybody to read
 
-def write_atomically(path: Path, data: bytes) -> None:
+
+def write_atomically(path: Path, data: bytes, *, mode: int = PRIVATE) -> None:
     """Write ``data`` to ``path``: a temporary file beside it, flushed to the disk, then renamed over it.
 
     On any error (a full disk, say) the old file is intact and the temporary one is gone; the OSError is passed on.
     """
-    write_together(path.parent, {path.name: data})
+    write_together(path.parent, {path.name: data}, mode=mode)
 
 
-def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
+def write_together(folder: Path, files: Mapping[str, bytes], *, mode: int = PRIVATE) -> None:
     """Write files that belong together: all of them reach the disk before the first is renamed to its name in ``folder``.
 
     A disk that fills up therefore leaves every old file intact, not the first of them replaced.
@@ -29,6 +31,7 @@ def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
+                os.fchmod(file.fileno(), mode)
                 os.fsync(file.fileno())
         for name, temporary in temporaries.items():
             os.replace(temporary, folder / name)

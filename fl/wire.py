@@ -107,7 +107,7 @@ def split_key(key: str) -> tuple[str, str]:
 
 def counts_record(metrics: Mapping[str, Counts], extra: Mapping[str, int | float]) -> MetricRecord:
     """Counts of one device as a flat record, ``mer.substitutions`` and so on, with plain numbers beside them."""
-    values: dict[str, int | float] = dict(extra)
+    values: dict[str, int | float | list[int] | list[float]] = dict(extra)
     for name, counts in metrics.items():
         for field in FIELDS:
             values[f"{name}.{field}"] = int(getattr(counts, field))
@@ -115,7 +115,7 @@ def counts_record(metrics: Mapping[str, Counts], extra: Mapping[str, int | float
 
 
 def read_counts(record: Mapping[str, object]) -> tuple[dict[str, Counts], dict[str, float]]:
-    """The inverse of :func:`counts_record`. Raises :class:`IdiolectError` for values that are no numbers."""
+    """The inverse of :func:`counts_record`. Raises :class:`IdiolectError` for values that are no numbers and counts that lack a part."""
     fields: dict[str, dict[str, int]] = {}
     extra: dict[str, float] = {}
     for key, value in record.items():
@@ -125,9 +125,14 @@ def read_counts(record: Mapping[str, object]) -> tuple[dict[str, Counts], dict[s
             )
         name, _, field = key.rpartition(".")
         if name and field in FIELDS:
+            if value != value // 1:  # NaN and infinity too
+                raise IdiolectError(f"count {key!r} is {value}, not a whole number: the reply is not from this version")
             fields.setdefault(name, {})[field] = int(value)
         else:
             extra[key] = value
+    for name, values in fields.items():
+        if len(values) < len(FIELDS):
+            raise IdiolectError(f"counts of {name!r} lack {sorted(set(FIELDS) - set(values))}: the reply is incomplete")
     return {name: Counts(**values) for name, values in fields.items()}, extra
 
 

@@ -127,7 +127,9 @@ def run(config: RunConfig, workers: Workers = 0, serial: Serial = False, as_json
 @app.command()
 def synth(
     out: Annotated[Path, typer.Option(help="Folder to write: manifest.jsonl, audio, population.json.")],
-    pair: Annotated[str, typer.Option(help="Language pair: ko-en or es-en; another is one file, see CONTRIBUTING.md.")] = "ko-en",
+    pair: Annotated[
+        str, typer.Option(help="Language pair: ko-en or es-en; another is one file, see CONTRIBUTING.md.")
+    ] = "ko-en",
     devices: Annotated[int, typer.Option(help="People who take part.", min=1)] = 8,
     new_people: Annotated[int, typer.Option(help="Further people who never train.", min=0)] = 0,
     sentences: Annotated[int, typer.Option(help="Sentences of each person.", min=1)] = 60,
@@ -166,7 +168,8 @@ def report(
     """Summarize a run: error rates with intervals in the terminal, and one self-contained HTML page."""
     from sim.report import print_summary, read_run, summarize, transcripts_of, write_page, write_summary
 
-    summary = summarize(folders)
+    with errors.status("resampling for intervals"):
+        summary = summarize(folders)
     target = out or folders[0]
     target.mkdir(parents=True, exist_ok=True)
     write_summary(summary, target / "summary.json")
@@ -192,7 +195,8 @@ def transcribe(
     """Transcribe a file with a person's adapter. Audio longer than 29 s is split at silence."""
     from fl.speech.transcribe import transcribe_file
 
-    pieces = transcribe_file(file, base, adapter, beams=beams, language=language)
+    with errors.status("loading the base and listening"):
+        pieces = transcribe_file(file, base, adapter, beams=beams, language=language)
     if as_json:
         print(
             json.dumps(

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from flwr.app import ArrayRecord
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from fl.errors import RunError
 from fl.files import write_atomically
+from fl.tensorfile import tensor_bytes
 from fl.wire import from_arrays, to_arrays
 
 SCHEMA = 1
@@ -33,7 +33,7 @@ def save_checkpoint(folder: Path, arm: str, checkpoint: Checkpoint, fingerprint:
     """Replace the arm's checkpoint; a full disk raises :class:`RunError` and leaves the one before."""
     metadata = {"schema": str(SCHEMA), "arm": arm, "round": str(checkpoint.round), "base": fingerprint}
     try:
-        write_atomically(checkpoint_path(folder, arm), save(from_arrays(checkpoint.arrays), metadata))
+        write_atomically(checkpoint_path(folder, arm), tensor_bytes(from_arrays(checkpoint.arrays), metadata))
     except OSError as error:
         raise RunError(f"checkpoint could not be written to {folder}: {error}; the one before it is intact") from error
 

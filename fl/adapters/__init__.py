@@ -1,10 +1,11 @@
 """Gated LoRA: the tuner, the shared/private split, and adapters in memory and on disk."""
 
-from fl.adapters.config import GATES, SITES, GatedLoraConfig, target_pattern
+from fl.adapters.config import SITES, GatedLoraConfig, target_pattern
 from fl.adapters.files import AdapterInfo, load_adapter, save_adapter
 from fl.adapters.model import GatedLoraModel, export_lora, gated_layers, neutral_gates
 from fl.adapters.split import PRESETS, Split, make_split
 from fl.adapters.state import adapter_shapes, adapter_state, load_state
+from fl.config import GATES
 
 __all__ = [
     "GATES",

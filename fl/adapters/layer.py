@@ -20,6 +20,7 @@ are not public text: the four gates are our own readings of the four places that
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -73,10 +74,9 @@ class GatedLoraLinear(nn.Module, BaseTunerLayer):
         active_adapters: list[str]
         merged: bool
         disable_adapters: bool
-
-        def get_base_layer(self) -> nn.Linear: ...
-        def set_adapter(self, adapter_names: list[str], inference_mode: bool = False) -> None: ...
-        def _move_adapter_to_device_of_base_layer(self, adapter_name: str) -> None: ...
+        get_base_layer: Callable[[], nn.Linear]
+        set_adapter: Callable[..., None]
+        _move_adapter_to_device_of_base_layer: Callable[[str], None]
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: GatedLoraConfig, module_name: str) -> None:
         super().__init__()
@@ -157,7 +157,8 @@ class GatedLoraLinear(nn.Module, BaseTunerLayer):
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """s B A (d_out x d_in). Raises :class:`AdapterError` for a gated adapter, whose update depends on the input."""
         self.require_mergeable(adapter_name)
-        return (self.gated_lora_B[adapter_name] @ self.gated_lora_A[adapter_name]) * self.scaling[adapter_name]
+        product: Tensor = self.gated_lora_B[adapter_name] @ self.gated_lora_A[adapter_name]
+        return product * self.scaling[adapter_name]
 
     def require_mergeable(self, adapter_name: str) -> None:
         """Raise :class:`AdapterError` unless the adapter is ungated."""

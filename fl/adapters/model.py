@@ -53,10 +53,7 @@ class GatedLoraModel(BaseTuner):
         adapter_names: list[str] | None = None,
     ) -> nn.Module:
         if merge:
-            # Every layer is asked before any layer is touched: a refusal leaves the model as it was.
-            for layer in gated_layers(self.model):
-                for name in adapter_names or layer.active_adapters:
-                    layer.require_mergeable(name)
+            self._require_mergeable(adapter_names)
         model: nn.Module = super()._unload_and_optionally_merge(
             merge=merge, progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names
         )
@@ -64,10 +61,14 @@ class GatedLoraModel(BaseTuner):
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """Merge in place; a gated adapter is refused before any layer changes."""
+        self._require_mergeable(adapter_names)
+        super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+
+    def _require_mergeable(self, adapter_names: list[str] | None) -> None:
+        """Ask every layer before any layer is touched, so that a refusal leaves the model as it was."""
         for layer in gated_layers(self.model):
             for name in adapter_names or layer.active_adapters:
                 layer.require_mergeable(name)
-        super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
 
 
 register(GatedLoraModel)

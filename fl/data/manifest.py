@@ -8,13 +8,13 @@ Required keys: ``audio`` (path relative to the manifest), ``text``, ``speaker``.
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from fl.errors import ManifestError, TextError
+from fl.files import PUBLIC, write_atomically
 from fl.speech.text import normalize_text
 
 LEVELS = ("word", "phrase", "sentence")
@@ -80,17 +80,8 @@ def read_manifest(path: str | Path) -> list[Utterance]:
 def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> None:
     """Write ``utterances`` with audio paths relative to the manifest's folder; complete or not at all."""
     path = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            for utterance in utterances:
-                file.write(json.dumps(_row(utterance, path.parent), ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    lines = (json.dumps(_row(utterance, path.parent), ensure_ascii=False) + "\n" for utterance in utterances)
+    write_atomically(path, "".join(lines).encode(), mode=PUBLIC)
 
 
 def _row(utterance: Utterance, folder: Path) -> dict[str, Any]:

@@ -9,10 +9,11 @@ import math
 from collections.abc import Collection, Mapping
 
 import numpy as np
-from flwr.app import ArrayRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 
 from fl.errors import GuardError
-from fl.wire import COUNTS, SHARED, split_key
+from fl.metrics import METRICS
+from fl.wire import COUNTS, FIELDS, SHARED, split_key
 
 # Counts and sizes that say nothing beyond how much was done and how well. A name outside this list does not leave.
 PLAIN_COUNTS = frozenset(
@@ -29,7 +30,7 @@ PLAIN_COUNTS = frozenset(
         "round",
     }
 )
-COUNT_FIELDS = frozenset({"substitutions", "deletions", "insertions", "reference"})
+ERROR_COUNTS = frozenset(f"{metric}.{field}" for metric in METRICS for field in FIELDS)
 
 
 def check_reply(
@@ -73,7 +74,8 @@ def _check_arrays(
             )
         if array.dtype not in ("float32", "float16"):
             raise GuardError(f"nothing was sent: {key}/{name} has dtype {array.dtype}; float32 or float16 was agreed")
-        if not np.isfinite(array.numpy()).all():
+        values = _decode(key, name, array)
+        if not np.isfinite(values).all():
             raise GuardError(
                 f"nothing was sent: {key}/{name} holds NaN or infinity; training diverged, lower the learning rate"
             )
@@ -82,12 +84,26 @@ def _check_arrays(
         raise GuardError(f"nothing was sent: {key} lacks {len(missing)} shared tensors, first {missing[0]!r}")
 
 
+def _decode(key: str, name: str, array: Array) -> np.ndarray:
+    """The values of an array; what it holds must be what its label says, or a larger one could hide in it."""
+    try:
+        values = array.numpy()
+    except (ValueError, TypeError, EOFError) as error:
+        raise GuardError(f"nothing was sent: {key}/{name} cannot be decoded ({type(error).__name__})") from None
+    if values.shape != tuple(array.shape) or values.dtype != array.dtype:
+        raise GuardError(f"nothing was sent: {key}/{name} holds {values.dtype} {values.shape} under another label")
+    return values
+
+
 def _check_counts(key: str, record: MetricRecord) -> None:
+    # Flower sends the text of an exception to the aggregator, so these messages never quote a refused value.
     for name, value in record.items():
-        field = name.rpartition(".")[2]
-        if name not in PLAIN_COUNTS and field not in COUNT_FIELDS:
+        if name not in PLAIN_COUNTS and name not in ERROR_COUNTS:
             raise GuardError(
-                f"nothing was sent: {key} holds {name!r}, which is no count; known are {', '.join(sorted(PLAIN_COUNTS))}"
+                f"nothing was sent: {key} holds {name[:40]!r}, which is no count; known are {', '.join(sorted(PLAIN_COUNTS))} "
+                f"and <metric>.<{'|'.join(FIELDS)}>"
             )
         if isinstance(value, list) or not math.isfinite(value):
-            raise GuardError(f"nothing was sent: {key}/{name} is {value!r}, not one finite number")
+            raise GuardError(f"nothing was sent: {key}/{name} is not one finite number")
+        if name in ERROR_COUNTS and (not isinstance(value, int) or value < 0):
+            raise GuardError(f"nothing was sent: {key}/{name} is not a whole number of at least 0")

@@ -1,7 +1,6 @@
 """Waveforms: any file that libsndfile reads in, 16 kHz mono float32 out, and checks that it can be speech."""
 
-import os
-import tempfile
+import io
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import soundfile
 import soxr
 
 from fl.errors import AudioError
+from fl.files import PUBLIC, write_atomically
 
 Waveform = npt.NDArray[np.float32]
 """Samples at SAMPLE_RATE, shape ``(samples,)``, nominally in [-1, 1]."""
@@ -122,13 +122,6 @@ def save_audio(path: str | Path, audio: Waveform) -> None:
         raise AudioError(f"{path}: refusing to write samples that are not finite numbers")
     samples = np.round(np.clip(audio, -1.0, 1.0) * 32767.0).astype(np.int16)
     kind = "FLAC" if path.suffix.lower() == ".flac" else "WAV"
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            soundfile.write(file, samples, SAMPLE_RATE, format=kind, subtype="PCM_16")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, SAMPLE_RATE, format=kind, subtype="PCM_16")
+    write_atomically(path, buffer.getvalue(), mode=PUBLIC)

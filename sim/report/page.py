@@ -15,7 +15,7 @@ from sim.report.charts import percent
 from sim.report.markup import details, section, table
 from sim.report.rows import TranscriptRow
 from sim.report.samples import choose
-from sim.report.summary import Summary, write_atomic
+from sim.report.summary import Summary, write_whole
 from sim.report.words import comparison, people, rate_of, sentences_compared
 
 _NAVIGATION = (
@@ -37,7 +37,7 @@ def write_page(run_dir: Path, summary: Summary, transcripts: Sequence[Transcript
     of sound. Raises :class:`~fl.errors.RunError` if the file cannot be written; an older page is then intact.
     """
     path = run_dir / "report.html" if out is None else out
-    write_atomic(path, render(summary, transcripts))
+    write_whole(path, render(summary, transcripts))
     return path
 
 

@@ -2,14 +2,13 @@
 
 import json
 import math
-import os
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
 from fl.errors import RunError
+from fl.files import PUBLIC, write_atomically
 from fl.metrics import METRICS, Counts
 from fl.rng import derive_seed
 from sim.report.rows import ARMS, SCHEMA, ResultRow, RunFiles, TranscriptRow, read_run
@@ -115,23 +114,13 @@ def summarize_files(runs: Sequence[RunFiles], *, samples: int = SAMPLES) -> Summ
 def write_summary(summary: Summary, path: Path) -> None:
     """``summary`` as JSON, written beside ``path``, synced and renamed: never half a file."""
     text = json.dumps(summary, ensure_ascii=False, indent=1, allow_nan=False)
-    write_atomic(path, text + "\n")
+    write_whole(path, text + "\n")
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """UTF-8 text to ``path`` by a temporary file in the same folder. Raises :class:`RunError` if it cannot be written."""
+def write_whole(path: Path, text: str) -> None:
+    """UTF-8 ``text`` to ``path``, whole or not at all. Raises :class:`RunError` if it cannot be written."""
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_atomically(path, text.encode(), mode=PUBLIC)
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error.strerror}); free space or choose another folder") from None
 

@@ -178,6 +178,7 @@ def config(manifest: Path, tmp_path: Path) -> RunConfig:
             "rank": 2,
             "new-people": 1,
             "gate-dropout": 0.0,
+            "private-warmup-rounds": 0,
             "language": "ko",
             "output": str(tmp_path / "run"),
         }

@@ -1,0 +1,145 @@
+"""Every tensor of an adapter is shared, private or fixed: exactly one of them."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fl.adapters import GATES, PRESETS, GatedLoraConfig, Split, make_split, target_pattern
+from fl.adapters.fresh import fresh_adapter
+from fl.adapters.split import role_of, tensor_kind
+from fl.config import SITES, SPLITS
+from fl.errors import ConfigError, SplitError
+
+MODULES = [f"base_model.model.model.{half}.layers.{i}.self_attn.{p}"
+           for half in ("encoder", "decoder") for i in range(3) for p in ("q_proj", "out_proj")]  # fmt: skip
+KINDS = ("A", "B", "gate_weight", "gate_bias")
+NAMES = [f"{module}.gated_lora_{kind}" for module in MODULES for kind in KINDS]
+
+
+def roles(split: Split) -> dict[str, str]:
+    """Role by name; fails if a name has two."""
+    table: dict[str, str] = {}
+    for role in ("shared", "private", "fixed"):
+        for name in getattr(split, role):
+            assert name not in table
+            table[name] = role
+    return table
+
+
+@pytest.mark.parametrize(
+    ("preset", "a", "b", "gate"),
+    [
+        ("gates", "shared", "shared", "private"),
+        ("fedsa", "shared", "private", "private"),
+        ("ffa", "fixed", "shared", "private"),
+        ("all-shared", "shared", "shared", "shared"),
+        ("all-private", "private", "private", "private"),
+    ],
+)
+def test_a_preset_gives_each_kind_of_tensor_its_role(preset, a, b, gate):
+    expected = {"A": a, "B": b, "gate_weight": gate, "gate_bias": gate}
+    table = roles(make_split(preset, NAMES))
+    assert table == {name: expected[name.rsplit("gated_lora_", 1)[1]] for name in NAMES}
+
+
+@pytest.mark.parametrize("preset", SPLITS)
+@pytest.mark.parametrize("gate", GATES)
+def test_presets_are_disjoint_and_complete_over_real_adapters(preset, gate, whisper):
+    names = fresh_adapter(whisper(), GatedLoraConfig(r=2, gate=gate, target_modules=target_pattern(SITES))).keys()
+    split = make_split(preset, names)
+    assert set(roles(split)) == set(names)
+    assert set(split.trained) == set(names) - set(split.fixed)
+
+
+def test_no_preset_but_the_one_named_so_shares_a_gate():
+    for preset in SPLITS:
+        shared_gates = [name for name in make_split(preset, NAMES).shared if tensor_kind(name) == "gate"]
+        assert bool(shared_gates) == (preset == "all-shared")
+
+
+def test_the_run_config_knows_the_same_presets():
+    assert tuple(PRESETS) == SPLITS
+
+
+# No repetition signs: a pattern may take a regular expression for ever, which is not what is tested here.
+patterns = st.text("adelyrs.0123|\\d()[]^$?_BA", max_size=12) | st.sampled_from(
+    ["", r"layers\.2\.", r"decoder.*gate", "encoder", r"q_proj\.gated_lora_B$", "(", "[a"]
+)
+
+
+@given(pattern=patterns, chosen=st.sets(st.sampled_from(NAMES)))
+def test_any_pattern_gives_a_complete_split_or_a_typed_error(pattern, chosen):
+    try:
+        compiled = re.compile(pattern)
+        matched = {name for name in chosen if compiled.search(name)}
+    except re.error:
+        matched = None
+    if matched is None:
+        with pytest.raises(ConfigError, match="regular expression"):
+            make_split(f"layers:{pattern}", chosen)
+    elif not matched:
+        with pytest.raises(SplitError, match="matches no tensor"):
+            make_split(f"layers:{pattern}", chosen)
+    else:
+        split = make_split(f"layers:{pattern}", chosen)
+        assert set(split.private) == matched
+        assert set(roles(split)) == chosen
+
+
+@given(preset=st.sampled_from(SPLITS) | patterns.map("layers:{}".format))
+def test_the_role_of_one_name_agrees_with_the_split_of_all(preset):
+    try:
+        table = roles(make_split(preset, NAMES))
+    except ConfigError:
+        with pytest.raises(ConfigError):
+            role_of(preset, NAMES[0])
+    except SplitError:  # a pattern that matches nothing keeps nothing private
+        assert {role_of(preset, name) for name in NAMES} == {"shared"}
+    else:
+        assert {name: role_of(preset, name) for name in NAMES} == table
+
+
+@pytest.mark.parametrize("preset", ["gate", "", "Gates", "layers"])
+def test_an_unknown_preset_is_refused_by_naming_the_known_ones(preset):
+    for build in (lambda: make_split(preset, NAMES), lambda: role_of(preset, NAMES[0])):
+        with pytest.raises(ConfigError, match="unknown split") as error:
+            build()
+        assert all(name in str(error.value) for name in (*SPLITS, "layers:<pattern>"))
+
+
+def test_a_tensor_of_an_unknown_kind_has_no_role():
+    with pytest.raises(SplitError, match="unknown kind 'magnitude'"):
+        make_split("gates", [*NAMES, f"{MODULES[0]}.gated_lora_magnitude"])
+
+
+def test_a_split_with_two_roles_for_one_tensor_cannot_be_built():
+    with pytest.raises(SplitError, match=r"two roles to x\.A"):
+        Split("mine", shared=("x.A", "x.B"), private=("x.A",))
+    with pytest.raises(SplitError, match="two roles"):
+        Split("mine", shared=("x.A",), private=(), fixed=("x.A",))
+
+
+def test_a_split_of_other_tensors_is_refused_with_what_differs():
+    split = make_split("gates", NAMES)
+    split.require_complete(NAMES)
+    with pytest.raises(SplitError, match=re.escape(NAMES[0])):
+        split.require_complete(NAMES[1:])
+    with pytest.raises(SplitError, match="new_proj"):
+        split.require_complete([*NAMES, "new_proj.gated_lora_A"])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("x.q_proj.gated_lora_A", "A"),
+        ("x.q_proj.gated_lora_B", "B"),
+        ("x.q_proj.gated_lora_gate_weight", "gate"),
+        ("x.q_proj.gated_lora_gate_bias", "gate"),
+        ("A", "A"),
+        ("x.weight", "weight"),
+    ],
+)
+def test_a_tensor_tells_its_kind_by_its_last_name(name, kind):
+    assert tensor_kind(name) == kind

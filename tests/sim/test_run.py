@@ -1,0 +1,113 @@
+"""A run on this machine: the same files whether in this process or on Flower's simulation runtime."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fl.config import RunConfig, dump_config
+from fl.errors import ConfigError
+from sim.run import available_cores, run_simulation
+
+MakeRun = Callable[..., RunConfig]
+ROOT = Path(__file__).parents[2]
+
+
+def rows(folder: Path, name: str = "results.jsonl") -> list[dict[str, Any]]:
+    """Rows without what a clock measured."""
+    found = [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("seconds_")} for row in found]
+
+
+def states(folder: Path) -> dict[str, bytes]:
+    files = [*(folder / "checkpoints").glob("*"), *(folder / "devices").rglob("state-*")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_a_run_leaves_a_folder_that_can_be_reported(tiny_run: MakeRun) -> None:
+    told: list[tuple[str, int, int]] = []
+    config = tiny_run()
+    folder = run_simulation(config, serial=True, progress=lambda *what: told.append(what))
+    assert folder == Path(config.output)
+    assert {"config.toml", "results.jsonl", "transcripts.jsonl", "costs.json", "checkpoints"} <= {
+        p.name for p in folder.iterdir()
+    }
+    assert told == [
+        *(("personalized", n, 2) for n in range(3)),
+        *((f"test: {arm}", n, 1) for arm in ("personalized", "neutral") for n in range(2)),
+    ]
+
+
+def test_the_folder_of_a_run_may_be_given_relative_to_where_one_is(
+    tiny_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = run_simulation(replace(tiny_run(rounds=1), output="here"), serial=True)
+    assert folder == tmp_path / "here"
+    assert (folder / "results.jsonl").exists()
+
+
+def test_an_error_of_the_run_reaches_the_caller_as_it_is(tiny_run: MakeRun) -> None:
+    with pytest.raises(ConfigError, match="language = 'tlh' is unknown to base"):
+        run_simulation(tiny_run(language="tlh"), serial=True)
+
+
+def test_there_is_at_least_one_core() -> None:
+    assert 1 <= available_cores() <= (os.cpu_count() or 1)
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from fl.config import load_config
+from fl.errors import IdiolectError
+from sim.run import run_simulation
+
+if __name__ == "__main__":
+    try:
+        print("finished", run_simulation(load_config(Path(sys.argv[1])), workers=2))
+    except IdiolectError as error:
+        print("refused", type(error).__name__, error)
+"""
+
+
+def simulate(config: RunConfig, folder: Path) -> str:
+    """Run on Ray in a process of its own, which ends with everything that Ray started; returns what it printed."""
+    settings = folder / "settings.toml"
+    settings.write_text(dump_config(config), encoding="utf-8")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(settings)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-2_000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_flowers_simulation_gives_the_same_numbers_as_one_process(tiny_run: MakeRun, tmp_path: Path) -> None:
+    serial = run_simulation(tiny_run("serial"), serial=True)
+    printed = simulate(tiny_run("ray"), tmp_path)
+    assert f"finished {tmp_path / 'ray'}" in printed
+    ray = tmp_path / "ray"
+    assert rows(ray) == rows(serial)
+    assert rows(ray, "transcripts.jsonl") == rows(serial, "transcripts.jsonl")
+    assert states(ray) == states(serial)
+
+
+@pytest.mark.slow
+def test_an_error_in_flowers_simulation_keeps_its_type_and_its_words(tiny_run: MakeRun, tmp_path: Path) -> None:
+    run_simulation(tiny_run(rounds=1), serial=True)
+    printed = simulate(tiny_run(rounds=2), tmp_path)
+    assert "refused RunError" in printed
+    assert "rounds was 1, is 2" in printed

@@ -1,0 +1,423 @@
+"""Whole runs of a small Whisper: what the ServerApp and the ClientApp do together, over a grid in this process."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.common.serde import recorddict_to_proto
+
+from clients import app as client
+from clients.app import app as client_app
+from clients.store import folder_name
+from fl.adapters.files import load_adapter
+from fl.arms import EVERYONE
+from fl.config import ARMS, RunConfig
+from fl.data.manifest import read_manifest, write_manifest
+from fl.errors import AdapterError, ConfigError, RunError
+from fl.wire import COUNTS, JOB, SHARED, Job, device_key, split_key
+from sim.serial import SerialGrid
+from strategies.app import NEW_PEOPLE_ARMS, ask_roster, run_server
+
+MakeRun = Callable[..., RunConfig]
+Rows = Callable[[Path], list[dict[str, Any]]]
+Tensors = Callable[[Path], dict[str, bytes]]
+
+
+class Killed(BaseException):
+    """The end of the process."""
+
+
+class MortalGrid(SerialGrid):
+    """A grid whose process dies after the devices of one round have trained, before the aggregator hears of it."""
+
+    def __init__(self, dies_in_round: int) -> None:
+        super().__init__(client_app)
+        self.dies_in_round = dies_in_round
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        messages = list(messages)
+        replies = list(super().send_and_receive(messages, timeout=timeout))
+        for message in messages:
+            if message.metadata.message_type != MessageType.TRAIN:
+                continue
+            if Job.from_record(message.content.config_records[JOB]).round == self.dies_in_round:
+                raise Killed
+        return replies
+
+
+class Wiretap:
+    """A ClientApp with everything that goes in and comes out of it on record."""
+
+    def __init__(self) -> None:
+        self.requests: list[RecordDict] = []
+        self.replies: list[RecordDict] = []
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        self.requests.append(message.content)
+        reply = client_app(message, context)
+        self.replies.append(reply.content)
+        return reply
+
+    def bytes(self) -> bytes:
+        return b"\n".join(recorddict_to_proto(c).SerializeToString() for c in (*self.requests, *self.replies))
+
+
+@pytest.fixture(scope="module")
+def whole(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The personalized arm without an interruption, on two nodes."""
+    return run_server(SerialGrid(client_app), make_run(tmp_path_factory.mktemp("whole") / "run"), 1)
+
+
+def states(tensors: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: data for name, data in tensors.items() if "adapter" not in name}
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("rounds_done", [1, 2])
+def test_a_run_killed_between_rounds_resumes_to_the_same_bytes(
+    make_run: MakeRun, rows_of: Rows, tensors_of: Tensors, whole: Path, tmp_path: Path, rounds_done: int
+) -> None:
+    def kill(what: str, done: int, total: int) -> None:
+        if done == rounds_done:
+            raise Killed
+
+    config = make_run(tmp_path / "run")
+    with pytest.raises(Killed):
+        run_server(SerialGrid(client_app), config, 1, kill)
+    folder = run_server(SerialGrid(client_app), config, 2)
+    assert rows_of(folder) == rows_of(whole)
+    assert states(tensors_of(folder)) == states(tensors_of(whole))
+
+
+@pytest.mark.parametrize("dies_in_round", [1, 3])
+def test_a_run_killed_after_devices_wrote_their_gates_and_before_the_checkpoint_resumes_to_the_same_bytes(
+    make_run: MakeRun, rows_of: Rows, tensors_of: Tensors, whole: Path, tmp_path: Path, dies_in_round: int
+) -> None:
+    config = make_run(tmp_path / "run")
+    with pytest.raises(Killed):
+        run_server(MortalGrid(dies_in_round), config, 1)
+    written = {p.name for p in (tmp_path / "run" / "devices").rglob("state-*")}
+    assert f"state-{dies_in_round:06d}.safetensors" in written
+    folder = run_server(SerialGrid(client_app), config, 2)
+    assert rows_of(folder) == rows_of(whole)
+    assert states(tensors_of(folder)) == states(tensors_of(whole))
+
+
+def test_a_run_has_a_checkpoint_and_the_private_state_of_each_device(
+    whole: Path, tensors_of: Tensors, manifest: Path
+) -> None:
+    names = Counter(Path(name).name for name in tensors_of(whole))
+    assert names["personalized.safetensors"] == 1
+    assert names["state-000003.safetensors"] == names["state-000002.safetensors"] == 3
+    assert "state-000001.safetensors" not in names
+    assert names["adapter_model.safetensors"] == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"rounds": 4}, "rounds was 3, is 4"),
+        ({"gate": "low-rank"}, "gate was 'self', is 'low-rank'"),
+        ({"learning_rate": 0.5, "seed": 2}, "learning-rate was 0.001, is 0.5, seed was 1, is 2"),
+    ],
+)
+def test_a_folder_of_a_run_with_other_settings_is_refused_by_their_names(
+    make_run: MakeRun, whole: Path, tensors_of: Tensors, changes: dict[str, Any], named: str
+) -> None:
+    before = tensors_of(whole)
+    with pytest.raises(RunError) as caught:
+        run_server(SerialGrid(client_app), make_run(whole, **changes), 1)
+    assert named in str(caught.value)
+    assert "another output" in str(caught.value)
+    assert tensors_of(whole) == before
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(make_run: MakeRun, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    with pytest.raises(RunError, match="cannot be written"):
+        run_server(SerialGrid(client_app), make_run(tmp_path / "file" / "run"), 1)
+
+
+# The same numbers
+
+
+@pytest.mark.parametrize("nodes", [1, 3])
+def test_the_number_of_nodes_does_not_change_the_numbers(
+    make_run: MakeRun, rows_of: Rows, tensors_of: Tensors, whole: Path, tmp_path: Path, nodes: int
+) -> None:
+    folder = run_server(SerialGrid(client_app, nodes), make_run(tmp_path / "run"), 1)
+    assert rows_of(folder) == rows_of(whole)
+    assert states(tensors_of(folder)) == states(tensors_of(whole))
+
+
+def test_another_seed_gives_other_numbers(make_run: MakeRun, rows_of: Rows, whole: Path, tmp_path: Path) -> None:
+    folder = run_server(SerialGrid(client_app), make_run(tmp_path / "run", seed=2, data_seed=1), 1)
+    losses = [[row["train_loss"] for row in rows_of(f)] for f in (folder, whole)]
+    assert losses[0] != losses[1]
+
+
+# Devices that cannot take part
+
+
+def changed(manifest: Path, folder: Path, **splits: str) -> Path:
+    """The manifest with all that some speakers said in one split."""
+    path = folder / "manifest.jsonl"
+    write_manifest(
+        path, [replace(u, split=splits.get(u.speaker.replace(" ", ""), u.split)) for u in read_manifest(manifest)]
+    )
+    return path
+
+
+@pytest.fixture
+def trainee(whole: Path, rows_of: Rows) -> str:
+    """A device that trains."""
+    return next(row["device"] for row in rows_of(whole) if row["steps"])
+
+
+def test_a_device_without_training_data_only_tests(
+    make_run: MakeRun, rows_of: Rows, manifest: Path, tmp_path: Path, trainee: str
+) -> None:
+    data = changed(manifest, tmp_path, **{trainee.replace(" ", ""): "test"})
+    config = make_run(tmp_path / "run", manifest=str(data), rounds=1, arms="personalized,neutral")
+    folder = run_server(SerialGrid(client_app), config, 1)
+    mine = [row for row in rows_of(folder) if row["device"] == trainee]
+    assert [(row["arm"], row["split"], row["steps"], row["new_person"]) for row in mine] == [
+        ("neutral", "test", 0, True)
+    ]
+    transcripts = [json.loads(line) for line in (folder / "transcripts.jsonl").read_text("utf-8").splitlines()]
+    assert {t["new_person"] for t in transcripts if t["device"] == trainee} == {True}
+    assert len({row["device"] for row in rows_of(folder) if row["steps"]}) == 2
+
+
+def test_a_device_whose_audio_is_damaged_is_left_out_and_the_run_goes_on(
+    make_run: MakeRun,
+    rows_of: Rows,
+    manifest: Path,
+    tmp_path: Path,
+    trainee: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    broken = tmp_path / "broken.wav"
+    broken.write_bytes(b"RIFF, but not for long")
+    utterances = read_manifest(manifest)
+    victim = next(i for i, u in enumerate(utterances) if u.speaker == trainee)
+    utterances[victim] = replace(utterances[victim], audio=broken)
+    write_manifest(tmp_path / "manifest.jsonl", utterances)
+    config = make_run(tmp_path / "run", manifest=str(tmp_path / "manifest.jsonl"), rounds=1)
+    folder = run_server(SerialGrid(client_app), config, 1)
+    assert trainee not in {row["device"] for row in rows_of(folder)}
+    assert len({row["device"] for row in rows_of(folder) if row["steps"]}) == 2
+    assert f"device {trainee}: its data cannot be read" in caplog.text
+
+
+def test_a_device_that_diverges_in_one_round_is_left_out_of_that_round(
+    make_run: MakeRun, rows_of: Rows, tmp_path: Path, trainee: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speaker = trainee.split()[-1]
+    train = client.train_locally
+    calls = Counter[str]()
+
+    def sometimes(*args: Any, **options: Any) -> Any:
+        mine = all(e.key.startswith(f"{speaker}-") for e in args[4])
+        calls["mine"] += mine
+        if mine and calls["mine"] == 2:
+            raise AdapterError("training diverged")
+        return train(*args, **options)
+
+    monkeypatch.setattr(client, "train_locally", sometimes)
+    folder = run_server(SerialGrid(client_app), make_run(tmp_path / "run", evaluate_every=0), 1)
+    trained = {(row["round"], row["device"]) for row in rows_of(folder) if row["steps"]}
+    assert (2, trainee) not in trained
+    assert {(1, trainee), (3, trainee)} < trained
+    assert len(trained) == 3 * 3 - 1
+
+
+def test_a_run_without_any_device_that_trains_says_so(make_run: MakeRun, manifest: Path, tmp_path: Path) -> None:
+    data = changed(manifest, tmp_path, **{f"화자{i}": "test" for i in range(4)})
+    with pytest.raises(RunError, match="none of 2 nodes hosts a device with training data"):
+        run_server(SerialGrid(client_app), make_run(tmp_path / "run", manifest=str(data)), 1)
+
+
+def test_a_node_that_cannot_start_is_named_with_its_reason(make_run: MakeRun, tmp_path: Path) -> None:
+    def crash(message: Message, context: Context) -> Message:
+        raise ConfigError("no such corpus")
+
+    with pytest.raises(RunError, match=r"node 1: ConfigError: no such corpus"):
+        ask_roster(SerialGrid(crash), make_run(tmp_path / "run"))  # type: ignore[arg-type]
+
+
+def test_two_nodes_with_the_same_device_are_refused(make_run: MakeRun, tmp_path: Path) -> None:
+    grid = SerialGrid(client_app)
+    for context in grid._contexts.values():
+        context.node_config = {"device-id": "화자 0"}
+    with pytest.raises(RunError, match="two nodes say that they host device '화자 0'"):
+        ask_roster(grid, make_run(tmp_path / "run"))
+
+
+def test_no_node_at_all_is_an_error_and_not_an_endless_wait(make_run: MakeRun, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no node came up"):
+        ask_roster(SerialGrid(client_app, nodes=0), make_run(tmp_path / "run"), wait=0.0)
+
+
+# All seven arms, with a tap on the wire
+
+
+@pytest.fixture(scope="module")
+def comparison(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Wiretap, RunConfig]:
+    """One round of every arm; the finished folder and everything that was said."""
+    config = make_run(
+        tmp_path_factory.mktemp("comparison") / "run",
+        arms=",".join(ARMS),
+        rounds=1,
+        evaluate_every=0,
+        gate_dropout=0.0,
+        finetune_steps=3,
+    )
+    tap = Wiretap()
+    return run_server(SerialGrid(tap), config, 1), tap, config  # type: ignore[arg-type]
+
+
+def lines(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
+
+
+def test_every_arm_is_in_the_results_and_in_the_transcripts(comparison: tuple[Path, Wiretap, RunConfig]) -> None:
+    folder, _, _ = comparison
+    tested = {row["arm"] for row in lines(folder, "results.jsonl") if row["split"] == "test"}
+    assert tested == set(ARMS)
+    assert {row["arm"] for row in lines(folder, "transcripts.jsonl")} == set(ARMS)
+    assert set(json.loads((folder / "costs.json").read_text(encoding="utf-8"))["seconds"]) == set(ARMS)
+
+
+def test_every_arm_is_tested_on_the_same_sentences(comparison: tuple[Path, Wiretap, RunConfig]) -> None:
+    folder, _, _ = comparison
+    heard: dict[str, set[tuple[str, str]]] = {arm: set() for arm in ARMS}
+    for row in lines(folder, "transcripts.jsonl"):
+        if not row["new_person"]:
+            heard[row["arm"]].add((row["device"], row["utterance"]))
+    assert len({frozenset(sentences) for sentences in heard.values()}) == 1
+    assert {device for device, _ in heard["global"]} == {
+        row["device"] for row in lines(folder, "results.jsonl") if row["arm"] == "local" and row["steps"]
+    }
+
+
+def test_new_people_are_never_trained_and_are_tested_where_it_means_something(
+    comparison: tuple[Path, Wiretap, RunConfig],
+) -> None:
+    folder, tap, _ = comparison
+    rows = [row for row in lines(folder, "results.jsonl") if row["new_person"]]
+    (new,) = {row["device"] for row in rows}
+    assert {row["arm"] for row in rows} == set(NEW_PEOPLE_ARMS)
+    assert all(row["split"] == "test" and row["steps"] == 0 for row in rows)
+    assert {row["arm"] for row in lines(folder, "transcripts.jsonl") if row["device"] == new} == set(NEW_PEOPLE_ARMS)
+    assert not any(device_key(SHARED, new) in reply for reply in tap.replies)
+    trained = {p.parent.name for p in (folder / "devices").rglob("state-*")}
+    assert len(trained) == 3
+    assert folder_name(new) not in trained
+
+
+def test_centralized_takes_as_many_steps_as_all_devices_together(
+    comparison: tuple[Path, Wiretap, RunConfig],
+) -> None:
+    folder, _, config = comparison
+    steps = Counter[str]()
+    for row in lines(folder, "results.jsonl"):
+        steps[row["arm"]] += row["steps"]
+    assert steps["global"] == steps["local"] == steps["personalized"] == 3 * config.train.local_steps
+    assert steps["centralized"] == steps["global"]
+    assert steps["global+finetune"] == 3 * config.train.finetune_steps
+    assert steps["zero-shot"] == steps["neutral"] == 0
+    assert {
+        row["device"] for row in lines(folder, "results.jsonl") if row["arm"] == "centralized" and row["steps"]
+    } == {EVERYONE}
+
+
+def test_no_private_tensor_is_ever_named_in_a_message(
+    comparison: tuple[Path, Wiretap, RunConfig], tensors_of: Tensors
+) -> None:
+    folder, tap, _ = comparison
+    # That there are gates, and that they were trained, can be seen on the devices' disks.
+    stored = b"".join(data for name, data in tensors_of(folder).items() if "personalized" in name and "state-" in name)
+    assert b"gated_lora_gate_weight" in stored
+    said = tap.bytes()
+    assert b"gated_lora_A" in said
+    assert b"gated_lora_gate" not in said
+
+
+def test_an_arm_that_shares_nothing_sends_no_tensor(comparison: tuple[Path, Wiretap, RunConfig]) -> None:
+    _, tap, _ = comparison
+    sent = Counter[str]()
+    for request, reply in zip(tap.requests, tap.replies, strict=True):
+        if JOB in request:
+            job = Job.from_record(request.config_records[JOB])
+            sent[job.arm] += sum(split_key(key)[0] == SHARED for key in reply)
+    assert {arm for arm, count in sent.items() if count} == {"global", "personalized", "centralized"}
+
+
+def test_no_transcript_travels_and_all_of_them_stay_on_the_devices_disk(
+    comparison: tuple[Path, Wiretap, RunConfig],
+) -> None:
+    folder, tap, _ = comparison
+    said = tap.bytes()
+    rows = lines(folder, "transcripts.jsonl")
+    for row in rows:
+        assert row["reference"].encode() not in said
+        assert not row["hypothesis"] or len(row["hypothesis"]) < 4 or row["hypothesis"].encode() not in said
+    own = [
+        json.loads(text) for p in (folder / "devices").rglob("transcripts.jsonl") for text in p.open(encoding="utf-8")
+    ]
+    key = lambda row: (row["arm"], row["device"], row["utterance"])  # noqa: E731
+    assert sorted(own, key=key) == sorted(rows, key=key)
+
+
+def test_a_reply_holds_counts_of_the_devices_that_were_asked_and_shared_tensors(
+    comparison: tuple[Path, Wiretap, RunConfig],
+) -> None:
+    _, tap, _ = comparison
+    for request, reply in zip(tap.requests, tap.replies, strict=True):
+        kinds = {split_key(key)[0] for key in reply}
+        assert kinds <= {COUNTS, SHARED}
+        if JOB in request:
+            asked = set(Job.from_record(request.config_records[JOB]).devices)
+            assert {split_key(key)[1] for key in reply} == asked
+
+
+def test_personal_gates_are_heard_and_neutral_ones_are_not_them(comparison: tuple[Path, Wiretap, RunConfig]) -> None:
+    folder, _, _ = comparison
+    devices = folder / "devices"
+    weights = {
+        arm: {p.parts[-3]: p.read_bytes() for p in (devices / arm).rglob("adapter_model.safetensors")}
+        for arm in ("personalized", "neutral")
+    }
+    assert weights["personalized"].keys() < weights["neutral"].keys()
+    for device in weights["personalized"]:
+        personal, _ = load_adapter(devices / "personalized" / device / "adapter")
+        neutral, _ = load_adapter(devices / "neutral" / device / "adapter")
+        for name, tensor in personal.items():
+            if "gate_" in name:
+                assert not neutral[name].any()
+            else:
+                assert tensor.equal(neutral[name])
+
+
+def test_costs_add_up(comparison: tuple[Path, Wiretap, RunConfig]) -> None:
+    folder, tap, config = comparison
+    costs = json.loads((folder / "costs.json").read_text(encoding="utf-8"))
+    assert costs["shared_bytes"] + costs["private_bytes"] == costs["adapter_bytes"] == 4 * costs["adapter_parameters"]
+    assert costs["devices"] == 3
+    assert costs["new_people"] == config.data.new_people == 1
+    sent = [
+        sum(len(array.data) for array in record.values())
+        for request, reply in zip(tap.requests, tap.replies, strict=True)
+        if JOB in request and Job.from_record(request.config_records[JOB]).arm == "personalized"
+        for record in reply.array_records.values()
+    ]
+    assert set(sent) == {costs["bytes_up_per_device_round"]}
+    assert costs["bytes_up_per_device_round"] >= costs["shared_bytes"]

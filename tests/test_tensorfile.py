@@ -1,0 +1,51 @@
+"""A file of tensors is a function of what it holds."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from fl.tensorfile import tensor_bytes
+
+TENSORS = {"b": torch.arange(6.0).reshape(2, 3), "가": torch.ones(1, dtype=torch.float16), "a": torch.zeros(0, 4)}
+METADATA = {"schema": "1", "round": "3", "base": "whisper:64x2", "arm": "전체", "split": "gates"}
+
+PROGRAM = """
+import hashlib, torch
+from fl.tensorfile import tensor_bytes
+print(hashlib.sha256(tensor_bytes({"a": torch.ones(3), "b": torch.zeros(2)}, {str(i): "x" for i in range(9)})).hexdigest())
+"""
+
+
+@pytest.mark.parametrize(("tensors", "metadata"), [(TENSORS, METADATA), (TENSORS, {}), ({}, METADATA)])
+def test_any_reader_of_safetensors_finds_everything(
+    tmp_path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]
+) -> None:
+    path = tmp_path / "file.safetensors"
+    path.write_bytes(tensor_bytes(tensors, metadata))
+    with safe_open(path, framework="pt") as file:
+        assert (file.metadata() or {}) == metadata
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[n], tensors[n]) and found[n].dtype == tensors[n].dtype for n in tensors)
+
+
+def test_equal_content_is_equal_bytes_whatever_the_order_and_memory_layout() -> None:
+    strided = {**TENSORS, "b": torch.arange(6.0).reshape(2, 3).T.contiguous().T}
+    backwards = {name: strided[name] for name in reversed(strided)}
+    one = tensor_bytes(TENSORS, METADATA)
+    assert all(tensor_bytes(backwards, dict(reversed(METADATA.items()))) == one for _ in range(20))
+    assert tensor_bytes({**TENSORS, "b": TENSORS["b"] + 1}, METADATA) != one
+
+
+def test_two_processes_write_the_same_bytes() -> None:
+    root = Path(__file__).parents[1]
+    runs = {
+        subprocess.run([sys.executable, "-c", PROGRAM], cwd=root, check=True, capture_output=True, text=True).stdout
+        for _ in range(2)
+    }
+    assert len(runs) == 1
