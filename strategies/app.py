@@ -21,10 +21,11 @@ from fl.arms import EVERYONE, Arm, evaluated_as, trained_arm
 from fl.config import RunConfig, dump_config, flat, load_config, make_config
 from fl.errors import RunError
 from fl.files import write_atomically
+from fl.metrics import Counts
 from fl.paths import cache_root
 from fl.task import Task
 from fl.tasks import load_task
-from fl.wire import COUNTS, SETTINGS_RECORD, Job, settings_record, split_key, to_arrays
+from fl.wire import COUNTS, SETTINGS_RECORD, Job, add_counts, settings_record, split_key, to_arrays
 from strategies.base import Roster, SharedFedAvg
 from strategies.loop import Progress, RoundLoop
 from strategies.replies import DeviceReply
@@ -267,6 +268,23 @@ def run_server(grid: Grid, config: RunConfig, run_id: int, progress: Progress | 
     return folder
 
 
+def final_rates(rows: list[dict[str, Any]], split: str) -> dict[str, str]:
+    """The pooled error rates of each arm's final evaluation, participants and new people apart, in words for the log."""
+    texts: dict[str, str] = {}
+    last = {row["arm"]: row["round"] for row in sorted(rows, key=lambda row: row["round"]) if row["split"] == split}
+    for new_person in (False, True):
+        totals: dict[str, dict[str, Counts]] = {}
+        for row in rows:
+            if row["split"] == split and row["round"] == last[row["arm"]] and row["new_person"] == new_person:
+                counts = {name: Counts.from_dict(c) for name, c in row["metrics"].items()}
+                totals[row["arm"]] = add_counts([totals.get(row["arm"], {}), counts])
+        for arm, total in totals.items():
+            rates = {name: total[name].rate for name in ("mer", "wer", "cer") if name in total}
+            text = ", ".join(f"{name.upper()} {100 * rate:.1f} %" for name, rate in rates.items() if rate is not None)
+            texts[arm] = f"{texts[arm]}; new people {text}" if arm in texts else text
+    return texts
+
+
 def make_server_app(config: RunConfig, done: Callable[[Path], None], progress: Progress | None = None) -> ServerApp:
     """A ServerApp with a configuration of its own, for ``idiolect run``, which also wants the folder and the progress."""
     server = ServerApp()
@@ -284,4 +302,11 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """What ``flwr run`` starts: the configuration comes from ``[tool.flwr.app.config]`` and ``--run-config``."""
-    run_server(grid, make_config(dict(context.run_config)), context.run_id)
+    flower = logging.getLogger("flwr")
+    log.handlers, log.propagate = flower.handlers, False  # --stream shows what Flower's own logger prints
+    log.setLevel(logging.INFO)
+    config = make_config(dict(context.run_config))
+    folder = run_server(grid, config, context.run_id)
+    for arm, rates in final_rates(ResultsFile(folder).rows(), config.federation.final_split).items():
+        log.info("%-16s %s", arm, rates)
+    log.info("report: idiolect report %s", folder)
