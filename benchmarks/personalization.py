@@ -115,7 +115,7 @@ def write_between(path: Path, text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3])
     parser.add_argument("--runs", type=Path, default=Path("runs/personalization"))
     parser.add_argument("--finished", type=Path, nargs="*", default=[])
     parser.add_argument("--arms", default=None)

@@ -199,6 +199,10 @@ class Setting:
     def _finite(self, value: Value) -> Value:
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{self.key} = {value!r} is not a finite number: {self.allowed}")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ConfigError(
+                f"{self.key} has more than the 64 bits that a message and a TOML file carry: {self.allowed}"
+            )
         return value
 
     def _check_words(self, value: str) -> None:

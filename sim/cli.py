@@ -32,7 +32,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 110)  # a file or a pipe has no width: tables in it stay whole
 errors = Console(stderr=True)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of text for a person.")]
 # The demo is the default experiment, which ends within fifteen minutes on two cores.

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from fl.adapters.config import GatedLoraConfig
@@ -21,6 +20,7 @@ from fl.adapters.split import make_split
 from fl.adapters.state import State, size_of
 from fl.errors import AdapterError, AdapterMismatchError, ConfigError, IdiolectError, SplitError
 from fl.files import write_together
+from fl.tensorfile import tensor_bytes
 
 SCHEMA = 1
 CONFIG_NAME = "adapter_config.json"
@@ -61,7 +61,7 @@ def save_adapter(folder: Path, tensors: State, info: AdapterInfo) -> None:
         "language": info.language,
         "tensors": str(len(tensors)),
     }
-    weights = save({k: v.contiguous() for k, v in tensors.items()}, metadata)
+    weights = tensor_bytes(tensors, metadata)
     config = json.dumps(_config_json(info), indent=2, sort_keys=True).encode()
     try:
         write_together(folder, {WEIGHTS_NAME: weights, CONFIG_NAME: config})

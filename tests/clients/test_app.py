@@ -116,6 +116,17 @@ def test_training_answers_with_shared_tensors_and_keeps_the_gates(
         assert worker.store.rounds("personalized", device_id) == [1]
 
 
+def test_a_mistake_in_training_cannot_send_the_gates(
+    config: RunConfig, worker: Worker, shared: ArrayRecord, trainees: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = to_arrays(worker.initial("self"))
+    monkeypatch.setattr(client, "_train_device", lambda *_: {SHARED: everything})
+    content = RecordDict({JOB: job(trainees[0]).to_record(), SETTINGS_RECORD: settings_record(config), SHARED: shared})
+    (reply,) = SerialGrid(app, 1).send_and_receive([Message(content, dst_node_id=1, message_type=MessageType.TRAIN)])
+    assert not reply.has_content()
+    assert "GuardError" in str(reply.error.reason)
+
+
 def test_each_device_gets_the_same_whoever_else_is_on_its_node(
     ask: Callable[..., RecordDict], shared: ArrayRecord, trainees: tuple[str, ...]
 ) -> None:

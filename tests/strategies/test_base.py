@@ -48,6 +48,12 @@ def test_one_device_alone_gives_its_own_update_back_bit_for_bit() -> None:
         assert averaged(reply("ann", examples, A=mine))["A"].tobytes() == mine.tobytes()
 
 
+def test_small_updates_are_not_lost_beside_large_ones_that_cancel() -> None:
+    large = 2.0**24  # a quarter of it plus a quarter is no float32
+    parts = [reply(f"device {i}", 1, A=[value]) for i, value in enumerate((large, 1.0, -large, 1.0))]
+    assert averaged(*parts)["A"].tolist() == [(1.0 + 1.0) / 4]
+
+
 def test_nothing_to_average_is_an_error() -> None:
     with pytest.raises(AggregationError, match="no device"):
         averaged()

@@ -1,0 +1,126 @@
+"""An app that tries to smuggle gates out, behind the guard mod as it stands in a ClientApp."""
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from clients.app import app as shipped_app
+from clients.mods import guard_mod
+from fl.config import make_config
+from fl.errors import GuardError
+from fl.wire import JOB, SETTINGS_RECORD, SHARED, Job, settings_record, to_arrays
+
+SHARED_PART = {"q_proj.gated_lora_A": torch.ones(2, 3), "q_proj.gated_lora_B": torch.ones(4, 2)}
+GATES = {"q_proj.gated_lora_gate_weight": torch.full((2, 3), 0.125), "q_proj.gated_lora_gate_bias": torch.zeros(2)}
+COUNTS = MetricRecord({"examples": 3, "loss": 0.5})
+
+
+def context() -> Context:
+    return Context(run_id=1, node_id=2, node_config={}, state=RecordDict(), run_config={})
+
+
+def request(kind, asked=SHARED_PART, arm="personalized", split="gates"):
+    config = make_config({"split": split})
+    content = RecordDict({JOB: Job(arm, 1, ("ann",)).to_record(), SETTINGS_RECORD: settings_record(config)})
+    content[SHARED] = to_arrays(asked)
+    message = Message(content, dst_node_id=2, message_type=kind)
+    message.metadata.__dict__["_message_id"] = "1"  # Flower's runtime gives it when it sends
+    return message
+
+
+def node(answer, kind):
+    """A ClientApp whose inside answers with ``answer(message)`` and whose last mod is the guard."""
+    app = ClientApp(mods=[guard_mod])
+
+    def respond(message, _):
+        return Message(RecordDict(answer(message)), reply_to=message)
+
+    getattr(app, kind)()(respond)
+    return app
+
+
+def honest(_):
+    return {"shared:ann": to_arrays(SHARED_PART), "counts:ann": COUNTS}
+
+
+@pytest.fixture(autouse=True)
+def flower_task(monkeypatch):
+    """Replies are stamped with the identity of a running task, which only Flower's own runtimes set."""
+    from flwr.supercore.task_identity import TaskIdentity
+
+    for name in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
+
+SMUGGLERS = {
+    "gates beside the shared part": lambda _: {"shared:ann": to_arrays({**SHARED_PART, **GATES}), "counts:ann": COUNTS},
+    "gates alone": lambda _: {"shared:ann": to_arrays(GATES)},
+    "gates in a record of their own": lambda _: {**honest(_), "private:ann": to_arrays(GATES)},
+    "gates under the name of the request": lambda _: {**honest(_), "shared": to_arrays(GATES)},
+    "gates under a stranger's name": lambda _: {**honest(_), "shared:bob": to_arrays(GATES)},
+    "gates as a list of counts": lambda _: {"counts:ann": MetricRecord({"loss": [0.125] * 6})},
+    "gates as many counts": lambda _: {"counts:ann": MetricRecord({f"g{i}.substitutions": 0.125 for i in range(6)})},
+    "gates inside a larger A": lambda _: {"shared:ann": to_arrays({**SHARED_PART, "q_proj.gated_lora_A": torch.ones(4, 3)})},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_an_honest_app_gets_through(kind):
+    reply = node(honest, kind)(request(kind), context())
+    assert set(reply.content) == {"shared:ann", "counts:ann"}
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate", "query"])
+@pytest.mark.parametrize("answer", SMUGGLERS.values(), ids=SMUGGLERS)
+def test_an_app_that_smuggles_gates_raises_and_nothing_is_sent(answer, kind):
+    sent = []
+    with pytest.raises(GuardError) as error:
+        sent.append(node(answer, kind)(request(kind), context()))
+    assert not sent
+    assert "0.125" not in str(error.value)
+
+
+@pytest.mark.parametrize("arm", ["personalized", "local"])
+def test_an_aggregator_that_asks_for_gates_does_not_get_them(arm):
+    everything = {**SHARED_PART, **GATES}
+    app = node(lambda _: {"shared:ann": to_arrays(everything), "counts:ann": COUNTS}, "train")
+    with pytest.raises(GuardError, match="private tensor"):
+        app(request("train", asked=everything, arm=arm), context())
+
+
+def test_an_app_cannot_widen_what_was_agreed_by_changing_the_request():
+    def tamper(message):
+        message.content[SHARED] = to_arrays({**SHARED_PART, **GATES})
+        message.content[JOB] = Job("global", 1, ("ann", "bob")).to_record()
+        return {"shared:ann": to_arrays({**SHARED_PART, **GATES})}
+
+    with pytest.raises(GuardError, match="gate"):
+        node(tamper, "train")(request("train"), context())
+
+
+def test_what_the_split_shares_may_travel():
+    everything = {**SHARED_PART, **GATES}
+    app = node(lambda _: {"shared:ann": to_arrays(everything)}, "train")
+    reply = app(request("train", asked=everything, split="all-shared"), context())
+    assert set(reply.content.array_records["shared:ann"]) == set(everything)
+
+
+def test_an_error_reply_passes_untouched():
+    app = ClientApp(mods=[guard_mod])
+    app.train()(lambda message, _: Message(Error(code=2, reason="no"), reply_to=message))
+    assert app(request("train"), context()).has_error()
+
+
+def test_the_guard_is_the_last_mod_before_the_wire_in_the_shipped_app():
+    assert shipped_app._mods[0] is guard_mod
+
+
+def test_the_request_itself_is_left_alone():
+    message = request("train")
+    before = {name: array.numpy().copy() for name, array in message.content.array_records[SHARED].items()}
+    node(honest, "train")(message, context())
+    after = message.content.array_records[SHARED]
+    assert isinstance(after, ArrayRecord)
+    assert all(np.array_equal(after[name].numpy(), before[name]) for name in before)
