@@ -44,9 +44,11 @@ def test_speech_of_two_people_becomes_personal_recognizers_on_the_pretrained_bas
     summary = summarize([folder])
     assert set(summary["arms"]) == {"personalized", "neutral"}
     assert summary["new_people"]["neutral"]["mer"]["reference"] > 0
-    assert 0 < summary["costs"]["bytes_up_per_device_round"] == summary["costs"]["shared_bytes"]
+    up, shared = summary["costs"]["bytes_up_per_device_round"], summary["costs"]["shared_bytes"]
+    assert shared < up < 1.02 * shared, "the shared tensors and their array headers go up, the gates do not"
 
-    transcript = next(row for row in map(json.loads, (folder / "transcripts.jsonl").read_text().splitlines()))
+    transcripts = map(json.loads, (folder / "transcripts.jsonl").read_text(encoding="utf-8").splitlines())
+    transcript = next(row for row in transcripts if row["arm"] == "personalized")
     adapter = folder / "devices" / "personalized" / transcript["device"] / "adapter"
     again = transcribe_file(Path(transcript["audio"]), "", adapter)
     assert " ".join(piece.text for piece in again) == transcript["hypothesis"]

@@ -125,8 +125,9 @@ def test_the_page_is_written_beside_the_run_and_stays_small(run_copy, made):
 
 
 def test_a_page_that_cannot_be_written_is_a_run_error(tmp_path, made):
+    (tmp_path / "file").write_text("in the way of a folder")
     with pytest.raises(RunError, match="cannot be written"):
-        write_page(tmp_path / "gone", *made)
+        write_page(tmp_path / "file", *made)
 
 
 def test_missing_recordings_are_said_and_the_rest_is_shown(run_copy, edit_rows):
