@@ -13,10 +13,10 @@ $(READY): pyproject.toml requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-demo: $(READY) ## train and compare all arms on six synthetic people; at most 15 minutes on 2 cores
+demo: $(READY) ## train and compare all arms on six synthetic people; about 15 minutes on 2 cores
 	$(BIN)/idiolect demo
 
-study: $(READY) ## the three-seed result of docs/results.md; about 80 minutes on 2 cores
+study: $(READY) ## the default experiment over three seeds, pooled; about an hour on 2 cores
 	$(BIN)/python -m benchmarks.personalization
 
 test: $(READY) ## all tests; at most 15 minutes on 2 cores
