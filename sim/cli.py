@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -272,6 +273,7 @@ def options(
         format="%(levelname).1s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # PEFT asks transformers in an old way
     for noisy in ("httpx", "transformers", "ray", "flwr"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
