@@ -90,20 +90,20 @@ class TrainConfig:
     rounds: int = setting(8, "federated rounds", low=1, high=100_000)
     local_steps: int = setting(8, "optimizer steps of a device in a round", low=1, high=100_000)
     batch_size: int = setting(2, "utterances in a local step", low=1, high=4096)
-    learning_rate: float = setting(2e-3, "learning rate of shared tensors", low=0.0, high=1.0)
+    learning_rate: float = setting(4e-3, "learning rate of shared tensors", low=0.0, high=1.0)
     private_learning_rate: float = setting(1e-2, "learning rate of private tensors", low=0.0, high=10.0)
     gate_dropout: float = setting(
         0.25, "share of a round's steps that run with neutral gates and train the shared part only", low=0.0, high=1.0
     )
     private_steps: int = setting(0, "extra steps for the private part alone at the end of a round", low=0, high=100_000)
     private_warmup_rounds: int = setting(
-        3, "first rounds in which only the shared part is trained", low=0, high=100_000
+        5, "first rounds in which only the shared part is trained", low=0, high=100_000
     )
     weight_decay: float = setting(0.0, "decoupled weight decay of shared tensors", low=0.0, high=1.0)
     clipping_norm: float = setting(
         1.0, "largest gradient norm of a step, for shared and for private tensors each", low=1e-9
     )
-    schedule: str = setting("constant", "learning rate over the rounds", choices=("constant", "linear", "cosine"))
+    schedule: str = setting("cosine", "learning rate over the rounds", choices=("constant", "linear", "cosine"))
     finetune_steps: int = setting(8, "local steps after the last round in the arm global+finetune", low=1, high=100_000)
 
 
