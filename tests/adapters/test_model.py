@@ -4,7 +4,16 @@ import pytest
 import torch
 from peft import get_peft_model, set_peft_model_state_dict
 
-from fl.adapters import GATES, adapter_state, export_lora, gated_layers, load_state, neutral_gates
+from fl.adapters import (
+    GATES,
+    GatedLoraConfig,
+    adapter_state,
+    export_lora,
+    gated_layers,
+    load_state,
+    neutral_gates,
+    target_pattern,
+)
 from fl.errors import AdapterError
 
 GATED = [gate for gate in GATES if gate != "none"]
@@ -80,15 +89,18 @@ def test_merging_a_gated_adapter_is_refused_before_anything_changes(gate, merge,
     assert torch.equal(logits(model), output)
 
 
-def test_one_gated_adapter_among_several_stops_the_merge_of_all(gated, randomize):
+@pytest.mark.parametrize("method", ["merge_adapter", "merge_and_unload"])
+def test_a_gated_adapter_in_the_last_layers_stops_the_merge_of_an_ungated_one_in_the_first(method, gated, randomize):
     model = gated("none")
-    model.add_adapter("gated-self", type(model.peft_config["default"])(
-        r=2, gate="self", target_modules=model.peft_config["default"].target_modules))  # fmt: skip
+    config = GatedLoraConfig(r=2, gate="self", target_modules=target_pattern(["decoder.cross"]))
+    model.add_adapter("gated-self", config)
     randomize(model, "gated-self")
     before = whole_state(model)
-    with pytest.raises(AdapterError, match="gated-self"):
-        model.merge_adapter(["default", "gated-self"])
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    with pytest.raises(AdapterError, match="'gated-self' has 'self' gates"):
+        getattr(model, method)(adapter_names=["default", "gated-self"])
+    after = model.state_dict()
+    assert set(after) == set(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 def test_an_ungated_adapter_merges_into_the_same_function(gated, whisper, logits):

@@ -142,7 +142,9 @@ def test_when_another_process_was_quicker_its_folder_stays(wheels, bases, tmp_pa
 
 
 def _convert(wheels, bases, barrier, results):
-    torch.set_num_threads(1)  # a forked child that uses the parent's thread pool waits for threads that it does not have
+    torch.set_num_threads(
+        1
+    )  # a forked child that uses the parent's thread pool waits for threads that it does not have
     barrier.wait()
     results.put(stored_fingerprint(ensure_converted(wheels.base, bases, wheels.fetch)))
 
