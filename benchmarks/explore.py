@@ -1,15 +1,19 @@
 """Exploration of the private part's training, on validation data only: one line of JSON for each variant.
 
-    python -m benchmarks.explore NAME [setting=value ...] --out FILE
+    python -m benchmarks.explore NAME [setting=value ...] --out FILE [--start CHECKPOINT]
 
 Runs the arms ``personalized`` and ``neutral`` (or those given by ``arms=``) of the default experiment in this process with
 one thread, on a population whose seed no reported result uses, and appends the validation rates. Test data is not touched.
+
+Rounds of warm-up equal those of ``global``, so ``--start`` lets variants of what comes after them go on from one checkpoint
+of a ``global`` run with the same settings, instead of each training the same rounds again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -29,6 +33,7 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("settings", nargs="*", help="setting=value")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="checkpoint of global after the last round of warm-up")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     settings: dict[str, object] = {
@@ -41,6 +46,10 @@ def main() -> None:
     }
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
+        if arguments.start is not None:
+            checkpoints = Path(folder) / "checkpoints"
+            checkpoints.mkdir()
+            shutil.copy(arguments.start, checkpoints / "personalized.safetensors")
         run = run_simulation(make_config({**settings, "output": folder}), serial=True)
         rows = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
     last = max(row["round"] for row in rows)

@@ -1,0 +1,365 @@
+"""Many adapters on one frozen model at once: row i of a batch uses adapter ``index[i]``.
+
+The same code trains a cohort of K devices in one computation and serves K people in one batch. A :class:`StackedAdapters`
+holds the tensors of K adapters (*slots*) with a leading dimension of K; a :class:`StackedModel` is a frozen model whose
+targeted linear maps add the update of each row's own slot, with the formulas of :mod:`fl.adapters.layer`.
+
+Ranks may differ between slots: all are padded with zeros to the largest. The padding stays zero in training, since the
+gradient of a padded entry has a padded entry as a factor. Gates may differ too. A tensor with a leading dimension of 1
+is the same for all slots and is never copied for the rows.
+
+Which rows are active is held in a context variable for the length of a ``with`` block: an exception cannot leave it behind,
+and another thread, which has a context of its own, never sees it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from peft.tuners.tuners_utils import check_target_module_exists
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fl.adapters.config import PREFIX, GatedLoraConfig
+from fl.adapters.split import tensor_kind
+from fl.adapters.state import State
+from fl.errors import AdapterError, AdapterMismatchError
+
+BASE = -1  # slot of a row without an adapter
+PEFT_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What one adapter is, beside its tensors."""
+
+    rank: int
+    scaling: float
+    gate: str
+
+    @classmethod
+    def of(cls, config: GatedLoraConfig) -> Slot:
+        """The slot of an adapter with this configuration."""
+        return cls(config.r, config.scaling, config.gate)
+
+
+def tensor_name(module: str, what: str) -> str:
+    """``what`` (A, B, gate_weight or gate_bias) of a module, by the name that PEFT gives it."""
+    return f"{PEFT_PREFIX}{module}.{PREFIX}{what}"
+
+
+def module_of(name: str) -> str:
+    """The module to which an adapter's tensor belongs: the inverse of :func:`tensor_name`."""
+    return name.removeprefix(PEFT_PREFIX).rsplit(f".{PREFIX}", 1)[0]
+
+
+def rank_axes(name: str, gate: str) -> tuple[int, ...]:
+    """The axes along which a tensor has the size of the rank."""
+    last = name.rsplit(f".{PREFIX}", 1)[-1]
+    if last in ("A", "B"):
+        return (0,) if last == "A" else (1,)
+    if gate == "hidden":
+        return ()
+    return (0, 1) if last == "gate_weight" and gate == "low-rank" else (0,)
+
+
+def cut(name: str, slot: Slot) -> tuple[slice, ...]:
+    """The part of a padded tensor that belongs to a slot of its rank."""
+    axes = rank_axes(name, slot.gate)
+    return tuple(slice(0, slot.rank) if axis in axes else slice(None) for axis in range(max(axes, default=-1) + 1))
+
+
+@dataclass(frozen=True)
+class StackedAdapters:
+    """K adapters. ``factors`` are A (K or 1, R, d_in) and B (K or 1, d_out, R) by name, ``gates`` the gate tensors by kind.
+
+    The gate tensors of a kind have a leading dimension of 1 or of the number of slots with that kind, in slot order.
+    """
+
+    slots: tuple[Slot, ...]
+    factors: Mapping[str, Tensor]
+    gates: Mapping[str, Mapping[str, Tensor]]
+
+    @classmethod
+    def from_states(
+        cls, slots: Sequence[Slot], states: Sequence[State], shared: State | None = None
+    ) -> StackedAdapters:
+        """Stack ``states`` (one for each slot) and, for all slots, the tensors of ``shared``, which are not copied.
+
+        A module that a state lacks stays unadapted in its slot. Raises :class:`AdapterMismatchError` for tensors that are
+        not those of one model, or a shared tensor whose rank is not that of every slot.
+        """
+        if not slots or len(slots) != len(states):
+            raise AdapterError(
+                f"{len(slots)} slots with {len(states)} states: give one state for each of at least one slot"
+            )
+        rank = max(slot.rank for slot in slots)
+        shared = shared or {}
+        if shared and any(slot.rank != rank for slot in slots):
+            raise AdapterMismatchError(
+                "shared tensors have one rank: stack adapters of different ranks without sharing"
+            )
+        kinds = {s.gate for s in slots if s.gate != "none"}
+        chosen = {kind: [i for i, slot in enumerate(slots) if slot.gate == kind] for kind in sorted(kinds)}
+        everyone = list(range(len(slots)))
+        names = sorted({name for state in states for name in state} | set(shared))
+        factors: dict[str, Tensor] = {}
+        gates: dict[str, dict[str, Tensor]] = {kind: {} for kind in chosen}
+        for name in names:
+            if tensor_kind(name) != "gate":
+                factors[name] = _stacked(name, slots, states, shared, everyone, rank)
+                continue
+            for kind, members in chosen.items():
+                if name in shared or any(name in states[i] for i in members):
+                    gates[kind][name] = _stacked(name, slots, states, shared, members, rank)
+        return cls(tuple(slots), factors, gates)
+
+    @cached_property
+    def modules(self) -> frozenset[str]:
+        """Names of the adapted modules."""
+        return frozenset(module_of(name) for name in self.factors)
+
+    def of_kind(self, kind: str) -> list[int]:
+        """The slots with gates of a kind."""
+        return [i for i, slot in enumerate(self.slots) if slot.gate == kind]
+
+    def state(self, index: int) -> State:
+        """A copy of one slot's tensors on the CPU, without padding, sorted by name."""
+        slot = self.slots[index]
+        own = dict(self.factors)
+        position = {**dict.fromkeys(self.factors, index)}
+        if slot.gate in self.gates:
+            own.update(self.gates[slot.gate])
+            position.update(dict.fromkeys(self.gates[slot.gate], self.of_kind(slot.gate).index(index)))
+        state = {}
+        for name, tensor in sorted(own.items()):
+            row = tensor.detach()[0 if tensor.shape[0] == 1 else position[name]]
+            state[name] = row[cut(name, slot)].to("cpu", copy=True, memory_format=torch.contiguous_format)
+        return state
+
+
+def _stacked(
+    name: str, slots: Sequence[Slot], states: Sequence[State], shared: State, members: Sequence[int], rank: int
+) -> Tensor:
+    """One tensor of several slots, padded to ``rank``; a view of the shared one if there is one."""
+    if name in shared:
+        return shared[name].unsqueeze(0)
+    example = next(states[i][name] for i in members if name in states[i])
+    axes = rank_axes(name, slots[members[0]].gate)
+    shape = [rank if axis in axes else size for axis, size in enumerate(example.shape)]
+    stacked = example.new_zeros((len(members), *shape))
+    for position, i in enumerate(members):
+        if name in states[i]:
+            target = stacked[position][cut(name, slots[i])]
+            if target.shape != states[i][name].shape:
+                raise AdapterMismatchError(
+                    f"slot {i}: {name!r} is {tuple(states[i][name].shape)}, {tuple(target.shape)} is expected for its rank "
+                    f"{slots[i].rank} beside the other adapters: are they for the same base?"
+                )
+            target.copy_(states[i][name])
+    return stacked
+
+
+@dataclass(frozen=True)
+class _Expanded:
+    """The index for a batch of N rows. ``gated``: for each kind the rows (None: all of them) and their position in its stack."""
+
+    slots: Tensor  # (N,)
+    scaling: Tensor  # (N, 1, 1)
+    gated: tuple[tuple[str, Tensor | None, Tensor], ...]
+    neutral: Tensor | None  # (N, 1, 1), True where gates are taken as neutral
+    base: Tensor | None  # (N, 1, 1), True where there is no adapter
+
+
+@dataclass
+class _Rows:
+    """What a ``with StackedModel.rows(...)`` block sets."""
+
+    host: StackedModel
+    stack: StackedAdapters
+    index: tuple[int, ...]
+    neutral: tuple[bool, ...]
+    device: torch.device
+    _by_size: dict[int, _Expanded] = field(default_factory=dict)
+
+    def expand(self, size: int) -> _Expanded:
+        """The index for a batch of ``size`` rows: each entry for as many consecutive rows as fit (the beams of an utterance).
+
+        Raises :class:`AdapterError` if ``size`` is not a multiple of the entries: whose row is it?
+        """
+        if size % len(self.index):
+            raise AdapterError(
+                f"a batch of {size} rows under an index of {len(self.index)}: give a batch that is a multiple of the index"
+            )
+        if size not in self._by_size:
+            self._by_size[size] = self._expanded(size // len(self.index))
+        return self._by_size[size]
+
+    def _expanded(self, times: int) -> _Expanded:
+        index = [i for i in self.index for _ in range(times)]
+        neutral = [n for n in self.neutral for _ in range(times)]
+        slots = self.stack.slots
+        gated: list[tuple[str, Tensor | None, Tensor]] = []
+        for kind in self.stack.gates:
+            place = {slot: position for position, slot in enumerate(self.stack.of_kind(kind))}
+            rows = [row for row, i in enumerate(index) if i in place]
+            if rows:
+                # A row without adapter may take any slot's gate where all others have gates: its update is dropped.
+                everywhere = all(i in place or i == BASE for i in index)
+                taken = [place.get(i, 0) for i in index] if everywhere else [place[index[row]] for row in rows]
+                gated.append((kind, None if everywhere else self._tensor(rows), self._tensor(taken)))
+        return _Expanded(
+            slots=self._tensor([max(i, 0) for i in index]),
+            scaling=self._tensor([slots[max(i, 0)].scaling for i in index], torch.float32)[:, None, None],
+            gated=tuple(gated),
+            neutral=self._tensor(neutral, torch.bool)[:, None, None] if any(neutral) else None,
+            base=self._tensor([i == BASE for i in index], torch.bool)[:, None, None] if BASE in index else None,
+        )
+
+    def _tensor(self, values: Sequence[float], dtype: torch.dtype = torch.long) -> Tensor:
+        return torch.tensor(values, dtype=dtype).to(self.device)
+
+
+_active: ContextVar[_Rows | None] = ContextVar("idiolect_stacked_rows", default=None)
+
+
+class StackedLinear(nn.Module):
+    """A frozen linear map that adds each row's own low-rank update while a :meth:`StackedModel.rows` block is open."""
+
+    def __init__(self, base_layer: nn.Linear, module: str, host: StackedModel) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.module = module
+        self._names = {what: tensor_name(module, what) for what in ("A", "B", "gate_weight", "gate_bias")}
+        self.__dict__["host"] = host  # not a submodule of its own submodule
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight: some models look at its dtype."""
+        return self.base_layer.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen bias."""
+        return self.base_layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x`` (N, ..., d_in) to (N, ..., d_out)."""
+        frozen: Tensor = self.base_layer(x)
+        rows = _active.get()
+        if rows is None or rows.host is not self.__dict__["host"] or self._names["A"] not in rows.stack.factors:
+            return frozen
+        expanded = rows.expand(x.shape[0])
+        wide = x.reshape(x.shape[0], -1, x.shape[-1])
+        update = self._update(rows.stack, expanded, wide, frozen)
+        if expanded.base is not None:
+            update = torch.where(expanded.base, torch.zeros_like(update), update)
+        return frozen + update.reshape(frozen.shape).to(frozen.dtype)
+
+    def _update(self, stack: StackedAdapters, rows: _Expanded, x: Tensor, frozen: Tensor) -> Tensor:
+        """s B v for each row, (N, T, d_out)."""
+        a, b = stack.factors[self._names["A"]], stack.factors[self._names["B"]]
+        x = x.to(a.dtype)
+        u = x
+        for kind, positions, slots in rows.gated:
+            if kind == "hidden":
+                u = self._gate(stack, kind, rows, positions, slots, x, u)
+        z = _per_row(u, a, rows.slots)
+        for kind, positions, slots in rows.gated:
+            if kind != "hidden":
+                source = {"low-rank": z, "self": x}.get(kind)
+                if source is None:
+                    source = frozen.reshape(x.shape[0], -1, frozen.shape[-1]).to(a.dtype)
+                z = self._gate(stack, kind, rows, positions, slots, source, z)
+        return _per_row(z * rows.scaling.to(z.dtype), b, rows.slots)
+
+    def _gate(
+        self,
+        stack: StackedAdapters,
+        kind: str,
+        rows: _Expanded,
+        positions: Tensor | None,
+        slots: Tensor,
+        source: Tensor,
+        value: Tensor,
+    ) -> Tensor:
+        """``value`` times 2 sigma(G source + c) in the rows at ``positions`` (all if None), unchanged elsewhere."""
+        gates = stack.gates[kind]
+        if self._names["gate_weight"] not in gates:
+            return value  # this module is not adapted in any slot of the kind
+        weight, bias = gates[self._names["gate_weight"]], gates[self._names["gate_bias"]]
+        chosen = source if positions is None else source[positions]
+        logits = chosen * _rows_of(weight, slots)[:, None, :] if kind == "hidden" else _per_row(chosen, weight, slots)
+        factor = 2 * torch.sigmoid(logits + _rows_of(bias, slots)[:, None, :])
+        if rows.neutral is not None:
+            neutral = rows.neutral if positions is None else rows.neutral[positions]
+            factor = torch.where(neutral, torch.ones_like(factor), factor)
+        if positions is None:
+            return value * factor
+        return value.index_copy(0, positions, (value[positions] * factor).to(value.dtype))
+
+
+def _rows_of(tensor: Tensor, slots: Tensor) -> Tensor:
+    """The rows' own part of a stacked tensor, without a copy where all slots have the same."""
+    return tensor if tensor.shape[0] == 1 else tensor[slots]
+
+
+def _per_row(x: Tensor, weight: Tensor, slots: Tensor) -> Tensor:
+    """``x`` (N, T, in) times the transpose of each row's own matrix in ``weight`` (K or 1, out, in): (N, T, out)."""
+    if weight.shape[0] == 1:
+        return functional.linear(x, weight[0])
+    return torch.bmm(x, weight[slots].transpose(1, 2))
+
+
+class StackedModel:
+    """``model`` with its targeted linear maps replaced, in place, by :class:`StackedLinear`. Without rows it is the base.
+
+    ``targets`` are PEFT's ``target_modules``. Raises :class:`AdapterError` if nothing is targeted or something that is
+    targeted is no linear map (a model that already carries PEFT adapters, say).
+    """
+
+    def __init__(self, model: nn.Module, targets: str | list[str]) -> None:
+        self.model = model
+        config = GatedLoraConfig(target_modules=targets)
+        found = [(n, m) for n, m in model.named_modules() if n and check_target_module_exists(config, n)]
+        if not found:
+            raise AdapterError(f"targets {targets!r} match no linear map of this model: check sites")
+        for name, module in found:
+            if not isinstance(module, nn.Linear):
+                raise AdapterError(f"{name} is {type(module).__name__}: stack adapters on a plain model's linear maps")
+        for name, module in found:
+            parent, _, child = name.rpartition(".")
+            assert isinstance(module, nn.Linear)
+            setattr(model.get_submodule(parent), child, StackedLinear(module, name, self))
+        self.modules = frozenset(name for name, _ in found)
+
+    @contextmanager
+    def rows(
+        self, stack: StackedAdapters, index: Sequence[int], *, neutral: Sequence[bool] | None = None
+    ) -> Iterator[nn.Module]:
+        """Within the block, row i of each batch uses slot ``index[i]`` of ``stack`` (:data:`BASE`: none).
+
+        Slots in ``neutral`` (one entry for each of ``index``) run with neutral gates. A batch may have a multiple of
+        ``len(index)`` rows, as in beam search; any other number raises :class:`AdapterError`.
+        """
+        if not index or any(not (i == BASE or 0 <= i < len(stack.slots)) for i in index):
+            raise AdapterError(f"index {list(index)!r} does not name slots of a stack of {len(stack.slots)}")
+        if neutral is not None and len(neutral) != len(index):
+            raise AdapterError(f"neutral has {len(neutral)} entries for an index of {len(index)}")
+        unknown = sorted(stack.modules - self.modules)
+        if unknown:
+            raise AdapterMismatchError(
+                f"the stack adapts {len(unknown)} modules that are not targeted here, first {unknown[0]!r}: check sites and base"
+            )
+        device = next(iter(stack.factors.values())).device
+        flags = tuple(neutral) if neutral is not None else (False,) * len(index)
+        token = _active.set(_Rows(self, stack, tuple(index), flags, device))
+        try:
+            yield self.model
+        finally:
+            _active.reset(token)
