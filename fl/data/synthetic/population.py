@@ -22,7 +22,7 @@ from fl.errors import ConfigError
 from fl.rng import derive_generator, derive_random
 from fl.speech.audio import SAMPLE_RATE, Waveform, save_audio
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 """Raise it with every change that alters text or sound, so that no folder of an older generator is taken for a new one."""
 
 MANIFEST_NAME = "manifest.jsonl"
