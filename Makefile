@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo study test check bench flwr clean
+.PHONY: demo study test check bench peers flwr clean
 
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
@@ -28,8 +28,17 @@ check: $(READY) ## linters, types, direction of imports
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_layering.py
 
-bench: $(READY) ## figures of the README, measured on this machine
-	$(BIN)/python -m benchmarks.local_step
+bench: $(READY) ## every figure of the README, measured on this machine beside its target; about an hour on 2 quiet cores
+	$(BIN)/python -m benchmarks
+
+PEERS := build/pfl
+peers: $(PEERS)/.ready ## the environment in which pfl-research is measured; make bench then includes it
+
+$(PEERS)/.ready: requirements.lock benchmarks/peers/requirements-pfl.txt
+	$(PYTHON) -m venv $(PEERS) || python3 -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement benchmarks/peers/requirements-pfl.txt
+	touch $@
 
 flwr: $(READY) ## the same app by Flower's own command
 	. $(BIN)/activate && . ./flwr.env && flwr run . --stream

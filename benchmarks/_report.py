@@ -1,11 +1,12 @@
 """What every benchmark shares: timing that is side by side, and a JSON row with its conditions."""
 
 import json
+import math
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -56,7 +57,11 @@ def time_side_by_side(
 
 @dataclass(frozen=True)
 class Row:
-    """One measured figure. ``ratio`` is how many times better than the baseline; ``target`` what it should be."""
+    """One measured figure: ``value`` in ``unit``, and ``ratio``, the number that is held against ``target``.
+
+    ``ratio`` is how many times better the figure is than its baseline, which was measured beside it. With ``at_most`` the
+    target is an upper bound instead (memory of 4 workers against 1, seconds of a run), and ``ratio`` may be the value itself.
+    """
 
     name: str
     value: float
@@ -64,15 +69,33 @@ class Row:
     ratio: float
     target: float
     conditions: dict[str, object]
+    at_most: bool = False
+
+    @property
+    def of_target(self) -> float:
+        """How much of the target is reached: 1 is just enough, 2 twice as good, whichever way the target points."""
+        if not self.at_most:
+            return self.ratio / self.target
+        return self.target / self.ratio if self.ratio > 0 else math.inf
 
     @property
     def met(self) -> bool:
-        """Whether the ratio reaches the target."""
-        return self.ratio >= self.target
+        """Whether the target is reached."""
+        return self.ratio <= self.target if self.at_most else self.ratio >= self.target
 
 
-def machine() -> dict[str, object]:
-    """The processor and the versions that a figure was measured with."""
+def spread(values: Sequence[float]) -> dict[str, float | int]:
+    """Median and spread of repeated measurements, for a row."""
+    return {
+        "median": round(statistics.median(values), 4),
+        "min": round(min(values), 4),
+        "max": round(max(values), 4),
+        "repeats": len(values),
+    }
+
+
+def machine(packages: Sequence[str] = ()) -> dict[str, object]:
+    """The processor and the versions that a figure was measured with; ``packages`` are further ones to name."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -85,8 +108,26 @@ def machine() -> dict[str, object]:
         "processor": model,
         "cores": cores,
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": {name: version(name) for name in (*PACKAGES, *packages)},
     }
+
+
+def matrix_rate(threads: int, size: int = 1024, seconds: float = 0.5) -> float:
+    """GFLOP/s of float32 matrix products (size x size) with ``threads`` threads: how fast the machine is at this moment."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        left, right = torch.ones(size, size), torch.ones(size, size)
+        torch.mm(left, right)
+        count, start = 0, time.perf_counter()
+        while (spent := time.perf_counter() - start) < seconds or count < 3:
+            torch.mm(left, right)
+            count += 1
+    finally:
+        torch.set_num_threads(before)
+    return 2 * size**3 * count / spent / 1e9
 
 
 def write_row(row: Row, folder: Path = RESULTS) -> Path:

@@ -1,4 +1,4 @@
-"""The Flower ClientApp: a node answers for the devices it hosts, one by one.
+"""The Flower ClientApp: a node answers for the devices it hosts.
 
 ``query`` lists them, ``train`` runs a local phase for those named in the job, ``evaluate`` scores them. A device that fails
 is counted as failed and the others go on. Private tensors go to the device's store and never into a reply.
@@ -8,56 +8,40 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 
+from clients.answers import DeviceFailure, DeviceResult, ReplyWriter
 from clients.evaluator import Evaluation, evaluate
+from clients.hosting import Hosting
 from clients.mods import guard_mod
-from clients.trainer import make_plan, train_locally
+from clients.phase import DEVICE_FAULTS, CohortStep, one_by_one, train_device
+from clients.store import DeviceStore
+from clients.together import train_together
 from clients.worker import Worker, get_worker, step_threads, threads
 from fl.adapters.files import AdapterInfo, save_adapter
-from fl.adapters.state import adapter_state
-from fl.arms import EVERYONE, Arm, adapter_name, evaluated_as, trained_arm
-from fl.config import RunConfig
-from fl.errors import ConfigError, GuardError, IdiolectError
+from fl.adapters.state import State, adapter_state
+from fl.arms import EVERYONE, Arm, adapter_name, evaluated_as
+from fl.config import EDGE, NO_OP, RunConfig
+from fl.errors import AdapterError, ConfigError, StoreError
 from fl.files import write_atomically
-from fl.rng import derive_seed
-from fl.task import Device
-from fl.wire import (
-    COUNTS,
-    JOB,
-    SHARED,
-    Job,
-    arrays_bytes,
-    counts_record,
-    device_key,
-    from_arrays,
-    read_settings,
-    to_arrays,
-)
+from fl.wire import JOB, SHARED, Job, from_arrays, read_settings, tensors_bytes
 
 log = logging.getLogger("idiolect.client")
 app = ClientApp(mods=[guard_mod])
 TRANSCRIPTS_NAME = "transcripts.jsonl"
-# What may go wrong with one device without concerning the others of its node; RuntimeError is how torch complains.
-DEVICE_FAULTS = (IdiolectError, OSError, RuntimeError)
+MAX_UNSETTLED = 64  # devices whose result waits for their private state to reach the disk
 
 
 def hosted_devices(worker: Worker, node_config: dict[str, Any]) -> tuple[str, ...]:
-    """The devices of this node: the one that a deployed node names, or every N-th of a simulation with N nodes."""
-    ids = worker.task.device_ids()
-    if "device-id" in node_config:
-        device_id = str(node_config["device-id"])
-        if device_id not in ids:
-            raise ConfigError(f"device-id {device_id!r} has no data here: known devices are {', '.join(ids[:10])}")
-        return (device_id,)
-    if "partition-id" not in node_config or "num-partitions" not in node_config:
-        raise ConfigError("this node has no device: start the SuperNode with --node-config \"device-id='...'\"")
-    return ids[int(node_config["partition-id"]) :: int(node_config["num-partitions"])]
+    """The devices of this node."""
+    return Hosting(worker, node_config).ids()
 
 
 def _worker(config: RunConfig, context: Context) -> Worker:
@@ -71,109 +55,94 @@ def _worker(config: RunConfig, context: Context) -> Worker:
 def roster(message: Message, context: Context) -> Message:
     """Which devices live here, with the number of their training examples."""
     worker = _worker(read_settings(message.content), context)
-    reply = RecordDict()
-    for device_id in hosted_devices(worker, dict(context.node_config)):
+    hosted = hosted_devices(worker, dict(context.node_config))
+    reply = ReplyWriter(len(hosted))
+    for device_id in hosted:
         new = worker.task.is_new(device_id)
         try:
             examples = 0 if new else len(worker.task.device(device_id).train)
         except DEVICE_FAULTS as error:
             log.warning("device %s is left out, its data cannot be read: %s", device_id, error)
-            reply[device_key(COUNTS, device_id)] = MetricRecord({"failed": 1})
+            reply.add(DeviceFailure(device_id, error))
             continue
-        reply[device_key(COUNTS, device_id)] = MetricRecord({"examples": examples, "new-person": int(new)})
-    return Message(reply, reply_to=message)
+        reply.add(DeviceResult(device_id, {"examples": examples, "new-person": int(new)}))
+    return Message(reply.content(), reply_to=message)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """One local phase for each device of the job."""
-    return _for_each_device(message, context, _train_device)
+    return _for_devices(message, context, _train_devices)
 
 
 @app.evaluate()
 def evaluate_devices(message: Message, context: Context) -> Message:
     """Counts for each device of the job."""
-    return _for_each_device(message, context, _evaluate_device)
+    return _for_devices(message, context, one_by_one(_evaluate_device))
 
 
-DeviceStep = Callable[[Worker, Job, str, ArrayRecord], dict[str, ArrayRecord | MetricRecord]]
+def _train_devices(
+    worker: Worker, job: Job, devices: Sequence[str], incoming: State
+) -> Iterable[DeviceResult | DeviceFailure]:
+    """In cohorts if the settings say so; the virtual device of ``centralized`` is one anyway, and no-op has no steps."""
+    config = worker.config
+    alone = config.train.cohort == 1 or EVERYONE in devices or config.data.task == NO_OP
+    return (one_by_one(train_device) if alone else train_together)(worker, job, devices, incoming)
 
 
-def _for_each_device(message: Message, context: Context, step: DeviceStep) -> Message:
+def _for_devices(message: Message, context: Context, step: CohortStep) -> Message:
+    """Do ``step`` for the devices of the message's job that live here, and put their results together into a reply.
+
+    Private state that ``step`` hands to the store is on the disk when the reply leaves.
+    """
     config = read_settings(message.content)
     job = Job.from_record(message.content.config_records[JOB])
     worker = _worker(config, context)
-    hosted = {*hosted_devices(worker, dict(context.node_config))}
-    if "device-id" not in context.node_config:
-        hosted.add(EVERYONE)
-    incoming = message.content.array_records.get(SHARED, ArrayRecord())
-    reply = RecordDict()
-    with threads(step_threads(job.parallel)):
-        for device_id in job.devices:
-            try:
-                if device_id not in hosted:
-                    raise ConfigError(f"device {device_id!r} does not live on this node")
-                for kind, record in step(worker, job, device_id, incoming).items():
-                    reply[device_key(kind, device_id)] = record
-            except GuardError:
-                raise
-            except DEVICE_FAULTS as error:
+    hosting = Hosting(worker, dict(context.node_config))
+    incoming = from_arrays(message.content.array_records.get(SHARED, ArrayRecord()))
+    here = [d for d in job.devices if d in hosting or (d == EVERYONE and not hosting.own)]
+    strangers = (
+        DeviceFailure(d, ConfigError(f"device {d!r} does not live on this node"))
+        for d in job.devices
+        if d not in hosting and d not in here
+    )
+    reply = ReplyWriter(len(here), edge=config.federation.aggregation == EDGE)
+    with threads(step_threads(job.parallel)), worker.store.writing_behind():
+        for result in chain(_settled(worker.store, step(worker, job, here, incoming)), strangers):
+            if isinstance(result, DeviceFailure):
                 # The reason stays here: an error text may quote a transcript or a path.
-                log.warning("device %s failed in round %s of arm %s: %s", device_id, job.round, job.arm, error)
-                reply[device_key(COUNTS, device_id)] = MetricRecord({"failed": 1})
-    return Message(reply, reply_to=message)
+                log.warning(
+                    "device %s failed in round %s of arm %s: %s", result.device_id, job.round, job.arm, result.error
+                )
+            reply.add(result)
+    return Message(reply.content(), reply_to=message)
 
 
-def device_data(worker: Worker, device_id: str) -> Device:
-    """One device's examples; for the arm ``centralized`` the training data of all devices as one."""
-    if device_id != EVERYONE:
-        return worker.task.device(device_id)
-    everyone = [worker.task.device(d) for d in worker.task.device_ids() if not worker.task.is_new(d)]
-    return Device(EVERYONE, tuple(e for d in everyone for e in d.train), (), ())
+def _settled(
+    store: DeviceStore, results: Iterable[DeviceResult | DeviceFailure]
+) -> Iterator[DeviceResult | DeviceFailure]:
+    """The same results, each once its device's private state is on the disk; a failure where it cannot leave so."""
+    waiting: deque[DeviceResult | DeviceFailure] = deque()
+    for result in results:
+        waiting.append(result)
+        if len(waiting) > MAX_UNSETTLED:
+            yield _settle(store, waiting.popleft())
+    while waiting:
+        yield _settle(store, waiting.popleft())
 
 
-def _train_device(
-    worker: Worker, job: Job, device_id: str, incoming: ArrayRecord
-) -> dict[str, ArrayRecord | MetricRecord]:
-    config = worker.config
-    arm = trained_arm(job.arm, config)
-    if arm is None:
-        raise ConfigError(f"arm {job.arm!r} is not trained: it only evaluates")
-    device = device_data(worker, device_id)
-    split = worker.split(arm)
-    worker.place(arm, device_id, from_arrays(incoming), before=job.round)
-    steps = config.train.finetune_steps if job.phase == "finetune" else config.train.local_steps
-    if device_id == EVERYONE:  # as many steps as all devices take together
-        steps *= sum(not worker.task.is_new(d) for d in worker.task.device_ids())
-    result = train_locally(
-        worker.adapted,
-        worker.parameters(arm.gate),
-        split,
-        worker.task,
-        device.train,
-        make_plan(config.train, job.round, steps=steps, gated=arm.gate != "none"),
-        seed=derive_seed(config.seed, job.round, device_id, "train"),
-    )
-    worker.keep_private(arm, device_id, job.round)
-    state = adapter_state(worker.adapted, adapter_name(arm.gate))
-    outgoing = to_arrays({name: state[name] for name in split.shared})
-    counts = counts_record(
-        {},
-        {
-            "examples": len(device.train),
-            "steps": result.steps,
-            "loss": result.loss,
-            "bytes-up": arrays_bytes(outgoing),
-            "bytes-down": arrays_bytes(incoming),
-            "seconds-train": result.seconds,
-        },
-    )
-    return {SHARED: outgoing, COUNTS: counts} if split.shared else {COUNTS: counts}
+def _settle(store: DeviceStore, result: DeviceResult | DeviceFailure) -> DeviceResult | DeviceFailure:
+    try:
+        store.settle(result.device_id)
+    except StoreError as error:
+        return DeviceFailure(result.device_id, error)
+    odd = [] if isinstance(result, DeviceFailure) else [n for n, t in result.shared.items() if not t.isfinite().all()]
+    if odd:  # the guard would refuse the whole reply, and in a sum it would be everybody's
+        return DeviceFailure(result.device_id, AdapterError(f"training diverged: {odd[0]!r} holds NaN or infinity"))
+    return result
 
 
-def _evaluate_device(
-    worker: Worker, job: Job, device_id: str, incoming: ArrayRecord
-) -> dict[str, ArrayRecord | MetricRecord]:
+def _evaluate_device(worker: Worker, job: Job, device_id: str, incoming: State) -> DeviceResult:
     config = worker.config
     arm, neutral = evaluated_as(job.arm, config)
     examples = worker.task.device(device_id).split(job.split)
@@ -183,12 +152,16 @@ def _evaluate_device(
             result = evaluate(worker.adapted, worker.task, examples, adapted=False, beams=config.federation.beams)
     else:
         neutral = neutral or worker.task.is_new(device_id)
-        worker.place(arm, device_id, from_arrays(incoming), before=job.round + 1, neutral=neutral)
+        worker.place(arm, device_id, incoming, before=job.round + 1, neutral=neutral)
         result = evaluate(worker.adapted, worker.task, examples, beams=config.federation.beams)
     if job.final:
         _keep_results(worker, job, arm, device_id, result)
-    extra = {"examples": len(examples), "bytes-down": arrays_bytes(incoming), "seconds-evaluate": result.seconds}
-    return {COUNTS: counts_record(result.counts, extra)}
+    numbers = {
+        "examples": len(examples),
+        "bytes-down": tensors_bytes(incoming.values()),
+        "seconds-evaluate": result.seconds,
+    }
+    return DeviceResult(device_id, numbers, result.counts)
 
 
 def _keep_results(worker: Worker, job: Job, arm: Arm | None, device_id: str, result: Evaluation) -> None:

@@ -7,8 +7,9 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from fl.adapters.split import role_of
 from fl.arms import trained_arm
-from fl.privacy.guard import check_reply
-from fl.wire import JOB, SHARED, Job, read_settings, split_key
+from fl.config import EDGE
+from fl.privacy.guard import check_reply, named_devices
+from fl.wire import JOB, SHARED, Job, read_settings
 
 
 def guard_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -21,15 +22,16 @@ def guard_mod(message: Message, context: Context, call_next: ClientAppCallable) 
     if message.metadata.message_type == MessageType.QUERY:
         reply = call_next(message, context)
         if reply.has_content():
-            named = {split_key(key)[1] for key in reply.content}
-            check_reply(reply.content, shapes={}, private=(), devices=named)
+            check_reply(reply.content, shapes={}, private=(), devices=named_devices(reply.content))
         return reply
     job = Job.from_record(message.content.config_records[JOB])
-    arm = trained_arm(job.arm, read_settings(message.content))
+    config = read_settings(message.content)
+    arm = trained_arm(job.arm, config)
     asked = message.content.array_records.get(SHARED, ArrayRecord())
     shapes = {name: tuple(array.shape) for name, array in asked.items()}
     private = {name for name in shapes if arm is not None and role_of(arm.split, name) == "private"}
     reply = call_next(message, context)
     if reply.has_content():
-        check_reply(reply.content, shapes=shapes, private=private, devices=job.devices)
+        edge = config.federation.aggregation == EDGE
+        check_reply(reply.content, shapes=shapes, private=private, devices=set(job.devices), edge=edge)
     return reply

@@ -3,12 +3,18 @@
 One folder per device and arm, one file per round: ``state-000008.safetensors`` (tensors, and in its metadata the round, the
 base fingerprint and the schema version), so that tensors and their description can never disagree. The last two rounds are
 kept: a run that was killed between a device's write and the aggregator's checkpoint resumes from the state before.
+
+A disk takes milliseconds to confirm a write but confirms several at once, so a node with many devices lets them wait together:
+see :meth:`DeviceStore.writing_behind`.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +28,9 @@ from fl.tensorfile import tensor_bytes
 
 SCHEMA = 1
 KEPT_ROUNDS = 2
+STATE_NAME = re.compile(r"state-(\d{6,})\.safetensors")
 MAX_STATE_BYTES = 512 * 2**20
+WRITERS = 8  # threads that wait for the disk; one has its journal confirm all of their writes together
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,27 @@ class DeviceStore:
     def __init__(self, root: Path, fingerprint: str) -> None:
         self.root = root
         self.fingerprint = fingerprint
+        self._pool: ThreadPoolExecutor | None = None
+        self._writes: dict[str, list[Future[None]]] = {}
+
+    @contextmanager
+    def writing_behind(self) -> Iterator[None]:
+        """Within this context :meth:`save` returns at once, and a state is durable after :meth:`settle` of its device.
+
+        All is written when the context ends.
+        """
+        with ThreadPoolExecutor(WRITERS, "idiolect-store") as pool:
+            self._pool = pool
+            try:
+                yield
+            finally:
+                self._pool = None
+                self._writes = {}
+
+    def settle(self, device_id: str) -> None:
+        """Wait until what was saved of this device is on the disk. Raises :class:`StoreError` if it could not be written."""
+        for write in self._writes.pop(device_id, ()):
+            write.result()
 
     def folder(self, arm: str, device_id: str) -> Path:
         """Folder of one device in one arm."""
@@ -54,10 +83,11 @@ class DeviceStore:
 
     def rounds(self, arm: str, device_id: str) -> list[int]:
         """Rounds whose state is stored, ascending."""
-        found = (
-            re.fullmatch(r"state-(\d{6,})\.safetensors", p.name) for p in self.folder(arm, device_id).glob("state-*")
-        )
-        return sorted(int(match.group(1)) for match in found if match)
+        try:
+            names = os.listdir(self.folder(arm, device_id))
+        except FileNotFoundError:
+            return []
+        return sorted(int(match.group(1)) for match in map(STATE_NAME.fullmatch, names) if match)
 
     def _path(self, arm: str, device_id: str, round_index: int) -> Path:
         return self.folder(arm, device_id) / f"state-{round_index:06d}.safetensors"
@@ -103,15 +133,23 @@ class DeviceStore:
     def save(self, arm: str, device_id: str, state: PrivateState) -> None:
         """Store a round's state, durably, and drop those older than the round before.
 
-        On a full disk :class:`StoreError` is raised and the states before are intact.
+        On a full disk :class:`StoreError` is raised (by :meth:`settle`, while writing behind) and the states before are intact.
         """
         metadata = {"schema": str(SCHEMA), "base": self.fingerprint, "round": str(state.round)}
-        path = self._path(arm, device_id, state.round)
+        data = tensor_bytes(state.tensors, metadata)
+        if self._pool is None:
+            self._write(arm, device_id, state.round, data)
+        else:
+            write = self._pool.submit(self._write, arm, device_id, state.round, data)
+            self._writes.setdefault(device_id, []).append(write)
+
+    def _write(self, arm: str, device_id: str, round_index: int, data: bytes) -> None:
+        path = self._path(arm, device_id, round_index)
         try:
-            write_atomically(path, tensor_bytes(state.tensors, metadata))
+            write_atomically(path, data)
         except OSError as error:
             raise StoreError(
                 f"private state could not be written to {path}: {error}; the state before it is intact, free some space"
             ) from error
-        for old in [r for r in self.rounds(arm, device_id) if r <= state.round][:-KEPT_ROUNDS]:
+        for old in [r for r in self.rounds(arm, device_id) if r <= round_index][:-KEPT_ROUNDS]:
             self._path(arm, device_id, old).unlink(missing_ok=True)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from clients.store import DeviceStore, PrivateState
 from fl.adapters import GatedLoraConfig, adapter_shapes, load_state, make_split
 from fl.adapters.split import Split
+from fl.adapters.stacked import StackedModel
 from fl.adapters.state import Shapes, State, adapter_parameters, adapter_state
 from fl.arms import Arm, adapter_name
 from fl.config import RunConfig
@@ -85,22 +86,33 @@ class Worker:
 
         Private tensors are those from before round ``before``.
         """
-        name, split = self.slot(arm.gate), self.split(arm)
-        state = dict(self._initial[name])
+        state = self.assembled(arm, device_id, shared, before=before, neutral=neutral)
+        load_state(self.adapted, state, self.slot(arm.gate))
+
+    def assembled(
+        self, arm: Arm, device_id: str, shared: Mapping[str, Tensor], *, before: int, neutral: bool = False
+    ) -> State:
+        """What :meth:`place` puts into the slot. Tensors that the device does not have of its own are not copies."""
+        split, state = self.split(arm), dict(self.initial(arm.gate))
         if not neutral and split.private:
             shapes = {n: tuple(state[n].shape) for n in split.private}
             stored = self.store.load(arm.name, device_id, shapes, before=before)
             if stored is not None:
                 state.update(stored.tensors)
         state.update(shared)
-        load_state(self.adapted, state, name)
+        return state
 
-    def keep_private(self, arm: Arm, device_id: str, round_index: int) -> None:
-        """Write the device's private tensors from its slot to the store."""
+    def keep_private(self, arm: Arm, device_id: str, round_index: int, state: State | None = None) -> None:
+        """Write the device's private tensors to the store: those of ``state``, or of its slot."""
         split = self.split(arm)
         if split.private:
-            state = adapter_state(self.adapted, adapter_name(arm.gate))
+            state = state or adapter_state(self.adapted, adapter_name(arm.gate))
             self.store.save(arm.name, device_id, PrivateState(round_index, {n: state[n] for n in split.private}))
+
+    @cached_property
+    def host(self) -> StackedModel:
+        """A model on the same frozen tensors for the adapters of many devices at once."""
+        return StackedModel(self.task.new_model(), self.task.targets)
 
 
 @lru_cache(maxsize=2)

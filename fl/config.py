@@ -26,6 +26,8 @@ ARMS = ("zero-shot", "local", "global", "global+finetune", "personalized", "neut
 GATES = ("none", "hidden", "low-rank", "self", "cross")
 SITES = ("encoder.self", "decoder.self", "decoder.cross", "ffn")
 SPLITS = ("gates", "fedsa", "ffa", "all-shared", "all-private")
+SPEECH, NO_OP = "speech", "no-op"  # the names of tasks
+DEVICE, EDGE = "device", "edge"  # where the devices' updates are put together
 LAYERS_PREFIX = "layers:"  # and a regular expression over tensor names
 MAX_RANK = 1024
 
@@ -72,13 +74,20 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Whose speech: a manifest, or a synthetic population made on the spot."""
+    """What is learnt, and whose speech: a manifest, or a synthetic population made on the spot."""
 
+    task: str = setting(
+        SPEECH,
+        "what is learnt; no-op trains nothing and measures the framework around training",
+        choices=(SPEECH, NO_OP),
+    )
     manifest: str = setting("", "absolute path of a manifest.jsonl; empty makes a synthetic population")
     pair: str = setting("ko-en", "language pair of the synthetic population")
     devices: int = setting(6, "devices that take part", low=1, high=1_000_000)
     new_people: int = setting(2, "further people who never take part in training", low=0, high=1_000_000)
-    sentences: int = setting(60, "synthetic sentences of each person", low=1, high=100_000)
+    sentences: int = setting(120, "synthetic sentences of each person", low=1, high=100_000)
+    validation_share: float = setting(0.1, "share of a device's utterances for validation", low=0.0, high=0.9)
+    test_share: float = setting(0.15, "share of a device's utterances for testing", low=0.0, high=0.9)
     new_people_tests: int = setting(12, "sentences on which each new person is tested, at most", low=1, high=100_000)
     data_seed: int = setting(0, "seed of the population and of its division; 0 takes the run's seed", low=0)
 
@@ -87,24 +96,43 @@ class DataConfig:
 class TrainConfig:
     """Rounds and local steps; shared (A, B) and private (gates) parameters have their own schedules."""
 
-    rounds: int = setting(8, "federated rounds", low=1, high=100_000)
-    local_steps: int = setting(8, "optimizer steps of a device in a round", low=1, high=100_000)
+    rounds: int = setting(10, "federated rounds", low=1, high=100_000)
+    local_steps: int = setting(12, "optimizer steps of a device in a round", low=1, high=100_000)
     batch_size: int = setting(2, "utterances in a local step", low=1, high=4096)
     learning_rate: float = setting(4e-3, "learning rate of shared tensors", low=0.0, high=1.0)
-    private_learning_rate: float = setting(1e-2, "learning rate of private tensors", low=0.0, high=10.0)
+    private_learning_rate: float = setting(3e-3, "learning rate of private gates", low=0.0, high=10.0)
+    private_share: float = setting(
+        0.2,
+        "share of all local steps, the last ones, that train the private part alone while the shared part rests",
+        low=0.0,
+        high=1.0,
+    )
     gate_dropout: float = setting(
-        0.25, "share of a round's steps that run with neutral gates and train the shared part only", low=0.0, high=1.0
+        1.0,
+        "share of the steps before those that run with neutral gates and train the shared part only",
+        low=0.0,
+        high=1.0,
     )
     private_steps: int = setting(0, "extra steps for the private part alone at the end of a round", low=0, high=100_000)
     private_warmup_rounds: int = setting(
-        5, "first rounds in which only the shared part is trained", low=0, high=100_000
+        0, "first rounds in which only the shared part is trained, whatever the gate dropout", low=0, high=100_000
     )
     weight_decay: float = setting(0.0, "decoupled weight decay of shared tensors", low=0.0, high=1.0)
     clipping_norm: float = setting(
         1.0, "largest gradient norm of a step, for shared and for private tensors each", low=1e-9
     )
     schedule: str = setting("cosine", "learning rate over the rounds", choices=("constant", "linear", "cosine"))
-    finetune_steps: int = setting(8, "local steps after the last round in the arm global+finetune", low=1, high=100_000)
+    finetune_steps: int = setting(
+        12, "local steps after the last round in the arm global+finetune", low=1, high=100_000
+    )
+    cohort: int = setting(1, "devices that a node trains in one computation", low=1, high=100_000)
+
+    @property
+    def private_rounds(self) -> int:
+        """As how many rounds the private part is trained alone; the first round never is one of them."""
+        if not self.private_share:
+            return 0
+        return min(max(1, round(self.private_share * self.rounds)), self.rounds - 1)
 
 
 @dataclass(frozen=True)
@@ -112,7 +140,17 @@ class FederationConfig:
     """Arms, sampling and what is evaluated when."""
 
     arms: str = setting(",".join(ARMS), "what to train and compare", many=ARMS)
-    sample: float = setting(1.0, "share of the devices that train in a round", low=1e-9, high=1.0)
+    sample: float = setting(
+        1.0,
+        "devices that train in a round: up to 1 a share of them, above 1 their number",
+        low=1e-9,
+        high=1_000_000,
+    )
+    aggregation: str = setting(
+        DEVICE,
+        "whether a node returns each device's update, or one weighted sum over its devices",
+        choices=(DEVICE, EDGE),
+    )
     evaluate_every: int = setting(4, "rounds between evaluations on validation data; 0 for never", low=0, high=100_000)
     final_split: str = setting(
         "test",
@@ -281,6 +319,11 @@ def _check_together(config: RunConfig) -> None:
     for arm, source in needs.items():
         if arm in config.arms and source not in config.arms:
             raise ConfigError(f"arm {arm!r} is made from arm {source!r}: add {source!r} to arms")
+    sample = config.federation.sample
+    if sample > 1 and not sample.is_integer():
+        raise ConfigError(
+            f"sample = {sample:g} is neither a share nor a number of devices: at most 1, or a whole number above 1"
+        )
     preset = config.adapter.split
     if preset.startswith(LAYERS_PREFIX):
         try:

@@ -17,6 +17,10 @@ class ManifestError(IdiolectError):
     """A manifest line that cannot be used. The message starts with ``file:line:``."""
 
 
+class PopulationError(IdiolectError):
+    """A population in which a device id stands twice. Names the id and the places."""
+
+
 class AudioError(IdiolectError):
     """Audio that is missing, unreadable, silent, too short or too long."""
 

@@ -62,8 +62,23 @@ class Task(Protocol):
         """The data of one device, loaded on demand."""
         ...
 
+    def new_model(self) -> nn.Module:
+        """A further model of its own modules on the same frozen tensors as :attr:`model`."""
+        ...
+
     def loss(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
-        """Mean loss of a batch (a scalar with a gradient)."""
+        """Mean loss over all labels of a batch (a scalar with a gradient): ``losses(...)[0].sum() / losses(...)[1].sum()``."""
+        ...
+
+    def losses(self, model: nn.Module, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
+        """Each example's summed loss (N,), with a gradient, and the number of its labels (N,).
+
+        A row does not depend on the other rows of the batch (up to rounding), so sums over any grouping of rows are right.
+        """
+        ...
+
+    def training_bytes(self, example: Example) -> int:
+        """Bytes of activations that this example needs in a training step, estimated from above."""
         ...
 
     def predict(self, model: nn.Module, examples: Sequence[Example], *, adapted: bool, beams: int) -> list[str]:

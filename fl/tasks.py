@@ -1,10 +1,10 @@
-"""The table of tasks: what can be federated. One entry today, speech recognition."""
+"""The table of tasks: what can be federated."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from fl.config import RunConfig
+from fl.config import NO_OP, SPEECH, RunConfig
 from fl.errors import ConfigError
 from fl.task import Task
 
@@ -15,11 +15,18 @@ def _speech(config: RunConfig) -> Task:
     return SpeechTask(config)
 
 
-TASKS: dict[str, Callable[[RunConfig], Task]] = {"speech": _speech}
+def _no_op(config: RunConfig) -> Task:
+    from fl.noop import NoOpTask
+
+    return NoOpTask(config)
 
 
-def load_task(config: RunConfig, name: str = "speech") -> Task:
-    """The task ``name`` for this configuration; :class:`ConfigError` lists the known ones."""
+TASKS: dict[str, Callable[[RunConfig], Task]] = {SPEECH: _speech, NO_OP: _no_op}
+
+
+def load_task(config: RunConfig, name: str = "") -> Task:
+    """The task ``name``, by default that of this configuration; :class:`ConfigError` lists the known ones."""
+    name = name or config.data.task
     if name not in TASKS:
         raise ConfigError(f"unknown task {name!r}: known tasks are {', '.join(TASKS)}")
     return TASKS[name](config)

@@ -1,13 +1,23 @@
 """What a message between aggregator and device is made of, as Flower records.
 
 Aggregator to node: ``job`` (what to do, for which devices), ``settings`` (the run's configuration, flat) and ``shared`` (the
-shared tensors). Node to aggregator, for each device: ``shared:<device>`` and ``counts:<device>``. Nothing else may come back:
+shared tensors). Node to aggregator, for all its devices together:
+
+| record | holds |
+| --- | --- |
+| ``devices`` | ``ids`` of the devices that answered, one for each row of what follows |
+| ``counts`` | their numbers in columns: a list for each name |
+| ``shared`` | their shared tensors, each with a leading dimension of devices; not with ``edge`` aggregation |
+| ``sum``, ``totals`` | with ``edge`` aggregation: float64 sums of weight times tensor, their ``weight`` and number of ``devices`` |
+| ``counts:<device>`` | of a device that failed, or has other numbers than the first |
+
+A node may also answer device by device, with ``shared:<device>`` and ``counts:<device>``. Nothing else may come back:
 :mod:`fl.privacy.guard` checks it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +30,14 @@ from fl.errors import ConfigError, IdiolectError
 from fl.metrics import Counts
 
 JOB, SETTINGS_RECORD, SHARED = "job", "settings", "shared"
-COUNTS = "counts"
+COUNTS, DEVICES, SUM, TOTALS = "counts", "devices", "sum", "totals"
+IDS = "ids"  # of DEVICES
+TOTAL_NAMES = frozenset({"weight", "devices"})
+ARRAY_HEADER_BYTES = 128  # of a tensor as Flower serializes it: NumPy's header
 FIELDS = ("substitutions", "deletions", "insertions", "reference")
+
+
+FEDERATE, PERSONALIZE, FINETUNE = "federate", "personalize", "finetune"
 
 
 @dataclass(frozen=True)
@@ -31,7 +47,7 @@ class Job:
     arm: str
     round: int
     devices: tuple[str, ...]
-    phase: str = "federate"  # "federate", or "finetune": one local phase after the last round
+    phase: str = FEDERATE  # or one that sends nothing shared back: PERSONALIZE (the last rounds), FINETUNE (after them)
     split: str = "validation"  # data to evaluate on
     final: bool = False  # write transcripts and adapters to the device's own disk
     parallel: int = 1  # messages in flight beside this one, itself included: sets the threads of a step
@@ -94,6 +110,11 @@ def arrays_bytes(record: ArrayRecord) -> int:
     return sum(len(array.data) for array in record.values())
 
 
+def tensors_bytes(tensors: Iterable[Tensor]) -> int:
+    """What :func:`arrays_bytes` would be of these tensors alone, without serializing them."""
+    return sum(t.numel() * t.element_size() + ARRAY_HEADER_BYTES for t in tensors)
+
+
 def device_key(kind: str, device_id: str) -> str:
     """Record name of one device's part of a reply."""
     return f"{kind}:{device_id}"
@@ -105,13 +126,18 @@ def split_key(key: str) -> tuple[str, str]:
     return kind, device
 
 
-def counts_record(metrics: Mapping[str, Counts], extra: Mapping[str, int | float]) -> MetricRecord:
-    """Counts of one device as a flat record, ``mer.substitutions`` and so on, with plain numbers beside them."""
-    values: dict[str, int | float | list[int] | list[float]] = dict(extra)
+def flat_counts(metrics: Mapping[str, Counts], extra: Mapping[str, int | float]) -> dict[str, int | float]:
+    """Counts of one device by flat name, ``mer.substitutions`` and so on, with plain numbers beside them."""
+    values: dict[str, int | float] = dict(extra)
     for name, counts in metrics.items():
         for field in FIELDS:
             values[f"{name}.{field}"] = int(getattr(counts, field))
-    return MetricRecord(values)
+    return values
+
+
+def counts_record(metrics: Mapping[str, Counts], extra: Mapping[str, int | float]) -> MetricRecord:
+    """:func:`flat_counts` as a record."""
+    return MetricRecord(dict(flat_counts(metrics, extra)))
 
 
 def read_counts(record: Mapping[str, object]) -> tuple[dict[str, Counts], dict[str, float]]:

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fl import __version__
-from fl.config import RunConfig
+from fl.config import NO_OP, RunConfig
 from fl.errors import IdiolectError
 from sim.options import with_settings
 
@@ -63,7 +63,26 @@ def progress_bars(quiet: bool = False) -> Iterator[Callable[[str, int, int], Non
         yield show
 
 
-def _run_and_report(config: RunConfig, *, workers: int, serial: bool, as_json: bool) -> None:
+def _run_no_op(config: RunConfig, *, workers: int, serial: bool, ray_address: str, as_json: bool) -> None:
+    from sim.noop import run_no_op
+
+    with progress_bars(as_json) as show:
+        summary = run_no_op(config, workers=workers or None, serial=serial, ray_address=ray_address, progress=show)
+    if as_json:
+        print(json.dumps(asdict(summary)))
+        return
+    table = Table(title="Run without training", box=None, show_header=False)
+    table.add_column(style="bold")
+    table.add_row("rounds", f"{summary.rounds:,}")
+    table.add_row("devices", f"{summary.devices:,}, {summary.trained / summary.rounds:,.0f} in a round")
+    table.add_row("seconds", f"{summary.seconds:.1f}, {summary.seconds_rounds:.1f} of them in rounds")
+    table.add_row("framework", f"{summary.framework_ms:.2f} ms for each device in a round")
+    memory = f"{summary.peak_bytes / 2**30:.2f} GiB at most, all processes" if summary.peak_bytes else "not known"
+    table.add_row("memory", memory)
+    console.print(table)
+
+
+def _run_and_report(config: RunConfig, *, workers: int, serial: bool, as_json: bool, ray_address: str = "") -> None:
     from fl.speech.task import population_manifest
     from sim.report import print_summary, read_run, summarize, write_page, write_summary
     from sim.run import run_simulation
@@ -72,7 +91,7 @@ def _run_and_report(config: RunConfig, *, workers: int, serial: bool, as_json: b
         if not config.data.manifest:
             population_manifest(config, lambda done, total: show("speech", done, total))
         show("starting workers", 0, 1)
-        folder = run_simulation(config, workers=workers or None, progress=show, serial=serial)
+        folder = run_simulation(config, workers=workers or None, progress=show, serial=serial, ray_address=ray_address)
         show("starting workers", 1, 1)
     summary = summarize([folder])
     write_summary(summary, folder / "summary.json")
@@ -100,6 +119,17 @@ Serial = Annotated[
 ]
 
 
+RayAddress = Annotated[
+    str, typer.Option(help="Join a Ray cluster that runs already, host:port or auto, and use all its cores.")
+]
+NoOp = Annotated[
+    bool,
+    typer.Option(
+        "--no-op", help="Train nothing: measure the framework, with --devices 100000 --sample 1000 for instance."
+    ),
+]
+
+
 @app.command()
 @with_settings
 def demo(
@@ -114,15 +144,24 @@ def demo(
 
 @app.command()
 @with_settings
-def run(config: RunConfig, workers: Workers = 0, serial: Serial = False, as_json: Json = False) -> None:
+def run(
+    config: RunConfig,
+    workers: Workers = 0,
+    serial: Serial = False,
+    ray_address: RayAddress = "",
+    no_op: NoOp = False,
+    as_json: Json = False,
+) -> None:
     """Run a comparison with your own settings, on a synthetic population or on [bold]--manifest[/bold] FILE.
 
     The run folder (--output) holds the configuration, results.jsonl, transcripts.jsonl, checkpoints, every device's
     adapter, summary.json and report.html. A run that was stopped resumes when it is started again with the same settings.
     """
-    _run_and_report(
-        replace(config, output=config.output or "runs/last"), workers=workers, serial=serial, as_json=as_json
-    )
+    if no_op or config.data.task == NO_OP:
+        _run_no_op(config, workers=workers, serial=serial, ray_address=ray_address, as_json=as_json)
+        return
+    config = replace(config, output=config.output or "runs/last")
+    _run_and_report(config, workers=workers, serial=serial, ray_address=ray_address, as_json=as_json)
 
 
 @app.command()

@@ -21,12 +21,34 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def cluster_cores(address: str) -> int:
+    """Cores of a Ray cluster that runs already. Raises :class:`RunError` if none is there."""
+    import ray
+
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise RunError(
+            f"no Ray cluster at {address!r} ({error}): start one with 'ray start --head', or leave ray-address out"
+        ) from error
+    try:
+        return max(1, int(ray.cluster_resources().get("CPU", 0)))
+    finally:
+        ray.shutdown()
+
+
 def run_simulation(
-    config: RunConfig, *, workers: int | None = None, progress: Progress | None = None, serial: bool = False
+    config: RunConfig,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    serial: bool = False,
+    ray_address: str = "",
 ) -> Path:
     """Run a comparison and return its folder, with results, transcripts and costs in it.
 
     ``workers`` are the processes that train side by side, by default one for each core; ``serial`` stays in this process.
+    ``ray_address`` (``host:port`` or ``auto``) uses a Ray cluster that runs already, and all its cores.
     Raises what the ServerApp raised, or :class:`RunError` if the simulation ended without a result.
     """
     from clients.app import app as client_app
@@ -43,17 +65,8 @@ def run_simulation(
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets anything else on the machine go first
     from flwr.simulation import run_simulation as flower_simulation
 
-    workers = workers or available_cores()
+    workers = workers or (cluster_cores(ray_address) if ray_address else available_cores())
     done: list[Path] = []
-    backend = {
-        "init_args": {
-            "num_cpus": workers,
-            "logging_level": logging.ERROR,
-            "log_to_driver": False,
-            "include_dashboard": False,
-        },
-        "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-    }
     logging.getLogger("flwr").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
@@ -62,7 +75,7 @@ def run_simulation(
                 server_app=make_server_app(config, done.append, progress),
                 client_app=client_app,
                 num_supernodes=workers,
-                backend_config=backend,  # type: ignore[arg-type]
+                backend_config=_backend(workers, ray_address),  # type: ignore[arg-type]
             )
     except IdiolectError:
         raise
@@ -73,3 +86,15 @@ def run_simulation(
             f"the simulation ended without a result; its log is above, what was finished is in {config.output}"
         )
     return done[0]
+
+
+def _backend(workers: int, ray_address: str) -> dict[str, dict[str, object]]:
+    """What Flower's simulation passes on to Ray: to start it, or to join the cluster at ``ray_address``."""
+    init: dict[str, object] = {"logging_level": logging.ERROR, "log_to_driver": False, "include_dashboard": False}
+    if ray_address:
+        init["address"] = ray_address
+        del init["include_dashboard"]
+    else:
+        init["num_cpus"] = workers
+    # A worker that dies fails the devices of its message; Ray starts it anew for the next one.
+    return {"init_args": init, "client_resources": {"num_cpus": 1, "num_gpus": 0.0, "max_restarts": -1}}

@@ -18,16 +18,17 @@ from fl.adapters import GatedLoraConfig, make_split
 from fl.adapters.fresh import fresh_adapter
 from fl.adapters.state import State, size_of
 from fl.arms import EVERYONE, Arm, evaluated_as, trained_arm
-from fl.config import RunConfig, dump_config, flat, load_config, make_config
-from fl.errors import RunError
+from fl.config import NO_OP, RunConfig, dump_config, flat, load_config, make_config
+from fl.errors import PopulationError, RunError
 from fl.files import write_atomically
 from fl.metrics import Counts
 from fl.paths import cache_root
 from fl.task import Task
 from fl.tasks import load_task
-from fl.wire import COUNTS, SETTINGS_RECORD, Job, add_counts, settings_record, split_key, to_arrays
+from fl.wire import FEDERATE, FINETUNE, SETTINGS_RECORD, Job, add_counts, settings_record, to_arrays
 from strategies.base import Roster, SharedFedAvg
 from strategies.loop import Progress, RoundLoop
+from strategies.node import UnreadableError, read_node
 from strategies.replies import DeviceReply
 from strategies.results import CONFIG_NAME, ResultsFile, gather_transcripts, make_row, write_costs
 
@@ -51,25 +52,7 @@ def ask_roster(grid: Grid, config: RunConfig, wait: float = NODE_WAIT_SECONDS) -
     examples: dict[str, int] = {}
     errors: list[str] = []
     for reply in grid.send_and_receive(messages, timeout=config.federation.round_timeout):
-        if reply.has_error():
-            errors.append(f"node {reply.metadata.src_node_id}: {reply.error.reason}")
-            log.warning("left out with all its devices: %s", errors[-1])
-            continue
-        for key, record in reply.content.metric_records.items():
-            kind, device_id = split_key(key)
-            if kind != COUNTS:
-                continue
-            if record.get("failed"):
-                errors.append(f"device {device_id}: its data cannot be read; its own log has the reason")
-                log.warning("left out: %s", errors[-1])
-                continue
-            if device_id in nodes:
-                raise RunError(
-                    f"two nodes say that they host device {device_id!r}: give each SuperNode its own device-id"
-                )
-            nodes[device_id] = reply.metadata.src_node_id
-            count = record.get("examples", 0)
-            examples[device_id] = int(count) if isinstance(count, int | float) else 0
+        _register(reply, nodes, examples, errors)
     roster = Roster(nodes, examples)
     if not roster.training:
         detail = f" ({errors[0]})" if errors else ""
@@ -77,6 +60,29 @@ def ask_roster(grid: Grid, config: RunConfig, wait: float = NODE_WAIT_SECONDS) -
             f"none of {len(node_ids)} nodes hosts a device with training data{detail}: check the manifest and the nodes' configuration"
         )
     return roster
+
+
+def _register(reply: Message, nodes: dict[str, int], examples: dict[str, int], errors: list[str]) -> None:
+    """Enter the devices of one node; what is left out goes to ``errors``, a device that is there already raises."""
+    node = reply.metadata.src_node_id
+    try:
+        if reply.has_error():
+            raise UnreadableError(reply.error.reason)
+        answers = read_node(f"node {node}", reply.content, None, False).answers
+    except UnreadableError as error:
+        errors.append(f"node {node}: {error}")
+        log.warning("left out with all its devices: %s", errors[-1])
+        return
+    for device_id, answer in answers:
+        if isinstance(answer, str):
+            errors.append(f"device {device_id}: its data cannot be read; its own log has the reason")
+            log.warning("left out: %s", errors[-1])
+        elif nodes.get(device_id) == node:
+            raise PopulationError(f"node {node} lists device {device_id!r} twice: give each device an id of its own")
+        elif device_id in nodes:
+            raise RunError(f"two nodes say that they host device {device_id!r}: give each SuperNode its own device-id")
+        else:
+            nodes[device_id], examples[device_id] = node, int(answer.examples)
 
 
 @dataclass
@@ -90,18 +96,26 @@ class Comparison:
     loop: RoundLoop
     results: ResultsFile
 
-    def strategy(self, arm: Arm, devices: tuple[str, ...], *, phase: str = "federate") -> SharedFedAvg:
+    def strategy(self, arm: Arm, devices: tuple[str, ...], *, phase: str = FEDERATE) -> SharedFedAvg:
         """The strategy of an arm."""
-        nodes, examples = dict(self.roster.nodes), dict(self.roster.examples)
-        nodes[EVERYONE] = nodes[self.roster.training[0]]
-        examples[EVERYONE] = sum(examples[d] for d in self.roster.training)
+        roster = self.roster
+        if devices == (EVERYONE,):
+            total = sum(roster.examples[d] for d in roster.training)
+            home = roster.nodes[roster.training[0]]
+            roster = Roster({**roster.nodes, EVERYONE: home}, {**roster.examples, EVERYONE: total})
+        train = self.config.train
         return SharedFedAvg(
-            roster=Roster(nodes, examples),
+            roster=roster,
             settings=settings_record(self.config),
             job=Job(arm=arm.name, round=0, devices=devices, phase=phase),
             seed=self.config.seed,
             sample=self.config.federation.sample,
+            rests_from=train.rounds - train.private_rounds + 1 if self._has_private_phase(arm) else 0,
+            aggregation=self.config.federation.aggregation,
         )
+
+    def _has_private_phase(self, arm: Arm) -> bool:
+        return arm.gate != "none" and self.config.train.private_rounds > 0
 
     def fresh(self, arm: Arm) -> State:
         """A fresh adapter for an arm."""
@@ -123,18 +137,20 @@ class Comparison:
             if arm is None:
                 continue
             if arm.starts_from:
-                start, rounds, phase = finished[arm.starts_from], 1, "finetune"
+                start, rounds, phase = finished[arm.starts_from], 1, FINETUNE
             else:
                 fresh = self.fresh(arm)
                 shared = make_split(arm.split, fresh).shared
                 start = to_arrays({n: fresh[n] for n in shared}) if shared else ArrayRecord()
-                rounds, phase = config.train.rounds, "federate"
+                rounds, phase = config.train.rounds, FEDERATE
+                if self._has_private_phase(arm):  # the private rounds are one, of as many steps
+                    rounds += 1 - config.train.private_rounds
             devices = (EVERYONE,) if arm.devices == EVERYONE else training
             strategy = self.strategy(arm, devices, phase=phase)
             every = config.federation.evaluate_every
             finished[name] = self.loop.train(strategy, start, rounds, every, training)
             self.results.flush()
-        for name in config.arms:
+        for name in config.arms if config.data.task != NO_OP else ():
             self._evaluate(name, finished)
             self.results.flush()
 
@@ -247,9 +263,10 @@ def run_server(grid: Grid, config: RunConfig, run_id: int, progress: Progress | 
         len(set(roster.nodes.values())),
     )
     results = ResultsFile(folder)
+    new_people = frozenset(roster.new_people)
 
     def write_row(arm: str, server_round: int, split: str, reply: DeviceReply, trained: DeviceReply | None) -> None:
-        results.add(make_row(arm, server_round, split, reply, trained, reply.device_id in roster.new_people))
+        results.add(make_row(arm, server_round, split, reply, trained, reply.device_id in new_people))
 
     loop = RoundLoop(
         grid,
@@ -262,7 +279,7 @@ def run_server(grid: Grid, config: RunConfig, run_id: int, progress: Progress | 
     )
     comparison = Comparison(config, grid, roster, task, loop, results)
     comparison.run()
-    gather_transcripts(folder, config.arms, tuple(roster.nodes))
+    gather_transcripts(folder, config.arms, roster.nodes)
     write_costs(folder, comparison.costs())
     log.info("run finished: %s", folder)
     return folder

@@ -9,15 +9,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fl.config import DEVICE, EDGE
 from fl.errors import AggregationError
 from fl.rng import derive_random
-from fl.wire import JOB, SETTINGS_RECORD, SHARED, Job, add_counts, counts_record
+from fl.wire import FEDERATE, JOB, PERSONALIZE, SETTINGS_RECORD, SHARED, Job, add_counts, counts_record
 from strategies.replies import DeviceReply, Replies, read_replies
 
 log = logging.getLogger("idiolect.server")
@@ -30,12 +32,12 @@ class Roster:
     nodes: dict[str, int]
     examples: dict[str, int]
 
-    @property
+    @cached_property
     def training(self) -> tuple[str, ...]:
         """Devices that take part in training."""
         return tuple(d for d in sorted(self.nodes) if self.examples[d] > 0)
 
-    @property
+    @cached_property
     def new_people(self) -> tuple[str, ...]:
         """Devices that only test."""
         return tuple(d for d in sorted(self.nodes) if self.examples[d] <= 0)
@@ -46,7 +48,9 @@ class SharedFedAvg(Strategy):
     """FedAvg of the shared tensors over named devices.
 
     ``roster`` places devices on nodes, ``job`` is the template of the messages (arm, phase, split), ``sample`` the share of
-    the devices that train in a round, drawn from ``seed``.
+    the devices that train in a round, or above 1 their number, drawn from ``seed``. ``aggregation`` says what nodes return:
+    each device's update, or one sum, which :meth:`aggregate` then sees as one reply of the node. From round ``rests_from`` on
+    (0: never) the shared tensors rest: devices get them, train their private part and send nothing shared back.
     """
 
     roster: Roster
@@ -54,18 +58,26 @@ class SharedFedAvg(Strategy):
     job: Job
     seed: int = 0
     sample: float = 1.0
+    aggregation: str = DEVICE
+    rests_from: int = 0
     last: Replies = field(default_factory=lambda: Replies((), {}))
     _asked: tuple[str, ...] = ()
     _shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    _resting: ArrayRecord = field(default_factory=ArrayRecord)
 
     def summary(self) -> None:
         """Log what this strategy does."""
-        log.info("%s over %d devices, sampling %.0f %%", type(self).__name__, len(self.job.devices), 100 * self.sample)
+        size = self._size(len(self.job.devices))
+        log.info("%s over %d devices, %d in a round", type(self).__name__, len(self.job.devices), size)
+
+    def _size(self, population: int) -> int:
+        wanted = round(self.sample * population) if self.sample <= 1 else int(self.sample)
+        return min(max(1, wanted), population)
 
     def sampled(self, server_round: int) -> tuple[str, ...]:
         """Devices that train in this round: a function of the seed and the round alone."""
         devices = sorted(self.job.devices)
-        count = max(1, round(self.sample * len(devices)))
+        count = self._size(len(devices))
         if count >= len(devices):
             return tuple(devices)
         return tuple(sorted(derive_random(self.seed, server_round, "sample").sample(devices, count)))
@@ -75,19 +87,24 @@ class SharedFedAvg(Strategy):
     ) -> Iterable[Message]:
         """One message for each node that hosts a sampled device."""
         self._asked = self.sampled(server_round)
-        # A finetuned adapter stays on its device: nothing shared is expected back.
-        federated = arrays if self.job.phase == "federate" else ArrayRecord()
+        rests = bool(self.rests_from) and server_round >= self.rests_from
+        phase = PERSONALIZE if rests and self.job.phase == FEDERATE else self.job.phase
+        # A finetuned adapter stays on its device, and a resting shared part as it is: nothing shared is expected back.
+        federated = arrays if phase == FEDERATE else ArrayRecord()
         self._shapes = {name: tuple(array.shape) for name, array in federated.items()}
-        return self._messages(MessageType.TRAIN, server_round, arrays, self._asked)
+        self._resting = arrays if phase == PERSONALIZE else ArrayRecord()
+        return self._messages(MessageType.TRAIN, server_round, arrays, self._asked, phase)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """One message for each node that hosts a device of the job; all of them evaluate."""
         self._asked = tuple(self.job.devices)
-        return self._messages(MessageType.EVALUATE, server_round, arrays, self._asked)
+        return self._messages(MessageType.EVALUATE, server_round, arrays, self._asked, self.job.phase)
 
-    def _messages(self, kind: str, server_round: int, arrays: ArrayRecord, devices: tuple[str, ...]) -> list[Message]:
+    def _messages(
+        self, kind: str, server_round: int, arrays: ArrayRecord, devices: tuple[str, ...], phase: str
+    ) -> list[Message]:
         by_node: dict[int, list[str]] = {}
         for device_id in devices:
             by_node.setdefault(self.roster.nodes[device_id], []).append(device_id)
@@ -97,7 +114,7 @@ class SharedFedAvg(Strategy):
                 arm=self.job.arm,
                 round=server_round,
                 devices=tuple(hosted),
-                phase=self.job.phase,
+                phase=phase,
                 split=self.job.split,
                 final=self.job.final,
                 parallel=len(by_node),
@@ -112,7 +129,7 @@ class SharedFedAvg(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The new shared tensors, or None with a warning when no reply is sound: the state before is then kept."""
-        self.last = read_replies(replies, self._asked, self._shapes)
+        self.last = read_replies(replies, self._asked, self._shapes, edge=self.aggregation == EDGE)
         self._report(server_round)
         if not self.last.sound:
             return None, None
@@ -124,11 +141,11 @@ class SharedFedAvg(Strategy):
             }
         )
         if not self._shapes:
-            return ArrayRecord(), metrics
-        return self.aggregate(self.last.sound), metrics
+            return self._resting, metrics
+        return self.aggregate(self.last.parts), metrics
 
     def aggregate(self, replies: tuple[DeviceReply, ...]) -> ArrayRecord:
-        """The rule itself: what other strategies replace."""
+        """The rule itself: what other strategies replace. There is at least one reply, each with all shared tensors."""
         return average(replies, {reply.device_id: reply.examples for reply in replies})
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -159,6 +176,9 @@ def average(replies: tuple[DeviceReply, ...], weights: Mapping[str, float]) -> A
     for reply in replies:
         assert reply.shared is not None
         for name, array in reply.shared.items():
-            term = array.numpy().astype(np.float64) * (weights[reply.device_id] / total)
-            sums[name] = sums[name] + term if name in sums else term
+            term = np.multiply(array, weights[reply.device_id] / total, dtype=np.float64)
+            if name in sums:
+                sums[name] += term
+            else:
+                sums[name] = term
     return ArrayRecord({name: Array(value.astype(np.float32)) for name, value in sums.items()})

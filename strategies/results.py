@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -42,36 +44,63 @@ def make_row(
     }
 
 
+Key = tuple[str, int, str, str]
+
+
 class ResultsFile:
-    """``results.jsonl``, keyed by arm, round, split and device: a resumed round replaces its rows instead of repeating them."""
+    """``results.jsonl``, keyed by arm, round, split and device: a resumed round replaces its rows instead of repeating them.
+
+    Rows are kept as the lines that they are in the file, and a flush appends the new ones: a round costs what its own rows
+    cost, however many were written before.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / RESULTS_NAME
-        self._rows: dict[tuple[str, int, str, str], dict[str, Any]] = {}
+        self._lines: dict[Key, str] = {}
+        self._new: list[str] = []
+        self._whole = (
+            False  # whether the file as it stands is what the first rows say, so that the new ones may be appended
+        )
         if self.path.exists():
-            for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), 1):
-                try:
-                    self.add(json.loads(line))
-                except (ValueError, KeyError, TypeError) as error:
-                    raise RunError(
-                        f"{self.path}:{number}: not a result row ({error}): remove the folder or the line"
-                    ) from error
+            self._read()
+
+    def _read(self) -> None:
+        text = self.path.read_text(encoding="utf-8")
+        complete, _, cut = text.rpartition("\n")  # a run that was killed while it appended leaves half a line
+        for number, line in enumerate(complete.splitlines(), 1):
+            try:
+                self._put(json.loads(line), line + "\n")
+            except (ValueError, KeyError, TypeError) as error:
+                raise RunError(
+                    f"{self.path}:{number}: not a result row ({error}): remove the folder or the line"
+                ) from error
+        self._new, self._whole = [], not cut
 
     def add(self, row: dict[str, Any]) -> None:
         """Add or replace one row, in memory."""
-        self._rows[(row["arm"], row["round"], row["split"], row["device"])] = row
+        self._put(row, json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n")
+
+    def _put(self, row: dict[str, Any], line: str) -> None:
+        key = (row["arm"], row["round"], row["split"], row["device"])
+        self._whole = self._whole and self._lines.get(key, line) == line
+        if key not in self._lines:
+            self._new.append(line)
+        self._lines[key] = line
 
     def flush(self) -> None:
-        """Write all rows, whole or not at all."""
-        lines = (json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in self._rows.values())
-        _write(self.path, "".join(lines))
+        """Make all rows durable: new ones are appended; where one was replaced, the file is written whole or not at all."""
+        if self._whole:
+            _append(self.path, "".join(self._new))
+        else:
+            _write(self.path, "".join(self._lines.values()))
+        self._new, self._whole = [], True
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows in the order of their first writing."""
-        return list(self._rows.values())
+        return [json.loads(line) for line in self._lines.values()]
 
 
-def gather_transcripts(folder: Path, arms: tuple[str, ...], devices: tuple[str, ...]) -> int:
+def gather_transcripts(folder: Path, arms: Collection[str], devices: Collection[str]) -> int:
     """Collect the transcripts that devices wrote under ``folder/devices`` into ``transcripts.jsonl``; returns their number.
 
     Only a simulation has them: a deployed device writes to its own disk, and its transcripts stay there.
@@ -90,6 +119,20 @@ def gather_transcripts(folder: Path, arms: tuple[str, ...], devices: tuple[str, 
 def write_costs(folder: Path, costs: dict[str, Any]) -> None:
     """Write ``costs.json``."""
     _write(folder / COSTS_NAME, json.dumps(costs, indent=2, sort_keys=True) + "\n")
+
+
+def _append(path: Path, text: str) -> None:
+    before = path.stat().st_size
+    try:
+        with path.open("ab") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        os.truncate(path, before)
+        raise RunError(
+            f"{path} could not be written: {error}; the rounds before are intact, free some space and run again"
+        ) from error
 
 
 def _write(path: Path, text: str) -> None:

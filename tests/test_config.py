@@ -44,6 +44,8 @@ def values_of(row):
         return st.lists(st.sampled_from(row.many), min_size=1, unique=True).map(",".join)
     if row.type is int:
         return st.integers(int(row.low), int(row.high if row.high is not None else 10**9))
+    if row.name == "sample":
+        return st.floats(row.low, 1.0) | st.integers(2, int(row.high)).map(float)
     if row.type is float:
         return st.floats(row.low, row.high if row.high is not None else 1e9)
     if row.name == "split":
@@ -181,6 +183,19 @@ def test_settings_that_contradict_each_other_are_refused_by_naming_both(values, 
     with pytest.raises(ConfigError) as error:
         make_config(values)
     assert all(part in str(error.value) for part in named)
+
+
+@pytest.mark.parametrize("sample", [1e-9, 0.3, 1.0, 2.0, 1000, "1000", 1e6])
+def test_a_sample_is_a_share_up_to_one_and_a_number_of_devices_above(sample):
+    assert make_config({"sample": sample}).federation.sample == float(sample)
+
+
+@pytest.mark.parametrize("sample", [2.5, 1.0001, "1000.5"])
+def test_a_sample_between_a_share_and_a_number_is_refused(sample):
+    with pytest.raises(
+        ConfigError, match=r"sample = .* neither a share nor a number of devices.*a whole number above 1"
+    ):
+        make_config({"sample": sample})
 
 
 def test_a_contradiction_is_found_against_what_was_set_before():

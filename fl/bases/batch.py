@@ -11,6 +11,14 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Prefix:
+    """Activations (batch, states, d_model) that enter encoder layer ``layers``; the encoder's output if that is all of them."""
+
+    states: Tensor
+    layers: int
+
+
+@dataclass(frozen=True)
 class Batch:
     """Features with their true lengths, and targets where there are any.
 
@@ -18,6 +26,7 @@ class Batch:
     ``decoder_input_ids``: (batch, tokens) prefix + text, padded behind the end. ``labels``: (batch, tokens) what each
     position predicts; it counts only where ``label_mask`` is True (by position: the padding id is also the end's id).
     ``language``: of the prefix; None or "auto" lets :meth:`WhisperBase.generate` find it for each row.
+    ``prefix``: what the lowest encoder layers make of the features, where that is known; they are then not computed.
     """
 
     features: Tensor
@@ -26,6 +35,7 @@ class Batch:
     decoder_input_ids: Tensor | None = None
     labels: Tensor | None = None
     label_mask: Tensor | None = None
+    prefix: Prefix | None = None
 
     @property
     def size(self) -> int:
@@ -40,6 +50,7 @@ class Batch:
             decoder_input_ids=_moved(self.decoder_input_ids, device),
             labels=_moved(self.labels, device),
             label_mask=_moved(self.label_mask, device),
+            prefix=self.prefix and Prefix(self.prefix.states.to(device, dtype), self.prefix.layers),
         )
 
 
@@ -53,6 +64,14 @@ def pad_features(features: Sequence[npt.NDArray[Any]]) -> Tensor:
     out = np.zeros((len(features), features[0].shape[0], longest), np.float32)
     for index, row in enumerate(features):
         out[index, :, : row.shape[1]] = row
+    return torch.from_numpy(out)
+
+
+def pad_states(rows: Sequence[npt.NDArray[Any]]) -> Tensor:
+    """Rows (states_i, d_model) as one (batch, longest, d_model) float32 tensor with zeros behind each row."""
+    out = np.zeros((len(rows), max(len(row) for row in rows), rows[0].shape[1]), np.float32)
+    for index, row in enumerate(rows):
+        out[index, : len(row)] = row
     return torch.from_numpy(out)
 
 

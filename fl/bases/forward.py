@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import WhisperForConditionalGeneration
 from transformers.cache_utils import EncoderDecoderCache
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from fl.bases.batch import Prefix
 
 
 def unwrap(model: nn.Module) -> WhisperForConditionalGeneration:
@@ -24,29 +27,51 @@ def _inside(lengths: Tensor, size: int) -> Tensor:
     return torch.arange(size, device=lengths.device)[None, :] < lengths[:, None]
 
 
-def encode(model: nn.Module, features: Tensor, frames: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
+def encode(
+    model: nn.Module,
+    features: Tensor,
+    frames: tuple[int, ...],
+    *,
+    prefix: Prefix | None = None,
+    stop: int | None = None,
+) -> tuple[Tensor, Tensor | None]:
     """Encoder states (batch, states, d_model), and which of them are real (batch, states), None where all are.
 
     ``features`` is (batch, mels, frames). Rows shorter than the batch get the result that they get alone: their
-    padding is zeroed wherever a convolution could see it and masked in attention.
+    padding is zeroed wherever a convolution could see it and masked in attention. With a ``prefix`` the lowest layers
+    are skipped and the features not looked at; with ``stop`` the result is what enters that layer.
     """
     encoder = unwrap(model).model.encoder
-    padded = any(count != features.shape[-1] for count in frames)
-    if padded:
+    longest = max(frames)
+    mask = None
+    if any(count != longest for count in frames):
         lengths = torch.tensor(frames, device=features.device)
-        inside = _inside(lengths, features.shape[-1])[:, None, :]
-        states = functional.gelu(encoder.conv1(features * inside)) * inside
-    else:
-        states = functional.gelu(encoder.conv1(features))
-    states = functional.gelu(encoder.conv2(states)).permute(0, 2, 1)
-    positions = torch.arange(states.shape[1], device=states.device)
-    states = states + encoder.embed_positions(positions)
-    mask = _inside((lengths + 1) // 2, states.shape[1]) if padded else None
+        mask = _inside((lengths + 1) // 2, (longest + 1) // 2)
     attention_mask = None if mask is None else mask[:, None, None, :]
-    for layer in encoder.layers:
+    first, last = (0 if prefix is None else prefix.layers), len(encoder.layers) if stop is None else stop
+    if prefix is None:
+        states = _stem(encoder, features, None if mask is None else _inside(lengths, longest)[:, None, :])
+    else:
+        states = prefix.states
+        if first == len(encoder.layers):
+            return states, mask
+    for layer in encoder.layers[first:last]:
         states = layer(states, attention_mask)
+    if last < len(encoder.layers):
+        return states, mask
     normed: Tensor = encoder.layer_norm(states)
     return normed, mask
+
+
+def _stem(encoder: WhisperEncoder, features: Tensor, inside: Tensor | None) -> Tensor:
+    """Both convolutions and the positions: (batch, mels, frames) to (batch, states, d_model)."""
+    states = functional.gelu(encoder.conv1(features if inside is None else features * inside))
+    if inside is not None:
+        states = states * inside
+    states = functional.gelu(encoder.conv2(states)).permute(0, 2, 1)
+    positions = torch.arange(states.shape[1], device=states.device)
+    embedded: Tensor = states + encoder.embed_positions(positions)
+    return embedded
 
 
 def decode(

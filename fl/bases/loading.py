@@ -1,22 +1,22 @@
 """A transformers folder (config.json, safetensors, tokenizer.json) as a frozen Whisper, memory-mapped."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from fl.bases.decoding import Rules
+from fl.bases.mapped import read_mapped
 from fl.bases.tokenizer import FileTokenizer, SpecialTokens, read_json
 from fl.errors import BaseModelError
 
 HEAD = "proj_out.weight"  # tied to the decoder's embedding
 
 
-def assemble(config: WhisperConfig, weights: dict[str, Tensor], source: str) -> WhisperForConditionalGeneration:
+def assemble(config: WhisperConfig, weights: Mapping[str, Tensor], source: str) -> WhisperForConditionalGeneration:
     """A frozen model in eval mode that uses ``weights`` themselves, without a copy.
 
     Raises :class:`BaseModelError` when names or shapes are not those of ``config``.
@@ -46,28 +46,26 @@ def assemble(config: WhisperConfig, weights: dict[str, Tensor], source: str) -> 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a folder holds."""
+    """What a folder holds. ``model`` uses the mapped ``weights`` in the type that the files have."""
 
     model: WhisperForConditionalGeneration
+    weights: dict[str, Tensor]
     tokenizer: FileTokenizer
     rules: Rules
     weight_files: list[Path]
 
 
 def load_folder(folder: Path) -> Loaded:
-    """Load a Whisper in transformers' layout in float32; raises :class:`BaseModelError` that names the file at fault.
+    """Map a Whisper in transformers' layout; raises :class:`BaseModelError` that names the file at fault.
 
-    Only safetensors are read: pickled weights could run code.
+    Nothing is copied: pages of the files are read when they are first used. Only safetensors are read: pickled weights
+    could run code.
     """
     config = read_config(folder)
     files = weight_files(folder)
     weights: dict[str, Tensor] = {}
     for file in files:
-        try:
-            weights.update(load_file(file))
-        except (OSError, SafetensorError) as error:
-            raise BaseModelError(f"{file} cannot be read ({error}). It may be truncated: get it again.") from error
-    weights = {name: tensor.to(torch.float32) for name, tensor in weights.items()}
+        weights.update(read_mapped(file))
     generation = read_json(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}
     multilingual = generation.get("is_multilingual", config.vocab_size >= 51_865)
     tokenizer = FileTokenizer(folder / "tokenizer.json", multilingual=bool(multilingual))
@@ -75,7 +73,7 @@ def load_folder(folder: Path) -> Loaded:
     rules = make_rules(
         tokenizer.special, config.vocab_size, facts.get("suppress_tokens"), facts.get("begin_suppress_tokens")
     )
-    return Loaded(assemble(config, weights, str(folder)), tokenizer, rules, files)
+    return Loaded(assemble(config, weights, str(folder)), weights, tokenizer, rules, files)
 
 
 def read_config(folder: Path) -> WhisperConfig:

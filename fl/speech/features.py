@@ -5,9 +5,6 @@ filters up to 8 kHz, log10 floored 8 decades under the maximum, then ``(x + 4) /
 """
 
 import hashlib
-import struct
-import zlib
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, Protocol
@@ -17,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from fl.errors import AudioError
-from fl.files import write_atomically
+from fl.speech.arrays import GIB, ArrayCache, Kind
 
 Window = Literal["trimmed", "full"]
 WINDOWS: tuple[Window, ...] = ("trimmed", "full")
@@ -30,6 +27,7 @@ FULL_SECONDS = 30
 FULL_SAMPLES = FULL_SECONDS * SAMPLE_RATE
 MARGIN_SECONDS = 0.5  # real silence behind a trimmed utterance, so that the model sees it end
 MAX_MELS = 256
+BUDGET = 4 * GIB  # on disk: about 70 hours of speech at 80 mel bands
 
 Audio = npt.NDArray[np.float32]
 Features = npt.NDArray[np.float16]
@@ -108,49 +106,28 @@ class HasMels(Protocol):
 
 
 class FeatureCache:
-    """Features on disk under ``root``, by the hash of the samples and of every setting.
+    """Features on disk under ``root``, by the hash of the samples and of every setting (:class:`ArrayCache`)."""
 
-    A file is a header (magic, mels, frames, CRC-32) and the values. One that does not read back whole is computed
-    again. A disk that cannot take more is no error: the features are returned all the same.
-    """
-
-    _HEADER = struct.Struct("<4sIII")
     _MAGIC = b"IDF1"
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, budget: int = BUDGET) -> None:
+        largest = 64 + 2 * MAX_MELS * FULL_SAMPLES // HOP_SAMPLES
+        self._arrays = ArrayCache(root, ".mel", (Kind(self._MAGIC, "<f2"),), budget=budget, largest=largest)
 
     def path(self, audio: Audio, mels: int, window: Window) -> Path:
         """Where the features of ``audio`` are or would be."""
+        return self._arrays.path(self._key(audio, mels, window))
+
+    def _key(self, audio: Audio, mels: int, window: Window) -> str:
         settings = f"{FFT_SAMPLES} {HOP_SAMPLES} {MARGIN_SECONDS} {mels} {window} {audio.size}\n".encode()
-        key = hashlib.sha256(self._MAGIC + settings + np.ascontiguousarray(audio, "<f4").tobytes()).hexdigest()
-        return self.root / key[:2] / f"{key[2:]}.mel"
+        return hashlib.sha256(self._MAGIC + settings + np.ascontiguousarray(audio, "<f4").tobytes()).hexdigest()
 
     def features(self, base: HasMels, audio: Audio, window: Window) -> Features:
         """Features (mels, frames) of ``audio`` (samples,), from disk if they are there."""
-        path = self.path(audio, base.mels, window)
-        found = self._read(path, base.mels)
+        key = self._key(audio, base.mels, window)
+        found = self._arrays.read(key, rows=base.mels)
         if found is not None:
             return found
         made = extract(audio, base.mels, window)
-        payload = np.ascontiguousarray(made, "<f2").tobytes()
-        header = self._HEADER.pack(self._MAGIC, *made.shape, zlib.crc32(payload))
-        with suppress(OSError):
-            write_atomically(path, header + payload)
+        self._arrays.write(key, made)
         return made
-
-    def _read(self, path: Path, mels: int) -> Features | None:
-        limit = self._HEADER.size + 2 * MAX_MELS * FULL_SAMPLES // HOP_SAMPLES
-        try:
-            if path.stat().st_size > limit:
-                return None
-            data = path.read_bytes()
-        except OSError:
-            return None
-        if len(data) < self._HEADER.size:
-            return None
-        magic, rows, frames, crc = self._HEADER.unpack_from(data)
-        payload = data[self._HEADER.size :]
-        if magic != self._MAGIC or rows != mels or len(payload) != 2 * rows * frames or zlib.crc32(payload) != crc:
-            return None
-        return np.frombuffer(payload, "<f2").reshape(rows, frames).astype(np.float16)

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from fl.adapters.config import target_pattern
 from fl.arms import EVERYONE
+from fl.bases.batch import Batch
+from fl.bases.memory import training_bytes
 from fl.bases.resolve import load_base
-from fl.config import RunConfig
+from fl.config import DataConfig, RunConfig
 from fl.data.manifest import Utterance
 from fl.data.partition import DeviceData, Population
 from fl.data.partition import load_population as divide
@@ -26,23 +28,32 @@ from fl.paths import cache_root
 from fl.rng import derive_random, derive_seed
 from fl.speech.audio import SAMPLE_RATE, check_speech, load_audio
 from fl.speech.features import FeatureCache, Window
+from fl.speech.prefix import PrefixCache, check_frozen, frozen_layers
 from fl.task import Device, Example
+
+PROMPT_TOKENS = 5  # start, language, transcribe, no timestamps; end
 
 
 @lru_cache(maxsize=4)
-def load_population(manifest: Path, seed: int, new_people: int, new_people_tests: int) -> Population:
+def load_population(manifest: Path, seed: int, data: DataConfig) -> Population:
     """Read and divide a manifest; one process does it once. Every process gets the same division from the same seed.
 
-    A new person is tested on ``new_people_tests`` sentences at most, drawn by the seed.
+    A new person is tested on the setting ``new_people_tests`` sentences at most, drawn by the seed.
     """
     # People whom a synthetic population made as new stay new; otherwise they are drawn by the seed.
     marked = new_people_of(manifest)
-    chosen = marked[:new_people] if len(marked) >= new_people else new_people
-    population = divide(manifest, seed=derive_seed(seed, "partition"), new_people=chosen)
+    chosen = marked[: data.new_people] if len(marked) >= data.new_people else data.new_people
+    population = divide(
+        manifest,
+        seed=derive_seed(seed, "partition"),
+        validation_share=data.validation_share,
+        test_share=data.test_share,
+        new_people=chosen,
+    )
     drawn = []
     for person in population.new_people:
         order = derive_random(seed, "new-people-tests", person.device_id).sample(person.test, len(person.test))
-        drawn.append(replace(person, train=(), validation=(), test=tuple(order[:new_people_tests])))
+        drawn.append(replace(person, train=(), validation=(), test=tuple(order[: data.new_people_tests])))
     return replace(population, new_people=tuple(drawn))
 
 
@@ -72,9 +83,7 @@ class SpeechTask:
         self.model: nn.Module = self.base.new_model()
         self.targets: str | list[str] = target_pattern(config.sites)
         self.window: Window = "full" if config.base.window == "full" else "trimmed"
-        self.population = load_population(
-            population_manifest(config), config.data_seed, config.data.new_people, config.data.new_people_tests
-        )
+        self.population = load_population(population_manifest(config), config.data_seed, config.data)
         self._people: dict[str, DeviceData] = {
             d.device_id: d for d in (*self.population.devices, *self.population.new_people)
         }
@@ -90,6 +99,8 @@ class SpeechTask:
                 f"language = {self.language!r} is unknown to base {self.base_name!r}: one of {', '.join(self.base.languages[:12])}, ..."
             )
         self._features = FeatureCache(cache_root() / "features")
+        self._prefix = PrefixCache(cache_root() / "prefix")
+        self.frozen_layers = frozen_layers(self.base.model, self.targets)
         self._device = lru_cache(maxsize=64)(self._load_device)
 
     def device_ids(self) -> tuple[str, ...]:
@@ -125,18 +136,45 @@ class SpeechTask:
         }
         return Example(utterance.id, (utterance, features), utterance.text, int(features.shape[1]), details)
 
+    def new_model(self) -> nn.Module:
+        """A further Whisper of its own modules on the same frozen tensors."""
+        model: nn.Module = self.base.new_model()
+        return model
+
     def loss(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
-        """Mean cross-entropy over the labelled tokens of the batch."""
+        """Mean cross-entropy in nats over the labelled tokens of the batch."""
+        return self.base.loss(model, self._labelled(model, examples))
+
+    def losses(self, model: nn.Module, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
+        """Summed cross-entropy in nats of each example (N,), and the number of its labelled tokens (N,)."""
+        return self.base.row_losses(model, self._labelled(model, examples))
+
+    def _labelled(self, model: nn.Module, examples: Sequence[Example]) -> Batch:
+        """A batch for training."""
         batch = self.base.collate(
             [e.inputs[1] for e in examples], [e.target for e in examples], self.window, self.language or None
         )
-        return self.base.loss(model, batch)
+        return self._from_prefix(model, batch, examples)
+
+    def _from_prefix(self, model: nn.Module, batch: Batch, examples: Sequence[Example]) -> Batch:
+        """``batch`` with what the encoder layers below the lowest adapter make of it, which is computed once and kept."""
+        layers = self.frozen_layers
+        if not layers:
+            return batch
+        check_frozen(model, layers)
+        rows = [self._prefix.states(self.base, e.inputs[1], layers) for e in examples]
+        return self.base.with_prefix(batch, rows, layers)
+
+    def training_bytes(self, example: Example) -> int:
+        """Bytes of activations in a training step (:func:`fl.bases.memory.training_bytes`); a token is at least a byte of text."""
+        tokens = min(len(example.target.encode()) + PROMPT_TOKENS, self.base.model.config.max_target_positions)
+        return training_bytes(self.base.model.config, example.size, tokens)
 
     def predict(self, model: nn.Module, examples: Sequence[Example], *, adapted: bool, beams: int) -> list[str]:
         """Transcripts. The frozen base alone decodes the full window and detects the language among those of the data."""
         if adapted:
             batch = self.base.collate([e.inputs[1] for e in examples], None, self.window, self.language or None)
-            return self._generate(model, batch, beams)
+            return self._generate(model, self._from_prefix(model, batch, examples), beams)
         rows = []
         for example in examples:
             utterance: Utterance = example.inputs[0]

@@ -85,7 +85,7 @@ def full_disk(*_args, **_kwargs):
 
 
 @pytest.mark.parametrize(
-    ("where", "what"), [(os, "fsync"), (convert, "save_file"), (convert, "_write_json"), (os, "rename")]
+    ("where", "what"), [(os, "fsync"), (convert, "write_aligned"), (convert, "_write_json"), (os, "rename")]
 )
 def test_a_full_disk_leaves_nothing_and_the_next_try_works(wheels, bases, monkeypatch, where, what):
     with monkeypatch.context() as patch:

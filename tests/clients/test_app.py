@@ -7,19 +7,34 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Message, MessageType, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 from flwr.supercore.task_identity import TaskIdentity
 
 from clients import app as client
+from clients.answers import DeviceResult
 from clients.app import app, hosted_devices
 from clients.worker import Worker
 from fl.adapters.files import load_adapter
 from fl.arms import EVERYONE, trained_arm
 from fl.config import RunConfig
 from fl.errors import AudioError, ConfigError, StoreError
-from fl.wire import COUNTS, JOB, SETTINGS_RECORD, SHARED, Job, device_key, settings_record, to_arrays
+from fl.wire import COUNTS, DEVICES, JOB, SETTINGS_RECORD, SHARED, Job, device_key, settings_record, to_arrays
 from sim.serial import SerialGrid
+
+
+def one_by_one(reply: RecordDict) -> RecordDict:
+    """A reply with a record for each device and kind, whatever the form it came in."""
+    ids = list(reply.config_records.get(DEVICES, {}).get("ids", []))
+    known = {DEVICES: ids, COUNTS: (), SHARED: ()}
+    alone = RecordDict({key: record for key, record in reply.items() if key not in known})
+    for place, device_id in enumerate(ids):
+        numbers = {name: column[place] for name, column in reply.metric_records[COUNTS].items()}
+        alone[device_key(COUNTS, device_id)] = MetricRecord(numbers)
+        if SHARED in reply:
+            rows = {name: Array(stack.numpy()[place]) for name, stack in reply.array_records[SHARED].items()}
+            alone[device_key(SHARED, device_id)] = ArrayRecord(rows)
+    return alone
 
 
 @pytest.fixture
@@ -36,7 +51,7 @@ def ask(config: RunConfig, worker: Worker) -> Callable[..., RecordDict]:
             content[SHARED] = shared
         (reply,) = SerialGrid(app, nodes).send_and_receive([Message(content, dst_node_id=1, message_type=kind)])
         assert not reply.has_error(), reply.error.reason
-        return reply.content
+        return one_by_one(reply.content)
 
     return send
 
@@ -119,8 +134,10 @@ def test_training_answers_with_shared_tensors_and_keeps_the_gates(
 def test_a_mistake_in_training_cannot_send_the_gates(
     config: RunConfig, worker: Worker, shared: ArrayRecord, trainees: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    everything = to_arrays(worker.initial("self"))
-    monkeypatch.setattr(client, "_train_device", lambda *_: {SHARED: everything})
+    everything = worker.initial("self")
+    monkeypatch.setattr(
+        client, "train_device", lambda *_: DeviceResult(trainees[0], {"examples": 3}, shared=everything)
+    )
     content = RecordDict({JOB: job(trainees[0]).to_record(), SETTINGS_RECORD: settings_record(config), SHARED: shared})
     (reply,) = SerialGrid(app, 1).send_and_receive([Message(content, dst_node_id=1, message_type=MessageType.TRAIN)])
     assert not reply.has_content()

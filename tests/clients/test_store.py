@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clients import store as store_module
 from clients.store import DeviceStore, PrivateState, folder_name
 from fl.errors import StoreError
 
@@ -162,3 +163,55 @@ def test_two_device_ids_never_share_a_folder(pair: list[str]) -> None:
 def test_an_id_that_cannot_name_a_folder_is_refused(device_id: str) -> None:
     with pytest.raises(StoreError, match="cannot name a folder"):
         folder_name(device_id)
+
+
+# Many devices that wait for the disk together
+
+
+def test_a_state_that_was_written_behind_is_there_once_it_is_settled(store: DeviceStore) -> None:
+    with store.writing_behind():
+        for number in range(20):
+            store.save("personalized", f"device {number}", state(1))
+        store.settle("device 3")
+        assert store.rounds("personalized", "device 3") == [1]
+    assert all(store.rounds("personalized", f"device {number}") == [1] for number in range(20))
+
+
+def test_a_full_disk_while_writing_behind_fails_the_device_whose_state_was_lost_and_no_other(
+    store: DeviceStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = store_module.write_atomically
+
+    def full(path: Path, data: bytes) -> None:
+        if path.parent.name == "bob":
+            raise OSError(28, "No space left on device")
+        whole(path, data)
+
+    monkeypatch.setattr(store_module, "write_atomically", full)
+    with store.writing_behind():
+        for device_id in ("ann", "bob", "cho"):
+            store.save("personalized", device_id, state(1))
+        store.settle("ann")
+        with pytest.raises(StoreError, match="free some space"):
+            store.settle("bob")
+        store.settle("cho")
+    assert [store.rounds("personalized", d) for d in ("ann", "bob", "cho")] == [[1], [], [1]]
+
+
+def test_a_state_is_on_the_disk_before_it_is_settled_and_not_only_in_memory(
+    store: DeviceStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    whole = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(descriptor), whole(descriptor))[1])
+    with store.writing_behind():
+        store.save("personalized", "ann", state(1))
+        store.settle("ann")
+        assert len(synced) == 2  # the file and its folder
+
+
+def test_after_writing_behind_a_state_is_written_at_once_again(store: DeviceStore) -> None:
+    with store.writing_behind():
+        pass
+    store.save("personalized", "ann", state(1))
+    assert store.rounds("personalized", "ann") == [1]

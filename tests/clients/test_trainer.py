@@ -260,3 +260,42 @@ def test_a_diverging_device_raises_and_names_the_rates(
     with pytest.raises(AdapterError, match=rf"{word} is not finite; lower learning-rate"):
         train(task)
     assert all(bool(torch.isfinite(value).all()) for value in task.state().values())
+
+
+# Rounds that train the private part alone
+
+
+def test_the_last_steps_train_the_private_part_alone_in_one_round_at_its_full_rate() -> None:
+    train = TrainConfig(rounds=10, private_share=0.2, learning_rate=1e-2, private_learning_rate=3e-3, gate_dropout=1.0)
+    plans = [make_plan(train, r, steps=12, gated=True) for r in range(1, 10)]
+    assert [p.steps for p in plans] == [12] * 8 + [0]
+    assert [p.private_steps for p in plans] == [0] * 8 + [24]
+    assert sum(p.steps + p.private_steps for p in plans) == 10 * 12  # as many as an arm without gates takes
+    assert plans[8].private_learning_rate == 3e-3
+    assert {kind for p in plans[:8] for kind in step_kinds(p, np.random.default_rng(0))} == {"neutral"}
+    assert set(step_kinds(plans[8], np.random.default_rng(0))) == {"private"}
+    # The rate of the shared part ends its decay before they begin.
+    assert plans[7].learning_rate < 0.2 * 1e-2
+
+
+def test_an_arm_without_gates_trains_in_every_round() -> None:
+    train = TrainConfig(rounds=10, private_share=0.2)
+    plans = [make_plan(train, r, steps=12, gated=False) for r in range(1, 11)]
+    assert [p.steps for p in plans] == [12] * 10
+    factors = [p.learning_rate / train.learning_rate for p in plans]
+    assert factors == pytest.approx([schedule_factor("cosine", r, 10) for r in range(1, 11)])
+
+
+@pytest.mark.parametrize(
+    ("rounds", "share", "wanted"), [(10, 0.2, 2), (3, 0.2, 1), (1, 0.2, 0), (10, 0.0, 0), (10, 1.0, 9), (2, 0.01, 1)]
+)
+def test_the_share_of_private_rounds_leaves_one_for_the_shared_part(rounds: int, share: float, wanted: int) -> None:
+    assert TrainConfig(rounds=rounds, private_share=share).private_rounds == wanted
+
+
+def test_a_private_round_leaves_the_shared_part_bit_for_bit(regression) -> None:
+    task = regression()
+    train(task, replace(PLAN, steps=0, private_steps=4))
+    moved = task.moved()
+    assert all(moved[name] == 0 for name in task.split.shared)
+    assert all(moved[name] > 0 for name in task.split.private)

@@ -142,3 +142,101 @@ def test_an_error_count_is_a_whole_number_so_that_no_weight_fits_in(value, refus
 def test_a_long_name_is_not_quoted_in_full(refused, reply):
     secret = "he said " + "너무 긴 비밀 " * 20
     assert secret not in refused(reply(**{secret: 1}), "he said")
+
+
+# Many devices in one reply
+
+
+@pytest.fixture
+def columns(arrays):
+    """A proper reply of ann and bob in columns, with records replaced or added."""
+
+    def make(records=None, ids=("ann", "bob"), counts=None):
+        stacked = arrays({A: np.ones((2, 2, 3), np.float32), "q_proj.gated_lora_B": np.ones((2, 4, 2), np.float32)})
+        numbers = {"examples": [3, 4], "loss": [0.5, 0.25], "wer.reference": [9, 8], **(counts or {})}
+        content = {"devices": ConfigRecord({"ids": list(ids)}), "counts": MetricRecord(numbers), "shared": stacked}
+        return RecordDict({**content, **(records or {})})
+
+    return make
+
+
+@pytest.fixture
+def summed(arrays, columns):
+    """A proper reply of ann and bob with their sum, with records replaced or added."""
+
+    def make(records=None, **changes):
+        names = {A: np.ones((2, 3)), "q_proj.gated_lora_B": np.ones((4, 2)), **changes}
+        content = columns()
+        del content["shared"]
+        totals = MetricRecord({"weight": 7.0, "devices": 2})
+        return RecordDict({**content, "sum": arrays(names), "totals": totals, **(records or {})})
+
+    return make
+
+
+def test_columns_and_stacks_pass(guard, columns, arrays):
+    guard(columns())
+    guard(columns({"counts:bob": MetricRecord({"failed": 1})}, ids=("ann", "bob")))
+
+
+def test_a_sum_passes_where_one_was_agreed_and_only_there(guard, refused, summed, columns, reply):
+    guard(summed(), edge=True)
+    refused(summed(), "sum", edge=False)
+    refused(columns(), "shared", edge=True)
+    refused(reply(), "single device", edge=True)
+
+
+def test_a_sum_has_the_form_of_one_device_and_no_leading_dimension(refused, summed):
+    refused(summed(**{A: np.ones((2, 2, 3))}), "(2, 2, 3)", edge=True)
+    refused(summed(**{A: None}), "lacks 1", edge=True)
+    refused(summed(**{A: np.ones((2, 3), np.float32)}), "float32", edge=True)
+
+
+def test_a_gate_is_refused_in_a_stack_and_in_a_sum(refused, columns, summed, arrays):
+    b = np.ones((2, 4, 2), np.float32)
+    stacked = {A: np.ones((2, 2, 3), np.float32), "q_proj.gated_lora_B": b, GATE: np.zeros((2, 2, 2), np.float32)}
+    refused(columns({"shared": arrays(stacked)}), GATE)
+    refused(summed(**{GATE: np.zeros((2, 2))}), GATE, edge=True)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_value_that_is_not_finite_is_refused_in_a_stack_and_in_a_sum(value, refused, columns, summed, arrays):
+    stack = np.ones((2, 2, 3), np.float32)
+    stack[1, 0, 2] = value
+    refused(columns({"shared": arrays({A: stack, "q_proj.gated_lora_B": np.ones((2, 4, 2), np.float32)})}), A)
+    refused(summed(**{A: np.full((2, 3), value)}), A, edge=True)
+
+
+@pytest.mark.parametrize(
+    "totals",
+    [{"weight": 7.0}, {"weight": -1.0, "devices": 2}, {"weight": 7.0, "devices": 3}, {"weight": float("nan"), "devices": 2},
+     {"weight": 7.0, "devices": 2, "gate": 0.125}, {"weight": [0.125, 0.25], "devices": 2}],
+)  # fmt: skip
+def test_totals_are_a_weight_and_a_number_of_devices_and_nothing_else(totals, refused, summed):
+    assert "0.125" not in refused(summed({"totals": MetricRecord(totals)}), "totals", edge=True)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_stack_has_a_row_for_each_device_and_no_more(rows, refused, columns, arrays):
+    stacked = {A: np.ones((rows, 2, 3), np.float32), "q_proj.gated_lora_B": np.ones((rows, 4, 2), np.float32)}
+    refused(columns({"shared": arrays(stacked)}), f"({rows}, ")
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [{"examples": [3]}, {"examples": [1, 2, 3]}, {"examples": 3}, {"loss": [0.5, float("nan")]}, {"pitch": [1, 2]},
+     {"wer.deletions": [1, -1]}, {"wer.deletions": [0.125, 0.5]}],
+)  # fmt: skip
+def test_a_column_is_one_known_count_for_each_device(counts, refused, columns):
+    assert "0.125" not in refused(columns(counts=counts), next(iter(counts)))
+
+
+@pytest.mark.parametrize("ids", [("ann", "eve"), ("ann", "ann"), ("ann", "나는 meeting 있어")])
+def test_the_list_of_devices_names_those_that_were_asked_once(ids, refused, columns):
+    refused(columns(ids=ids), "devices")
+
+
+@pytest.mark.parametrize("record", [ConfigRecord({"ids": ["ann", "bob"], "heard": "meeting"}), ConfigRecord({"ids": "ann"}),
+                                    ConfigRecord({"ids": [1, 2]}), MetricRecord({"ids": [1, 2]})])  # fmt: skip
+def test_the_list_of_devices_holds_nothing_else(record, refused, columns):
+    assert "meeting" not in refused(columns({"devices": record}), "list of device ids")

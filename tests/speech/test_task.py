@@ -216,6 +216,38 @@ def test_the_loss_of_a_batch_does_not_depend_on_its_order(task: SpeechTask) -> N
     assert forth == pytest.approx(back, rel=1e-5)
 
 
+def test_the_losses_of_the_rows_add_up_to_the_loss_with_the_same_gradient(task: SpeechTask) -> None:
+    config = GatedLoraConfig(r=4, lora_alpha=8.0, gate="self", target_modules=task.targets, init_seed=1)
+    model = get_peft_model(task.new_model(), config)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    examples = task.device("ann").train[:3]
+    sums, labels = task.losses(model, examples)
+    mean = task.loss(model, examples)
+    assert sums.shape == labels.shape == (3,)
+    assert labels.tolist() == [len(task.base.target_ids(e.target)) for e in examples]
+    torch.testing.assert_close(sums.sum() / labels.sum(), mean)
+    torch.testing.assert_close(
+        torch.autograd.grad(sums.sum() / labels.sum(), trained), torch.autograd.grad(mean, trained)
+    )
+
+
+def test_the_loss_of_a_row_does_not_depend_on_its_neighbours(task: SpeechTask) -> None:
+    examples = task.device("ann").train[:3]
+    with torch.no_grad():
+        sums, labels = task.losses(task.model, examples)
+        alone = [task.losses(task.model, [e]) for e in examples]
+        turned, _ = task.losses(task.model, examples[::-1])
+    torch.testing.assert_close(sums, torch.cat([s for s, _ in alone]), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(sums, turned.flip(0), rtol=1e-5, atol=1e-4)
+    assert labels.tolist() == [int(n) for _, n in alone]
+
+
+def test_a_new_model_has_its_own_modules_on_the_same_tensors(task: SpeechTask) -> None:
+    one, other = task.new_model(), task.new_model()
+    assert not {id(m) for m in one.modules()} & {id(m) for m in other.modules()}
+    assert [p.data_ptr() for p in one.parameters()] == [p.data_ptr() for p in other.parameters()]
+
+
 def test_the_base_alone_hears_the_full_window_and_an_adapter_its_own(
     task: SpeechTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,5 +292,5 @@ def test_without_a_manifest_a_population_is_made_for_its_settings(monkeypatch: p
         population_manifest(make_config(changes))
     assert len({folder for folder, _ in asked}) == len(asked)
     assert all(folder.parent == cache / "populations" for folder, _ in asked)
-    wanted = {"pair": "ko-en", "devices": 3, "new_people": 2, "sentences": 60, "seed": 1}
+    wanted = {"pair": "ko-en", "devices": 3, "new_people": 2, "sentences": make_config({}).data.sentences, "seed": 1}
     assert {name: asked[1][1][name] for name in wanted} == wanted

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.common.serde import recorddict_to_proto
+from safetensors.torch import load_file
 
-from clients import app as client
+from clients import phase
 from clients.app import app as client_app
 from clients.store import folder_name
 from fl.adapters.files import load_adapter
@@ -19,7 +21,7 @@ from fl.arms import EVERYONE
 from fl.config import ARMS, RunConfig
 from fl.data.manifest import read_manifest, write_manifest
 from fl.errors import AdapterError, ConfigError, RunError
-from fl.wire import COUNTS, JOB, SHARED, Job, device_key, split_key
+from fl.wire import COUNTS, DEVICES, JOB, SHARED, Job, split_key
 from sim.serial import SerialGrid
 from strategies.app import NEW_PEOPLE_ARMS, ask_roster, run_server
 
@@ -217,7 +219,7 @@ def test_a_device_that_diverges_in_one_round_is_left_out_of_that_round(
     make_run: MakeRun, rows_of: Rows, tmp_path: Path, trainee: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     speaker = trainee.split()[-1]
-    train = client.train_locally
+    train = phase.train_locally
     calls = Counter[str]()
 
     def sometimes(*args: Any, **options: Any) -> Any:
@@ -227,7 +229,7 @@ def test_a_device_that_diverges_in_one_round_is_left_out_of_that_round(
             raise AdapterError("training diverged")
         return train(*args, **options)
 
-    monkeypatch.setattr(client, "train_locally", sometimes)
+    monkeypatch.setattr(phase, "train_locally", sometimes)
     folder = run_server(SerialGrid(client_app), make_run(tmp_path / "run", evaluate_every=0), 1)
     trained = {(row["round"], row["device"]) for row in rows_of(folder) if row["steps"]}
     assert (2, trainee) not in trained
@@ -313,7 +315,7 @@ def test_new_people_are_never_trained_and_are_tested_where_it_means_something(
     assert {row["arm"] for row in rows} == set(NEW_PEOPLE_ARMS)
     assert all(row["split"] == "test" and row["steps"] == 0 for row in rows)
     assert {row["arm"] for row in lines(folder, "transcripts.jsonl") if row["device"] == new} == set(NEW_PEOPLE_ARMS)
-    assert not any(device_key(SHARED, new) in reply for reply in tap.replies)
+    assert not any(SHARED in reply and new in answered(reply) for reply in tap.replies)
     trained = {p.parent.name for p in (folder / "devices").rglob("state-*")}
     assert len(trained) == 3
     assert folder_name(new) not in trained
@@ -335,6 +337,12 @@ def test_centralized_takes_as_many_steps_as_all_devices_together(
     } == {EVERYONE}
 
 
+def answered(reply: RecordDict) -> list[str]:
+    """Devices that a reply speaks of, in columns or in records of their own."""
+    listed = reply.config_records[DEVICES]["ids"] if DEVICES in reply else []
+    return [*listed, *(split_key(key)[1] for key in reply if split_key(key)[1])]  # type: ignore[misc]
+
+
 def test_no_private_tensor_is_ever_named_in_a_message(
     comparison: tuple[Path, Wiretap, RunConfig], tensors_of: Tensors
 ) -> None:
@@ -353,7 +361,7 @@ def test_an_arm_that_shares_nothing_sends_no_tensor(comparison: tuple[Path, Wire
     for request, reply in zip(tap.requests, tap.replies, strict=True):
         if JOB in request:
             job = Job.from_record(request.config_records[JOB])
-            sent[job.arm] += sum(split_key(key)[0] == SHARED for key in reply)
+            sent[job.arm] += SHARED in reply
     assert {arm for arm, count in sent.items() if count} == {"global", "personalized", "centralized"}
 
 
@@ -378,11 +386,10 @@ def test_a_reply_holds_counts_of_the_devices_that_were_asked_and_shared_tensors(
 ) -> None:
     _, tap, _ = comparison
     for request, reply in zip(tap.requests, tap.replies, strict=True):
-        kinds = {split_key(key)[0] for key in reply}
-        assert kinds <= {COUNTS, SHARED}
+        assert {split_key(key)[0] for key in reply} <= {COUNTS, SHARED, DEVICES}
         if JOB in request:
             asked = set(Job.from_record(request.config_records[JOB]).devices)
-            assert {split_key(key)[1] for key in reply} == asked
+            assert sorted(answered(reply)) == sorted(asked)
 
 
 def test_personal_gates_are_heard_and_neutral_ones_are_not_them(comparison: tuple[Path, Wiretap, RunConfig]) -> None:
@@ -409,11 +416,39 @@ def test_costs_add_up(comparison: tuple[Path, Wiretap, RunConfig]) -> None:
     assert costs["shared_bytes"] + costs["private_bytes"] == costs["adapter_bytes"] == 4 * costs["adapter_parameters"]
     assert costs["devices"] == 3
     assert costs["new_people"] == config.data.new_people == 1
+    # Each device's own part: its values, and a header of 128 bytes for each of its tensors.
     sent = [
-        sum(len(array.data) for array in record.values())
+        sum((len(array.data) - 128) // len(answered(reply)) + 128 for array in record.values())
         for request, reply in zip(tap.requests, tap.replies, strict=True)
         if JOB in request and Job.from_record(request.config_records[JOB]).arm == "personalized"
         for record in reply.array_records.values()
     ]
     assert set(sent) == {costs["bytes_up_per_device_round"]}
     assert costs["bytes_up_per_device_round"] >= costs["shared_bytes"]
+
+
+def test_in_the_private_phase_only_private_state_changes_and_no_shared_byte_is_sent(
+    tmp_path: Path, make_run: MakeRun, tensors_of: Tensors
+) -> None:
+    long = make_run(tmp_path / "long", rounds=4, private_share=0.5, evaluate_every=0, schedule="constant")
+    short = make_run(tmp_path / "short", rounds=2, private_share=0.0, evaluate_every=0, schedule="constant")
+    for config in (long, short):
+        run_server(SerialGrid(client_app, 2), config, 1)
+    after, before = tensors_of(tmp_path / "long"), tensors_of(tmp_path / "short")
+    shared = [
+        load_file(folder / "checkpoints" / "personalized.safetensors")
+        for folder in (tmp_path / "long", tmp_path / "short")
+    ]
+    assert shared[0].keys() == shared[1].keys()
+    assert all(torch.equal(shared[0][name], shared[1][name]) for name in shared[0])
+    third = [name for name in after if "state-000003" in name]
+    assert len(third) == 3
+    assert all(after[name] != after[name.replace("000003", "000002")] for name in third)
+    assert not any("state-000003" in name for name in before)
+    rows = [json.loads(line) for line in (tmp_path / "long/results.jsonl").read_text(encoding="utf-8").splitlines()]
+    trained = [row for row in rows if row["split"] == "validation"]
+    assert {(row["round"], row["steps"], row["bytes_up"] > 0) for row in trained} == {
+        (1, 2, True),
+        (2, 2, True),
+        (3, 4, False),
+    }

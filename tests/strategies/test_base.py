@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as numpy_arrays
 
 from fl.errors import AggregationError
-from fl.wire import JOB, Job, from_arrays, to_arrays
+from fl.wire import JOB, SHARED, Job, from_arrays, to_arrays
 from sim.serial import SerialGrid
 from strategies.base import Roster, SharedFedAvg, average, weighted_mean
 from strategies.replies import DeviceReply
@@ -22,7 +22,7 @@ Make = Callable[..., SharedFedAvg]
 
 
 def reply(device_id: str, examples: float = 1, **tensors: Any) -> DeviceReply:
-    values = ArrayRecord({name: Array(np.asarray(v, np.float32)) for name, v in tensors.items()})
+    values = {name: np.asarray(v, np.float32) for name, v in tensors.items()}
     return DeviceReply(device_id, values, {}, {"examples": examples})
 
 
@@ -194,9 +194,15 @@ def test_a_sample_has_the_size_asked_for_and_reaches_everybody(devices: Any, mak
     assert len({d for chosen in rounds for d in chosen}) == 20
 
 
-@pytest.mark.parametrize(("sample", "size"), [(1.0, 20), (1e-9, 1), (0.5, 10)])
-def test_a_sample_has_at_least_one_device(devices: Any, make_strategy: Make, sample: float, size: int) -> None:
+@pytest.mark.parametrize(("sample", "size"), [(1.0, 20), (1e-9, 1), (0.5, 10), (2.0, 2), (19.0, 19), (1000.0, 20)])
+def test_a_sample_is_a_share_or_a_number_of_at_least_one_and_at_most_all(
+    devices: Any, make_strategy: Make, sample: float, size: int
+) -> None:
     assert {len(chosen) for chosen in drawn(make_strategy, devices, sample=sample)} == {size}
+
+
+def test_a_number_of_devices_draws_the_same_ones_as_the_share_that_it_is(devices: Any, make_strategy: Make) -> None:
+    assert drawn(make_strategy, devices, sample=5.0) == drawn(make_strategy, devices, sample=0.25)
 
 
 def test_a_device_that_was_not_drawn_is_not_asked(devices: Any, make_strategy: Make, start: ArrayRecord) -> None:
@@ -223,3 +229,28 @@ def test_tensors_survive_the_records_of_the_wire() -> None:
     assert list(back) == ["a", "b"]
     assert all(re.fullmatch("float32", array.dtype) for array in back.values())
     assert all((back[name].numpy() == value).all() for name, value in values.items())
+
+
+def test_a_shared_part_that_rests_goes_out_stays_as_it_is_and_is_not_sent_back(
+    devices: Any, start: ArrayRecord, make_strategy: Make
+) -> None:
+    strategy = make_strategy(devices, rests_from=2)
+    grid = SerialGrid(devices, nodes=2)
+    moved, _ = strategy.aggregate_train(
+        1, grid.send_and_receive(strategy.configure_train(1, start, ConfigRecord(), grid))
+    )
+    assert moved is not None
+    answer = devices.answer
+
+    def keep_to_itself(device_id: str, job: Job, message: Any) -> dict[str, Any]:
+        assert message.content.array_records[SHARED] == moved
+        return {key: part for key, part in answer(device_id, job, message).items() if not key.startswith(SHARED)}
+
+    devices.answer = keep_to_itself
+    kept, metrics = strategy.aggregate_train(
+        2, grid.send_and_receive(strategy.configure_train(2, moved, ConfigRecord(), grid))
+    )
+    assert [job.phase for _, job in devices.jobs] == ["federate"] * 2 + ["personalize"] * 2
+    assert kept is moved
+    assert metrics is not None
+    assert metrics["devices"] == 3

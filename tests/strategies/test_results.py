@@ -56,6 +56,41 @@ def test_a_repeated_round_replaces_its_rows_in_their_place(tmp_path: Path) -> No
     assert found == [("ann", 1, 0.5), ("bob", 1, 1.0), ("ann", 2, 1.0)]
 
 
+def test_a_flush_appends_and_leaves_what_was_written_alone(tmp_path: Path) -> None:
+    results = ResultsFile(tmp_path)
+    for server_round in (1, 2, 3):
+        results.add(row(server_round=server_round))
+        results.flush()
+        if server_round == 1:
+            file = os.stat(results.path).st_ino
+    assert os.stat(results.path).st_ino == file  # a file that is written as a whole is another one
+    assert [r["round"] for r in ResultsFile(tmp_path).rows()] == [1, 2, 3]
+
+
+def test_half_a_line_of_a_run_that_was_killed_is_dropped(tmp_path: Path) -> None:
+    results = ResultsFile(tmp_path)
+    for device in ("ann", "bob"):
+        results.add(row(device=device))
+    results.flush()
+    whole = results.path.read_bytes()
+    results.path.write_bytes(whole[:-9])
+    again = ResultsFile(tmp_path)
+    assert [r["device"] for r in again.rows()] == ["ann"]
+    again.add(row(device="bob"))
+    again.flush()
+    assert results.path.read_bytes() == whole
+
+
+def test_a_row_that_is_changed_before_the_first_flush_is_written_once(tmp_path: Path) -> None:
+    results = ResultsFile(tmp_path)
+    results.add(row(device="cho"))
+    results.flush()
+    results.add(row(device="ann"))
+    results.add(row(device="ann", train_loss=0.5))
+    results.flush()
+    assert [(r["device"], r["train_loss"]) for r in ResultsFile(tmp_path).rows()] == [("cho", 1.0), ("ann", 0.5)]
+
+
 @pytest.mark.parametrize("line", ["{", "[]", "3", '"row"', '{"arm": "global"}', "null"])
 def test_a_line_that_is_no_row_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "results.jsonl").write_text(json.dumps(row()) + "\n" + line + "\n", encoding="utf-8")

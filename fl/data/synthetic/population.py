@@ -63,7 +63,7 @@ def synthesize(
 ) -> Path:
     """Make a synthetic population in ``out_dir`` and return the path of its manifest.
 
-    ``devices`` people take part and ``new_people`` more never do; each says ``sentences`` sentences in 4 to 6 sessions.
+    ``devices`` people take part and ``new_people`` more never do; each says ``sentences`` sentences in 7 to 9 sessions.
     Beside the manifest lie 16-bit WAV files (16 kHz) and ``population.json`` with the settings and every person's
     profile. The same arguments give the same bytes. The folder appears complete or not at all; if it is there already
     from the same settings it is reused. ``progress(done, total)`` is called after each utterance.
@@ -190,8 +190,8 @@ def _speak_all(
 
 
 def session_numbers(sentences: int, random: Random) -> list[int]:
-    """The session (from 0) of each sentence in order: 4 to 6 sessions of unlike length, fewer for very few sentences."""
-    count = min(sentences, random.randint(4, 6))
+    """The session (from 0) of each sentence in order: 7 to 9 sessions of unlike length, fewer for very few sentences."""
+    count = min(sentences, random.randint(7, 9))
     weights = [random.uniform(0.6, 1.4) for _ in range(count)]
     spare = sentences - count
     bounds, total = [], 0.0

@@ -162,7 +162,7 @@ def test_sessions_follow_each_other_and_none_is_empty(count):
         assert len(sessions) == count
         assert sessions == sorted(sessions)
         assert set(sessions) == set(range(max(sessions) + 1))
-        assert count < 6 or 4 <= max(sessions) + 1 <= 6
+        assert count < 9 or 7 <= max(sessions) + 1 <= 9
 
 
 def test_the_profiles_stand_beside_the_manifest(tiny):

@@ -1,0 +1,182 @@
+"""The table of figures: every row under ``benchmarks/results`` beside its target, and what has not been measured as open.
+
+A figure is named here once, with what it means and its target; a script writes ``results/<name>.json`` for it. A result that
+is not named here is shown too, with the target that it carries.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from benchmarks._report import RESULTS, Row
+
+START, END = "<!-- benchmarks: made by python -m benchmarks -->", "<!-- end of benchmarks -->"
+HEADINGS = ("figure", "measured", "ratio", "target", "of target", "")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure that the project promises: the name of its row, what it is, its target and the script that measures it."""
+
+    name: str
+    title: str
+    target: float
+    script: str
+    unit: str = "x"
+    at_most: bool = False
+    gpu: bool = False
+
+
+FIGURES = (
+    Figure("local_step", "local step, own length against 30 s", 8.0, "local_step"),
+    Figure("client_round", "client-rounds a second against the stock recipe, LoRA", 12.0, "client_round"),
+    Figure("client_round_personalized", "the same with personal gates", 12.0, "client_round"),
+    Figure("cohort_batch_8", "cohort against one device at a time, local batch 8", 1.1, "cohort"),
+    Figure("cohort_batch_1", "cohort against one device at a time, local batch 1", 1.8, "cohort"),
+    Figure("pfl_round_batch_8", "against the same step in pfl-research, local batch 8", 1.1, "peers.pfl_round"),
+    Figure("pfl_round_batch_1", "against the same step in pfl-research, local batch 1", 1.8, "peers.pfl_round"),
+    Figure("matrix_share", "local step, share of the machine's matrix-product rate", 0.75, "cohort", unit=""),
+    Figure("decoder_only", "decoder adapters on cached encoder states against adapters everywhere", 3.0, "cohort"),
+    Figure("population_framework", "framework time a simulated device", 1.0, "population", "ms", at_most=True),
+    Figure(
+        "population_framework_private", "the same with private state on disk", 3.0, "population", "ms", at_most=True
+    ),
+    Figure("memory", "resident memory, 4 workers against 1", 2.0, "memory", at_most=True),
+    Figure("population_seconds", "100,000 devices, 1,000 sampled, 5 rounds", 60.0, "population", "s", at_most=True),
+    Figure("population_memory", "peak memory of it", 2.0, "population", "GiB", at_most=True),
+    Figure(
+        "gpu_client_round", "one GPU: client-rounds a second against the stock recipe", 15.0, "client_round", gpu=True
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table, as text; ``state`` is ``met``, ``missed`` or ``open``."""
+
+    title: str
+    measured: str
+    ratio: str
+    target: str
+    of_target: str
+    note: str
+    state: str
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """What is printed, in the order of :data:`HEADINGS`."""
+        return (self.title, self.measured, self.ratio, self.target, self.of_target, f"{self.state}{self.note}")
+
+
+def read_row(path: Path) -> Row:
+    """The row of one results file. Raises ValueError that names the file if it is not one."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return Row(**{field.name: found[field.name] for field in fields(Row) if field.name in found})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no row of a benchmark ({error}): measure it again or remove it") from error
+
+
+def read_rows(folder: Path = RESULTS) -> dict[str, Row]:
+    """All rows under ``folder`` by name."""
+    return {row.name: row for row in map(read_row, sorted(folder.glob("*.json")))}
+
+
+def number(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def bound(target: float, unit: str, at_most: bool) -> str:
+    """A target in words."""
+    return f"{'at most' if at_most else 'at least'} {number(target)}{_behind(unit)}"
+
+
+def _behind(unit: str) -> str:
+    return unit if unit in ("x", "") else f" {unit}"
+
+
+def _spread(conditions: Mapping[str, Any]) -> str:
+    found = conditions.get("spread")
+    return f" ({number(found['min'])} to {number(found['max'])})" if isinstance(found, Mapping) else ""
+
+
+def measured_line(row: Row, figure: Figure | None) -> Line:
+    """The line of a figure that was measured. The target is the project's where it names one, not the row's own."""
+    target = figure.target if figure else row.target
+    at_most, unit = (figure.at_most, figure.unit) if figure else (row.at_most, "x")
+    judged = Row(row.name, row.value, row.unit, row.ratio, target, row.conditions, at_most)
+    note = row.conditions.get("note")
+    return Line(
+        title=figure.title if figure else row.name.replace("_", " "),
+        measured=f"{number(row.value)} {row.unit}",
+        ratio=f"{number(row.ratio)}{_behind(unit)}{_spread(row.conditions)}",
+        target=bound(target, unit, at_most),
+        of_target=f"{judged.of_target:.2f}",
+        note=f"; {note}" if note else "",
+        state="met" if judged.met else "missed",
+    )
+
+
+def open_line(figure: Figure) -> Line:
+    """The line of a figure without a result."""
+    reason = ": needs a GPU" if figure.gpu else f": benchmarks.{figure.script}"
+    return Line(figure.title, "-", "-", bound(figure.target, figure.unit, figure.at_most), "-", reason, "open")
+
+
+def make_lines(rows: Mapping[str, Row], figures: Sequence[Figure] = FIGURES) -> list[Line]:
+    """All lines: the project's figures in their order, then results that are not among them."""
+    lines = [measured_line(rows[f.name], f) if f.name in rows else open_line(f) for f in figures]
+    named = {figure.name for figure in figures}
+    return lines + [measured_line(row, None) for name, row in rows.items() if name not in named]
+
+
+def footnotes(rows: Iterable[Row]) -> list[str]:
+    """Machine, versions and seeds: one line for each different set of them, with the rows it holds for."""
+    where: dict[str, list[str]] = {}
+    for row in rows:
+        machine = row.conditions.get("machine")
+        if not isinstance(machine, dict):
+            continue
+        versions = ", ".join(f"{name} {version}" for name, version in machine.get("versions", {}).items())
+        seed = f", seed {row.conditions['seed']}" if "seed" in row.conditions else ""
+        device = f"{machine['gpu']}, " if machine.get("gpu") else ""
+        text = f"{device}{machine.get('processor')}, {machine.get('cores')} cores, Python {machine.get('python')}, {versions}{seed}"
+        where.setdefault(text, []).append(row.name)
+    return [f"{', '.join(names)}: {text}." for text, names in where.items()]
+
+
+def rich_table(lines: Sequence[Line]) -> Table:
+    """The table for a terminal."""
+    colours = {"met": "green", "missed": "red", "open": "yellow"}
+    table = Table()
+    for heading in HEADINGS:
+        table.add_column(heading, justify="right" if heading in ("ratio", "of target") else "left")
+    for line in lines:
+        *cells, last = line.cells
+        table.add_row(*cells, f"[{colours[line.state]}]{line.state}[/]{last.removeprefix(line.state)}")
+    return table
+
+
+def markdown(lines: Sequence[Line], notes: Sequence[str] = ()) -> str:
+    """The table for a page."""
+    rows = [HEADINGS, *(line.cells for line in lines)]
+    texts = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    texts.insert(1, "| --- " * len(HEADINGS) + "|")
+    return "\n".join(texts) + "".join(f"\n\n{note}" for note in notes) + "\n"
+
+
+def write_between(path: Path, text: str) -> None:
+    """Replace what stands between the markers in ``path``. Raises ValueError where they are missing."""
+    page = path.read_text(encoding="utf-8")
+    head, start, rest = page.partition(START)
+    _, end, tail = rest.partition(END)
+    if not start or not end:
+        raise ValueError(f"{path} has no place for the table: put the lines {START!r} and {END!r} there")
+    path.write_text(f"{head}{START}\n\n{text}\n{END}{tail}", encoding="utf-8")

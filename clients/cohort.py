@@ -1,0 +1,177 @@
+"""Local training of K devices in one computation, with the numbers of training them one by one.
+
+In each step the batches of all devices that still have steps to take are one batch of rows, each with its own device's
+adapter (:mod:`fl.adapters.stacked`). The rows are cut into groups of similar length that fit into memory; a group only adds to
+the gradient, so how they are cut changes nothing but rounding. Each device keeps its own plan, order of examples, step kinds,
+clipping and optimizer state (:mod:`clients.slots`), and all are drawn from its own seed as :mod:`clients.trainer` draws them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from clients.slots import SlotAdamW, SlotParameters
+from clients.trainer import LocalPlan, LocalResult, draw_batches, step_kinds
+from fl.adapters.split import Split
+from fl.adapters.stacked import Slot, StackedModel
+from fl.adapters.state import State, size_of
+from fl.data.batching import buckets
+from fl.errors import AdapterError
+from fl.rng import derive_generator
+from fl.task import Example, Task
+
+OPTIMIZER_COPIES = 4  # a tensor, its gradient and AdamW's two moments
+
+
+@dataclass(frozen=True)
+class Member:
+    """One device of a cohort: its adapter before the local phase, its data, its plan and the seed of its random choices."""
+
+    device_id: str
+    slot: Slot
+    state: State
+    examples: Sequence[Example]
+    plan: LocalPlan
+    seed: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A device's adapter after the local phase and what the phase did; or why it failed, and then neither."""
+
+    device_id: str
+    state: State | None = None
+    result: LocalResult | None = None
+    error: Exception | None = None
+
+
+def divide(members: Iterable[Member], *, size: int, budget: int) -> Iterator[list[Member]]:
+    """Cohorts of at most ``size`` members whose adapters and optimizer states take at most half of ``budget`` bytes.
+
+    The other half is for activations (:func:`train_cohort`). A cohort has at least one member, whatever the budget.
+    """
+    if size < 1:
+        raise AdapterError(f"a cohort of {size} devices: at least 1")
+    cohort: list[Member] = []
+    used = 0
+    for member in members:
+        need = OPTIMIZER_COPIES * size_of(member.state).bytes
+        if cohort and (len(cohort) == size or used + need > budget // 2):
+            yield cohort
+            cohort, used = [], 0
+        cohort.append(member)
+        used += need
+    if cohort:
+        yield cohort
+
+
+def train_cohort(
+    host: StackedModel, task: Task, split: Split, members: Sequence[Member], *, budget: int
+) -> list[Trained]:
+    """Train the members' adapters and return them in the same order; ``budget`` is in bytes, half of it for activations.
+
+    A member without examples, or whose loss or gradient stops being finite, fails alone. What goes wrong with the computation
+    itself (an example that does not fit the base, memory) is raised: no member is trained then, and none has changed.
+    """
+    able = [m for m in members if m.examples]
+    trained = _Cohort(host, task, split, able, budget).run() if able else []
+    results = {one.device_id: one for one in trained}
+    return [results.get(m.device_id) or Trained(m.device_id, error=_no_examples()) for m in members]
+
+
+def _no_examples() -> AdapterError:
+    return AdapterError("device has no training examples: leave it out of training or give it data")
+
+
+@dataclass
+class _Course:
+    """What one member will do, and what it has done."""
+
+    kinds: list[str]
+    batches: list[list[int]]
+    losses: list[float] = field(default_factory=list)
+    error: AdapterError | None = None
+
+    def kind(self, step: int) -> str | None:
+        """The kind of a step; None if the member has finished or failed."""
+        return self.kinds[step] if self.error is None and step < len(self.kinds) else None
+
+
+def _course(member: Member) -> _Course:
+    generator = derive_generator(member.seed, "local-steps")
+    kinds = step_kinds(member.plan, generator)
+    return _Course(kinds, draw_batches(len(member.examples), member.plan.batch_size, len(kinds), generator))
+
+
+class _Cohort:
+    """The state of one call of :func:`train_cohort`."""
+
+    def __init__(self, host: StackedModel, task: Task, split: Split, members: list[Member], budget: int) -> None:
+        self.host, self.task, self.members = host, task, members
+        device = next(host.model.parameters()).device
+        self.parameters = SlotParameters([m.slot for m in members], [m.state for m in members], split, device)
+        self.optimizer = SlotAdamW(self.parameters, [m.plan for m in members])
+        self.courses = [_course(m) for m in members]
+        self.budget = budget // 2
+
+    def run(self) -> list[Trained]:
+        started = time.perf_counter()
+        for step in range(max(len(course.kinds) for course in self.courses)):
+            self._step(step)
+        seconds = time.perf_counter() - started
+        examples = [sum(map(len, course.batches)) for course in self.courses]
+        return [
+            self._trained(i, examples[i], seconds * examples[i] / max(1, sum(examples)))
+            for i in range(len(self.members))
+        ]
+
+    def _trained(self, i: int, examples: int, seconds: float) -> Trained:
+        member, course = self.members[i], self.courses[i]
+        if course.error is not None:
+            return Trained(member.device_id, error=course.error)
+        loss = sum(course.losses) / len(course.losses) if course.losses else 0.0
+        result = LocalResult(loss=loss, examples=examples, steps=len(course.kinds), seconds=seconds)
+        return Trained(member.device_id, self.parameters.state(i), result)
+
+    def _step(self, step: int) -> None:
+        """One optimizer step of every member that has one left."""
+        kinds = {i: kind for i, course in enumerate(self.courses) if (kind := course.kind(step)) is not None}
+        if not kinds:
+            return
+        rows = [(i, self.members[i].examples[j]) for i in kinds for j in self.courses[i].batches[step]]
+        self.parameters.gradients.zero_()
+        device = self.parameters.values.device
+        losses = torch.zeros(len(self.members), device=device, dtype=torch.float64)
+        labels = torch.zeros_like(losses)
+        for group in self._groups([example for _, example in rows]):
+            index = [rows[r][0] for r in group]
+            neutral = [kinds[i] == "neutral" for i in index]
+            with self.host.rows(self.parameters.stack, index, neutral=neutral) as model:
+                summed, count = self.task.losses(model, [rows[r][1] for r in group])
+                self.parameters.backward(summed.sum())
+            slots = torch.tensor(index, device=device)
+            losses.index_add_(0, slots, summed.detach().double())
+            labels.index_add_(0, slots, count.double())
+        # The gradient of a mean is that of the sum over the number of labels: known only now, and exact per device.
+        self.parameters.gradients.div_(labels.clamp(min=1).to(self.parameters.gradients.dtype)[:, None])
+        means = (losses / labels.clamp(min=1)).tolist()
+        norms = self.optimizer.clip(list(kinds))
+        for i in list(kinds):
+            self.courses[i].losses.append(means[i])
+            what = "the loss" if not math.isfinite(means[i]) else "a gradient" if not math.isfinite(norms[i]) else ""
+            if what:
+                self.courses[i].error = AdapterError(
+                    f"training diverged: {what} is not finite; lower learning-rate or private-learning-rate"
+                )
+                del kinds[i]
+        self.optimizer.step(kinds)
+
+    def _groups(self, examples: Sequence[Example]) -> list[list[int]]:
+        """Rows of similar size, as many together as the memory for activations holds by estimate."""
+        need = max(self.task.training_bytes(example) for example in examples)
+        return buckets([example.size for example in examples], rows=max(1, self.budget // max(1, need)))

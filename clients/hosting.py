@@ -1,0 +1,52 @@
+"""Which devices live on a node. The ids of a population are listed once in a process, whatever the number of messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+
+from clients.worker import Worker
+from fl.errors import ConfigError, PopulationError
+
+
+def positions(ids: Iterable[str], source: str) -> dict[str, int]:
+    """The place of each id, from 0. Raises :class:`PopulationError` for an id that stands twice, with both places from 1."""
+    found: dict[str, int] = {}
+    for place, device_id in enumerate(ids):
+        if found.setdefault(device_id, place) != place:
+            raise PopulationError(
+                f"{source} lists device {device_id!r} twice, as number {found[device_id] + 1} and {place + 1}: "
+                "give each device an id of its own"
+            )
+    return found
+
+
+@lru_cache(maxsize=2)
+def _population(worker: Worker) -> dict[str, int]:
+    return positions(worker.task.device_ids(), "the population")
+
+
+class Hosting:
+    """The devices of one node: the one that a deployed node names, or every N-th of a simulation with N nodes."""
+
+    def __init__(self, worker: Worker, node_config: Mapping[str, object]) -> None:
+        self._places = _population(worker)
+        self.own = str(node_config["device-id"]) if "device-id" in node_config else ""
+        if self.own:
+            if self.own not in self._places:
+                known = ", ".join(list(self._places)[:10])
+                raise ConfigError(f"device-id {self.own!r} has no data here: known devices are {known}")
+        elif "partition-id" not in node_config or "num-partitions" not in node_config:
+            raise ConfigError("this node has no device: start the SuperNode with --node-config \"device-id='...'\"")
+        else:
+            self._part, self._parts = int(str(node_config["partition-id"])), int(str(node_config["num-partitions"]))
+
+    def __contains__(self, device_id: str) -> bool:
+        if self.own:
+            return device_id == self.own
+        place = self._places.get(device_id)
+        return place is not None and place % self._parts == self._part
+
+    def ids(self) -> tuple[str, ...]:
+        """All of them, in the order of the population."""
+        return (self.own,) if self.own else tuple(self._places)[self._part :: self._parts]

@@ -1,0 +1,117 @@
+"""The local phase of one device: its adapter put together, trained, and its results taken apart into what stays and what leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from clients.answers import DeviceFailure, DeviceResult
+from clients.trainer import LocalPlan, LocalResult, make_plan, train_locally
+from clients.worker import Worker
+from fl.adapters.split import Split
+from fl.adapters.state import State, adapter_state
+from fl.arms import EVERYONE, Arm, adapter_name, trained_arm
+from fl.config import NO_OP
+from fl.errors import ConfigError, GuardError, IdiolectError
+from fl.rng import derive_seed
+from fl.task import Device
+from fl.wire import FINETUNE, PERSONALIZE, Job, tensors_bytes
+
+# What may go wrong with one device without concerning the others of its node; RuntimeError is how torch complains.
+DEVICE_FAULTS = (IdiolectError, OSError, RuntimeError)
+
+# One device's work: worker, job, device, the shared tensors that came with the job.
+DeviceStep = Callable[[Worker, Job, str, State], DeviceResult]
+# The work of several: all of them are hosted here; each must be yielded once, in any order, as a result or a failure.
+CohortStep = Callable[[Worker, Job, Sequence[str], State], Iterable[DeviceResult | DeviceFailure]]
+
+
+def one_by_one(step: DeviceStep) -> CohortStep:
+    """A cohort's work as one device after the other: what goes wrong with one does not concern the others."""
+
+    def steps(
+        worker: Worker, job: Job, devices: Sequence[str], incoming: State
+    ) -> Iterator[DeviceResult | DeviceFailure]:
+        for device_id in devices:
+            try:
+                yield step(worker, job, device_id, incoming)
+            except GuardError:
+                raise
+            except DEVICE_FAULTS as error:
+                yield DeviceFailure(device_id, error)
+
+    return steps
+
+
+def device_data(worker: Worker, device_id: str) -> Device:
+    """One device's examples; for the arm ``centralized`` the training data of all devices as one."""
+    if device_id != EVERYONE:
+        return worker.task.device(device_id)
+    everyone = [worker.task.device(d) for d in worker.task.device_ids() if not worker.task.is_new(d)]
+    return Device(EVERYONE, tuple(e for d in everyone for e in d.train), (), ())
+
+
+def job_arm(worker: Worker, job: Job) -> Arm:
+    """The arm that a job trains."""
+    arm = trained_arm(job.arm, worker.config)
+    if arm is None:
+        raise ConfigError(f"arm {job.arm!r} is not trained: it only evaluates")
+    return arm
+
+
+def local_steps(worker: Worker, job: Job, device_id: str) -> int:
+    """Optimizer steps of a device in this job; none where the task only measures the framework."""
+    train = worker.config.train
+    if worker.config.data.task == NO_OP:
+        return 0
+    if device_id == EVERYONE:  # as many as all devices take together
+        return train.local_steps * sum(not worker.task.is_new(d) for d in worker.task.device_ids())
+    return train.finetune_steps if job.phase == FINETUNE else train.local_steps
+
+
+def local_plan(worker: Worker, job: Job, device_id: str, arm: Arm) -> LocalPlan:
+    """What a device does in this job."""
+    steps = local_steps(worker, job, device_id)
+    return make_plan(worker.config.train, job.round, steps=steps, gated=arm.gate != "none")
+
+
+def local_seed(worker: Worker, job: Job, device_id: str) -> int:
+    """The seed of a device's random choices in this job."""
+    return derive_seed(worker.config.seed, job.round, device_id, "train")
+
+
+def train_device(worker: Worker, job: Job, device_id: str, incoming: State) -> DeviceResult:
+    """Train one device alone: the reference for every faster way."""
+    arm = job_arm(worker, job)
+    examples = device_data(worker, device_id).train
+    split = worker.split(arm)
+    worker.place(arm, device_id, incoming, before=job.round)
+    result = train_locally(
+        worker.adapted,
+        worker.parameters(arm.gate),
+        split,
+        worker.task,
+        examples,
+        local_plan(worker, job, device_id, arm),
+        seed=local_seed(worker, job, device_id),
+    )
+    worker.keep_private(arm, device_id, job.round)
+    state = adapter_state(worker.adapted, adapter_name(arm.gate))
+    shared = shared_part(state, split, job)
+    return DeviceResult(device_id, training_numbers(len(examples), result, shared, incoming), shared=shared)
+
+
+def shared_part(state: State, split: Split, job: Job) -> State:
+    """What leaves the device: nothing of a phase in which the shared part rests."""
+    return {} if job.phase == PERSONALIZE else {name: state[name] for name in split.shared}
+
+
+def training_numbers(examples: int, result: LocalResult, shared: State, incoming: State) -> dict[str, int | float]:
+    """What a device says of its local phase. Bytes are those of its own tensors, whoever else is on its node."""
+    return {
+        "examples": examples,
+        "steps": result.steps,
+        "loss": result.loss,
+        "bytes-up": tensors_bytes(shared.values()),
+        "bytes-down": tensors_bytes(incoming.values()),
+        "seconds-train": result.seconds,
+    }

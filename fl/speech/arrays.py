@@ -1,0 +1,116 @@
+"""Arrays on disk that can be computed again: found by key, checked, bounded in size, the longest unused go first."""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fl.files import write_atomically
+
+GIB = 2**30
+_HEADER = struct.Struct("<4sIII")  # magic, rows, columns, CRC-32 of the values
+_TOUCH_SECONDS = 60.0  # how old "last used" may be before a read writes it anew
+_FILL = 0.9  # share of the budget that is left after an eviction
+_SCAN_SHARE = 1 / 16  # of the budget: after so many bytes of its own a process looks again at what others wrote
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A type of values and the four bytes that say so in a file."""
+
+    magic: bytes
+    dtype: str
+
+
+class ArrayCache:
+    """Matrices under ``root``, one file each, by a key of hexadecimal digits.
+
+    A file that does not read back whole is as good as none. A disk that cannot take more is no error. Processes may
+    write the same key at once: a file appears whole or not at all, and equal keys mean equal values.
+
+    ``budget`` bounds the bytes of all files together: above it the longest unused are removed. Processes count their own
+    writes and look at the folder now and then, so N of them may go over by N/16 of the budget before one notices.
+    """
+
+    def __init__(self, root: Path, suffix: str, kinds: tuple[Kind, ...], *, budget: int, largest: int) -> None:
+        self.root, self.suffix, self.kinds = root, suffix, kinds
+        self.budget = budget
+        self.largest = largest  # bytes of a file that could be ours; anything above is not read
+        self._unseen: int | None = None  # bytes written since the last look; None before the first
+
+    def path(self, key: str) -> Path:
+        """Where ``key`` is or would be."""
+        return self.root / key[:2] / f"{key[2:]}{self.suffix}"
+
+    def read(self, key: str, rows: int | None = None, columns: int | None = None) -> npt.NDArray[Any] | None:
+        """The matrix of ``key`` if it is there, whole, and has the ``rows`` and ``columns`` that are asked for."""
+        path = self.path(key)
+        try:
+            facts = path.stat()
+            if facts.st_size > self.largest:
+                return None
+            data = path.read_bytes()
+        except OSError:
+            return None
+        if len(data) < _HEADER.size:
+            return None
+        magic, height, width, crc = _HEADER.unpack_from(data)
+        dtype = next((np.dtype(kind.dtype) for kind in self.kinds if kind.magic == magic), None)
+        payload = memoryview(data)[_HEADER.size :]
+        if dtype is None or len(payload) != dtype.itemsize * height * width or zlib.crc32(payload) != crc:
+            return None
+        if (rows is not None and rows != height) or (columns is not None and columns != width):
+            return None
+        if time.time() - facts.st_mtime > _TOUCH_SECONDS:
+            with suppress(OSError):
+                os.utime(path)
+        return np.frombuffer(payload, dtype).reshape(height, width).astype(dtype.newbyteorder("="))
+
+    def write(self, key: str, values: npt.NDArray[Any]) -> None:
+        """Keep a matrix of one of the kinds, if the disk and the budget allow."""
+        kind = next(kind for kind in self.kinds if np.dtype(kind.dtype) == values.dtype.newbyteorder("<"))
+        payload = np.ascontiguousarray(values, kind.dtype).tobytes()
+        data = _HEADER.pack(kind.magic, *values.shape, zlib.crc32(payload)) + payload
+        if len(data) > min(self.largest, self.budget):
+            return
+        with suppress(OSError):
+            write_atomically(self.path(key), data)
+        if self._unseen is None or self._unseen + len(data) > self.budget * _SCAN_SHARE:
+            self._evict()
+            self._unseen = 0
+        else:
+            self._unseen += len(data)
+
+    def _evict(self) -> None:
+        """Remove what was not used for longest until nine tenths of the budget are left, if it is exceeded."""
+        files = sorted(self._files())
+        total = sum(size for _, size, _ in files)
+        # The next look comes after a sixteenth of the budget: stay under it until then.
+        if total <= self.budget * (1 - _SCAN_SHARE):
+            return
+        for _, size, path in files:
+            if total <= self.budget * _FILL:
+                return
+            with suppress(OSError):
+                os.unlink(path)
+            total -= size
+
+    def _files(self) -> Iterator[tuple[float, int, str]]:
+        """Last use, size and path of every file, those of killed writers included."""
+        with suppress(OSError):
+            for folder in os.scandir(self.root):
+                with suppress(OSError):
+                    for entry in os.scandir(folder.path):
+                        with suppress(OSError):
+                            facts = entry.stat()
+                            yield facts.st_mtime, facts.st_size, entry.path

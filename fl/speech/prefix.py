@@ -1,0 +1,97 @@
+"""What enters the lowest adapted layer of the encoder: it never changes for an utterance, so it is computed once.
+
+With adapters in the decoder only that is all of the encoder. The values are kept in half precision on disk, and the
+rounded ones are used always, cached or not, so that a result does not depend on whether the cache was warm.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from fl.bases.forward import unwrap
+from fl.errors import BaseModelError
+from fl.speech.arrays import GIB, ArrayCache, Kind
+
+BUDGET = 8 * GIB  # about 12,000 minutes of speech at d_model 512
+LARGEST = 1 << 25  # bytes; 1,500 states of 4,096 values in float32 are under it
+_VERSION = b"IDP1"
+
+States = npt.NDArray[Any]
+
+
+class Encoder(Protocol):
+    """A base, as far as frozen activations care."""
+
+    fingerprint: str
+
+    def prefix_states(self, features: npt.NDArray[Any], layers: int) -> npt.NDArray[np.float32]:
+        """Activations (states, d_model) entering layer ``layers`` of the frozen encoder."""
+        ...
+
+
+def frozen_layers(model: nn.Module, targets: str | Sequence[str]) -> int:
+    """How many of the lowest encoder layers hold no module that ``targets`` (as PEFT takes them) selects."""
+    layers = unwrap(model).model.encoder.layers
+    for index, layer in enumerate(layers):
+        names = [f"model.encoder.layers.{index}.{name}" for name, _ in layer.named_modules() if name]
+        if any(_selected(name, targets) for name in names):
+            return index
+    return len(layers)
+
+
+def _selected(name: str, targets: str | Sequence[str]) -> bool:
+    if isinstance(targets, str):
+        return re.fullmatch(targets, name) is not None
+    return any(name == target or name.endswith(f".{target}") for target in targets)
+
+
+def check_frozen(model: nn.Module, layers: int) -> None:
+    """Raise :class:`BaseModelError` if an adapter sits in one of the lowest ``layers``: its effect would be skipped."""
+    for layer in unwrap(model).model.encoder.layers[:layers]:
+        if any(name.endswith("base_layer") for name, _ in layer.named_modules()):
+            raise BaseModelError(
+                f"an adapter sits in the lowest {layers} encoder layers, which the configured sites leave free: "
+                "its effect would be lost. Use the sites that the task was made with."
+            )
+
+
+class PrefixCache:
+    """States on disk, by the hash of the features, the base's fingerprint and the layer that they enter."""
+
+    def __init__(self, root: Path, budget: int = BUDGET) -> None:
+        # Activations beyond half precision's range are kept in full: some models have a few large ones.
+        kinds = (Kind(b"IDPh", "<f2"), Kind(b"IDPf", "<f4"))
+        self._arrays = ArrayCache(root, ".states", kinds, budget=budget, largest=LARGEST)
+
+    def states(self, base: Encoder, features: npt.NDArray[Any], layers: int) -> States:
+        """What enters layer ``layers`` (states, d_model) for ``features`` (mels, frames); the encoder's output for all.
+
+        float16, or float32 where a value would overflow. Computed alone, so that it is a function of the features.
+        """
+        key = self._key(base.fingerprint, features, layers)
+        found = self._arrays.read(key, rows=(features.shape[1] + 1) // 2)
+        if found is not None:
+            return found
+        exact = base.prefix_states(features, layers)
+        with np.errstate(over="ignore"):
+            half = exact.astype(np.float16)
+        made: States = half if np.isfinite(half).all() or not np.isfinite(exact).all() else exact
+        self._arrays.write(key, made)
+        return made
+
+    def path(self, base: Encoder, features: npt.NDArray[Any], layers: int) -> Path:
+        """Where the states of ``features`` are or would be."""
+        return self._arrays.path(self._key(base.fingerprint, features, layers))
+
+    @staticmethod
+    def _key(fingerprint: str, features: npt.NDArray[Any], layers: int) -> str:
+        facts = f"{fingerprint} {layers} {features.dtype.str} {features.shape}\n".encode()
+        return hashlib.sha256(_VERSION + facts + np.ascontiguousarray(features).tobytes()).hexdigest()

@@ -1,0 +1,126 @@
+"""A node that trains its devices in cohorts against one that trains them one by one."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from clients import together
+from clients.answers import DeviceFailure, DeviceResult
+from clients.phase import one_by_one, train_device
+from clients.together import train_together
+from clients.worker import Worker
+from fl.config import make_config
+from fl.errors import ConfigError, StoreError
+from fl.wire import Job
+
+SETTINGS = {"cohort": 2, "local-steps": 2, "gate-dropout": 0.5, "learning-rate": 1e-3, "private-learning-rate": 1e-2}
+
+
+@pytest.fixture
+def workers(config, tmp_path):
+    """Two workers of the same run with stores of their own."""
+    chosen = make_config(SETTINGS, config)
+    return Worker(chosen, tmp_path / "together"), Worker(chosen, tmp_path / "alone")
+
+
+def job_of(worker: Worker, arm: str = "personalized", round_index: int = 1) -> Job:
+    ids = tuple(d for d in worker.task.device_ids() if not worker.task.is_new(d))
+    return Job(arm, round_index, ids)
+
+
+def by_device(results) -> dict[str, DeviceResult]:
+    found = {}
+    for result in results:
+        assert isinstance(result, DeviceResult), result
+        found[result.device_id] = result
+    return found
+
+
+def distance(one: dict, other: dict) -> float:
+    assert one.keys() == other.keys()
+    return max((float((one[n] - other[n]).abs().max()) for n in one), default=0.0)
+
+
+@pytest.mark.parametrize("arm", ["personalized", "local", "global"])
+def test_two_rounds_in_cohorts_equal_two_rounds_one_by_one(workers, arm):
+    """Single precision; after two rounds of two steps at rates of 1e-3 and 1e-2 no entry is off by more than 2e-4."""
+    fast, slow = workers
+    incoming: dict[str, torch.Tensor] = {}
+    for round_index in (1, 2):
+        job = job_of(fast, arm, round_index)
+        assert len(job.devices) == 3  # a full cohort and a rest
+        quick = by_device(train_together(fast, job, job.devices, incoming))
+        reference = by_device(one_by_one(train_device)(slow, job, job.devices, incoming))
+        assert quick.keys() == reference.keys() == set(job.devices)
+        for device_id, expected in reference.items():
+            found = quick[device_id]
+            assert distance(found.shared, expected.shared) < 2e-4
+            assert found.numbers["loss"] == pytest.approx(expected.numbers["loss"], rel=1e-3)
+            for name in ("examples", "steps", "bytes-up", "bytes-down"):
+                assert found.numbers[name] == expected.numbers[name]
+        incoming = dict(reference[job.devices[0]].shared)
+    if arm == "global":
+        assert fast.store.rounds(arm, job.devices[0]) == []
+        return
+    shapes = fast.shapes("self" if arm == "personalized" else "none")
+    private = [n for n in shapes if "gate_" in n or arm == "local"]
+    for device_id in job.devices:
+        kept = [w.store.load(arm, device_id, {n: shapes[n] for n in private}, before=3).tensors for w in (fast, slow)]
+        assert distance(*kept) < 2e-4
+        assert any(bool(t.abs().sum() > 0) for t in kept[0].values())
+
+
+def test_a_cohort_that_fails_as_a_whole_is_trained_one_by_one(workers, monkeypatch):
+    fast, slow = workers
+    job = job_of(fast)
+    broken = job.devices[1]
+    losses = fast.task.losses
+
+    def fail_for_one(model, examples):
+        if any(e.key.startswith(broken.split()[-1] + "-") for e in examples):
+            raise RuntimeError("cannot compute this")
+        return losses(model, examples)
+
+    monkeypatch.setattr(fast.task, "losses", fail_for_one)
+    monkeypatch.setattr(
+        fast.task, "loss", lambda model, examples: (lambda s, n: s.sum() / n.sum())(*fail_for_one(model, examples))
+    )
+    results = {r.device_id: r for r in train_together(fast, job, job.devices, {})}
+    assert isinstance(results[broken], DeviceFailure)
+    expected = by_device(one_by_one(train_device)(slow, job, job.devices, {}))
+    for device_id in set(job.devices) - {broken}:
+        assert distance(results[device_id].shared, expected[device_id].shared) < 2e-4
+
+
+def test_a_device_whose_private_state_is_damaged_fails_alone(workers, monkeypatch):
+    fast, _ = workers
+    job = job_of(fast)
+    assembled = fast.assembled
+
+    def damaged(arm, device_id, *arguments, **named):
+        if device_id == job.devices[0]:
+            raise StoreError("damaged")
+        return assembled(arm, device_id, *arguments, **named)
+
+    monkeypatch.setattr(fast, "assembled", damaged)
+    results = {r.device_id: r for r in train_together(fast, job, job.devices, {})}
+    assert [d for d, r in results.items() if isinstance(r, DeviceFailure)] == [job.devices[0]]
+
+
+def test_cohorts_shrink_with_the_memory_that_is_free(workers, monkeypatch):
+    fast, _ = workers
+    sizes: list[int] = []
+    train = together.train_cohort
+    monkeypatch.setattr(together, "train_cohort", lambda *a, **k: sizes.append(len(a[3])) or train(*a, **k))
+    job = job_of(fast)
+    by_device(train_together(fast, job, job.devices, {}))
+    monkeypatch.setattr(together, "budget_bytes", lambda *_: 1)
+    by_device(train_together(fast, job, job.devices, {}))
+    assert sizes == [2, 1, 1, 1, 1]
+
+
+def test_an_arm_that_only_evaluates_is_refused(workers):
+    fast, _ = workers
+    with pytest.raises(ConfigError, match="only evaluates"):
+        list(train_together(fast, replace(job_of(fast), arm="zero-shot"), ("화자 0",), {}))
