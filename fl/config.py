@@ -96,13 +96,13 @@ class DataConfig:
 class TrainConfig:
     """Rounds and local steps; shared (A, B) and private (gates) parameters have their own schedules."""
 
-    rounds: int = setting(10, "federated rounds", low=1, high=100_000)
+    rounds: int = setting(12, "federated rounds", low=1, high=100_000)
     local_steps: int = setting(12, "optimizer steps of a device in a round", low=1, high=100_000)
     batch_size: int = setting(2, "utterances in a local step", low=1, high=4096)
     learning_rate: float = setting(4e-3, "learning rate of shared tensors", low=0.0, high=1.0)
     private_learning_rate: float = setting(3e-3, "learning rate of private gates", low=0.0, high=10.0)
     private_share: float = setting(
-        0.2,
+        0.15,
         "share of all local steps, the last ones, that train the private part alone while the shared part rests",
         low=0.0,
         high=1.0,
