@@ -63,13 +63,14 @@ def schedule_factor(name: str, round_index: int, rounds: int) -> float:
 def make_plan(train: TrainConfig, round_index: int, *, steps: int, gated: bool) -> LocalPlan:
     """The plan of one round. Gate dropout and private steps only mean something where there are gates.
 
-    The rates decay over the rounds that train the shared part. What the private part alone is trained follows in one round of
-    as many steps: nothing is exchanged in between, and an optimizer that starts anew in every round cost a point of MER. There
-    gates learn at their full rate, since what they learn is new, and a private A or B goes on at the end of its decay.
+    In every arm the rates decay over the rounds before the last ``train.private_rounds`` and stay where they end. In those last
+    ones an arm with gates trains its private part alone, in one round of as many steps: nothing is exchanged in between,
+    and an optimizer that starts anew in every round cost a point of MER. Gates learn there at their full rate, since
+    what they learn is new.
     """
-    shared_rounds = train.rounds - train.private_rounds if gated else train.rounds
-    alone = round_index > shared_rounds
-    factor = schedule_factor(train.schedule, min(round_index, shared_rounds + 1), shared_rounds)
+    decaying = train.rounds - train.private_rounds
+    alone = gated and round_index > decaying
+    factor = schedule_factor(train.schedule, min(round_index, decaying + 1), decaying)
     warm = gated and round_index <= train.private_warmup_rounds
     return LocalPlan(
         steps=0 if alone else steps,

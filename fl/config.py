@@ -134,6 +134,12 @@ class TrainConfig:
             return 0
         return min(max(1, round(self.private_share * self.rounds)), self.rounds - 1)
 
+    @property
+    def neutral_rounds(self) -> int:
+        """The first rounds in which all gates are neutral: an arm with gates does in them what one without does."""
+        before = self.rounds - self.private_rounds
+        return before if self.gate_dropout == 1 and not self.private_steps else min(self.private_warmup_rounds, before)
+
 
 @dataclass(frozen=True)
 class FederationConfig:

@@ -96,5 +96,7 @@ def _backend(workers: int, ray_address: str) -> dict[str, dict[str, object]]:
         del init["include_dashboard"]
     else:
         init["num_cpus"] = workers
-    # A worker that dies fails the devices of its message; Ray starts it anew for the next one.
-    return {"init_args": init, "client_resources": {"num_cpus": 1, "num_gpus": 0.0, "max_restarts": -1}}
+    # A worker that dies is started anew and does its message once more, to the same numbers; if it dies again, the devices of
+    # that message are left out of the round. A later message waits for the new worker.
+    survival = {"max_restarts": -1, "max_task_retries": 1}
+    return {"init_args": init, "client_resources": {"num_cpus": 1, "num_gpus": 0.0, **survival}}

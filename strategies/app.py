@@ -27,7 +27,7 @@ from fl.task import Task
 from fl.tasks import load_task
 from fl.wire import FEDERATE, FINETUNE, SETTINGS_RECORD, Job, add_counts, settings_record, to_arrays
 from strategies.base import Roster, SharedFedAvg
-from strategies.loop import Progress, RoundLoop
+from strategies.loop import Progress, RoundLoop, Twin
 from strategies.node import UnreadableError, read_node
 from strategies.replies import DeviceReply
 from strategies.results import CONFIG_NAME, ResultsFile, gather_transcripts, make_row, write_costs
@@ -132,6 +132,7 @@ class Comparison:
         """Train what has to be trained, then evaluate every arm on test data."""
         finished: dict[str, ArrayRecord] = {}
         config, training = self.config, self.roster.training
+        self.loop.twins = self._twins()
         for name in config.arms:
             arm = trained_arm(name, config)
             if arm is None:
@@ -153,6 +154,15 @@ class Comparison:
         for name in config.arms if config.data.task != NO_OP else ():
             self._evaluate(name, finished)
             self.results.flush()
+
+    def _twins(self) -> dict[str, Twin]:
+        """``personalized`` begins as ``global`` does while gates are neutral, if both share the same tensors."""
+        arms = [trained_arm(name, self.config) for name in ("global", "personalized") if name in self.config.arms]
+        rounds = self.config.train.neutral_rounds
+        if len(arms) < 2 or not rounds:
+            return {}
+        shared = [make_split(arm.split, self.fresh(arm)).shared for arm in arms if arm is not None]
+        return {"global": Twin("personalized", rounds)} if shared[0] == shared[1] else {}
 
     def _evaluate(self, name: str, finished: dict[str, ArrayRecord]) -> None:
         """The final evaluation of one arm on test data, of participants and, where it means something, of new people."""

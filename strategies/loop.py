@@ -26,6 +26,14 @@ RowWriter = Callable[
 Progress = Callable[[str, int, int], None]  # what is being done, done, total
 
 
+@dataclass(frozen=True)
+class Twin:
+    """An arm that does the same as another in its first ``rounds`` rounds, to the bit: they are trained once and count for both."""
+
+    arm: str
+    rounds: int
+
+
 @dataclass
 class RoundLoop:
     """Runs rounds of one strategy at a time and writes one row for each device that answered."""
@@ -38,6 +46,7 @@ class RoundLoop:
     progress: Progress = lambda what, done, total: None
     seconds: dict[str, float] = field(default_factory=dict)
     flush: Callable[[], None] = lambda: None  # makes the rows so far durable
+    twins: dict[str, Twin] = field(default_factory=dict)  # by the arm that trains for both
 
     def train(
         self, strategy: SharedFedAvg, arrays: ArrayRecord, rounds: int, evaluate_every: int, evaluated: tuple[str, ...]
@@ -64,18 +73,32 @@ class RoundLoop:
             arrays = new
             trained = {reply.device_id: reply for reply in strategy.last.sound}
             log.info("arm %s round %d/%d: %s", arm, server_round, rounds, dict(metrics or {}))
+            twin = self._twin(arm, server_round)
             if evaluate_every and (server_round % evaluate_every == 0 or server_round == rounds):
                 self.evaluate(strategy, arrays, server_round, "validation", evaluated, trained=trained)
             else:
                 for reply in trained.values():
-                    self.rows(arm, server_round, "validation", reply, reply)
-            self.seconds[arm] = self.seconds.get(arm, 0.0) + time.perf_counter() - started
+                    self._write(arm, server_round, "validation", reply, reply)
+            for one in (arm, twin) if twin else (arm,):
+                self.seconds[one] = self.seconds.get(one, 0.0) + time.perf_counter() - started
             # Rows before the checkpoint: a run killed between the two repeats the round and replaces its rows, whereas a
             # checkpoint without rows would never get them.
             self.flush()
+            if twin:
+                save_checkpoint(self.checkpoints, twin, Checkpoint(server_round, arrays), self.fingerprint)
             save_checkpoint(self.checkpoints, arm, Checkpoint(server_round, arrays), self.fingerprint)
         self.progress(arm, rounds, rounds)
         return arrays
+
+    def _twin(self, arm: str, server_round: int) -> str:
+        """The arm for which this round counts too, or an empty text."""
+        twin = self.twins.get(arm)
+        return twin.arm if twin is not None and server_round <= twin.rounds else ""
+
+    def _write(self, arm: str, server_round: int, split: str, reply: DeviceReply, trained: DeviceReply | None) -> None:
+        for one in (arm, self._twin(arm, server_round)):
+            if one:
+                self.rows(one, server_round, split, reply, trained)
 
     def evaluate(
         self,
@@ -96,7 +119,7 @@ class RoundLoop:
         replies = self.grid.send_and_receive(messages, timeout=self.timeout)
         metrics = evaluator.aggregate_evaluate(server_round, replies)
         for reply in evaluator.last.sound:
-            self.rows(job.arm, server_round, split, reply, (trained or {}).get(reply.device_id))
+            self._write(job.arm, server_round, split, reply, (trained or {}).get(reply.device_id))
         log.info("arm %s round %d %s: %s", job.arm, server_round, split, _rates(dict(metrics or {})))
 
 

@@ -278,12 +278,25 @@ def test_the_last_steps_train_the_private_part_alone_in_one_round_at_its_full_ra
     assert plans[7].learning_rate < 0.2 * 1e-2
 
 
-def test_an_arm_without_gates_trains_in_every_round() -> None:
+def test_an_arm_without_gates_trains_in_every_round_and_ends_at_the_rate_where_the_decay_ends() -> None:
     train = TrainConfig(rounds=10, private_share=0.2)
     plans = [make_plan(train, r, steps=12, gated=False) for r in range(1, 11)]
     assert [p.steps for p in plans] == [12] * 10
     factors = [p.learning_rate / train.learning_rate for p in plans]
-    assert factors == pytest.approx([schedule_factor("cosine", r, 10) for r in range(1, 11)])
+    assert factors[:8] == pytest.approx([schedule_factor("cosine", r, 8) for r in range(1, 9)])
+    assert factors[8:] == pytest.approx([0.1, 0.1])
+
+
+def test_before_the_private_phase_an_arm_with_gates_does_what_one_without_does() -> None:
+    train = TrainConfig(rounds=10, private_share=0.2, gate_dropout=1.0)
+    for r in range(1, 9):
+        gated, plain = (make_plan(train, r, steps=12, gated=g) for g in (True, False))
+        assert (gated.steps, gated.learning_rate, gated.batch_size) == (
+            plain.steps,
+            plain.learning_rate,
+            plain.batch_size,
+        )
+        assert gated.private_steps == plain.private_steps == 0
 
 
 @pytest.mark.parametrize(

@@ -223,6 +223,13 @@ def during():
 """
 
 
+DIE = """
+def die(flag):
+    open(flag, "w").close()
+    os._exit(1)
+"""
+
+
 def simulate(own: RunConfig, folder: Path, helper: str) -> str:
     """Run on Ray in a process of its own, with ``helper`` as a module beside it; returns what it printed."""
     from fl.config import dump_config
@@ -244,6 +251,17 @@ def simulate(own: RunConfig, folder: Path, helper: str) -> str:
 
 
 @pytest.mark.slow
+def test_a_worker_process_that_is_killed_once_does_its_message_again_and_nothing_is_lost(tmp_path: Path) -> None:
+    serial = run_simulation(config(tmp_path / "serial"), serial=True)
+    once = DEATH.replace(
+        "os._exit(1)", f"os.path.exists({str(tmp_path / 'died')!r}) or die({str(tmp_path / 'died')!r})"
+    )
+    simulate(config(tmp_path / "ray"), tmp_path, once + DIE)
+    assert (tmp_path / "died").exists()
+    assert rows(tmp_path / "ray") == rows(serial)
+
+
+@pytest.mark.slow
 def test_a_cluster_of_two_nodes_gives_the_same_numbers_as_one_process(tmp_path: Path) -> None:
     serial = run_simulation(config(tmp_path / "serial"), serial=True)
     printed = simulate(config(tmp_path / "ray"), tmp_path, CLUSTER)
@@ -252,7 +270,9 @@ def test_a_cluster_of_two_nodes_gives_the_same_numbers_as_one_process(tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_worker_process_that_is_killed_in_a_round_is_back_in_the_next(tmp_path: Path) -> None:
+def test_a_worker_process_that_dies_of_a_message_costs_its_devices_that_round_and_is_back_in_the_next(
+    tmp_path: Path,
+) -> None:
     serial = run_simulation(config(tmp_path / "serial"), serial=True)
     simulate(config(tmp_path / "ray"), tmp_path, DEATH)
     whole, found = rows(serial), rows(tmp_path / "ray")

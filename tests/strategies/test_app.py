@@ -34,6 +34,22 @@ class Killed(BaseException):
     """The end of the process."""
 
 
+class CountingGrid(SerialGrid):
+    """A grid that remembers which arm was trained in which round."""
+
+    def __init__(self) -> None:
+        super().__init__(client_app)
+        self.trained: list[tuple[str, int]] = []
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        messages = list(messages)
+        for message in messages:
+            if message.metadata.message_type == MessageType.TRAIN:
+                job = Job.from_record(message.content.config_records[JOB])
+                self.trained.append((job.arm, job.round))
+        return super().push_messages(messages)
+
+
 class MortalGrid(SerialGrid):
     """A grid whose process dies after the devices of one round have trained, before the aggregator hears of it."""
 
@@ -452,3 +468,36 @@ def test_in_the_private_phase_only_private_state_changes_and_no_shared_byte_is_s
         (2, 2, True),
         (3, 4, False),
     }
+
+
+@pytest.mark.parametrize("changes", [{"gate_dropout": 1.0}, {"gate_dropout": 0.5, "private_warmup_rounds": 2}])
+def test_rounds_that_global_and_personalized_have_in_common_are_trained_once_with_the_same_result(
+    changes: dict[str, Any], tmp_path: Path, make_run: MakeRun, rows_of: Rows, tensors_of: Tensors
+) -> None:
+    settings = {"rounds": 4, "private_share": 0.25, "evaluate_every": 2, **changes}
+    asked: dict[str, list[tuple[str, int]]] = {}
+    for arms in ("personalized", "global,personalized"):
+        grid = CountingGrid()
+        run_server(grid, make_run(tmp_path / arms, arms=arms, **settings), 1)
+        asked[arms] = grid.trained
+    common = make_run(tmp_path / "unused", **settings).train.neutral_rounds
+    assert common >= 2
+    assert sorted(set(asked["personalized"])) == [("personalized", r) for r in range(1, 5)]
+    assert sorted(set(asked["global,personalized"])) == [
+        *(("global", r) for r in range(1, 5)),
+        *(("personalized", r) for r in range(common + 1, 5)),
+    ]
+    alone, both = (
+        {name: data for name, data in tensors_of(tmp_path / arms).items() if "personalized" in name} for arms in asked
+    )
+    states = {name for name in both if "/state-" in name}
+    assert {name: alone[name] for name in both} == both
+    assert any("state-000004" in name for name in states)
+    mine = [[row for row in rows_of(tmp_path / arms) if row["arm"] == "personalized"] for arms in asked]
+    assert sorted(mine[0], key=str) == sorted(mine[1], key=str)
+
+
+def test_arms_that_share_other_tensors_have_nothing_in_common(tmp_path: Path, make_run: MakeRun) -> None:
+    grid = CountingGrid()
+    run_server(grid, make_run(tmp_path, arms="global,personalized", split="fedsa", gate_dropout=1.0), 1)
+    assert ("personalized", 1) in grid.trained
