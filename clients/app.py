@@ -31,6 +31,7 @@ from fl.arms import EVERYONE, Arm, adapter_name, evaluated_as
 from fl.config import EDGE, NO_OP, RunConfig
 from fl.errors import AdapterError, ConfigError, StoreError
 from fl.files import write_atomically
+from fl.heap import return_free_memory
 from fl.wire import JOB, SHARED, Job, from_arrays, read_settings, tensors_bytes
 
 log = logging.getLogger("idiolect.client")
@@ -115,6 +116,7 @@ def _for_devices(message: Message, context: Context, step: CohortStep) -> Messag
                     "device %s failed in round %s of arm %s: %s", result.device_id, job.round, job.arm, result.error
                 )
             reply.add(result)
+    return_free_memory()  # this worker may wait while another one of the machine needs it
     return Message(reply.content(), reply_to=message)
 
 

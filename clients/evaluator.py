@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from fl.data.batching import buckets
 from fl.metrics import Counts
 from fl.task import Example, Task
 from fl.wire import add_counts
@@ -29,10 +30,8 @@ def evaluate(
 ) -> Evaluation:
     """Predict and score ``examples``, in batches of similar size so that little is padding."""
     started = time.perf_counter()
-    order = sorted(range(len(examples)), key=lambda i: (examples[i].size, examples[i].key))
     predictions = [""] * len(examples)
-    for start in range(0, len(order), EVALUATION_BATCH):
-        chosen = order[start : start + EVALUATION_BATCH]
+    for chosen in buckets([example.size for example in examples], rows=EVALUATION_BATCH):
         texts = task.predict(model, [examples[i] for i in chosen], adapted=adapted, beams=beams)
         for i, text in zip(chosen, texts, strict=True):
             predictions[i] = text

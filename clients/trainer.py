@@ -69,7 +69,7 @@ def make_plan(train: TrainConfig, round_index: int, *, steps: int, gated: bool) 
     what they learn is new.
     """
     decaying = train.rounds - train.private_rounds
-    alone = gated and round_index > decaying
+    alone = gated and train.private_rounds > 0 and round_index > decaying
     factor = schedule_factor(train.schedule, min(round_index, decaying + 1), decaying)
     warm = gated and round_index <= train.private_warmup_rounds
     return LocalPlan(

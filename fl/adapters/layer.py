@@ -146,7 +146,8 @@ class GatedLoraLinear(nn.Module, BaseTunerLayer):
             z = z * self._factor(name, x)
         elif gate == "cross":
             z = z * self._factor(name, frozen.to(x.dtype))
-        return functional.linear(z, self.gated_lora_B[name]) * self.scaling[name]
+        # Scaled where it is small: the same product (exactly, for a power of two) with one pass less over (..., d_out).
+        return functional.linear(z * self.scaling[name], self.gated_lora_B[name])
 
     def _factor(self, name: str, source: Tensor) -> Tensor:
         """2 sigma(G source + c), in (0, 2); elementwise g * source + c where the gate's weight is a vector."""

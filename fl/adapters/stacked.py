@@ -255,16 +255,23 @@ class StackedLinear(nn.Module):
         if rows is None or rows.host is not self.__dict__["host"] or self._names["A"] not in rows.stack.factors:
             return frozen
         expanded = rows.expand(x.shape[0])
-        wide = x.reshape(x.shape[0], -1, x.shape[-1])
-        update = self._update(rows.stack, expanded, wide, frozen)
+        wide, out = x.reshape(x.shape[0], -1, x.shape[-1]), frozen.reshape(x.shape[0], -1, frozen.shape[-1])
+        a, b = rows.stack.factors[self._names["A"]], rows.stack.factors[self._names["B"]]
+        z = self._low_rank(rows.stack, expanded, wide.to(a.dtype), out.to(a.dtype), a) * expanded.scaling.to(a.dtype)
+        if expanded.base is None and b.shape[0] > 1 and out.dtype == z.dtype == b.dtype:
+            return torch.baddbmm(out, z, _rows_of(b, expanded.slots).transpose(1, 2)).reshape(frozen.shape)
+        update = _per_row(z, b, expanded.slots)
         if expanded.base is not None:
             update = torch.where(expanded.base, torch.zeros_like(update), update)
         return frozen + update.reshape(frozen.shape).to(frozen.dtype)
 
-    def _update(self, stack: StackedAdapters, rows: _Expanded, x: Tensor, frozen: Tensor) -> Tensor:
-        """s B v for each row, (N, T, d_out)."""
-        a, b = stack.factors[self._names["A"]], stack.factors[self._names["B"]]
-        x = x.to(a.dtype)
+    def _low_rank(self, stack: StackedAdapters, rows: _Expanded, x: Tensor, frozen: Tensor, a: Tensor) -> Tensor:
+        """v for each row, (N, T, R)."""
+        weight = stack.gates.get("self", {}).get(self._names["gate_weight"])
+        if weight is not None and weight.shape[0] == a.shape[0] > 1:
+            # All slots have self gates: A and G see the same x, so one product computes both.
+            z, logits = _per_row(x, torch.cat((a, weight), dim=1), rows.slots).chunk(2, dim=2)
+            return z * _factor(logits, stack.gates["self"][self._names["gate_bias"]], rows.slots, rows.neutral)
         u = x
         for kind, positions, slots in rows.gated:
             if kind == "hidden":
@@ -272,11 +279,9 @@ class StackedLinear(nn.Module):
         z = _per_row(u, a, rows.slots)
         for kind, positions, slots in rows.gated:
             if kind != "hidden":
-                source = {"low-rank": z, "self": x}.get(kind)
-                if source is None:
-                    source = frozen.reshape(x.shape[0], -1, frozen.shape[-1]).to(a.dtype)
+                source = {"low-rank": z, "self": x, "cross": frozen}[kind]
                 z = self._gate(stack, kind, rows, positions, slots, source, z)
-        return _per_row(z * rows.scaling.to(z.dtype), b, rows.slots)
+        return z
 
     def _gate(
         self,
@@ -295,25 +300,29 @@ class StackedLinear(nn.Module):
         weight, bias = gates[self._names["gate_weight"]], gates[self._names["gate_bias"]]
         chosen = source if positions is None else source[positions]
         logits = chosen * _rows_of(weight, slots)[:, None, :] if kind == "hidden" else _per_row(chosen, weight, slots)
-        factor = 2 * torch.sigmoid(logits + _rows_of(bias, slots)[:, None, :])
-        if rows.neutral is not None:
-            neutral = rows.neutral if positions is None else rows.neutral[positions]
-            factor = torch.where(neutral, torch.ones_like(factor), factor)
+        neutral = rows.neutral if rows.neutral is None or positions is None else rows.neutral[positions]
+        factor = _factor(logits, bias, slots, neutral)
         if positions is None:
             return value * factor
         return value.index_copy(0, positions, (value[positions] * factor).to(value.dtype))
 
 
+def _factor(logits: Tensor, bias: Tensor, slots: Tensor, neutral: Tensor | None) -> Tensor:
+    """2 sigma(logits + c) in (0, 2), and exactly 1 in neutral rows."""
+    factor = 2 * torch.sigmoid(logits + _rows_of(bias, slots)[:, None, :])
+    return factor if neutral is None else torch.where(neutral, torch.ones_like(factor), factor)
+
+
 def _rows_of(tensor: Tensor, slots: Tensor) -> Tensor:
     """The rows' own part of a stacked tensor, without a copy where all slots have the same."""
-    return tensor if tensor.shape[0] == 1 else tensor[slots]
+    return tensor if tensor.shape[0] == 1 else tensor.index_select(0, slots)
 
 
 def _per_row(x: Tensor, weight: Tensor, slots: Tensor) -> Tensor:
     """``x`` (N, T, in) times the transpose of each row's own matrix in ``weight`` (K or 1, out, in): (N, T, out)."""
     if weight.shape[0] == 1:
         return functional.linear(x, weight[0])
-    return torch.bmm(x, weight[slots].transpose(1, 2))
+    return torch.bmm(x, _rows_of(weight, slots).transpose(1, 2))
 
 
 class StackedModel:

@@ -14,7 +14,15 @@ from fl.config import make_config
 from fl.errors import ConfigError, StoreError
 from fl.wire import Job
 
-SETTINGS = {"cohort": 2, "local-steps": 2, "gate-dropout": 0.5, "learning-rate": 1e-3, "private-learning-rate": 1e-2}
+SETTINGS = {
+    "cohort": 2,
+    "rounds": 4,
+    "private-share": 0.0,
+    "local-steps": 2,
+    "gate-dropout": 0.5,
+    "learning-rate": 1e-3,
+    "private-learning-rate": 1e-2,
+}
 
 
 @pytest.fixture
