@@ -50,6 +50,7 @@ SCRIPTS = (
     Script("local_step"),
     Script("cohort"),
     Script("memory"),
+    Script("prefix"),
     Script("population"),
     Script("peers.pfl_round", pfl=True),
     Script("client_round"),

@@ -42,7 +42,7 @@ FIGURES = (
     Figure("pfl_round_batch_8", "against the same step in pfl-research, local batch 8", 1.1, "peers.pfl_round"),
     Figure("pfl_round_batch_1", "against the same step in pfl-research, local batch 1", 1.8, "peers.pfl_round"),
     Figure("matrix_share", "local step, share of the machine's matrix-product rate", 0.75, "cohort", unit=""),
-    Figure("decoder_only", "decoder adapters on cached encoder states against adapters everywhere", 3.0, "cohort"),
+    Figure("prefix", "decoder adapters on cached encoder states against adapters everywhere", 3.0, "prefix"),
     Figure("population_framework", "framework time a simulated device", 1.0, "population", "ms", at_most=True),
     Figure(
         "population_framework_private", "the same with private state on disk", 3.0, "population", "ms", at_most=True

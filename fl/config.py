@@ -53,6 +53,9 @@ class BaseConfig:
         "whisper-base",
         "name of the base: a directory, a Hub name, whisper-base, whisper-tiny.en, random:<architecture>",
     )
+    compute: str = setting(
+        "auto", "where it computes; auto takes a GPU if there is one", choices=("auto", "cpu", "cuda")
+    )
     window: str = setting(
         "trimmed", "audio at its own length plus a margin, or zero-padded to 30 s", choices=("trimmed", "full")
     )

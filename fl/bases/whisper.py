@@ -59,6 +59,13 @@ class WhisperBase:
         """Codes of the languages it knows; empty in an English-only base."""
         return tuple(self.tokenizer.special.languages)
 
+    def to(self, device: torch.device) -> "WhisperBase":
+        """This base with its weights on ``device``: itself if they are there, otherwise one with a copy of them."""
+        if next(self.model.parameters()).device == device:
+            return self
+        moved = self.new_model().to(device)  # type: ignore[arg-type]
+        return WhisperBase(self.name, self.fingerprint, moved, self.tokenizer, self.rules)
+
     def new_model(self) -> WhisperForConditionalGeneration:
         """A model of its own modules on the same frozen tensors: adapters put into it do not touch other models."""
         return assemble(self.model.config, self._weights, self.name)
@@ -128,9 +135,11 @@ class WhisperBase:
 
         Of one utterance (mels, frames), alone: the same bits whatever else is in a batch.
         """
+        device = next(self.model.parameters()).device
         with torch.inference_mode():
-            states, _ = forward.encode(self.model, pad_features([features]), (features.shape[1],), stop=layers)
-        found: npt.NDArray[np.float32] = states[0].float().numpy()
+            rows = pad_features([features]).to(device)
+            states, _ = forward.encode(self.model, rows, (features.shape[1],), stop=layers)
+        found: npt.NDArray[np.float32] = states[0].float().cpu().numpy()
         return found
 
     def with_prefix(self, batch: Batch, rows: Sequence[npt.NDArray[Any]], layers: int) -> Batch:

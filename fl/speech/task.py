@@ -17,6 +17,7 @@ from fl.arms import EVERYONE
 from fl.bases.batch import Batch
 from fl.bases.memory import training_bytes
 from fl.bases.resolve import load_base
+from fl.compute import choose_device, precision
 from fl.config import DataConfig, RunConfig
 from fl.data.manifest import Utterance
 from fl.data.partition import DeviceData, Population
@@ -77,7 +78,8 @@ class SpeechTask:
     """See :class:`fl.task.Task`. Examples hold an utterance; features are computed once and cached on disk."""
 
     def __init__(self, config: RunConfig) -> None:
-        self.base = load_base(config.base.base)
+        self.compute = choose_device(config.base.compute)
+        self.base = load_base(config.base.base).to(self.compute)
         self.base_name = config.base.base
         self.fingerprint = self.base.fingerprint
         self.model: nn.Module = self.base.new_model()
@@ -143,11 +145,13 @@ class SpeechTask:
 
     def loss(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
         """Mean cross-entropy in nats over the labelled tokens of the batch."""
-        return self.base.loss(model, self._labelled(model, examples))
+        with precision(self.compute):
+            return self.base.loss(model, self._labelled(model, examples))
 
     def losses(self, model: nn.Module, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
         """Summed cross-entropy in nats of each example (N,), and the number of its labelled tokens (N,)."""
-        return self.base.row_losses(model, self._labelled(model, examples))
+        with precision(self.compute):
+            return self.base.row_losses(model, self._labelled(model, examples))
 
     def _labelled(self, model: nn.Module, examples: Sequence[Example]) -> Batch:
         """A batch for training."""
@@ -157,13 +161,13 @@ class SpeechTask:
         return self._from_prefix(model, batch, examples)
 
     def _from_prefix(self, model: nn.Module, batch: Batch, examples: Sequence[Example]) -> Batch:
-        """``batch`` with what the encoder layers below the lowest adapter make of it, which is computed once and kept."""
+        """``batch`` where the base computes, with what the encoder layers below the lowest adapter make of it (computed once)."""
         layers = self.frozen_layers
         if not layers:
-            return batch
+            return batch.to(self.compute)
         check_frozen(model, layers)
         rows = [self._prefix.states(self.base, e.inputs[1], layers) for e in examples]
-        return self.base.with_prefix(batch, rows, layers)
+        return self.base.with_prefix(batch, rows, layers).to(self.compute)
 
     def training_bytes(self, example: Example) -> int:
         """Bytes of activations in a training step (:func:`fl.bases.memory.training_bytes`); a token is at least a byte of text."""
@@ -180,12 +184,12 @@ class SpeechTask:
             utterance: Utterance = example.inputs[0]
             audio = load_audio(utterance.audio, utterance.start, utterance.end)
             rows.append(self._features.features(self.base, audio, "full"))
-        return self._generate(model, self.base.collate(rows, None, "full", None), beams)
+        return self._generate(model, self.base.collate(rows, None, "full", None).to(self.compute), beams)
 
-    def _generate(self, model: nn.Module, batch: object, beams: int) -> list[str]:
+    def _generate(self, model: nn.Module, batch: Batch, beams: int) -> list[str]:
         known = [code for code in self.languages if code in self.base.languages]
-        with torch.inference_mode():
-            return self.base.generate(model, batch, beams=beams, languages=known or None)  # type: ignore[arg-type]
+        with torch.inference_mode(), precision(self.compute):
+            return self.base.generate(model, batch, beams=beams, languages=known or None)
 
     def score(self, example: Example, prediction: str) -> Mapping[str, Counts]:
         """Error counts of one transcript, by metric."""
