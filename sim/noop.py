@@ -31,11 +31,12 @@ class NoOpSummary:
 
 
 def no_op_config(config: RunConfig) -> RunConfig:
-    """``config`` for the no-op task: one arm unless others were chosen, no evaluation, nobody new."""
+    """``config`` for the no-op task: one arm unless others were chosen, no evaluation, nobody new, updates in every round."""
     arms = "personalized" if config.federation.arms == ",".join(ARMS) else config.federation.arms
     return replace(
         config,
         data=replace(config.data, task=NO_OP, new_people=0),
+        train=replace(config.train, private_share=0.0),
         federation=replace(config.federation, arms=arms, evaluate_every=0),
     )
 

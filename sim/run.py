@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import sys
 import warnings
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from typing import TextIO
 
 from fl.config import RunConfig
 from fl.errors import IdiolectError, RunError
@@ -69,7 +73,7 @@ def run_simulation(
     done: list[Path] = []
     logging.getLogger("flwr").setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(_Notices(sys.stderr)):  # type: ignore[type-var]
             warnings.simplefilter("ignore")
             flower_simulation(
                 server_app=make_server_app(config, done.append, progress),
@@ -86,6 +90,26 @@ def run_simulation(
             f"the simulation ended without a result; its log is above, what was finished is in {config.output}"
         )
     return done[0]
+
+
+class _Notices(io.TextIOBase):
+    """Where Ray's notices go while it runs: not among a command's results, and without those about workers that end as they
+    should (one that may do its message again is said to have failed at its end)."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._line = stream, ""
+
+    def write(self, text: str) -> int:
+        """Pass whole lines on unless they are about the end of a worker."""
+        *whole, self._line = (self._line + text).split("\n")
+        for line in whole:
+            if "ClientAppActor.terminate failed" not in line:
+                self._stream.write(line + "\n")
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream behind."""
+        self._stream.flush()
 
 
 def _backend(workers: int, ray_address: str) -> dict[str, dict[str, object]]:

@@ -42,6 +42,13 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if not k.startswith("seconds_")} for row in found]
 
 
+def test_every_round_of_a_run_without_training_moves_updates() -> None:
+    own = no_op_config(make_config({"rounds": 5}))
+    assert own.train.private_rounds == 0
+    assert own.arms == ("personalized",)
+    assert no_op_config(make_config({"arms": "global"})).arms == ("global",)
+
+
 def test_as_many_devices_as_asked_take_part_in_each_round_and_all_report_nothing_learnt(tmp_path: Path) -> None:
     folder = run_simulation(config(tmp_path / "run"), serial=True)
     assert Counter(row["round"] for row in rows(folder)) == {1: 12, 2: 12, 3: 12}

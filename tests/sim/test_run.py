@@ -1,5 +1,6 @@
 """A run on this machine: the same files whether in this process or on Flower's simulation runtime."""
 
+import io
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 
 from fl.config import RunConfig, dump_config
 from fl.errors import ConfigError
-from sim.run import available_cores, run_simulation
+from sim.run import _Notices, available_cores, run_simulation
 
 MakeRun = Callable[..., RunConfig]
 ROOT = Path(__file__).parents[2]
@@ -111,3 +112,11 @@ def test_an_error_in_flowers_simulation_keeps_its_type_and_its_words(tiny_run: M
     printed = simulate(tiny_run(rounds=2), tmp_path)
     assert "refused RunError" in printed
     assert "rounds was 1, is 2" in printed
+
+
+def test_notices_of_ray_stay_out_of_results_and_those_about_a_workers_end_are_dropped() -> None:
+    behind = io.StringIO()
+    notices = _Notices(behind)
+    print("Task ClientAppActor.terminate failed. There are 1 retries remaining", file=notices)
+    print("a worker", "died", file=notices)
+    assert behind.getvalue() == "a worker died\n"
