@@ -94,8 +94,8 @@ def train_device(worker: Worker, job: Job, device_id: str, incoming: State) -> D
         local_plan(worker, job, device_id, arm),
         seed=local_seed(worker, job, device_id),
     )
-    worker.keep_private(arm, device_id, job.round)
     state = adapter_state(worker.adapted, adapter_name(arm.gate))
+    worker.keep_private(arm, device_id, job.round, state)
     shared = shared_part(state, split, job)
     return DeviceResult(device_id, training_numbers(len(examples), result, shared, incoming), shared=shared)
 

@@ -56,7 +56,8 @@ class Worker:
             self.model.eval()
             self._initial[name] = adapter_state(self.model, name)
         assert self.model is not None
-        self.model.set_adapter(name)
+        if self.model.active_adapter != name:  # PEFT walks through all modules to set one
+            self.model.set_adapter(name)
         return name
 
     @property
