@@ -16,8 +16,8 @@ $(READY): pyproject.toml requirements.lock
 demo: $(READY) ## train and compare all arms on six synthetic people; about 15 minutes on 2 cores
 	$(BIN)/idiolect demo
 
-study: $(READY) ## the default experiment over three seeds, pooled; about an hour on 2 cores
-	$(BIN)/python -m benchmarks.personalization
+study: $(READY) ## personalized against global, local and neutral over three seeds; about an hour on 2 cores
+	$(BIN)/python -m benchmarks.personalization --arms local,global,personalized,neutral
 
 test: $(READY) ## all tests; at most 15 minutes on 2 cores
 	$(BIN)/python -m pytest
