@@ -19,7 +19,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.table import footnotes, make_lines, markdown, read_rows, rich_table, write_between
+from benchmarks._section import write_section
+from benchmarks.table import END, START, footnotes, make_lines, markdown, read_rows, rich_table
 
 FOLDER = Path(__file__).parent
 WIDTH = 170  # of a table that goes into a file
@@ -97,7 +98,7 @@ def main() -> int:
     for note in notes:
         console.print(note, style="dim", markup=False)
     if arguments.write:
-        write_between(arguments.write, markdown(lines, notes))
+        write_section(arguments.write, START, END, markdown(lines, notes))
     return 0 if all(well) else 1
 
 

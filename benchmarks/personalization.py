@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks._section import write_section
 from fl.config import RunConfig, load_config, make_config
 from sim.cli import progress_bars
 from sim.report import RunFiles, Summary, pool, read_run, summarize_files, transcripts_of, write_page, write_summary
@@ -105,14 +106,6 @@ def common_arms(runs: list[RunFiles]) -> list[RunFiles]:
 START, END = "<!-- personalization: made by benchmarks/personalization.py -->", "<!-- end of personalization -->"
 
 
-def write_between(path: Path, text: str) -> None:
-    """Replace what stands between the markers of ``path``."""
-    page = path.read_text(encoding="utf-8")
-    head, _, rest = page.partition(START)
-    _, _, tail = rest.partition(END)
-    path.write_text(f"{head}{START}\n\n{text}\n{END}{tail}", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3])
@@ -136,7 +129,7 @@ def main() -> None:
     text = table(summary, seeds)
     print(text)
     if arguments.write:
-        write_between(arguments.write, text)
+        write_section(arguments.write, START, END, text)
 
 
 if __name__ == "__main__":

@@ -170,13 +170,3 @@ def markdown(lines: Sequence[Line], notes: Sequence[str] = ()) -> str:
     texts = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     texts.insert(1, "| --- " * len(HEADINGS) + "|")
     return "\n".join(texts) + "".join(f"\n\n{note}" for note in notes) + "\n"
-
-
-def write_between(path: Path, text: str) -> None:
-    """Replace what stands between the markers in ``path``. Raises ValueError where they are missing."""
-    page = path.read_text(encoding="utf-8")
-    head, start, rest = page.partition(START)
-    _, end, tail = rest.partition(END)
-    if not start or not end:
-        raise ValueError(f"{path} has no place for the table: put the lines {START!r} and {END!r} there")
-    path.write_text(f"{head}{START}\n\n{text}\n{END}{tail}", encoding="utf-8")

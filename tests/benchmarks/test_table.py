@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks._report import Row, write_row
+from benchmarks._section import write_section
 from benchmarks.table import (
     END,
     FIGURES,
@@ -20,7 +21,6 @@ from benchmarks.table import (
     markdown,
     read_rows,
     rich_table,
-    write_between,
 )
 
 SPEED = Figure("speed", "client-rounds a second", 12.0, "client_round")
@@ -110,8 +110,8 @@ def test_the_terminal_table_says_what_the_page_says(make_row: Callable[..., Row]
 def test_a_page_is_changed_between_the_markers_only(tmp_path: Path) -> None:
     page = tmp_path / "README.md"
     page.write_text(f"before\n{START}\nold\n{END}\nafter\n")
-    write_between(page, "| new |\n")
-    write_between(page, "| newer |\n")
+    write_section(page, START, END, "| new |\n")
+    write_section(page, START, END, "| newer |\n")
     assert page.read_text() == f"before\n{START}\n\n| newer |\n\n{END}\nafter\n"
 
 
@@ -119,8 +119,8 @@ def test_a_page_is_changed_between_the_markers_only(tmp_path: Path) -> None:
 def test_a_page_without_markers_is_refused_and_left_as_it_is(tmp_path: Path, text: str) -> None:
     page = tmp_path / "README.md"
     page.write_text(text)
-    with pytest.raises(ValueError, match="no place for the table"):
-        write_between(page, "| new |")
+    with pytest.raises(ValueError, match="needs the comments"):
+        write_section(page, START, END, "| new |")
     assert page.read_text() == text
 
 

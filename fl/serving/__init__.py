@@ -1,0 +1,1 @@
+"""Weight separation: one frozen base on a server, transcribing with the adapter that each person's device brings."""
