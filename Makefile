@@ -18,6 +18,7 @@ demo: $(READY) ## train and compare all arms on six synthetic people; about 15 m
 
 study: $(READY) ## personalized against global, local and neutral over three seeds; about an hour on 2 cores
 	$(BIN)/python -m benchmarks.personalization --arms local,global,personalized,neutral
+	$(BIN)/python -m benchmarks.new_people
 
 test: $(READY) ## all tests; at most 15 minutes on 2 cores
 	$(BIN)/python -m pytest
