@@ -13,7 +13,10 @@ from fl.metrics import Counts
 from fl.task import Example, Task
 from fl.wire import add_counts
 
-EVALUATION_BATCH = 16
+# A batch decodes as long as its longest row needs, so two batches where one would do cost nearly twice. Long rows, and
+# those of the frozen base, which listens to 30 s whatever was said, would take too much memory.
+EVALUATION_BATCH, LONG_BATCH = 32, 16
+LONG_FRAMES = 1_000
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,9 @@ def evaluate(
     """Predict and score ``examples``, in batches of similar size so that little is padding."""
     started = time.perf_counter()
     predictions = [""] * len(examples)
-    for chosen in buckets([example.size for example in examples], rows=EVALUATION_BATCH):
+    short = adapted and all(example.size <= LONG_FRAMES for example in examples)
+    rows = EVALUATION_BATCH if short else LONG_BATCH
+    for chosen in buckets([example.size for example in examples], rows=rows):
         texts = task.predict(model, [examples[i] for i in chosen], adapted=adapted, beams=beams)
         for i, text in zip(chosen, texts, strict=True):
             predictions[i] = text

@@ -37,7 +37,14 @@ console = Console(width=None if sys.stdout.isatty() else 110)  # a file or a pip
 errors = Console(stderr=True)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of text for a person.")]
 # The default experiment with fewer steps, so that it ends within fifteen minutes on two cores.
-DEMO: dict[str, object] = {"output": "runs/demo", "rounds": 8, "local_steps": 8, "private_share": 0.25}
+DEMO: dict[str, object] = {
+    "output": "runs/demo",
+    "rounds": 8,
+    "local_steps": 6,
+    "finetune_steps": 6,
+    "private_share": 0.25,
+    "cohort": 3,
+}
 
 
 @contextmanager
