@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from peft.tuners.tuners_utils import check_target_module_exists
@@ -225,7 +226,17 @@ class _Rows:
         return torch.tensor(values, dtype=dtype).to(self.device)
 
 
-_active: ContextVar[_Rows | None] = ContextVar("idiolect_stacked_rows", default=None)
+class RowAdapters(Protocol):
+    """Another way to say what each row's own adapter adds (:mod:`fl.adapters.table`)."""
+
+    host: StackedModel
+
+    def adapted(self, module: str, x: Tensor, frozen: Tensor) -> Tensor:
+        """``frozen`` (N, ..., d_out), what the linear map ``module`` makes of ``x`` (N, ..., d_in), with each row's update."""
+        ...
+
+
+_active: ContextVar[_Rows | RowAdapters | None] = ContextVar("idiolect_stacked_rows", default=None)
 
 
 class StackedLinear(nn.Module):
@@ -252,7 +263,13 @@ class StackedLinear(nn.Module):
         """Map ``x`` (N, ..., d_in) to (N, ..., d_out)."""
         frozen: Tensor = self.base_layer(x)
         rows = _active.get()
-        if rows is None or rows.host is not self.__dict__["host"] or self._names["A"] not in rows.stack.factors:
+        if rows is None or rows.host is not self.__dict__["host"]:
+            return frozen
+        return self._adapted(rows, x, frozen) if isinstance(rows, _Rows) else rows.adapted(self.module, x, frozen)
+
+    def _adapted(self, rows: _Rows, x: Tensor, frozen: Tensor) -> Tensor:
+        """``frozen`` plus the update of each row's slot."""
+        if self._names["A"] not in rows.stack.factors:
             return frozen
         expanded = rows.expand(x.shape[0])
         wide, out = x.reshape(x.shape[0], -1, x.shape[-1]), frozen.reshape(x.shape[0], -1, frozen.shape[-1])
@@ -367,7 +384,13 @@ class StackedModel:
             )
         device = next(iter(stack.factors.values())).device
         flags = tuple(neutral) if neutral is not None else (False,) * len(index)
-        token = _active.set(_Rows(self, stack, tuple(index), flags, device))
+        with self.through(_Rows(self, stack, tuple(index), flags, device)) as model:
+            yield model
+
+    @contextmanager
+    def through(self, rows: _Rows | RowAdapters) -> Iterator[nn.Module]:
+        """Within the block the targeted linear maps add what ``rows`` says."""
+        token = _active.set(rows)
         try:
             yield self.model
         finally:

@@ -126,7 +126,7 @@ def greedy(
             if row in done:
                 continue
             totals[row] += value
-            finished = _advance(tokens[row], token, totals[row], limits[row], rules.end)
+            finished = advance(tokens[row], token, totals[row], limits[row], rules.end)
             if finished:
                 done[row] = finished
         if len(done) == len(limits):
@@ -134,7 +134,7 @@ def greedy(
         log_probs = steps.next(choice)
 
 
-def _advance(tokens: list[int], token: int, log_prob: float, limit: int, end: int) -> Hypothesis | None:
+def advance(tokens: list[int], token: int, log_prob: float, limit: int, end: int) -> Hypothesis | None:
     """Append ``token`` to ``tokens`` in place; the hypothesis if that finishes it."""
     if token == end:
         return Hypothesis(tuple(tokens), log_prob, "end")
@@ -146,7 +146,7 @@ def _advance(tokens: list[int], token: int, log_prob: float, limit: int, end: in
 
 
 @dataclass
-class _Search:
+class BeamSearch:
     """The beams of one utterance: open ones (tokens, log-probability) and finished hypotheses."""
 
     width: int
@@ -166,7 +166,7 @@ class _Search:
             if len(kept) == self.width or log_prob == -torch.inf:
                 break
             tokens = list(self.open[beam][0])
-            hypothesis = _advance(tokens, token, log_prob, self.limit, self.end)
+            hypothesis = advance(tokens, token, log_prob, self.limit, self.end)
             if hypothesis is None:
                 kept.append((tokens, log_prob))
                 beams.append(beam)
@@ -177,6 +177,7 @@ class _Search:
 
     @property
     def done(self) -> bool:
+        """Whether as many hypotheses ended as there are beams, or none is open."""
         return len(self.finished) >= self.width or not self.open
 
     def best(self, length_penalty: float) -> Hypothesis:
@@ -199,7 +200,7 @@ def beam(
     rows = len(limits)
     wide_mask = None if mask is None else mask.repeat_interleave(beams, dim=0)
     steps = _Steps(model, states.repeat_interleave(beams, dim=0), wide_mask, rules)
-    searches = [_Search(beams, limit, rules.end, [([], 0.0)], []) for limit in limits]
+    searches = [BeamSearch(beams, limit, rules.end, [([], 0.0)], []) for limit in limits]
     log_probs = steps.start(prefix.repeat_interleave(beams, dim=0))
     while True:
         totals = torch.full((rows, beams), -torch.inf)

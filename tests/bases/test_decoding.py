@@ -6,7 +6,7 @@ from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput
 
 from fl.bases import decoding, forward
-from fl.bases.decoding import Hypothesis, Rules, _Search, beam, greedy, loop_length, token_limits
+from fl.bases.decoding import BeamSearch, Hypothesis, Rules, beam, greedy, loop_length, token_limits
 from fl.bases.resolve import load_base
 
 
@@ -117,13 +117,13 @@ def test_a_beam_reports_the_log_probability_of_its_own_tokens(nano, speech):
 def test_a_hypothesis_that_loops_wins_only_where_there_is_no_other():
     looping = Hypothesis((1,), -0.1, "loop")
     ended = Hypothesis((1, 2, 3), -9.0, "end")
-    assert _Search(2, 9, 256, [], [looping, ended]).best(1.0) is ended
-    assert _Search(2, 9, 256, [], [looping]).best(1.0) is looping
+    assert BeamSearch(2, 9, 256, [], [looping, ended]).best(1.0) is ended
+    assert BeamSearch(2, 9, 256, [], [looping]).best(1.0) is looping
 
 
 def test_the_length_penalty_weighs_short_against_long():
     short, long = Hypothesis((1,), -2.0, "end"), Hypothesis((1, 2, 3), -3.6, "end")
-    found = _Search(2, 9, 256, [], [short, long])
+    found = BeamSearch(2, 9, 256, [], [short, long])
     assert found.best(1.0) is long  # -3.6 / 4 against -2 / 2: the end is a token too
     assert found.best(0.0) is short
     assert short.score(1.0) == -1.0
@@ -131,10 +131,10 @@ def test_the_length_penalty_weighs_short_against_long():
 
 
 def test_an_ending_counts_only_among_the_best_candidates():
-    one = _Search(1, 9, 256, [([], 0.0)], [])
+    one = BeamSearch(1, 9, 256, [([], 0.0)], [])
     assert one.step([(-1.0, 0, 5), (-2.0, 0, 256)]) == ([0], [5])
     assert not one.finished
-    two = _Search(2, 9, 256, [([], 0.0)], [])
+    two = BeamSearch(2, 9, 256, [([], 0.0)], [])
     assert two.step([(-2.0, 0, 256), (-3.0, 0, 5), (-4.0, 0, 256), (-5.0, 0, 6)]) == ([0, 0], [5, 6])
     assert [found.log_prob for found in two.finished] == [-2.0]
 
