@@ -62,6 +62,11 @@ def scores_of(folder: Path, arm: str) -> Iterator[list[Scored]]:
             ]
 
 
+def percent(*values: float | None) -> list[float]:
+    """Rates for the table."""
+    return [100 * value if value is not None else float("nan") for value in values]
+
+
 def table(scores: dict[str, list[Scored]], seeds: list[int]) -> str:
     """The result as Markdown."""
     people = [each.person for each in scores[ARMS[0]]]
@@ -76,15 +81,13 @@ def table(scores: dict[str, list[Scored]], seeds: list[int]) -> str:
         for metric in METRICS:
             errors, reference = column(arm, metric)
             found = rate_interval(errors, reference, people, seed=0)
-            assert found.rate is not None and found.low is not None and found.high is not None
-            cells.append(f"{100 * found.rate:.1f} ({100 * found.low:.1f}-{100 * found.high:.1f})")
+            cells.append("{:.1f} ({:.1f}-{:.1f})".format(*percent(found.rate, found.low, found.high)))
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     cells = []
     for metric in METRICS:
         errors, reference = column("neutral", metric)
         between = paired_difference(errors, column("global", metric)[0], reference, people, seed=0)
-        assert between.difference is not None and between.low is not None and between.high is not None
-        cells.append(f"{100 * between.difference:+.1f} ({100 * between.low:+.1f} to {100 * between.high:+.1f})")
+        cells.append("{:+.1f} ({:+.1f} to {:+.1f})".format(*percent(between.difference, between.low, between.high)))
     lines.append("| neutral against global, points | " + " | ".join(cells) + " |")
     where = machine()
     versions = ", ".join(f"{name} {version}" for name, version in dict(where["versions"]).items())  # type: ignore[call-overload]

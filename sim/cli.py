@@ -40,8 +40,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script inst
 DEMO: dict[str, object] = {
     "output": "runs/demo",
     "rounds": 8,
-    "local_steps": 6,
-    "finetune_steps": 6,
+    "local_steps": 5,
+    "finetune_steps": 5,
     "private_share": 0.25,
     "cohort": 3,
 }

@@ -183,11 +183,14 @@ class WhisperBase:
         max_new_tokens: int | None = None,
         languages: Sequence[str] | None = None,
         length_penalty: float = 1.0,
+        heard: Sequence[int] | None = None,
     ) -> list[Hypothesis]:
         """The best hypothesis for each row: greedy with one beam, beam search with more.
 
         Where the batch has no language (None or "auto"), each row gets the most probable of ``languages`` (default:
-        all that the base knows), from the encoder states that are there anyway.
+        all that the base knows), from the encoder states that are there anyway. ``heard`` are the frames of each row
+        that can be speech (:func:`fl.speech.features.heard_frames`), where they are not all of the window: a transcript is
+        no longer than what they can hold.
         """
         if beams < 1:
             raise BaseModelError(f"beams={beams}: at least 1.")
@@ -195,7 +198,7 @@ class WhisperBase:
             states, mask = self.encode(model, batch)
             prefix = self._prefixes(model, states, mask, batch, languages)
             positions = int(self.model.config.max_target_positions)
-            limits = decoding.token_limits(batch.frames, prefix.shape[1], positions, max_new_tokens)
+            limits = decoding.token_limits(heard or batch.frames, prefix.shape[1], positions, max_new_tokens)
             if beams == 1:
                 return decoding.greedy(model, states, mask, prefix, limits, self.rules)
             return decoding.beam(
@@ -223,7 +226,10 @@ class WhisperBase:
         beams: int = 1,
         max_new_tokens: int | None = None,
         languages: Sequence[str] | None = None,
+        heard: Sequence[int] | None = None,
     ) -> list[str]:
         """The transcript of each row in NFC (:meth:`transcribe` gives ids, scores and why each stopped)."""
-        found = self.transcribe(model, batch, beams=beams, max_new_tokens=max_new_tokens, languages=languages)
+        found = self.transcribe(
+            model, batch, beams=beams, max_new_tokens=max_new_tokens, languages=languages, heard=heard
+        )
         return [self.tokenizer.decode(hypothesis.tokens) for hypothesis in found]

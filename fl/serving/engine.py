@@ -30,7 +30,7 @@ from fl.serving.fair import FairQueue
 from fl.serving.jobs import Job
 from fl.serving.requests import BusyError, ClosedError, DeadlineError, Request, Transcript
 from fl.speech.audio import MAX_SECONDS, SAMPLE_RATE
-from fl.speech.features import Window
+from fl.speech.features import Window, heard_frames
 
 log = logging.getLogger("idiolect.serving")
 
@@ -56,7 +56,8 @@ class EngineSettings:
 class BatchEngine:
     """The engine (:class:`fl.serving.requests.Engine`) on a Whisper; adapters may sit at any of its linear maps."""
 
-    def __init__(self, base: WhisperBase, settings: EngineSettings | None = None) -> None:
+    def __init__(self, base: WhisperBase, settings: EngineSettings | None = None, *, start: bool = True) -> None:
+        """With ``start`` False no thread turns the wheel: call :meth:`turn` until nothing is left."""
         self.base = base
         self.settings = settings or EngineSettings()
         host = StackedModel(base.new_model(), target_pattern(tuple(SITES)))
@@ -76,7 +77,8 @@ class BatchEngine:
         self._pace = 0.1  # seconds between two finished requests, smoothed
         self._counts = dict.fromkeys(("submitted", "finished", "failed", "cancelled", "refused", "turns", "steps"), 0)
         self._thread = threading.Thread(target=self._run, name="idiolect-engine", daemon=True)
-        self._thread.start()
+        if start:
+            self._thread.start()
 
     def submit(self, request: Request) -> Future[Transcript]:
         """See :meth:`fl.serving.requests.Engine.submit`."""
@@ -125,21 +127,31 @@ class BatchEngine:
             self._wake.notify()
         for job in waiting:
             job.fail(ClosedError("the server is shutting down: ask again when it is back"))
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    @torch.inference_mode()
+    def turn(self) -> bool:
+        """Take in what there is room for and make one step; whether there was anything to do. Not beside the thread."""
+        with self._wake:
+            idle = not self._jobs and not self._queue
+        if idle:
+            return False
+        try:
+            self._turn()
+        except Exception as error:  # ours: the rows are lost, the server is not
+            log.exception("a turn of the engine failed")
+            self._fail_all(RunError(f"the engine failed ({type(error).__name__}): ask again"))
+        return True
 
     def _run(self) -> None:
-        with torch.inference_mode():
-            while True:
-                with self._wake:
-                    while not self._jobs and not self._queue:
-                        if self._closing:
-                            return
-                        self._wake.wait()
-                try:
-                    self._turn()
-                except Exception as error:  # ours: the rows are lost, the server is not
-                    log.exception("a turn of the engine failed")
-                    self._fail_all(RunError(f"the engine failed ({type(error).__name__}): ask again"))
+        while True:
+            with self._wake:
+                while not self._jobs and not self._queue:
+                    if self._closing:
+                        return
+                    self._wake.wait()
+            self.turn()
 
     def _turn(self) -> None:
         self._counts["turns"] += 1
@@ -180,7 +192,7 @@ class BatchEngine:
 
     def _frames(self, request: Request) -> int:
         full = 2 * self._cache.shape.states
-        return full if self._window(request) == "full" else min(full, len(request.audio) // 160 + 50)
+        return full if self._window(request) == "full" else heard_frames(len(request.audio))
 
     def _start(self, jobs: Sequence[Job]) -> None:
         """Features, encoder states, prompts: from waiting to the first token."""
@@ -241,8 +253,10 @@ class BatchEngine:
         values = log_probs(model, hidden, self._suppress).index_fill(1, self._begin, -torch.inf)
         positions = self._cache.shape.tokens
         limits = [
-            token_limits([count], prompts.shape[1], positions, job.request.max_new_tokens)[0]
-            for count, job in zip(batch.frames, jobs, strict=True)
+            token_limits(
+                [heard_frames(len(job.request.audio))], prompts.shape[1], positions, job.request.max_new_tokens
+            )[0]
+            for job in jobs
         ]
         return values, own, speech, [(count + 1) // 2 for count in batch.frames], limits
 

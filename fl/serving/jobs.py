@@ -19,7 +19,7 @@ log = logging.getLogger("idiolect.serving")
 UNFINISHED = "�"  # what half a character decodes to
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """One request on its way through the engine. ``rows`` are its rows in the batch, one for each beam."""
 

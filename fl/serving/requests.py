@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from fl.adapters.files import AdapterInfo
@@ -31,7 +31,7 @@ class ClosedError(IdiolectError):
     """A request to an engine that is shutting down."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ServedAdapter:
     """An adapter that was checked against the base and is ready for a row of a batch.
 
@@ -49,7 +49,7 @@ class ServedAdapter:
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Request:
     """One utterance to transcribe: ``audio`` (samples,) at 16 kHz, at most 29 s, and whose adapter to use (None: the base).
 
@@ -65,7 +65,7 @@ class Request:
     beams: int = 1
     max_new_tokens: int | None = None
     deadline: float | None = None
-    on_text: Callable[[str], None] | None = field(default=None, compare=False)
+    on_text: Callable[[str], None] | None = None
 
     @property
     def late(self) -> bool:

@@ -41,15 +41,20 @@ def pad_window(audio: Audio, window: Window) -> Audio:
         raise AudioError(f"window {window!r} is not known. Known: {', '.join(WINDOWS)}.")
     if audio.ndim != 1 or audio.size == 0:
         raise AudioError(f"audio must be a non-empty vector of samples, not of shape {audio.shape}.")
-    step = HOP_SAMPLES * FRAMES_PER_STATE
-    wanted = audio.size + int(MARGIN_SECONDS * SAMPLE_RATE)
-    size = FULL_SAMPLES if window == "full" else min(-(-wanted // step) * step, FULL_SAMPLES)
+    size = FULL_SAMPLES if window == "full" else heard_frames(audio.size) * HOP_SAMPLES
     if audio.size > size:
         raise AudioError(
             f"audio of {audio.size / SAMPLE_RATE:.1f} s is longer than the window of {FULL_SECONDS} s: "
             "split it first (fl.speech.audio.split_at_silence)."
         )
     return np.pad(np.asarray(audio, np.float32), (0, size - audio.size))
+
+
+def heard_frames(samples: int) -> int:
+    """Frames of a trimmed window: what can be speech, whatever else the window is padded with."""
+    step = HOP_SAMPLES * FRAMES_PER_STATE
+    wanted = samples + int(MARGIN_SECONDS * SAMPLE_RATE)
+    return min(-(-wanted // step) * step, FULL_SAMPLES) // HOP_SAMPLES
 
 
 @lru_cache(maxsize=4)

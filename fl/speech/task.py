@@ -28,7 +28,7 @@ from fl.metrics import Counts, score_utterance
 from fl.paths import cache_root
 from fl.rng import derive_random, derive_seed
 from fl.speech.audio import SAMPLE_RATE, check_speech, load_audio
-from fl.speech.features import FeatureCache, Window
+from fl.speech.features import FeatureCache, Window, heard_frames
 from fl.speech.prefix import PrefixCache, check_frozen, frozen_layers
 from fl.task import Device, Example
 
@@ -179,17 +179,18 @@ class SpeechTask:
         if adapted:
             batch = self.base.collate([e.inputs[1] for e in examples], None, self.window, self.language or None)
             return self._generate(model, self._from_prefix(model, batch, examples), beams)
-        rows = []
+        rows, heard = [], []
         for example in examples:
             utterance: Utterance = example.inputs[0]
             audio = load_audio(utterance.audio, utterance.start, utterance.end)
             rows.append(self._features.features(self.base, audio, "full"))
-        return self._generate(model, self.base.collate(rows, None, "full", None).to(self.compute), beams)
+            heard.append(heard_frames(len(audio)))
+        return self._generate(model, self.base.collate(rows, None, "full", None).to(self.compute), beams, heard)
 
-    def _generate(self, model: nn.Module, batch: Batch, beams: int) -> list[str]:
+    def _generate(self, model: nn.Module, batch: Batch, beams: int, heard: Sequence[int] | None = None) -> list[str]:
         known = [code for code in self.languages if code in self.base.languages]
         with torch.inference_mode(), precision(self.compute):
-            return self.base.generate(model, batch, beams=beams, languages=known or None)
+            return self.base.generate(model, batch, beams=beams, languages=known or None, heard=heard)
 
     def score(self, example: Example, prediction: str) -> Mapping[str, Counts]:
         """Error counts of one transcript, by metric."""

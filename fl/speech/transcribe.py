@@ -15,7 +15,7 @@ from fl.adapters.state import adapter_shapes, check_tensors, load_state
 from fl.bases.resolve import load_base
 from fl.errors import AudioError
 from fl.speech.audio import MAX_SECONDS, SAMPLE_RATE, check_speech, load_audio, split_at_silence
-from fl.speech.features import Window
+from fl.speech.features import Window, heard_frames
 
 SILENCE_PEAK = 1e-3  # -60 dB of full scale: a piece under it has no words
 SLOT = "gated-transcribe"
@@ -65,7 +65,7 @@ def transcribe_file(
             continue
         with torch.inference_mode():
             batch = base.collate([base.features(part, window)], None, window, language or None)
-            text = base.generate(model, batch, beams=beams)[0]
+            text = base.generate(model, batch, beams=beams, heard=[heard_frames(len(part))])[0]
         pieces.append(Piece(start / SAMPLE_RATE, end / SAMPLE_RATE, text))
     if not pieces:
         raise AudioError(f"{path}: silent throughout; check the recording")

@@ -5,7 +5,9 @@ import json
 import os
 import shutil
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -33,6 +35,9 @@ SECONDS = (1.6, 3.6)
 PREFERRED_TOPICS = 0.85
 _TRIES = 60
 _MAX_PEOPLE = 10_000
+_AHEAD = 16  # recordings begun and not finished
+
+Said = tuple[Utterance, Future[None]]  # and when its recording is on the disk
 
 
 @dataclass(frozen=True)
@@ -82,10 +87,12 @@ def synthesize(
     try:
         profiles = draw_profiles(grammar, devices=devices, new_people=new_people, seed=seed)
         utterances = []
-        for utterance in _speak_all(work, grammar, profiles, settings, Espeak()):
-            utterances.append(utterance)
-            if progress is not None:
-                progress(len(utterances), len(profiles) * sentences)
+        with ThreadPoolExecutor(os.cpu_count()) as recorders:
+            for utterance, recorded in _a_few_ahead(_speak_all(work, grammar, profiles, settings, Espeak(), recorders)):
+                recorded.result()
+                utterances.append(utterance)
+                if progress is not None:
+                    progress(len(utterances), len(profiles) * sentences)
         write_manifest(work / MANIFEST_NAME, utterances)
         _write_population(work / POPULATION_NAME, stamp, profiles)
         work.chmod(0o755)  # mkdtemp makes private folders
@@ -162,9 +169,25 @@ def _write_population(path: Path, stamp: dict[str, Any], profiles: tuple[DeviceP
     path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
+def _a_few_ahead(items: Iterator[Said]) -> Iterator[Said]:
+    """The same items, each when a few more have been begun: speaking goes on while others are recorded."""
+    waiting: deque[Said] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > _AHEAD:
+            yield waiting.popleft()
+    yield from waiting
+
+
 def _speak_all(
-    folder: Path, pair: Pair, profiles: tuple[DeviceProfile, ...], settings: _Settings, espeak: Espeak
-) -> Iterator[Utterance]:
+    folder: Path,
+    pair: Pair,
+    profiles: tuple[DeviceProfile, ...],
+    settings: _Settings,
+    espeak: Espeak,
+    recorders: ThreadPoolExecutor,
+) -> Iterator[Said]:
+    """Each sentence, spoken in this thread (what is said depends on all that was), and its recording, in another one."""
     said: set[str] = set()
     for profile in profiles:
         (folder / "audio" / profile.name).mkdir(parents=True)
@@ -174,9 +197,9 @@ def _speak_all(
             sentence, speech = _draw_sentence(pair, profile, said, espeak, random)
             said.add(sentence.key())
             path = folder / "audio" / profile.name / f"{index:03d}.wav"
-            save_audio(path, _recorded(speech, profile, session, index, settings.seed))
+            recorded = recorders.submit(_record, path, speech, profile, session, index, settings.seed)
             written = sentence.write(pair, profile.writes_latin())
-            yield Utterance(
+            utterance = Utterance(
                 id=f"{profile.name}-{index:03d}",
                 audio=path,
                 text=written.text,
@@ -187,6 +210,11 @@ def _speak_all(
                 loanwords=written.loanwords,
                 session=f"session-{session + 1}",
             )
+            yield utterance, recorded
+
+
+def _record(path: Path, speech: Waveform, profile: DeviceProfile, session: int, index: int, seed: int) -> None:
+    save_audio(path, _recorded(speech, profile, session, index, seed))
 
 
 def session_numbers(sentences: int, random: Random) -> list[int]:
