@@ -21,10 +21,12 @@ from rich.table import Table
 from fl import __version__
 from fl.config import NO_OP, RunConfig
 from fl.errors import IdiolectError
+from sim.late import LateGroup
 from sim.options import with_settings
 
 app = typer.Typer(
     name="idiolect",
+    cls=LateGroup,
     help="Federated, private, personal speech recognition for people who mix languages in one sentence.\n\n"
     "Start with [bold]idiolect demo[/bold]: it makes six people who mix Korean and English, trains all arms of the "
     "comparison on this machine and writes a report.",
@@ -40,8 +42,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script inst
 DEMO: dict[str, object] = {
     "output": "runs/demo",
     "rounds": 8,
-    "local_steps": 5,
-    "finetune_steps": 5,
+    "local_steps": 6,
+    "finetune_steps": 6,
     "private_share": 0.25,
     "cohort": 3,
 }

@@ -1,10 +1,12 @@
 """Text to token ids and back, for pretrained Whispers (``tokenizer.json``) and for randomly initialised ones (bytes)."""
 
+import hashlib
 import json
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -52,6 +54,11 @@ class Tokenizer(Protocol):
 
     special: SpecialTokens
 
+    @property
+    def digest(self) -> str:
+        """Hexadecimal SHA-256 of what every id stands for: equal for tokenizers that decode alike, whatever their files."""
+        ...
+
     def encode(self, text: str) -> list[int]:
         """Ids of ``text`` (normalized to NFC) without special tokens, as Whisper writes a sentence: after a space."""
         ...
@@ -79,6 +86,11 @@ class FileTokenizer:
             no_timestamps=self._id("<|notimestamps|>", path),
             languages=self._languages() if multilingual else {},
         )
+
+    @cached_property
+    def digest(self) -> str:
+        """See :class:`Tokenizer`. Of the vocabulary with the added tokens, not of the file, which may be written in many ways."""
+        return _digest(sorted(self._bpe.get_vocab(with_added_tokens=True).items()))
 
     def _id(self, token: str, path: Path) -> int:
         value = self._bpe.token_to_id(token)
@@ -126,6 +138,11 @@ class ByteTokenizer:
             languages={code: first + index for index, code in enumerate(languages)} if multilingual else {},
         )
 
+    @property
+    def digest(self) -> str:
+        """See :class:`Tokenizer`."""
+        return _digest(["bytes", asdict(self.special)])
+
     def encode(self, text: str) -> list[int]:
         """See :class:`Tokenizer`."""
         return list((" " + unicodedata.normalize("NFC", text)).encode())
@@ -134,6 +151,16 @@ class ByteTokenizer:
         """See :class:`Tokenizer`."""
         text = bytes(index for index in ids if index < 256).decode(errors="replace")
         return unicodedata.normalize("NFC", text).strip()
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def tokenizer_digest(base: object) -> str:
+    """The digest of a base's tokenizer; empty for a base that has none."""
+    digest: str = getattr(getattr(base, "tokenizer", None), "digest", "")
+    return digest
 
 
 def read_json(path: Path) -> dict[str, object]:
