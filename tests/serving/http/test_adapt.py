@@ -1,0 +1,274 @@
+"""A device that cannot hold the base has its adapter trained: the right tensors move, and only the shared ones may go on."""
+
+import base64
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord
+from starlette.testclient import TestClient
+
+from fl.errors import AdapterError, AdapterMismatchError, GuardError, IdiolectError
+from fl.packed import unpack
+from fl.serving.adapt import AdaptResult
+from fl.serving.onward import shared_reply
+from fl.wire import COUNTS, SHARED, device_key
+from sim.serve import local_steps
+
+PATH, URL = "/v1/adapt", "http://127.0.0.1"
+TEXTS = ["오늘 meeting 있어요", "yes"]
+
+
+def send(client, adapter, recordings, texts=TEXTS, **fields):
+    files = [("adapter", ("a.safetensors", adapter)), *[("audio", ("x.flac", audio)) for audio in recordings]]
+    data = {"texts": texts if isinstance(texts, str) else json.dumps(texts), "steps": "2", **fields}
+    return client.post(PATH, files=files, data=data)
+
+
+@pytest.fixture
+def audio(recording):
+    return [recording(1.0, seed=1), recording(0.7, seed=2)]
+
+
+@pytest.fixture
+def trained(make_app, base):
+    """A client of a server that really trains."""
+    with TestClient(make_app(adapt=local_steps(base)), base_url=URL) as client:
+        yield client
+
+
+def moved(before, after):
+    old, new = unpack(before)[0], unpack(after)[0]
+    assert old.keys() == new.keys()
+    return {name for name in old if not np.array_equal(old[name], new[name])}
+
+
+def test_joint_steps_train_the_shared_part_and_private_steps_the_gates(trained, packed, audio):
+    data = packed(dtype="float32")
+    answer = send(trained, data, audio, gate_dropout="1")
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    new = base64.b64decode(found["adapter"])
+    assert moved(data, new) == set(found["shared"])
+    assert (found["steps"], found["examples"], found["dtype"], found["bytes"]) == (2, 4, "float32", len(new))
+    assert found["loss"] > 0
+    gates = send(trained, data, audio, steps="0", private_steps="2").json()
+    assert moved(data, base64.b64decode(gates["adapter"])) == set(gates["private"])
+    assert all("gated_lora_gate" in name for name in gates["private"])
+    assert not any("gated_lora_gate" in name for name in gates["shared"])
+
+
+def test_training_lowers_the_loss_on_what_was_sent(trained, packed, audio):
+    data = packed(dtype="float32")
+    losses = []
+    for _ in range(3):
+        found = send(trained, data, audio, steps="6", learning_rate="0.02").json()
+        data = base64.b64decode(found["adapter"])
+        losses.append(found["loss"])
+    assert losses[2] < losses[0]
+
+
+def test_the_same_request_gives_the_same_bytes_and_serving_goes_on_with_the_same_base(trained, base, packed, audio):
+    before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
+    first, second = (send(trained, packed(), audio, seed="7").json()["adapter"] for _ in range(2))
+    assert first == second
+    assert all(torch.equal(before[name], tensor) for name, tensor in base.model.state_dict().items())
+    assert not any("gated_lora" in name for name, _ in base.model.named_parameters())
+
+
+def test_the_answer_is_as_precise_as_what_was_sent_unless_asked_otherwise(trained, packed, audio):
+    assert send(trained, packed(dtype="float16"), audio).json()["dtype"] == "float16"
+    found = send(trained, packed(dtype="float16"), audio, dtype="int8").json()
+    assert unpack(base64.b64decode(found["adapter"]))[1].dtype == "int8"
+
+
+# What may go on to the aggregator
+
+
+def shapes_of(data, names):
+    tensors, _ = unpack(data)
+    return {name: tensors[name].shape for name in names}
+
+
+def test_the_reply_to_the_aggregator_has_the_shared_tensors_and_counts_and_no_gate(trained, packed, audio):
+    found = send(trained, packed(), audio).json()
+    data = base64.b64decode(found["adapter"])
+    counts = {"examples": found["examples"], "steps": found["steps"], "loss": found["loss"]}
+    reply = shared_reply(data, "device-1", shapes_of(data, found["shared"]), counts)
+    arrays = reply[device_key(SHARED, "device-1")]
+    assert isinstance(arrays, ArrayRecord)
+    assert list(arrays) == found["shared"]
+    assert set(reply) == {device_key(SHARED, "device-1"), device_key(COUNTS, "device-1")}
+    tensors, _ = unpack(data)
+    assert all(np.array_equal(arrays[name].numpy(), tensors[name]) for name in found["shared"])
+
+
+def test_what_the_run_did_not_agree_on_does_not_leave(packed):
+    data = packed()
+    names = [name for name in unpack(data)[0] if "gated_lora_gate" not in name]
+    shapes = shapes_of(data, names)
+    with pytest.raises(AdapterMismatchError, match="shares other tensors"):
+        shared_reply(data, "d", {**shapes, "more.gated_lora_A": (1, 1)}, {})
+    with pytest.raises(AdapterMismatchError, match="shares other tensors"):
+        shared_reply(packed(split="all-shared"), "d", shapes, {})
+    with pytest.raises(GuardError, match="is no count"):
+        shared_reply(data, "d", shapes, {"transcript": 1})
+    with pytest.raises(GuardError, match="has shape"):
+        shared_reply(data, "d", {**shapes, names[0]: (9, 9)}, {})
+    with pytest.raises(AdapterError):
+        shared_reply(data[:-1], "d", shapes, {})
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("texts", "fields", "slug", "reason"),
+    [
+        ("not json", {}, "invalid-field", "texts"),
+        ("[" * 100_000, {}, "invalid-field", "texts"),
+        ('{"a": 1}', {}, "invalid-field", "texts"),
+        ([1, 2], {}, "invalid-field", "texts"),
+        (["one"], {}, "invalid-field", "2 files for 1 texts"),
+        (["one", "two", "three"], {}, "invalid-field", "2 files for 3 texts"),
+        (["one", "x" * 2_000], {}, "invalid-field", "1000 characters"),
+        (["one", " "], {}, "unusable-text", r"texts[1]"),
+        (["one", "two\u0000"], {}, "unusable-text", r"texts[1]"),
+        (["one", "word " * 199], {}, "unusable-text", "tokens"),
+        (TEXTS, {"steps": "0"}, "invalid-field", "steps"),
+        (TEXTS, {"steps": "9999"}, "invalid-field", "steps"),
+        (TEXTS, {"steps": "many"}, "invalid-field", "steps"),
+        (TEXTS, {"steps": "150", "private_steps": "150"}, "invalid-field", "steps"),
+        (TEXTS, {"learning_rate": "nan"}, "invalid-field", "learning_rate"),
+        (TEXTS, {"learning_rate": "inf"}, "invalid-field", "learning_rate"),
+        (TEXTS, {"gate_dropout": "1.5"}, "invalid-field", "gate_dropout"),
+        (TEXTS, {"language": "klingon"}, "invalid-field", "language"),
+        (TEXTS, {"dtype": "int4"}, "invalid-field", "dtype"),
+    ],
+)
+def test_what_cannot_be_learned_from_is_named(trained, packed, audio, texts, fields, slug, reason):
+    answer = send(trained, packed(), audio, texts, **fields)
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["type"] == f"/problems/{slug}"
+    assert reason in answer.json()["detail"]
+
+
+def test_an_adapter_that_cannot_be_trained_is_refused(trained, packed, audio):
+    for change, slug in (
+        ({"base_fingerprint": "whisper:1x1+1:0"}, "adapter-mismatch"),
+        ({"split": "layers:(a+)+$"}, "unusable-adapter"),
+        ({"split": "layers:[unclosed"}, "unusable-adapter"),
+        ({"split": "everything"}, "unusable-adapter"),
+        ({"language": ""}, "invalid-field"),
+    ):
+        answer = send(trained, packed(**change), audio)
+        assert (answer.status_code, answer.json()["type"]) == (422, f"/problems/{slug}"), change
+    assert send(trained, packed(language=""), audio, language="ko").status_code == 200
+    assert send(trained, packed(split=r"layers:encoder\.layers\.0"), audio).status_code == 200
+
+
+def test_audio_that_is_none_is_named_by_its_number_and_all_of_it_is_bounded(make_app, base, packed, recording):
+    with TestClient(make_app(adapt=local_steps(base), max_train_seconds=3, max_utterances=2), base_url=URL) as client:
+        answer = send(client, packed(), [recording(), b"no audio"])
+        assert (answer.status_code, answer.json()["type"]) == (422, "/problems/unusable-audio")
+        assert answer.json()["detail"].startswith("audio[1]: ")
+        answer = send(client, packed(), [recording(2.0), recording(2.0)])
+        assert (answer.status_code, answer.json()["type"]) == (413, "/problems/audio-too-long")
+        answer = send(client, packed(), [recording()] * 3, ["a", "b", "c"])
+        assert answer.status_code in (400, 422)
+
+
+def test_training_that_diverges_is_the_senders_and_gives_no_adapter(trained, packed, audio):
+    def explode(tensors):
+        for tensor in tensors.values():
+            tensor[:] = 60_000.0
+
+    answer = send(trained, packed(change=explode, dtype="float32", config={"lora_alpha": 9e18}), audio)
+    assert answer.status_code == 422
+    assert answer.json()["type"] == "/problems/unusable-adapter"
+    assert "diverged" in answer.json()["detail"]
+
+
+def test_without_a_trainer_there_is_no_such_route(client, packed, audio):
+    assert send(client, packed(), audio).status_code == 404
+
+
+# One at a time
+
+
+class Slow:
+    """A trainer that waits until it is let go, and notes who was in it together."""
+
+    def __init__(self):
+        self.go, self.inside, self.most, self.entered, self.stopped = threading.Event(), 0, 0, threading.Semaphore(0), 0
+        self.lock = threading.Lock()
+
+    def __call__(self, job):
+        with self.lock:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+        self.entered.release()
+        try:
+            while not self.go.wait(0.005):
+                job.check()
+        except IdiolectError:
+            self.stopped += 1
+            raise
+        finally:
+            with self.lock:
+                self.inside -= 1
+        return AdaptResult(job.adapter.tensors, 1.0, 2, 2, 0.1)
+
+
+def test_one_adapter_is_trained_at_a_time_and_only_so_many_wait(make_app, packed, audio):
+    slow, statuses = Slow(), []
+    with TestClient(make_app(adapt=slow, adapts_waiting=1), base_url=URL) as client:
+        threads = [
+            threading.Thread(target=lambda: statuses.append(send(client, packed(), audio).status_code))
+            for _ in range(2)
+        ]
+        threads[0].start()
+        slow.entered.acquire()
+        threads[1].start()
+        while client.app.state.trainer.open < 2:
+            time.sleep(0.001)
+        answer = send(client, packed(), audio)
+        slow.go.set()
+        for thread in threads:
+            thread.join()
+    assert answer.status_code == 429
+    assert int(answer.headers["retry-after"]) >= 1
+    assert statuses == [200, 200]
+    assert slow.most == 1
+
+
+def test_training_that_takes_too_long_is_stopped_at_a_step(make_app, packed, audio):
+    slow = Slow()
+    with TestClient(make_app(adapt=slow, adapt_seconds=0.02), base_url=URL) as client:
+        answer = send(client, packed(), audio)
+    assert (answer.status_code, answer.json()["type"]) == (408, "/problems/deadline")
+    assert slow.stopped == 1
+
+
+def test_a_server_that_stops_does_not_wait_for_the_last_step(make_app, packed, audio):
+    slow, answers = Slow(), []
+    with TestClient(make_app(adapt=slow), base_url=URL, raise_server_exceptions=False) as client:
+        thread = threading.Thread(target=lambda: answers.append(send(client, packed(), audio)))
+        thread.start()
+        slow.entered.acquire()
+        client.app.state.trainer.close()
+        thread.join()
+    assert slow.stopped == 1
+    assert (answers[0].status_code, answers[0].json()["type"]) == (503, "/problems/closing")
+
+
+def test_an_answer_that_cannot_be_packed_is_refused_and_not_half_sent(make_app, packed, audio):
+    def diverge(job):
+        return AdaptResult({n: t * torch.inf for n, t in job.adapter.tensors.items()}, 1.0, 1, 1, 0.1)
+
+    with TestClient(make_app(adapt=diverge), base_url=URL) as client:
+        answer = send(client, packed(), audio)
+    assert (answer.status_code, answer.json()["type"]) == (422, "/problems/unusable-adapter")

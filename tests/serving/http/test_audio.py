@@ -1,0 +1,119 @@
+"""Bytes that claim to be audio: what is speech becomes samples, the rest costs nothing and is named."""
+
+import io
+import struct
+import tracemalloc
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fl.errors import AudioError, IdiolectError
+from fl.serving.audio import decode_audio, speech_parts
+from fl.serving.problems import ProblemError
+from fl.speech.audio import load_audio
+
+
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3"])
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
+def test_every_format_and_rate_is_what_the_loader_of_files_makes_of_it(recording, tmp_path, kind, rate):
+    data = recording(1.3, kind, rate)
+    path = tmp_path / f"x.{kind.lower()}"
+    path.write_bytes(data)
+    expected, found = load_audio(path), decode_audio(data, 10.0)
+    assert found.dtype == np.float32
+    assert abs(len(found) - len(expected)) <= 1
+    shortest = min(len(found), len(expected))
+    np.testing.assert_allclose(found[:shortest], expected[:shortest], atol=2e-4)
+
+
+def test_channels_are_averaged():
+    buffer = io.BytesIO()
+    left = np.full(16_000, 0.5, np.float32)
+    soundfile.write(buffer, np.stack([left, 0 * left], axis=1), 16_000, format="WAV", subtype="FLOAT")
+    np.testing.assert_allclose(decode_audio(buffer.getvalue(), 10.0), 0.25)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"hello", b"RIFF", b"fLaC" + bytes(40), b"\x80\x04\x95pickle", b"PK\x03\x04" + bytes(100), bytes(5000)],
+)
+def test_what_is_no_audio_is_refused(data):
+    with pytest.raises(AudioError, match=r"^file: "):
+        decode_audio(data, 10.0)
+
+
+def test_audio_that_is_cut_off_silent_short_or_not_finite_is_refused(recording):
+    whole = recording(2.0)
+    with pytest.raises(AudioError, match=r"cut off|cannot be read"):
+        decode_audio(whole[: len(whole) // 2], 10.0)
+    with pytest.raises(AudioError, match="too short"):
+        decode_audio(recording(0.1), 10.0)
+    for samples, reason in ((np.zeros(16_000), "silent"), (np.full(16_000, np.nan), "finite")):
+        buffer = io.BytesIO()
+        soundfile.write(buffer, samples.astype(np.float32), 16_000, format="WAV", subtype="FLOAT")
+        with pytest.raises(AudioError, match=reason):
+            decode_audio(buffer.getvalue(), 10.0)
+
+
+def wav(seconds, rate=8_000):
+    data = bytes(int(seconds * rate))
+    head = (
+        b"RIFF" + struct.pack("<I", 36 + len(data)) + b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, rate, rate, 1, 8)
+    )
+    return head + b"data" + struct.pack("<I", len(data)) + data
+
+
+def test_three_hours_are_refused_by_what_the_header_says():
+    data = wav(3 * 3600)
+    tracemalloc.start()
+    with pytest.raises(ProblemError, match=r"10,800\.0 s of audio") as raised:
+        decode_audio(data, 600.0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert raised.value.slug == "audio-too-long"
+    assert peak < 2 * 2**20 + len(data)  # the copy of what was sent, and no samples
+
+
+def test_a_tiny_flac_that_holds_an_hour_is_refused_before_it_is_unfolded():
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.zeros(16_000 * 3600, np.int16), 16_000, format="FLAC")
+    bomb = buffer.getvalue()
+    assert len(bomb) < 2**20
+    lying = bytearray(bomb)  # STREAMINFO: 36 bits of total samples at byte 21.5; zero is "unknown"
+    lying[21] &= 0xF0
+    lying[22:26] = bytes(4)
+    for data in (bomb, bytes(lying)):
+        tracemalloc.start()
+        with pytest.raises(IdiolectError):
+            decode_audio(data, 60.0)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 16 * 2**20  # an hour of float32 is 220 MiB
+
+
+@given(data=st.data())
+def test_a_mutated_file_is_audio_or_a_typed_error(recording, data):
+    kind = data.draw(st.sampled_from(["WAV", "FLAC", "OGG"]))
+    content = bytearray(recording(0.4, kind))
+    for _ in range(data.draw(st.integers(1, 8))):
+        content[data.draw(st.integers(0, min(200, len(content) - 1)))] = data.draw(st.integers(0, 255))
+    try:
+        found = decode_audio(bytes(content[: data.draw(st.integers(0, len(content)))]), 5.0)
+    except IdiolectError:
+        return
+    assert found.ndim == 1
+    assert 0.2 * 16_000 <= len(found) <= 5.1 * 16_000
+
+
+def test_parts_without_sound_are_left_out():
+    audio = np.concatenate([0.1 * np.ones(16_000 * 20), np.zeros(16_000 * 40), 0.1 * np.ones(16_000 * 5)]).astype(
+        np.float32
+    )
+    ranges = speech_parts(audio)
+    assert ranges[0][0] == 0
+    assert ranges[-1][1] == len(audio)
+    assert sum(end - start for start, end in ranges) < len(audio)
+    assert all(end - start <= 29 * 16_000 for start, end in ranges)

@@ -1,0 +1,87 @@
+"""``idiolect serve`` and ``idiolect token``: no server for strangers without tokens, and what a command line means."""
+
+import http.client
+import json
+import re
+import subprocess
+import sys
+import typing
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from fl.errors import ConfigError
+from fl.serving.auth import TokenFile
+from fl.serving.server import Address
+from sim.serve import choose_tokens, serve, token
+
+
+def cli():
+    app = typer.Typer()
+    app.command()(serve)
+    app.command()(token)
+    return app
+
+
+def test_a_token_is_printed_once_and_opens_the_server(tmp_path):
+    path = tmp_path / "tokens.txt"
+    found = CliRunner().invoke(cli(), ["token", "phone", "--tokens", str(path)])
+    assert found.exit_code == 0
+    assert TokenFile(path).owner(found.stdout.strip()) == "phone"
+    assert found.stdout.strip() not in path.read_text()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "speech.example", "::"])
+def test_without_tokens_no_address_that_strangers_reach_is_served(host):
+    with pytest.raises(ConfigError, match="strangers"):
+        choose_tokens(None, True, Address(host))
+
+
+def test_tokens_or_no_auth_must_be_said_and_not_both(people):
+    with pytest.raises(ConfigError, match="idiolect token"):
+        choose_tokens(None, False, Address())
+    with pytest.raises(ConfigError, match="exclude each other"):
+        choose_tokens(people.path, True, Address())
+    assert choose_tokens(None, True, Address("localhost")) is None
+    found = choose_tokens(people.path, False, Address())
+    assert isinstance(found, TokenFile)
+
+
+def test_tokens_without_tls_on_an_open_address_are_warned_of(people, caplog):
+    choose_tokens(people.path, False, Address("0.0.0.0"))
+    assert "TLS" in caplog.text
+
+
+def test_every_option_says_what_it_is():
+    for name, hint in typing.get_type_hints(serve, include_extras=True).items():
+        if name != "return":
+            assert hint.__metadata__[0].help
+
+
+def test_the_command_serves_until_it_is_told_to_stop(tmp_path):
+    """The real command in a process of its own, with a random base."""
+    code = "from sim.serve import serve; import typer; a = typer.Typer(); a.command()(serve); a()"
+    command = [sys.executable, "-c", code, "--base", "random:whisper-nano", "--no-auth", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            lines = []
+            port = None
+            assert process.stderr is not None
+            for line in process.stderr:
+                lines.append(line)
+                if found := re.search(r"http://127\.0\.0\.1:(\d+)", line):
+                    port = int(found[1])
+                    break
+            assert port, "".join(lines)
+            client = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            client.request("GET", "/v1/models")
+            assert json.load(client.getresponse())["data"][0]["id"] == "random:whisper-nano"
+            client.close()
+            process.terminate()
+            rest = process.stderr.read()
+            assert process.wait(60) in (0, -15)
+            assert "Traceback" not in rest
+        finally:
+            if process.poll() is None:
+                process.kill()

@@ -1,0 +1,292 @@
+"""The server on a real socket: OpenAI's own client, TLS, and clients that are slow, gone, or a thousand."""
+
+import asyncio
+import datetime
+import http.client
+import json
+import socket
+import ssl
+import threading
+from contextlib import contextmanager
+from ipaddress import ip_address
+
+import openai
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from fl.errors import ConfigError
+from fl.serving.auth import TokenFile
+from fl.serving.limits import Settings
+from fl.serving.server import Address, make_server
+
+PATH = "/v1/audio/transcriptions"
+
+
+@contextmanager
+def running(app, settings=None, **address):
+    """The port of a server that runs in a thread."""
+    with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
+        server = make_server(app, Address(port=0, **address), settings or app.state.service.settings)
+        ready = threading.Event()
+        startup = server.startup
+
+        async def announce(sockets=None):
+            await startup(sockets)
+            ready.set()
+
+        server.startup = announce
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            assert ready.wait(60)
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def read_all(connection):
+    data = b""
+    while piece := connection.recv(65_536):
+        data += piece
+    head, _, body = data.partition(b"\r\n\r\n")
+    return int(head.split()[1]) if head else None, head, body
+
+
+def form(audio, **fields):
+    body = b"".join(
+        f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+        for name, value in fields.items()
+    )
+    return body + b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + audio + b"\r\n--x--\r\n"
+
+
+def request(body, length=None, connection="close"):
+    head = (
+        f"POST {PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: {connection}\r\n"
+        f"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: {len(body) if length is None else length}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+# OpenAI's client
+
+
+@pytest.fixture
+def official(make_app, people):
+    with (
+        running(make_app(TokenFile(people.path))) as port,
+        openai.OpenAI(api_key=people.ann, base_url=f"http://127.0.0.1:{port}/v1", max_retries=0) as client,
+    ):
+        yield client
+
+
+def test_the_official_client_gets_every_format(official, recording):
+    def ask(**options):
+        return official.audio.transcriptions.create(file=("a.flac", recording(2.0)), model="whisper-1", **options)
+
+    assert ask().text == "오늘 meeting 있어요"
+    assert ask(response_format="text") == "오늘 meeting 있어요\n"
+    assert ask(response_format="srt").startswith("1\n00:00:00,000 --> 00:00:02,000\n오늘")
+    assert ask(response_format="vtt").startswith("WEBVTT")
+    verbose = ask(
+        response_format="verbose_json", timestamp_granularities=["word", "segment"], language="ko", temperature=0
+    )
+    assert (verbose.duration, verbose.language, verbose.text) == (2.0, "ko", "오늘 meeting 있어요")
+    assert [word.word for word in verbose.words] == ["오늘", "meeting", "있어요"]
+    assert [word.language for word in verbose.words] == ["ko", "en", "ko"]
+    assert verbose.segments[0].end == 2.0
+    assert verbose.segments[0].avg_logprob < 0
+
+
+def test_the_official_client_streams(official, recording):
+    stream = official.audio.transcriptions.create(file=("a.flac", recording()), model="whisper-1", stream=True)
+    events = list(stream)
+    assert {event.type for event in events[:-1]} == {"transcript.text.delta"}
+    assert "".join(event.delta for event in events[:-1]) == events[-1].text == "오늘 meeting 있어요"
+    assert events[-1].type == "transcript.text.done"
+
+
+def test_the_official_client_sends_an_adapter_and_lists_the_model(official, engine, packed, recording):
+    official.audio.transcriptions.create(
+        file=("a.flac", recording()), model="whisper-1", extra_body={"adapter_handle": _put(official, packed())}
+    )
+    assert engine.asked[0].adapter is not None
+    (model,) = official.models.list().data
+    assert model.id == "random:whisper-nano"
+    assert official.models.retrieve(model.id).fingerprint == model.fingerprint
+
+
+def _put(client, data):
+    return client.put("/adapters", cast_to=dict, content=data)["handle"]
+
+
+def test_the_official_client_raises_its_own_errors(official, engine, recording):
+    with pytest.raises(openai.UnprocessableEntityError, match="cannot be read as audio"):
+        official.audio.transcriptions.create(file=("a.flac", b"no audio"), model="whisper-1")
+    with pytest.raises(openai.AuthenticationError, match="unauthorized"):
+        official.with_options(api_key="wrong").models.list()
+    engine.error = lambda request: ValueError("secret") if len(engine.asked) > 1 else None
+    with pytest.raises(openai.APIError, match="the server failed"):
+        list(official.audio.transcriptions.create(file=("a.flac", recording(40.0)), model="whisper-1", stream=True))
+
+
+# TLS
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tls")
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    (folder / "key.pem").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return folder / "cert.pem", folder / "key.pem"
+
+
+def test_with_a_certificate_only_tls_is_spoken_and_no_old_one(make_app, certificate, recording):
+    cert, key = certificate
+    with running(make_app(), cert=cert, key=key) as port:
+        context = ssl.create_default_context(cafile=str(cert))
+        client = http.client.HTTPSConnection("127.0.0.1", port, context=context)
+        client.request("POST", PATH, form(recording()), {"Content-Type": "multipart/form-data; boundary=x"})
+        answer = client.getresponse()
+        assert (answer.status, json.load(answer)["text"]) == (200, "오늘 meeting 있어요")
+        client.close()
+        context.minimum_version, context.maximum_version = ssl.TLSVersion.MINIMUM_SUPPORTED, ssl.TLSVersion.TLSv1_1
+        with socket.create_connection(("127.0.0.1", port)) as plain, pytest.raises((ssl.SSLError, OSError)):
+            context.wrap_socket(plain, server_hostname="127.0.0.1")
+
+
+def test_a_certificate_that_does_not_work_is_named(make_app, tmp_path, certificate):
+    broken = tmp_path / "broken.pem"
+    broken.write_text("nothing")
+    with pytest.raises(ConfigError, match=r"broken\.pem"):
+        make_server(make_app(), Address(cert=broken, key=certificate[1]), Settings())
+    with pytest.raises(ConfigError, match="together"):
+        Address(cert=certificate[0])
+    with pytest.raises(ConfigError, match="no such file"):
+        Address(cert=tmp_path / "none", key=certificate[1])
+
+
+# Clients that misbehave
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: "])
+def test_headers_that_do_not_arrive_end_the_connection_with_a_reason(make_app, sent):
+    with running(make_app(header_seconds=0.1)) as port, socket.create_connection(("127.0.0.1", port), 30) as client:
+        client.sendall(sent)
+        status, head, body = read_all(client)
+        assert status == 408
+        assert b"application/problem+json" in head
+        assert json.loads(body)["type"] == "/problems/slow-body"
+
+
+def test_headers_of_a_second_request_that_do_not_arrive_end_the_connection_too(make_app, recording):
+    with running(make_app(header_seconds=0.1)) as port, socket.create_connection(("127.0.0.1", port), 30) as client:
+        client.sendall(request(form(recording()), connection="keep-alive") + b"POST / HT")
+        status, _, body = read_all(client)
+        assert status == 200
+        assert b"meeting" in body
+
+
+def test_a_body_that_does_not_arrive_ends_with_a_reason(make_app, recording):
+    body = form(recording())
+    with running(make_app(body_seconds=0.1)) as port, socket.create_connection(("127.0.0.1", port), 30) as client:
+        client.sendall(request(body[:-100], length=len(body), connection="keep-alive"))
+        status, _, answer = read_all(client)
+        assert status == 408
+        assert json.loads(answer)["type"] == "/problems/slow-body"
+
+
+@pytest.mark.parametrize("stream", ["true", "false"])
+def test_a_client_that_hangs_up_in_the_middle_frees_the_engine_and_others_are_served(
+    make_app, engine, recording, stream
+):
+    engine.hold = True
+    with running(make_app()) as port:
+        with socket.create_connection(("127.0.0.1", port), 30) as client:
+            client.sendall(request(form(recording(), stream=stream)))
+            assert engine.submitted.wait(30)
+        cancelled = threading.Event()
+        engine.futures[0].add_done_callback(lambda future: cancelled.set())
+        assert cancelled.wait(30)
+        assert engine.futures[0].cancelled()
+        engine.hold = False
+        with socket.create_connection(("127.0.0.1", port), 30) as client:
+            client.sendall(request(form(recording())))
+            assert read_all(client)[0] == 200
+
+
+def test_half_a_body_and_gone_reaches_no_engine(make_app, engine, recording):
+    body = form(recording())
+    with running(app := make_app()) as port:
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", port), 30) as client:
+                client.sendall(request(body[: len(body) // 2], length=len(body)))
+        with socket.create_connection(("127.0.0.1", port), 30) as client:
+            client.sendall(request(body))
+            assert read_all(client)[0] == 200
+    assert len(engine.asked) == 1
+    assert (app.state.service.room.open, app.state.service.room.buffered) == (0, 0)
+
+
+def test_what_is_no_http_is_a_4xx_and_ends(make_app):
+    with running(make_app()) as port:
+        for garbage in (
+            b"\x16\x03\x01\x02\x00 hello\r\n\r\n",
+            b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n",
+            b"\0" * 100 + b"\r\n\r\n",
+        ):
+            with socket.create_connection(("127.0.0.1", port), 30) as client:
+                client.sendall(garbage)
+                assert 400 <= read_all(client)[0] < 500
+
+
+def test_a_thousand_connections_at_once_are_served_or_told_to_come_again(make_app, recording):
+    body = request(form(recording(0.3)))
+
+    async def one(port, opened, everybody):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        opened()
+        await everybody.wait()
+        writer.write(body)
+        data = await reader.read()
+        writer.close()
+        return int(data.split()[1]), b"retry-after" in data
+
+    async def crowd(port, count):
+        everybody, there = asyncio.Event(), []
+
+        def opened():
+            there.append(1)
+            if len(there) == count:
+                everybody.set()
+
+        return await asyncio.gather(*(one(port, opened, everybody) for _ in range(count)))
+
+    with running(make_app(header_seconds=120)) as port:  # raises the limit of open files as it starts
+        found = asyncio.run(crowd(port, 1000))
+        with socket.create_connection(("127.0.0.1", port), 30) as client:
+            client.sendall(body)
+            assert read_all(client)[0] == 200
+    assert {status for status, _ in found} <= {200, 429}
+    assert all(again for status, again in found if status == 429)
+    assert sum(status == 200 for status, _ in found) >= 1
