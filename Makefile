@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo study test check bench peers flwr clean
+.PHONY: demo study test check bench bench-serving fuzz peers flwr clean
 
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
@@ -31,6 +31,12 @@ check: $(READY) ## linters, types, direction of imports
 
 bench: $(READY) ## every figure of the README, measured on this machine beside its target; about an hour on 2 quiet cores
 	$(BIN)/python -m benchmarks
+
+bench-serving: $(READY) ## the figures of the server and of the thin device alone; about 15 minutes on 2 quiet cores
+	$(BIN)/python -m benchmarks serving serving_load thin
+
+fuzz: $(READY) ## the server's API and the adapter parser against a long run of nonsense
+	IDIOLECT_FUZZ=500 $(BIN)/python -m pytest tests/serving/http/test_fuzz.py tests/test_packed.py --timeout 3600
 
 PEERS := build/pfl
 peers: $(PEERS)/.ready ## the environment in which pfl-research is measured; make bench then includes it

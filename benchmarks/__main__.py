@@ -47,6 +47,7 @@ class Script:
         return str(chosen) if chosen.is_file() else None
 
 
+SERVING = (Script("serving"), Script("serving_load"), Script("thin"))
 SCRIPTS = (
     Script("local_step"),
     Script("cohort"),
@@ -55,6 +56,7 @@ SCRIPTS = (
     Script("population"),
     Script("peers.pfl_round", pfl=True),
     Script("client_round"),
+    *SERVING,
 )
 
 

@@ -51,6 +51,18 @@ FIGURES = (
     Figure("population_seconds", "100,000 devices, 1,000 sampled, 5 rounds", 60.0, "population", "s", at_most=True),
     Figure("population_memory", "peak memory of it", 2.0, "population", "GiB", at_most=True),
     Figure(
+        "serving_peft_switching_30s", "16 people at once against PEFT switching adapters, 30 s windows", 6.0, "serving"
+    ),
+    Figure("serving_peft_switching", "the same on trimmed windows", 2.5, "serving"),
+    Figure("serving_peft_mixed", "against PEFT's own batch of mixed adapters, trimmed windows", 1.7, "serving"),
+    Figure("serving_over_base", "time of 16 gated adapters against none", 1.25, "serving", at_most=True),
+    Figure("serving_load_latency", "32 thin clients, 2,000 requests: p95 against p50", 3.0, "serving_load", at_most=True),
+    Figure("serving_load_memory", "growth of the server's memory meanwhile", 1.1, "serving_load", at_most=True),
+    Figure("thin_memory", "resident memory of the thin device", 60.0, "thin", "MiB", at_most=True),
+    Figure("thin_import", "time to import the thin client", 0.3, "thin", "s", at_most=True),
+    Figure("thin_adapter_float16", "default adapter on the device, float16", 2.0, "thin", "MiB", at_most=True),
+    Figure("thin_adapter_int8", "the same, int8", 1.0, "thin", "MiB", at_most=True),
+    Figure(
         "gpu_client_round", "one GPU: client-rounds a second against the stock recipe", 15.0, "client_round", gpu=True
     ),
 )

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
-from clients.slots import SlotAdamW, SlotParameters
-from clients.trainer import LocalPlan, LocalResult, draw_batches, step_kinds
+from clients.slots import RESTS, SHARED, SHARED_GATES, SlotAdamW, SlotParameters
+from clients.trainer import LocalPlan, LocalResult, draw_batches, step_kinds, trained_split
 from fl.adapters.split import Split
 from fl.adapters.stacked import Slot, StackedModel
 from fl.adapters.state import State, size_of
@@ -60,7 +60,9 @@ def divide(members: Iterable[Member], *, size: int, budget: int) -> Iterator[lis
     cohort: list[Member] = []
     used = 0
     for member in members:
-        need = OPTIMIZER_COPIES * size_of(member.state).bytes
+        need = (OPTIMIZER_COPIES + (member.plan.proximal > 0)) * size_of(
+            member.state
+        ).bytes  # and where the round began
         if cohort and (len(cohort) == size or used + need > budget // 2):
             yield cohort
             cohort, used = [], 0
@@ -88,18 +90,20 @@ def _no_examples() -> AdapterError:
     return AdapterError("device has no training examples: leave it out of training or give it data")
 
 
+def _diverged(what: str) -> AdapterError:
+    return AdapterError(f"training diverged: {what} is not finite; lower learning-rate or private-learning-rate")
+
+
 @dataclass
 class _Course:
     """What one member will do, and what it has done."""
 
     kinds: list[str]
     batches: list[list[int]]
-    losses: list[float] = field(default_factory=list)
-    error: AdapterError | None = None
 
     def kind(self, step: int) -> str | None:
-        """The kind of a step; None if the member has finished or failed."""
-        return self.kinds[step] if self.error is None and step < len(self.kinds) else None
+        """The kind of a step; None if the member has finished."""
+        return self.kinds[step] if step < len(self.kinds) else None
 
 
 def _course(member: Member) -> _Course:
@@ -108,33 +112,75 @@ def _course(member: Member) -> _Course:
     return _Course(kinds, draw_batches(len(member.examples), member.plan.batch_size, len(kinds), generator))
 
 
+class _Proximal:
+    """FedProx's term for every member that has one: mu times the way from where the round began, added to the gradient.
+
+    As in the single-device trainer, a tensor that gets no gradient in a step is not pulled either.
+    """
+
+    def __init__(self, parameters: SlotParameters, plans: Sequence[LocalPlan]) -> None:
+        self.parameters = parameters
+        self.strength = [plan.proximal for plan in plans]
+        shared = parameters.columns(SHARED_GATES).stop  # shared columns come first
+        self.start = parameters.values[:, :shared].clone() if any(self.strength) else None
+
+    def pull(self, kinds: Mapping[int, str]) -> None:
+        """Add the term to the gradients of the members that take a step."""
+        if self.start is None:
+            return
+        for group in (SHARED, SHARED_GATES):
+            columns = self.parameters.columns(group)
+            strength = [
+                mu if i in kinds and kinds[i] not in RESTS[group] else 0.0 for i, mu in enumerate(self.strength)
+            ]
+            way = self.parameters.values[:, columns] - self.start[:, columns]
+            self.parameters.gradients[:, columns].addcmul_(way, way.new_tensor(strength)[:, None])
+
+
 class _Cohort:
     """The state of one call of :func:`train_cohort`."""
 
     def __init__(self, host: StackedModel, task: Task, split: Split, members: list[Member], budget: int) -> None:
         self.host, self.task, self.members = host, task, members
         device = next(host.model.parameters()).device
+        rests = {m.plan.rests for m in members}
+        if len(rests) > 1:
+            raise AdapterError(
+                f"the devices of a cohort train the same factors, not all but {sorted(rests)}: divide them"
+            )
+        split = trained_split(split, rests.pop())
         self.parameters = SlotParameters([m.slot for m in members], [m.state for m in members], split, device)
+        self.proximal = _Proximal(self.parameters, [m.plan for m in members])
         self.optimizer = SlotAdamW(self.parameters, [m.plan for m in members])
         self.courses = [_course(m) for m in members]
         self.budget = budget // 2
+        # Of each step: every member's mean loss and largest gradient norm. Read when all is done: reading waits for the
+        # device, and a member that diverged spoils nothing but its own row until then.
+        self.seen: list[torch.Tensor] = []
 
     def run(self) -> list[Trained]:
         started = time.perf_counter()
         for step in range(max(len(course.kinds) for course in self.courses)):
             self._step(step)
+        seen: list[list[list[float]]] = (
+            torch.stack(self.seen).tolist() if self.seen else []
+        )  # step, loss or norm, member
         seconds = time.perf_counter() - started
         examples = [sum(map(len, course.batches)) for course in self.courses]
         return [
-            self._trained(i, examples[i], seconds * examples[i] / max(1, sum(examples)))
+            self._trained(i, seen, examples[i], seconds * examples[i] / max(1, sum(examples)))
             for i in range(len(self.members))
         ]
 
-    def _trained(self, i: int, examples: int, seconds: float) -> Trained:
+    def _trained(self, i: int, seen: list[list[list[float]]], examples: int, seconds: float) -> Trained:
         member, course = self.members[i], self.courses[i]
-        if course.error is not None:
-            return Trained(member.device_id, error=course.error)
-        loss = sum(course.losses) / len(course.losses) if course.losses else 0.0
+        losses = [seen[step][0][i] for step in range(len(course.kinds))]
+        norms = [seen[step][1][i] for step in range(len(course.kinds))]
+        for loss, norm in zip(losses, norms, strict=True):
+            what = "the loss" if not math.isfinite(loss) else "a gradient" if not math.isfinite(norm) else ""
+            if what:
+                return Trained(member.device_id, error=_diverged(what))
+        loss = sum(losses) / len(losses) if losses else 0.0
         result = LocalResult(loss=loss, examples=examples, steps=len(course.kinds), seconds=seconds)
         return Trained(member.device_id, self.parameters.state(i), result)
 
@@ -159,16 +205,9 @@ class _Cohort:
             labels.index_add_(0, slots, count.double())
         # The gradient of a mean is that of the sum over the number of labels: known only now, and exact per device.
         self.parameters.gradients.div_(labels.clamp(min=1).to(self.parameters.gradients.dtype)[:, None])
-        means = (losses / labels.clamp(min=1)).tolist()
-        norms = self.optimizer.clip(list(kinds))
-        for i in list(kinds):
-            self.courses[i].losses.append(means[i])
-            what = "the loss" if not math.isfinite(means[i]) else "a gradient" if not math.isfinite(norms[i]) else ""
-            if what:
-                self.courses[i].error = AdapterError(
-                    f"training diverged: {what} is not finite; lower learning-rate or private-learning-rate"
-                )
-                del kinds[i]
+        self.proximal.pull(kinds)
+        means = losses / labels.clamp(min=1)
+        self.seen.append(torch.stack((means, self.optimizer.clip().double())))
         self.optimizer.step(kinds)
 
     def _groups(self, examples: Sequence[Example]) -> list[list[int]]:

@@ -122,22 +122,22 @@ class SlotAdamW:
         self.second = torch.zeros_like(parameters.values)
         self.steps = {group: [0] * len(plans) for group in parameters.groups}
         self.plans = list(plans)
+        self._limits = parameters.values.new_tensor([plan.clipping_norm for plan in plans])
 
-    def clip(self, slots: Sequence[int]) -> dict[int, float]:
-        """Scale each slot's gradient to its plan's norm, shared and private apart; returns the largest norm before, by slot."""
-        largest = dict.fromkeys(slots, 0.0)
+    def clip(self) -> Tensor:
+        """Scale each slot's gradient to its plan's norm, shared and private apart; the largest norm before (slots,).
+
+        Nothing is read from the device. A slot whose gradient is not finite has a norm that is not, and spoils its own row only.
+        """
+        largest = torch.zeros_like(self.parameters.values[:, 0])
         groups = self.parameters.groups
         for first, last in ((SHARED, SHARED_GATES), (FACTORS, GATES)):
             part = self.parameters.gradients[:, groups[first][0] : groups[last][1]]
             if not part.shape[1]:
                 continue
             norms = torch.linalg.vector_norm(part, dim=1)
-            limits = norms.new_tensor([plan.clipping_norm for plan in self.plans])
-            # A slot without finite gradient is reported by its norm; its own row is all that it spoils.
-            part.mul_((limits / (norms + 1e-6)).clamp(max=1.0)[:, None])
-            for slot, norm in enumerate(norms.tolist()):
-                if slot in largest:
-                    largest[slot] = max(largest[slot], norm) if norm == norm else norm
+            part.mul_((self._limits / (norms + 1e-6)).clamp(max=1.0)[:, None])
+            largest = torch.maximum(largest, norms)  # not a number where one of them is not
         return largest
 
     def step(self, kinds: Mapping[int, str]) -> None:

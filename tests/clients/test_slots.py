@@ -85,7 +85,7 @@ def test_clipping_and_adamw_equal_those_of_each_adapter_alone(preset):
                 if having:
                     nn.utils.clip_grad_norm_(having, PLANS[slot].clipping_norm)
             reference[slot].step()
-        optimizer.clip(list(kinds))
+        optimizer.clip()
         optimizer.step(kinds)
     for slot, parameters in enumerate(alone):
         state = together.state(slot)
@@ -108,7 +108,7 @@ def test_the_norm_of_a_slot_that_is_not_finite_is_reported_and_spoils_no_other()
     together = SlotParameters(SLOTS, states(), split)
     together.gradients.fill_(1.0)
     together.gradients[1, 0] = torch.nan
-    norms = SlotAdamW(together, PLANS).clip([0, 1, 2])
+    norms = SlotAdamW(together, PLANS).clip().tolist()
     assert norms[1] != norms[1]
     assert norms[0] > 0
     assert bool(torch.isfinite(together.gradients[[0, 2]]).all())

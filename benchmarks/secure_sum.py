@@ -1,0 +1,127 @@
+"""A secure sum of 100 devices at the size of the default adapter's shared part: seconds of computation for one device.
+
+    python -m benchmarks.secure_sum [--devices N] [--dropouts SHARE] [--smoke]
+
+A whole session runs in one process and one thread: every device takes its four steps, each timed alone, and the largest total
+of those that stay to the end is the figure. A share of the devices drops out after exchanging keys and shares, which is the
+dearest moment: the server restores their keys and takes off all masks that they had agreed on. The sum is compared with the one that
+Python forms without masks, and must lie within the stated error. What the server needs is in the conditions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+
+from benchmarks._report import Row, machine, spread, write_row
+from fl.privacy.secure_sum import Client, Server, new_setup
+from fl.rng import derive_generator
+
+TARGET_SECONDS = 1.0
+LIMIT = 1.0
+SERVER = "server"
+T = TypeVar("T")
+
+
+class Clock:
+    """Seconds by participant and step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+
+    def time(self, who: str, step: str, work: Callable[[], T]) -> T:
+        """Do ``work`` and add what it took."""
+        start = time.perf_counter()
+        result = work()
+        self.seconds[who][step] += time.perf_counter() - start
+        return result
+
+    def total(self, who: str) -> float:
+        """Seconds of all steps of one participant."""
+        return sum(self.seconds[who].values())
+
+
+def run_session(arguments: argparse.Namespace, clock: Clock) -> tuple[list[str], float, float]:
+    """One session; returns the devices that stayed, the largest error of the sum and the bound on it."""
+    names = [f"device-{place:04}" for place in range(arguments.devices)]
+    lost = set(names[:: max(1, round(1 / arguments.dropouts))]) if arguments.dropouts else set()
+    stayed = [name for name in names if name not in lost]
+    setup = new_setup(names, arguments.size, LIMIT)
+    server = Server(setup)
+    clients = {name: clock.time(name, "begin", lambda name=name: Client(name, setup)) for name in names}
+    for name, client in clients.items():
+        keys = clock.time(name, "keys", client.advertise)
+        clock.time(SERVER, "keys", lambda keys=keys: server.add(keys))
+    roster = server.roster()
+    for name, client in clients.items():
+        shares = clock.time(name, "shares", lambda client=client: client.share(roster))
+        clock.time(SERVER, "shares", lambda shares=shares: server.add(shares))
+    expected = np.zeros(arguments.size)
+    for name in stayed:
+        numbers = derive_generator(arguments.seed, name).uniform(-LIMIT, LIMIT, arguments.size)
+        expected += numbers
+        inbox = clock.time(SERVER, "inboxes", lambda name=name: server.inbox(name))
+        masked = clock.time(name, "mask", lambda c=clients[name], i=inbox, n=numbers: c.mask(i, n))
+        clock.time(SERVER, "add", lambda masked=masked: server.add(masked))
+    survivors = server.survivors()
+    for name in stayed:
+        reveal = clock.time(name, "reveal", lambda client=clients[name]: client.reveal(survivors))
+        clock.time(SERVER, "reveals", lambda reveal=reveal: server.add(reveal))
+    total = clock.time(SERVER, "unmask", server.total)
+    return stayed, float(np.abs(total - expected).max()), setup.grid.error
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--devices", type=int, default=100)
+    parser.add_argument("--size", type=int, default=589_824, help="numbers in a vector: A and B of the default adapter")
+    parser.add_argument("--dropouts", type=float, default=0.25, help="share of devices that is gone before the vectors")
+    parser.add_argument("--smoke", action="store_true", help="sizes that only show that it runs; nothing is written")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    if arguments.smoke:
+        arguments.devices, arguments.size = 6, 1000
+    return arguments
+
+
+def main() -> int:
+    """Measure, write ``benchmarks/results/secure_sum.json``; 1 where the target is missed or the sum is wrong."""
+    arguments = parse_arguments()
+    clock = Clock()
+    stayed, error, bound = run_session(arguments, clock)
+    totals = [clock.total(name) for name in stayed]
+    steps = {step: spread([clock.seconds[name][step] for name in stayed]) for step in clock.seconds[stayed[0]]}
+    row = Row(
+        name="secure_sum",
+        value=round(max(totals), 3),
+        unit="seconds of computation, slowest device",
+        ratio=round(max(totals), 3),
+        target=TARGET_SECONDS,
+        conditions={
+            **vars(arguments),
+            "device_seconds": spread(totals),
+            "device_steps": steps,
+            "server_seconds": {step: round(seconds, 3) for step, seconds in clock.seconds[SERVER].items()},
+            "error": error,
+            "error_bound": bound,
+            "machine": machine(("cryptography", "pycryptodome")),
+        },
+        at_most=True,
+    )
+    print(f"device: {np.median(totals):.3f} s ({min(totals):.3f} to {max(totals):.3f}), server {clock.total(SERVER):.1f} s")
+    for step, seconds in steps.items():
+        print(f"{step:>8}: {seconds['median']:.3f} s ({seconds['min']:.3f} to {seconds['max']:.3f})")
+    print(f"error {error:.2e}, stated bound {bound:.2e}")
+    where = "not written" if arguments.smoke else f"written to {write_row(row)}"
+    print(f"slowest: {row.value} s (target {TARGET_SECONDS} s: {'met' if row.met else 'MISSED'}), {where}")
+    return 0 if row.met and error <= bound * (1 + 1e-9) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
