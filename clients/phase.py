@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from clients.answers import DeviceFailure, DeviceResult
 from clients.trainer import LocalPlan, LocalResult, make_plan, train_locally
@@ -10,7 +11,7 @@ from clients.worker import Worker
 from fl.adapters.split import Split
 from fl.adapters.state import State, adapter_state
 from fl.arms import EVERYONE, Arm, adapter_name, trained_arm
-from fl.config import NO_OP
+from fl.config import NO_OP, resting_factor
 from fl.errors import ConfigError, GuardError, IdiolectError
 from fl.rng import derive_seed
 from fl.task import Device
@@ -69,9 +70,12 @@ def local_steps(worker: Worker, job: Job, device_id: str) -> int:
 
 
 def local_plan(worker: Worker, job: Job, device_id: str, arm: Arm) -> LocalPlan:
-    """What a device does in this job."""
+    """What a device does in this job. All data in one place has no others to stay close to, nor to alternate with."""
     steps = local_steps(worker, job, device_id)
-    return make_plan(worker.config.train, job.round, steps=steps, gated=arm.gate != "none")
+    plan = make_plan(worker.config.train, job.round, steps=steps, gated=arm.gate != "none")
+    if device_id == EVERYONE:
+        return replace(plan, proximal=0.0)
+    return replace(plan, rests=resting_factor(worker.config.federation.strategy, job.round))
 
 
 def local_seed(worker: Worker, job: Job, device_id: str) -> int:

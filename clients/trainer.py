@@ -12,14 +12,14 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import nn
 
 from fl.adapters.model import neutral_gates
-from fl.adapters.split import Split
+from fl.adapters.split import Split, tensor_kind
 from fl.config import TrainConfig
 from fl.errors import AdapterError
 from fl.rng import derive_generator
@@ -28,7 +28,11 @@ from fl.task import Example, Task
 
 @dataclass(frozen=True)
 class LocalPlan:
-    """The local phase of one device in one round."""
+    """The local phase of one device in one round.
+
+    ``proximal`` is mu of FedProx (arXiv 1812.06127): the loss has mu / 2 times the squared distance of the shared tensors from
+    where the round began. ``rests`` is a kind of shared tensor, ``A`` or ``B``, that is not trained in this round.
+    """
 
     steps: int
     batch_size: int
@@ -38,6 +42,8 @@ class LocalPlan:
     private_steps: int = 0
     clipping_norm: float = 1.0
     weight_decay: float = 0.0
+    proximal: float = 0.0
+    rests: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,17 @@ def make_plan(train: TrainConfig, round_index: int, *, steps: int, gated: bool) 
         private_steps=steps * train.private_rounds if alone else train.private_steps if gated and not warm else 0,
         clipping_norm=train.clipping_norm,
         weight_decay=train.weight_decay,
+        proximal=train.proximal,
     )
+
+
+def trained_split(split: Split, rests: str) -> Split:
+    """The split of one local phase: shared tensors of the kind that ``rests`` are fixed in it."""
+    resting = [name for name in split.shared if rests and tensor_kind(name) == rests]
+    if not resting:
+        return split
+    shared = tuple(name for name in split.shared if name not in resting)
+    return replace(split, shared=shared, fixed=(*split.fixed, *resting))
 
 
 def step_kinds(plan: LocalPlan, generator: np.random.Generator) -> list[str]:
@@ -138,7 +154,7 @@ def train_locally(
     generator = derive_generator(seed, "local-steps")
     kinds = step_kinds(plan, generator)
     batches = draw_batches(len(examples), plan.batch_size, len(kinds), generator)
-    groups = _Groups(parameters, split, plan)
+    groups = _Groups(parameters, trained_split(split, plan.rests), plan)
     losses: list[float] = []
     for kind, batch in zip(kinds, batches, strict=True):
         with neutral_gates(model) if kind == "neutral" else nullcontext():
@@ -167,6 +183,7 @@ class _Groups:
             parameter.requires_grad_(name not in split.fixed)
         self.shared = [parameters[name] for name in split.shared]
         self.private = [parameters[name] for name in split.private]
+        self.start = [p.detach().clone() for p in self.shared] if plan.proximal else []
         # A private A or B (fedsa, all-private) is an ordinary factor and learns at the factors' rate; only gates need more.
         self.gates = {id(parameters[name]) for name in split.private if "gated_lora_gate" in name}
         groups = [
@@ -190,6 +207,9 @@ class _Groups:
         if kind == "private":
             for parameter in self.shared:
                 parameter.grad = None
+        for parameter, start in zip(self.shared, self.start, strict=False):  # no start without a proximal term
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - start, alpha=self.plan.proximal)
         for group in (self.shared, self.private):
             with_gradient = [p for p in group if p.grad is not None]
             if with_gradient:

@@ -28,6 +28,25 @@ SITES = ("encoder.self", "decoder.self", "decoder.cross", "ffn")
 SPLITS = ("gates", "fedsa", "ffa", "all-shared", "all-private")
 SPEECH, NO_OP = "speech", "no-op"  # the names of tasks
 DEVICE, EDGE = "device", "edge"  # where the devices' updates are put together
+STRATEGIES = (  # the rows of strategies.registry
+    "fedavg",
+    "fednova",
+    "ffa",
+    "fedsa",
+    "rolora",
+    "flexlora",
+    "hetlora",
+    "fedex",
+    "flora",
+    "median",
+    "trimmed-mean",
+    "krum",
+    "multi-krum",
+    "bulyan",
+    "norm-bound",
+    "geometric-median",
+)
+SERVER_OPTIMIZERS = ("none", "fedavgm", "fedadagrad", "fedyogi", "fedadam")
 LAYERS_PREFIX = "layers:"  # and a regular expression over tensor names
 MAX_RANK = 1024
 
@@ -125,6 +144,9 @@ class TrainConfig:
         1.0, "largest gradient norm of a step, for shared and for private tensors each", low=1e-9
     )
     schedule: str = setting("cosine", "learning rate over the rounds", choices=("constant", "linear", "cosine"))
+    proximal: float = setting(
+        0.0, "FedProx: how strongly shared tensors are held at the values that the round began with", low=0.0
+    )
     finetune_steps: int = setting(
         12, "local steps after the last round in the arm global+finetune", low=1, high=100_000
     )
@@ -159,6 +181,23 @@ class FederationConfig:
         DEVICE,
         "whether a node returns each device's update, or one weighted sum over its devices",
         choices=(DEVICE, EDGE),
+    )
+    strategy: str = setting("fedavg", "how the devices' updates become one; see docs/strategies.md", choices=STRATEGIES)
+    server_optimizer: str = setting(
+        "none", "what takes the step towards what the strategy gives", choices=SERVER_OPTIMIZERS
+    )
+    server_learning_rate: float = setting(
+        0.0, "learning rate of the server optimizer; 0 takes 1 for fedavgm and 0.01 for the others", low=0.0, high=100.0
+    )
+    server_momentum: float = setting(0.9, "momentum of the server optimizer", low=0.0, high=0.9999)
+    trim_share: float = setting(
+        0.2, "trimmed-mean: share of the devices whose values are left out at each end", low=0.0, high=0.49
+    )
+    hostile_share: float = setting(
+        0.2, "krum, multi-krum, bulyan: share of the devices that may be hostile", low=0.0, high=0.49
+    )
+    norm_bound: float = setting(
+        0.0, "norm-bound: largest norm of a device's update; 0 takes the median of the round's norms", low=0.0
     )
     evaluate_every: int = setting(4, "rounds between evaluations on validation data; 0 for never", low=0, high=100_000)
     final_split: str = setting(
@@ -383,6 +422,13 @@ def dump_config(config: RunConfig) -> str:
     for section in SECTIONS:
         document[section] = dataclasses.asdict(getattr(config, section))
     return tomli_w.dumps(document)
+
+
+def resting_factor(strategy: str, server_round: int) -> str:
+    """``A`` or ``B``: the shared factor that rests in a round, counted from 1; empty unless the strategy alternates."""
+    if strategy != "rolora":
+        return ""
+    return "A" if server_round % 2 else "B"  # B first: while it is zero, A has no gradient
 
 
 Progress = Callable[[str, int, int], None]

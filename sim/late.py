@@ -24,6 +24,9 @@ class Late:
 LATE = {
     "serve": Late("sim.serve", "serve", "Serve one frozen base to many people, each with an adapter of their own."),
     "token": Late("sim.serve", "token", "Make a bearer token for a server."),
+    "strategies": Late(
+        "sim.strategies_table", "strategies", "List the strategies: what each shares, keeps, and its paper."
+    ),
     "study": Late("sim.studies", "app", "Run a study and print its tables."),
     "device": Late("", "", "What a low-spec device does: keep its adapter, ask a server (no torch needed)."),
 }

@@ -29,6 +29,7 @@ from fl.wire import FEDERATE, FINETUNE, SETTINGS_RECORD, Job, add_counts, settin
 from strategies.base import Roster, SharedFedAvg
 from strategies.loop import Progress, RoundLoop, Twin
 from strategies.node import UnreadableError, read_node
+from strategies.registry import check_strategy, federates, make_strategy
 from strategies.replies import DeviceReply
 from strategies.results import CONFIG_NAME, ResultsFile, gather_transcripts, make_row, write_costs
 
@@ -104,14 +105,15 @@ class Comparison:
             home = roster.nodes[roster.training[0]]
             roster = Roster({**roster.nodes, EVERYONE: home}, {**roster.examples, EVERYONE: total})
         train = self.config.train
-        return SharedFedAvg(
+        return make_strategy(
+            self.config,
+            arm,
             roster=roster,
             settings=settings_record(self.config),
             job=Job(arm=arm.name, round=0, devices=devices, phase=phase),
             seed=self.config.seed,
             sample=self.config.federation.sample,
             rests_from=train.rounds - train.private_rounds + 1 if self._has_private_phase(arm) else 0,
-            aggregation=self.config.federation.aggregation,
         )
 
     def _has_private_phase(self, arm: Arm) -> bool:
@@ -127,6 +129,15 @@ class Comparison:
             init_seed=self.config.seed,
         )
         return fresh_adapter(self.task.model, adapter)
+
+    def check(self) -> None:
+        """Refuse a strategy that cannot work with what an arm shares or with how many take part, before the first round."""
+        for name in self.config.arms:
+            arm = trained_arm(name, self.config)
+            if arm is not None and federates(arm):
+                fresh = self.fresh(arm)
+                shapes = {n: tuple(fresh[n].shape) for n in make_split(arm.split, fresh).shared}
+                self.strategy(arm, self.roster.training).require_fit(shapes)
 
     def run(self) -> None:
         """Train what has to be trained, then evaluate every arm on test data."""
@@ -262,6 +273,7 @@ def run_folder(config: RunConfig, run_id: int) -> RunConfig:
 
 def run_server(grid: Grid, config: RunConfig, run_id: int, progress: Progress | None = None) -> Path:
     """A whole run over ``grid``; returns the run folder, with everything but the report in it."""
+    check_strategy(config)
     config = run_folder(config, run_id)
     folder = Path(config.output)
     task = load_task(config)
@@ -288,6 +300,7 @@ def run_server(grid: Grid, config: RunConfig, run_id: int, progress: Progress | 
         flush=results.flush,
     )
     comparison = Comparison(config, grid, roster, task, loop, results)
+    comparison.check()
     comparison.run()
     gather_transcripts(folder, config.arms, roster.nodes)
     write_costs(folder, comparison.costs())

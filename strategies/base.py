@@ -7,9 +7,10 @@ never asked for: messages carry the shared tensors' names, and replies with any 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -17,12 +18,15 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fl.config import DEVICE, EDGE
-from fl.errors import AggregationError
+from fl.errors import AggregationError, ConfigError
 from fl.rng import derive_random
-from fl.wire import FEDERATE, JOB, PERSONALIZE, SETTINGS_RECORD, SHARED, Job, add_counts, counts_record
+from fl.wire import FEDERATE, FINETUNE, JOB, PERSONALIZE, SETTINGS_RECORD, SHARED, Job, add_counts, counts_record
+from strategies.optimizers import ServerOptimizer
+from strategies.pairs import Pair, pair_names, product_gap, shares
 from strategies.replies import DeviceReply, Replies, read_replies
 
 log = logging.getLogger("idiolect.server")
+GAP = "product-gap"
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,14 @@ class SharedFedAvg(Strategy):
     ``roster`` places devices on nodes, ``job`` is the template of the messages (arm, phase, split), ``sample`` the share of
     the devices that train in a round, or above 1 their number, drawn from ``seed``. ``aggregation`` says what nodes return:
     each device's update, or one sum, which :meth:`aggregate` then sees as one reply of the node. From round ``rests_from`` on
-    (0: never) the shared tensors rest: devices get them, train their private part and send nothing shared back.
+    (0: never) the shared tensors rest: devices get them, train their private part and send nothing shared back. An
+    ``optimizer`` takes what the rule gives as the direction of its own step.
+
+    A subclass replaces :meth:`aggregate`. ``single_devices`` says that the rule needs each device's own update, so that sums at
+    the nodes are refused; :meth:`require_fit` refuses shared tensors that it cannot work with, before the first round.
     """
 
+    single_devices: ClassVar[bool] = False
     roster: Roster
     settings: ConfigRecord
     job: Job
@@ -60,15 +69,31 @@ class SharedFedAvg(Strategy):
     sample: float = 1.0
     aggregation: str = DEVICE
     rests_from: int = 0
+    optimizer: ServerOptimizer | None = None
     last: Replies = field(default_factory=lambda: Replies((), {}))
     _asked: tuple[str, ...] = ()
     _shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    _resting: ArrayRecord = field(default_factory=ArrayRecord)
+    _incoming: ArrayRecord = field(default_factory=ArrayRecord)  # what the round starts from
+    _round: int = 0
+
+    def __post_init__(self) -> None:
+        if self.single_devices and self.aggregation == EDGE:
+            raise ConfigError(
+                f"{type(self).__name__} needs each device's update, and aggregation = 'edge' sends sums over them: "
+                "set aggregation = 'device', or choose a strategy that works on sums"
+            )
+
+    def require_fit(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise :class:`ConfigError` unless this strategy works on these shared tensors. A mean works on all."""
 
     def summary(self) -> None:
         """Log what this strategy does."""
-        size = self._size(len(self.job.devices))
-        log.info("%s over %d devices, %d in a round", type(self).__name__, len(self.job.devices), size)
+        log.info("%s over %d devices, %d in a round", type(self).__name__, len(self.job.devices), self.round_size)
+
+    @property
+    def round_size(self) -> int:
+        """How many devices train in a round."""
+        return self._size(len(self.job.devices))
 
     def _size(self, population: int) -> int:
         wanted = round(self.sample * population) if self.sample <= 1 else int(self.sample)
@@ -86,13 +111,14 @@ class SharedFedAvg(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """One message for each node that hosts a sampled device."""
-        self._asked = self.sampled(server_round)
+        self._asked, self._round, self._incoming = self.sampled(server_round), server_round, arrays
         rests = bool(self.rests_from) and server_round >= self.rests_from
         phase = PERSONALIZE if rests and self.job.phase == FEDERATE else self.job.phase
         # A finetuned adapter stays on its device, and a resting shared part as it is: nothing shared is expected back.
         federated = arrays if phase == FEDERATE else ArrayRecord()
         self._shapes = {name: tuple(array.shape) for name, array in federated.items()}
-        self._resting = arrays if phase == PERSONALIZE else ArrayRecord()
+        if self._shapes:
+            self.require_fit(self._shapes)
         return self._messages(MessageType.TRAIN, server_round, arrays, self._asked, phase)
 
     def configure_evaluate(
@@ -129,7 +155,9 @@ class SharedFedAvg(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The new shared tensors, or None with a warning when no reply is sound: the state before is then kept."""
-        self.last = read_replies(replies, self._asked, self._shapes, edge=self.aggregation == EDGE)
+        self.last = self._without_faults(
+            read_replies(replies, self._asked, self._shapes, edge=self.aggregation == EDGE)
+        )
         self._report(server_round)
         if not self.last.sound:
             return None, None
@@ -140,9 +168,47 @@ class SharedFedAvg(Strategy):
                 "left-out": len(self.last.left_out),
             }
         )
-        if not self._shapes:
-            return self._resting, metrics
-        return self.aggregate(self.last.parts), metrics
+        if not self._shapes:  # finetuning keeps nothing; shared tensors that rest stay as they are
+            return ArrayRecord() if self.job.phase == FINETUNE else self._incoming, metrics
+        if self.aggregation != EDGE:  # means of nodes do not tell what single products were
+            metrics.update(product_gaps(self.last.parts))
+        return self._step(self.aggregate(self.last.parts)), metrics
+
+    def _without_faults(self, found: Replies) -> Replies:
+        """The same replies without those that this strategy cannot use."""
+        faults = {reply.device_id: fault for reply in found.sound if self._shapes and (fault := self.fault(reply))}
+        sound = tuple(reply for reply in found.sound if reply.device_id not in faults)
+        parts = tuple(reply for reply in found.parts if reply.device_id not in faults)
+        return Replies(sound, {**found.left_out, **faults}, parts) if faults else found
+
+    def fault(self, reply: DeviceReply) -> str:
+        """What makes a sound reply unusable for this strategy, or an empty text."""
+        return ""
+
+    def _step(self, wanted: ArrayRecord) -> ArrayRecord:
+        """The new shared tensors: what the rule wants, or the optimizer's step towards it. Never one that is not finite."""
+        if self.optimizer is not None:
+            wanted = self.optimizer.step(self._incoming, wanted, self.moving(tuple(wanted)))
+        odd = [name for name, array in wanted.items() if not np.isfinite(array.numpy()).all()]
+        if odd:
+            raise AggregationError(
+                f"the aggregate of {odd[0]!r} is not finite: the devices' updates are too large for {type(self).__name__}; "
+                "lower the learning rates, or choose a robust strategy"
+            )
+        return wanted
+
+    def moving(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """The tensors that may move in this round; an optimizer leaves the others, whatever momentum they have."""
+        return names
+
+    def server_state(self) -> dict[str, np.ndarray]:
+        """What must survive beside the shared tensors for a resumed run to give the same numbers."""
+        return {} if self.optimizer is None else dict(self.optimizer.state)
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Continue from :meth:`server_state`."""
+        if self.optimizer is not None:
+            self.optimizer.state = dict(state)
 
     def aggregate(self, replies: tuple[DeviceReply, ...]) -> ArrayRecord:
         """The rule itself: what other strategies replace. There is at least one reply, each with all shared tensors."""
@@ -167,18 +233,48 @@ def weighted_mean(pairs: list[tuple[float, float]]) -> float:
     return sum(value * weight for value, weight in pairs) / total if total else 0.0
 
 
-def average(replies: tuple[DeviceReply, ...], weights: Mapping[str, float]) -> ArrayRecord:
-    """Weighted average of the devices' tensors, summed in float64 in the order of device ids so that it is reproducible."""
+def average(
+    replies: Sequence[DeviceReply], weights: Mapping[str, float], names: Collection[str] | None = None
+) -> ArrayRecord:
+    """Weighted average of the devices' tensors, summed in float64 in the order of device ids so that it is reproducible.
+
+    One device after the other: memory does not grow with their number. ``names`` are all tensors unless given.
+    """
     total = sum(weights[reply.device_id] for reply in replies)
     if not replies or not total > 0:
         raise AggregationError("no device to average: every reply was left out or had no weight")
     sums: dict[str, np.ndarray] = {}
     for reply in replies:
         assert reply.shared is not None
-        for name, array in reply.shared.items():
-            term = np.multiply(array, weights[reply.device_id] / total, dtype=np.float64)
+        for name in reply.shared if names is None else names:
+            term = np.multiply(reply.shared[name], weights[reply.device_id] / total, dtype=np.float64)
             if name in sums:
                 sums[name] += term
             else:
                 sums[name] = term
     return ArrayRecord({name: Array(value.astype(np.float32)) for name, value in sums.items()})
+
+
+def layer_pairs(replies: Sequence[DeviceReply]) -> dict[str, list[Pair]]:
+    """The factors of every layer that has both of them, by device in the order of the replies."""
+    found = [reply.shared for reply in replies if reply.shared is not None]
+    names = pair_names({name: values.shape for name, values in found[0].items()})
+    return {layer: [Pair(shared[a], shared[b]) for shared in found] for layer, (a, b) in names.items()}
+
+
+def product_gaps(replies: Sequence[DeviceReply]) -> dict[str, float]:
+    """How far mean(B) mean(A) is from mean(B A), relative to the latter (Frobenius norms): what averaging factors loses.
+
+    ``product-gap`` over all layers together and ``product-gap:<layer>`` for each; a layer whose products are zero has none.
+    """
+    weights = shares([reply.examples for reply in replies])
+    squares = {layer: product_gap(pairs, weights) for layer, pairs in layer_pairs(replies).items()}
+    sound = {
+        layer: (lost, whole)
+        for layer, (lost, whole) in squares.items()
+        if whole > 0 and np.isfinite([lost, whole]).all()
+    }
+    gaps = {f"{GAP}:{layer}": float(np.sqrt(lost / whole)) for layer, (lost, whole) in sound.items()}
+    if sound:
+        gaps[GAP] = float(np.sqrt(sum(lost for lost, _ in sound.values()) / sum(whole for _, whole in sound.values())))
+    return gaps

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import glob
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import torch
 from flwr.app import ArrayRecord
 from safetensors import SafetensorError, safe_open
 
@@ -18,10 +22,11 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Shared tensors of an arm after ``round`` rounds."""
+    """Shared tensors of an arm after ``round`` rounds, and what its strategy keeps beside them (moments, corrections)."""
 
     round: int
     arrays: ArrayRecord
+    state: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def checkpoint_path(folder: Path, arm: str) -> Path:
@@ -29,11 +34,27 @@ def checkpoint_path(folder: Path, arm: str) -> Path:
     return folder / f"{arm}.safetensors"
 
 
+def state_path(folder: Path, arm: str, server_round: int) -> Path:
+    """The file of what the arm's strategy keeps beside the shared tensors, after a round."""
+    return folder / f"{arm}.state-{server_round}.safetensors"
+
+
 def save_checkpoint(folder: Path, arm: str, checkpoint: Checkpoint, fingerprint: str) -> None:
-    """Replace the arm's checkpoint; a full disk raises :class:`RunError` and leaves the one before."""
+    """Replace the arm's checkpoint; a full disk raises :class:`RunError` and leaves the one before.
+
+    The state is written first, under the name of its round: the checkpoint that is found always has its own state beside it.
+    """
     metadata = {"schema": str(SCHEMA), "arm": arm, "round": str(checkpoint.round), "base": fingerprint}
+    state = state_path(folder, arm, checkpoint.round)
     try:
+        if checkpoint.state:
+            kept = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in checkpoint.state.items()}
+            write_atomically(state, tensor_bytes(kept, metadata))
+            metadata["state"] = state.name
         write_atomically(checkpoint_path(folder, arm), tensor_bytes(from_arrays(checkpoint.arrays), metadata))
+        for old in folder.glob(f"{glob.escape(arm)}.state-*.safetensors"):
+            if old != state:
+                old.unlink()
     except OSError as error:
         raise RunError(f"checkpoint could not be written to {folder}: {error}; the one before it is intact") from error
 
@@ -43,14 +64,34 @@ def load_checkpoint(folder: Path, arm: str, fingerprint: str) -> Checkpoint | No
     path = checkpoint_path(folder, arm)
     if not path.exists():
         return None
+    metadata, tensors = _read(path, fingerprint)
+    try:
+        server_round = int(metadata["round"])
+    except (KeyError, ValueError) as error:
+        raise _damaged(path, error) from error
+    state: dict[str, np.ndarray] = {}
+    if "state" in metadata:
+        kept = state_path(folder, arm, server_round)
+        if not kept.exists():
+            raise RunError(f"{kept} is missing: put it back, or remove {path} to start the arm again")
+        state = {name: tensor.numpy() for name, tensor in _read(kept, fingerprint)[1].items()}
+    return Checkpoint(server_round, to_arrays(tensors) if tensors else ArrayRecord(), state)
+
+
+def _read(path: Path, fingerprint: str) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Metadata and tensors of a file of this base."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        if metadata.get("base") != fingerprint or metadata.get("schema") != str(SCHEMA):
-            raise RunError(
-                f"{path} belongs to base {metadata.get('base')!r}, not {fingerprint!r}: use another output folder"
-            )
-        return Checkpoint(int(metadata["round"]), to_arrays(tensors) if tensors else ArrayRecord())
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise RunError(f"{path} is damaged ({error}): remove it to start the arm again") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+    if metadata.get("base") != fingerprint or metadata.get("schema") != str(SCHEMA):
+        raise RunError(
+            f"{path} belongs to base {metadata.get('base')!r}, not {fingerprint!r}: use another output folder"
+        )
+    return metadata, tensors
+
+
+def _damaged(path: Path, error: Exception) -> RunError:
+    return RunError(f"{path} is damaged ({error}): remove it to start the arm again")

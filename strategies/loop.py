@@ -61,6 +61,7 @@ class RoundLoop:
         first = 1
         if found is not None:
             arrays, first = found.arrays, found.round + 1
+            strategy.restore(found.state)
         for server_round in range(first, rounds + 1):
             self.progress(arm, server_round - 1, rounds)
             started = time.perf_counter()
@@ -72,7 +73,7 @@ class RoundLoop:
                 raise AggregationError(f"arm {arm}, round {server_round}: no device answered soundly ({reasons})")
             arrays = new
             trained = {reply.device_id: reply for reply in strategy.last.sound}
-            log.info("arm %s round %d/%d: %s", arm, server_round, rounds, dict(metrics or {}))
+            log.info("arm %s round %d/%d: %s", arm, server_round, rounds, _summary(dict(metrics or {})))
             twin = self._twin(arm, server_round)
             if evaluate_every and (server_round % evaluate_every == 0 or server_round == rounds):
                 self.evaluate(strategy, arrays, server_round, "validation", evaluated, trained=trained)
@@ -84,9 +85,10 @@ class RoundLoop:
             # Rows before the checkpoint: a run killed between the two repeats the round and replaces its rows, whereas a
             # checkpoint without rows would never get them.
             self.flush()
+            checkpoint = Checkpoint(server_round, arrays, strategy.server_state())
             if twin:
-                save_checkpoint(self.checkpoints, twin, Checkpoint(server_round, arrays), self.fingerprint)
-            save_checkpoint(self.checkpoints, arm, Checkpoint(server_round, arrays), self.fingerprint)
+                save_checkpoint(self.checkpoints, twin, checkpoint, self.fingerprint)
+            save_checkpoint(self.checkpoints, arm, checkpoint, self.fingerprint)
         self.progress(arm, rounds, rounds)
         return arrays
 
@@ -121,6 +123,16 @@ class RoundLoop:
         for reply in evaluator.last.sound:
             self._write(job.arm, server_round, split, reply, (trained or {}).get(reply.device_id))
         log.info("arm %s round %d %s: %s", job.arm, server_round, split, _rates(dict(metrics or {})))
+
+
+def _summary(metrics: dict[str, object]) -> dict[str, object]:
+    """The metrics of a round for the log: of those that come layer by layer only the largest, with its layer."""
+    layers = {name: value for name, value in metrics.items() if ":" in name and isinstance(value, float)}
+    summary = {name: value for name, value in metrics.items() if ":" not in name}
+    if layers:
+        worst = max(layers, key=lambda name: layers[name])
+        summary[f"largest {worst}"] = layers[worst]
+    return summary
 
 
 def _rates(values: dict[str, object]) -> dict[str, str]:

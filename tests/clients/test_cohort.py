@@ -81,6 +81,30 @@ def test_a_cohort_equals_its_devices_trained_one_by_one(regression, gate, preset
         assert one.result.steps == member.plan.steps + member.plan.private_steps
 
 
+@pytest.mark.parametrize("preset", [s for s in SPLITS if s != "ffa"])  # where nothing would be left to train
+@pytest.mark.parametrize("gate", ["none", "self"])
+@pytest.mark.parametrize("changes", [{"proximal": 0.7}, {"rests": "A"}, {"proximal": 0.7, "rests": "B"}], ids=str)
+def test_a_cohort_with_a_proximal_term_or_a_resting_factor_equals_its_devices_one_by_one(
+    regression, gate, preset, changes
+):
+    task = regression(gate=gate, split_name=preset)
+    members = [replace(m, plan=replace(m.plan, **changes)) for m in members_of(task)]
+    together = train_cohort(host_of(task), task, task.split, members, budget=BUDGET)
+    for one, (state, _), member in zip(together, one_by_one(task, members), members, strict=True):
+        assert close(one.state, state)
+        shared = [n for n in task.split.shared if n.endswith(f"_{member.plan.rests}")]
+        assert all(torch.equal(one.state[n], member.state[n]) for n in shared)
+
+
+def test_the_devices_of_a_cohort_rest_the_same_factor(regression):
+    task = regression()
+    first, *others = members_of(task)
+    with pytest.raises(AdapterError, match="train the same factors"):
+        train_cohort(
+            host_of(task), task, task.split, [replace(first, plan=replace(first.plan, rests="A")), *others], budget=1
+        )
+
+
 def test_neither_order_nor_company_nor_memory_changes_a_device(regression):
     task = regression()
     members = members_of(task)

@@ -312,3 +312,65 @@ def test_a_private_round_leaves_the_shared_part_bit_for_bit(regression) -> None:
     moved = task.moved()
     assert all(moved[name] == 0 for name in task.split.shared)
     assert all(moved[name] > 0 for name in task.split.private)
+
+
+# FedProx and a resting factor
+
+
+def test_a_proximal_term_holds_shared_tensors_at_the_start_and_lets_gates_go(regression) -> None:
+    moved = {}
+    for strength in (0.0, 1e3):
+        task = regression()
+        train(task, replace(PLAN, steps=30, proximal=strength, clipping_norm=1e9))
+        moved[strength] = task.moved()
+    for name, change in moved[1e3].items():
+        if "gate_" in name:
+            assert change > 1e-2
+        else:
+            assert change < 0.5 * moved[0.0][name]
+
+
+def test_one_step_with_a_proximal_term_is_one_without_it(regression) -> None:
+    """At the start of a round nothing has moved away yet."""
+    states = []
+    for strength in (0.0, 5.0):
+        task = regression()
+        train(task, replace(PLAN, steps=1, proximal=strength))
+        states.append(task.state())
+    assert equal(*states)
+
+
+def test_the_gradient_has_mu_times_the_way_from_the_start(regression) -> None:
+    """Against two steps of AdamW on the loss with the term written out."""
+    plan = replace(PLAN, steps=3, proximal=0.8, clipping_norm=1e9, batch_size=7)
+    task = regression(gate="none", split_name="all-shared")
+    train(task, plan)
+    reference = regression(gate="none", split_name="all-shared")
+    parameters = reference.parameters
+    start = {n: p.detach().clone() for n, p in parameters.items()}
+    optimizer = torch.optim.AdamW(parameters.values(), lr=plan.learning_rate, weight_decay=0.0)
+    for _ in range(3):
+        optimizer.zero_grad()
+        term = sum((p - start[n]).square().sum() for n, p in parameters.items())
+        (reference.loss(reference.model, reference.examples(7)) + 0.4 * term).backward()
+        optimizer.step()
+    for name, value in task.state().items():
+        torch.testing.assert_close(value, reference.state()[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["A", "B"])
+def test_a_resting_factor_does_not_move_and_the_other_does(regression, kind: str) -> None:
+    task = regression()
+    train(task, replace(PLAN, rests=kind, proximal=0.1, weight_decay=0.1))
+    for name, change in task.moved().items():
+        assert (change == 0) == name.endswith(f"_{kind}"), name
+
+
+def test_a_private_factor_never_rests(regression) -> None:
+    task = regression(split_name="all-private")
+    train(task, replace(PLAN, rests="A"))
+    assert all(task.moved().values())
+
+
+def test_the_settings_proximal_term_is_in_the_plan() -> None:
+    assert make_plan(TrainConfig(proximal=0.25), 1, steps=3, gated=False).proximal == 0.25

@@ -194,3 +194,42 @@ def tensors_of() -> Callable[[Path], dict[str, bytes]]:
         return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.safetensors"))}
 
     return read
+
+
+# Replies made by hand
+
+
+@pytest.fixture
+def round_of(message_with: Callable[..., Message]) -> Callable[..., dict[str, np.ndarray]]:
+    """One round of a strategy class: the shared tensors after it, from those before and each device's tensors.
+
+    ``devices`` maps a device to ``(examples, tensors)``; ``numbers`` adds to what it says. The strategy goes into ``made``.
+    """
+
+    def run(
+        kind: type[SharedFedAvg],
+        before: Mapping[str, np.ndarray],
+        devices: Mapping[str, tuple[float, Mapping[str, np.ndarray]]],
+        *,
+        server_round: int = 1,
+        numbers: Mapping[str, Mapping[str, float]] | None = None,
+        made: list[Any] | None = None,
+        **options: Any,
+    ) -> dict[str, np.ndarray]:
+        roster = Roster(dict.fromkeys(devices, 1), {d: int(np.ceil(n)) for d, (n, _) in devices.items()})
+        job = Job(arm="global", round=0, devices=tuple(sorted(devices)))
+        strategy = kind(roster=roster, settings=ConfigRecord(), job=job, **options)
+        started = record(before)
+        list(strategy.configure_train(server_round, started, ConfigRecord(), SerialGrid(lambda m, c: m, nodes=1)))  # type: ignore[arg-type]
+        content: dict[str, Any] = {}
+        for device_id, (examples, tensors) in devices.items():
+            said = {"examples": examples, "loss": 1.0, "steps": 2, **(numbers or {}).get(device_id, {})}
+            content[device_key(COUNTS, device_id)] = MetricRecord(said)
+            content[device_key(SHARED, device_id)] = record(tensors)
+        new, metrics = strategy.aggregate_train(server_round, [message_with(content)])
+        if made is not None:
+            made[:] = [strategy, metrics]
+        assert new is not None
+        return {name: array.numpy() for name, array in new.items()}
+
+    return run

@@ -12,6 +12,7 @@ from clients.thin import ThinClient
 from clients.thin_device import Settings, initialize
 from clients.thin_http import Server
 from clients.thin_retry import Retry
+from clients.thin_seal import SCRYPT
 from fl.packed import PackedInfo, pack
 
 INFO = PackedInfo(
@@ -24,6 +25,12 @@ def _nothing_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.setenv("IDIOLECT_DEVICE", str(tmp_path / "default-device"))
     for name in ("IDIOLECT_TOKEN", "IDIOLECT_PASSPHRASE"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _quick_passphrases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deriving a key is slow on purpose; one test does it as a device does."""
+    monkeypatch.setitem(SCRYPT, "n", 2**5)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The adapter on a device: within its budget, of one base, whole or absent, readable only with the key."""
 
 import errno
+import hashlib
 import os
 import pickle
 
@@ -9,7 +10,7 @@ import pytest
 
 from clients.thin_device import Settings, initialize, load_settings, open_seal
 from clients.thin_errors import LockedError
-from clients.thin_seal import MAGIC, OVERHEAD, Seal
+from clients.thin_seal import MAGIC, OVERHEAD, SCRYPT, Seal, key_from_passphrase
 from clients.thin_store import ADAPTER_NAME, HANDLE_NAME, AdapterStore
 from fl.errors import AdapterError, AdapterMismatchError, ConfigError, StoreError
 
@@ -186,6 +187,12 @@ def test_a_wrong_passphrase_is_a_typed_error_and_nothing_is_lost(tmp_path, make_
 def test_the_same_passphrase_makes_another_key_on_another_device(tmp_path):
     keys = {open_seal(passphrase_device(tmp_path / name), lambda: "옳은 말").key for name in ("a", "b")}
     assert len(keys) == 2
+
+
+def test_a_key_is_derived_slowly_and_in_the_memory_that_it_may_take(monkeypatch):
+    monkeypatch.setitem(SCRYPT, "n", 2**14)
+    expected = hashlib.scrypt("말".encode(), salt=b"s" * 16, n=2**14, r=8, p=5, dklen=32, maxmem=2**26)
+    assert key_from_passphrase("말", b"s" * 16) == expected
 
 
 def test_no_secret_is_in_the_settings(tmp_path):

@@ -1,0 +1,106 @@
+"""All devices' values of one tensor side by side, for rules that look at coordinates or distances."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord
+
+from strategies.replies import DeviceReply
+
+FAR = 1e6  # times the median norm of the updates
+BLOCK = 256  # coordinates that are sorted together: with 1,000 devices they stay in the cache
+
+
+def tensor_names(replies: Sequence[DeviceReply]) -> tuple[str, ...]:
+    """The names of the shared tensors, the same for all sound replies."""
+    return tuple(replies[0].shared or {})
+
+
+def matrix_of(replies: Sequence[DeviceReply], name: str, dtype: type[np.floating[Any]]) -> np.ndarray:
+    """One tensor of all devices, (devices, numbers)."""
+    rows = [reply.shared[name] for reply in replies if reply.shared is not None]
+    return np.stack(rows, dtype=dtype).reshape(len(rows), -1)
+
+
+@dataclass
+class Updates:
+    """Each device's tensors minus those of the round's start, (devices, numbers) a tensor, with rows of bounded length.
+
+    ``norms`` (devices,) are over all tensors. A row that is :data:`FAR` times longer than the median is shortened to that by
+    its ``factor``: it is as far away for every purpose, and no longer drowns the digits of the others. A row whose norm is not
+    finite has factor 0 and is zero.
+    """
+
+    replies: Sequence[DeviceReply]
+    before: Mapping[str, np.ndarray]
+    norms: np.ndarray
+    factors: np.ndarray
+    kept: list[np.ndarray] | None
+
+    @classmethod
+    def of(cls, replies: Sequence[DeviceReply], before: Mapping[str, np.ndarray], *, keep: bool) -> Updates:
+        """Look at all updates once; ``keep`` holds them in float32 for rules that look at them again and again."""
+        squares = np.zeros(len(replies))
+        kept: list[np.ndarray] = []
+        for name in tensor_names(replies):
+            matrix = _update(replies, before, name, np.float32)
+            squares += np.einsum("kn,kn->k", matrix, matrix, dtype=np.float64)
+            if keep:
+                kept.append(matrix)
+        norms = np.sqrt(squares)
+        finite = np.isfinite(norms)
+        limit = FAR * float(np.median(norms[finite])) if finite.any() else 0.0
+        factors = np.minimum(1.0, limit / np.maximum(norms, limit)) if limit else finite * 1.0
+        found = cls(replies, before, norms, factors, None)
+        if keep:
+            found.kept = [found._shortened(matrix) for matrix in kept]
+        return found
+
+    def matrices(self, dtype: type[np.floating[Any]]) -> Iterator[np.ndarray]:
+        """The updates of every tensor, one after the other; from memory where they were kept."""
+        if self.kept is not None:
+            yield from self.kept
+            return
+        for name in tensor_names(self.replies):
+            yield self._shortened(_update(self.replies, self.before, name, dtype))
+
+    def _shortened(self, matrix: np.ndarray) -> np.ndarray:
+        for row in np.flatnonzero(self.factors < 1):
+            matrix[row] = matrix[row] * self.factors[row] if self.factors[row] else 0.0
+        return matrix
+
+
+def _update(
+    replies: Sequence[DeviceReply], before: Mapping[str, np.ndarray], name: str, dtype: type[np.floating[Any]]
+) -> np.ndarray:
+    matrix = matrix_of(replies, name, dtype)
+    with np.errstate(over="ignore"):
+        matrix -= before[name].ravel()
+    return matrix
+
+
+def by_coordinate(replies: Sequence[DeviceReply], rule: Callable[[np.ndarray], np.ndarray]) -> ArrayRecord:
+    """``rule`` on the values of each coordinate: it gets (coordinates, devices) with ascending rows, and returns one number a row.
+
+    Tensors are shared out to as many threads as there are cores; which one has which changes nothing.
+    """
+
+    def one(name: str) -> Array:
+        matrix = matrix_of(replies, name, np.float32)
+        result = np.empty(matrix.shape[1], np.float32)
+        for start in range(0, matrix.shape[1], BLOCK):
+            columns = np.ascontiguousarray(matrix[:, start : start + BLOCK].T)
+            columns.sort(axis=1)
+            result[start : start + BLOCK] = rule(columns)
+        assert replies[0].shared is not None
+        return Array(result.reshape(replies[0].shared[name].shape))
+
+    names = tensor_names(replies)
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        return ArrayRecord(dict(zip(names, pool.map(one, names), strict=True)))
