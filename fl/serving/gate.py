@@ -165,7 +165,8 @@ class _Body:
         if self._complete:
             return await self._receive()  # which now waits for the client to hang up
         try:
-            message = await asyncio.wait_for(self._receive(), max(0.0, self._deadline - self._gate._clock()))
+            async with asyncio.timeout(max(0.0, self._deadline - self._gate._clock())):
+                message = await self._receive()
         except TimeoutError:
             seconds = self._gate.settings.body_seconds
             raise ProblemError("slow-body", f"the body was not here after {seconds:g} s", close=True) from None

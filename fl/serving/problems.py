@@ -82,13 +82,14 @@ class ProblemError(IdiolectError):
         self.close = close
 
     def document(self) -> dict[str, Any]:
-        """The members of RFC 9457, section 3.1, and ``remedy``."""
+        """The members of RFC 9457, section 3.1, ``remedy``, and ``error``, of which OpenAI's clients show the message."""
         return {
             "type": ROOT + self.slug,
             "title": self.kind.title,
             "status": self.kind.status,
             "detail": str(self),
             "remedy": self.kind.remedy,
+            "error": {"message": str(self), "code": self.slug},
         }
 
     def headers(self) -> dict[str, str]:

@@ -28,12 +28,8 @@ def event(document: dict[str, Any]) -> bytes:
 
 def error_event(problem: ProblemError) -> bytes:
     """A problem after the answer has begun. ``error`` is where OpenAI's clients look."""
-    document = {
-        "type": "error",
-        "error": {"message": str(problem), "code": problem.slug},
-        "problem": problem.document(),
-    }
-    return event(document)
+    document = problem.document()
+    return event({"type": "error", "error": document["error"], "problem": document})
 
 
 class Deltas:

@@ -61,7 +61,10 @@ def test_every_option_says_what_it_is():
 
 def test_the_command_serves_until_it_is_told_to_stop(tmp_path):
     """The real command in a process of its own, with a random base."""
-    code = "from sim.serve import serve; import typer; a = typer.Typer(); a.command()(serve); a()"
+    code = (
+        "import logging, typer; from sim.serve import serve; logging.basicConfig(); "
+        "app = typer.Typer(); app.command()(serve); app()"
+    )
     command = [sys.executable, "-c", code, "--base", "random:whisper-nano", "--no-auth", "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:

@@ -127,7 +127,7 @@ def _put(client, data):
 def test_the_official_client_raises_its_own_errors(official, engine, recording):
     with pytest.raises(openai.UnprocessableEntityError, match="cannot be read as audio"):
         official.audio.transcriptions.create(file=("a.flac", b"no audio"), model="whisper-1")
-    with pytest.raises(openai.AuthenticationError, match="unauthorized"):
+    with pytest.raises(openai.AuthenticationError, match="does not know the token"):
         official.with_options(api_key="wrong").models.list()
     engine.error = lambda request: ValueError("secret") if len(engine.asked) > 1 else None
     with pytest.raises(openai.APIError, match="the server failed"):
