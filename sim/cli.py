@@ -42,9 +42,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script inst
 DEMO: dict[str, object] = {
     "output": "runs/demo",
     "rounds": 8,
-    "local_steps": 6,
-    "finetune_steps": 6,
+    "local_steps": 5,
+    "finetune_steps": 5,
     "private_share": 0.25,
+    "private_learning_rate": 7e-3,
     "cohort": 3,
 }
 
