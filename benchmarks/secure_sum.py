@@ -86,7 +86,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.smoke:
-        arguments.devices, arguments.size = 6, 1000
+        arguments.devices, arguments.size = 12, 1000
     return arguments
 
 
@@ -110,11 +110,13 @@ def main() -> int:
             "server_seconds": {step: round(seconds, 3) for step, seconds in clock.seconds[SERVER].items()},
             "error": error,
             "error_bound": bound,
-            "machine": machine(("cryptography", "pycryptodome")),
+            "machine": machine(("cryptography", "shamirs")),
         },
         at_most=True,
     )
-    print(f"device: {np.median(totals):.3f} s ({min(totals):.3f} to {max(totals):.3f}), server {clock.total(SERVER):.1f} s")
+    print(
+        f"device: {np.median(totals):.3f} s ({min(totals):.3f} to {max(totals):.3f}), server {clock.total(SERVER):.1f} s"
+    )
     for step, seconds in steps.items():
         print(f"{step:>8}: {seconds['median']:.3f} s ({seconds['min']:.3f} to {seconds['max']:.3f})")
     print(f"error {error:.2e}, stated bound {bound:.2e}")

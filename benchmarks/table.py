@@ -56,7 +56,9 @@ FIGURES = (
     Figure("serving_peft_switching", "the same on trimmed windows", 2.5, "serving"),
     Figure("serving_peft_mixed", "against PEFT's own batch of mixed adapters, trimmed windows", 1.7, "serving"),
     Figure("serving_over_base", "time of 16 gated adapters against none", 1.25, "serving", at_most=True),
-    Figure("serving_load_latency", "32 thin clients, 2,000 requests: p95 against p50", 3.0, "serving_load", at_most=True),
+    Figure(
+        "serving_load_latency", "32 thin clients, 2,000 requests: p95 against p50", 3.0, "serving_load", at_most=True
+    ),
     Figure("serving_load_memory", "growth of the server's memory meanwhile", 1.1, "serving_load", at_most=True),
     Figure("thin_memory", "resident memory of the thin device", 60.0, "thin", "MiB", at_most=True),
     Figure("thin_import", "time to import the thin client", 0.3, "thin", "s", at_most=True),

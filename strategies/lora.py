@@ -144,16 +144,16 @@ class PairRule(SharedFedAvg):
         """The new pair of one layer from the devices' pairs and their shares."""
 
 
-def best_pair(pairs: Sequence[Pair], weights: np.ndarray) -> tuple[Pair, Pair]:
-    """The best pair of the devices' rank for the mean of their products, and the whole mean as a stack.
+def best_pair(pairs: Sequence[Pair], weights: np.ndarray, whole: Pair, product: np.ndarray | None = None) -> Pair:
+    """The best pair of the devices' rank for ``whole``, the stack of their pairs, whose product may be at hand.
 
     The basis is the one closest to the mean of their A, so one device alone gets its own factors back.
     """
-    whole, mean = stacked(pairs, weights), mean_factors(pairs, weights)
-    best = truncated(whole, pairs[0].rank)
+    mean = mean_factors(pairs, weights, whole)
+    best = truncated(whole, pairs[0].rank, product)
     if not best.b.any():  # products of zero say nothing about A
-        return Pair(mean.a, np.zeros_like(mean.b)), whole
-    return aligned(best, mean.a), whole
+        return Pair(mean.a, np.zeros_like(mean.b))
+    return aligned(best, mean.a)
 
 
 @dataclass
@@ -162,7 +162,7 @@ class FlexLora(PairRule):
 
     def combine(self, layer: str, pairs: Sequence[Pair], weights: np.ndarray) -> Pair:
         """Truncated singular value decomposition of mean(B A)."""
-        return best_pair(pairs, weights)[0]
+        return best_pair(pairs, weights, stacked(pairs, weights))
 
 
 @dataclass
@@ -237,6 +237,8 @@ class Flora(Corrected):
 
     def combine(self, layer: str, pairs: Sequence[Pair], weights: np.ndarray) -> Pair:
         """The best pair; the correction is what it lacks of the stack."""
-        best, whole = best_pair(pairs, weights)
-        self.corrections[layer] = to_float32(whole.product() - best.product())
+        whole = stacked(pairs, weights)
+        product = whole.product()
+        best = best_pair(pairs, weights, whole, product)
+        self.corrections[layer] = to_float32(product - best.product())
         return best

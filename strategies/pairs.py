@@ -79,17 +79,32 @@ def mean_product(pairs: Sequence[Pair], weights: np.ndarray) -> np.ndarray:
     return stacked(pairs, weights).product()
 
 
-def mean_factors(pairs: Sequence[Pair], weights: np.ndarray) -> Pair:
-    """The weighted mean of each factor, float64; devices must have one rank."""
-    a, b = (sum(w * np.asarray(pair[i], np.float64) for pair, w in zip(pairs, weights, strict=True)) for i in (0, 1))
-    return Pair(np.asarray(a), np.asarray(b))
+def mean_factors(pairs: Sequence[Pair], weights: np.ndarray, whole: Pair | None = None) -> Pair:
+    """The weighted mean of each factor, float64; devices must have one rank. ``whole`` is their :func:`stacked`, if at hand.
+
+    Where the ranks sum up to much it is taken from the stack, in float32.
+    """
+    rank = pairs[0].rank
+    if rank * len(pairs) <= EXACT_RANK:
+        a, b = (
+            sum(w * np.asarray(pair[i], np.float64) for pair, w in zip(pairs, weights, strict=True)) for i in (0, 1)
+        )
+        return Pair(np.asarray(a), np.asarray(b))
+    whole = whole or stacked(pairs, weights)
+    pick = np.tile(np.eye(rank, dtype=np.float32), (len(pairs), 1))  # adds up the devices; b is weighted already
+    weighted = pick * np.repeat(weights, rank).astype(np.float32)[:, None]
+    return Pair((weighted.T @ whole.a).astype(np.float64), (whole.b @ pick).astype(np.float64))
 
 
 def residual(pairs: Sequence[Pair], weights: np.ndarray) -> np.ndarray:
     """mean(b a) - mean(b) mean(a), (d_out, d_in): what the mean of factors loses (FedEx-LoRA, arXiv 2410.09432).
 
-    Computed as mean((b - mean(b)) (a - mean(a))), which loses no digits when devices are close to each other.
+    Computed as mean((b - mean(b)) (a - mean(a))), which loses no digits when devices are close to each other; as the plain
+    difference where the ranks sum up to much.
     """
+    if sum(pair.rank for pair in pairs) > EXACT_RANK:
+        whole = stacked(pairs, weights)
+        return np.asarray(whole.product() - mean_factors(pairs, weights, whole).product())
     mean = mean_factors(pairs, weights)
     return mean_product([Pair(pair.a - mean.a, pair.b - mean.b) for pair in pairs], weights)
 
@@ -118,11 +133,11 @@ def _square(values: np.ndarray) -> float:
     return float(np.square(values, dtype=np.float64).sum())
 
 
-def truncated(pair: Pair, rank: int) -> Pair:
+def truncated(pair: Pair, rank: int, product: np.ndarray | None = None) -> Pair:
     """The best approximation of ``pair`` of at most ``rank`` (Eckart & Young 1936): ``a`` has orthonormal rows, ``b`` the values.
 
-    Where ``pair`` itself has a smaller rank the result has that one. Raises :class:`AggregationError` for a product that is
-    not finite.
+    Where ``pair`` itself has a smaller rank the result has that one. ``product`` is that of ``pair``, if at hand. Raises
+    :class:`AggregationError` for a product that is not finite.
     """
     d_out, d_in = pair.b.shape[0], pair.a.shape[1]
     if pair.rank < min(d_out, d_in):  # decompose the small square between two orthonormal bases
@@ -130,7 +145,8 @@ def truncated(pair: Pair, rank: int) -> Pair:
         right, small_a = np.linalg.qr(pair.a.T.astype(np.float64))
         u, values, vt = _leading(_finite(small_b @ small_a.T), rank)
         return Pair(vt @ right.T, (left @ u) * values)
-    u, values, vt = _leading(_finite(pair.product().astype(np.float64)), rank)
+    product = pair.product() if product is None else product
+    u, values, vt = _leading(_finite(product.astype(np.float64)), rank)
     return Pair(vt, u * values)
 
 

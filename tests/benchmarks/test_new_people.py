@@ -17,5 +17,7 @@ def test_errors_are_pooled_and_compared_in_pairs() -> None:
     lines = table(scores, [7]).splitlines()
     assert lines[2].startswith("| global | 20.0 (")
     assert lines[3].startswith("| neutral | 30.0 (")
-    assert lines[4].startswith("| neutral against global, points | +10.0 (+10.0 to +10.0)")  # each sentence has one more
+    assert lines[4].startswith(
+        "| neutral against global, points | +10.0 (+10.0 to +10.0)"
+    )  # each sentence has one more
     assert "Seeds 7; 2 new people, 3 sentences" in lines[-1]

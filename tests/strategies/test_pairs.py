@@ -162,3 +162,14 @@ def test_the_gap_of_many_devices_is_estimated_within_its_stated_error(monkeypatc
     assert exact != estimated
     for found, true in zip(np.sqrt(estimated), np.sqrt(exact), strict=True):
         assert found == pytest.approx(true, rel=2 * 0.13)
+
+
+def test_many_devices_are_added_up_in_single_precision_to_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [draw(3, seed=i) for i in range(40)]
+    weights = shares(list(range(1, 41)))
+    exact, lost = mean_factors(pairs, weights), residual(pairs, weights)
+    monkeypatch.setattr(pairs_module, "EXACT_RANK", 16)
+    found = mean_factors(pairs, weights)
+    for one, other in zip(found, exact, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    np.testing.assert_allclose(residual(pairs, weights), lost, atol=1e-4)

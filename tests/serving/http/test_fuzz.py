@@ -18,7 +18,9 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
+from schemathesis.transport.serialization import Binary
 
+from fl.serving.adapt import AdaptResult
 from fl.serving.auth import TokenFile
 
 EXAMPLES = int(os.environ.get("IDIOLECT_FUZZ", "20"))
@@ -27,26 +29,36 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
 
 @pytest.fixture
 def api(make_app, engine, people, packed, recording):
-    """The schema of an app; in every second request with files these are such as get past the first checks."""
+    """The schema of an app; most fields that it is asked with are such as get past the first checks."""
     engine.text = lambda request: f"{len(request.audio)} samples"
     app = make_app(
         TokenFile(people.path),
-        adapt=lambda job: pytest.fail("nothing generated is trained"),
+        adapt=lambda job: AdaptResult(job.adapter.tensors, 1.0, 1, job.fields.steps, 0.0),
         requests_per_minute=0,
         audio_seconds_per_minute=0,
         max_body_bytes=2**20,
     )
     schema = schemathesis.openapi.from_asgi("/openapi.json", app)
-    sound = {"file": recording(0.3), "adapter": packed()}
+    sound = {
+        "file": recording(0.3),
+        "audio": [recording(0.4)],
+        "texts": '["yes"]',
+        "adapter": packed(),
+        "adapter_handle": "",
+        "model": "whisper-1",
+        "language": "ko",
+        "steps": 2,
+        "private_steps": 0,
+    }
 
     @schema.hook
     def map_body(context, body):
-        if isinstance(body, dict):
-            coin = Random(repr(sorted(body)))
-            return {
-                name: sound[name] if name in sound and coin.random() < 0.5 else value for name, value in body.items()
-            }
-        return body
+        if isinstance(body, Binary):
+            return Binary(sound["adapter"]) if len(body.data) % 2 else body
+        if not isinstance(body, dict):
+            return body
+        coin = Random(repr(sorted(body)))
+        return {n: sound[n] if n in sound and coin.random() < 0.8 else value for n, value in body.items()}
 
     return schema, people.header(people.ann)
 
@@ -76,6 +88,6 @@ def test_whatever_is_asked_is_answered_as_documented(api):
             except Unsatisfiable:  # an operation that takes nothing, or any bytes, cannot be asked wrongly
                 assert mode is GenerationMode.NEGATIVE
                 assert operation.method.upper() != "POST"
-    print(dict(statuses))
-    assert statuses["/v1/audio/transcriptions", 200] > 0  # what is generated gets past the first checks
-    assert statuses["/v1/audio/transcriptions", 422] > 0
+    for path in ("/v1/audio/transcriptions", "/v1/adapters", "/v1/adapt"):
+        assert statuses[path, 200] > 0  # what is generated gets past the first checks
+        assert statuses[path, 422] > 0

@@ -1,0 +1,275 @@
+"""What is done to updates for differential privacy: clip each person's update, add Gaussian noise to the sum.
+
+An *update* is new minus old shared tensors of one device, by name. It knows nothing of epsilon: what a noise multiplier is
+worth is said by :mod:`fl.privacy.accounting`, and :mod:`fl.privacy.ledger` keeps the account. In one round, for clipping
+norm C and noise multiplier z (McMahan et al. 2018, "Learning differentially private recurrent language models"):
+
+    sum  = sum over devices d of  w_d * u_d * min(1, C / |u_d|)  +  N(0, (z C)^2 I),        0 <= w_d <= 1
+    mean = sum / W,    W a public number fixed before the round
+
+|u| is the Euclidean norm over all shared tensors of a person together, so that adding or removing *all* that one person
+sent moves the sum by at most C, and replacing it by something else by at most 2 C.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl.errors import IdiolectError
+from fl.privacy.randomness import fresh_key, standard_normal
+
+Update = dict[str, NDArray[np.float32]]
+Sums = dict[str, NDArray[np.float64]]
+_SLACK = 1.0 - 2.0**-20  # rounding to float32 must not lift a clipped norm above its bound
+
+
+class PrivacyError(IdiolectError):
+    """Settings, updates or records with which no privacy can be promised. Nothing was released."""
+
+
+def difference(new: Mapping[str, np.ndarray], old: Mapping[str, np.ndarray]) -> Update:
+    """``new - old`` in float32, in the order of names. :class:`PrivacyError` for other names, other shapes, NaN or infinity."""
+    if new.keys() != old.keys():
+        odd = sorted(new.keys() ^ old.keys())
+        raise PrivacyError(
+            f"no update can be formed: tensor {odd[0]!r} is on one side only; both must hold all shared ones"
+        )
+    update: Update = {}
+    for name in sorted(new):
+        if new[name].shape != old[name].shape:
+            raise PrivacyError(f"tensor {name!r} is {new[name].shape} after and {old[name].shape} before training")
+        update[name] = np.subtract(new[name], old[name], dtype=np.float64).astype(np.float32)
+    _check_finite(update)
+    return update
+
+
+def _check_finite(update: Mapping[str, np.ndarray]) -> None:
+    for name, value in update.items():
+        if not np.isfinite(value).all():
+            raise PrivacyError(f"tensor {name!r} of the update holds NaN or infinity: training diverged, send nothing")
+
+
+def _positive(value: float, name: str) -> float:
+    if not (math.isfinite(value) and value > 0):
+        raise PrivacyError(f"{name} is {value}: it must be a positive, finite number")
+    return value
+
+
+def _squares(value: np.ndarray) -> float:
+    flat = np.asarray(value, np.float64).reshape(-1)
+    return float(flat @ flat)
+
+
+def norm(update: Mapping[str, np.ndarray]) -> float:
+    """Euclidean norm over all tensors together, summed in float64."""
+    return math.sqrt(math.fsum(_squares(value) for value in update.values()))
+
+
+def layer_of(name: str) -> str:
+    """The layer that a tensor belongs to: its name without the last part, so that A and B of one map go together."""
+    return name.rpartition(".")[0]
+
+
+def _factor(update: Mapping[str, np.ndarray], bound: float) -> float:
+    """What to multiply all tensors with so that their norm is at most ``bound``: 1 if it is."""
+    before = norm(update)
+    if not math.isfinite(before):
+        _check_finite(update)
+    return 1.0 if before <= bound else bound / before * _SLACK
+
+
+def flat_factors(update: Mapping[str, np.ndarray], bound: float) -> dict[str, float]:
+    """Flat clipping: one factor for the whole update, so that its direction stays."""
+    return dict.fromkeys(update, _factor(update, bound))
+
+
+def layer_factors(update: Mapping[str, np.ndarray], bound: float) -> dict[str, float]:
+    """Each of the L layers is clipped to ``bound / sqrt(L)``, so that the whole is within ``bound`` again.
+
+    One loud layer then cannot silence the others. Which layers there are must be the same for all devices.
+    """
+    layers: dict[str, dict[str, np.ndarray]] = {}
+    for name, value in update.items():
+        layers.setdefault(layer_of(name), {})[name] = value
+    each = bound / math.sqrt(max(1, len(layers)))
+    factors = {layer: _factor(part, each) for layer, part in layers.items()}
+    return {name: factors[layer_of(name)] for name in update}
+
+
+CLIPPING = {"flat": flat_factors, "per-layer": layer_factors}
+
+
+def clip(update: Mapping[str, np.ndarray], bound: float, clipping: str = "flat") -> Update:
+    """The update scaled so that its norm is at most ``bound``. :class:`PrivacyError` names a tensor with NaN or infinity."""
+    factors = _clipping(clipping)(update, _positive(bound, "clipping norm"))
+    return {name: np.multiply(v, factors[name], dtype=np.float64).astype(np.float32) for name, v in update.items()}
+
+
+def _clipping(name: str) -> Callable[[Mapping[str, np.ndarray], float], dict[str, float]]:
+    if name not in CLIPPING:
+        raise PrivacyError(f"clipping {name!r} is unknown: use one of {', '.join(CLIPPING)}")
+    return CLIPPING[name]
+
+
+def weight_of(examples: float, cap: float | None) -> float:
+    """A device's weight in [0, 1]: 1 for all without a ``cap``, else ``min(examples, cap) / cap``.
+
+    An uncapped count of examples has no bound, hence no sensitivity, and is not offered.
+    """
+    if not math.isfinite(examples) or examples < 0:
+        raise PrivacyError(f"{examples} examples cannot weigh an update: a count is 0 or more")
+    return 1.0 if cap is None else min(examples, _positive(cap, "cap on examples")) / cap
+
+
+def add_noise(sums: Mapping[str, np.ndarray], deviation: float, key: bytes | None = None) -> Sums:
+    """``sums`` plus independent Gaussian noise of standard deviation ``deviation``, in the order of names.
+
+    ``key`` (32 bytes) is used for this one call only; a fresh one comes from the operating system.
+    """
+    if not math.isfinite(deviation) or deviation < 0:
+        raise PrivacyError(f"standard deviation of noise is {deviation}: it must be 0 or more")
+    names = sorted(sums)
+    noise = standard_normal(key or fresh_key(), sum(sums[name].size for name in names)) * deviation
+    noisy: Sums = {}
+    start = 0
+    for name in names:
+        size = sums[name].size
+        noisy[name] = sums[name] + noise[start : start + size].reshape(sums[name].shape)
+        start += size
+    return noisy
+
+
+def noisy_mean(
+    updates: Iterable[tuple[float, Mapping[str, np.ndarray]]],
+    *,
+    bound: float,
+    noise_multiplier: float,
+    total_weight: float,
+    clipping: str = "flat",
+    key: bytes | None = None,
+) -> Sums:
+    """Noise at the server: the formula at the top of this module for ``(weight, update)`` of each device that answered.
+
+    Devices that dropped out are simply not there: the noise stays as it is, and so does the promise. ``total_weight`` is W,
+    for example the expected number of devices; it must not be computed from who answered. Updates are streamed.
+    """
+    find_factors = _clipping(clipping)
+    _positive(bound, "clipping norm")
+    sums: Sums = {}
+    shapes: dict[str, tuple[int, ...]] | None = None
+    for weight, update in updates:
+        if not 0.0 <= weight <= 1.0:
+            raise PrivacyError(f"weight {weight} is outside 0 to 1: form it with weight_of")
+        found = {name: value.shape for name, value in update.items()}
+        if shapes is not None and found != shapes:
+            raise PrivacyError("devices sent tensors of other names or shapes: all must share the same ones")
+        shapes = found
+        factors = find_factors(update, bound)
+        for name, value in update.items():
+            term = np.multiply(value, weight * factors[name], dtype=np.float64)
+            if name in sums:
+                sums[name] += term
+            else:
+                sums[name] = term
+    if not sums:
+        raise PrivacyError("no device answered: there is nothing to add noise to; skip the round")
+    noisy = add_noise(sums, noise_multiplier * bound, key)
+    return {name: value / _positive(total_weight, "total weight") for name, value in noisy.items()}
+
+
+@dataclass(frozen=True)
+class DistributedNoise:
+    """Each device adds its share of the noise, and nobody adds it all: for sums that the server sees only as sums.
+
+    A share has standard deviation ``z C / sqrt(honest)``. The sum has the promised noise as long as at least ``honest``
+    devices that answered added their share and keep it to themselves; a device that works with the server does not count.
+    """
+
+    noise_multiplier: float  # z of the whole sum
+    bound: float  # C
+    honest: int  # devices that must remain: (1 - largest share of dropouts) * asked - colluding
+
+    def __post_init__(self) -> None:
+        _positive(self.bound, "clipping norm")
+        _positive(self.noise_multiplier, "noise multiplier")
+        if self.honest < 1:
+            raise PrivacyError(f"{self.honest} devices cannot carry the noise: at least 1 honest one must remain")
+
+    @classmethod
+    def planned(
+        cls, noise_multiplier: float, bound: float, asked: int, *, dropouts: float = 0.0, colluding: int = 0
+    ) -> DistributedNoise:
+        """For ``asked`` devices of which at most the share ``dropouts`` fails and ``colluding`` tell the server their noise."""
+        if not 0.0 <= dropouts < 1.0 or colluding < 0:
+            raise PrivacyError(f"dropouts {dropouts} must be in [0, 1) and colluding {colluding} at least 0")
+        remaining = asked - math.floor(dropouts * asked + 1e-9)
+        return cls(noise_multiplier, bound, remaining - colluding)
+
+    @property
+    def share(self) -> float:
+        """Standard deviation of what one device adds to its clipped, weighted update."""
+        return self.noise_multiplier * self.bound / math.sqrt(self.honest)
+
+    def effective(self, answered: int, colluding: int = 0) -> float:
+        """The noise multiplier that a sum over ``answered`` devices really has: at least z while the assumption holds."""
+        return self.noise_multiplier * math.sqrt(max(0, answered - colluding) / self.honest)
+
+
+def privatize_locally(
+    update: Mapping[str, np.ndarray], bound: float, noise_multiplier: float, key: bytes | None = None
+) -> Update:
+    """Clip at the device and add all the noise there, ``z * C``: the server need not be trusted with anything.
+
+    Two different updates are up to 2 C apart: one message alone is a Gaussian mechanism of multiplier ``z / 2``.
+    """
+    clipped = clip(update, bound)
+    noisy = add_noise(clipped, _positive(noise_multiplier, "noise multiplier") * bound, key)
+    return {name: value.astype(np.float32) for name, value in noisy.items()}
+
+
+@dataclass(frozen=True)
+class AdaptiveClipping:
+    """The clipping norm follows a quantile of the updates' norms (Andrew et al. 2021, arXiv 1905.03871, algorithm 1).
+
+    Each device adds to a second sum the bit "my norm is within C" minus 1/2; that sum gets noise too. With the sum's noise
+    at :attr:`update_multiplier` both together cost exactly what one release at ``noise_multiplier`` costs.
+    """
+
+    bound: float  # C of the next round
+    noise_multiplier: float  # z that is accounted for
+    count_deviation: float  # of the noise on the sum of bits; the paper takes a twentieth of the expected devices
+    quantile: float = 0.5
+    rate: float = 0.2
+
+    def __post_init__(self) -> None:
+        _positive(self.bound, "clipping norm")
+        _positive(self.noise_multiplier, "noise multiplier")
+        if not 0.0 < self.quantile < 1.0 or not self.rate > 0:
+            raise PrivacyError(f"quantile {self.quantile} must be in (0, 1) and rate {self.rate} positive")
+        if not 2.0 * self.count_deviation > self.noise_multiplier:
+            raise PrivacyError(
+                f"count deviation {self.count_deviation} leaves nothing for the updates: it must be above "
+                f"{self.noise_multiplier / 2:g}, half the noise multiplier"
+            )
+
+    @property
+    def update_multiplier(self) -> float:
+        """``(z^-2 - (2 sigma_b)^-2)^(-1/2)``: the multiplier of the noise on the updates; a bit moves its sum by 1/2."""
+        return float((self.noise_multiplier**-2 - (2.0 * self.count_deviation) ** -2) ** -0.5)
+
+    def bit(self, update: Mapping[str, np.ndarray]) -> float:
+        """A device's contribution to the second sum: 1/2 if its norm is within the bound, else -1/2."""
+        return 0.5 if norm(update) <= self.bound else -0.5
+
+    def next(self, bits: float, devices: float, key: bytes | None = None) -> AdaptiveClipping:
+        """The setting for the next round from the sum of ``bits`` without noise and the public number of ``devices``."""
+        noise = float(standard_normal(key or fresh_key(), 1)[0]) * self.count_deviation
+        share = (bits + noise) / _positive(devices, "number of devices") + 0.5
+        # Noise can carry the share beyond 0 and 1; a step of more than exp(rate) would be noise alone.
+        step = min(1.0, max(0.0, share)) - self.quantile
+        return replace(self, bound=self.bound * math.exp(-self.rate * step))

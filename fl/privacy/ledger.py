@@ -1,0 +1,201 @@
+"""The account of a run's privacy on disk: a round is paid for before it starts, and not started if it cannot be paid.
+
+JSON Lines, only ever appended to. The first line holds the settings and their hash; each further line one round, with the
+hash of the line before it, so that a line that was changed or taken out is found. A line is on the disk before
+:meth:`Ledger.charge` returns. A crash can therefore leave a round that was paid for and never ran (which costs too much) but
+never one that ran and was not paid for. A round that is run again after a crash is charged again: its noise is fresh, and
+what the first attempt sent may have been seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from fl.files import PRIVATE, sync_folder
+from fl.privacy.accounting import Scheme, check_delta, epsilon
+from fl.privacy.dp import PrivacyError
+
+SCHEMA = 1
+MAX_LEDGER_BYTES = 64 * 2**20
+LOCK_SECONDS = 10.0
+
+
+class BudgetError(PrivacyError):
+    """The next round would cost more than is left. It was not charged and must not run."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run may spend in all."""
+
+    epsilon: float
+    delta: float
+
+    def __post_init__(self) -> None:
+        check_delta(self.delta)
+        if not (math.isfinite(self.epsilon) and self.epsilon > 0):
+            raise PrivacyError(f"budget epsilon {self.epsilon} must be a positive, finite number")
+
+
+@dataclass(frozen=True)
+class Charge:
+    """One paid round: its number, and the noise multiplier it was paid for."""
+
+    round: int
+    noise_multiplier: float
+
+
+def _line(content: Mapping[str, object]) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+class Ledger:
+    """The account at ``path``, opened or begun. ``settings`` are all that the promise rests on beside scheme and budget.
+
+    Raises :class:`PrivacyError` if the file is damaged or belongs to other settings: a promise cannot change half way.
+    """
+
+    def __init__(
+        self, path: Path, scheme: Scheme, budget: Budget, settings: Mapping[str, str | int | float] | None = None
+    ) -> None:
+        self.path = path
+        self.scheme = scheme
+        self.budget = budget
+        content = {"scheme": asdict(scheme), "budget": asdict(budget), "settings": dict(settings or {})}
+        self._header = _line({"schema": SCHEMA, **content, "hash": _hash(_line(content))})
+        with self._locked():
+            self._read()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{self.path}.lock", timeout=LOCK_SECONDS):
+                yield
+        except Timeout as error:
+            raise PrivacyError(f"{self.path} is in use by another process: one run, one ledger") from error
+        except OSError as error:
+            raise PrivacyError(
+                f"privacy ledger {self.path} could not be read or written: {error}; nothing was charged"
+            ) from error
+
+    def _read(self) -> tuple[list[Charge], int, str]:
+        """The charges, the bytes they fill and the hash of the last line. A line that lacks its end was never paid."""
+        if not self.path.exists():
+            return [], 0, _hash(self._header)
+        if self.path.stat().st_size > MAX_LEDGER_BYTES:
+            raise PrivacyError(f"{self.path} has more than {MAX_LEDGER_BYTES:,} bytes: it is not a privacy ledger")
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        if lines and not lines[-1].endswith(b"\n"):
+            lines.pop()
+        if not lines:
+            return [], 0, _hash(self._header)
+        if lines[0] != self._header:
+            raise PrivacyError(
+                f"{self.path} was begun with other settings, or is damaged: what was promised then cannot change; "
+                "go on with those settings, or start a run of its own with a new budget"
+            )
+        charges: list[Charge] = []
+        before = _hash(lines[0])
+        for number, line in enumerate(lines[1:], 2):
+            try:
+                content = json.loads(line)
+                charge = Charge(int(content["round"]), float(content["noise_multiplier"]))
+                sound = content["before"] == before and _line(content) == line and charge.noise_multiplier >= 0
+            except (ValueError, KeyError, TypeError) as error:
+                raise PrivacyError(
+                    f"{self.path}:{number}: not a charge ({error!r}): restore the file, it was changed"
+                ) from error
+            if not sound:
+                raise PrivacyError(
+                    f"{self.path}:{number}: does not follow the line before it: restore the file, it was changed"
+                )
+            charges.append(charge)
+            before = _hash(line)
+        return charges, sum(map(len, lines)), before
+
+    @property
+    def charges(self) -> list[Charge]:
+        """All rounds paid so far, in order."""
+        with self._locked():
+            return self._read()[0]
+
+    def rounds(self) -> dict[float, int]:
+        """Number of paid rounds by noise multiplier."""
+        return dict(Counter(charge.noise_multiplier for charge in self.charges))
+
+    def spent(self) -> float:
+        """Epsilon of all paid rounds at the budget's delta."""
+        return epsilon(self.scheme, self.rounds(), self.budget.delta)
+
+    def charge(self, round_index: int, noise_multiplier: float) -> float:
+        """Pay for a round before it runs; returns epsilon with it. :class:`BudgetError` if that is above the budget."""
+        with self._locked():
+            charges, size, before = self._read()
+            rounds = Counter(charge.noise_multiplier for charge in charges)
+            rounds[noise_multiplier] += 1
+            after = epsilon(self.scheme, rounds, self.budget.delta)
+            if after > self.budget.epsilon:
+                raise BudgetError(
+                    f"round {round_index} would bring epsilon to {after:.4g} at delta {self.budget.delta:g}, the budget is "
+                    f"{self.budget.epsilon:g} ({len(charges)} rounds are paid): stop here, or begin a new run with more noise, "
+                    "a smaller sample or a larger budget"
+                )
+            entry = {
+                "round": round_index,
+                "noise_multiplier": float(noise_multiplier),
+                "epsilon": after,
+                "before": before,
+            }
+            self._append(size, (b"" if size else self._header) + _line(entry))
+            return after
+
+    def _append(self, size: int, data: bytes) -> None:
+        """Add ``data`` after the first ``size`` bytes, durably; on an error those bytes are what remains."""
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT, PRIVATE)
+        try:
+            os.ftruncate(descriptor, size)  # a torn line of a crash, which was never paid
+            try:
+                if os.pwrite(descriptor, data, size) < len(data):
+                    raise OSError("the disk took only part of a line")
+                os.fsync(descriptor)
+            except OSError:
+                os.ftruncate(descriptor, size)
+                raise
+        finally:
+            os.close(descriptor)
+        sync_folder(self.path.parent)
+
+    def affordable(self, noise_multiplier: float, most: int = 100_000) -> int:
+        """How many further rounds at ``noise_multiplier`` the budget allows, up to ``most``."""
+        paid = self.rounds()
+
+        def fits(count: int) -> bool:
+            rounds = Counter(paid)
+            rounds[noise_multiplier] += count
+            return epsilon(self.scheme, rounds, self.budget.delta) <= self.budget.epsilon
+
+        if not fits(1):
+            return 0
+        low = 1
+        while low < most and fits(min(2 * low, most)):
+            low = min(2 * low, most)
+        high = min(2 * low, most + 1)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        return low
