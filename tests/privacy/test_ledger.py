@@ -15,8 +15,8 @@ from fl.privacy.accounting import ALL, PLD, RDP, Scheme, epsilon
 from fl.privacy.dp import PrivacyError
 from fl.privacy.ledger import Budget, BudgetError, Charge, Ledger
 
-SCHEME = Scheme(100, 10, accountant=RDP)
-BUDGET = Budget(3.0, 1e-5)
+SCHEME = Scheme(100, 100, ALL, accountant=RDP)
+BUDGET = Budget(10.0, 1e-5)
 SETTINGS = {"clipping": "flat", "norm": 0.5}
 
 
@@ -48,13 +48,13 @@ def test_a_spent_budget_refuses_the_next_round_and_writes_nothing(path):
         assert ledger.charge(round_index, 1.5) <= BUDGET.epsilon
     before = path.read_bytes()
     with pytest.raises(
-        BudgetError, match=rf"round {fits} would bring epsilon to .* budget is 3 \({fits} rounds are paid\)"
+        BudgetError, match=rf"round {fits} would bring epsilon to .* budget is 10 \({fits} rounds are paid\)"
     ):
         open_ledger(path).charge(fits, 1.5)
     assert path.read_bytes() == before
     assert ledger.affordable(1.5) == 0
-    assert ledger.affordable(15.0) > 0  # a quieter round still fits
-    assert epsilon(SCHEME, {1.5: fits + 1}, 1e-5) > 3.0 >= ledger.spent()
+    assert ledger.affordable(100.0) > 0  # a quieter round still fits
+    assert epsilon(SCHEME, {1.5: fits + 1}, 1e-5) > 10.0 >= ledger.spent()
 
 
 def test_a_round_without_noise_never_fits(path):
@@ -112,14 +112,14 @@ def test_a_full_disk_charges_nothing(path, monkeypatch):
 @pytest.mark.parametrize(
     "other",
     [
-        lambda path: Ledger(path, Scheme(100, 11, accountant=RDP), BUDGET, SETTINGS),
-        lambda path: Ledger(path, Scheme(100, 10, accountant=PLD), BUDGET, SETTINGS),
-        lambda path: Ledger(path, Scheme(100, 100, ALL, accountant=RDP), BUDGET, SETTINGS),
-        lambda path: Ledger(path, SCHEME, Budget(4.0, 1e-5), SETTINGS),
-        lambda path: Ledger(path, SCHEME, Budget(3.0, 1e-6), SETTINGS),
+        lambda path: Ledger(path, Scheme(101, 101, ALL, accountant=RDP), BUDGET, SETTINGS),
+        lambda path: Ledger(path, Scheme(100, 100, ALL, accountant=PLD), BUDGET, SETTINGS),
+        lambda path: Ledger(path, Scheme(100, 10, accountant=RDP), BUDGET, SETTINGS),
+        lambda path: Ledger(path, SCHEME, Budget(11.0, 1e-5), SETTINGS),
+        lambda path: Ledger(path, SCHEME, Budget(10.0, 1e-6), SETTINGS),
         lambda path: Ledger(path, SCHEME, BUDGET, {**SETTINGS, "norm": 0.6}),
     ],
-    ids=["sample", "accountant", "sampling", "epsilon", "delta", "clipping norm"],
+    ids=["population", "accountant", "sampling", "epsilon", "delta", "clipping norm"],
 )
 def test_a_promise_cannot_change_half_way(path, other):
     open_ledger(path).charge(1, 2.0)
