@@ -7,7 +7,9 @@ never asked for: messages carry the shared tensors' names, and replies with any 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
@@ -268,7 +270,9 @@ def product_gaps(replies: Sequence[DeviceReply]) -> dict[str, float]:
     ``product-gap`` over all layers together and ``product-gap:<layer>`` for each; a layer whose products are zero has none.
     """
     weights = shares([reply.examples for reply in replies])
-    squares = {layer: product_gap(pairs, weights) for layer, pairs in layer_pairs(replies).items()}
+    layers = layer_pairs(replies)
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        squares = dict(zip(layers, pool.map(lambda layer: product_gap(layers[layer], weights), layers), strict=True))
     sound = {
         layer: (lost, whole)
         for layer, (lost, whole) in squares.items()

@@ -50,7 +50,7 @@ class Updates:
         kept: list[np.ndarray] = []
         for name in tensor_names(replies):
             matrix = _update(replies, before, name, np.float32)
-            squares += np.einsum("kn,kn->k", matrix, matrix, dtype=np.float64)
+            squares += _squared_norms(matrix)
             if keep:
                 kept.append(matrix)
         norms = np.sqrt(squares)
@@ -74,6 +74,15 @@ class Updates:
         for row in np.flatnonzero(self.factors < 1):
             matrix[row] = matrix[row] * self.factors[row] if self.factors[row] else 0.0
         return matrix
+
+
+def _squared_norms(matrix: np.ndarray) -> np.ndarray:
+    """Of each row, (devices,) float64; in float32 where that can hold it."""
+    with np.errstate(over="ignore"):
+        found = np.matmul(matrix[:, None, :], matrix[:, :, None])[:, 0, 0].astype(np.float64)
+    for row in np.flatnonzero(~np.isfinite(found)):
+        found[row] = np.square(matrix[row], dtype=np.float64).sum()
+    return np.asarray(found)
 
 
 def _update(

@@ -17,8 +17,10 @@ do not contain it, and adding it up over rounds would count it again and again.
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -127,16 +129,18 @@ class PairRule(SharedFedAvg):
         require_pairs(type(self).__name__, shapes)
 
     def aggregate(self, replies: tuple[DeviceReply, ...]) -> ArrayRecord:
-        """:meth:`combine` layer by layer: beyond the replies, memory holds one layer of all devices."""
+        """:meth:`combine` layer by layer: beyond the replies, memory holds one layer of all devices for each core."""
         weights = shares([reply.examples for reply in replies])
         shapes = {name: values.shape for name, values in (replies[0].shared or {}).items()}
         names = pair_names(shapes)
         others = [name for name in shapes if all(name not in pair for pair in names.values())]
         new = dict(average(replies, {r.device_id: r.examples for r in replies}, others)) if others else {}
-        for layer, pairs in layer_pairs(replies).items():
-            combined = self.combine(layer, pairs, weights)
-            for name, values in zip(names[layer], combined, strict=True):
-                new[name] = Array(to_float32(values))
+        layers = layer_pairs(replies)
+        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:  # copying and LAPACK hold no Python lock
+            combined = pool.map(lambda layer: self.combine(layer, layers[layer], weights), layers)
+            for layer, pair in zip(layers, combined, strict=True):
+                for name, values in zip(names[layer], pair, strict=True):
+                    new[name] = Array(to_float32(values))
         return ArrayRecord({name: new[name] for name in shapes})
 
     @abstractmethod
@@ -209,7 +213,7 @@ class Corrected(PairRule):
 
     def server_state(self) -> dict[str, np.ndarray]:
         """The corrections beside what the optimizer keeps."""
-        return {**super().server_state(), **{CORRECTION + layer: c for layer, c in self.corrections.items()}}
+        return {**super().server_state(), **{CORRECTION + n: self.corrections[n] for n in sorted(self.corrections)}}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Continue from :meth:`server_state`."""

@@ -65,13 +65,12 @@ def shares(weights: Sequence[float]) -> np.ndarray:
 def stacked(pairs: Sequence[Pair], weights: np.ndarray) -> Pair:
     """The weighted mean of the products as one pair, whose rank is the sum of all (FLoRA, arXiv 2409.05976).
 
-    ``b`` carries the weights. Exact, also for different ranks.
+    ``a`` carries the weights. Exact, also for different ranks; in float32 where they sum up to much.
     """
     dtype = np.float64 if sum(pair.rank for pair in pairs) <= EXACT_RANK else np.float32
     a = np.concatenate([pair.a for pair in pairs], dtype=dtype)
-    b = np.concatenate([pair.b for pair in pairs], axis=1, dtype=dtype)
-    np.multiply(b, np.repeat(weights, [pair.rank for pair in pairs]), out=b, casting="same_kind")
-    return Pair(a, b)
+    np.multiply(a, np.repeat(weights, [pair.rank for pair in pairs])[:, None], out=a, casting="same_kind")
+    return Pair(a, np.concatenate([pair.b for pair in pairs], axis=1, dtype=dtype))
 
 
 def mean_product(pairs: Sequence[Pair], weights: np.ndarray) -> np.ndarray:
@@ -91,9 +90,9 @@ def mean_factors(pairs: Sequence[Pair], weights: np.ndarray, whole: Pair | None 
         )
         return Pair(np.asarray(a), np.asarray(b))
     whole = whole or stacked(pairs, weights)
-    pick = np.tile(np.eye(rank, dtype=np.float32), (len(pairs), 1))  # adds up the devices; b is weighted already
+    pick = np.tile(np.eye(rank, dtype=np.float32), (len(pairs), 1))  # adds up the devices; a is weighted already
     weighted = pick * np.repeat(weights, rank).astype(np.float32)[:, None]
-    return Pair((weighted.T @ whole.a).astype(np.float64), (whole.b @ pick).astype(np.float64))
+    return Pair((pick.T @ whole.a).astype(np.float64), (whole.b @ weighted).astype(np.float64))
 
 
 def residual(pairs: Sequence[Pair], weights: np.ndarray) -> np.ndarray:
@@ -119,14 +118,14 @@ def product_gap(pairs: Sequence[Pair], weights: np.ndarray) -> tuple[float, floa
         return _square(lost), _square(lost + mean.product())
     # The same signs each time: a diagnostic must not differ between two looks at the same replies.
     signs = np.random.default_rng(0).choice(np.array([-1, 1], np.float32), (SKETCH, pairs[0].b.shape[0]))
-    rows = np.concatenate([pair.a for pair in pairs], dtype=np.float32)
-    left = np.concatenate([signs @ np.asarray(pair.b, np.float32) for pair in pairs], axis=1)
-    weighted = left * np.repeat(weights, [pair.rank for pair in pairs]).astype(np.float32)
-    whole = (weighted @ rows).astype(np.float64)
-    rank = pairs[0].rank
-    mean_left = weighted.reshape(SKETCH, len(pairs), rank).sum(1, dtype=np.float64)
-    mean_rows = np.tensordot(weights, rows.reshape(len(pairs), rank, -1), axes=1)
-    return _square(whole - mean_left @ mean_rows) / SKETCH, _square(whole) / SKETCH
+    rank, count = pairs[0].rank, len(pairs)
+    rows = np.stack([pair.a for pair in pairs], dtype=np.float32).reshape(count * rank, -1)
+    left = signs @ np.stack([pair.b for pair in pairs], dtype=np.float32)  # (devices, SKETCH, rank)
+    left *= weights.astype(np.float32)[:, None, None]
+    whole = (left.transpose(1, 0, 2).reshape(SKETCH, -1) @ rows).astype(np.float64)
+    pick = np.repeat(weights, rank).astype(np.float32)[:, None] * np.tile(np.eye(rank, dtype=np.float32), (count, 1))
+    mean = left.sum(axis=0, dtype=np.float64) @ (pick.T @ rows)
+    return _square(whole - mean) / SKETCH, _square(whole) / SKETCH
 
 
 def _square(values: np.ndarray) -> float:
@@ -194,10 +193,18 @@ def resized(pair: Pair, rank: int) -> Pair:
     return Pair(np.pad(a, ((0, missing), (0, 0))), np.pad(b, ((0, 0), (0, missing)))) if missing else Pair(a, b)
 
 
-def product_norm(pair: Pair) -> float:
-    """The Frobenius norm of the product, from the rank x rank Gram matrices: tr(b^T b a a^T)."""
-    a, b = pair.a.astype(np.float64), pair.b.astype(np.float64)
-    return float(np.sqrt(max(0.0, float(np.sum((b.T @ b) * (a @ a.T))))))
+def product_norms(pairs: Sequence[Pair]) -> np.ndarray:
+    """The Frobenius norm of each product, (devices,), from the rank x rank Gram matrices: tr(b^T b a a^T)."""
+    same = len({(pair.a.shape, pair.b.shape) for pair in pairs}) == 1
+    groups = [pairs] if same else [[pair] for pair in pairs]
+    norms = []
+    for group in groups:
+        a, b = (np.stack([pair[i] for pair in group]) for i in (0, 1))
+        if len(group) * group[0].rank <= EXACT_RANK:
+            a, b = a.astype(np.float64), b.astype(np.float64)
+        grams = (b.transpose(0, 2, 1) @ b) * (a @ a.transpose(0, 2, 1))
+        norms.append(np.sqrt(np.maximum(grams.sum(axis=(1, 2), dtype=np.float64), 0.0)))
+    return np.concatenate(norms)
 
 
 def heterogeneous_mean(pairs: Sequence[Pair], rank: int, fallback: np.ndarray) -> Pair:
@@ -206,6 +213,6 @@ def heterogeneous_mean(pairs: Sequence[Pair], rank: int, fallback: np.ndarray) -
     Directions that few devices have are not diluted by devices whose update is small. ``fallback`` are the weights where no
     device has moved from zero.
     """
-    norms = np.array([product_norm(pair) for pair in pairs])
+    norms = product_norms(pairs)
     weights = shares(list(norms)) if norms.any() else fallback
     return mean_factors([resized(pair, rank) for pair in pairs], weights)

@@ -53,7 +53,7 @@ def median_rows(ordered: np.ndarray) -> np.ndarray:
 
 def trimmed_rows(ordered: np.ndarray, cut: int) -> np.ndarray:
     """The mean of each ordered row without its ``cut`` smallest and largest values."""
-    return np.asarray(ordered[:, cut : ordered.shape[1] - cut].mean(axis=1, dtype=np.float64))
+    return np.asarray(ordered[:, cut : ordered.shape[1] - cut].mean(axis=1))  # float32, but summed by halves
 
 
 def central_rows(ordered: np.ndarray, keep: int) -> np.ndarray:
@@ -134,30 +134,39 @@ def norm_bounded(replies: Replies, before: Tensors, bound: float) -> ArrayRecord
     return ArrayRecord({name: Array(values.astype(np.float32)) for name, values in new.items()})
 
 
-def geometric_weights(replies: Replies, before: Tensors) -> np.ndarray:
-    """The weights whose mean is the geometric median, by the smoothed Weiszfeld algorithm, (devices,) summing to 1.
+def geometric_median(replies: Replies, before: Tensors) -> dict[str, np.ndarray]:
+    """The point with the smallest sum of distances, by the smoothed Weiszfeld algorithm; float64 tensors by name.
 
-    Each pass weighs a device by the inverse of its distance to the mean of the pass before; at most :data:`PASSES` passes.
+    Each pass weighs a device by the inverse of its distance to the point before; at most :data:`PASSES` passes. The first
+    weighs by the norms, so that far updates start small, but nothing counts as closer than half of the devices: a pass that
+    starts exactly at a device's update (one that is zero, say) would never leave it.
     """
     updates = Updates.of(replies, before, keep=True)
     factors = np.maximum(updates.factors, TINY)  # rows are shorter by it than what they stand for
     squares = np.square(updates.norms)
     reach = np.where(updates.factors > 0, updates.norms, 0.0)  # how far a device's weight moves the point
-    weights = np.square(updates.factors) / np.square(updates.factors).sum()
+    weights = _inverse(np.maximum(updates.norms, np.median(updates.norms)))
     for _ in range(PASSES):
         cross, length = np.zeros(len(replies)), 0.0
         for matrix in updates.matrices(np.float32):
             point = (weights / factors).astype(np.float32) @ matrix
             cross += (matrix @ point) / factors
             length += float(np.square(point, dtype=np.float64).sum())
-        distances = np.sqrt(np.maximum(squares - 2 * cross + length, 0.0))
-        floor = SMOOTHING * (float(np.median(distances)) or float(distances[np.isfinite(distances)].max()) or 1.0)
-        inverse = 1.0 / np.maximum(distances, floor)
-        new = inverse / inverse.sum()
+        new = _inverse(np.sqrt(np.maximum(squares - 2 * cross + length, 0.0)))
         moved, weights = float(np.abs(new - weights) @ reach), new
         if moved <= TOLERANCE * float(np.median(reach)):
             break
-    return np.asarray(weights)
+    rows = (weights / factors).astype(np.float32)
+    points = zip(before.items(), updates.matrices(np.float32), strict=True)
+    return {n: x + (rows @ matrix).reshape(x.shape).astype(np.float64) for (n, x), matrix in points}
+
+
+def _inverse(distances: np.ndarray) -> np.ndarray:
+    """Weights by inverse distance that sum to 1; what is closer than the smoothing counts as that far."""
+    finite = distances[np.isfinite(distances)]
+    floor = SMOOTHING * (float(np.median(distances)) or float(finite.max(initial=0.0)) or 1.0)
+    inverse = 1.0 / np.maximum(distances, floor)
+    return np.asarray(inverse / inverse.sum())
 
 
 @dataclass
@@ -255,5 +264,6 @@ class GeometricMedian(RobustRule):
     """The point with the smallest sum of distances to the devices' updates."""
 
     def aggregate(self, replies: tuple[DeviceReply, ...]) -> ArrayRecord:
-        """See :func:`geometric_weights`."""
-        return mean_of(replies, list(geometric_weights(replies, self.before(replies))))
+        """See :func:`geometric_median`."""
+        point = geometric_median(replies, self.before(replies))
+        return ArrayRecord({name: Array(values.astype(np.float32)) for name, values in point.items()})

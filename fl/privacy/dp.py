@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +54,8 @@ def _check_finite(update: Mapping[str, np.ndarray]) -> None:
             raise PrivacyError(f"tensor {name!r} of the update holds NaN or infinity: training diverged, send nothing")
 
 
-def _positive(value: float, name: str) -> float:
+def check_positive(value: float, name: str) -> float:
+    """``value``, or :class:`PrivacyError` unless it is positive and finite."""
     if not (math.isfinite(value) and value > 0):
         raise PrivacyError(f"{name} is {value}: it must be a positive, finite number")
     return value
@@ -106,7 +107,7 @@ CLIPPING = {"flat": flat_factors, "per-layer": layer_factors}
 
 def clip(update: Mapping[str, np.ndarray], bound: float, clipping: str = "flat") -> Update:
     """The update scaled so that its norm is at most ``bound``. :class:`PrivacyError` names a tensor with NaN or infinity."""
-    factors = _clipping(clipping)(update, _positive(bound, "clipping norm"))
+    factors = _clipping(clipping)(update, check_positive(bound, "clipping norm"))
     return {name: np.multiply(v, factors[name], dtype=np.float64).astype(np.float32) for name, v in update.items()}
 
 
@@ -123,7 +124,7 @@ def weight_of(examples: float, cap: float | None) -> float:
     """
     if not math.isfinite(examples) or examples < 0:
         raise PrivacyError(f"{examples} examples cannot weigh an update: a count is 0 or more")
-    return 1.0 if cap is None else min(examples, _positive(cap, "cap on examples")) / cap
+    return 1.0 if cap is None else min(examples, check_positive(cap, "cap on examples")) / cap
 
 
 def add_noise(sums: Mapping[str, np.ndarray], deviation: float, key: bytes | None = None) -> Sums:
@@ -159,7 +160,7 @@ def noisy_mean(
     for example the expected number of devices; it must not be computed from who answered. Updates are streamed.
     """
     find_factors = _clipping(clipping)
-    _positive(bound, "clipping norm")
+    check_positive(bound, "clipping norm")
     sums: Sums = {}
     shapes: dict[str, tuple[int, ...]] | None = None
     for weight, update in updates:
@@ -179,7 +180,7 @@ def noisy_mean(
     if not sums:
         raise PrivacyError("no device answered: there is nothing to add noise to; skip the round")
     noisy = add_noise(sums, noise_multiplier * bound, key)
-    return {name: value / _positive(total_weight, "total weight") for name, value in noisy.items()}
+    return {name: value / check_positive(total_weight, "total weight") for name, value in noisy.items()}
 
 
 @dataclass(frozen=True)
@@ -195,8 +196,8 @@ class DistributedNoise:
     honest: int  # devices that must remain: (1 - largest share of dropouts) * asked - colluding
 
     def __post_init__(self) -> None:
-        _positive(self.bound, "clipping norm")
-        _positive(self.noise_multiplier, "noise multiplier")
+        check_positive(self.bound, "clipping norm")
+        check_positive(self.noise_multiplier, "noise multiplier")
         if self.honest < 1:
             raise PrivacyError(f"{self.honest} devices cannot carry the noise: at least 1 honest one must remain")
 
@@ -228,48 +229,5 @@ def privatize_locally(
     Two different updates are up to 2 C apart: one message alone is a Gaussian mechanism of multiplier ``z / 2``.
     """
     clipped = clip(update, bound)
-    noisy = add_noise(clipped, _positive(noise_multiplier, "noise multiplier") * bound, key)
+    noisy = add_noise(clipped, check_positive(noise_multiplier, "noise multiplier") * bound, key)
     return {name: value.astype(np.float32) for name, value in noisy.items()}
-
-
-@dataclass(frozen=True)
-class AdaptiveClipping:
-    """The clipping norm follows a quantile of the updates' norms (Andrew et al. 2021, arXiv 1905.03871, algorithm 1).
-
-    Each device adds to a second sum the bit "my norm is within C" minus 1/2; that sum gets noise too. With the sum's noise
-    at :attr:`update_multiplier` both together cost exactly what one release at ``noise_multiplier`` costs.
-    """
-
-    bound: float  # C of the next round
-    noise_multiplier: float  # z that is accounted for
-    count_deviation: float  # of the noise on the sum of bits; the paper takes a twentieth of the expected devices
-    quantile: float = 0.5
-    rate: float = 0.2
-
-    def __post_init__(self) -> None:
-        _positive(self.bound, "clipping norm")
-        _positive(self.noise_multiplier, "noise multiplier")
-        if not 0.0 < self.quantile < 1.0 or not self.rate > 0:
-            raise PrivacyError(f"quantile {self.quantile} must be in (0, 1) and rate {self.rate} positive")
-        if not 2.0 * self.count_deviation > self.noise_multiplier:
-            raise PrivacyError(
-                f"count deviation {self.count_deviation} leaves nothing for the updates: it must be above "
-                f"{self.noise_multiplier / 2:g}, half the noise multiplier"
-            )
-
-    @property
-    def update_multiplier(self) -> float:
-        """``(z^-2 - (2 sigma_b)^-2)^(-1/2)``: the multiplier of the noise on the updates; a bit moves its sum by 1/2."""
-        return float((self.noise_multiplier**-2 - (2.0 * self.count_deviation) ** -2) ** -0.5)
-
-    def bit(self, update: Mapping[str, np.ndarray]) -> float:
-        """A device's contribution to the second sum: 1/2 if its norm is within the bound, else -1/2."""
-        return 0.5 if norm(update) <= self.bound else -0.5
-
-    def next(self, bits: float, devices: float, key: bytes | None = None) -> AdaptiveClipping:
-        """The setting for the next round from the sum of ``bits`` without noise and the public number of ``devices``."""
-        noise = float(standard_normal(key or fresh_key(), 1)[0]) * self.count_deviation
-        share = (bits + noise) / _positive(devices, "number of devices") + 0.5
-        # Noise can carry the share beyond 0 and 1; a step of more than exp(rate) would be noise alone.
-        step = min(1.0, max(0.0, share)) - self.quantile
-        return replace(self, bound=self.bound * math.exp(-self.rate * step))

@@ -69,7 +69,7 @@ def router() -> APIRouter:
             "content": {
                 "application/json": {"schema": {"type": "object", "required": ["text"]}},
                 **{media.partition(";")[0]: {"schema": {"type": "string"}} for media in formats.MEDIA_TYPES.values()},
-                streaming.MEDIA_TYPE: {"schema": {"type": "string"}},
+                streaming.MEDIA_TYPE: {"schema": {"type": "object", "required": ["event", "data"]}},  # of each event
             },
         }
     }

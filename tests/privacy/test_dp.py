@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fl.privacy import dp
-from fl.privacy.dp import AdaptiveClipping, DistributedNoise, PrivacyError
+from fl.privacy.adaptive import AdaptiveClipping
+from fl.privacy.dp import DistributedNoise, PrivacyError
 from fl.privacy.randomness import CHUNK_BYTES, fresh_key, key_from_seed, keystream, standard_normal
 
 SHAPES = {"encoder.0.q.gated_lora_A": (2, 5), "encoder.0.q.gated_lora_B": (4, 2), "decoder.1.v.gated_lora_A": (2, 3)}

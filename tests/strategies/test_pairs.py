@@ -14,7 +14,7 @@ from strategies.pairs import (
     mean_product,
     pair_names,
     product_gap,
-    product_norm,
+    product_norms,
     residual,
     resized,
     shares,
@@ -127,8 +127,9 @@ def test_filling_up_keeps_the_product_and_cutting_keeps_the_first_directions() -
 
 
 def test_the_norm_of_a_product_needs_no_product() -> None:
-    pair = draw(3, seed=4)
-    assert product_norm(pair) == pytest.approx(float(np.linalg.norm(pair.b @ pair.a)))
+    for pairs in ([draw(3, seed=i) for i in range(4)], [draw(i, seed=i) for i in (1, 2, 3)]):
+        expected = [np.linalg.norm(pair.b @ pair.a) for pair in pairs]
+        np.testing.assert_allclose(product_norms(pairs), expected)
 
 
 def test_hetlora_weighs_by_norm_and_lets_devices_have_different_ranks() -> None:

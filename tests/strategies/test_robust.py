@@ -26,7 +26,7 @@ from strategies.robust import (
     TrimmedMean,
     bulyan_choice,
     central_rows,
-    geometric_weights,
+    geometric_median,
     hostile_count,
     krum_scores,
     squared_distances,
@@ -202,7 +202,7 @@ def test_a_far_row_is_shortened_and_one_that_overflows_is_zero() -> None:
     assert updates.norms[:3] == pytest.approx([1.0, 2.0, 3e9])
     assert updates.factors.tolist() == pytest.approx([1.0, 1.0, 2e6 / 3e9, 0.0])
     assert matrix[:, 1].tolist() == pytest.approx([1.0, 2.0, 2e6, 0.0])
-    assert geometric_weights(replies, before)[3] == 0.0
+    assert np.isfinite(geometric_median(replies, before)["x"]).all()
 
 
 def test_coordinates_are_cut_into_blocks_and_put_together_again() -> None:
