@@ -19,8 +19,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks._section import write_section
 from benchmarks.table import END, START, footnotes, make_lines, markdown, read_rows, rich_table
+from sim.section import write_section
 
 FOLDER = Path(__file__).parent
 WIDTH = 170  # of a table that goes into a file

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks._report import machine
-from benchmarks._section import write_section
 from clients.evaluator import evaluate
 from clients.worker import Worker
 from fl.arms import evaluated_as
@@ -24,6 +23,7 @@ from fl.errors import RunError
 from fl.metrics import Counts, paired_difference, rate_interval
 from fl.wire import from_arrays
 from sim.cli import progress_bars
+from sim.section import write_section
 from strategies.checkpoint import load_checkpoint
 
 ARMS = ("global", "neutral")

@@ -12,9 +12,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from fl.files import PUBLIC, write_atomically
-from sim.network import NetworkError
 from sim.network_measure import MODES
+from sim.section import write_section
 from sim.study_network import Study
 
 START, END = "<!-- network: made by idiolect study network -->", "<!-- end of network -->"
@@ -131,17 +130,6 @@ def markdown(study: Study) -> str:
     return "\n".join([*out, conditions_text(study)]) + "\n"
 
 
-def page_parts(page: Path) -> tuple[str, str]:
-    """What stands before and after the section of ``page``. Raises :class:`NetworkError` where a comment is missing."""
-    text = page.read_text(encoding="utf-8") if page.is_file() else ""
-    head, found, rest = text.partition(START)
-    _, closed, tail = rest.partition(END)
-    if not found or not closed:
-        raise NetworkError(f"{page} needs the comments {START!r} and {END!r} around the part that is written")
-    return head, tail
-
-
 def write_study(study: Study, page: Path) -> None:
     """Replace what stands between the two comments of ``page``."""
-    head, tail = page_parts(page)
-    write_atomically(page, f"{head}{START}\n\n{markdown(study)}\n{END}{tail}".encode(), mode=PUBLIC)
+    write_section(page, START, END, markdown(study))

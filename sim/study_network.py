@@ -210,9 +210,10 @@ def network(
     links = [parse_profile(text) for text in profiles.split(";")]
     slowdowns, running = parse_devices(devices), parse_server(server)
     if write is not None:
-        from sim.network_report import page_parts
+        from sim.network_report import END, START
+        from sim.section import page_parts
 
-        page_parts(write)  # now, not after minutes of measuring
+        page_parts(write, START, END)  # now, not after minutes of measuring
     from rich.console import Console
 
     from fl.adapters.files import load_adapter

@@ -9,7 +9,6 @@ import pytest
 from rich.console import Console
 
 from benchmarks._report import Row, write_row
-from benchmarks._section import write_section
 from benchmarks.table import (
     END,
     FIGURES,
@@ -22,6 +21,7 @@ from benchmarks.table import (
     read_rows,
     rich_table,
 )
+from sim.section import SectionError, write_section
 
 SPEED = Figure("speed", "client-rounds a second", 12.0, "client_round")
 SECONDS = Figure("seconds", "time of a run", 60.0, "population", "s", at_most=True)
@@ -119,7 +119,7 @@ def test_a_page_is_changed_between_the_markers_only(tmp_path: Path) -> None:
 def test_a_page_without_markers_is_refused_and_left_as_it_is(tmp_path: Path, text: str) -> None:
     page = tmp_path / "README.md"
     page.write_text(text)
-    with pytest.raises(ValueError, match="needs the comments"):
+    with pytest.raises(SectionError, match="needs the comments"):
         write_section(page, START, END, "| new |")
     assert page.read_text() == text
 

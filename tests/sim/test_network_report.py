@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sim.network import NetworkError
 from sim.network_local import Cost
 from sim.network_measure import MODES, Latency
-from sim.network_report import END, START, markdown, page_parts, print_study, write_study
+from sim.network_report import END, START, markdown, print_study, write_study
+from sim.section import SectionError, page_parts
 from sim.study_network import DEVICES, Confirmed, Study, Threshold
 
 
@@ -82,13 +82,13 @@ def test_the_section_of_a_page_is_replaced_and_nothing_else(tmp_path: Path):
 def test_a_page_without_the_comments_is_refused_before_anything_is_measured(tmp_path: Path, text: str):
     page = tmp_path / "network.md"
     page.write_text(text, encoding="utf-8")
-    with pytest.raises(NetworkError, match=r"network.md needs the comments"):
-        page_parts(page)
+    with pytest.raises(SectionError, match=r"network.md needs the comments"):
+        page_parts(page, START, END)
 
 
 def test_the_documentation_has_the_comments_and_the_slowdowns():
     page = Path(__file__).parents[2] / "docs" / "network.md"
-    page_parts(page)
+    page_parts(page, START, END)
     text = page.read_text(encoding="utf-8")
     for name, slowdown in DEVICES.items():
         assert f"| `{name}` | {slowdown:g} |" in text

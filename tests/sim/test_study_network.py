@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from clients.thin_audio import encode_samples
 from clients.thin_errors import UnreachableError
-from fl.errors import AdapterError
+from fl.errors import AdapterError, IdiolectError
 from fl.packed import PackedInfo, pack
 from fl.speech.audio import save_audio
 from sim.network import LinkProfile, NetworkError, transfer_seconds
@@ -322,7 +322,7 @@ def test_the_command_measures_prints_json_and_writes_its_section(command, tmp_pa
 )
 def test_bad_options_are_refused_in_words(command, options, message):
     error = command(*options).exception
-    assert isinstance(error, NetworkError)
+    assert isinstance(error, IdiolectError)
     assert message in str(error)
 
 

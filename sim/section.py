@@ -1,0 +1,28 @@
+"""The part of a Markdown page that a command writes: between two comments, so that nothing around it is touched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fl.errors import IdiolectError
+from fl.files import PUBLIC, write_atomically
+
+
+class SectionError(IdiolectError):
+    """A page without the two comments between which something is to be written. It is as it was."""
+
+
+def page_parts(page: Path, start: str, end: str) -> tuple[str, str]:
+    """What stands before and after the section of ``page``. Raises :class:`SectionError` where a comment is missing."""
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    head, found, rest = text.partition(start)
+    _, closed, tail = rest.partition(end)
+    if not found or not closed:
+        raise SectionError(f"{page} needs the comments {start!r} and {end!r} around the part that is written")
+    return head, tail
+
+
+def write_section(page: Path, start: str, end: str, text: str) -> None:
+    """Replace what stands between the comments ``start`` and ``end`` of ``page``."""
+    head, tail = page_parts(page, start, end)
+    write_atomically(page, f"{head}{start}\n\n{text}\n{end}{tail}".encode(), mode=PUBLIC)
