@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from sim.study.catalog import PLANS
+from sim.study.command import run_all, study_command, tables
 from sim.study_network import network
 
 app = typer.Typer(
@@ -14,9 +16,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+for _plan in PLANS.values():
+    app.command(_plan.name, help=study_command(_plan).__doc__)(study_command(_plan))
+app.command("all")(run_all)
+app.command("tables")(tables)
 app.command()(network)
 
 
 @app.callback()
 def studies() -> None:
-    """A group, also while it has one command."""
+    """Every study is a table of runs that differ in a few settings, and can be cut to minutes by --smoke."""

@@ -1,0 +1,277 @@
+"""The table of studies. A new one is one entry: a question, and cells of settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from fl.config import ATTACKS, STRATEGIES, Value
+from fl.rng import derive_generator
+from sim.study.plan import Cell, Plan
+
+# Products of two settings would be 80 runs: the small size has one robust rule against one attack, and one that is not robust.
+ROBUST_RULES = ("fedavg", "median", "trimmed-mean", "krum", "multi-krum", "bulyan", "norm-bound", "geometric-median")
+OWN_SPLIT: dict[str, dict[str, Value]] = {"ffa": {"split": "ffa"}, "fedsa": {"split": "fedsa"}}
+
+
+def _cells(
+    setting: str, values: Iterable[Value], smoke: Iterable[Value] | None = None, **others: Value
+) -> tuple[Cell, ...]:
+    """One cell for each value of one setting; only those in ``smoke`` belong to the small size, if given."""
+    small = None if smoke is None else set(smoke)
+    return tuple(
+        Cell(f"{setting} {value}", {setting: value, **others}, small is None or value in small) for value in values
+    )
+
+
+def _strategies() -> Plan:
+    cells = tuple(
+        Cell(name, {"strategy": name, **OWN_SPLIT.get(name, {})}, name not in ROBUST_RULES or name == "fedavg")
+        for name in STRATEGIES
+        if name not in ("krum", "bulyan")  # with few devices and no attack they have nothing to show
+    )
+    optimizers = tuple(
+        Cell(name, {"server-optimizer": name}, name == "fedadam")
+        for name in ("fedavgm", "fedadagrad", "fedyogi", "fedadam")
+    )
+    drift = (Cell("fedprox", {"proximal": 0.01}, False),)
+    return Plan(
+        "strategies",
+        "Which way to aggregate low-rank factors is best, for the model of all and for the personal ones?",
+        (*cells, *optimizers, *drift),
+        "fedavg",
+        arms=("global", "personalized"),
+        compared=("global", "personalized"),
+    )
+
+
+def _personalization() -> Plan:
+    from fl.config import PERSONALIZATIONS
+
+    cells = tuple(Cell(name, {"personalization": name}) for name in PERSONALIZATIONS)
+    return Plan(
+        "personalization",
+        "Which way to a model of one's own is best?",
+        (
+            *cells,
+            Cell("fedsa", {"split": "fedsa", "private-share": 0.0}),
+            Cell("fine-tuned", {}),
+        ),
+        "gates",
+        arms=("global", "global+finetune", "personalized"),
+        compared=("personalized",),
+    )
+
+
+def _robust() -> Plan:
+    attacks = [name for name in ATTACKS if name != "none"]
+    cells = [Cell("no attack", {"strategy": "fedavg"})]
+    for rule in ROBUST_RULES:
+        for attack in attacks:
+            smoke = rule in ("fedavg", "median") and attack in ("scale", "label-swap")
+            cells.append(Cell(f"{rule}, {attack}", {"strategy": rule, "attack": attack, "attacker-share": 0.2}, smoke))
+    return Plan(
+        "robust",
+        "A fifth of the devices is hostile: which rule still gives a good model?",
+        tuple(cells),
+        "no attack",
+        arms=("global",),
+        compared=("global",),
+        base={"devices": 10, "hostile-share": 0.2, "trim-share": 0.2},
+        sizes={"smoke": {"devices": 5}},
+    )
+
+
+def _privacy() -> Plan:
+    noisy = [
+        Cell(
+            f"{where}, z = {z:g}",
+            {"dp": where, "noise-multiplier": z, "epsilon-budget": 1e6, "update-norm": 1.0},
+            z in (0.1, 1.0) and where == "server",
+        )
+        for where in ("server", "local")
+        for z in (0.01, 0.1, 0.3, 1.0)
+    ]
+    others = (
+        Cell("clipped only", {"dp": "server", "noise-multiplier": 1e-6, "epsilon-budget": 1e9}, False),
+        Cell("secure sum", {"secure-sum": "pairwise"}),
+        Cell(
+            "secure sum and noise, z = 0.1",
+            {"secure-sum": "pairwise", "dp": "distributed", "noise-multiplier": 0.1, "epsilon-budget": 1e6},
+        ),
+    )
+    return Plan(
+        "privacy",
+        "What do noise and secure sums cost in recognition?",
+        (Cell("plain", {}), *noisy, *others),
+        "plain",
+        arms=("global", "personalized"),
+        compared=("global", "personalized"),
+    )
+
+
+def _compression() -> Plan:
+    codecs = ("fp16", "int8", "int4", "top-k:0.1", "top-k:0.1+int8")
+    cells = [Cell("fp32", {})]
+    for codec in codecs:
+        cells.append(Cell(codec, {"codec": codec}, codec in ("int8", "top-k:0.1")))
+        if codec != "fp16":
+            cells.append(Cell(f"{codec}, feedback", {"codec": codec, "error-feedback": True}, codec == "int8"))
+    return Plan(
+        "compression",
+        "How many bytes can a device's update do without?",
+        tuple(cells),
+        "fp32",
+        arms=("global",),
+        compared=("global",),
+    )
+
+
+def _rank() -> Plan:
+    ranks = (1, 2, 4, 8, 16, 32, 64)
+    # alpha stays twice the rank, so that the scale of the update is the same for all.
+    cells = tuple(Cell(f"rank {r}", {"rank": r, "alpha": 2.0 * r}, r in (1, 8, 64)) for r in ranks)
+    return Plan(
+        "rank",
+        "Which rank, with gates and without?",
+        cells,
+        "rank 8",
+        compared=("global", "personalized"),
+        axis="rank",
+    )
+
+
+def _sites() -> Plan:
+    sites = ("encoder.self", "decoder.self", "decoder.cross", "ffn", "decoder.self,decoder.cross")
+    default = "encoder.self,decoder.self,decoder.cross"
+    gates = ("none", "hidden", "low-rank", "self", "cross", "scalar")
+    return Plan(
+        "sites",
+        "Where do adapters sit best, and which gate?",
+        (
+            *(Cell(name.replace(",", " + "), {"sites": name}, name in ("encoder.self", "ffn")) for name in sites),
+            Cell("all attention", {"sites": default}),
+            *(
+                Cell(f"gate {gate}", {"gate": gate, "private-learning-rate": rate}, gate == "low-rank")
+                for gate, rate in zip(gates[1:], (7e-3, 3e-2, 7e-3, 7e-3, 3e-2), strict=True)
+                if gate != "self"
+            ),
+        ),
+        "all attention",
+        compared=("global", "personalized"),
+    )
+
+
+def _adapters() -> Plan:
+    budget: dict[str, Value] = {"parameter-budget": 600_000}
+    alike = ("lora", "bottleneck", "prefix", "scalar-gate", "dora")
+    return Plan(
+        "adapters",
+        "Gated LoRA against training from scratch, full fine-tuning and other small adapters",
+        (
+            Cell("gated-lora", {}),
+            *(Cell(name, {"method": name, **budget}, name != "dora") for name in alike),
+            Cell("bitfit", {"method": "bitfit"}),
+            Cell("full", {"method": "full", "learning-rate": 1e-5}),
+            Cell("scratch", {"method": "scratch", "learning-rate": 1e-3}),
+        ),
+        "gated-lora",
+        arms=("centralized",),
+        compared=("centralized",),
+    )
+
+
+def _utterances() -> Plan:
+    counts = (1, 2, 5, 10, 20, 40)
+    return Plan(
+        "utterances",
+        "How much speech of one's own does it take?",
+        (*_cells("train-utterances", counts, smoke=(1, 5)), Cell("all", {})),
+        "all",
+        arms=("global", "personalized"),
+        compared=("global", "personalized"),
+        axis="train-utterances",
+    )
+
+
+def _devices() -> Plan:
+    return Plan(
+        "devices",
+        "How many people, and how many of them in a round?",
+        (
+            *_cells("devices", (2, 4, 6, 12, 24), smoke=(2,)),
+            *_cells("sample", (0.25, 0.5), smoke=(0.5,)),
+            Cell("default", {}),
+        ),
+        "default",
+        compared=("global", "personalized"),
+    )
+
+
+def _switching() -> Plan:
+    return Plan(
+        "switching",
+        "At which kind of switch, and how much switching, does it fail?",
+        (Cell("default", {}),),
+        "default",
+        compared=("global", "personalized"),
+        slices=("level", "mixing"),
+    )
+
+
+def _tasks() -> Plan:
+    return Plan(
+        "tasks",
+        "The same adapters, split, clients and strategies on text and on images",
+        (
+            Cell("speech", {}),
+            Cell("language-id", {"task": "language-id"}),
+            Cell("digits", {"task": "digits"}),
+        ),
+        "speech",
+        arms=("zero-shot", "local", "global", "personalized"),
+        compared=("zero-shot", "local", "global", "personalized"),
+    )
+
+
+def _search() -> Plan:
+    """Random search (Bergstra and Bengio 2012) on validation data of a population that no result uses."""
+    generator = derive_generator(101, "search")
+
+    def draw(i: int) -> Cell:
+        settings: dict[str, Value] = {
+            "learning-rate": float(f"{10 ** generator.uniform(-3.3, -1.7):.2g}"),
+            "private-learning-rate": float(f"{10 ** generator.uniform(-3.3, -1.3):.2g}"),
+            "batch-size": int(generator.choice([1, 2, 4, 8])),
+            "local-steps": int(generator.choice([2, 5, 10])),
+            "private-share": float(generator.choice([0.125, 0.25, 0.5])),
+            "schedule": str(generator.choice(["constant", "cosine"])),
+            "spec-augment": float(generator.choice([0.0, 0.5, 1.0])),
+        }
+        return Cell(f"draw {i + 1}", settings, i < 2)
+
+    return Plan(
+        "search",
+        "Which hyperparameters matter? (validation data)",
+        (Cell("default", {}), *(draw(i) for i in range(24))),
+        "default",
+        compared=("global", "personalized"),
+        base={"final-split": "validation", "data-seed": 101},
+    )
+
+
+_MAKERS = (
+    _adapters,
+    _rank,
+    _sites,
+    _tasks,
+    _search,
+    _utterances,
+    _switching,
+    _devices,
+    _strategies,
+    _personalization,
+    _robust,
+    _privacy,
+    _compression,
+)
+PLANS: dict[str, Plan] = {plan.name: plan for plan in (make() for make in _MAKERS)}

@@ -1,0 +1,117 @@
+"""``idiolect study NAME``: one command for each study of the catalogue, and ``all`` and ``tables`` over them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fl.errors import ConfigError
+from sim.cli import progress_bars
+from sim.study.catalog import PLANS
+from sim.study.page import PAGE, STORE, rewrite, store, write_study
+from sim.study.plan import SIZES, Plan
+from sim.study.rows import StudyResult
+from sim.study.run import StudyRun
+from sim.study.table import print_result
+
+ROOT = Path("runs/studies")
+Smoke = Annotated[bool, typer.Option("--smoke", help="Minutes on 2 cores: shows that it runs, not what it finds.")]
+SizeName = Annotated[str, typer.Option("--size", help=f"How large the runs are: {', '.join(SIZES)}.")]
+Root = Annotated[
+    Path, typer.Option("--runs", help="Where the runs are kept; those that are finished are not run again.")
+]
+Cells = Annotated[str, typer.Option("--cells", help="Names of cells with ';' between; all by default.")]
+Workers = Annotated[int, typer.Option(help="Processes that train side by side; 0 trains in this one.", min=0)]
+Write = Annotated[
+    Path | None, typer.Option(help=f"Markdown page whose section is to be replaced, {PAGE}; rows go to {STORE}.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of text for a person.")]
+
+
+def console() -> Console:
+    """Wide enough for the tables where there is no window."""
+    return Console(width=None if sys.stdout.isatty() else 200)
+
+
+def run_plan(
+    plan: Plan, *, size: str, root: Path, cells: str, workers: int, write: Path | None, quiet: bool = False
+) -> StudyResult:
+    """Run or resume one study, and store it where ``write`` says."""
+    if size not in SIZES:
+        raise ConfigError(f"size {size!r} is unknown: {', '.join(SIZES)}")
+    names = tuple(name.strip() for name in cells.split(";") if name.strip())
+    study = StudyRun(plan, SIZES[size], root / size, names, workers)
+    with progress_bars(quiet) as show:
+        result = study.run(show)
+    stored = STORE / f"{plan.name}.json"
+    if write is not None:
+        if names and stored.is_file():
+            earlier = StudyResult.read(stored)
+            if earlier.size == result.size:
+                result = result.merged(earlier).ordered([cell.name for cell in plan.cells])
+        write_study(result, write, STORE)
+    else:
+        store(result, root / size)
+    return result
+
+
+def study_command(plan: Plan) -> Callable[..., None]:
+    """The command of one plan."""
+
+    def command(
+        smoke: Smoke = False,
+        size: SizeName = "full",
+        runs: Root = ROOT,
+        cells: Cells = "",
+        workers: Workers = 0,
+        write: Write = None,
+        as_json: Json = False,
+    ) -> None:
+        result = run_plan(
+            plan,
+            size="smoke" if smoke else size,
+            root=runs,
+            cells=cells,
+            workers=workers,
+            write=write,
+            quiet=as_json,
+        )
+        if as_json:
+            print(json.dumps(asdict(result), ensure_ascii=False))
+        else:
+            print_result(result, console())
+
+    command.__doc__ = (
+        f"{plan.question}\n\n{len(plan.cells)} cells; arms {', '.join(plan.arms)}. "
+        "A study that was stopped goes on where it stopped."
+    )
+    return command
+
+
+def run_all(
+    smoke: Smoke = False,
+    size: SizeName = "full",
+    runs: Root = ROOT,
+    workers: Workers = 0,
+    write: Write = None,
+) -> None:
+    """Run every study of the catalogue, one after the other; runs that two of them have in common are made once."""
+    for plan in PLANS.values():
+        result = run_plan(plan, size="smoke" if smoke else size, root=runs, cells="", workers=workers, write=write)
+        print_result(result, console())
+
+
+def tables(
+    page: Annotated[Path, typer.Option(help="The page.")] = PAGE,
+    rows: Annotated[Path, typer.Option(help="The folder of stored rows.")] = STORE,
+) -> None:
+    """Write every table and plot of the page again from the stored rows; nothing is run."""
+    for name in rewrite(page, rows):
+        print(f"{name}: written into {page}")

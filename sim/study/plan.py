@@ -1,0 +1,111 @@
+"""What a study is: cells of settings, what is compared, and how large its runs are. Nothing is run here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fl.config import RunConfig, Value, make_config
+from fl.errors import ConfigError
+
+Settings = Mapping[str, Value]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the runs of a study are. ``settings`` are put below those of a cell; a cell may be larger or smaller."""
+
+    name: str
+    settings: Settings
+    seeds: tuple[int, ...]
+
+
+SMOKE = Size(
+    "smoke",
+    {
+        "devices": 3,
+        "new-people": 0,
+        "sentences": 14,
+        "test-share": 0.2,
+        "rounds": 2,
+        "local-steps": 3,
+        "finetune-steps": 3,
+        "private-share": 0.5,
+        "private-learning-rate": 7e-3,
+        "evaluate-every": 0,
+        "cohort": 3,
+    },
+    seeds=(1,),
+)
+SHORT = Size(
+    "short",
+    {
+        "new-people": 0,
+        "rounds": 8,
+        "local-steps": 5,
+        "finetune-steps": 5,
+        "private-share": 0.25,
+        "private-learning-rate": 7e-3,
+        "evaluate-every": 0,
+        "cohort": 3,
+    },
+    seeds=(1,),
+)
+FULL = Size("full", {"new-people": 0, "evaluate-every": 0, "cohort": 3}, seeds=(1, 2, 3))
+SIZES = {size.name: size for size in (SMOKE, SHORT, FULL)}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of a study's table: a name, and the settings in which it differs from the others.
+
+    ``smoke`` says whether the small size has it: the small size is to show that a study runs, not what it finds.
+    """
+
+    name: str
+    settings: Settings
+    smoke: bool = True
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study. ``arms`` are trained and evaluated in each cell; of them ``compared`` is what the table is about.
+
+    Every cell is set beside the cell ``baseline`` where both were tested on the same sentences, and beside the arm ``global``
+    of its own where that was trained. ``axis`` names the setting that grows along the cells. ``slices`` are further rows for
+    parts of the test sentences: ``level`` of the switch, ``mixing`` by thirds of how much of a sentence is embedded language.
+    ``base`` are settings of all cells, ``sizes`` replace those of a size.
+    """
+
+    name: str
+    question: str
+    cells: tuple[Cell, ...]
+    baseline: str
+    arms: tuple[str, ...] = ("global", "personalized")
+    compared: tuple[str, ...] = ("personalized",)
+    axis: str = ""
+    slices: tuple[str, ...] = ()
+    base: Settings = field(default_factory=dict)
+    sizes: Mapping[str, Settings] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = [cell.name for cell in self.cells]
+        assert len(set(names)) == len(names), f"study {self.name}: two cells of one name"
+        assert self.baseline in names, f"study {self.name}: no cell {self.baseline}"
+
+    def chosen(self, size: Size, names: tuple[str, ...] = ()) -> tuple[Cell, ...]:
+        """The cells of a size, or those with ``names``; :class:`ConfigError` lists the known ones."""
+        known = {cell.name: cell for cell in self.cells}
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise ConfigError(f"study {self.name!r} has no cell {unknown[0]!r}: known are {', '.join(known)}")
+        if names:
+            return tuple(cell for cell in self.cells if cell.name in names)
+        return tuple(cell for cell in self.cells if cell.smoke or size.name != "smoke" or cell.name == self.baseline)
+
+    def config(self, cell: Cell, size: Size, seed: int, output: str) -> RunConfig:
+        """The settings of one run. Raises :class:`ConfigError` for what no run could be made of."""
+        values: dict[str, object] = {"arms": ",".join(self.arms)}
+        for settings in (size.settings, self.base, self.sizes.get(size.name, {}), cell.settings):  # the later wins
+            values.update(settings)
+        return make_config({**values, "seed": seed, "output": output})

@@ -1,0 +1,83 @@
+"""What a study found: one row for each cell and arm, as JSON that tables and plots are made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fl.errors import RunError
+from fl.files import PUBLIC, write_atomically
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class StudyRow:
+    """One arm of one cell, over all seeds.
+
+    ``rates`` maps a metric to ``rate``, ``low``, ``high``, ``errors``, ``reference``; ``against_baseline`` and
+    ``against_global`` are paired differences of the main metric (:class:`fl.metrics.PairedDifference` as a dictionary), None
+    where there is nothing to pair with. ``failed`` is why there is no result, which in a study of attacks is one.
+    """
+
+    cell: str
+    arm: str
+    settings: dict[str, Any]
+    seeds: tuple[int, ...]
+    metric: str = ""  # the main one of what was learnt
+    rates: dict[str, dict[str, Any]] = field(default_factory=dict)
+    against_baseline: dict[str, Any] | None = None
+    against_global: dict[str, Any] | None = None
+    costs: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    failed: str = ""
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """All rows of a study at one size, with the conditions of its runs."""
+
+    name: str
+    question: str
+    size: str
+    metric: str
+    rows: tuple[StudyRow, ...]
+    conditions: dict[str, Any]
+
+    def write(self, path: Path) -> None:
+        """As JSON, whole or not at all."""
+        document = {"schema": SCHEMA, **asdict(self)}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, (json.dumps(document, ensure_ascii=False, indent=1) + "\n").encode(), mode=PUBLIC)
+        except OSError as error:
+            raise RunError(
+                f"{path} cannot be written: {error.strerror}; free space or choose another folder"
+            ) from error
+
+    @classmethod
+    def read(cls, path: Path) -> StudyResult:
+        """The inverse of :meth:`write`. :class:`RunError` names a file that is none."""
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            schema = document.pop("schema")
+            rows = tuple(StudyRow(**{**row, "seeds": tuple(row["seeds"])}) for row in document.pop("rows"))
+            found = cls(rows=rows, **document)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(f"{path} holds no rows of a study ({error}): run the study again") from error
+        if schema != SCHEMA:
+            raise RunError(f"{path} is of schema {schema}, not {SCHEMA}: run the study again")
+        return found
+
+    def merged(self, earlier: StudyResult) -> StudyResult:
+        """These rows, and of ``earlier`` those of cells that are not among them."""
+        cells = {row.cell for row in self.rows}
+        return replace(self, rows=(*self.rows, *(row for row in earlier.rows if row.cell not in cells)))
+
+    def ordered(self, cells: Sequence[str]) -> StudyResult:
+        """The rows in the order of ``cells``."""
+        place = {name: i for i, name in enumerate(cells)}
+        return replace(self, rows=tuple(sorted(self.rows, key=lambda row: place.get(row.cell, len(place)))))

@@ -1,0 +1,146 @@
+"""Run the cells of a study, one after the other in this process, and keep a row of each. A stopped study goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fl.config import flat
+from fl.errors import AggregationError, IdiolectError, RunError
+from sim.run import run_simulation
+from sim.study.plan import Cell, Plan, Size
+from sim.study.rows import StudyResult, StudyRow
+from sim.study.scores import CellScores
+from strategies.app import machine
+
+log = logging.getLogger("idiolect.study")
+Progress = Callable[[str, int, int], None]
+REFUSED_RESULTS = (AggregationError,)  # a run that ends so has a result: the attack or the noise won
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One study at one size under ``root``; ``cells`` are names, all of the size's unless given."""
+
+    plan: Plan
+    size: Size
+    root: Path
+    cells: tuple[str, ...] = ()
+    workers: int = 0  # 0 stays in this process, which loads the base once
+
+    def folder(self, cell: Cell, seed: int) -> Path:
+        """Where one run lives: by what it is, so that studies with the same run share it."""
+        config = self.plan.config(cell, self.size, seed, "")
+        digest = hashlib.sha256(json.dumps(flat(config), sort_keys=True).encode()).hexdigest()[:8]
+        slug = re.sub(r"[^a-z0-9.]+", "-", f"{self.plan.name}-{cell.name}".lower()).strip("-")
+        shared = sorted(self.root.glob(f"*-seed{seed}-{digest}"))
+        return shared[0] if shared else self.root / f"{slug}-seed{seed}-{digest}"
+
+    def check(self) -> None:
+        """Make every configuration, so that a wrong one is refused before the first hour."""
+        for cell in self.plan.chosen(self.size, self.cells):
+            for seed in self.size.seeds:
+                self.plan.config(cell, self.size, seed, "")
+
+    def run(self, progress: Progress = lambda what, done, total: None) -> StudyResult:
+        """All cells; what is finished already is read and not run again."""
+        self.check()
+        cells = self.plan.chosen(self.size, self.cells)
+        names = [cell.name for cell in cells]
+        if self.plan.baseline not in names:
+            cells = (*self.plan.chosen(self.size, (self.plan.baseline,)), *cells)
+        scores: dict[str, CellScores | str] = {}
+        for done, cell in enumerate(cells):
+            progress(f"{self.plan.name}: {cell.name}", done, len(cells))
+            scores[cell.name] = self._cell(cell)
+        progress(f"{self.plan.name}", len(cells), len(cells))
+        rows = [row for cell in cells for row in self._rows(cell, scores)]
+        baseline = scores[self.plan.baseline]
+        metric = baseline.metric if isinstance(baseline, CellScores) else "mer"
+        return StudyResult(
+            self.plan.name, self.plan.question, self.size.name, metric, tuple(rows), self._conditions(scores)
+        )
+
+    def _cell(self, cell: Cell) -> CellScores | str:
+        """The scores of one cell, or why there are none."""
+        folders = []
+        for seed in self.size.seeds:
+            folder = self.folder(cell, seed)
+            failure = folder / "failed.txt"
+            if failure.exists():
+                return failure.read_text(encoding="utf-8")
+            if not (folder / "costs.json").exists():
+                config = self.plan.config(cell, self.size, seed, str(folder))
+                try:
+                    run_simulation(config, serial=not self.workers, workers=self.workers or None)
+                except REFUSED_RESULTS as error:
+                    log.warning("%s, seed %d: %s", cell.name, seed, error)
+                    failure.write_text(str(error), encoding="utf-8")
+                    return str(error)
+                except IdiolectError as error:
+                    raise type(error)(f"study {self.plan.name}, cell {cell.name!r}, seed {seed}: {error}") from error
+                _drop_checkpoints(folder)
+            folders.append(folder)
+        return CellScores.read(folders)
+
+    def _rows(self, cell: Cell, scores: dict[str, CellScores | str]) -> list[StudyRow]:
+        """The rows of one cell: of each compared arm, and of each slice of the sentences that the plan wants."""
+        own, baseline = scores[cell.name], scores[self.plan.baseline]
+        if isinstance(own, str):
+            settings = dict(cell.settings)
+            return [StudyRow(cell.name, arm, settings, self.size.seeds, failed=own) for arm in self.plan.compared]
+        beside = None if isinstance(baseline, str) or cell.name == self.plan.baseline else baseline
+        rows = [self._row(cell.name, cell, arm, own, beside) for arm in self.plan.compared]
+        for kind in self.plan.slices:
+            for name, part in own.sliced(kind).items():
+                rows += [self._row(name, cell, arm, part, None) for arm in self.plan.compared]
+        return rows
+
+    def _row(self, name: str, cell: Cell, arm: str, own: CellScores, beside: CellScores | None) -> StudyRow:
+        if arm not in own.arms:
+            raise RunError(f"cell {cell.name!r} of study {self.plan.name!r} has no arm {arm!r}: add it to its arms")
+        other = beside.arms.get(arm) if beside is not None else None
+        everyone = own.arms.get("global") if arm != "global" else None
+        return StudyRow(
+            name,
+            arm,
+            dict(cell.settings),
+            self.size.seeds,
+            metric=own.metric,
+            rates=own.rates(arm),
+            against_baseline=own.difference(arm, other) if other else None,
+            against_global=own.difference(arm, everyone) if everyone else None,
+            costs=own.costs(arm),
+            facts=own.facts(arm),
+        )
+
+    def _conditions(self, scores: dict[str, CellScores | str]) -> dict[str, Any]:
+        found = next((one for one in scores.values() if isinstance(one, CellScores)), None)
+        packages = ("flwr", "torch", "transformers", "peft", "jiwer", "numpy")
+        conditions: dict[str, Any] = {
+            "seeds": list(self.size.seeds),
+            "machine": machine(),
+            "versions": {name: version(name) for name in packages},
+            "baseline": self.plan.baseline,
+            "axis": self.plan.axis,
+        }
+        if found is not None:
+            costs = found.runs[0].costs
+            sentences = {(each.row.device, each.row.utterance) for rows in found.arms.values() for each in rows}
+            conditions |= {name: costs[name] for name in ("base", "devices", "rounds", "local_steps", "batch_size")}
+            conditions["sentences"] = len(sentences)
+        return conditions
+
+
+def _drop_checkpoints(folder: Path) -> None:
+    """A finished run of a study is only read: its rounds need not be kept, its private parts neither."""
+    for name in ("checkpoints", "devices"):
+        shutil.rmtree(folder / name, ignore_errors=True)

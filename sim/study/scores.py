@@ -1,0 +1,132 @@
+"""From finished runs to the numbers of a study's rows: pooled over seeds, with intervals, and paired with other runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fl.metrics import Counts, macro_rate
+from fl.rng import derive_seed
+from sim.report import pool, read_run
+from sim.report.rows import RunFiles
+from sim.report.scoring import Scored, compare, intervals, kind_of_run, score
+from sim.report.summary import SAMPLES
+
+
+def _level(scored: Scored) -> str:
+    return f"switch of a {scored.row.level}" if scored.row.level else ""
+
+
+def _mixing(scored: Scored) -> str:
+    """By the share of words that are not in the sentence's most frequent language."""
+    languages = [language for _, language in scored.row.spans]
+    if not languages:
+        return ""
+    share = 1 - max(languages.count(one) for one in set(languages)) / len(languages)
+    return (
+        "embedded words: none" if share == 0 else f"embedded words: {'up to' if share <= 0.25 else 'above'} a quarter"
+    )
+
+
+SLICES: Mapping[str, Callable[[Scored], str]] = {"level": _level, "mixing": _mixing}
+
+
+@dataclass(frozen=True)
+class CellScores:
+    """The test sentences of one cell by arm, devices that took part only, named ``seed<k>/<device>``."""
+
+    runs: tuple[RunFiles, ...]
+    arms: Mapping[str, tuple[Scored, ...]]
+    metric: str  # the main one of the task
+
+    @classmethod
+    def read(cls, folders: Sequence[Path]) -> CellScores:
+        """The runs of all seeds of a cell."""
+        runs = pool([read_run(folder) for folder in folders])
+        if len(runs) == 1:  # so that cells of one seed and of several name their devices alike
+            runs = [runs[0].renamed(f"seed{runs[0].seed}/")]
+        arms: dict[str, list[Scored]] = {}
+        task = runs[0].task
+        for each in score([row for run in runs for row in run.transcripts if not row.new_person], task):
+            arms.setdefault(each.row.arm, []).append(each)
+        return cls(tuple(runs), {arm: tuple(rows) for arm, rows in arms.items()}, kind_of_run(task).main)
+
+    def sliced(self, kind: str) -> dict[str, CellScores]:
+        """The same for parts of the sentences: by ``level`` of the switch, or by ``mixing``, thirds of how much is embedded."""
+        names = sorted({name for rows in self.arms.values() for each in rows if (name := SLICES[kind](each))})
+        parts = {}
+        for name in names:
+            arms = {arm: tuple(each for each in rows if SLICES[kind](each) == name) for arm, rows in self.arms.items()}
+            parts[name] = CellScores(self.runs, arms, self.metric)
+        return parts
+
+    @property
+    def seed(self) -> int:
+        """Of the resampling: a function of the runs' seeds."""
+        return derive_seed(*(run.seed for run in self.runs), "study")
+
+    def rates(self, arm: str, samples: int = SAMPLES) -> dict[str, dict[str, Any]]:
+        """Pooled rates with intervals, by metric."""
+        return {metric: dict(found) for metric, found in intervals(self.arms[arm], self.seed, samples).items()}
+
+    def difference(self, arm: str, others: Sequence[Scored], samples: int = SAMPLES) -> dict[str, Any] | None:
+        """The paired difference of the main metric from ``others``; None if those are other sentences."""
+        own = self.arms[arm]
+        if _sentences(own) != _sentences(others):
+            return None
+        return compare(own, others, self.seed, samples)[self.metric]
+
+    def facts(self, arm: str) -> dict[str, Any]:
+        """What a pooled rate hides: means over people and sentences, the worst tenth, harmed devices, insertions."""
+        rows = self.arms[arm]
+        counts = [each.counts[self.metric] for each in rows]
+        errors, reference = [c.errors for c in counts], [c.reference for c in counts]
+        devices = _by_device(rows, self.metric)
+        worst = sorted(devices.values(), key=lambda total: -(total.rate or 0.0))[: math.ceil(len(devices) / 10)]
+        words = sum((each.counts.get("wer", each.counts[self.metric]) for each in rows), Counts())
+        facts: dict[str, Any] = {
+            "macro_devices": macro_rate(errors, reference, [each.row.device for each in rows]),
+            "macro_sentences": macro_rate(errors, reference),
+            "worst_tenth": sum(worst, Counts()).rate,
+            "insertions_per_word": words.insertions / words.reference if words.reference else None,
+        }
+        if arm != "global" and "global" in self.arms:
+            others = _by_device(self.arms["global"], self.metric)
+            if others.keys() == devices.keys():
+                harmed = [name for name, total in devices.items() if total.errors > others[name].errors]
+                facts["harmed"] = len(harmed) / len(devices)
+        return facts
+
+    def costs(self, arm: str) -> dict[str, float]:
+        """Means over the runs: parameters, bytes, seconds of training and of decoding, seconds of audio heard in one second."""
+        found: dict[str, list[float]] = {}
+        for run in self.runs:
+            trained = [row for row in run.results if row.arm == arm and row.steps]
+            tested = [row for row in run.results if row.arm == arm and row.split == "test" and not row.new_person]
+            audio = math.fsum(row.seconds_audio for row in run.transcripts if row.arm == arm and not row.new_person)
+            decoding = math.fsum(row.seconds_evaluate for row in tested)
+            values = {
+                "parameters": float(run.costs["adapter_parameters"]),
+                "private_bytes": float(run.costs["private_bytes"]),
+                "bytes_up": float(max((row.bytes_up for row in trained), default=0)),
+                "seconds_train": math.fsum(row.seconds_train for row in trained),
+                "seconds_test": decoding,
+                "audio_per_second": audio / decoding if decoding else 0.0,
+            }
+            for name, value in values.items():
+                found.setdefault(name, []).append(value)
+        return {name: math.fsum(values) / len(values) for name, values in found.items()}
+
+
+def _sentences(rows: Sequence[Scored]) -> set[tuple[str, str, str]]:
+    return {(each.row.device, each.row.utterance, each.row.reference) for each in rows}
+
+
+def _by_device(rows: Sequence[Scored], metric: str) -> dict[str, Counts]:
+    totals: dict[str, Counts] = {}
+    for each in rows:
+        totals[each.row.device] = totals.get(each.row.device, Counts()) + each.counts[metric]
+    return totals

@@ -1,0 +1,116 @@
+"""A study's rows as a table: Rich for the terminal, Markdown for a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sim.study.rows import StudyResult, StudyRow
+
+HEADS = (
+    "{metric}, %",
+    "loanwords folded",
+    "WER, %",
+    "CER, %",
+    "JER, %",
+    "against {baseline}, points",
+    "against global, points",
+    "worst tenth",
+    "harmed, %",
+    "parameters",
+    "KiB up",
+    "training, s",
+    "audio s / s",
+)
+
+
+METRICS = ("mer_folded", "wer", "cer", "jer_nfd")  # beside the main one, where a task has them
+
+
+def cells(row: StudyRow) -> tuple[str, ...]:
+    """The texts of one row, as many as :data:`HEADS`; a failed row says why in the first."""
+    if row.failed:
+        return (f"no result: {row.failed.splitlines()[0][:90]}", *[""] * (len(HEADS) - 1))
+    return (
+        _interval(row.rates[row.metric]),
+        *(_percent(row.rates[metric]["rate"] if metric in row.rates else None) for metric in METRICS),
+        _difference(row.against_baseline),
+        _difference(row.against_global),
+        _percent(row.facts["worst_tenth"]),
+        _percent(row.facts.get("harmed"), 0),
+        f"{row.costs['parameters']:,.0f}",
+        f"{row.costs['bytes_up'] / 1024:,.0f}",
+        f"{row.costs['seconds_train']:.1f}",
+        f"{row.costs['audio_per_second']:.1f}",
+    )
+
+
+def table(result: StudyResult) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Heads and rows, without the columns that say nothing in any row."""
+    metrics = {row.metric.upper() for row in result.rows if row.metric}
+    main = metrics.pop() if len(metrics) == 1 else "errors"
+    several = len({row.arm for row in result.rows}) > 1
+    heads = (
+        "cell",
+        *(["arm"] if several else []),
+        *(h.format(baseline=result.conditions["baseline"], metric=main) for h in HEADS),
+    )
+    rows = [(row.cell, *([row.arm] if several else []), *cells(row)) for row in result.rows]
+    kept = [i for i in range(len(heads)) if i < 2 + several or any(row[i] not in ("", "-") for row in rows)]
+    return tuple(heads[i] for i in kept), [tuple(row[i] for i in kept) for row in rows]
+
+
+def markdown(result: StudyResult) -> str:
+    """The table with the conditions under it."""
+    heads, rows = table(result)
+    lines = [f"| {' | '.join(heads)} |", "| --- |" + " --- |" * (len(heads) - 1)]
+    lines += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
+    return "\n".join([*lines, "", conditions(result)]) + "\n"
+
+
+def print_result(result: StudyResult, console: Console) -> None:
+    """The table in a terminal."""
+    heads, rows = table(result)
+    shown = Table(title=result.question, box=None, title_justify="left")
+    for i, head in enumerate(heads):
+        shown.add_column(head, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        shown.add_row(*row)
+    console.print(shown)
+    console.print(conditions(result), highlight=False, style="dim")
+
+
+def conditions(result: StudyResult) -> str:
+    """Under what the rows were made, in one paragraph."""
+    found = result.conditions
+    machine = found["machine"]
+    sizes = ""
+    if "base" in found:
+        sizes = (
+            f"{found['base']}; {found['devices']} devices, {found['rounds']} rounds of {found['local_steps']} steps of "
+            f"{found['batch_size']} unless the cell says otherwise, {found['sentences']} test sentences; "
+        )
+    return (
+        f"Size {result.size}, seeds {', '.join(map(str, found['seeds']))}; {sizes}{machine['processor']}, "
+        f"{machine['cores']} cores, Python {machine['python']}; "
+        + ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+        + ". 95 % bootstrap intervals, sentences within people. Against another: paired, negative is better; * excludes zero."
+    )
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{100 * value:.{digits}f}"
+
+
+def _interval(rate: Mapping[str, Any]) -> str:
+    return f"{_percent(rate['rate'])} ({_percent(rate['low'])} to {_percent(rate['high'])})"
+
+
+def _difference(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "-"
+    star = "*" if found["excludes_zero"] else ""
+    return f"{100 * found['difference']:+.1f} ({100 * found['low']:+.1f} to {100 * found['high']:+.1f}){star}"

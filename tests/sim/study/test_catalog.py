@@ -1,0 +1,42 @@
+"""Every cell of every study is a run that could be made, and each differs from the others."""
+
+import pytest
+
+from fl.config import STRATEGIES, flat
+from fl.errors import ConfigError
+from sim.study.catalog import PLANS, ROBUST_RULES
+from sim.study.plan import FULL, SIZES, SMOKE, Cell, Plan
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_every_cell_is_a_configuration_of_its_own(plan, size):
+    cells = plan.chosen(size)
+    found = [tuple(sorted(flat(plan.config(cell, size, 1, "")).items())) for cell in cells]
+    same = [cell.name for cell, config in zip(cells, found, strict=True) if found.count(config) > 1]
+    assert len(same) <= 2, f"{plan.name}: {same} are the same run"  # one cell may name the default by its value
+
+
+def test_a_cell_wins_over_the_study_and_the_study_over_the_size():
+    cell = Cell("c", {"rounds": 5})
+    plan = Plan("p", "?", (cell,), "c", base={"rounds": 4, "local-steps": 7}, sizes={"smoke": {"local-steps": 6}})
+    config = plan.config(cell, SMOKE, 3, "")
+    assert (config.train.rounds, config.train.local_steps, config.seed) == (5, 6, 3)
+    assert config.data.devices == SMOKE.settings["devices"]
+    assert plan.config(cell, FULL, 3, "").train.local_steps == 7
+
+
+def test_an_unknown_cell_lists_the_known_ones():
+    with pytest.raises(ConfigError, match=r"no cell 'rank 3': known are rank 1, rank 2"):
+        PLANS["rank"].chosen(FULL, ("rank 3",))
+
+
+def test_the_small_size_keeps_the_cell_that_the_others_are_compared_with():
+    for plan in PLANS.values():
+        assert plan.baseline in [cell.name for cell in plan.chosen(SMOKE)]
+
+
+def test_no_strategy_is_forgotten():
+    compared = {cell.settings.get("strategy", "fedavg") for cell in PLANS["strategies"].cells}
+    assert set(STRATEGIES) <= compared | set(ROBUST_RULES)
+    assert {cell.settings.get("strategy") for cell in PLANS["robust"].cells} == set(ROBUST_RULES)

@@ -1,0 +1,167 @@
+"""A study of tiny runs: its rows, what they are compared with, what it stores, and how it goes on."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from fl.config import flat
+from fl.errors import AggregationError, ConfigError, RunError
+from sim.section import SectionError
+from sim.study import run as study_run
+from sim.study.page import markers, rewrite, write_study
+from sim.study.plan import Cell, Plan, Size
+from sim.study.rows import StudyResult
+from sim.study.run import StudyRun
+from sim.study.table import markdown
+
+TINY = Size("tiny", {}, seeds=(1, 2))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, tiny_manifest):
+    """Two cells of two seeds each, run once."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("IDIOLECT_HOME", str(tmp_path_factory.getbasetemp() / "tiny-home"))
+    base = {
+        "base": "random:whisper-nano",
+        "manifest": str(tiny_manifest),
+        "new-people": 0,
+        "rounds": 2,
+        "local-steps": 1,
+        "batch-size": 2,
+        "rank": 2,
+        "test-share": 0.4,
+        "evaluate-every": 0,
+    }
+    plan = Plan(
+        "tiny",
+        "Does rank matter?",
+        (Cell("rank 2", {}), Cell("rank 4", {"rank": 4}), Cell("none learnt", {"learning-rate": 0.0})),
+        "rank 2",
+        compared=("global", "personalized"),
+        base=base,
+        slices=("mixing",),
+    )
+    run = StudyRun(plan, TINY, tmp_path_factory.mktemp("studies"))
+    yield run, run.run()
+    patch.undo()
+
+
+def test_each_cell_and_arm_has_a_row_over_all_seeds(study):
+    _, result = study
+    whole = [row for row in result.rows if not row.cell.startswith("embedded")]
+    assert [(row.cell, row.arm) for row in whole] == [
+        (cell, arm) for cell in ("rank 2", "rank 4", "none learnt") for arm in ("global", "personalized")
+    ]
+    assert all(row.seeds == (1, 2) and not row.failed for row in whole)
+    assert (
+        result.conditions["sentences"] == len({1, 2}) * 3 * 2
+    )  # two of five sentences of three people are for testing
+
+
+def test_a_row_is_compared_with_the_baseline_and_with_global_on_the_same_sentences(study):
+    _, result = study
+    rows = {(row.cell, row.arm): row for row in result.rows}
+    mer = {key: row.rates["mer"]["rate"] for key, row in rows.items()}
+    other = rows["rank 4", "personalized"]
+    assert other.against_baseline["difference"] == pytest.approx(
+        mer["rank 4", "personalized"] - mer["rank 2", "personalized"]
+    )
+    assert other.against_global["difference"] == pytest.approx(mer["rank 4", "personalized"] - mer["rank 4", "global"])
+    assert rows["rank 2", "global"].against_baseline is None
+    assert rows["rank 2", "global"].against_global is None
+
+
+def test_slices_divide_the_sentences(study):
+    _, result = study
+    whole = next(row for row in result.rows if (row.cell, row.arm) == ("rank 4", "global"))
+    at = result.rows.index(whole)
+    parts = [row for row in result.rows[at:] if row.cell.startswith("embedded") and row.arm == "global"]
+    ours = parts[: len({row.cell for row in parts})]
+    assert sum(row.rates["wer"]["reference"] for row in ours) == whole.rates["wer"]["reference"]
+
+
+def test_a_finished_study_is_read_and_not_run_again(study, monkeypatch):
+    run, result = study
+    monkeypatch.setattr(study_run, "run_simulation", lambda *_, **__: pytest.fail("ran again"))
+    again = run.run()
+    assert [replace(row, costs={}) for row in again.rows] == [replace(row, costs={}) for row in result.rows]
+
+
+def test_runs_that_two_studies_have_in_common_are_made_once(study, tmp_path):
+    run, _ = study
+    other = replace(run, plan=replace(run.plan, name="other", cells=run.plan.cells[:1]))
+    assert other.folder(other.plan.cells[0], 1) == run.folder(run.plan.cells[0], 1)
+    apart = replace(other, root=tmp_path)
+    assert apart.folder(apart.plan.cells[0], 1).name.startswith("other-rank-2-seed1-")
+
+
+def test_a_run_that_ends_without_a_model_is_a_row_that_says_so(study, monkeypatch, tmp_path):
+    run, _ = study
+
+    def fails(*_, **__):
+        raise AggregationError("the aggregate is not finite")
+
+    monkeypatch.setattr(study_run, "run_simulation", fails)
+    cell = Cell("attacked", {"rank": 3})
+    attacked = replace(run, plan=replace(run.plan, cells=(*run.plan.cells, cell)), cells=("attacked",))
+    folder = attacked.folder(cell, 1)
+    folder.mkdir()
+    result = attacked.run()
+    rows = [row for row in result.rows if row.cell == "attacked"]
+    assert [row.failed for row in rows] == ["the aggregate is not finite"] * 2
+    assert "no result: the aggregate is not finite" in markdown(result)
+    assert result.rows[0].cell == "rank 2"  # the baseline comes along
+
+
+def test_what_could_not_run_is_refused_before_the_first_run(study, monkeypatch):
+    run, _ = study
+    wrong = replace(run, plan=replace(run.plan, cells=(*run.plan.cells, Cell("wrong", {"rank": -1}))))
+    monkeypatch.setattr(study_run, "run_simulation", lambda *_, **__: pytest.fail("ran"))
+    with pytest.raises(ConfigError, match="rank = -1 is out of range"):
+        wrong.run()
+
+
+def test_rows_are_stored_and_the_page_is_made_from_them_again(study, tmp_path):
+    _, result = study
+    page, rows = tmp_path / "results.md", tmp_path / "studies"
+    start, end = markers("tiny")
+    page.write_text("# Before\n", encoding="utf-8")
+    with pytest.raises(SectionError):
+        write_study(result, page, rows)
+    page.write_text(f"# Before\n{start}\n{end}\nafter\n", encoding="utf-8")
+    write_study(result, page, rows)
+    first = page.read_text(encoding="utf-8")
+    assert first.startswith("# Before\n")
+    assert first.endswith("after\n")
+    rate = 100 * next(row for row in result.rows if row.cell == "rank 4").rates["mer"]["rate"]
+    assert f"| rank 4 | global | {rate:.1f} (" in first
+    assert "![Does rank matter?](studies/tiny.svg)" in first
+    page.write_text(first.replace("| rank 4 |", "| rank 5 |"), encoding="utf-8")
+    assert rewrite(page, rows) == ["tiny"]
+    assert page.read_text(encoding="utf-8") == first
+    assert StudyResult.read(rows / "tiny.json") == replace(result, rows=result.rows)
+
+
+def test_cells_that_were_run_later_join_those_that_are_stored(study):
+    _, result = study
+    one = replace(result, rows=tuple(row for row in result.rows if row.cell == "rank 4"))
+    rest = replace(result, rows=tuple(row for row in result.rows if row.cell == "rank 2"))
+    joined = one.merged(rest).ordered(["rank 2", "rank 4"])
+    assert [row.cell for row in joined.rows] == [*["rank 2"] * len(rest.rows), *["rank 4"] * len(one.rows)]
+
+
+def test_a_file_that_holds_no_rows_says_what_to_do(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps({"schema": 1}), encoding="utf-8")
+    with pytest.raises(RunError, match="run the study again"):
+        StudyResult.read(path)
+
+
+def test_a_checkpoint_is_not_kept_but_the_rows_are(study):
+    run, _ = study
+    folder = run.folder(run.plan.cells[1], 2)
+    assert not (folder / "checkpoints").exists()
+    assert (folder / "transcripts.jsonl").exists()
+    assert flat(run.plan.config(run.plan.cells[1], TINY, 2, str(folder)))["rank"] == 4
