@@ -17,6 +17,11 @@ class ManifestError(IdiolectError):
     """A manifest line that cannot be used. The message starts with ``file:line:``."""
 
 
+class CorpusError(IdiolectError):
+    """A corpus that cannot be imported: audio missing, text in another encoding, an unknown speaker, ids twice, texts of the
+    training set in the test set. Names the file and the line, and the option that helps."""
+
+
 class PopulationError(IdiolectError):
     """A population in which a device id stands twice. Names the id and the places."""
 
@@ -27,6 +32,10 @@ class AudioError(IdiolectError):
 
 class TextError(IdiolectError):
     """A transcript that cannot be a target: empty, or with nothing left after normalization."""
+
+
+class VocabularyError(TextError):
+    """Text with characters that a base's vocabulary lacks. Lists them with counts."""
 
 
 class BaseModelError(IdiolectError):

@@ -1,0 +1,89 @@
+"""Unpacking a corpus that comes as one archive, without trusting it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+from fl.bases.folder import new_folder
+from fl.errors import CorpusError
+
+MAX_MEMBERS = 20_000_000
+ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+
+
+def is_archive(path: Path) -> bool:
+    """Whether ``path`` is a file that :func:`unpack` takes, by its name."""
+    return path.is_file() and path.name.lower().endswith(ENDINGS)
+
+
+def unpack(archive: Path, folder: Path, encoding: str = "", progress: Callable[[int, int], None] | None = None) -> Path:
+    """Unpack ``archive`` to ``folder``, which appears whole or not at all; one that is there is taken as it is.
+
+    ``encoding`` is that of the names in a zip from before Unicode (AI Hub's are CP949). Raises :class:`CorpusError` for a
+    member with an absolute path or ``..``, a link, a device, for more than the disk has room for, and for damage.
+    """
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with new_folder(folder) as fresh:
+            if archive.name.lower().endswith(".zip"):
+                _unzip(archive, fresh, encoding, progress)
+            else:
+                _untar(archive, fresh, progress)
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, UnicodeDecodeError, LookupError) as error:
+        raise CorpusError(f"{archive}: cannot be unpacked ({error}); fetch it again") from error
+    return folder
+
+
+def _unzip(archive: Path, folder: Path, encoding: str, progress: Callable[[int, int], None] | None) -> None:
+    with zipfile.ZipFile(archive, metadata_encoding=encoding or None) as file:
+        members = file.infolist()
+        _check_room(archive, len(members), sum(member.file_size for member in members), folder)
+        for done, member in enumerate(members, 1):
+            name = _safe(archive, member.filename)
+            if (member.external_attr >> 28) & 0xF == 0xA:  # S_IFLNK in the upper half of the attributes
+                raise CorpusError(f"{archive}: {name} is a link; unpack the archive yourself and look at it")
+            file.extract(member, folder)
+            if progress:
+                progress(done, len(members))
+
+
+def _untar(archive: Path, folder: Path, progress: Callable[[int, int], None] | None) -> None:
+    with tarfile.open(archive) as file:
+        total = 0
+        for done, member in enumerate(file, 1):
+            name = _safe(archive, member.name)
+            if not (member.isfile() or member.isdir()):
+                raise CorpusError(
+                    f"{archive}: {name} is a link or a device; unpack the archive yourself and look at it"
+                )
+            total += member.size
+            _check_room(archive, done, member.size, folder)
+            file.extract(member, folder, filter="data")
+            if progress:
+                progress(done, 0)
+
+
+def _safe(archive: Path, name: str) -> str:
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or "\0" in name or re.match(r"[A-Za-z]:", name):
+        raise CorpusError(
+            f"{archive}: member {name!r} would be written outside the folder; this archive is not to be trusted"
+        )
+    return name
+
+
+def _check_room(archive: Path, members: int, size: int, folder: Path) -> None:
+    if members > MAX_MEMBERS:
+        raise CorpusError(f"{archive}: more than {MAX_MEMBERS:,} members; unpack it in parts")
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise CorpusError(
+            f"{archive}: needs {size / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; choose another --out"
+        )

@@ -1,0 +1,141 @@
+"""From a corpus to a manifest: everything is checked before the first second of audio is written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fl.data.importers import FORMATS
+from fl.data.importers.archives import is_archive, unpack
+from fl.data.importers.devices import DevicesBy, Splits, assign_devices, settle_splits
+from fl.data.importers.gather import Progress, Tally, gather, with_audio, without_leaks
+from fl.data.importers.hear import Spoken, hear
+from fl.data.importers.leakage import shared_texts
+from fl.data.importers.records import Embedded, Format, Options
+from fl.data.importers.sounds import Sounds
+from fl.data.importers.summary import Summary, by_device, spoken_languages
+from fl.data.importers.vocabulary import Writer, check_vocabulary
+from fl.data.manifest import write_manifest
+from fl.errors import CorpusError
+from fl.files import PUBLIC, write_atomically
+
+MANIFEST, SUMMARY = "manifest.jsonl", "import.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What becomes of the corpus. Without ``out`` nothing is written: the corpus is only checked.
+
+    ``copy`` writes all audio to ``out`` as 16 kHz mono FLAC; otherwise audio files stay where they are. ``plain`` writes texts
+    in the form in which they are scored, without punctuation and in lower case. ``drop_bad`` leaves broken utterances out
+    instead of refusing the corpus, ``drop_leaking`` training utterances whose text is held out.
+    """
+
+    out: Path | None = None
+    copy: bool = False
+    plain: bool = False
+    devices: DevicesBy = "auto"
+    splits: Splits = "auto"
+    drop_leaking: bool = False
+    drop_bad: bool = False
+
+
+def find_format(name: str) -> Format:
+    """The importer called ``name``. Raises :class:`CorpusError` that lists those there are."""
+    if name not in FORMATS:
+        raise CorpusError(f"importer {name!r} is unknown; there are {', '.join(FORMATS)} (idiolect import --list)")
+    return FORMATS[name]
+
+
+def import_corpus(
+    name: str,
+    source: Path,
+    options: Options,
+    plan: Plan,
+    *,
+    writer: Writer | None = None,
+    base: str = "",
+    progress: Progress | None = None,
+) -> Summary:
+    """Import ``source``, a folder, file or archive of format ``name``, to ``plan.out``: manifest.jsonl, import.json, audio.
+
+    Texts are checked against ``writer`` (of ``base``) if there is one. Raises :class:`CorpusError`; audio that was written
+    before that stays in ``plan.out``, the manifest appears last.
+    """
+    show = progress or (lambda what, done, total: None)
+    form = find_format(name)
+    if not source.exists():
+        raise CorpusError(f"{source}: no such file or folder; to get the corpus: {form.get}")
+    if plan.out is not None and (plan.out / MANIFEST).exists():
+        raise CorpusError(f"{plan.out / MANIFEST} exists: choose another --out, or remove that import first")
+    if is_archive(source):
+        if plan.out is None:
+            raise CorpusError(f"{source}: an archive is unpacked into --out DIR; give one, or unpack it yourself")
+        source = unpack(source, plan.out / "source", options.encoding, lambda d, t: show("unpacking", d, t or d))
+    tally = Tally()
+    records = gather(form.read(source, options), plan.plain, tally, show)
+    tally.settle(plan.drop_bad)
+    if not records:
+        raise CorpusError(
+            f"{source}: holds no usable utterances ({tally.reasons()}); is this a corpus of format {name}?"
+        )
+    assigned = assign_devices(records, plan.devices)
+    tally.problems += assigned.problems
+    records, splits_are = settle_splits(assigned.records, plan.splits)
+    records = without_leaks(records, plan.drop_leaking, tally)
+    sounds = Sounds()
+    records = with_audio(records, sounds, tally)
+    tally.settle(plan.drop_bad)
+    if writer is not None:
+        check_vocabulary(((record.where, record.text) for record in records), writer, base)
+    spoken = hear(records, sounds, plan.out, plan.copy, tally, show)
+    tally.settle(plan.drop_bad)
+    if not spoken:
+        raise CorpusError(f"{source}: nothing is left to learn from ({tally.reasons()})")
+    summary = _summarize(name, source, plan, spoken, tally, assigned.devices_are, splits_are)
+    if plan.out is not None:
+        data = json.dumps(asdict(summary), ensure_ascii=False, indent=1).encode()
+        write_atomically(plan.out / SUMMARY, data, mode=PUBLIC)
+        write_manifest(plan.out / MANIFEST, [utterance for utterance, _, _ in spoken])
+    return summary
+
+
+def _summarize(
+    name: str,
+    source: Path,
+    plan: Plan,
+    spoken: Sequence[Spoken],
+    tally: Tally,
+    devices_are: str,
+    splits_are: str,
+) -> Summary:
+    records = [record for _, record, _ in spoken]
+    tables = sorted({r.audio.table for r in records if isinstance(r.audio, Embedded)})
+    return Summary(
+        format=name,
+        source=str(source),
+        manifest=str((plan.out / MANIFEST).resolve()) if plan.out is not None else "",
+        utterances=len(spoken),
+        hours=round(sum(seconds for _, _, seconds in spoken) / 3600, 4),
+        devices_are=devices_are,
+        devices=by_device([(utterance.speaker, seconds) for utterance, _, seconds in spoken]),
+        splits_are=splits_are,
+        splits=dict(Counter(record.split for record in records if record.split)),
+        languages=dict(Counter(spoken_languages(record)[0] for record in records).most_common()),
+        loanwords=len({pair for record in records for pair in record.loanwords}),
+        shared_texts=shared_texts(records),
+        left_out=dict(tally.left_out.most_common()),
+        examples=tally.examples,
+        notes=tally.notes,
+        tables={os.path.relpath(path, source): _sha256(path) for path in tables},
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,132 @@
+"""Rows of Parquet and Arrow files, as Hugging Face's ``datasets`` writes them: labels now, audio bytes when they are asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fl.data.importers.records import Embedded
+from fl.errors import CorpusError
+
+LABEL_ROWS, AUDIO_ROWS = 4096, 16
+SUFFIXES = (".parquet", ".arrow")
+_POINTER = b"version https://git-lfs"
+
+
+def _arrow() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise CorpusError("Parquet and Arrow files need pyarrow: pip install 'idiolect-fl[import]'") from error
+    return pyarrow
+
+
+class Table:
+    """One file. ``columns`` are its names, ``audio`` those that hold audio as bytes or a path."""
+
+    def __init__(self, path: Path) -> None:
+        self._pa, self.path = _arrow(), path
+        self._parquet: Any = None
+        self._stream: Any = None
+        with path.open("rb") as file:
+            if file.read(len(_POINTER)) == _POINTER:
+                raise CorpusError(f"{path}:1: is a Git LFS pointer, not the data; run `git lfs pull` in the corpus")
+        try:
+            if path.suffix == ".parquet":
+                self._parquet = self._pa.parquet.ParquetFile(path, memory_map=True)
+                self._schema = self._parquet.schema_arrow
+            else:
+                self._stream = self._pa.ipc.open_stream(self._pa.memory_map(str(path)))
+                self._schema = self._stream.schema
+        except (self._pa.ArrowInvalid, OSError) as error:
+            raise CorpusError(f"{path}: is not a {path.suffix[1:]} file ({error}); fetch it again") from error
+        self.columns: list[str] = list(self._schema.names)
+        self.audio = [
+            f.name for f in self._schema if self._pa.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0
+        ]
+        self._names = self._class_names()
+
+    def _class_names(self) -> dict[str, list[str]]:
+        """Columns of whole numbers that stand for names (``ClassLabel``), by what ``datasets`` notes in the schema."""
+        try:
+            noted = json.loads((self._schema.metadata or {})[b"huggingface"])["info"]["features"]
+            return {name: f["names"] for name, f in noted.items() if f.get("_type") == "ClassLabel"}
+        except (KeyError, ValueError, TypeError, AttributeError):
+            return {}
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Every row without the bytes of its audio: of an audio column only ``path`` is read, and whether bytes are there."""
+        for batch in self._batches(LABEL_ROWS, self._label_columns()):
+            for row in batch.to_pylist():
+                for name, names in self._names.items():
+                    value = row.get(name)
+                    if isinstance(value, int) and 0 <= value < len(names):
+                        row[name] = names[value]
+                yield row
+
+    def _label_columns(self) -> list[str]:
+        plain = [name for name in self.columns if name not in self.audio]
+        return plain + [
+            f"{name}.path" for name in self.audio if self._schema.field(name).type.get_field_index("path") >= 0
+        ]
+
+    def audio_bytes(self, column: str) -> Iterator[bytes | None]:
+        """The bytes of ``column`` in every row, in order."""
+        for batch in self._batches(AUDIO_ROWS, [f"{column}.bytes"]):
+            for value in batch.column(0):
+                yield value.as_py()["bytes"] if value.is_valid else None
+
+    def _batches(self, size: int, columns: Sequence[str]) -> Iterator[Any]:
+        try:
+            if self._parquet is not None:
+                yield from self._parquet.iter_batches(batch_size=size, columns=list(columns))
+                return
+            for batch in self._pa.ipc.open_stream(self._pa.memory_map(str(self.path))):
+                yield self._narrow(batch, columns)
+        except (self._pa.ArrowInvalid, OSError) as error:
+            raise CorpusError(f"{self.path}: is damaged ({error}); fetch it again") from error
+
+    def _narrow(self, batch: Any, columns: Sequence[str]) -> Any:
+        """``batch`` with only ``columns``, of which ``name.part`` is one part of a structure."""
+        arrays, names = [], []
+        for column in columns:
+            name, _, part = column.partition(".") if column not in self.columns else (column, "", "")
+            array = batch.column(name)
+            if part:
+                array = self._pa.StructArray.from_arrays([array.field(part)], [part], mask=array.is_null())
+            arrays.append(array)
+            names.append(name)
+        return self._pa.RecordBatch.from_arrays(arrays, names)
+
+
+class ColumnReader:
+    """Audio bytes by row, asked for in the order of the file."""
+
+    def __init__(self) -> None:
+        self._place: tuple[Path, str] | None = None
+        self._next = 0
+        self._values: Iterator[bytes | None] = iter(())
+
+    def value(self, audio: Embedded) -> bytes | None:
+        """The bytes of ``audio``; the same row may be asked for twice."""
+        if self._place != (audio.table, audio.column) or audio.row < self._next - 1:
+            self._place, self._next = (audio.table, audio.column), 0
+            self._values = Table(audio.table).audio_bytes(audio.column)
+        while self._next <= audio.row:
+            self._last = next(self._values, None)
+            self._next += 1
+        return self._last
+
+
+def tables_below(source: Path) -> list[Path]:
+    """All Parquet files below ``source``, or where there are none all Arrow files, in the order of their names."""
+    if source.is_file():
+        return [source]
+    for suffix in SUFFIXES:
+        found = [p for p in sorted(source.rglob(f"*{suffix}")) if not p.name.startswith((".", "cache-"))]
+        if found:
+            return found
+    return []

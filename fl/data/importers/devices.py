@@ -1,0 +1,76 @@
+"""Who is a device, and which split of the corpus is kept."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from fl.data.importers.records import Problem, Record
+from fl.data.importers.summary import SPEAKERS
+from fl.errors import CorpusError
+
+DevicesBy = Literal["auto", "speaker", "topic", "session"]
+Splits = Literal["auto", "official", "own"]
+_KINDS = ("speaker", "topic", "session")
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """Records with the device as their speaker; ``devices_are`` names the kind in words."""
+
+    records: list[Record]
+    problems: list[Problem]
+    devices_are: str
+
+
+def assign_devices(records: Sequence[Record], how: DevicesBy) -> Assigned:
+    """A device for every record: its speaker, or where the corpus names none a pseudo-device by topic, else by session.
+
+    The name of a pseudo-device says so (``topic:travel``). A record that lacks what the others have is a Problem. Raises
+    :class:`CorpusError` when no record has any.
+    """
+    kind = next((k for k in _KINDS if any(getattr(r, k) for r in records)), "") if how == "auto" else how
+    if not kind or not any(getattr(record, kind) for record in records):
+        there = [k for k in _KINDS if any(getattr(r, k) for r in records)]
+        raise CorpusError(
+            f"{records[0].where}: no utterance names a {kind or 'speaker, a topic or a session'}, so there are no devices; "
+            f"{'there is a ' + there[0] + ': --devices-by ' + there[0] if there else 'name the field with --field speaker=NAME'}"
+        )
+    kept, problems = [], []
+    for record in records:
+        name = getattr(record, kind)
+        if name:
+            kept.append(replace(record, speaker=name if kind == "speaker" else f"{kind}:{name}"))
+            continue
+        message = (
+            f"{record.where}: utterance {record.id!r} has no {kind}, others have; name it, or --devices-by another"
+        )
+        problems.append(Problem(record.where, f"unknown {kind}", message))
+    return Assigned(kept, problems, SPEAKERS if kind == "speaker" else f"pseudo-devices by {kind}")
+
+
+def settle_splits(records: Sequence[Record], how: Splits) -> tuple[list[Record], str]:
+    """Records with the split they keep, and in words which that is.
+
+    Left to itself the official split stays if it leaves every device something to train on and to be tested on; else every
+    device is split on its own when the manifest is read, by session and text, which personalization needs.
+    """
+    official = [record.split for record in records if record.split]
+    if not official:
+        return list(records), "each device's own, by session and text (the corpus has none)"
+    seen: dict[str | None, set[str | None]] = defaultdict(set)
+    for record in records:
+        seen[record.speaker].add(record.split)
+    whole = [name for name, splits in seen.items() if {"train", "test"} <= splits]
+    if how == "official" or (how == "auto" and len(whole) == len(seen)):
+        lacking = len(seen) - len(whole)
+        more = f"; {lacking} of {len(seen)} devices have nothing to train on or no test" if lacking else ""
+        return list(records), f"the official one{more}"
+    why = (
+        ""
+        if how == "own"
+        else f": the official one leaves {len(seen) - len(whole)} of {len(seen)} devices without training or test"
+    )
+    return [replace(record, split=None) for record in records], f"each device's own, by session and text{why}"

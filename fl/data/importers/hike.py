@@ -1,0 +1,46 @@
+"""HiKE: read Korean-English, one Parquet file with a test split only, loanwords as a JSON string, no speakers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fl.data.importers.records import Finding, Format, Options, Problem, Record
+from fl.data.importers.tables import Names, table_records
+
+COLUMNS = Names(
+    text=("text",), audio=("audio",), id=("sample_id",), topic=("category",), level=("cs_level",), speaker=()
+)
+
+
+def read(source: Path, options: Options) -> Iterator[Finding]:
+    """Records of HiKE; ``category`` is the topic, since who spoke is not shipped."""
+    for found, row in table_records(source, options, COLUMNS):
+        yield with_loanwords(found, row) if isinstance(found, Record) else found
+
+
+def with_loanwords(record: Record, row: Mapping[str, Any]) -> Finding:
+    """``record`` with the row's loanwords, a JSON string of a list of objects with ``Korean`` and ``English``."""
+    try:
+        pairs = [(str(pair["Korean"]), str(pair["English"])) for pair in json.loads(row.get("loanwords") or "[]")]
+    except (ValueError, TypeError, KeyError) as error:
+        message = (
+            f"{record.where}: 'loanwords' is not a JSON list of Korean and English ({type(error).__name__}: {error})"
+        )
+        return Problem(record.where, "broken loanwords", message)
+    kept = tuple((korean, english) for korean, english in pairs if korean.strip() and english.strip())
+    return replace(record, lang=record.lang or "ko", loanwords=kept)
+
+
+FORMAT = Format(
+    name="hike",
+    title="HiKE, Korean-English, 2.2 h",
+    layout="Parquet with audio inside, test split only",
+    speakers="not shipped: pseudo-devices by category",
+    licence="Apache-2.0",
+    get="hf download thetaone-ai/HiKE --repo-type dataset --revision REVISION (it was edited after its release: pin one)",
+    read=read,
+)

@@ -1,0 +1,168 @@
+"""Label files as text: decoded strictly, with the file, the line and the likely encoding named where that fails."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fl.errors import CorpusError
+
+MAX_TEXT_BYTES = 2 << 30
+"""A label file is read as a whole; the largest list of Common Voice has a third of this."""
+
+REPLACEMENT = "\ufffd"
+_KOREAN, _CHINESE = "cp949", "gb18030"
+
+
+def read_text(path: Path, encoding: str = "") -> str:
+    """The text of a label file in ``encoding`` ("" is UTF-8, with or without a byte order mark).
+
+    Raises :class:`CorpusError` for a missing or too large file, and :func:`decode`'s.
+    """
+    if not path.is_file():
+        raise CorpusError(f"{path}: no such file; check the folder that you gave, or the layout in docs/corpora.md")
+    size = path.stat().st_size
+    if size > MAX_TEXT_BYTES:
+        raise CorpusError(f"{path}: {size:,} bytes of labels are more than {MAX_TEXT_BYTES:,}; split the file")
+    return decode(path.read_bytes(), str(path), encoding)
+
+
+def decode(data: bytes, source: str, encoding: str = "") -> str:
+    """``data`` as text. Raises :class:`CorpusError` ``source:line: ...`` that names the encoding it looks like."""
+    if not encoding and (wide := _utf16(data)):
+        raise CorpusError(f"{source}:1: this is UTF-16, not UTF-8; give --encoding {wide}")
+    try:
+        return data.decode(encoding or "utf-8-sig")
+    except LookupError as error:
+        raise CorpusError(f"--encoding {encoding!r} is unknown; for instance cp949, utf-16, gb18030") from error
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        guess = guess_encoding(data)
+        looks = f"it looks like {guess}: give --encoding {guess}" if guess else "give --encoding, or convert the file"
+        raise CorpusError(f"{source}:{line}: not {encoding or 'UTF-8'}; {looks}") from error
+
+
+def guess_encoding(data: bytes) -> str:
+    """The encoding that text which is not UTF-8 most likely has, "" where none is likely.
+
+    CP949 and GB18030 accept much of each other's bytes; Korean text in CP949 is nearly all Hangul, Chinese text read as
+    CP949 is Hangul and Hanja mixed.
+    """
+    if wide := _utf16(data):
+        return wide
+    for encoding, first, last in ((_KOREAN, "\uac00", "\ud7a3"), (_CHINESE, "\u4e00", "\u9fff")):
+        try:
+            wide_letters = [char for char in data.decode(encoding) if ord(char) > 0x7F]
+        except UnicodeDecodeError:
+            continue
+        if wide_letters and sum(first <= char <= last for char in wide_letters) >= 0.8 * len(wide_letters):
+            return encoding
+    return "cp1252" if _decodes(data, "cp1252") else ""
+
+
+def _utf16(data: bytes) -> str:
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16"
+    head = data[: 1 << 16]
+    even, odd = head[0::2].count(0), head[1::2].count(0)  # of Latin letters and spaces every second byte is zero
+    if max(even, odd) * 10 <= len(head) or min(even, odd) * 4 > max(even, odd):
+        return ""
+    return "utf-16-le" if odd > even else "utf-16-be"
+
+
+def _decodes(data: bytes, encoding: str) -> bool:
+    try:
+        data.decode(encoding)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def numbered_lines(path: Path, encoding: str = "") -> Iterator[tuple[int, str]]:
+    """Line number (from 1) and line without its end, blank lines left out."""
+    for number, line in enumerate(read_text(path, encoding).split("\n"), 1):
+        if line.strip():
+            yield number, line.rstrip("\r")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: its number in the file and its values by column."""
+
+    line: int
+    values: Mapping[str, str]
+
+
+def read_table(path: Path, encoding: str = "", *, delimiter: str, quoted: bool) -> tuple[Sequence[str], list[Row]]:
+    """Columns and rows of a table with a header. Unless ``quoted``, a quotation mark is a character like any other.
+
+    Raises :class:`CorpusError` with file and line for a missing header, a column twice, a row of another length.
+    """
+    text = read_text(path, encoding)
+    csv.field_size_limit(1 << 20)
+    style: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=style, strict=True)
+    rows: list[Row] = []
+    header: list[str] = []
+    try:
+        for cells in reader:
+            if not header:
+                header = [cell.strip() for cell in cells]
+                continue
+            if not any(cell.strip() for cell in cells):
+                continue
+            if len(cells) != len(header):
+                raise CorpusError(
+                    f"{path}:{reader.line_num}: {len(cells)} values where the header has {len(header)} columns; "
+                    f"check the delimiter ({delimiter!r}) and the quotation marks"
+                )
+            rows.append(Row(reader.line_num, dict(zip(header, cells, strict=True))))
+    except csv.Error as error:
+        raise CorpusError(f"{path}:{reader.line_num}: {error}; check the quotation marks") from error
+    if not header:
+        raise CorpusError(f"{path}:1: is empty; the first line names the columns")
+    doubled = sorted({name for name in header if header.count(name) > 1})
+    if doubled:
+        raise CorpusError(f"{path}:1: column {doubled[0]!r} stands twice; rename one")
+    return header, rows
+
+
+def parse_json(text: str, source: str, line: int = 1) -> Any:
+    """The JSON value of ``text``, which begins in ``line`` of its file. Raises :class:`CorpusError` with file and line."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise CorpusError(
+            f"{source}:{line + error.lineno - 1}: not JSON ({error.msg}); repair it or leave the file out"
+        ) from error
+    except RecursionError as error:
+        raise CorpusError(f"{source}:{line}: nested too deeply to be labels") from error
+
+
+def line_of(text: str, value: str) -> int:
+    """The line of ``text`` in which the JSON string ``value`` stands, 1 where it is not found."""
+    for form in (json.dumps(value, ensure_ascii=False), json.dumps(value)):
+        position = text.find(form)
+        if position >= 0:
+            return text.count("\n", 0, position) + 1
+    return 1
+
+
+def seconds(value: object) -> float | None:
+    """A time in seconds from a number or a numeral, None where there is none. Raises ValueError for anything else."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"{value!r} is not a number of seconds")
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise ValueError(f"{value!r} is not a number of seconds from 0 up")
+    return number
