@@ -27,7 +27,14 @@ LATE = {
     "strategies": Late(
         "sim.strategies_table", "strategies", "List the strategies: what each shares, keeps, and its paper."
     ),
+    "import": Late(
+        "sim.importing", "import_command", "Turn a corpus into a manifest; --list shows which and how to get them."
+    ),
+    "pretrain": Late(
+        "sim.pretrain", "pretrain", "Pretrain a small Wav2Vec2-CTC on synthetic speech in one language, as a base."
+    ),
     "study": Late("sim.studies", "app", "Run a study and print its tables."),
+    "audit": Late("sim.audit", "audit", "Measure what shared updates leak: speakers, attributes, training data."),
     "device": Late("", "", "What a low-spec device does: keep its adapter, ask a server (no torch needed)."),
 }
 
