@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo study test check bench bench-serving fuzz peers flwr clean
+.PHONY: demo study results test check bench bench-serving fuzz peers flwr clean
 
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
@@ -20,14 +20,17 @@ study: $(READY) ## personalized against global, local and neutral over three see
 	$(BIN)/python -m benchmarks.personalization --arms local,global,personalized,neutral
 	$(BIN)/python -m benchmarks.new_people
 
-test: $(READY) ## all tests; at most 15 minutes on 2 cores
-	$(BIN)/python -m pytest
+test: $(READY) ## all tests, in a process for each core; about 8 minutes on 2 cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 check: $(READY) ## linters, types, direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_layering.py
+
+results: $(READY) ## every table and plot of docs/results.md again, from the stored rows of the studies; nothing is run
+	$(BIN)/idiolect study tables
 
 bench: $(READY) ## every figure of the README, measured on this machine beside its target; about an hour on 2 quiet cores
 	$(BIN)/python -m benchmarks

@@ -25,7 +25,8 @@ from fl.config import STRATEGIES
 from fl.rng import derive_generator
 from fl.wire import Job
 from sim.serial import SerialGrid
-from strategies.base import Roster, SharedFedAvg, product_gaps
+from strategies.averaging import product_gaps
+from strategies.base import Roster, SharedFedAvg
 from strategies.optimizers import ServerOptimizer
 from strategies.registry import RULES
 from strategies.replies import DeviceReply
@@ -95,14 +96,20 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[float]]:
     """Seconds by strategy, and of what every round does besides."""
     before, replies = make_replies(arguments.devices, arguments.layers, arguments.seed)
     found: dict[str, list[float]] = {}
-    for name in STRATEGIES:
+    wanted = [name for name in STRATEGIES if not arguments.only or name in arguments.only]
+    for name in wanted:
         few = replies[: arguments.quadratic_devices] if name in QUADRATIC else replies
         kinds = KINDS.get(name, ("A", "B"))
         chosen = only(kinds, few)
         rule = make_rule(name, {n: v for n, v in before.items() if n[-1] in kinds}, len(few))
         found[name] = seconds_of(lambda rule=rule, chosen=chosen: rule.aggregate(chosen), arguments.repeats)  # type: ignore[misc]
         print(f"{name:>17}: {min(found[name]):7.3f} s, {len(few)} devices", flush=True)
+    if arguments.only and "product-gap" not in arguments.only:
+        return found
     found["product gap"] = seconds_of(lambda: product_gaps(replies), arguments.repeats)
+    if arguments.only:
+        print(f"{'product gap':>17}: {min(found['product gap']):7.3f} s", flush=True)
+        return found
     optimizer, start = ServerOptimizer("fedadam", 0.01), ArrayRecord({n: Array(v) for n, v in before.items()})
     found["fedadam's step"] = seconds_of(lambda: optimizer.step(start, start, tuple(before)), arguments.repeats)
     for name in ("product gap", "fedadam's step"):
@@ -116,6 +123,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--quadratic-devices", type=int, default=100, help="devices of krum, multi-krum and bulyan")
     parser.add_argument("--layers", type=int, default=LAYERS)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="strategies, or product-gap; nothing is written")
     parser.add_argument("--smoke", action="store_true", help="sizes that only show that it runs; nothing is written")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -129,6 +137,9 @@ def main() -> int:
     arguments = parse_arguments()
     rate = matrix_rate(torch.get_num_threads())
     found = measure(arguments)
+    if arguments.only:
+        print(f"{rate:.0f} GFLOP/s; {found}")
+        return 0
     medians = {name: spread(seconds)["median"] for name, seconds in found.items() if name in STRATEGIES}
     slowest = max((name for name in medians if name not in QUADRATIC), key=lambda name: medians[name])
     row = Row(

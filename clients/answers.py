@@ -6,7 +6,7 @@ serialize and check, and 144 large ones when stacked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fl.metrics import Counts
-from fl.wire import COUNTS, DEVICES, IDS, SHARED, SUM, TOTALS, device_key, flat_counts
+from fl.wire import COUNTS, DEVICES, IDS, SHARED, SUM, TOTALS, WITHIN, device_key, flat_counts
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class DeviceResult:
     numbers: Mapping[str, int | float]
     metrics: Mapping[str, Counts] = field(default_factory=dict)
     shared: Mapping[str, Tensor] = field(default_factory=dict)
+    within: bool | None = None  # with adaptive clipping where sums are formed: whether its norm is within the bound
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,21 @@ class DeviceFailure:
 class ReplyWriter:
     """Collects the results of up to ``capacity`` devices into one reply; tensors are copied, nothing is kept of a result.
 
-    With ``edge`` the tensors are summed in float64, weighted by the number ``examples``, in the order in which they come.
+    With ``edge`` the tensors are summed in float64, weighted by what ``weigh`` makes of the number ``examples``, in the order
+    in which they come. Stacks are called ``record``: the tensors themselves, or their encodings.
     """
 
-    def __init__(self, capacity: int, *, edge: bool = False) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        *,
+        edge: bool = False,
+        record: str = SHARED,
+        weigh: Callable[[float], float] = float,
+    ) -> None:
         self._capacity = capacity
+        self._record, self._weigh = record, weigh
+        self._within: int | None = None
         self._edge = edge
         self._ids: list[str] = []
         self._columns: dict[str, list[int | float]] = {}
@@ -65,13 +76,15 @@ class ReplyWriter:
             self._put(name, tensor.detach().cpu().numpy(), numbers)
         for name, value in numbers.items():
             self._columns.setdefault(name, []).append(value)
-        self._weight += numbers.get("examples", 0)
+        self._weight += self._weigh(float(numbers.get("examples", 0)))
+        if result.within is not None:
+            self._within = (self._within or 0) + int(result.within)
         self._ids.append(result.device_id)
 
     def _put(self, name: str, values: np.ndarray, numbers: Mapping[str, int | float]) -> None:
         if self._edge:
             total = self._tensors.setdefault(name, np.zeros(values.shape, np.float64))
-            total += np.multiply(values, float(numbers["examples"]), dtype=np.float64)
+            total += np.multiply(values, self._weigh(float(numbers["examples"])), dtype=np.float64)
             return
         if name not in self._tensors:
             self._tensors[name] = np.empty((self._capacity, *values.shape), values.dtype)
@@ -86,8 +99,10 @@ class ReplyWriter:
         if self._tensors and self._edge:
             reply[SUM] = _arrays(self._tensors)
             reply[TOTALS] = MetricRecord({"weight": float(self._weight), "devices": len(self._ids)})
+            if self._within is not None:
+                reply.metric_records[TOTALS][WITHIN] = self._within
         elif self._tensors:
-            reply[SHARED] = _arrays({name: stack[: len(self._ids)] for name, stack in self._tensors.items()})
+            reply[self._record] = _arrays({name: stack[: len(self._ids)] for name, stack in self._tensors.items()})
         for device_id, numbers in self._alone.items():
             reply[device_key(COUNTS, device_id)] = MetricRecord(dict(numbers))
         return reply

@@ -6,37 +6,37 @@ is counted as failed and the others go on. Private tensors go to the device's st
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
-from flwr.app import ArrayRecord, Context, Message
+from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients.answers import DeviceFailure, DeviceResult, ReplyWriter
 from clients.evaluator import Evaluation, evaluate
-from clients.hosting import Hosting
+from clients.hosting import Hosting, node_worker
+from clients.masking import Masking, Sessions, inboxes, take_step
 from clients.mods import guard_mod
+from clients.outgoing import Outgoing, check_demands
+from clients.personal import Placed, place_device
 from clients.phase import DEVICE_FAULTS, CohortStep, one_by_one, train_device
 from clients.store import DeviceStore
 from clients.together import train_together
-from clients.worker import Worker, get_worker, step_threads, threads
-from fl.adapters.files import AdapterInfo, save_adapter
-from fl.adapters.state import State, adapter_state
-from fl.arms import EVERYONE, Arm, adapter_name, evaluated_as
-from fl.config import EDGE, NO_OP, RunConfig
+from clients.worker import Worker, step_threads, threads
+from fl.adapters.state import State
+from fl.arms import EVERYONE, evaluated_as
+from fl.config import EDGE, RunConfig
 from fl.errors import AdapterError, ConfigError, StoreError
 from fl.files import write_atomically
 from fl.heap import return_free_memory
-from fl.wire import JOB, SHARED, Job, from_arrays, read_settings, tensors_bytes
+from fl.predictions import PREDICTIONS_NAME, prediction_lines
+from fl.wire import JOB, SECURE, SECURE_STEP, SHARED, Job, device_key, from_arrays, read_settings, tensors_bytes
 
 log = logging.getLogger("idiolect.client")
 app = ClientApp(mods=[guard_mod])
-TRANSCRIPTS_NAME = "transcripts.jsonl"
 MAX_UNSETTLED = 64  # devices whose result waits for their private state to reach the disk
 
 
@@ -46,10 +46,7 @@ def hosted_devices(worker: Worker, node_config: dict[str, Any]) -> tuple[str, ..
 
 
 def _worker(config: RunConfig, context: Context) -> Worker:
-    root = str(context.node_config.get("store", "")) or (str(Path(config.output) / "devices") if config.output else "")
-    if not root:
-        raise ConfigError("no place for private state: set output in the run-config, or store in the node-config")
-    return get_worker(config, Path(root))
+    return node_worker(config, context.node_config)
 
 
 @app.query()
@@ -66,8 +63,33 @@ def roster(message: Message, context: Context) -> Message:
             log.warning("device %s is left out, its data cannot be read: %s", device_id, error)
             reply.add(DeviceFailure(device_id, error))
             continue
-        reply.add(DeviceResult(device_id, {"examples": examples, "new-person": int(new)}))
+        numbers = {
+            "examples": examples,
+            "new-person": int(new),
+            "simulated": int("device-id" not in context.node_config),
+        }
+        reply.add(DeviceResult(device_id, numbers))
     return Message(reply.content(), reply_to=message)
+
+
+@app.query(SECURE_STEP)
+def secure_step(message: Message, context: Context) -> Message:
+    """A step of a secure sum for each participant of the job: a device that lives here, or this node for all of its devices."""
+    config = read_settings(message.content)
+    job = Job.from_record(message.content.config_records[JOB])
+    worker = _worker(config, context)
+    hosting = Hosting(worker, dict(context.node_config))
+    sessions, reply = Sessions(worker.store.root), RecordDict()
+    for participant in job.devices:
+        try:
+            if config.federation.aggregation != EDGE and participant not in hosting:
+                raise ConfigError(f"device {participant!r} does not live on this node")
+            answer = take_step(sessions, message.content.config_records[SECURE], participant)
+        except DEVICE_FAULTS as error:
+            log.warning("participant %s leaves the secure sum of round %s: %s", participant, job.round, error)
+            continue
+        reply[device_key(SECURE, participant)] = answer
+    return Message(reply, reply_to=message)
 
 
 @app.train()
@@ -85,9 +107,9 @@ def evaluate_devices(message: Message, context: Context) -> Message:
 def _train_devices(
     worker: Worker, job: Job, devices: Sequence[str], incoming: State
 ) -> Iterable[DeviceResult | DeviceFailure]:
-    """In cohorts if the settings say so; the virtual device of ``centralized`` is one anyway, and no-op has no steps."""
+    """In cohorts if the settings say so, but for the virtual device of ``centralized`` and for a task that learns nothing."""
     config = worker.config
-    alone = config.train.cohort == 1 or EVERYONE in devices or config.data.task == NO_OP
+    alone = config.train.cohort == 1 or EVERYONE in devices or not worker.task.learns
     return (one_by_one(train_device) if alone else train_together)(worker, job, devices, incoming)
 
 
@@ -101,23 +123,40 @@ def _for_devices(message: Message, context: Context, step: CohortStep) -> Messag
     worker = _worker(config, context)
     hosting = Hosting(worker, dict(context.node_config))
     incoming = from_arrays(message.content.array_records.get(SHARED, ArrayRecord()))
+    training = message.metadata.message_type == MessageType.TRAIN
+    outgoing = _outgoing(worker, job, message.content, context, incoming) if training else None
     here = [d for d in job.devices if d in hosting or (d == EVERYONE and not hosting.own)]
     strangers = (
         DeviceFailure(d, ConfigError(f"device {d!r} does not live on this node"))
         for d in job.devices
         if d not in hosting and d not in here
     )
-    reply = ReplyWriter(len(here), edge=config.federation.aggregation == EDGE)
+    reply = outgoing.writer(len(here)) if outgoing else ReplyWriter(len(here))
     with threads(step_threads(job.parallel)), worker.store.writing_behind():
-        for result in chain(_settled(worker.store, step(worker, job, here, incoming)), strangers):
+        results = step(worker, job, here, incoming)
+        settled = _settled(worker.store, outgoing.prepared(results) if outgoing else results)
+        for result in chain(map(outgoing.masked, settled) if outgoing else settled, strangers):
             if isinstance(result, DeviceFailure):
-                # The reason stays here: an error text may quote a transcript or a path.
+                # The reason stays here: an error text may quote an example or a path.
                 log.warning(
                     "device %s failed in round %s of arm %s: %s", result.device_id, job.round, job.arm, result.error
                 )
             reply.add(result)
     return_free_memory()  # this worker may wait while another one of the machine needs it
-    return Message(reply.content(), reply_to=message)
+    content = reply.content()
+    content.update(outgoing.records() if outgoing else {})
+    return Message(content, reply_to=message)
+
+
+def _outgoing(worker: Worker, job: Job, content: RecordDict, context: Context, incoming: State) -> Outgoing:
+    """What becomes of this message's updates before they leave."""
+    check_demands(context.node_config, worker.config, job)
+    simulated = "device-id" not in context.node_config
+    found = inboxes(content)
+    masking = None
+    if found:
+        masking = Masking(Sessions(worker.store.root), worker.config, job, found, simulated=simulated)
+    return Outgoing(worker, job, incoming, simulated=simulated, masking=masking)
 
 
 def _settled(
@@ -148,16 +187,16 @@ def _evaluate_device(worker: Worker, job: Job, device_id: str, incoming: State) 
     config = worker.config
     arm, neutral = evaluated_as(job.arm, config)
     examples = worker.task.device(device_id).split(job.split)
+    placed: Placed | None = None
     if arm is None:
-        worker.slot("none")
-        with worker.adapted.disable_adapter():
-            result = evaluate(worker.adapted, worker.task, examples, adapted=False, beams=config.federation.beams)
+        with worker.frozen() as model:
+            result = evaluate(model, worker.task, examples, adapted=False, beams=config.federation.beams)
     else:
         neutral = neutral or worker.task.is_new(device_id)
-        worker.place(arm, device_id, incoming, before=job.round + 1, neutral=neutral)
+        placed = place_device(worker, arm, device_id, incoming, before=job.round + 1, neutral=neutral)
         result = evaluate(worker.adapted, worker.task, examples, beams=config.federation.beams)
     if job.final:
-        _keep_results(worker, job, arm, device_id, result)
+        _keep_results(worker, job, placed, device_id, result)
     numbers = {
         "examples": len(examples),
         "bytes-down": tensors_bytes(incoming.values()),
@@ -166,35 +205,14 @@ def _evaluate_device(worker: Worker, job: Job, device_id: str, incoming: State) 
     return DeviceResult(device_id, numbers, result.counts)
 
 
-def _keep_results(worker: Worker, job: Job, arm: Arm | None, device_id: str, result: Evaluation) -> None:
-    """Write transcripts and the finished adapter to the device's own disk: text never travels in a reply."""
+def _keep_results(worker: Worker, job: Job, placed: Placed | None, device_id: str, result: Evaluation) -> None:
+    """Write the predictions and the finished adapter to the device's own disk: they never travel in a reply."""
     folder = worker.store.folder(job.arm, device_id)
     device = worker.task.device(device_id)
-    examples = device.split(job.split)
-    rows = [
-        {
-            "schema": 1,
-            "arm": job.arm,
-            "device": device_id,
-            "new_person": not device.train,  # as in results.jsonl: whoever has nothing to train on only tests
-            "utterance": example.key,
-            "reference": example.target,
-            "hypothesis": prediction,
-            **example.details,
-        }
-        for example, prediction in zip(examples, result.predictions, strict=True)
-    ]
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_atomically(folder / TRANSCRIPTS_NAME, text.encode())
-    if arm is None:
-        return
-    slot = adapter_name(arm.gate)
-    info = AdapterInfo(
-        base_name=worker.task.base_name,
-        base_fingerprint=worker.task.fingerprint,
-        split=arm.split,
-        config=worker.adapted.peft_config[slot],
-        window=worker.config.base.window,
-        language=worker.task.language,
+    # As in results.jsonl, whoever has nothing to train on only tests.
+    text = prediction_lines(
+        job.arm, device_id, device.split(job.split), result.predictions, new_person=not device.train
     )
-    save_adapter(folder / "adapter", adapter_state(worker.adapted, slot), info)
+    write_atomically(folder / PREDICTIONS_NAME, text.encode())
+    if placed is not None:
+        worker.save(folder / "adapter", placed.slot, placed.split)

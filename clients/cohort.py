@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 import torch
 
+from clients.control import Control
 from clients.slots import RESTS, SHARED, SHARED_GATES, SlotAdamW, SlotParameters
 from clients.trainer import LocalPlan, LocalResult, draw_batches, step_kinds, trained_split
-from fl.adapters.split import Split
+from fl.adapters.split import Split, tensor_kind
 from fl.adapters.stacked import Slot, StackedModel
 from fl.adapters.state import State, size_of
 from fl.data.batching import buckets
@@ -38,6 +39,7 @@ class Member:
     examples: Sequence[Example]
     plan: LocalPlan
     seed: int
+    control: Control | None = None  # of SCAFFOLD; it has seen the gradients when the member is trained
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,42 @@ class _Proximal:
             self.parameters.gradients[:, columns].addcmul_(way, way.new_tensor(strength)[:, None])
 
 
+class _Corrections:
+    """SCAFFOLD's term for every member that has one, and the sum of what its gradients were before (:mod:`clients.control`)."""
+
+    def __init__(self, parameters: SlotParameters, members: Sequence[Member], split: Split) -> None:
+        self.parameters, self.members, self.split = parameters, members, split
+        self.counts = {group: [0] * len(members) for group in (SHARED, SHARED_GATES)}
+        none: State = {}
+        given = [none if m.control is None else m.control.correction for m in members]
+        self.added = parameters.laid_out(given) if any(given) else None
+        self.sums = torch.zeros_like(parameters.gradients) if any(given) else None
+
+    def apply(self, kinds: Mapping[int, str]) -> None:
+        """Count and correct the gradients of the members that take a step."""
+        if self.added is None or self.sums is None:
+            return
+        for group, counts in self.counts.items():
+            columns = self.parameters.columns(group)
+            taking = [i in kinds and kinds[i] not in RESTS[group] for i in range(len(self.members))]
+            for i, one in enumerate(taking):
+                counts[i] += one
+            gradient = self.parameters.gradients[:, columns]
+            step = gradient.new_tensor([float(one) for one in taking])[:, None]
+            self.sums[:, columns].addcmul_(gradient, step)
+            gradient.addcmul_(self.added[:, columns], step)
+
+    def tell(self, i: int) -> None:
+        """Give member ``i`` what its gradients were."""
+        control = self.members[i].control
+        if control is None or self.sums is None:
+            return
+        names = [name for name in self.split.shared if name in control.own]
+        control.sums = self.parameters.taken_out(self.sums, i, names)
+        groups = {n: SHARED_GATES if tensor_kind(n) == "gate" else SHARED for n in names}
+        control.counts = {name: self.counts[group][i] for name, group in groups.items()}
+
+
 class _Cohort:
     """The state of one call of :func:`train_cohort`."""
 
@@ -151,6 +189,7 @@ class _Cohort:
         split = trained_split(split, rests.pop())
         self.parameters = SlotParameters([m.slot for m in members], [m.state for m in members], split, device)
         self.proximal = _Proximal(self.parameters, [m.plan for m in members])
+        self.corrections = _Corrections(self.parameters, members, split)
         self.optimizer = SlotAdamW(self.parameters, [m.plan for m in members])
         self.courses = [_course(m) for m in members]
         self.budget = budget // 2
@@ -182,6 +221,7 @@ class _Cohort:
                 return Trained(member.device_id, error=_diverged(what))
         loss = sum(losses) / len(losses) if losses else 0.0
         result = LocalResult(loss=loss, examples=examples, steps=len(course.kinds), seconds=seconds)
+        self.corrections.tell(i)
         return Trained(member.device_id, self.parameters.state(i), result)
 
     def _step(self, step: int) -> None:
@@ -205,6 +245,7 @@ class _Cohort:
             labels.index_add_(0, slots, count.double())
         # The gradient of a mean is that of the sum over the number of labels: known only now, and exact per device.
         self.parameters.gradients.div_(labels.clamp(min=1).to(self.parameters.gradients.dtype)[:, None])
+        self.corrections.apply(kinds)
         self.proximal.pull(kinds)
         means = losses / labels.clamp(min=1)
         self.seen.append(torch.stack((means, self.optimizer.clip().double())))

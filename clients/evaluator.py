@@ -13,11 +13,6 @@ from fl.metrics import Counts
 from fl.task import Example, Task
 from fl.wire import add_counts
 
-# A batch decodes as long as its longest row needs, so two batches where one would do cost nearly twice. Long rows, and
-# those of the frozen base, which listens to 30 s whatever was said, would take too much memory.
-EVALUATION_BATCH, LONG_BATCH = 32, 16
-LONG_FRAMES = 1_000
-
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -34,8 +29,7 @@ def evaluate(
     """Predict and score ``examples``, in batches of similar size so that little is padding."""
     started = time.perf_counter()
     predictions = [""] * len(examples)
-    short = adapted and all(example.size <= LONG_FRAMES for example in examples)
-    rows = EVALUATION_BATCH if short else LONG_BATCH
+    rows = task.prediction_rows(examples, adapted=adapted)
     for chosen in buckets([example.size for example in examples], rows=rows):
         texts = task.predict(model, [examples[i] for i in chosen], adapted=adapted, beams=beams)
         for i, text in zip(chosen, texts, strict=True):

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from pathlib import Path
 
-from clients.worker import Worker
+from clients.worker import Worker, get_worker
+from fl.config import RunConfig
 from fl.errors import ConfigError, PopulationError
+
+
+def node_worker(config: RunConfig, node_config: Mapping[str, object]) -> Worker:
+    """The worker of a node; :class:`ConfigError` if neither the node nor the run says where private state is kept."""
+    root = str(node_config.get("store", "")) or (str(Path(config.output) / "devices") if config.output else "")
+    if not root:
+        raise ConfigError("no place for private state: set output in the run-config, or store in the node-config")
+    return get_worker(config, Path(root))
 
 
 def positions(ids: Iterable[str], source: str) -> dict[str, int]:

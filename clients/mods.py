@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 from flwr.app import ArrayRecord, Context, Message, MessageType
 from flwr.clientapp.typing import ClientAppCallable
 
-from fl.adapters.split import role_of
-from fl.arms import trained_arm
-from fl.config import EDGE
-from fl.privacy.guard import check_reply, named_devices
-from fl.wire import JOB, SHARED, Job, read_settings
+from clients.hosting import node_worker
+from fl.adapters.split import CONTROL, OWN, role_of
+from fl.arms import Arm, trained_arm
+from fl.config import EDGE, LAST_PREFIX, RunConfig
+from fl.privacy.exchange import ENCODED_FORM, MASKED, PLAIN, form_of, payload_bytes, vector_size
+from fl.privacy.guard import check_reply, check_secure_step, named_devices
+from fl.wire import JOB, SECURE, SECURE_STEP, SHARED, Job, read_settings, split_key
 
 
 def guard_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -27,11 +32,37 @@ def guard_mod(message: Message, context: Context, call_next: ClientAppCallable) 
     job = Job.from_record(message.content.config_records[JOB])
     config = read_settings(message.content)
     arm = trained_arm(job.arm, config)
+    if message.metadata.message_type == f"{MessageType.QUERY}.{SECURE_STEP}":
+        reply = call_next(message, context)
+        if reply.has_content():
+            check_secure_step(reply.content, job.devices)
+        return reply
     asked = message.content.array_records.get(SHARED, ArrayRecord())
+    participants = [split_key(key)[1] for key in message.content.config_records if split_key(key)[0] == SECURE]
     shapes = {name: tuple(array.shape) for name, array in asked.items()}
-    private = {name for name in shapes if arm is not None and role_of(arm.split, name) == "private"}
+    private = _private(arm, shapes, config, context) if arm is not None else set()
     reply = call_next(message, context)
     if reply.has_content():
-        edge = config.federation.aggregation == EDGE
-        check_reply(reply.content, shapes=shapes, private=private, devices=set(job.devices), edge=edge)
+        training = message.metadata.message_type == MessageType.TRAIN
+        form = form_of(config, arm, job.phase) if training else PLAIN
+        sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+        check_reply(
+            reply.content,
+            shapes=shapes,
+            private=private,
+            devices=set(job.devices),
+            edge=config.federation.aggregation == EDGE,
+            payloads={n: payload_bytes(config.privacy.codec, s) for n, s in sizes.items()}
+            if form == ENCODED_FORM
+            else None,
+            masked=dict.fromkeys(participants, vector_size(config, sizes.values())) if form == MASKED else None,
+        )
     return reply
+
+
+def _private(arm: Arm, names: Iterable[str], config: RunConfig, context: Context) -> set[str]:
+    """Which of the names the arm's split calls private. A split by last layers is one of the whole adapter's names."""
+    if not arm.split.startswith(LAST_PREFIX):
+        return {name for name in names if role_of(arm.split, name) == "private"}
+    private = node_worker(config, context.node_config).split(arm).private
+    return {name for name in names if name.startswith(OWN) or name.removeprefix(CONTROL) in private}

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from clients.answers import DeviceFailure, DeviceResult
+from clients.control import Control, keep_control, load_control, without_controls
+from clients.personal import PFEDME, train_own_part
 from clients.trainer import LocalPlan, LocalResult, make_plan, train_locally
 from clients.worker import Worker
 from fl.adapters.split import Split
-from fl.adapters.state import State, adapter_state
-from fl.arms import EVERYONE, Arm, adapter_name, trained_arm
-from fl.config import NO_OP, resting_factor
+from fl.adapters.state import State
+from fl.arms import EVERYONE, Arm, trained_arm
+from fl.config import resting_factor
 from fl.errors import ConfigError, GuardError, IdiolectError
 from fl.rng import derive_seed
-from fl.task import Device
+from fl.task import Device, Example
 from fl.wire import FINETUNE, PERSONALIZE, Job, tensors_bytes
 
+FEDREP = "fedrep"
+# All data in one place: as many examples as all devices take together, in steps whose batch is those of so many devices. The
+# same examples in more and smaller steps diverged at the devices' learning rate, which averaging allows them.
+EVERYONE_BATCHES = 16
 # What may go wrong with one device without concerning the others of its node; RuntimeError is how torch complains.
 DEVICE_FAULTS = (IdiolectError, OSError, RuntimeError)
 
@@ -59,22 +66,34 @@ def job_arm(worker: Worker, job: Job) -> Arm:
     return arm
 
 
+def participants(worker: Worker) -> int:
+    """How many devices take part in training."""
+    return sum(not worker.task.is_new(d) for d in worker.task.device_ids())
+
+
 def local_steps(worker: Worker, job: Job, device_id: str) -> int:
     """Optimizer steps of a device in this job; none where the task only measures the framework."""
     train = worker.config.train
-    if worker.config.data.task == NO_OP:
+    if not worker.task.learns:
         return 0
-    if device_id == EVERYONE:  # as many as all devices take together
-        return train.local_steps * sum(not worker.task.is_new(d) for d in worker.task.device_ids())
+    if device_id == EVERYONE:
+        devices = participants(worker)
+        return math.ceil(train.local_steps * devices / min(devices, EVERYONE_BATCHES))
     return train.finetune_steps if job.phase == FINETUNE else train.local_steps
 
 
 def local_plan(worker: Worker, job: Job, device_id: str, arm: Arm) -> LocalPlan:
     """What a device does in this job. All data in one place has no others to stay close to, nor to alternate with."""
     steps = local_steps(worker, job, device_id)
-    plan = make_plan(worker.config.train, job.round, steps=steps, gated=arm.gate != "none")
+    train = worker.config.train
+    # Finetuning goes on where the schedule ended: at the first round's rate it would unlearn what was learned together.
+    round_index = train.rounds if job.phase == FINETUNE else job.round
+    plan = make_plan(train, round_index, steps=steps, gated=arm.gate != "none" and not arm.joint)
     if device_id == EVERYONE:
-        return replace(plan, proximal=0.0)
+        return replace(plan, proximal=0.0, batch_size=plan.batch_size * min(participants(worker), EVERYONE_BATCHES))
+    if arm.personal == FEDREP:
+        first = min(worker.config.personal.personal_steps or steps // 2, steps - 1) if steps else 0
+        plan = replace(plan, first_private=first, steps=plan.steps - first)
     return replace(plan, rests=resting_factor(worker.config.federation.strategy, job.round))
 
 
@@ -86,21 +105,49 @@ def local_seed(worker: Worker, job: Job, device_id: str) -> int:
 def train_device(worker: Worker, job: Job, device_id: str, incoming: State) -> DeviceResult:
     """Train one device alone: the reference for every faster way."""
     arm = job_arm(worker, job)
-    examples = device_data(worker, device_id).train
-    split = worker.split(arm)
-    worker.place(arm, device_id, incoming, before=job.round)
+    examples = worker.vary(device_data(worker, device_id).train, local_seed(worker, job, device_id))
+    plan = local_plan(worker, job, device_id, arm)
+    if arm.personal == PFEDME:  # its shared part follows the personal one
+        done = train_own_part(worker, job, arm, device_id, incoming, examples, plan)
+        shared, result = done or (dict(incoming), LocalResult(0.0, 0, 0, 0.0))
+        return DeviceResult(device_id, training_numbers(len(examples), result, shared, incoming), shared=shared)
+    control = load_control(worker, arm, device_id, incoming, before=job.round)
+    worker.place(arm, device_id, without_controls(incoming), before=job.round)
     result = train_locally(
         worker.adapted,
         worker.parameters(arm.gate),
-        split,
+        worker.split(arm),
         worker.task,
         examples,
-        local_plan(worker, job, device_id, arm),
+        plan,
         seed=local_seed(worker, job, device_id),
+        control=control,
     )
-    state = adapter_state(worker.adapted, adapter_name(arm.gate))
+    state = worker.state(arm.gate)
+    return finish_device(worker, job, arm, device_id, incoming, examples, state, result, plan, control)
+
+
+def finish_device(
+    worker: Worker,
+    job: Job,
+    arm: Arm,
+    device_id: str,
+    incoming: State,
+    examples: Sequence[Example],
+    state: State,
+    result: LocalResult,
+    plan: LocalPlan,
+    control: Control | None,
+) -> DeviceResult:
+    """Keep what stays of a trained adapter ``state``, train what the device has beside it, and say what leaves."""
     worker.keep_private(arm, device_id, job.round, state)
-    shared = shared_part(state, split, job)
+    shared = shared_part(state, worker.split(arm), job)
+    if control is not None:
+        keep_control(worker, arm, device_id, job.round, control)
+        shared |= control.message()
+    done = train_own_part(worker, job, arm, device_id, without_controls(incoming), examples, plan)
+    if done is not None:
+        result = replace(result, seconds=result.seconds + done[1].seconds)
     return DeviceResult(device_id, training_numbers(len(examples), result, shared, incoming), shared=shared)
 
 

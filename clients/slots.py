@@ -16,13 +16,18 @@ from torch import Tensor
 
 from clients.trainer import LocalPlan
 from fl.adapters.split import Split, tensor_kind
-from fl.adapters.stacked import Slot, StackedAdapters
+from fl.adapters.stacked import Slot, StackedAdapters, cut
 from fl.adapters.state import State
 from fl.errors import AdapterError
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # torch.optim.AdamW's defaults, which the single-device trainer uses
 SHARED, SHARED_GATES, FACTORS, GATES = "shared factors", "shared gates", "private factors", "private gates"
-RESTS = {SHARED: ("private",), SHARED_GATES: ("private", "neutral"), FACTORS: (), GATES: ("neutral",)}
+RESTS = {
+    SHARED: ("private",),
+    SHARED_GATES: ("private", "neutral"),
+    FACTORS: ("shared",),
+    GATES: ("neutral", "shared"),
+}
 """In which kinds of steps a group gets no gradient, and keeps its values, its moments and its count."""
 
 
@@ -95,6 +100,20 @@ class SlotParameters:
     def state(self, slot: int) -> State:
         """A copy of all tensors of one slot."""
         return self.stack.state(slot)
+
+    def laid_out(self, states: Sequence[State]) -> Tensor:
+        """Tensors of each slot as a matrix like :attr:`values`, (K, P); zero where a slot has none."""
+        matrix = torch.zeros_like(self.values)
+        for name, place in self._places.items():
+            for row, slot, state in zip(self._view(matrix, place), self.slots, states, strict=True):
+                if name in state:
+                    row[cut(name, slot)] = state[name].to(matrix)
+        return matrix
+
+    def taken_out(self, matrix: Tensor, slot: int, names: Sequence[str]) -> State:
+        """The inverse of :meth:`laid_out` for one slot: copies on the CPU."""
+        rows = {name: self._view(matrix, self._places[name])[slot] for name in names}
+        return {name: row[cut(name, self.slots[slot])].to("cpu", copy=True) for name, row in rows.items()}
 
     def columns(self, group: str) -> slice:
         """The columns of a group; empty if the split has none."""

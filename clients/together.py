@@ -7,16 +7,17 @@ from collections.abc import Iterator, Sequence
 
 from clients.answers import DeviceFailure, DeviceResult
 from clients.cohort import Member, Trained, divide, train_cohort
+from clients.control import load_control, without_controls
 from clients.memory import budget_bytes
+from clients.personal import PFEDME
 from clients.phase import (
     DEVICE_FAULTS,
+    finish_device,
     job_arm,
     local_plan,
     local_seed,
     one_by_one,
-    shared_part,
     train_device,
-    training_numbers,
 )
 from clients.worker import Worker
 from fl.adapters.stacked import Slot
@@ -33,9 +34,13 @@ def train_together(
     """Train ``devices`` in cohorts of at most the setting ``cohort``, smaller where memory is short.
 
     Data and private state are loaded as a cohort is made up. If a cohort's computation fails as a whole, its devices are
-    trained one by one, so that the one at fault fails alone.
+    trained one by one, so that the one at fault fails alone. What a device has beside its adapter is trained after its cohort,
+    alone; with ``pfedme`` that is all there is.
     """
     arm = job_arm(worker, job)
+    if arm.personal == PFEDME:
+        yield from one_by_one(train_device)(worker, job, devices, incoming)
+        return
     failures: list[DeviceFailure] = []
     members = _members(worker, arm, job, devices, incoming, failures)
     budget = budget_bytes(next(worker.host.model.parameters()).device, job.parallel)
@@ -54,17 +59,18 @@ def train_together(
 def _members(
     worker: Worker, arm: Arm, job: Job, devices: Sequence[str], incoming: State, failures: list[DeviceFailure]
 ) -> Iterator[Member]:
-    adapter = worker.config.adapter
-    slot = Slot(adapter.rank, adapter.alpha / adapter.rank, arm.gate)
+    recipe = worker.recipe(arm.gate)
+    slot = Slot(recipe.size, recipe.alpha / recipe.size, arm.gate)
     for device_id in devices:
         try:
-            examples = worker.task.device(device_id).train
-            state = worker.assembled(arm, device_id, incoming, before=job.round)
+            examples = worker.vary(worker.task.device(device_id).train, local_seed(worker, job, device_id))
+            state = worker.assembled(arm, device_id, without_controls(incoming), before=job.round)
+            control = load_control(worker, arm, device_id, incoming, before=job.round)
         except DEVICE_FAULTS as error:
             failures.append(DeviceFailure(device_id, error))
             continue
         plan = local_plan(worker, job, device_id, arm)
-        yield Member(device_id, slot, state, examples, plan, local_seed(worker, job, device_id))
+        yield Member(device_id, slot, state, examples, plan, local_seed(worker, job, device_id), control)
 
 
 def _result(
@@ -73,10 +79,17 @@ def _result(
     if one.state is None or one.result is None:
         return DeviceFailure(one.device_id, one.error or RuntimeError("no result"))
     try:
-        worker.keep_private(arm, one.device_id, job.round, one.state)
+        return finish_device(
+            worker,
+            job,
+            arm,
+            one.device_id,
+            incoming,
+            member.examples,
+            one.state,
+            one.result,
+            member.plan,
+            member.control,
+        )
     except DEVICE_FAULTS as error:
         return DeviceFailure(one.device_id, error)
-    shared = shared_part(one.state, worker.split(arm), job)
-    return DeviceResult(
-        one.device_id, training_numbers(len(member.examples), one.result, shared, incoming), shared=shared
-    )

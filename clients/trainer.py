@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fl.adapters.model import neutral_gates
 from fl.adapters.split import Split, tensor_kind
@@ -26,12 +27,26 @@ from fl.rng import derive_generator
 from fl.task import Example, Task
 
 
+class Correction(Protocol):
+    """What is added to the gradients of shared tensors, and wants to see them first (:mod:`clients.control`)."""
+
+    @property
+    def correction(self) -> Mapping[str, Tensor]:
+        """The term, by name."""
+        ...
+
+    def observe(self, name: str, gradient: Tensor) -> None:
+        """A gradient of one step, without the term."""
+        ...
+
+
 @dataclass(frozen=True)
 class LocalPlan:
     """The local phase of one device in one round.
 
     ``proximal`` is mu of FedProx (arXiv 1812.06127): the loss has mu / 2 times the squared distance of the shared tensors from
-    where the round began. ``rests`` is a kind of shared tensor, ``A`` or ``B``, that is not trained in this round.
+    where the round began. ``rests`` is a kind of shared tensor, ``A`` or ``B``, that is not trained in this round. With
+    ``first_private`` steps the private part trains before, alone, and the shared part after it, alone (FedRep).
     """
 
     steps: int
@@ -44,6 +59,7 @@ class LocalPlan:
     weight_decay: float = 0.0
     proximal: float = 0.0
     rests: str = ""
+    first_private: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,7 +87,7 @@ def make_plan(train: TrainConfig, round_index: int, *, steps: int, gated: bool) 
 
     In every arm the rates decay over the rounds before the last ``train.private_rounds`` and stay where they end. In those last
     ones an arm with gates trains its private part alone, in one round of as many steps: nothing is exchanged in between,
-    and an optimizer that starts anew in every round cost a point of MER. Gates learn there at their full rate, since
+    and an optimizer that starts anew in every round cost a point of the error rate. Gates learn there at their full rate, since
     what they learn is new.
     """
     decaying = train.rounds - train.private_rounds
@@ -103,12 +119,14 @@ def trained_split(split: Split, rests: str) -> Split:
 def step_kinds(plan: LocalPlan, generator: np.random.Generator) -> list[str]:
     """``neutral`` or ``joint`` for each of ``plan.steps``, shuffled, then ``private`` for the extra steps.
 
+    After ``plan.first_private`` steps that are ``private`` too, ``shared`` stands in the place of ``joint``.
     Exactly ``round(gate_dropout * steps)`` are neutral; a fraction that rounding would lose is drawn.
     """
     expected = plan.gate_dropout * plan.steps
     neutral = math.floor(expected) + int(generator.random() < expected - math.floor(expected))
-    kinds = ["neutral"] * neutral + ["joint"] * (plan.steps - neutral)
-    return [kinds[i] for i in generator.permutation(plan.steps)] + ["private"] * plan.private_steps
+    kinds = ["neutral"] * neutral + ["shared" if plan.first_private else "joint"] * (plan.steps - neutral)
+    shuffled = [kinds[i] for i in generator.permutation(plan.steps)]
+    return ["private"] * plan.first_private + shuffled + ["private"] * plan.private_steps
 
 
 def draw_batches(count: int, batch_size: int, batches: int, generator: np.random.Generator) -> list[list[int]]:
@@ -140,21 +158,22 @@ def train_locally(
     plan: LocalPlan,
     *,
     seed: int,
+    control: Correction | None = None,
 ) -> LocalResult:
-    """Train the adapter in ``model`` in place on one device's examples.
+    """Train the adapter in ``model`` in place on one device's examples, with ``control`` by SCAFFOLD.
 
     ``parameters`` are the live adapter parameters by name. Optimizer state lives for this call. Raises :class:`AdapterError`
     if the loss or a gradient stops being finite; the caller still has the tensors from before.
     """
     if not examples:
         raise AdapterError("device has no training examples: leave it out of training or give it data")
-    if not plan.steps + plan.private_steps:
+    if not plan.first_private + plan.steps + plan.private_steps:
         return LocalResult(0.0, 0, 0, 0.0)
     started = time.perf_counter()
     generator = derive_generator(seed, "local-steps")
     kinds = step_kinds(plan, generator)
     batches = draw_batches(len(examples), plan.batch_size, len(kinds), generator)
-    groups = _Groups(parameters, trained_split(split, plan.rests), plan)
+    groups = _Groups(parameters, trained_split(split, plan.rests), plan, control)
     losses: list[float] = []
     for kind, batch in zip(kinds, batches, strict=True):
         with neutral_gates(model) if kind == "neutral" else nullcontext():
@@ -176,8 +195,12 @@ def train_locally(
 class _Groups:
     """Shared and private parameters, each with its own AdamW (Loshchilov & Hutter 2019) and gradient clipping."""
 
-    def __init__(self, parameters: dict[str, nn.Parameter], split: Split, plan: LocalPlan) -> None:
+    def __init__(
+        self, parameters: dict[str, nn.Parameter], split: Split, plan: LocalPlan, control: Correction | None
+    ) -> None:
         self.plan = plan
+        self.names, self.control = split.shared, control
+        self.correction = {} if control is None else control.correction
         self.all = list(parameters.values())
         for name, parameter in parameters.items():
             parameter.requires_grad_(name not in split.fixed)
@@ -201,12 +224,17 @@ class _Groups:
         self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
 
     def step(self, loss: torch.Tensor, kind: str) -> None:
-        """One update from ``loss``. ``private`` steps leave the shared part; ``neutral`` ones give gates no gradient anyway."""
+        """One update from ``loss``. ``private`` steps leave the shared part, ``shared`` ones the private; ``neutral`` ones give
+        gates no gradient anyway."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        if kind == "private":
-            for parameter in self.shared:
-                parameter.grad = None
+        for parameter in {"private": self.shared, "shared": self.private}.get(kind, ()):
+            parameter.grad = None
+        if self.control is not None:
+            for name, parameter in zip(self.names, self.shared, strict=True):
+                if parameter.grad is not None:
+                    self.control.observe(name, parameter.grad)
+                    parameter.grad.add_(self.correction[name].to(parameter.device))
         for parameter, start in zip(self.shared, self.start, strict=False):  # no start without a proximal term
             if parameter.grad is not None:
                 parameter.grad.add_(parameter.detach() - start, alpha=self.plan.proximal)

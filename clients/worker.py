@@ -1,4 +1,6 @@
-"""What one worker process keeps between messages: the task with its frozen base, and one adapter slot per gate.
+"""What one worker process keeps between messages: the task with its frozen base, and what is trained on it.
+
+An adapter of low rank has a slot for each gate on one model; any other method (:mod:`fl.methods`) has a model of its own.
 
 A Ray actor handles many messages of a run and a deployed ClientApp one; both ask :func:`get_worker`, which loads the base
 once per process and configuration.
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -18,13 +20,16 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from clients.store import DeviceStore, PrivateState
-from fl.adapters import GatedLoraConfig, adapter_shapes, load_state, make_split
+from fl.adapters import AdapterInfo, load_state, make_split, save_adapter
 from fl.adapters.split import Split
 from fl.adapters.stacked import StackedModel
 from fl.adapters.state import Shapes, State, adapter_parameters, adapter_state
 from fl.arms import Arm, adapter_name
-from fl.config import RunConfig
-from fl.task import Task
+from fl.attacks import attacked
+from fl.config import LOW_RANK_METHODS, UNSIZED_METHODS, RunConfig
+from fl.methods import Attached, MethodInfo, Recipe, attach, make_recipe, save_method
+from fl.methods.low_rank import peft_config
+from fl.task import Example, Task, Varying
 from fl.tasks import load_task
 
 
@@ -33,22 +38,23 @@ class Worker:
 
     def __init__(self, config: RunConfig, store_root: Path) -> None:
         self.config = config
-        self.task: Task = load_task(config)
+        self.task: Task = attacked(load_task(config), config)
         self.store = DeviceStore(store_root, self.task.fingerprint)
         self._initial: dict[str, State] = {}
+        self._recipes: dict[str, Recipe] = {}
         self.model: PeftModel | None = None
+        self._attached: Attached | None = None  # of a method that is not of low rank
 
     def slot(self, gate: str) -> str:
         """Make the adapter slot for ``gate`` active, adding it at first use; returns its PEFT name."""
         name = adapter_name(gate)
+        if self.config.adapter.method not in LOW_RANK_METHODS:
+            if self._attached is None:
+                self._attached = attach(self.task.new_model(), self.recipe(gate))
+                self._initial[name] = self._attached.state()
+            return name
         if name not in self._initial:
-            adapter = GatedLoraConfig(
-                r=self.config.adapter.rank,
-                lora_alpha=self.config.adapter.alpha,
-                gate=gate,
-                target_modules=self.task.targets,
-                init_seed=self.config.seed,
-            )
+            adapter = peft_config(self.recipe(gate))
             if self.model is None:
                 self.model = get_peft_model(self.task.model, adapter, adapter_name=name)
             else:
@@ -60,11 +66,28 @@ class Worker:
             self.model.set_adapter(name)
         return name
 
+    def recipe(self, gate: str) -> Recipe:
+        """What decides the trained tensors of an adapter with this gate."""
+        if gate not in self._recipes:
+            self._recipes[gate] = make_recipe(self.config, self.task, gate)
+        return self._recipes[gate]
+
     @property
     def adapted(self) -> PeftModel:
-        """The base with its adapter slots; call :meth:`slot` first."""
-        assert self.model is not None
-        return self.model
+        """The base with its adapter slots, or with the method that is on it; call :meth:`slot` first."""
+        model = self.model if self._attached is None else self._attached.model
+        assert model is not None
+        return model
+
+    @contextmanager
+    def frozen(self) -> Iterator[nn.Module]:
+        """Within the block, a model that computes what the frozen base computes."""
+        if self.config.adapter.method not in LOW_RANK_METHODS:
+            yield self.task.model
+            return
+        self.slot("none")
+        with self.adapted.disable_adapter():
+            yield self.adapted
 
     def initial(self, gate: str) -> State:
         """A fresh adapter: A from the seed, B and gates zero. The same on every node, since the seed and names decide it."""
@@ -72,7 +95,7 @@ class Worker:
 
     def shapes(self, gate: str) -> Shapes:
         """Tensor shapes of an adapter with this gate."""
-        return adapter_shapes(self.adapted, self.slot(gate))
+        return {name: tuple(p.shape) for name, p in self.parameters(gate).items()}
 
     def split(self, arm: Arm) -> Split:
         """The shared/private split of an arm."""
@@ -80,7 +103,12 @@ class Worker:
 
     def parameters(self, gate: str) -> dict[str, nn.Parameter]:
         """Live parameters of the active slot."""
-        return adapter_parameters(self.adapted, self.slot(gate))
+        slot = self.slot(gate)
+        return adapter_parameters(self.adapted, slot) if self._attached is None else self._attached.parameters
+
+    def state(self, gate: str) -> State:
+        """A copy of what lies in the active slot, on the CPU."""
+        return {name: p.detach().to("cpu", copy=True) for name, p in self.parameters(gate).items()}
 
     def place(self, arm: Arm, device_id: str, shared: dict[str, Tensor], *, before: int, neutral: bool = False) -> None:
         """Put one device's adapter into its slot: fresh values, its private tensors unless ``neutral``, then ``shared``.
@@ -88,7 +116,11 @@ class Worker:
         Private tensors are those from before round ``before``.
         """
         state = self.assembled(arm, device_id, shared, before=before, neutral=neutral)
-        load_state(self.adapted, state, self.slot(arm.gate))
+        slot = self.slot(arm.gate)
+        if self._attached is None:
+            load_state(self.adapted, state, slot)
+        else:
+            self._attached.load(state)
 
     def assembled(
         self, arm: Arm, device_id: str, shared: Mapping[str, Tensor], *, before: int, neutral: bool = False
@@ -103,12 +135,27 @@ class Worker:
         state.update(shared)
         return state
 
+    def vary(self, examples: Sequence[Example], seed: int) -> Sequence[Example]:
+        """A device's training examples for one local phase, varied where the task and the settings do so."""
+        return self.task.varied(examples, seed) if isinstance(self.task, Varying) else examples
+
     def keep_private(self, arm: Arm, device_id: str, round_index: int, state: State | None = None) -> None:
         """Write the device's private tensors to the store: those of ``state``, or of its slot."""
         split = self.split(arm)
         if split.private:
-            state = state or adapter_state(self.adapted, adapter_name(arm.gate))
+            state = state or self.state(arm.gate)
             self.store.save(arm.name, device_id, PrivateState(round_index, {n: state[n] for n in split.private}))
+
+    def save(self, folder: Path, slot: str, split: str) -> None:
+        """Write what a slot holds as an adapter's folder. A model that is trained whole is kept by the run's checkpoint alone."""
+        task, method = self.task, self.config.adapter.method
+        if self._attached is None:
+            config = self.adapted.peft_config[slot]
+            info = AdapterInfo(task.base_name, task.fingerprint, split, config, **task.adapter_facts)
+            save_adapter(folder, adapter_state(self.adapted, slot), info)
+        elif method not in UNSIZED_METHODS[1:]:
+            (recipe,) = self._recipes.values()
+            save_method(folder, self._attached.state(), MethodInfo(task.base_name, task.fingerprint, split, recipe))
 
     @cached_property
     def host(self) -> StackedModel:

@@ -23,14 +23,18 @@ from fl.errors import ConfigError
 
 Value = bool | int | float | str
 ARMS = ("zero-shot", "local", "global", "global+finetune", "personalized", "neutral", "centralized")
-GATES = ("none", "hidden", "low-rank", "self", "cross")
+GATES = ("none", "hidden", "low-rank", "self", "cross", "scalar")
+METHODS = ("gated-lora", "lora", "scalar-gate", "dora", "bottleneck", "prefix", "bitfit", "full", "scratch")
+LOW_RANK_METHODS = METHODS[:3]  # adapters of fl.adapters: they can be stacked, split by A and B, packed and served
+UNSIZED_METHODS = ("bitfit", "full", "scratch")  # what they train are the base's own tensors
 SITES = ("encoder.self", "decoder.self", "decoder.cross", "ffn")
 SPLITS = ("gates", "fedsa", "ffa", "all-shared", "all-private")
-SPEECH, NO_OP = "speech", "no-op"  # the names of tasks
+SPEECH, LANGUAGE_ID, DIGITS, NO_OP = "speech", "language-id", "digits", "no-op"  # the names of tasks: fl.tasks
 DEVICE, EDGE = "device", "edge"  # where the devices' updates are put together
 STRATEGIES = (  # the rows of strategies.registry
     "fedavg",
     "fednova",
+    "scaffold",
     "ffa",
     "fedsa",
     "rolora",
@@ -47,7 +51,26 @@ STRATEGIES = (  # the rows of strategies.registry
     "geometric-median",
 )
 SERVER_OPTIMIZERS = ("none", "fedavgm", "fedadagrad", "fedyogi", "fedadam")
+NONE = "none"
+SERVER_NOISE, DISTRIBUTED_NOISE, LOCAL_NOISE = "server", "distributed", "local"  # who adds the noise
+PAIRWISE = "pairwise"  # masks of secure sums
+LABEL_SWAP = "label-swap"  # an attack on data; the others are attacks on updates
+ATTACKS = (NONE, "sign-flip", "scale", LABEL_SWAP, "random", "collusion")
+PERSONALIZATIONS = (  # the rows of fl.adapters.personal, and what the arm personalized does
+    "gates",
+    "fedper",
+    "fedrep",
+    "ditto",
+    "apfl",
+    "pfedme",
+    "feddpa",
+    "interpolation",
+    "clusters",
+)
+OWN, LATIN = "own", "latin"  # tokens of the base itself, and without Korean
+TOKENS = (OWN, LATIN, "syllables", "all-syllables", "jamo", "compat-jamo")  # the forms are those of fl.speech.hangul
 LAYERS_PREFIX = "layers:"  # and a regular expression over tensor names
+LAST_PREFIX = "last:"  # and a number of layers
 MAX_RANK = 1024
 
 
@@ -75,6 +98,11 @@ class BaseConfig:
     compute: str = setting(
         "auto", "where it computes; auto takes a GPU if there is one", choices=("auto", "cpu", "cuda")
     )
+    tokens: str = setting(
+        OWN,
+        "what Korean is written in: the base's own tokens, or new ones that are trained and shared with the adapter",
+        choices=TOKENS,
+    )
     window: str = setting(
         "trimmed", "audio at its own length plus a margin, or zero-padded to 30 s", choices=("trimmed", "full")
     )
@@ -87,9 +115,21 @@ class BaseConfig:
 class AdapterConfig:
     """The Gated LoRA adapter and which part of it is shared."""
 
-    rank: int = setting(8, "rank of A and B", low=1, high=MAX_RANK)
+    method: str = setting(
+        "gated-lora", "what is trained, and how it changes the base; see docs/methods.md", choices=METHODS
+    )
+    rank: int = setting(8, "rank of A and B, width of a bottleneck, length of a prefix", low=1, high=MAX_RANK)
+    parameter_budget: int = setting(
+        0, "rank follows from this number of trained parameters, as near as it gets; 0 takes rank as it is", low=0
+    )
     alpha: float = setting(16.0, "the update is scaled by alpha / rank", low=1e-6)
-    gate: str = setting("self", "what gates the low-rank path", choices=GATES)
+    gate: str = setting("self", "what gates the low-rank path of method gated-lora", choices=GATES)
+    gated_arms: str = setting(
+        "personalized",
+        "which arms have the gate: the personalized one, beside arms of plain LoRA, or all that are trained",
+        choices=("personalized", "all"),
+    )
+    prefix_gate: bool = setting(True, "method prefix: it enters through a gate that starts at zero, or as in the paper")
     sites: str = setting("encoder.self,decoder.self,decoder.cross", "where adapters sit", many=SITES)
     split: str = setting("gates", "gates, fedsa, ffa, all-shared, all-private or layers:<pattern>")
 
@@ -100,8 +140,8 @@ class DataConfig:
 
     task: str = setting(
         SPEECH,
-        "what is learnt; no-op trains nothing and measures the framework around training",
-        choices=(SPEECH, NO_OP),
+        "what is learnt, see docs/tasks.md; no-op trains nothing and measures the framework around training",
+        choices=(SPEECH, LANGUAGE_ID, DIGITS, NO_OP),
     )
     manifest: str = setting("", "absolute path of a manifest.jsonl; empty makes a synthetic population")
     pair: str = setting("ko-en", "language pair of the synthetic population")
@@ -111,6 +151,9 @@ class DataConfig:
     validation_share: float = setting(0.1, "share of a device's utterances for validation", low=0.0, high=0.9)
     test_share: float = setting(0.15, "share of a device's utterances for testing", low=0.0, high=0.9)
     new_people_tests: int = setting(12, "sentences on which each new person is tested, at most", low=1, high=100_000)
+    train_utterances: int = setting(
+        0, "training utterances of a device that are used, at most; 0 uses all", low=0, high=1_000_000
+    )
     data_seed: int = setting(0, "seed of the population and of its division; 0 takes the run's seed", low=0)
 
 
@@ -140,6 +183,21 @@ class TrainConfig:
         0, "first rounds in which only the shared part is trained, whatever the gate dropout", low=0, high=100_000
     )
     weight_decay: float = setting(0.0, "decoupled weight decay of shared tensors", low=0.0, high=1.0)
+    spec_augment: float = setting(
+        0.0,
+        "SpecAugment: how wide bands and spans of training speech are masked, as a share of its policies",
+        low=0.0,
+        high=1.0,
+    )
+    speed_perturbation: float = setting(
+        0.0, "training speech is played up to this share faster or slower; 0.1 is usual", low=0.0, high=0.5
+    )
+    noise_snr: float = setting(
+        0.0,
+        "dB of training speech over added white noise, drawn between this and 20 more; 0 adds none",
+        low=0.0,
+        high=100.0,
+    )
     clipping_norm: float = setting(
         1.0, "largest gradient norm of a step, for shared and for private tensors each", low=1e-9
     )
@@ -199,6 +257,12 @@ class FederationConfig:
     norm_bound: float = setting(
         0.0, "norm-bound: largest norm of a device's update; 0 takes the median of the round's norms", low=0.0
     )
+    attack: str = setting(
+        NONE, "study: what hostile devices do; only in a simulation, and loudly logged", choices=ATTACKS
+    )
+    attacker_share: float = setting(
+        0.2, "study: share of the devices that are hostile, drawn by the seed", low=1e-9, high=1.0
+    )
     evaluate_every: int = setting(4, "rounds between evaluations on validation data; 0 for never", low=0, high=100_000)
     final_split: str = setting(
         "test",
@@ -210,6 +274,113 @@ class FederationConfig:
 
 
 @dataclass(frozen=True)
+class PersonalConfig:
+    """How the arm ``personalized`` makes a model of each person's own."""
+
+    personalization: str = setting(
+        "gates",
+        "what is personal in the arm personalized; gates is what gate and split say; see docs/strategies.md",
+        choices=PERSONALIZATIONS,
+    )
+    personal_layers: int = setting(
+        1, "fedper, fedrep: how many of the last adapted layers stay private", low=1, high=1000
+    )
+    personal_steps: int = setting(
+        0,
+        "steps of a round for the personal part; 0 takes half of local-steps (fedrep), 3 for each batch (pfedme), else local-steps",
+        low=0,
+        high=100_000,
+    )
+    personal_pull: float = setting(
+        0.1, "ditto, pfedme: how strongly the personal adapter is held at the shared one (lambda)", low=0.0, high=1e6
+    )
+    outer_rate: float = setting(
+        0.5,
+        "pfedme: share of the way to the personal adapter that the shared one goes (eta lambda)",
+        low=1e-9,
+        high=1.0,
+    )
+    mixing: float = setting(0.5, "apfl: weight of the personal adapter at the start (alpha)", low=0.0, high=1.0)
+    mixing_learning_rate: float = setting(
+        0.1, "apfl: learning rate of that weight; 0 leaves it as it is", low=0.0, high=100.0
+    )
+    clusters: int = setting(4, "clusters: at most so many models", low=1, high=1000)
+    cluster_agreement: float = setting(
+        0.4,
+        "clusters: one is divided once its mean update is at most this share of its longest",
+        low=0.0,
+        high=1.0,
+    )
+
+
+@dataclass(frozen=True)
+class PrivacyConfig:
+    """What is done to a shared update before the aggregator sees it, or before it releases a model. See docs/privacy.md."""
+
+    dp: str = setting(
+        NONE,
+        "differential privacy of persons: who adds the noise",
+        choices=(NONE, SERVER_NOISE, DISTRIBUTED_NOISE, LOCAL_NOISE),
+    )
+    update_norm: float = setting(
+        1.0,
+        "largest norm of a device's shared update with dp or secure sums; the first one with clip-quantile",
+        low=1e-9,
+    )
+    update_clipping: str = setting(
+        "flat", "one norm for the whole update, or the same share of it for each layer", choices=("flat", "per-layer")
+    )
+    clip_quantile: float = setting(
+        0.0, "update-norm follows this quantile of the updates' norms, privately; 0 keeps it fixed", low=0.0, high=0.99
+    )
+    noise_multiplier: float = setting(
+        0.0,
+        "standard deviation of the noise over the clipping norm; 0 takes the least that epsilon-budget allows for all rounds",
+        low=0.0,
+        high=1e6,
+    )
+    epsilon_budget: float = setting(8.0, "epsilon at which the run stops", low=1e-6, high=1e9)
+    delta: float = setting(1e-5, "delta of that promise; far below 1 / devices", low=1e-30, high=0.5)
+    sampling: str = setting(
+        "fixed",
+        "how the devices of a round are drawn: sample of them, or each independently with that probability",
+        choices=("fixed", "poisson"),
+    )
+    accountant: str = setting(
+        "auto", "how epsilon is computed; auto takes pld where it can, else rdp", choices=("auto", "pld", "rdp")
+    )
+    example_cap: int = setting(
+        0,
+        "with dp or secure sums a device weighs min(examples, cap) / cap; 0 weighs all the same",
+        low=0,
+        high=1_000_000,
+    )
+    secure_sum: str = setting(NONE, "whether the aggregator sees only sums of masked updates", choices=(NONE, PAIRWISE))
+    secure_threshold: float = setting(
+        0.0,
+        "share of a secure sum's participants that must stay, above one half; 0 takes more than two thirds",
+        low=0.0,
+        high=1.0,
+    )
+    dropout_share: float = setting(
+        0.3, "dp = distributed: largest share of a round's participants that may drop out", low=0.0, high=0.49
+    )
+    colluding_share: float = setting(
+        0.0,
+        "dp = distributed: share of a round's participants that may tell the aggregator their noise",
+        low=0.0,
+        high=0.49,
+    )
+    codec: str = setting(
+        "fp32",
+        "how an update is compressed: fp32, fp16, int8, int4, int8:LIMIT, top-k:SHARE, top-k:SHARE+int8 and so on",
+    )
+    error_feedback: bool = setting(
+        False, "a device adds what compression lost to its next update; kept on the device as private state"
+    )
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that decides the numbers of a run, and where they go."""
 
@@ -218,6 +389,8 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     federation: FederationConfig = field(default_factory=FederationConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    personal: PersonalConfig = field(default_factory=PersonalConfig)
     seed: int = setting(1, "seed of everything", low=0)
     output: str = setting("", "run folder; empty makes one under the cache folder")
 
@@ -226,6 +399,11 @@ class RunConfig:
         """The arms to compare, in canonical order."""
         wanted = words(self.federation.arms)
         return tuple(arm for arm in ARMS if arm in wanted)
+
+    @property
+    def gate(self) -> str:
+        """The gate of the method's adapters where an arm has one: that of ``lora`` is none, that of ``scalar-gate`` is scalar."""
+        return {"gated-lora": self.adapter.gate, "scalar-gate": "scalar"}.get(self.adapter.method, "none")
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -329,6 +507,8 @@ SECTIONS: dict[str, type] = {
     "data": DataConfig,
     "train": TrainConfig,
     "federation": FederationConfig,
+    "privacy": PrivacyConfig,
+    "personal": PersonalConfig,
 }
 SETTINGS: dict[str, Setting] = {
     row.name: row for row in (*(r for name, cls in SECTIONS.items() for r in _rows(cls, name)), *_rows(RunConfig, ""))
@@ -358,11 +538,15 @@ def make_config(values: Mapping[str, object], start: RunConfig | None = None) ->
 
 def _check_together(config: RunConfig) -> None:
     """Combinations that could only fail later, refused before any compute."""
-    wants_gates = config.adapter.split == "gates" and "personalized" in config.arms
-    if wants_gates and config.adapter.gate == "none":
+    by_gates = config.personal.personalization == "gates"
+    wants_gates = by_gates and config.adapter.split == "gates" and "personalized" in config.arms
+    if wants_gates and config.gate == "none":
+        without = "gate = 'none'" if config.adapter.method == METHODS[0] else f"method = {config.adapter.method!r}"
         raise ConfigError(
-            "gate = 'none' with split = 'gates' leaves nothing private: choose a gate, or another split such as fedsa"
+            f"{without} with split = 'gates' leaves nothing private: choose a gate, or another split such as fedsa or "
+            f"{LAYERS_PREFIX}<pattern>, or leave the arms personalized and neutral out"
         )
+    _check_method(config)
     needs = {"global+finetune": "global", "neutral": "personalized"}
     for arm, source in needs.items():
         if arm in config.arms and source not in config.arms:
@@ -380,6 +564,42 @@ def _check_together(config: RunConfig) -> None:
             raise ConfigError(f"split = {preset!r} is not a regular expression: {error}") from error
     elif preset not in SPLITS:
         raise ConfigError(f"split = {preset!r} is unknown: one of {', '.join(SPLITS)}, {LAYERS_PREFIX}<pattern>")
+
+
+def _check_method(config: RunConfig) -> None:
+    """What only some methods of adaptation can do, and only some tasks."""
+    method = config.adapter.method
+    varied = [name for name in ("spec_augment", "speed_perturbation", "noise_snr") if getattr(config.train, name)]
+    if varied and config.data.task != SPEECH:
+        raise ConfigError(
+            f"{SETTINGS[varied[0]].key} varies speech, and task = {config.data.task!r} has none: set it to 0"
+        )
+    if method in UNSIZED_METHODS and config.adapter.parameter_budget:
+        raise ConfigError(
+            f"parameter-budget = {config.adapter.parameter_budget} and method = {method!r}: its tensors are those of the base, so "
+            "it has no size to choose; set parameter-budget = 0"
+        )
+    if method in LOW_RANK_METHODS:
+        return
+    if config.train.cohort > 1:
+        raise ConfigError(
+            f"cohort = {config.train.cohort} and method = {method!r}: only {', '.join(LOW_RANK_METHODS)} train many devices in one "
+            "computation; set cohort = 1"
+        )
+    if "personalized" not in config.arms:
+        return
+    personalization = config.personal.personalization
+    pairs = {"gates": config.adapter.split in ("fedsa", "ffa"), "fedper": False, "fedrep": False}
+    if pairs.get(personalization, True):
+        wanted = (
+            f"split = {config.adapter.split!r}"
+            if personalization == "gates"
+            else f"personalization = {personalization!r}"
+        )
+        raise ConfigError(
+            f"{wanted} is about A and B, which method = {method!r} has not: choose split = 'all-shared' or "
+            f"'{LAYERS_PREFIX}<pattern>', personalization = 'fedper' or 'fedrep', or one of the methods {', '.join(LOW_RANK_METHODS)}"
+        )
 
 
 def flat(config: RunConfig) -> dict[str, Value]:
@@ -429,6 +649,12 @@ def resting_factor(strategy: str, server_round: int) -> str:
     if strategy != "rolora":
         return ""
     return "A" if server_round % 2 else "B"  # B first: while it is zero, A has no gradient
+
+
+def sample_size(sample: float, population: int) -> int:
+    """How many of ``population`` devices the setting ``sample`` means: at least one."""
+    wanted = round(sample * population) if sample <= 1 else int(sample)
+    return min(max(1, wanted), population)
 
 
 Progress = Callable[[str, int, int], None]

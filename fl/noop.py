@@ -52,7 +52,8 @@ class NoOpTask:
     def __init__(self, config: RunConfig) -> None:
         self.base_name = NO_OP
         self.fingerprint = f"{NO_OP}:{WIDTH}"
-        self.language = ""
+        self.learns = False
+        self.adapter_facts: Mapping[str, str] = {}
         self.targets: str | list[str] = ["map"]
         self.model: nn.Module = _Linear(derive_seed(0, NO_OP))
         self._training, self._all = config.data.devices, config.data.devices + config.data.new_people
@@ -97,6 +98,10 @@ class NoOpTask:
     def training_bytes(self, example: Example) -> int:
         """A few numbers."""
         return 4 * WIDTH
+
+    def prediction_rows(self, examples: Sequence[Example], *, adapted: bool) -> int:
+        """All of them."""
+        return max(1, len(examples))
 
     def predict(self, model: nn.Module, examples: Sequence[Example], *, adapted: bool, beams: int) -> list[str]:
         """Empty texts."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -41,14 +41,26 @@ class Device:
         return {"train": self.train, "validation": self.validation, "test": self.test}[name]
 
 
+@runtime_checkable
+class Varying(Protocol):
+    """A task that can vary its training examples, so that a model does not learn what is accidental in them."""
+
+    def varied(self, examples: Sequence[Example], seed: int) -> Sequence[Example]:
+        """Examples for one local phase, a function of ``seed``; ``examples`` themselves where nothing is to be varied."""
+        ...
+
+
 class Task(Protocol):
     """A frozen base, examples, and how to learn from and score them."""
 
     fingerprint: str
     base_name: str
     model: nn.Module
-    language: str  # language token that the adapter is trained with; empty where the task has none
     targets: str | list[str]  # target_modules of the adapter, as PEFT takes them
+    learns: bool  # False where nothing is to be learnt: no step is taken then, and nothing evaluated
+    adapter_facts: Mapping[
+        str, str
+    ]  # what an adapter's folder says of how it is used: fields of fl.adapters.files.AdapterInfo
 
     def device_ids(self) -> tuple[str, ...]:
         """All devices, in a stable order; people who never train come last."""
@@ -79,6 +91,10 @@ class Task(Protocol):
 
     def training_bytes(self, example: Example) -> int:
         """Bytes of activations that this example needs in a training step, estimated from above."""
+        ...
+
+    def prediction_rows(self, examples: Sequence[Example], *, adapted: bool) -> int:
+        """How many of these examples to predict together at most."""
         ...
 
     def predict(self, model: nn.Module, examples: Sequence[Example], *, adapted: bool, beams: int) -> list[str]:

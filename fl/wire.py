@@ -8,7 +8,9 @@ shared tensors). Node to aggregator, for all its devices together:
 | ``devices`` | ``ids`` of the devices that answered, one for each row of what follows |
 | ``counts`` | their numbers in columns: a list for each name |
 | ``shared`` | their shared tensors, each with a leading dimension of devices; not with ``edge`` aggregation |
+| ``encoded`` | instead of ``shared``: their updates as bytes of a codec, each with a leading dimension of devices |
 | ``sum``, ``totals`` | with ``edge`` aggregation: float64 sums of weight times tensor, their ``weight`` and number of ``devices`` |
+| ``secure-sum:<participant>`` | a message of a secure sum; the masked vector instead of any tensor |
 | ``counts:<device>`` | of a device that failed, or has other numbers than the first |
 
 A node may also answer device by device, with ``shared:<device>`` and ``counts:<device>``. Nothing else may come back:
@@ -31,8 +33,11 @@ from fl.metrics import Counts
 
 JOB, SETTINGS_RECORD, SHARED = "job", "settings", "shared"
 COUNTS, DEVICES, SUM, TOTALS = "counts", "devices", "sum", "totals"
+ENCODED, SECURE = "encoded", "secure-sum"
+SECURE_STEP = "secure_sum"  # the action of the queries that are steps of a secure sum
 IDS = "ids"  # of DEVICES
 TOTAL_NAMES = frozenset({"weight", "devices"})
+WITHIN = "within"  # of TOTALS, with adaptive clipping: how many of the devices were within the clipping norm
 ARRAY_HEADER_BYTES = 128  # of a tensor as Flower serializes it: NumPy's header
 FIELDS = ("substitutions", "deletions", "insertions", "reference")
 
@@ -51,6 +56,8 @@ class Job:
     split: str = "validation"  # data to evaluate on
     final: bool = False  # write transcripts and adapters to the device's own disk
     parallel: int = 1  # messages in flight beside this one, itself included: sets the threads of a step
+    bound: float = 0.0  # clipping norm of the shared update; 0 where devices do not clip
+    noise: float = 0.0  # standard deviation of the noise that each device adds by itself
 
     def to_record(self) -> ConfigRecord:
         """As a Flower record."""
@@ -63,6 +70,8 @@ class Job:
                 "split": self.split,
                 "final": self.final,
                 "parallel": self.parallel,
+                "bound": float(self.bound),
+                "noise": float(self.noise),
             }
         )
 
@@ -78,6 +87,8 @@ class Job:
                 split=str(record["split"]),
                 final=bool(record["final"]),
                 parallel=int(record["parallel"]),  # type: ignore[call-overload]
+                bound=float(record["bound"]),  # type: ignore[arg-type]
+                noise=float(record["noise"]),  # type: ignore[arg-type]
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(

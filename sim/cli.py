@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -93,13 +94,12 @@ def _run_no_op(config: RunConfig, *, workers: int, serial: bool, ray_address: st
 
 
 def _run_and_report(config: RunConfig, *, workers: int, serial: bool, as_json: bool, ray_address: str = "") -> None:
-    from fl.speech.task import population_manifest
+    from fl.tasks import task_kind
     from sim.report import print_summary, read_run, summarize, write_page, write_summary
     from sim.run import run_simulation
 
     with progress_bars(as_json) as show:
-        if not config.data.manifest:
-            population_manifest(config, lambda done, total: show("speech", done, total))
+        task_kind(config.data.task).prepare(config, lambda done, total: show(config.data.task, done, total))
         show("starting workers", 0, 1)
         folder = run_simulation(config, workers=workers or None, progress=show, serial=serial, ray_address=ray_address)
         show("starting workers", 1, 1)
@@ -110,10 +110,20 @@ def _run_and_report(config: RunConfig, *, workers: int, serial: bool, as_json: b
         print(json.dumps(summary, ensure_ascii=False))
     else:
         print_summary(summary, console)
+        _print_promise(folder)
         console.print(
             f"\nReport: [bold]{_relative(folder / 'report.html')}[/bold]   adapters: {_relative(folder / 'devices')}",
             soft_wrap=True,
         )
+
+
+def _print_promise(folder: Path) -> None:
+    """What a private run promises, with every assumption."""
+    from strategies.account import PRIVACY_NAME
+
+    if (folder / PRIVACY_NAME).exists():
+        said = json.loads((folder / PRIVACY_NAME).read_text(encoding="utf-8"))["statement"]
+        console.print(f"\n[bold]Privacy[/bold]\n{escape(said)}", highlight=False)
 
 
 def _relative(path: Path) -> str:
@@ -258,10 +268,25 @@ def transcribe(
 
 
 @app.command()
-def bases(as_json: Json = False) -> None:
-    """List the bases that need no model hub. Any Whisper from a directory or the Hub works as well."""
+def bases(
+    as_json: Json = False,
+    sizes: Annotated[
+        bool, typer.Option("--sizes", help="The architectures of random:<architecture> instead, as a Markdown table.")
+    ] = False,
+    write: Annotated[Path | None, typer.Option(help="With --sizes: a page to write the table into.")] = None,
+) -> None:
+    """List the bases that need no model hub. Any Whisper or Wav2Vec2-CTC from a directory or the Hub works as well."""
     from fl.bases.resolve import known_bases
 
+    if sizes:
+        from fl.bases.sizes import sizes_table
+        from sim.section import write_section
+
+        if write is not None:
+            write_section(write, "<!-- begin:sizes -->", "<!-- end:sizes -->", sizes_table())
+        else:
+            print(sizes_table(), end="")
+        return
     rows = known_bases()
     if as_json:
         print(json.dumps([asdict(row) for row in rows]))

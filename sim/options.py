@@ -18,6 +18,8 @@ _PANELS = {
     "data": "Data",
     "train": "Training",
     "federation": "Federation",
+    "privacy": "Privacy",
+    "personal": "Personalization",
     "": "Run",
 }
 

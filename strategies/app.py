@@ -14,24 +14,29 @@ from typing import Any
 from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from fl.adapters import GatedLoraConfig, make_split
-from fl.adapters.fresh import fresh_adapter
+from fl.adapters import make_split
+from fl.adapters.personal import make_blend, own_bytes, require_room
 from fl.adapters.state import State, size_of
-from fl.arms import EVERYONE, Arm, evaluated_as, trained_arm
-from fl.config import NO_OP, RunConfig, dump_config, flat, load_config, make_config
-from fl.errors import PopulationError, RunError
+from fl.arms import BY_GATES, EVERYONE, Arm, evaluated_as, federates, trained_arm
+from fl.attacks import attackers
+from fl.config import NONE, RunConfig, dump_config, flat, load_config, make_config
+from fl.errors import ConfigError, PopulationError, RunError
 from fl.files import write_atomically
+from fl.methods import fresh_state
 from fl.metrics import Counts
 from fl.paths import cache_root
+from fl.privacy.plan import Plan, make_plan
 from fl.task import Task
-from fl.tasks import load_task
+from fl.tasks import load_task, task_kind
 from fl.wire import FEDERATE, FINETUNE, SETTINGS_RECORD, Job, add_counts, settings_record, to_arrays
+from strategies.account import Account
 from strategies.base import Roster, SharedFedAvg
+from strategies.checkpoint import load_checkpoint
 from strategies.loop import Progress, RoundLoop, Twin
 from strategies.node import UnreadableError, read_node
-from strategies.registry import check_strategy, federates, make_strategy
+from strategies.registry import check_strategy, make_attacker, make_strategy
 from strategies.replies import DeviceReply
-from strategies.results import CONFIG_NAME, ResultsFile, gather_transcripts, make_row, write_costs
+from strategies.results import CONFIG_NAME, ResultsFile, gather_predictions, make_row, write_costs
 
 log = logging.getLogger("idiolect.server")
 NODE_WAIT_SECONDS = 120.0
@@ -52,9 +57,11 @@ def ask_roster(grid: Grid, config: RunConfig, wait: float = NODE_WAIT_SECONDS) -
     nodes: dict[str, int] = {}
     examples: dict[str, int] = {}
     errors: list[str] = []
-    for reply in grid.send_and_receive(messages, timeout=config.federation.round_timeout):
+    simulated = [
         _register(reply, nodes, examples, errors)
-    roster = Roster(nodes, examples)
+        for reply in grid.send_and_receive(messages, timeout=config.federation.round_timeout)
+    ]
+    roster = Roster(nodes, examples, all(simulated))
     if not roster.training:
         detail = f" ({errors[0]})" if errors else ""
         raise RunError(
@@ -63,8 +70,11 @@ def ask_roster(grid: Grid, config: RunConfig, wait: float = NODE_WAIT_SECONDS) -
     return roster
 
 
-def _register(reply: Message, nodes: dict[str, int], examples: dict[str, int], errors: list[str]) -> None:
-    """Enter the devices of one node; what is left out goes to ``errors``, a device that is there already raises."""
+def _register(reply: Message, nodes: dict[str, int], examples: dict[str, int], errors: list[str]) -> bool:
+    """Enter the devices of one node; what is left out goes to ``errors``, a device that is there already raises.
+
+    Returns whether the node says of all of them that they are simulated.
+    """
     node = reply.metadata.src_node_id
     try:
         if reply.has_error():
@@ -73,7 +83,7 @@ def _register(reply: Message, nodes: dict[str, int], examples: dict[str, int], e
     except UnreadableError as error:
         errors.append(f"node {node}: {error}")
         log.warning("left out with all its devices: %s", errors[-1])
-        return
+        return True
     for device_id, answer in answers:
         if isinstance(answer, str):
             errors.append(f"device {device_id}: its data cannot be read; its own log has the reason")
@@ -84,6 +94,7 @@ def _register(reply: Message, nodes: dict[str, int], examples: dict[str, int], e
             raise RunError(f"two nodes say that they host device {device_id!r}: give each SuperNode its own device-id")
         else:
             nodes[device_id], examples[device_id] = node, int(answer.examples)
+    return all(answer.numbers.get("simulated") for _, answer in answers if not isinstance(answer, str))
 
 
 @dataclass
@@ -96,6 +107,24 @@ class Comparison:
     task: Task
     loop: RoundLoop
     results: ResultsFile
+    plan: Plan | None = None
+    account: Account | None = None
+
+    def promise(self, folder: Path) -> None:
+        """Fix the numbers of a private run and open its account; refuse what its budget cannot pay for."""
+        self.plan = make_plan(self.config, len(self.roster.training), self.paid_rounds())
+        if self.plan is not None:
+            self.account = Account.opened(folder, self.config, self.plan, simulated=self.roster.simulated)
+
+    def paid_rounds(self) -> int:
+        """Rounds in which shared updates are sent, of all arms: those that count for two arms are paid once."""
+        arms = [arm for name in self.config.arms if (arm := trained_arm(name, self.config)) and federates(arm)]
+        twins = sum(min(twin.rounds, self.config.train.rounds) for twin in self._twins().values())
+        return sum(self._shared_rounds(arm) for arm in arms) - twins
+
+    def _shared_rounds(self, arm: Arm) -> int:
+        train = self.config.train
+        return train.rounds - train.private_rounds if self._has_private_phase(arm) else train.rounds
 
     def strategy(self, arm: Arm, devices: tuple[str, ...], *, phase: str = FEDERATE) -> SharedFedAvg:
         """The strategy of an arm."""
@@ -105,9 +134,13 @@ class Comparison:
             home = roster.nodes[roster.training[0]]
             roster = Roster({**roster.nodes, EVERYONE: home}, {**roster.examples, EVERYONE: total})
         train = self.config.train
+        account = self.account
         return make_strategy(
             self.config,
             arm,
+            plan=self.plan,
+            charge=account.charge if account is not None else lambda *_: None,
+            attacker=make_attacker(self.config, self.roster.training) if federates(arm) else None,
             roster=roster,
             settings=settings_record(self.config),
             job=Job(arm=arm.name, round=0, devices=devices, phase=phase),
@@ -117,27 +150,36 @@ class Comparison:
         )
 
     def _has_private_phase(self, arm: Arm) -> bool:
-        return arm.gate != "none" and self.config.train.private_rounds > 0
+        return arm.gate != "none" and not arm.joint and self.config.train.private_rounds > 0
 
     def fresh(self, arm: Arm) -> State:
         """A fresh adapter for an arm."""
-        adapter = GatedLoraConfig(
-            r=self.config.adapter.rank,
-            lora_alpha=self.config.adapter.alpha,
-            gate=arm.gate,
-            target_modules=self.task.targets,
-            init_seed=self.config.seed,
-        )
-        return fresh_adapter(self.task.model, adapter)
+        return fresh_state(self.config, self.task, arm.gate)
 
     def check(self) -> None:
         """Refuse a strategy that cannot work with what an arm shares or with how many take part, before the first round."""
+        federation = self.config.federation
+        if federation.attack != NONE:
+            if not self.roster.simulated:
+                raise ConfigError(
+                    f"attack = {federation.attack!r} is for simulations, and some of these nodes are deployed"
+                )
+            hostile = attackers(self.roster.training, federation.attacker_share, self.config.seed)
+            log.warning(
+                "STUDY OF HOSTILE DEVICES: attack = %s, %d of %d devices are hostile: %s",
+                federation.attack,
+                len(hostile),
+                len(self.roster.training),
+                ", ".join(sorted(hostile)[:20]),
+            )
         for name in self.config.arms:
             arm = trained_arm(name, self.config)
             if arm is not None and federates(arm):
                 fresh = self.fresh(arm)
                 shapes = {n: tuple(fresh[n].shape) for n in make_split(arm.split, fresh).shared}
                 self.strategy(arm, self.roster.training).require_fit(shapes)
+                if blend := make_blend(arm.personal):
+                    require_room(arm.personal, blend, fresh)
 
     def run(self) -> None:
         """Train what has to be trained, then evaluate every arm on test data."""
@@ -162,7 +204,7 @@ class Comparison:
             every = config.federation.evaluate_every
             finished[name] = self.loop.train(strategy, start, rounds, every, training)
             self.results.flush()
-        for name in config.arms if config.data.task != NO_OP else ():
+        for name in config.arms if self.task.learns else ():
             self._evaluate(name, finished)
             self.results.flush()
 
@@ -170,10 +212,18 @@ class Comparison:
         """``personalized`` begins as ``global`` does while gates are neutral, if both share the same tensors."""
         arms = [trained_arm(name, self.config) for name in ("global", "personalized") if name in self.config.arms]
         rounds = self.config.train.neutral_rounds
-        if len(arms) < 2 or not rounds:
+        # What error feedback keeps on a device belongs to one arm.
+        if len(arms) < 2 or not rounds or self.config.privacy.error_feedback:
             return {}
-        shared = [make_split(arm.split, self.fresh(arm)).shared for arm in arms if arm is not None]
+        other = any(arm is not None and arm.personal != BY_GATES for arm in arms)
+        if other or self.config.federation.strategy == "scaffold":
+            return {}  # so does all that a device has beside its adapter
+        shared = [self._shared_shapes(arm) for arm in arms if arm is not None]
         return {"global": Twin("personalized", rounds)} if shared[0] == shared[1] else {}
+
+    def _shared_shapes(self, arm: Arm) -> dict[str, tuple[int, ...]]:
+        fresh = self.fresh(arm)
+        return {name: tuple(fresh[name].shape) for name in make_split(arm.split, fresh).shared}
 
     def _evaluate(self, name: str, finished: dict[str, ArrayRecord]) -> None:
         """The final evaluation of one arm on test data, of participants and, where it means something, of new people."""
@@ -186,8 +236,11 @@ class Comparison:
         template = arm or Arm(name, gate="none", split="all-shared")
         rounds = 1 if arm is not None and arm.starts_from else self.config.train.rounds
         started = time.perf_counter()
+        strategy = self.strategy(template, devices)
+        found = load_checkpoint(self.loop.checkpoints, template.name, self.task.fingerprint)
+        strategy.restore(found.state if found else {})  # which may say what to send to whom
         self.loop.evaluate(
-            self.strategy(template, devices),
+            strategy,
             arrays,
             rounds,
             self.config.federation.final_split,
@@ -198,25 +251,39 @@ class Comparison:
         self.loop.seconds[name] = self.loop.seconds.get(name, 0.0) + time.perf_counter() - started
         self.loop.progress(f"test: {name}", 1, 1)
 
+    def _sizes(self, arm: Arm) -> dict[str, int]:
+        """What one device trains in an arm, and what of it travels."""
+        fresh = self.fresh(arm)
+        whole, shared = size_of(fresh), size_of(fresh, make_split(arm.split, fresh).shared)
+        return {"parameters": whole.parameters, "bytes": whole.bytes, "shared_bytes": shared.bytes}
+
     def costs(self) -> dict[str, Any]:
         """Bytes, sizes and seconds of the run, with what is needed to read them."""
         config, task = self.config, self.task
-        personal = trained_arm("personalized", config)
+        reported = next(
+            (name for name in ("personalized", "global", "local", "centralized") if name in config.arms), ""
+        )
+        personal = trained_arm(reported or "centralized", config)
         assert personal is not None
         fresh = self.fresh(personal)
         split = make_split(personal.split, fresh)
         whole, shared, private = size_of(fresh), size_of(fresh, split.shared), size_of(fresh, split.private)
+        blend = make_blend(personal.personal)
         base = list(task.model.parameters())
-        rows = [r for r in self.results.rows() if r["arm"] == "personalized" and r["steps"]]
+        rows = [r for r in self.results.rows() if r["arm"] == personal.name and r["steps"]]
         return {
             "base": task.base_name,
             "base_fingerprint": task.fingerprint,
             "base_parameters": sum(p.numel() for p in base),
             "base_bytes": sum(p.numel() * p.element_size() for p in base),
+            "method": config.adapter.method,
+            "arms": {
+                name: self._sizes(arm) for name in config.arms if (arm := evaluated_as(name, config)[0]) is not None
+            },
             "adapter_parameters": whole.parameters,
             "adapter_bytes": whole.bytes,
             "shared_bytes": shared.bytes,
-            "private_bytes": private.bytes,
+            "private_bytes": own_bytes(blend, fresh) if blend else private.bytes,
             "bytes_up_per_device_round": max((r["bytes_up"] for r in rows), default=0),
             "bytes_down_per_device_round": max((r["bytes_down"] for r in rows), default=0),
             "seconds": {name: round(value, 2) for name, value in self.loop.seconds.items()},
@@ -298,17 +365,23 @@ def run_server(grid: Grid, config: RunConfig, run_id: int, progress: Progress | 
         config.federation.round_timeout,
         progress or (lambda *_: None),
         flush=results.flush,
+        metrics=task_kind(config.data.task).logged,
     )
     comparison = Comparison(config, grid, roster, task, loop, results)
+    comparison.promise(folder)
     comparison.check()
-    comparison.run()
-    gather_transcripts(folder, config.arms, roster.nodes)
+    try:
+        comparison.run()
+    finally:  # what was spent is said of a run that stopped too
+        if comparison.account is not None:
+            comparison.account.write(folder)
+    gather_predictions(folder, config.arms, roster.nodes)
     write_costs(folder, comparison.costs())
     log.info("run finished: %s", folder)
     return folder
 
 
-def final_rates(rows: list[dict[str, Any]], split: str) -> dict[str, str]:
+def final_rates(rows: list[dict[str, Any]], split: str, metrics: tuple[str, ...]) -> dict[str, str]:
     """The pooled error rates of each arm's final evaluation, participants and new people apart, in words for the log."""
     texts: dict[str, str] = {}
     last = {row["arm"]: row["round"] for row in sorted(rows, key=lambda row: row["round"]) if row["split"] == split}
@@ -319,7 +392,7 @@ def final_rates(rows: list[dict[str, Any]], split: str) -> dict[str, str]:
                 counts = {name: Counts.from_dict(c) for name, c in row["metrics"].items()}
                 totals[row["arm"]] = add_counts([totals.get(row["arm"], {}), counts])
         for arm, total in totals.items():
-            rates = {name: total[name].rate for name in ("mer", "wer", "cer") if name in total}
+            rates = {name: total[name].rate for name in metrics if name in total}
             text = ", ".join(f"{name.upper()} {100 * rate:.1f} %" for name, rate in rates.items() if rate is not None)
             texts[arm] = f"{texts[arm]}; new people {text}" if arm in texts else text
     return texts
@@ -347,6 +420,7 @@ def main(grid: Grid, context: Context) -> None:
     log.setLevel(logging.INFO)
     config = make_config(dict(context.run_config))
     folder = run_server(grid, config, context.run_id)
-    for arm, rates in final_rates(ResultsFile(folder).rows(), config.federation.final_split).items():
+    metrics = task_kind(config.data.task).logged
+    for arm, rates in final_rates(ResultsFile(folder).rows(), config.federation.final_split, metrics).items():
         log.info("%-16s %s", arm, rates)
     log.info("report: idiolect report %s", folder)

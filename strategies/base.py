@@ -7,36 +7,36 @@ never asked for: messages carry the shared tensors' names, and replies with any 
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fl.config import DEVICE, EDGE
+from fl.config import DEVICE, EDGE, sample_size
 from fl.errors import AggregationError, ConfigError
 from fl.rng import derive_random
 from fl.wire import FEDERATE, FINETUNE, JOB, PERSONALIZE, SETTINGS_RECORD, SHARED, Job, add_counts, counts_record
+from strategies.averaging import average, product_gaps
+from strategies.hostile import Attacker
+from strategies.node import Agreed
 from strategies.optimizers import ServerOptimizer
-from strategies.pairs import Pair, pair_names, product_gap, shares
 from strategies.replies import DeviceReply, Replies, read_replies
 
 log = logging.getLogger("idiolect.server")
-GAP = "product-gap"
 
 
 @dataclass(frozen=True)
 class Roster:
-    """Which device lives on which node. ``examples`` is 0 for people who never train."""
+    """Which device lives on which node. ``examples`` is 0 for people who never train. ``simulated`` if every node says so."""
 
     nodes: dict[str, int]
     examples: dict[str, int]
+    simulated: bool = True
 
     @cached_property
     def training(self) -> tuple[str, ...]:
@@ -57,7 +57,9 @@ class SharedFedAvg(Strategy):
     the devices that train in a round, or above 1 their number, drawn from ``seed``. ``aggregation`` says what nodes return:
     each device's update, or one sum, which :meth:`aggregate` then sees as one reply of the node. From round ``rests_from`` on
     (0: never) the shared tensors rest: devices get them, train their private part and send nothing shared back. An
-    ``optimizer`` takes what the rule gives as the direction of its own step.
+    ``optimizer`` takes what the rule gives as the direction of its own step. Updates come encoded by ``codec`` (empty: as
+    tensors). ``charge`` pays for a round before it starts, and what it raises ends the run before anything was sent.
+    ``attacker`` makes some of the replies hostile, for studies.
 
     A subclass replaces :meth:`aggregate`. ``single_devices`` says that the rule needs each device's own update, so that sums at
     the nodes are refused; :meth:`require_fit` refuses shared tensors that it cannot work with, before the first round.
@@ -72,6 +74,9 @@ class SharedFedAvg(Strategy):
     aggregation: str = DEVICE
     rests_from: int = 0
     optimizer: ServerOptimizer | None = None
+    codec: str = ""
+    charge: Callable[[str, int], object] = lambda arm, server_round: None
+    attacker: Attacker | None = None
     last: Replies = field(default_factory=lambda: Replies((), {}))
     _asked: tuple[str, ...] = ()
     _shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -98,8 +103,7 @@ class SharedFedAvg(Strategy):
         return self._size(len(self.job.devices))
 
     def _size(self, population: int) -> int:
-        wanted = round(self.sample * population) if self.sample <= 1 else int(self.sample)
-        return min(max(1, wanted), population)
+        return sample_size(self.sample, population)
 
     def sampled(self, server_round: int) -> tuple[str, ...]:
         """Devices that train in this round: a function of the seed and the round alone."""
@@ -121,6 +125,7 @@ class SharedFedAvg(Strategy):
         self._shapes = {name: tuple(array.shape) for name, array in federated.items()}
         if self._shapes:
             self.require_fit(self._shapes)
+            self.charge(self.job.arm, server_round)
         return self._messages(MessageType.TRAIN, server_round, arrays, self._asked, phase)
 
     def configure_evaluate(
@@ -146,6 +151,8 @@ class SharedFedAvg(Strategy):
                 split=self.job.split,
                 final=self.job.final,
                 parallel=len(by_node),
+                bound=self.job.bound,
+                noise=self.job.noise,
             )
             content = RecordDict({JOB: job.to_record(), SETTINGS_RECORD: ConfigRecord(dict(self.settings))})
             if len(arrays):
@@ -157,11 +164,12 @@ class SharedFedAvg(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The new shared tensors, or None with a warning when no reply is sound: the state before is then kept."""
-        self.last = self._without_faults(
-            read_replies(replies, self._asked, self._shapes, edge=self.aggregation == EDGE)
-        )
+        found = self.read(replies)
+        if self.attacker is not None and self._shapes:
+            found = self.attacker.corrupt(found, self.round_start, self.job.arm, server_round)
+        self.last = self._without_faults(found)
         self._report(server_round)
-        if not self.last.sound:
+        if not self.last.sound and self._asked:
             return None, None
         metrics = MetricRecord(
             {
@@ -172,9 +180,27 @@ class SharedFedAvg(Strategy):
         )
         if not self._shapes:  # finetuning keeps nothing; shared tensors that rest stay as they are
             return ArrayRecord() if self.job.phase == FINETUNE else self._incoming, metrics
-        if self.aggregation != EDGE:  # means of nodes do not tell what single products were
-            metrics.update(product_gaps(self.last.parts))
+        metrics.update(self.diagnostics())
         return self._step(self.aggregate(self.last.parts)), metrics
+
+    def read(self, replies: Iterable[Message]) -> Replies:
+        """The checked replies of a round."""
+        return read_replies(
+            replies,
+            self._asked,
+            self._shapes,
+            edge=self.aggregation == EDGE,
+            agreed=Agreed(self.codec, self.round_start if self.codec and self._shapes else {}),
+        )
+
+    @property
+    def round_start(self) -> dict[str, np.ndarray]:
+        """The shared tensors that the round started from."""
+        return {name: array.numpy() for name, array in self._incoming.items()}
+
+    def diagnostics(self) -> dict[str, float]:
+        """Numbers of a round beside its loss. Means of nodes do not tell what single products were."""
+        return {} if self.aggregation == EDGE else product_gaps(self.last.parts)
 
     def _without_faults(self, found: Replies) -> Replies:
         """The same replies without those that this strategy cannot use."""
@@ -233,52 +259,3 @@ def weighted_mean(pairs: list[tuple[float, float]]) -> float:
     """Mean of values with weights."""
     total = sum(weight for _, weight in pairs)
     return sum(value * weight for value, weight in pairs) / total if total else 0.0
-
-
-def average(
-    replies: Sequence[DeviceReply], weights: Mapping[str, float], names: Collection[str] | None = None
-) -> ArrayRecord:
-    """Weighted average of the devices' tensors, summed in float64 in the order of device ids so that it is reproducible.
-
-    One device after the other: memory does not grow with their number. ``names`` are all tensors unless given.
-    """
-    total = sum(weights[reply.device_id] for reply in replies)
-    if not replies or not total > 0:
-        raise AggregationError("no device to average: every reply was left out or had no weight")
-    sums: dict[str, np.ndarray] = {}
-    for reply in replies:
-        assert reply.shared is not None
-        for name in reply.shared if names is None else names:
-            term = np.multiply(reply.shared[name], weights[reply.device_id] / total, dtype=np.float64)
-            if name in sums:
-                sums[name] += term
-            else:
-                sums[name] = term
-    return ArrayRecord({name: Array(value.astype(np.float32)) for name, value in sums.items()})
-
-
-def layer_pairs(replies: Sequence[DeviceReply]) -> dict[str, list[Pair]]:
-    """The factors of every layer that has both of them, by device in the order of the replies."""
-    found = [reply.shared for reply in replies if reply.shared is not None]
-    names = pair_names({name: values.shape for name, values in found[0].items()})
-    return {layer: [Pair(shared[a], shared[b]) for shared in found] for layer, (a, b) in names.items()}
-
-
-def product_gaps(replies: Sequence[DeviceReply]) -> dict[str, float]:
-    """How far mean(B) mean(A) is from mean(B A), relative to the latter (Frobenius norms): what averaging factors loses.
-
-    ``product-gap`` over all layers together and ``product-gap:<layer>`` for each; a layer whose products are zero has none.
-    """
-    weights = shares([reply.examples for reply in replies])
-    layers = layer_pairs(replies)
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        squares = dict(zip(layers, pool.map(lambda layer: product_gap(layers[layer], weights), layers), strict=True))
-    sound = {
-        layer: (lost, whole)
-        for layer, (lost, whole) in squares.items()
-        if whole > 0 and np.isfinite([lost, whole]).all()
-    }
-    gaps = {f"{GAP}:{layer}": float(np.sqrt(lost / whole)) for layer, (lost, whole) in sound.items()}
-    if sound:
-        gaps[GAP] = float(np.sqrt(sum(lost for lost, _ in sound.values()) / sum(whole for _, whole in sound.values())))
-    return gaps

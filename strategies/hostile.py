@@ -1,19 +1,19 @@
 """Hostile devices for tests and studies: sound replies whose values are made to harm. Pure functions of replies and a seed.
 
 An attack replaces the tensors of the ``hostile`` devices and nothing else; ``before`` are the shared tensors of the round's start.
-Swapped labels are an attack on data, before training: give the device other texts.
+Swapped labels are an attack on data, before training: :mod:`fl.attacks`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fl.errors import ConfigError
-from fl.rng import derive_generator
-from strategies.replies import DeviceReply
+from fl.rng import derive_generator, derive_seed
+from strategies.replies import DeviceReply, Replies
 
 Tensors = Mapping[str, np.ndarray]
 Attack = Callable[[Tensors, Tensors, Tensors, np.random.Generator], dict[str, np.ndarray]]
@@ -73,3 +73,20 @@ def corrupted(
 def _noise(values: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     noise = generator.standard_normal(values.shape)
     return np.asarray(noise * (np.linalg.norm(values) / max(float(np.linalg.norm(noise)), 1e-30)))
+
+
+@dataclass(frozen=True)
+class Attacker:
+    """A study's hostile devices: their sound replies are replaced before the strategy sees them, in every round."""
+
+    attack: str
+    hostile: frozenset[str]
+    seed: int
+
+    def corrupt(self, found: Replies, before: Tensors, arm: str, server_round: int) -> Replies:
+        """The replies of one round, attacked; only where each device's own update is there."""
+        if not found.sound or found.sound[0].shared is None:
+            return found
+        seed = derive_seed(self.seed, arm, server_round, "attack")
+        replies = corrupted(found.sound, before, self.attack, self.hostile, seed)
+        return Replies(replies, found.left_out, replies)

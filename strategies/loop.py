@@ -47,6 +47,7 @@ class RoundLoop:
     seconds: dict[str, float] = field(default_factory=dict)
     flush: Callable[[], None] = lambda: None  # makes the rows so far durable
     twins: dict[str, Twin] = field(default_factory=dict)  # by the arm that trains for both
+    metrics: tuple[str, ...] = ()  # whose rates go into the log
 
     def train(
         self, strategy: SharedFedAvg, arrays: ArrayRecord, rounds: int, evaluate_every: int, evaluated: tuple[str, ...]
@@ -77,9 +78,11 @@ class RoundLoop:
             twin = self._twin(arm, server_round)
             if evaluate_every and (server_round % evaluate_every == 0 or server_round == rounds):
                 self.evaluate(strategy, arrays, server_round, "validation", evaluated, trained=trained)
+                rest = [reply for device, reply in trained.items() if device not in evaluated]
             else:
-                for reply in trained.values():
-                    self._write(arm, server_round, "validation", reply, reply)
+                rest = list(trained.values())
+            for reply in rest:
+                self._write(arm, server_round, "validation", reply, reply)
             for one in (arm, twin) if twin else (arm,):
                 self.seconds[one] = self.seconds.get(one, 0.0) + time.perf_counter() - started
             # Rows before the checkpoint: a run killed between the two repeats the round and replaces its rows, whereas a
@@ -122,7 +125,7 @@ class RoundLoop:
         metrics = evaluator.aggregate_evaluate(server_round, replies)
         for reply in evaluator.last.sound:
             self._write(job.arm, server_round, split, reply, (trained or {}).get(reply.device_id))
-        log.info("arm %s round %d %s: %s", job.arm, server_round, split, _rates(dict(metrics or {})))
+        log.info("arm %s round %d %s: %s", job.arm, server_round, split, _rates(dict(metrics or {}), self.metrics))
 
 
 def _summary(metrics: dict[str, object]) -> dict[str, object]:
@@ -135,10 +138,10 @@ def _summary(metrics: dict[str, object]) -> dict[str, object]:
     return summary
 
 
-def _rates(values: dict[str, object]) -> dict[str, str]:
-    """Rates in per cent of the main metrics, for the log."""
+def _rates(values: dict[str, object], metrics: tuple[str, ...]) -> dict[str, str]:
+    """Rates in per cent of some metrics, for the log."""
     rates = {}
-    for name in ("wer", "cer", "mer"):
+    for name in metrics:
         fields = [values.get(f"{name}.{f}", 0) for f in ("substitutions", "deletions", "insertions", "reference")]
         numbers = [float(v) for v in fields if isinstance(v, int | float)]
         if len(numbers) == 4 and numbers[3]:

@@ -17,10 +17,8 @@ do not contain it, and adding it up over rounds would count it again and again.
 
 from __future__ import annotations
 
-import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -30,14 +28,18 @@ from flwr.app import Array, ArrayRecord
 from fl.adapters.split import tensor_kind
 from fl.config import resting_factor
 from fl.errors import AggregationError, ConfigError
-from strategies.base import SharedFedAvg, average, layer_pairs
+from strategies.averaging import average, layer_pairs
+from strategies.base import SharedFedAvg
+from strategies.blocks import over_cores
 from strategies.pairs import (
     Pair,
     aligned,
+    best_of,
     heterogeneous_mean,
-    mean_factors,
+    many,
+    mean_and_residual,
+    means,
     pair_names,
-    residual,
     shares,
     stacked,
     truncated,
@@ -129,18 +131,17 @@ class PairRule(SharedFedAvg):
         require_pairs(type(self).__name__, shapes)
 
     def aggregate(self, replies: tuple[DeviceReply, ...]) -> ArrayRecord:
-        """:meth:`combine` layer by layer: beyond the replies, memory holds one layer of all devices for each core."""
+        """:meth:`combine` layer by layer, as many side by side as there are cores."""
         weights = shares([reply.examples for reply in replies])
         shapes = {name: values.shape for name, values in (replies[0].shared or {}).items()}
         names = pair_names(shapes)
         others = [name for name in shapes if all(name not in pair for pair in names.values())]
         new = dict(average(replies, {r.device_id: r.examples for r in replies}, others)) if others else {}
         layers = layer_pairs(replies)
-        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:  # copying and LAPACK hold no Python lock
-            combined = pool.map(lambda layer: self.combine(layer, layers[layer], weights), layers)
-            for layer, pair in zip(layers, combined, strict=True):
-                for name, values in zip(names[layer], pair, strict=True):
-                    new[name] = Array(to_float32(values))
+        combined = over_cores(lambda layer: self.combine(layer, layers[layer], weights), layers)
+        for layer, pair in zip(layers, combined, strict=True):
+            for name, values in zip(names[layer], pair, strict=True):
+                new[name] = Array(to_float32(values))
         return ArrayRecord({name: new[name] for name in shapes})
 
     @abstractmethod
@@ -148,16 +149,17 @@ class PairRule(SharedFedAvg):
         """The new pair of one layer from the devices' pairs and their shares."""
 
 
-def best_pair(pairs: Sequence[Pair], weights: np.ndarray, whole: Pair, product: np.ndarray | None = None) -> Pair:
-    """The best pair of the devices' rank for ``whole``, the stack of their pairs, whose product may be at hand.
+def best_pair(pairs: Sequence[Pair], weights: np.ndarray) -> tuple[Pair, np.ndarray]:
+    """The best pair of the devices' rank for the mean of their products, and that mean.
 
     The basis is the one closest to the mean of their A, so one device alone gets its own factors back.
     """
-    mean = mean_factors(pairs, weights, whole)
-    best = truncated(whole, pairs[0].rank, product)
+    product, mean = means(pairs, weights)
+    rank = pairs[0].rank
+    best = best_of(product, rank) if many(pairs) else truncated(stacked(pairs, weights), rank)
     if not best.b.any():  # products of zero say nothing about A
-        return Pair(mean.a, np.zeros_like(mean.b))
-    return aligned(best, mean.a)
+        return Pair(mean.a, np.zeros_like(mean.b)), product
+    return aligned(best, mean.a), product
 
 
 @dataclass
@@ -166,7 +168,7 @@ class FlexLora(PairRule):
 
     def combine(self, layer: str, pairs: Sequence[Pair], weights: np.ndarray) -> Pair:
         """Truncated singular value decomposition of mean(B A)."""
-        return best_pair(pairs, weights, stacked(pairs, weights))
+        return best_pair(pairs, weights)[0]
 
 
 @dataclass
@@ -227,8 +229,9 @@ class FedEx(Corrected):
 
     def combine(self, layer: str, pairs: Sequence[Pair], weights: np.ndarray) -> Pair:
         """Mean factors; the correction is what they lack."""
-        self.corrections[layer] = to_float32(residual(pairs, weights))
-        return mean_factors(pairs, weights)
+        mean, lost = mean_and_residual(pairs, weights)
+        self.corrections[layer] = to_float32(lost)
+        return mean
 
 
 @dataclass
@@ -241,8 +244,6 @@ class Flora(Corrected):
 
     def combine(self, layer: str, pairs: Sequence[Pair], weights: np.ndarray) -> Pair:
         """The best pair; the correction is what it lacks of the stack."""
-        whole = stacked(pairs, weights)
-        product = whole.product()
-        best = best_pair(pairs, weights, whole, product)
+        best, product = best_pair(pairs, weights)
         self.corrections[layer] = to_float32(product - best.product())
         return best

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from fl.compression import CompressionError, decode_all, make_codec
 from fl.errors import IdiolectError
 from fl.metrics import Counts
-from fl.wire import COUNTS, DEVICES, FIELDS, IDS, SHARED, SUM, TOTALS, device_key, read_counts, split_key
+from fl.privacy.exchange import payload_bytes
+from fl.wire import (
+    COUNTS,
+    DEVICES,
+    ENCODED,
+    FIELDS,
+    IDS,
+    SHARED,
+    SUM,
+    TOTALS,
+    WITHIN,
+    device_key,
+    read_counts,
+    split_key,
+)
 
 Shapes = Mapping[str, tuple[int, ...]]
 Tensors = Mapping[str, np.ndarray]
-UPDATE_DTYPES, SUM_DTYPES = ("float32", "float16"), ("float64",)
+UPDATE_DTYPES, SUM_DTYPES, BYTES = ("float32", "float16"), ("float64",), ("uint8",)
 
 
 class UnreadableError(IdiolectError):
@@ -40,6 +55,16 @@ class DeviceReply:
         return self.numbers.get("examples", 0.0)
 
 
+@dataclass(frozen=True)
+class Agreed:
+    """What was agreed on beside names and shapes: the codec of updates to ``before`` (empty: tensors come as they are), and
+    what weight a number of examples is."""
+
+    codec: str = ""
+    before: Tensors = field(default_factory=dict)
+    weigh: Callable[[float], float] = float
+
+
 @dataclass
 class NodeReply:
     """What a node says of each device, and the mean of a sum over some of them."""
@@ -50,10 +75,14 @@ class NodeReply:
     mean: DeviceReply | None = None
 
 
-def read_node(name: str, content: RecordDict, shapes: Shapes | None, edge: bool) -> NodeReply:
+def read_node(
+    name: str, content: RecordDict, shapes: Shapes | None, edge: bool, agreed: Agreed | None = None
+) -> NodeReply:
     """Take a reply apart; raises :class:`UnreadableError` where columns, stacks or the sum as a whole are not as agreed."""
+    agreed = agreed or Agreed()
     ids, rows = device_columns(content)
-    stacks, bad = ({}, {}) if edge or not ids else _read_stacks(content, ids, shapes)
+    read_stacks = _read_encoded if agreed.codec and shapes else _read_stacks
+    stacks, bad = ({}, {}) if edge or not ids else read_stacks(content, ids, shapes, agreed)
     answers: list[tuple[str, DeviceReply | str]] = []
     for place, (device_id, values) in enumerate(zip(ids, rows, strict=True)):
         answer = _read_numbers(values)
@@ -67,10 +96,10 @@ def read_node(name: str, content: RecordDict, shapes: Shapes | None, edge: bool)
     for key in list(content):
         kind, device_id = split_key(key)
         if kind == COUNTS and device_id:
-            answers.append((device_id, _read_single(content, device_id, shapes, edge)))
+            answers.append((device_id, _read_single(content, device_id, shapes, edge, agreed)))
     node = NodeReply(name, answers)
     if edge and shapes and ids:
-        node.summed, node.mean = tuple(ids), _read_sum(name, content, shapes, answers[: len(ids)])
+        node.summed, node.mean = tuple(ids), _read_sum(name, content, shapes, answers[: len(ids)], agreed)
     return node
 
 
@@ -109,7 +138,9 @@ def _weight_fault(reply: DeviceReply) -> str:
     return "" if weight > 0 else f"weight {weight} is not positive"
 
 
-def _read_single(content: RecordDict, device_id: str, shapes: Shapes | None, edge: bool) -> DeviceReply | str:
+def _read_single(
+    content: RecordDict, device_id: str, shapes: Shapes | None, edge: bool, agreed: Agreed
+) -> DeviceReply | str:
     """The answer of a device that has records of its own."""
     try:
         record = content.metric_records[device_key(COUNTS, device_id)]
@@ -123,6 +154,8 @@ def _read_single(content: RecordDict, device_id: str, shapes: Shapes | None, edg
         return answer
     if edge and shapes:
         return "is not in its node's sum"
+    if agreed.codec and shapes:
+        return f"sent no update encoded as {agreed.codec}"
     shared = content.array_records.get(device_key(SHARED, device_id))
     if shapes and shared is None:
         return "sent no shared tensors"
@@ -136,8 +169,32 @@ def _read_single(content: RecordDict, device_id: str, shapes: Shapes | None, edg
     return _weight_fault(answer) or replace(answer, shared=tensors)
 
 
+def _read_encoded(
+    content: RecordDict, ids: list[str], shapes: Shapes | None, agreed: Agreed
+) -> tuple[dict[str, np.ndarray], dict[int, str]]:
+    """The same from stacks of encodings: each device's update is decoded and added to what the round began with."""
+    assert shapes is not None
+    record = content.array_records.get(ENCODED)
+    if record is None:
+        return {}, dict.fromkeys(range(len(ids)), f"sent no update encoded as {agreed.codec}")
+    sizes = {n: payload_bytes(agreed.codec, math.prod(shape)) for n, shape in shapes.items()}
+    payloads = read_tensors(record, {n: (len(ids), size) for n, size in sizes.items()}, BYTES)
+    codec = make_codec(agreed.codec)
+    stacks = {n: np.zeros((len(ids), *shape), np.float32) for n, shape in shapes.items()}
+    bad: dict[int, str] = {}
+    for row in range(len(ids)):
+        try:
+            update = decode_all({n: payload[row] for n, payload in payloads.items()}, shapes, codec)
+        except CompressionError as error:
+            bad[row] = str(error)
+            continue
+        for name, values in update.items():
+            stacks[name][row] = agreed.before[name] + values
+    return stacks, bad
+
+
 def _read_stacks(
-    content: RecordDict, ids: list[str], shapes: Shapes | None
+    content: RecordDict, ids: list[str], shapes: Shapes | None, agreed: Agreed
 ) -> tuple[dict[str, np.ndarray], dict[int, str]]:
     """Tensors with a leading dimension of devices, and what is wrong with single rows."""
     shared = content.array_records.get(SHARED)
@@ -156,24 +213,28 @@ def _read_stacks(
 
 
 def _read_sum(
-    name: str, content: RecordDict, shapes: Shapes, answers: list[tuple[str, DeviceReply | str]]
+    name: str, content: RecordDict, shapes: Shapes, answers: list[tuple[str, DeviceReply | str]], agreed: Agreed
 ) -> DeviceReply:
     """The mean of a node's devices, from its sum; raises if the sum is not one over exactly these devices."""
     summed, totals = content.array_records.get(SUM), content.metric_records.get(TOTALS, MetricRecord())
     if summed is None:
         raise UnreadableError("sent no sum of shared tensors")
     weight, count = totals.get("weight"), totals.get("devices")
-    examples = math.fsum(answer.examples for _, answer in answers if isinstance(answer, DeviceReply))
+    expected = math.fsum(agreed.weigh(a.examples) for _, a in answers if isinstance(a, DeviceReply))
     sound = all(isinstance(answer, DeviceReply) for _, answer in answers)
     if not isinstance(weight, int | float) or not weight > 0 or count != len(answers):
         raise UnreadableError(f"its sum has weight {weight} of {count} devices, but it names {len(answers)}")
-    if sound and not math.isclose(weight, examples, rel_tol=1e-9):
-        raise UnreadableError(f"its sum has weight {weight}, its devices have {examples} examples")
+    if sound and not math.isclose(weight, expected, rel_tol=1e-9):
+        raise UnreadableError(f"its sum has weight {weight}, its devices have {expected} examples")
+    within = totals.get(WITHIN, 0)
+    if not isinstance(within, int) or not 0 <= within <= len(answers):
+        raise UnreadableError(f"{within} of its {len(answers)} devices are said to be within the clipping norm")
     tensors = read_tensors(summed, shapes, SUM_DTYPES)
     odd = [n for n, values in tensors.items() if not np.isfinite(values).all()]
     if odd:
         raise UnreadableError(f"tensor {odd[0]!r} holds NaN or infinity")
-    return DeviceReply(name, {n: values / weight for n, values in tensors.items()}, {}, {"examples": weight})
+    numbers = {"examples": float(weight), "devices": float(len(answers)), WITHIN: float(within)}
+    return DeviceReply(name, {n: values / weight for n, values in tensors.items()}, {}, numbers)
 
 
 def read_tensors(record: ArrayRecord, shapes: Shapes, dtypes: tuple[str, ...]) -> dict[str, np.ndarray]:

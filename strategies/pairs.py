@@ -11,15 +11,17 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from scipy.sparse.linalg import svds
 
 from fl.adapters.split import tensor_kind
 from fl.errors import AggregationError
+from strategies import products
+from strategies.blocks import weighted_sum
+from strategies.spectrum import leading
 
-EXACT_RANK = 512  # above this sum of ranks products are taken in float32, and the gap in SKETCH directions
+EXACT_RANK = (
+    512  # above this sum of ranks products are taken in float32 block by block, and the gap in SKETCH directions
+)
 SKETCH = 32  # directions; the norm of a layer's gap is then right within about 1 / sqrt(2 * SKETCH) = 13 %
-DENSE_SVD = 64  # a side of a matrix up to which the whole decomposition costs nothing
 ILL_CONDITIONED = 1e4
 
 
@@ -35,11 +37,8 @@ class Pair(NamedTuple):
         return int(self.a.shape[0])
 
     def product(self) -> np.ndarray:
-        """``b @ a`` (d_out, d_in), in float32 where the rank is large."""
-        if self.rank <= EXACT_RANK:
-            return np.asarray(self.b.astype(np.float64) @ self.a.astype(np.float64))
-        left, right = (torch.from_numpy(np.ascontiguousarray(x, np.float32)) for x in (self.b, self.a))
-        return np.asarray((left @ right).numpy())  # torch's product has all cores here, NumPy's not always
+        """``b @ a`` (d_out, d_in) float64."""
+        return np.asarray(self.b.astype(np.float64) @ self.a.astype(np.float64))
 
 
 def pair_names(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[str, str]]:
@@ -62,110 +61,95 @@ def shares(weights: Sequence[float]) -> np.ndarray:
     return np.asarray(values / values.sum())
 
 
-def stacked(pairs: Sequence[Pair], weights: np.ndarray) -> Pair:
-    """The weighted mean of the products as one pair, whose rank is the sum of all (FLoRA, arXiv 2409.05976).
+def many(pairs: Sequence[Pair]) -> bool:
+    """Whether the ranks sum up to so much that products are streamed; pairs of different ranks never are."""
+    return sum(pair.rank for pair in pairs) > EXACT_RANK and len({pair.rank for pair in pairs}) == 1
 
-    ``a`` carries the weights. Exact, also for different ranks; in float32 where they sum up to much.
+
+def stacked(pairs: Sequence[Pair], weights: np.ndarray) -> Pair:
+    """The weighted mean of the products as one pair, whose rank is the sum of all (FLoRA, arXiv 2409.05976), float64.
+
+    ``a`` carries the weights. Exact, also for different ranks.
     """
-    dtype = np.float64 if sum(pair.rank for pair in pairs) <= EXACT_RANK else np.float32
-    a = np.concatenate([pair.a for pair in pairs], dtype=dtype)
-    np.multiply(a, np.repeat(weights, [pair.rank for pair in pairs])[:, None], out=a, casting="same_kind")
-    return Pair(a, np.concatenate([pair.b for pair in pairs], axis=1, dtype=dtype))
+    a = np.concatenate([pair.a for pair in pairs], dtype=np.float64)
+    a *= np.repeat(weights, [pair.rank for pair in pairs])[:, None]
+    return Pair(a, np.concatenate([pair.b for pair in pairs], axis=1, dtype=np.float64))
 
 
 def mean_product(pairs: Sequence[Pair], weights: np.ndarray) -> np.ndarray:
-    """The weighted mean of the products, (d_out, d_in)."""
-    return stacked(pairs, weights).product()
+    """The weighted mean of the products, (d_out, d_in) float64."""
+    return products.means(pairs, weights)[0] if many(pairs) else stacked(pairs, weights).product()
 
 
-def mean_factors(pairs: Sequence[Pair], weights: np.ndarray, whole: Pair | None = None) -> Pair:
-    """The weighted mean of each factor, float64; devices must have one rank. ``whole`` is their :func:`stacked`, if at hand.
-
-    Where the ranks sum up to much it is taken from the stack, in float32.
-    """
-    rank = pairs[0].rank
-    if rank * len(pairs) <= EXACT_RANK:
-        a, b = (
-            sum(w * np.asarray(pair[i], np.float64) for pair, w in zip(pairs, weights, strict=True)) for i in (0, 1)
-        )
-        return Pair(np.asarray(a), np.asarray(b))
-    whole = whole or stacked(pairs, weights)
-    pick = np.tile(np.eye(rank, dtype=np.float32), (len(pairs), 1))  # adds up the devices; a is weighted already
-    weighted = pick * np.repeat(weights, rank).astype(np.float32)[:, None]
-    return Pair((pick.T @ whole.a).astype(np.float64), (whole.b @ weighted).astype(np.float64))
+def mean_factors(pairs: Sequence[Pair], weights: np.ndarray) -> Pair:
+    """The weighted mean of each factor, float64; devices must have one rank."""
+    return Pair(*(weighted_sum([pair[i] for pair in pairs], weights) for i in (0, 1)))
 
 
-def residual(pairs: Sequence[Pair], weights: np.ndarray) -> np.ndarray:
-    """mean(b a) - mean(b) mean(a), (d_out, d_in): what the mean of factors loses (FedEx-LoRA, arXiv 2410.09432).
+def means(pairs: Sequence[Pair], weights: np.ndarray) -> tuple[np.ndarray, Pair]:
+    """:func:`mean_product` and :func:`mean_factors` in one look; of many pairs in float32 (:mod:`strategies.products`)."""
+    if many(pairs):
+        product, a, b = products.means(pairs, weights)
+        return product, Pair(a, b)
+    return stacked(pairs, weights).product(), mean_factors(pairs, weights)
+
+
+def mean_and_residual(pairs: Sequence[Pair], weights: np.ndarray) -> tuple[Pair, np.ndarray]:
+    """:func:`mean_factors`, and mean(b a) - mean(b) mean(a), (d_out, d_in), what they lose (FedEx-LoRA, arXiv 2410.09432).
 
     Computed as mean((b - mean(b)) (a - mean(a))), which loses no digits when devices are close to each other; as the plain
     difference where the ranks sum up to much.
     """
-    if sum(pair.rank for pair in pairs) > EXACT_RANK:
-        whole = stacked(pairs, weights)
-        return np.asarray(whole.product() - mean_factors(pairs, weights, whole).product())
+    if many(pairs):
+        product, mean = means(pairs, weights)
+        return mean, product - mean.product()
     mean = mean_factors(pairs, weights)
-    return mean_product([Pair(pair.a - mean.a, pair.b - mean.b) for pair in pairs], weights)
+    return mean, stacked([Pair(pair.a - mean.a, pair.b - mean.b) for pair in pairs], weights).product()
+
+
+def residual(pairs: Sequence[Pair], weights: np.ndarray) -> np.ndarray:
+    """The second of :func:`mean_and_residual`."""
+    return mean_and_residual(pairs, weights)[1]
 
 
 def product_gap(pairs: Sequence[Pair], weights: np.ndarray) -> tuple[float, float]:
     """Squared norms of :func:`residual` and of the mean product: their ratio's root says what averaging factors loses.
 
-    Above a sum of ranks of :data:`EXACT_RANK` both are estimated from the same :data:`SKETCH` directions.
+    Where the ranks sum up to much both are estimated from the same :data:`SKETCH` directions.
     """
-    if sum(pair.rank for pair in pairs) <= EXACT_RANK:
-        lost, mean = residual(pairs, weights), mean_factors(pairs, weights)
-        return _square(lost), _square(lost + mean.product())
-    # The same signs each time: a diagnostic must not differ between two looks at the same replies.
-    signs = np.random.default_rng(0).choice(np.array([-1, 1], np.float32), (SKETCH, pairs[0].b.shape[0]))
-    rank, count = pairs[0].rank, len(pairs)
-    rows = np.stack([pair.a for pair in pairs], dtype=np.float32).reshape(count * rank, -1)
-    left = signs @ np.stack([pair.b for pair in pairs], dtype=np.float32)  # (devices, SKETCH, rank)
-    left *= weights.astype(np.float32)[:, None, None]
-    whole = (left.transpose(1, 0, 2).reshape(SKETCH, -1) @ rows).astype(np.float64)
-    pick = np.repeat(weights, rank).astype(np.float32)[:, None] * np.tile(np.eye(rank, dtype=np.float32), (count, 1))
-    mean = left.sum(axis=0, dtype=np.float64) @ (pick.T @ rows)
-    return _square(whole - mean) / SKETCH, _square(whole) / SKETCH
+    if many(pairs):
+        return products.sketched_gap(pairs, weights, SKETCH)
+    mean, lost = mean_and_residual(pairs, weights)
+    return _square(lost), _square(lost + mean.product())
 
 
 def _square(values: np.ndarray) -> float:
     return float(np.square(values, dtype=np.float64).sum())
 
 
-def truncated(pair: Pair, rank: int, product: np.ndarray | None = None) -> Pair:
+def truncated(pair: Pair, rank: int) -> Pair:
     """The best approximation of ``pair`` of at most ``rank`` (Eckart & Young 1936): ``a`` has orthonormal rows, ``b`` the values.
 
-    Where ``pair`` itself has a smaller rank the result has that one. ``product`` is that of ``pair``, if at hand. Raises
-    :class:`AggregationError` for a product that is not finite.
+    Where ``pair`` itself has a smaller rank the result has that one. Raises :class:`AggregationError` for a product that is not
+    finite.
     """
-    d_out, d_in = pair.b.shape[0], pair.a.shape[1]
-    if pair.rank < min(d_out, d_in):  # decompose the small square between two orthonormal bases
-        left, small_b = np.linalg.qr(pair.b.astype(np.float64))
-        right, small_a = np.linalg.qr(pair.a.T.astype(np.float64))
-        u, values, vt = _leading(_finite(small_b @ small_a.T), rank)
-        return Pair(vt @ right.T, (left @ u) * values)
-    product = pair.product() if product is None else product
-    u, values, vt = _leading(_finite(product.astype(np.float64)), rank)
-    return Pair(vt, u * values)
+    if pair.rank >= min(pair.b.shape[0], pair.a.shape[1]):
+        return best_of(pair.product(), rank)
+    left, small_b = np.linalg.qr(pair.b.astype(np.float64))
+    right, small_a = np.linalg.qr(pair.a.T.astype(np.float64))
+    small = best_of(small_b @ small_a.T, rank)  # of the small square between two orthonormal bases
+    return Pair(small.a @ right.T, left @ small.b)
 
 
-def _finite(product: np.ndarray) -> np.ndarray:
+def best_of(product: np.ndarray, rank: int) -> Pair:
+    """:func:`truncated` of a product (d_out, d_in) itself."""
     if not np.isfinite(product).all():
         raise AggregationError(
             "a product of the devices' factors is not finite: their updates are too large; lower the learning rates, or "
             "choose a robust strategy"
         )
-    return product
-
-
-def _leading(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The ``rank`` largest singular values with their vectors, descending."""
-    if min(matrix.shape) <= max(DENSE_SVD, 2 * rank) or not matrix.any():
-        u, values, vt = np.linalg.svd(matrix, full_matrices=False)
-        return u[:, :rank], values[:rank], vt[:rank]
-    start = np.random.default_rng(0).standard_normal(min(matrix.shape))  # else SciPy draws one of its own each time
-    u, values, vt = svds(matrix, k=rank, v0=start)
-    return u[:, ::-1], values[::-1], vt[::-1]
+    u, values, vt = leading(product, rank)
+    return Pair(vt, u * values)
 
 
 def aligned(pair: Pair, reference: np.ndarray) -> Pair:
@@ -194,17 +178,12 @@ def resized(pair: Pair, rank: int) -> Pair:
 
 
 def product_norms(pairs: Sequence[Pair]) -> np.ndarray:
-    """The Frobenius norm of each product, (devices,), from the rank x rank Gram matrices: tr(b^T b a a^T)."""
-    same = len({(pair.a.shape, pair.b.shape) for pair in pairs}) == 1
-    groups = [pairs] if same else [[pair] for pair in pairs]
-    norms = []
-    for group in groups:
-        a, b = (np.stack([pair[i] for pair in group]) for i in (0, 1))
-        if len(group) * group[0].rank <= EXACT_RANK:
-            a, b = a.astype(np.float64), b.astype(np.float64)
-        grams = (b.transpose(0, 2, 1) @ b) * (a @ a.transpose(0, 2, 1))
-        norms.append(np.sqrt(np.maximum(grams.sum(axis=(1, 2), dtype=np.float64), 0.0)))
-    return np.concatenate(norms)
+    """The Frobenius norm of each product, (devices,), from the rank x rank Gram matrices; of many pairs in float32."""
+    if many(pairs):
+        return products.norms(pairs)
+    wide = [Pair(pair.a.astype(np.float64), pair.b.astype(np.float64)) for pair in pairs]
+    squares = [((pair.b.T @ pair.b) * (pair.a @ pair.a.T)).sum() for pair in wide]
+    return np.sqrt(np.maximum(squares, 0.0))
 
 
 def heterogeneous_mean(pairs: Sequence[Pair], rank: int, fallback: np.ndarray) -> Pair:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from flwr.app import Message
 
-from strategies.node import DeviceReply, NodeReply, Shapes, UnreadableError, read_node
+from strategies.node import Agreed, DeviceReply, NodeReply, Shapes, UnreadableError, read_node
 
 __all__ = ["DeviceReply", "Replies", "read_replies"]
 
@@ -25,7 +25,12 @@ class Replies:
 
 
 def read_replies(
-    messages: Iterable[Message], asked: Collection[str], shapes: Shapes | None, *, edge: bool = False
+    messages: Iterable[Message],
+    asked: Collection[str],
+    shapes: Shapes | None,
+    *,
+    edge: bool = False,
+    agreed: Agreed | None = None,
 ) -> Replies:
     """Check every device's part of every message. ``shapes`` are those of the shared tensors, None if none are expected.
 
@@ -42,7 +47,7 @@ def read_replies(
             left_out[name] = f"error {message.error.code}: {message.error.reason}"
             continue
         try:
-            node = read_node(name, message.content, shapes, edge)
+            node = read_node(name, message.content, shapes, edge, agreed)
         except UnreadableError as error:
             left_out[name] = str(error)
             continue

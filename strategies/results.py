@@ -10,15 +10,11 @@ from typing import Any
 
 from fl.errors import RunError
 from fl.files import write_atomically
+from fl.predictions import PREDICTIONS_NAME
 from strategies.replies import DeviceReply
 
 SCHEMA = 1
-RESULTS_NAME, TRANSCRIPTS_NAME, COSTS_NAME, CONFIG_NAME = (
-    "results.jsonl",
-    "transcripts.jsonl",
-    "costs.json",
-    "config.toml",
-)
+RESULTS_NAME, COSTS_NAME, CONFIG_NAME = "results.jsonl", "costs.json", "config.toml"
 
 
 def make_row(
@@ -100,19 +96,19 @@ class ResultsFile:
         return [json.loads(line) for line in self._lines.values()]
 
 
-def gather_transcripts(folder: Path, arms: Collection[str], devices: Collection[str]) -> int:
-    """Collect the transcripts that devices wrote under ``folder/devices`` into ``transcripts.jsonl``; returns their number.
+def gather_predictions(folder: Path, arms: Collection[str], devices: Collection[str]) -> int:
+    """Collect the predictions that devices wrote under ``folder/devices`` into one file of ``folder``; returns their number.
 
-    Only a simulation has them: a deployed device writes to its own disk, and its transcripts stay there.
+    Only a simulation has them: a deployed device writes to its own disk, and its predictions stay there.
     """
-    found = sorted((folder / "devices").glob(f"*/*/{TRANSCRIPTS_NAME}"))
+    found = sorted((folder / "devices").glob(f"*/*/{PREDICTIONS_NAME}"))
     rows: list[str] = []
     for path in found:
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             if row["arm"] in arms and row["device"] in devices:
                 rows.append(line)
-    _write(folder / TRANSCRIPTS_NAME, "".join(line + "\n" for line in rows))
+    _write(folder / PREDICTIONS_NAME, "".join(line + "\n" for line in rows))
     return len(rows)
 
 

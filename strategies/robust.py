@@ -26,7 +26,9 @@ import numpy as np
 from flwr.app import Array, ArrayRecord
 
 from fl.errors import AggregationError, ConfigError
-from strategies.base import SharedFedAvg, average
+from strategies.averaging import average
+from strategies.base import SharedFedAvg
+from strategies.blocks import over_cores
 from strategies.columns import Updates, by_coordinate
 from strategies.replies import DeviceReply
 
@@ -147,18 +149,24 @@ def geometric_median(replies: Replies, before: Tensors) -> dict[str, np.ndarray]
     reach = np.where(updates.factors > 0, updates.norms, 0.0)  # how far a device's weight moves the point
     weights = _inverse(np.maximum(updates.norms, np.median(updates.norms)))
     for _ in range(PASSES):
-        cross, length = np.zeros(len(replies)), 0.0
-        for matrix in updates.matrices(np.float32):
-            point = (weights / factors).astype(np.float32) @ matrix
-            cross += (matrix @ point) / factors
-            length += float(np.square(point, dtype=np.float64).sum())
+        rows = (weights / factors).astype(np.float32)
+        seen = over_cores(lambda matrix, rows=rows: _seen(matrix, rows), updates.matrices(np.float32))  # type: ignore[misc]
+        cross, length = np.sum([c for c, _ in seen], axis=0) / factors, sum(square for _, square in seen)
         new = _inverse(np.sqrt(np.maximum(squares - 2 * cross + length, 0.0)))
         moved, weights = float(np.abs(new - weights) @ reach), new
         if moved <= TOLERANCE * float(np.median(reach)):
             break
     rows = (weights / factors).astype(np.float32)
-    points = zip(before.items(), updates.matrices(np.float32), strict=True)
-    return {n: x + (rows @ matrix).reshape(x.shape).astype(np.float64) for (n, x), matrix in points}
+    points = over_cores(lambda matrix: rows @ matrix, updates.matrices(np.float32))
+    return {
+        n: x + point.reshape(x.shape).astype(np.float64) for (n, x), point in zip(before.items(), points, strict=True)
+    }
+
+
+def _seen(matrix: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, float]:
+    """The product of each device's row with the weighted sum of all rows, (devices,) float64, and that sum's squared norm."""
+    point = rows @ matrix
+    return (matrix @ point).astype(np.float64), float(np.square(point, dtype=np.float64).sum())
 
 
 def _inverse(distances: np.ndarray) -> np.ndarray:

@@ -8,7 +8,8 @@ from typing import ClassVar
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
-from strategies.base import SharedFedAvg, average
+from strategies.averaging import average
+from strategies.base import SharedFedAvg
 from strategies.pairs import shares
 from strategies.replies import DeviceReply
 

@@ -42,6 +42,8 @@ def values_of(row):
         return st.sampled_from(row.choices)
     if row.many:
         return st.lists(st.sampled_from(row.many), min_size=1, unique=True).map(",".join)
+    if row.type is bool:
+        return st.booleans()
     if row.type is int:
         return st.integers(int(row.low), int(row.high if row.high is not None else 10**9))
     if row.name == "sample":
@@ -57,12 +59,22 @@ def values_of(row):
 all_values = st.fixed_dictionaries({}, optional={row.key: values_of(row) for row in SETTINGS.values()})
 
 
+CONTRADICTIONS = (
+    "leaves nothing private",
+    "is made from arm",
+    "varies speech",
+    "it has no size to choose",
+    "train many devices in one computation",
+    "is about A and B",
+)
+
+
 def allowed(values):
     """The configuration of ``values``, or None where they contradict each other."""
     try:
         return make_config(values)
     except ConfigError as error:
-        if not any(part in str(error) for part in ("leaves nothing private", "is made from arm")):
+        if not any(part in str(error) for part in CONTRADICTIONS):
             raise
         return None
 

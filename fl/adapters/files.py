@@ -89,7 +89,7 @@ def load_adapter(folder: Path) -> tuple[State, AdapterInfo]:
                 f"{path} has {path.stat().st_size:,} bytes, more than the {limit:,} that an adapter may have"
             )
     config = _read_config(config_path)
-    tensors, metadata = _read_tensors(weights)
+    tensors, metadata = read_tensors(weights)
     if metadata.get("schema") != str(SCHEMA):
         raise AdapterError(
             f"{weights} has schema {metadata.get('schema')!r}, this version reads {SCHEMA}: save it again with a matching version"
@@ -117,7 +117,7 @@ def _read_config(path: Path) -> GatedLoraConfig:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict) or values.get("peft_type") != "GATED_LORA":
-            kind = values.get("peft_type") if isinstance(values, dict) else type(values).__name__
+            kind = values.get("peft_type", values.get("method")) if isinstance(values, dict) else type(values).__name__
             raise AdapterError(f"{path} describes {kind!r}, not a GATED_LORA adapter: load it with PEFT itself")
         known = GatedLoraConfig.__dataclass_fields__
         return GatedLoraConfig(**{key: value for key, value in values.items() if key in known and key != "peft_type"})
@@ -125,7 +125,8 @@ def _read_config(path: Path) -> GatedLoraConfig:
         raise AdapterError(f"{path} is not an adapter configuration: {error}") from error
 
 
-def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file, whose size the caller has bounded; :class:`AdapterError` if it is none."""
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())

@@ -27,9 +27,8 @@ def fresh_adapter(model: nn.Module, config: GatedLoraConfig) -> State:
         prefix = f"base_model.model.{name}.gated_lora_"
         state[prefix + "A"] = initial_a(config.r, module.in_features, config.init_seed, name)
         state[prefix + "B"] = torch.zeros(module.out_features, config.r)
-        shapes = gate_shapes(config.gate, module.in_features, module.out_features, config.r)
-        if shapes is not None:
-            state[prefix + "gate_weight"], state[prefix + "gate_bias"] = torch.zeros(shapes[0]), torch.zeros(shapes[1])
+        gates = gate_shapes(config.gate, module.in_features, module.out_features, config.r)
+        state.update({prefix + what: torch.zeros(shape) for what, shape in gates.items()})
     if not state:
         raise ConfigError(f"target_modules {config.target_modules!r} matches no linear map of this base: check sites")
     return dict(sorted(state.items()))

@@ -11,10 +11,12 @@ For a frozen map W0 (d_out x d_in), input x, rank r, scale s = alpha / r and sig
     low-rank   x                         z * 2 sigma(G z + c)           r^2 + r
     self       x                         z * 2 sigma(G x + c)           r d_in + r
     cross      x                         z * 2 sigma(G (W0 x) + c)      r d_out + r
+    scalar     x                         z * 2 sigma(c)                 1
 
 Gate parameters start at zero, and 2 sigma(0) is exactly 1, so a fresh gate is *neutral*: the layer equals LoRA (Hu et al.
 2021, arXiv 2106.09685) bit for bit. Gating a LoRA of a speech recognizer is the idea of arXiv 2406.02562, whose equations
-are not public text: the four gates are our own readings of the four places that the paper names.
+are not public text: the four gates with a G or g are our own readings of the four places that the paper names. ``scalar`` is a
+known relative that looks at no input, one learned factor for each adapted map; it can be merged.
 """
 
 from __future__ import annotations
@@ -32,16 +34,20 @@ from fl.adapters.config import GatedLoraConfig
 from fl.errors import AdapterError, ConfigError
 from fl.rng import derive_seed
 
+INPUT_FREE = ("none", "scalar")  # gates that do not look at the input: the update is linear and can be merged
 
-def gate_shapes(gate: str, d_in: int, d_out: int, r: int) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Shapes of a gate's weight and bias for a map of ``d_out x d_in`` and rank ``r``; None for the gate ``none``."""
-    return {
-        "none": None,
-        "hidden": ((d_in,), (d_in,)),
-        "low-rank": ((r, r), (r,)),
-        "self": ((r, d_in), (r,)),
-        "cross": ((r, d_out), (r,)),
-    }[gate]
+
+def gate_shapes(gate: str, d_in: int, d_out: int, r: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of a gate's ``gate_weight`` and ``gate_bias``, as far as it has them, for a map of ``d_out x d_in`` and rank ``r``."""
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {
+        "none": {},
+        "hidden": {"gate_weight": (d_in,), "gate_bias": (d_in,)},
+        "low-rank": {"gate_weight": (r, r), "gate_bias": (r,)},
+        "self": {"gate_weight": (r, d_in), "gate_bias": (r,)},
+        "cross": {"gate_weight": (r, d_out), "gate_bias": (r,)},
+        "scalar": {"gate_bias": (1,)},
+    }
+    return shapes[gate]
 
 
 def check_rank(r: int, d_in: int, d_out: int, module_name: str) -> None:
@@ -112,10 +118,9 @@ class GatedLoraLinear(nn.Module, BaseTunerLayer):
             initial_a(r, self.in_features, config.init_seed, self.module_name)
         )
         self.gated_lora_B[adapter_name] = nn.Parameter(torch.zeros(self.out_features, r))
-        shapes = gate_shapes(config.gate, self.in_features, self.out_features, r)
-        if shapes is not None:
-            self.gated_lora_gate_weight[adapter_name] = nn.Parameter(torch.zeros(shapes[0]))
-            self.gated_lora_gate_bias[adapter_name] = nn.Parameter(torch.zeros(shapes[1]))
+        for what, shape in gate_shapes(config.gate, self.in_features, self.out_features, r).items():
+            of_all = self.gated_lora_gate_weight if what == "gate_weight" else self.gated_lora_gate_bias
+            of_all[adapter_name] = nn.Parameter(torch.zeros(shape))
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -140,7 +145,7 @@ class GatedLoraLinear(nn.Module, BaseTunerLayer):
         gate = "none" if self.gates_neutral else self.gate[name]
         u = x * self._factor(name, x) if gate == "hidden" else x
         z = functional.linear(u, self.gated_lora_A[name])
-        if gate == "low-rank":
+        if gate in ("low-rank", "scalar"):
             z = z * self._factor(name, z)
         elif gate == "self":
             z = z * self._factor(name, x)
@@ -150,21 +155,29 @@ class GatedLoraLinear(nn.Module, BaseTunerLayer):
         return functional.linear(z * self.scaling[name], self.gated_lora_B[name])
 
     def _factor(self, name: str, source: Tensor) -> Tensor:
-        """2 sigma(G source + c), in (0, 2); elementwise g * source + c where the gate's weight is a vector."""
-        weight, bias = self.gated_lora_gate_weight[name], self.gated_lora_gate_bias[name]
+        """2 sigma(G source + c), in (0, 2); elementwise g * source + c where the gate's weight is a vector, c where it has none."""
+        bias = self.gated_lora_gate_bias[name]
+        if name not in self.gated_lora_gate_weight:
+            return 2 * torch.sigmoid(bias)
+        weight = self.gated_lora_gate_weight[name]
         logits = source * weight + bias if weight.dim() == 1 else functional.linear(source, weight, bias)
         return 2 * torch.sigmoid(logits)
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
-        """s B A (d_out x d_in). Raises :class:`AdapterError` for a gated adapter, whose update depends on the input."""
-        self.require_mergeable(adapter_name)
-        product: Tensor = self.gated_lora_B[adapter_name] @ self.gated_lora_A[adapter_name]
+        """s B A (d_out x d_in), times a scalar gate. Raises :class:`AdapterError` where the update depends on the input."""
+        product: Tensor = self.gated_up(adapter_name) @ self.gated_lora_A[adapter_name]
         return product * self.scaling[adapter_name]
 
+    def gated_up(self, adapter_name: str) -> Tensor:
+        """B (d_out x r) of an adapter whose update is linear, with its scalar gate multiplied in."""
+        self.require_mergeable(adapter_name)
+        up: Tensor = self.gated_lora_B[adapter_name]
+        return up * self._factor(adapter_name, up) if self.gate[adapter_name] == "scalar" else up
+
     def require_mergeable(self, adapter_name: str) -> None:
-        """Raise :class:`AdapterError` unless the adapter is ungated."""
+        """Raise :class:`AdapterError` if the adapter's gates depend on the input."""
         gate = self.gate.get(adapter_name, "none")
-        if gate != "none":
+        if gate not in INPUT_FREE:
             raise AdapterError(
                 f"adapter {adapter_name!r} has {gate!r} gates, which depend on the input and cannot be merged into a weight: "
                 "keep it as an adapter, or set gate='none' to drop what the gates learned"
@@ -189,5 +202,5 @@ class GatedLoraLinear(nn.Module, BaseTunerLayer):
             weight.data -= self.get_delta_weight(self.merged_adapters.pop()).to(weight.dtype)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """Whether PEFT may convert this adapter to ordinary LoRA: only an ungated one is linear."""
-        return self.gate.get(adapter_name, "none") == "none"
+        """Whether PEFT may convert this adapter to ordinary LoRA: its update must be linear."""
+        return self.gate.get(adapter_name, "none") in INPUT_FREE

@@ -97,10 +97,11 @@ def neutral_gates(model: nn.Module) -> Iterator[None]:
 
 
 def export_lora(model: PeftModel, adapter_name: str = "default") -> tuple[LoraConfig, dict[str, Any]]:
-    """An ungated adapter as an ordinary PEFT LoRA: its configuration and its tensors, named as PEFT names them.
+    """An adapter without gates, or with scalar ones, as an ordinary PEFT LoRA: its configuration and its tensors, named as PEFT names them.
 
     Returns ``(config, state)``: ``get_peft_model(base, config)`` then ``set_peft_model_state_dict(model, state)`` computes
-    the same function. Raises :class:`AdapterError` for a gated adapter or one that sits nowhere.
+    the same function; a scalar gate goes into B. Raises :class:`AdapterError` for gates that depend on the input, and for an
+    adapter that sits nowhere.
     """
     config = model.peft_config[adapter_name]
     layers = [
@@ -112,9 +113,8 @@ def export_lora(model: PeftModel, adapter_name: str = "default") -> tuple[LoraCo
         raise AdapterError(f"adapter {adapter_name!r} has no layers in this model: check its name")
     state: dict[str, Any] = {}
     for name, layer in layers:
-        layer.require_mergeable(adapter_name)
         state[f"base_model.model.{name}.lora_A.weight"] = layer.gated_lora_A[adapter_name].detach().clone()
-        state[f"base_model.model.{name}.lora_B.weight"] = layer.gated_lora_B[adapter_name].detach().clone()
+        state[f"base_model.model.{name}.lora_B.weight"] = layer.gated_up(adapter_name).detach().clone()
     lora = LoraConfig(
         r=config.r,
         lora_alpha=config.lora_alpha,

@@ -10,10 +10,12 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from fl.config import LAYERS_PREFIX
+from fl.config import LAST_PREFIX, LAYERS_PREFIX
 from fl.errors import ConfigError, SplitError
 
 Rule = Callable[[str], str]
+CONTROL = "control:"  # of the names of SCAFFOLD's control variates, which have the role of the tensor that they are for
+OWN = "personal:"  # of the names of tensors that a person has beside the adapter's: never shared, whatever the preset
 
 
 def tensor_kind(name: str) -> str:
@@ -80,10 +82,11 @@ def make_split(preset: str, names: Iterable[str]) -> Split:
     """Build the split ``preset`` over an adapter's tensor names.
 
     ``layers:<regular expression>`` keeps the layers whose name matches private and shares the rest (FedPer, arXiv 1912.00818).
+    ``last:<k>`` does so with the k last adapted layers (:func:`layers`), of which there must be more.
     Raises :class:`ConfigError` for an unknown preset, :class:`SplitError` if a tensor would have no role or nothing matches.
     """
     names = sorted(names)
-    rule = _rule(preset)
+    rule = _last(preset, names) if preset.startswith(LAST_PREFIX) else _rule(preset)
     roles: dict[str, list[str]] = {"shared": [], "private": [], "fixed": []}
     for name in names:
         roles[rule(name)].append(name)
@@ -95,8 +98,11 @@ def make_split(preset: str, names: Iterable[str]) -> Split:
 
 
 def role_of(preset: str, name: str) -> str:
-    """``shared``, ``private`` or ``fixed``: the role that ``preset`` gives to one tensor name."""
-    return _rule(preset)(name)
+    """``shared``, ``private`` or ``fixed``: the role that ``preset`` gives to one tensor name.
+
+    Not for ``last:<k>``, where it depends on the other names: :func:`make_split` tells.
+    """
+    return "private" if name.startswith(OWN) else _rule(preset)(name.removeprefix(CONTROL))
 
 
 def _rule(preset: str) -> Rule:
@@ -111,3 +117,34 @@ def _rule(preset: str) -> Rule:
     except re.error as error:
         raise ConfigError(f"split {preset!r} is not a regular expression: {error}") from error
     return lambda name: "private" if pattern.search(name) else "shared"
+
+
+LAYER = re.compile(r"(.*?)\b(?:layers|layer|blocks|h)\.(\d+)\.")
+
+
+def layers(names: Iterable[str]) -> list[list[str]]:
+    """An adapter's tensor names by layer, in the order in which a model uses them: a decoder comes after its encoder.
+
+    A layer is a numbered block of a transformer (``...decoder.layers.3.``) with all its adapted maps; where there are no blocks,
+    each adapted map is one.
+    """
+    found: dict[tuple[bool, str, int], list[str]] = {}
+    for name in sorted(names):
+        block = LAYER.match(name)
+        stack = block.group(1) if block else name.rpartition(".")[0]
+        key = ("decoder" in stack, stack, int(block.group(2)) if block else 0)
+        found.setdefault(key, []).append(name)
+    return [found[key] for key in sorted(found)]
+
+
+def _last(preset: str, names: Iterable[str]) -> Rule:
+    """The rule of ``last:<k>``, which needs all names of the adapter."""
+    number = preset.removeprefix(LAST_PREFIX)
+    groups = layers(names)
+    if not number.isdecimal() or not 1 <= int(number) < len(groups):
+        raise ConfigError(
+            f"split {preset!r} keeps the last layers private and shares the others, and {len(groups)} layers are adapted: "
+            f"give a number from 1 to {len(groups) - 1} (setting personal-layers), or adapt more sites"
+        )
+    private = {name for group in groups[-int(number) :] for name in group}
+    return lambda name: "private" if name in private else "shared"

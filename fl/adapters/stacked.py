@@ -64,7 +64,7 @@ def rank_axes(name: str, gate: str) -> tuple[int, ...]:
     last = name.rsplit(f".{PREFIX}", 1)[-1]
     if last in ("A", "B"):
         return (0,) if last == "A" else (1,)
-    if gate == "hidden":
+    if gate in ("hidden", "scalar"):
         return ()
     return (0, 1) if last == "gate_weight" and gate == "low-rank" else (0,)
 
@@ -296,7 +296,7 @@ class StackedLinear(nn.Module):
         z = _per_row(u, a, rows.slots)
         for kind, positions, slots in rows.gated:
             if kind != "hidden":
-                source = {"low-rank": z, "self": x, "cross": frozen}[kind]
+                source = {"low-rank": z, "self": x, "cross": frozen, "scalar": z}[kind]
                 z = self._gate(stack, kind, rows, positions, slots, source, z)
         return z
 
@@ -312,11 +312,16 @@ class StackedLinear(nn.Module):
     ) -> Tensor:
         """``value`` times 2 sigma(G source + c) in the rows at ``positions`` (all if None), unchanged elsewhere."""
         gates = stack.gates[kind]
-        if self._names["gate_weight"] not in gates:
+        if self._names["gate_bias"] not in gates:
             return value  # this module is not adapted in any slot of the kind
-        weight, bias = gates[self._names["gate_weight"]], gates[self._names["gate_bias"]]
+        weight, bias = gates.get(self._names["gate_weight"]), gates[self._names["gate_bias"]]
         chosen = source if positions is None else source[positions]
-        logits = chosen * _rows_of(weight, slots)[:, None, :] if kind == "hidden" else _per_row(chosen, weight, slots)
+        if weight is None:  # a scalar gate looks at nothing
+            logits = bias.new_zeros(())
+        elif kind == "hidden":
+            logits = chosen * _rows_of(weight, slots)[:, None, :]
+        else:
+            logits = _per_row(chosen, weight, slots)
         neutral = rows.neutral if rows.neutral is None or positions is None else rows.neutral[positions]
         factor = _factor(logits, bias, slots, neutral)
         if positions is None:

@@ -48,7 +48,11 @@ def load_state(model: nn.Module, tensors: Mapping[str, Tensor], adapter: str = "
 
     Raises :class:`AdapterMismatchError` for an unknown name or a wrong shape, :class:`AdapterError` for a non-finite value.
     """
-    parameters = _parameters(model, adapter)
+    copy_state(tensors, _parameters(model, adapter))
+
+
+def copy_state(tensors: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
+    """Copy ``tensors`` into ``parameters`` of the same names, after all of them are checked: what :func:`load_state` does."""
     check_tensors(tensors, {name: tuple(p.shape) for name, p in parameters.items()}, complete=False)
     with torch.no_grad():
         for name, tensor in tensors.items():

@@ -138,8 +138,9 @@ class AdapterTable:
             "low-rank": (self.rank, self.rank),
             "self": (0,),  # its weights are with A
             "cross": (self.rank, linear.out_features),
+            "scalar": (0,),  # it has none
         }[kind]
-        bias = linear.in_features if kind == "hidden" else self.rank
+        bias = {"hidden": linear.in_features, "scalar": 1}.get(kind, self.rank)
         return self._zeros(linear, *shape), self._zeros(linear, bias)
 
     def _zeros(self, linear: nn.Linear, *shape: int) -> Tensor:
@@ -214,6 +215,8 @@ class TableRows:
             if "self" in gates:
                 logits = torch.bmm(wide, down[..., table.rank :])
                 z = z * _factor(logits + gates["self"][1][rows, None])
+        if "scalar" in gates:
+            z = z * _factor(gates["scalar"][1][rows, None])
         for kind, source in (("low-rank", z), ("cross", out)):
             if kind in gates:
                 weight, bias = (tensor[rows] for tensor in gates[kind])

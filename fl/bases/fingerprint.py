@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import WhisperForConditionalGeneration
+from transformers import Wav2Vec2ForCTC, WhisperForConditionalGeneration
 
 from fl.files import write_atomically
 
@@ -20,15 +21,28 @@ def fingerprint_of(model: WhisperForConditionalGeneration) -> str:
     head is left out, because it is tied to the embedding. So the same weights have the same fingerprint whichever
     files they came in.
     """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if name == "proj_out.weight":
-            continue
-        digest.update(f"{name} {tuple(tensor.shape)} float32\n".encode())
-        digest.update(_as_bytes(tensor))
+    digest = _hash({name: tensor for name, tensor in model.state_dict().items() if name != "proj_out.weight"})
     config = model.config
     shape = f"{config.d_model}x{config.encoder_layers}+{config.decoder_layers}"
     return f"whisper:{shape}:{digest.hexdigest()[:16]}"
+
+
+def ctc_fingerprint(model: Wav2Vec2ForCTC, vocabulary: str) -> str:
+    """``wav2vec2:<d_model>x<layers>:<16 hex digits>``, over the weights and the digest of the ``vocabulary``.
+
+    The vocabulary counts, since a head means nothing without it.
+    """
+    digest = _hash(dict(model.state_dict()))
+    digest.update(vocabulary.encode())
+    return f"wav2vec2:{model.config.hidden_size}x{model.config.num_hidden_layers}:{digest.hexdigest()[:16]}"
+
+
+def _hash(weights: Mapping[str, Tensor]) -> "hashlib._Hash":
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} float32\n".encode())
+        digest.update(_as_bytes(tensor))
+    return digest
 
 
 def _as_bytes(tensor: Tensor) -> memoryview:
@@ -48,12 +62,16 @@ class FingerprintMemo:
 
     def of(self, model: WhisperForConditionalGeneration, files: list[Path]) -> str:
         """The fingerprint of ``model``, which was loaded from ``files``."""
+        return self.remembered(files, lambda: fingerprint_of(model))
+
+    def remembered(self, files: list[Path], compute: Callable[[], str]) -> str:
+        """The fingerprint of what was loaded from ``files``, computed if it is not known."""
         path = self._path(files)
         with suppress(OSError, UnicodeDecodeError):
             known = path.read_text(encoding="ascii")
-            if known.startswith("whisper:") and len(known) < 100:
+            if known.startswith(("whisper:", "wav2vec2:")) and len(known) < 100:
                 return known
-        value = fingerprint_of(model)
+        value = compute()
         with suppress(OSError):
             write_atomically(path, value.encode())
         return value

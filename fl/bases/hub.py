@@ -8,7 +8,15 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from fl.errors import BaseModelError
 
-FILES = ("config.json", "generation_config.json", "tokenizer.json", "*.safetensors", "*.safetensors.index.json")
+FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "vocab.json",  # of a CTC head
+    "tokenizer_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+)
 TIMEOUT_SECONDS = 10.0
 
 

@@ -86,7 +86,7 @@ def read_config(folder: Path) -> WhisperConfig:
         )
     facts = read_json(path)
     if facts.get("model_type") != "whisper":
-        raise BaseModelError(f"{path} is of model type {facts.get('model_type')!r}; Idiolect needs 'whisper'.")
+        raise BaseModelError(f"{path} is of model type {facts.get('model_type')!r}; this command needs 'whisper'.")
     try:
         return WhisperConfig.from_dict(facts)
     except Exception as error:  # transformers validates with several unrelated exception types

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transformers import WhisperConfig
+from transformers import Wav2Vec2Config, WhisperConfig
 
 FLOAT = 4  # bytes; autocast to 16 bits needs less, and the estimate stays on the safe side
 
@@ -28,3 +28,13 @@ def training_bytes(config: WhisperConfig, frames: int, tokens: int) -> int:
         + 3 * tokens * config.vocab_size
     )
     return int(FLOAT * floats)
+
+
+def ctc_training_bytes(config: Wav2Vec2Config, states: int) -> int:
+    """Bytes of activations of one utterance of ``states`` (20 ms) behind the frozen convolutions of a Wav2Vec2, counted alike.
+
+    For the head: logits, log-probabilities and their gradient.
+    """
+    d = config.hidden_size
+    layer = states * (16 * d + 2 * config.intermediate_size) + config.num_attention_heads * states**2
+    return int(FLOAT * (4 * states * d + config.num_hidden_layers * layer + 3 * states * config.vocab_size))

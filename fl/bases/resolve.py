@@ -8,7 +8,8 @@ import torch
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from fl.bases import convert, hub
-from fl.bases.catalog import ARCHITECTURES, WHEEL_BASES, Architecture
+from fl.bases.catalog import ARCHITECTURES, TEXT_BASES, WHEEL_BASES, Architecture
+from fl.bases.ctc_catalog import CTC_ARCHITECTURES
 from fl.bases.fingerprint import FingerprintMemo, fingerprint_of
 from fl.bases.loading import assemble, load_folder, make_rules
 from fl.bases.mapped import in_dtype
@@ -40,7 +41,7 @@ def _load(name: str, cache: Path, dtype: torch.dtype) -> WhisperBase:
             return base
         drawn = {key: tensor.to(dtype) for key, tensor in base.model.state_dict().items()}
         return WhisperBase(name, base.fingerprint, assemble(base.model.config, drawn, name), base.tokenizer, base.rules)
-    folder, converted = _folder(name, cache)
+    folder, converted = find_folder(name, cache)
     found = load_folder(folder)
     memo = FingerprintMemo(cache / "fingerprints")
     mark = convert.stored_fingerprint(folder) if converted else memo.of(found.model, found.weight_files)
@@ -49,7 +50,7 @@ def _load(name: str, cache: Path, dtype: torch.dtype) -> WhisperBase:
     return WhisperBase(name, mark, model, found.tokenizer, found.rules)
 
 
-def _folder(name: str, cache: Path) -> tuple[Path, bool]:
+def find_folder(name: str, cache: Path) -> tuple[Path, bool]:
     """Where the files of ``name`` are, and whether we converted them."""
     local = Path(name).expanduser()
     if local.is_dir():
@@ -61,16 +62,18 @@ def _folder(name: str, cache: Path) -> tuple[Path, bool]:
     raise BaseModelError(
         f"base {name!r} not found: there is no such folder, it is no name of the Hugging Face Hub (owner/model), and it "
         f"is not one of the pinned ones: {', '.join(WHEEL_BASES)}. Random weights: "
-        f"{', '.join(RANDOM + known for known in ARCHITECTURES)}."
+        f"{', '.join(RANDOM + known for known in (*ARCHITECTURES, *CTC_ARCHITECTURES))}."
     )
 
 
 def random_base(name: str) -> WhisperBase:
     """``random:<architecture>``: weights from a seed that depends on the name alone, and a byte tokenizer."""
     key = name.removeprefix(RANDOM)
+    if key in CTC_ARCHITECTURES:
+        raise BaseModelError(f"base {name!r} is a Wav2Vec2 with a CTC head; this command needs a Whisper.")
     if key not in ARCHITECTURES:
         raise BaseModelError(
-            f"architecture {key!r} is not known. Known: {', '.join(RANDOM + known for known in ARCHITECTURES)}."
+            f"architecture {key!r} is not known. Known: {', '.join(RANDOM + known for known in (*ARCHITECTURES, *CTC_ARCHITECTURES))}."
         )
     architecture = ARCHITECTURES[key]
     tokenizer = ByteTokenizer(architecture.vocabulary)
@@ -119,5 +122,5 @@ def known_bases(cache: Path | None = None) -> list[KnownBase]:
     root = (cache or cache_root()) / "bases"
     return [
         KnownBase(base.name, base.source, base.licence, base.download_bytes, convert.is_whole(root / base.name))
-        for base in WHEEL_BASES.values()
+        for base in (*WHEEL_BASES.values(), *TEXT_BASES.values())
     ]

@@ -109,8 +109,15 @@ class FileTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """See :class:`Tokenizer`."""
-        text: str = self._bpe.decode([index for index in ids if index < self.special.end], skip_special_tokens=True)
-        return unicodedata.normalize("NFC", text).strip()
+        return unicodedata.normalize("NFC", self.plain(ids)).strip()
+
+    def spell(self, text: str) -> list[int]:
+        """Ids of exactly ``text``, as it stands inside a sentence."""
+        return list(self._bpe.encode(text, add_special_tokens=False).ids)
+
+    def plain(self, ids: Sequence[int]) -> str:
+        """The text of ``ids``, outer spaces included, special tokens left out."""
+        return str(self._bpe.decode([i for i in ids if i < self.special.end], skip_special_tokens=True))
 
 
 class ByteTokenizer:
@@ -149,8 +156,15 @@ class ByteTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """See :class:`Tokenizer`."""
-        text = bytes(index for index in ids if index < 256).decode(errors="replace")
-        return unicodedata.normalize("NFC", text).strip()
+        return unicodedata.normalize("NFC", self.plain(ids)).strip()
+
+    def spell(self, text: str) -> list[int]:
+        """Ids of exactly ``text``, as it stands inside a sentence."""
+        return list(text.encode())
+
+    def plain(self, ids: Sequence[int]) -> str:
+        """The text of ``ids``, outer spaces included, special tokens left out."""
+        return bytes(index for index in ids if index < 256).decode(errors="replace")
 
 
 def _digest(content: object) -> str:

@@ -14,12 +14,15 @@ from transformers import WhisperForConditionalGeneration
 from fl.bases import decoding, forward
 from fl.bases.batch import Batch, Prefix, pad_features, pad_states, target_tensors
 from fl.bases.decoding import Hypothesis, Rules
+from fl.bases.extension import head_logits
 from fl.bases.loading import assemble
+from fl.bases.memory import training_bytes
 from fl.bases.tokenizer import Tokenizer
 from fl.errors import BaseModelError, TextError
 from fl.speech.features import Audio, Features, Window, extract
 
 AUTO = "auto"
+PROMPT_TOKENS = 5  # start, language, transcribe, no timestamps; end
 
 
 class WhisperBase:
@@ -37,12 +40,16 @@ class WhisperBase:
         self.model = model
         self.tokenizer = tokenizer
         self.rules = rules
+        self.targets = ""  # modules of its own that adapters train, beside the sites
         self._weights = dict(model.state_dict())
 
     @property
     def mels(self) -> int:
         """Number of mel bands of the features."""
         return int(self.model.config.num_mel_bins)
+
+    alone_window: Window | None = "full"  # unadapted it does not stop on a trimmed one
+    caches_stem = False  # two small convolutions
 
     @property
     def parameters(self) -> int:
@@ -73,6 +80,22 @@ class WhisperBase:
     def features(self, audio: Audio, window: Window = "trimmed") -> Features:
         """Log-mel features (mels, frames), float16, of ``audio`` (samples,) at 16 kHz (:mod:`fl.speech.features`)."""
         return extract(audio, self.mels, window)
+
+    def frames(self, features: npt.NDArray[Any]) -> int:
+        """Length of an utterance (mels, frames) in frames of 10 ms."""
+        return int(features.shape[1])
+
+    def state_count(self, features: npt.NDArray[Any]) -> int:
+        """Encoder states of an utterance, 20 ms each."""
+        return (int(features.shape[1]) + 1) // 2
+
+    def require_texts(self, texts: Sequence[str], source: str) -> None:
+        """A byte-level vocabulary can write any text."""
+
+    def training_bytes(self, frames: int, text: str) -> int:
+        """Bytes of activations in a training step (:mod:`fl.bases.memory`); a token is at least a byte of text."""
+        tokens = min(len(text.encode()) + PROMPT_TOKENS, int(self.model.config.max_target_positions))
+        return training_bytes(self.model.config, frames, tokens)
 
     def prefix_ids(self, language: str | None) -> list[int]:
         """The tokens before a transcript. Raises :class:`BaseModelError` for a language that the base does not know."""
@@ -158,7 +181,7 @@ class WhisperBase:
             raise BaseModelError("a batch without texts has no loss: collate it with texts.")
         states, mask = self.encode(model, batch)
         hidden = forward.decode(model, batch.decoder_input_ids, states, mask)
-        logits = forward.unwrap(model).proj_out(hidden[batch.label_mask]).float()
+        logits = head_logits(forward.unwrap(model).proj_out, hidden, batch.label_mask).float()
         losses = functional.cross_entropy(logits, batch.labels[batch.label_mask], reduction="none")
         return losses, batch.label_mask.nonzero()[:, 0]
 

@@ -46,9 +46,12 @@ class AdaptiveClipping:
         """A device's contribution to the second sum: 1/2 if its norm is within the bound, else -1/2."""
         return 0.5 if norm(update) <= self.bound else -0.5
 
-    def next(self, bits: float, devices: float, key: bytes | None = None) -> AdaptiveClipping:
-        """The setting for the next round from the sum of ``bits`` without noise and the public number of ``devices``."""
-        noise = float(standard_normal(key or fresh_key(), 1)[0]) * self.count_deviation
+    def next(self, bits: float, devices: float, key: bytes | None = None, *, noisy: bool = False) -> AdaptiveClipping:
+        """The setting for the next round from the sum of ``bits`` and the public number of ``devices``.
+
+        The sum gets its noise here, unless it is ``noisy`` already.
+        """
+        noise = 0.0 if noisy else float(standard_normal(key or fresh_key(), 1)[0]) * self.count_deviation
         share = (bits + noise) / check_positive(devices, "number of devices") + 0.5
         # Noise can carry the share beyond 0 and 1; a step of more than exp(rate) would be noise alone.
         step = min(1.0, max(0.0, share)) - self.quantile

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fl.errors import GuardError
 from fl.metrics import METRICS
-from fl.wire import COUNTS, DEVICES, FIELDS, IDS, SHARED, SUM, TOTAL_NAMES, TOTALS, split_key
+from fl.privacy.secure_sum_keys import SecureSumError
+from fl.privacy.secure_sum_messages import KIND, Masked, PublicKeys, Reveal, Shares
+from fl.tasks import TASKS
+from fl.wire import COUNTS, DEVICES, ENCODED, FIELDS, IDS, SECURE, SHARED, SUM, TOTAL_NAMES, TOTALS, WITHIN, split_key
 
 # Counts and sizes that say nothing beyond how much was done and how well. A name outside this list does not leave.
 PLAIN_COUNTS = frozenset(
@@ -28,10 +32,16 @@ PLAIN_COUNTS = frozenset(
         "failed",
         "new-person",
         "round",
+        "simulated",
     }
 )
-ERROR_COUNTS = frozenset(f"{metric}.{field}" for metric in METRICS for field in FIELDS)
-UPDATE_DTYPES, SUM_DTYPES = ("float32", "float16"), ("float64",)
+ERROR_COUNTS = frozenset(
+    f"{metric}.{field}"
+    for metric in {*METRICS, *(m for kind in TASKS.values() for m in kind.measures)}
+    for field in FIELDS
+)
+UPDATE_DTYPES, SUM_DTYPES, BYTES = ("float32", "float16"), ("float64",), ("uint8",)
+SECURE_STEPS = {kind.__name__: kind for kind in (PublicKeys, Shares, Reveal)}
 
 
 def check_reply(
@@ -41,16 +51,32 @@ def check_reply(
     private: Collection[str],
     devices: Collection[str],
     edge: bool = False,
+    payloads: Mapping[str, int] | None = None,
+    masked: Mapping[str, int] | None = None,
 ) -> None:
     """Raise :class:`GuardError` unless ``reply`` holds only the shared tensors named in ``shapes`` and counts of ``devices``.
 
     ``shapes`` are the names and shapes of one device's shared tensors; ``private`` names are refused even if ``shapes`` lists
-    them. With ``edge`` the tensors are one float64 sum over the devices, and no single device's tensors may leave.
+    them. With ``edge`` the tensors are one float64 sum over the devices, and no single device's tensors may leave. With
+    ``payloads`` (the bytes of each tensor's encoding) tensors leave encoded or not at all, with ``masked`` (the numbers in each
+    participant's masked vector) as masked vectors or not at all.
     """
     rows = _check_ids(reply, devices)
+    shapes = {} if masked is not None else shapes
     for key, record in reply.items():
         if key == DEVICES:
             continue
+        if masked is not None and split_key(key)[0] == SECURE:
+            _check_masked(key, record, masked)
+            continue
+        if key == ENCODED and payloads is not None and rows is not None and isinstance(record, ArrayRecord):
+            encoded: dict[str, tuple[int, ...]] = {name: (rows, size) for name, size in payloads.items()}
+            _check_arrays(key, record, encoded, private, BYTES)
+            continue
+        if (payloads is not None or masked is not None) and split_key(key)[0] in (SHARED, SUM):
+            raise GuardError(
+                f"nothing was sent: record {key!r} holds tensors as they are; encoded or masked ones were agreed"
+            )
         if key == COUNTS and rows is not None and isinstance(record, MetricRecord):
             _check_columns(key, record, rows)
         elif key == SHARED and rows is not None and not edge and isinstance(record, ArrayRecord):
@@ -62,6 +88,40 @@ def check_reply(
             _check_totals(key, record, rows)
         else:
             _check_single(key, record, shapes, private, devices, edge)
+
+
+def _check_masked(key: str, record: object, sizes: Mapping[str, int]) -> None:
+    """A participant's masked vector: exactly the agreed fields and length."""
+    participant = split_key(key)[1]
+    if participant not in sizes:
+        raise GuardError(_not_asked(key, participant, sizes))
+    message = _secure_message(key, record, {Masked.__name__: Masked})
+    if len(message.words) not in (4 * sizes[participant], 8 * sizes[participant]):
+        raise GuardError(
+            f"nothing was sent: {key} has {len(message.words):,} bytes, {sizes[participant]:,} masked numbers were agreed"
+        )
+
+
+def check_secure_step(reply: RecordDict, participants: Collection[str]) -> None:
+    """Raise :class:`GuardError` unless ``reply`` holds only keys and shares of secure sums, of the asked ``participants``."""
+    for key, record in reply.items():
+        kind, participant = split_key(key)
+        if kind != SECURE or participant not in participants:
+            raise GuardError(_not_asked(key, participant, participants))
+        _secure_message(key, record, SECURE_STEPS)
+
+
+def _secure_message(key: str, record: object, kinds: Mapping[str, type[Any]]) -> Any:
+    """The message that a record is, of one of these kinds and with nothing beside it."""
+    if not isinstance(record, ConfigRecord) or str(record.get(KIND)) not in kinds:
+        raise GuardError(f"nothing was sent: record {key!r} is none of the messages {', '.join(kinds)} of a secure sum")
+    try:
+        message = kinds[str(record[KIND])].from_record(record)
+    except SecureSumError as error:
+        raise GuardError(f"nothing was sent: record {key!r}: {error}") from None
+    if message.device != split_key(key)[1] or set(message.to_record()) != set(record):
+        raise GuardError(f"nothing was sent: record {key!r} holds more than its message, or another participant's")
+    return message
 
 
 def named_devices(reply: RecordDict) -> set[str]:
@@ -141,7 +201,7 @@ def _check_arrays(
                 f"nothing was sent: {key}/{name} has dtype {array.dtype}; {' or '.join(dtypes)} was agreed"
             )
         values = _decode(key, name, array)
-        if not np.isfinite(values).all():
+        if dtypes is not BYTES and not np.isfinite(values).all():
             raise GuardError(
                 f"nothing was sent: {key}/{name} holds NaN or infinity; training diverged, lower the learning rate"
             )
@@ -195,5 +255,7 @@ def _check_name(key: str, name: str) -> None:
 def _check_totals(key: str, record: MetricRecord, rows: int) -> None:
     weight, devices = record.get("weight"), record.get("devices")
     sound = isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0 and devices == rows
-    if set(record) != TOTAL_NAMES or not sound:
+    within = record.get(WITHIN, 0)
+    sound = sound and isinstance(within, int) and 0 <= within <= rows
+    if set(record) - {WITHIN} != TOTAL_NAMES or not sound:
         raise GuardError(f"nothing was sent: {key} is not a weight and the number of the {rows} devices")

@@ -49,10 +49,11 @@ class Budget:
 
 @dataclass(frozen=True)
 class Charge:
-    """One paid round: its number, and the noise multiplier it was paid for."""
+    """One paid round: its number, the noise multiplier it was paid for, and what it belongs to where a run has several parts."""
 
     round: int
     noise_multiplier: float
+    part: str = ""
 
 
 def _line(content: Mapping[str, object]) -> bytes:
@@ -114,7 +115,7 @@ class Ledger:
         for number, line in enumerate(lines[1:], 2):
             try:
                 content = json.loads(line)
-                charge = Charge(int(content["round"]), float(content["noise_multiplier"]))
+                charge = Charge(int(content["round"]), float(content["noise_multiplier"]), str(content.get("part", "")))
                 sound = content["before"] == before and _line(content) == line and charge.noise_multiplier >= 0
             except (ValueError, KeyError, TypeError) as error:
                 raise PrivacyError(
@@ -142,7 +143,7 @@ class Ledger:
         """Epsilon of all paid rounds at the budget's delta."""
         return epsilon(self.scheme, self.rounds(), self.budget.delta)
 
-    def charge(self, round_index: int, noise_multiplier: float) -> float:
+    def charge(self, round_index: int, noise_multiplier: float, part: str = "") -> float:
         """Pay for a round before it runs; returns epsilon with it. :class:`BudgetError` if that is above the budget."""
         with self._locked():
             charges, size, before = self._read()
@@ -155,12 +156,14 @@ class Ledger:
                     f"{self.budget.epsilon:g} ({len(charges)} rounds are paid): stop here, or begin a new run with more noise, "
                     "a smaller sample or a larger budget"
                 )
-            entry = {
+            entry: dict[str, object] = {
                 "round": round_index,
                 "noise_multiplier": float(noise_multiplier),
                 "epsilon": after,
                 "before": before,
             }
+            if part:
+                entry["part"] = part
             self._append(size, (b"" if size else self._header) + _line(entry))
             return after
 

@@ -108,10 +108,11 @@ class Client:
         if len({*roster.mask.values(), *roster.channel.values()}) < 2 * len(names):
             raise SecureSumError("two devices have the same public key: one of them is not what it claims")
 
-    def mask(self, inbox: Inbox, numbers: NDArray[np.floating], noise: float = 0.0) -> Masked:
+    def mask(self, inbox: Inbox, numbers: NDArray[np.floating], noise: float = 0.0, key: bytes | None = None) -> Masked:
         """Step 3: ``numbers`` ``(size,)`` on the grid, plus this device's share of ``noise``, plus all masks.
 
-        ``numbers`` are already clipped and weighted, ``noise`` is :attr:`fl.privacy.dp.DistributedNoise.share`.
+        ``numbers`` are already clipped and weighted, ``noise`` is :attr:`fl.privacy.dp.DistributedNoise.share`. A ``key`` for
+        the noise is for simulations that must come again.
         """
         self._begin("mask", inbox)
         if inbox.device != self.device or not inbox.sealed.keys() <= self._mask_keys.keys() - {self.device}:
@@ -129,7 +130,7 @@ class Client:
             self._held[sender] = unseal(shared, sealed, session, sender, self.device)
             if len(self._held[sender]) != 2 * SHARE_BYTES:
                 raise SecureSumError(f"{sender!r} sent shares of another length: it does not follow the protocol")
-        words = self.setup.grid.encode(numbers, noise)
+        words = self.setup.grid.encode(numbers, noise, key)
         add_mask(words, derive_key(self._self_seed, session, SELF))
         own = private_key(self._mask_seed, session, MASK)
         for sender in sorted(inbox.sealed):

@@ -173,9 +173,8 @@ def _shapes(config: GatedLoraConfig, base: WhisperBase) -> Shapes:
         d_in, d_out = linear_maps(base)[module]
         shapes[tensor_name(module, "A")] = (config.r, d_in)
         shapes[tensor_name(module, "B")] = (d_out, config.r)
-        gates = gate_shapes(config.gate, d_in, d_out, config.r)
-        if gates is not None:
-            shapes[tensor_name(module, "gate_weight")], shapes[tensor_name(module, "gate_bias")] = gates
+        for what, shape in gate_shapes(config.gate, d_in, d_out, config.r).items():
+            shapes[tensor_name(module, what)] = shape
     return shapes
 
 

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 from torch import nn
+from transformers import Wav2Vec2ForCTC, WhisperForConditionalGeneration
 
-from fl.bases.forward import unwrap
 from fl.errors import BaseModelError
 from fl.speech.arrays import GIB, ArrayCache, Kind
 
@@ -32,6 +32,10 @@ class Encoder(Protocol):
 
     fingerprint: str
 
+    def state_count(self, features: npt.NDArray[Any]) -> int:
+        """Encoder states of an utterance."""
+        ...
+
     def prefix_states(self, features: npt.NDArray[Any], layers: int) -> npt.NDArray[np.float32]:
         """Activations (states, d_model) entering layer ``layers`` of the frozen encoder."""
         ...
@@ -39,12 +43,50 @@ class Encoder(Protocol):
 
 def frozen_layers(model: nn.Module, targets: str | Sequence[str]) -> int:
     """How many of the lowest encoder layers hold no module that ``targets`` (as PEFT takes them) selects."""
-    layers = unwrap(model).model.encoder.layers
+    stack, encoder = _encoder(model)
+    layers = encoder.layers
     for index, layer in enumerate(layers):
-        names = [f"model.encoder.layers.{index}.{name}" for name, _ in layer.named_modules() if name]
+        names = [f"{stack}.layers.{index}.{name}" for name, _ in layer.named_modules() if name]
         if any(_selected(name, targets) for name in names):
             return index
     return len(layers)
+
+
+def _encoder(model: nn.Module) -> tuple[str, Any]:
+    """The encoder inside ``model``, and the name that it has in the recognizer there."""
+    for module in model.modules():
+        if isinstance(module, WhisperForConditionalGeneration):
+            return "model.encoder", module.model.encoder
+        if isinstance(module, Wav2Vec2ForCTC):
+            return "wav2vec2.encoder", module.wav2vec2.encoder
+    raise TypeError(f"{type(model).__name__} holds no recognizer")
+
+
+def _below(model: nn.Module, layers: int) -> dict[str, nn.Parameter]:
+    """All parameters in front of encoder layer ``layers``."""
+    _, encoder = _encoder(model)
+    parts: dict[str, nn.Module] = {str(index): layer for index, layer in enumerate(encoder.layers[:layers])}
+    for module in model.modules():
+        if isinstance(module, Wav2Vec2ForCTC):
+            inner = module.wav2vec2
+            parts |= {"f": inner.feature_extractor, "p": inner.feature_projection, "c": encoder.pos_conv_embed}
+            if not inner.config.do_stable_layer_norm:
+                parts["n"] = encoder.layer_norm
+        elif isinstance(module, WhisperForConditionalGeneration):
+            parts |= {"f": encoder.conv1, "c": encoder.conv2, "p": encoder.embed_positions}
+    return {f"{key}.{name}": p for key, part in parts.items() for name, p in part.named_parameters()}
+
+
+def untouched(model: nn.Module, base: nn.Module, layers: int) -> bool:
+    """Whether what is in front of encoder layer ``layers`` of ``model`` are the frozen tensors of ``base`` themselves.
+
+    Not so where all weights are trained: each model then has its own, and nothing that was computed with the base's is right.
+    """
+    frozen = _below(base, layers)
+    own = _below(model, layers)
+    return own.keys() == frozen.keys() and all(
+        p.data_ptr() == frozen[name].data_ptr() and not p.requires_grad for name, p in own.items()
+    )
 
 
 def _selected(name: str, targets: str | Sequence[str]) -> bool:
@@ -55,7 +97,7 @@ def _selected(name: str, targets: str | Sequence[str]) -> bool:
 
 def check_frozen(model: nn.Module, layers: int) -> None:
     """Raise :class:`BaseModelError` if an adapter sits in one of the lowest ``layers``: its effect would be skipped."""
-    for layer in unwrap(model).model.encoder.layers[:layers]:
+    for layer in _encoder(model)[1].layers[:layers]:
         if any(name.endswith("base_layer") for name, _ in layer.named_modules()):
             raise BaseModelError(
                 f"an adapter sits in the lowest {layers} encoder layers, which the configured sites leave free: "
@@ -77,7 +119,7 @@ class PrefixCache:
         float16, or float32 where a value would overflow. Computed alone, so that it is a function of the features.
         """
         key = self._key(base.fingerprint, features, layers)
-        found = self._arrays.read(key, rows=(features.shape[1] + 1) // 2)
+        found = self._arrays.read(key, rows=base.state_count(features))
         if found is not None:
             return found
         exact = base.prefix_states(features, layers)

@@ -12,7 +12,7 @@ from peft import get_peft_model
 from fl.adapters.config import GatedLoraConfig
 from fl.adapters.files import load_adapter
 from fl.adapters.state import adapter_shapes, check_tensors, load_state
-from fl.bases.resolve import load_base
+from fl.bases.speech import load_speech_base
 from fl.errors import AudioError
 from fl.speech.audio import MAX_SECONDS, SAMPLE_RATE, check_speech, load_audio, split_at_silence
 from fl.speech.features import Window, heard_frames
@@ -42,9 +42,9 @@ def transcribe_file(
     if len(audio) / SAMPLE_RATE <= MAX_SECONDS:
         check_speech(audio, str(path))
     tensors, info = load_adapter(adapter) if adapter is not None else (None, None)
-    base = load_base(info.base_name if info is not None and not base_name else base_name or "whisper-base")
+    base = load_speech_base(info.base_name if info is not None and not base_name else base_name or "whisper-base")
     model = base.new_model()
-    window: Window = "full"
+    window: Window = base.alone_window or "trimmed"
     if info is not None and tensors is not None:
         info.require_base(base.fingerprint)
         config = GatedLoraConfig(

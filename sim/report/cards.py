@@ -1,5 +1,6 @@
 """Sample transcripts as cards: the recording, what was said, what every arm wrote with its differences marked."""
 
+import re
 from collections.abc import Sequence
 from html import escape
 
@@ -8,6 +9,7 @@ from sim.report.markup import arm_name, section
 from sim.report.samples import KINDS, MAX_AUDIO_BYTES, Sample, embed_audio
 from sim.report.scoring import Scored
 
+IMAGE = re.compile("[0-9a-f]{64}")
 _LEGEND = (
     ('<span class="d d-spelling">coffee</span>', "right word, other spelling"),
     ('<span class="d d-substitution">word</span>', "wrong"),
@@ -17,18 +19,19 @@ _LEGEND = (
 )
 
 
-def samples(chosen: Sequence[Sample], *, audio_bytes: int = MAX_AUDIO_BYTES) -> str:
+def samples(chosen: Sequence[Sample], *, example: str = "sentences", audio_bytes: int = MAX_AUDIO_BYTES) -> str:
     """The section with all cards; recordings are embedded until ``audio_bytes`` are used."""
     cards, left = [], audio_bytes
+    heading = "Listen and compare" if any(sample.row.audio for sample in chosen) else "Compare"
     for number, sample in enumerate(chosen, 1):
         sound = embed_audio(sample.row.audio, sample.row.seconds_audio, left)
         left -= 3 * len(sound or "") // 4
         cards.append(_card(sample, sound, number))
     legend = "".join(f"<li>{mark} {meaning}</li>" for mark, meaning in _LEGEND)
-    lead = f"{len(chosen)} of the test sentences, chosen by rule: habits learned, other gains, failures, new people."
+    lead = f"{len(chosen)} of the test {example}, chosen by rule: habits learned, other gains, failures, new people."
     body = [f'<ul class="legend" aria-label="Marks">{legend}</ul>', _filters(chosen), '<div class="cards">', *cards]
-    nothing = '</div><p class="note" id="no-match" hidden>No sentence matches.</p>'
-    return section("samples", "Listen and compare", [*body, nothing], lead)
+    nothing = '</div><p class="note" id="no-match" hidden>Nothing matches.</p>'
+    return section("samples", heading, [*body, nothing], lead)
 
 
 def _filters(chosen: Sequence[Sample]) -> str:
@@ -49,15 +52,16 @@ def _filters(chosen: Sequence[Sample]) -> str:
 def _card(sample: Sample, sound: str | None, number: int) -> str:
     row = sample.row
     said = hangul_html(row.reference)
-    facts = " · ".join(
-        [row.device, f"{row.level} switch" if row.level else row.utterance, f"{row.seconds_audio:.1f} s"]
-    )
-    if sound:
+    length = [f"{row.seconds_audio:.1f} s"] if row.audio else []
+    facts = " · ".join([row.device, f"{row.level} switch" if row.level else row.utterance, *length])
+    if row.audio is None:
+        player = _picture(row.image) if IMAGE.fullmatch(row.image) else ""
+    elif sound:
         label = escape(f"Recording {number}, {row.device}")
         player = f'<audio controls preload="metadata" aria-label="{label}" src="{sound}"></audio>'
     else:
         player = '<p class="note no-audio">Recording not embedded.</p>'
-    lines = "".join(_arm(each) for each in sample.arms)
+    lines = "".join(_arm(each, sample.metric) for each in sample.arms)
     return (
         f'<article class="card kind-{sample.kind}" data-device="{escape(row.device)}" data-kind="{sample.kind}">'
         f'<header><span class="badge">{escape(KINDS[sample.kind][0])}</span><span class="facts">{escape(facts)}</span></header>'
@@ -65,12 +69,22 @@ def _card(sample: Sample, sound: str | None, number: int) -> str:
     )
 
 
-def _arm(each: Scored) -> str:
-    row, counts = each.row, each.counts["mer"]
+def _picture(image: str) -> str:
+    """The image as 8 rows of squares."""
+    squares = "".join(
+        f'<rect x="{place % 8}" y="{place // 8}" width="1.02" height="1.02" opacity="{int(level, 16) / 15:.2f}"/>'
+        for place, level in enumerate(image)
+        if level != "0"
+    )
+    return f'<svg viewBox="0 0 8 8" width="96" height="96" fill="currentColor" role="img" aria-label="The image">{squares}</svg>'
+
+
+def _arm(each: Scored, metric: str) -> str:
+    row, counts = each.row, each.counts[metric]
     text = diff_html(row.reference, row.hypothesis, row.loanwords)
     right = counts.errors == 0
     verdict = "✓" if right else str(counts.errors)
-    spoken = "no errors" if right else f"{counts.errors} of {counts.reference} tokens wrong"
+    spoken = "no errors" if right else f"{counts.errors} of {counts.reference} wrong"
     return (
         f'<div class="line line-{"right" if right else "wrong"}"><dt>{arm_name(row.arm)}</dt><dd><span class="text">{text}'
         f'</span><span class="verdict" title="{spoken}"><span aria-hidden="true">{verdict}</span>'

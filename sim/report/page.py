@@ -16,7 +16,7 @@ from sim.report.markup import details, section, table
 from sim.report.rows import TranscriptRow
 from sim.report.samples import choose
 from sim.report.summary import Summary, write_whole
-from sim.report.words import comparison, people, rate_of, sentences_compared
+from sim.report.words import comparison, label, main_metric, noun, people, rate_of, sentences_compared
 
 _NAVIGATION = (
     ("arms", "Arms"),
@@ -25,7 +25,7 @@ _NAVIGATION = (
     ("by-level", "Switches"),
     ("new-people", "New people"),
     ("costs", "Costs"),
-    ("samples", "Listen"),
+    ("samples", "Samples"),
     ("conditions", "Conditions"),
 )
 
@@ -53,7 +53,7 @@ def render(summary: Summary, transcripts: Sequence[TranscriptRow]) -> str:
             sections.new_people(summary),
             sections.worst(summary),
             sections.costs(summary),
-            samples(choose(transcripts)),
+            samples(choose(transcripts, summary["run"]["task"]), example=noun(summary, "example", 2)),
             _conditions(summary),
         ]
     )
@@ -92,34 +92,36 @@ def _header(summary: Summary, body: str) -> str:
 
 def headline(summary: Summary) -> str:
     """The finding in one sentence, claimed only as far as the interval goes."""
-    found = summary["comparisons"].get("personalized_vs_global", {}).get("mer")
+    found = summary["comparisons"].get("personalized_vs_global", {}).get(main_metric(summary))
     if found is None or found["difference"] is None:
-        return f"Speech recognition for {people(summary)}"
+        return f"{noun(summary, 'field')} for {people(summary)}"
     if not found["excludes_zero"]:
-        return "A personal recognizer and one model for all cannot be told apart in this run"
+        return f"A personal {noun(summary, 'model')} and one model for all cannot be told apart in this run"
     amount = "" if found["relative"] is None else f"{abs(100 * found['relative']):.0f} % "
     if found["difference"] > 0:
-        return f"In this run personal recognizers make {amount}more errors than one model for all"
-    return f"Personal recognizers make {amount}fewer errors than one model for all"
+        return f"In this run personal {noun(summary, 'model', 2)} make {amount}more errors than one model for all"
+    return f"Personal {noun(summary, 'model', 2)} make {amount}fewer errors than one model for all"
 
 
 def _standfirst(summary: Summary) -> str:
     run, costs, arms = summary["run"], summary["costs"], summary["arms"]
     text = [
         f"{people(summary)} trained {costs['base']} together for {run['rounds']} rounds; only the shared part of "
-        f"each adapter left a device. Compared on {sentences_compared(summary)} sentences that nobody trained on."
+        f"each adapter left a device. Compared on {sentences_compared(summary)} {noun(summary, 'example', 2)} that nobody trained on."
     ]
     if {"personalized", "global"} <= arms.keys():
+        metric = main_metric(summary)
         text.append(
-            f"Mixed error rate, with 95 % intervals: {rate_of(arms, 'personalized')} personalized, "
-            f"{rate_of(arms, 'global')} global."
+            f"{label(summary, metric)}, with 95 % intervals: {rate_of(arms, 'personalized', metric)} personalized, "
+            f"{rate_of(arms, 'global', metric)} global."
         )
     local = comparison(summary, "personalized", "local")
     return " ".join([*text, f"{local[0].upper()}{local[1:]}." if local else ""]).strip()
 
 
 def _conditions(summary: Summary) -> str:
-    run, costs = summary["run"], summary["costs"]
+    run, costs, examples = summary["run"], summary["costs"], noun(summary, "example", 2)
+    heard = f" ({run['test_seconds'] / 60:.1f} min)" if run["test_seconds"] else ""
     settings = {
         "base": costs["base"],
         "seeds": ", ".join(str(seed) for seed in run["seeds"]),
@@ -128,8 +130,8 @@ def _conditions(summary: Summary) -> str:
         "rounds": costs["rounds"],
         "local steps": costs["local_steps"],
         "batch size": costs["batch_size"],
-        "test sentences": f"{run['test_utterances']} ({run['test_seconds'] / 60:.1f} min)",
-        "intervals": f"95 %, percentile bootstrap, {run['bootstrap_samples']} resamples of sentences within devices",
+        f"test {examples}": f"{run['test_utterances']}{heard}",
+        "intervals": f"95 %, percentile bootstrap, {run['bootstrap_samples']} resamples of {examples} within devices",
     }
     facts = [("Run", settings), ("Machine", costs["machine"]), ("Versions", costs["versions"])]
     tables = "".join(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from fl.config import SPEECH
 from fl.errors import RunError
 from fl.metrics import Counts
 
@@ -48,19 +49,20 @@ class ResultRow:
 
 @dataclass(frozen=True)
 class TranscriptRow:
-    """What the final model of one arm wrote for one test utterance of one device."""
+    """What the final model of one arm made of one test example of one device; ``audio`` where it is an utterance."""
 
     arm: str
     device: str
     new_person: bool
     utterance: str
-    audio: Path
+    audio: Path | None
     reference: str
     hypothesis: str
     spans: tuple[tuple[str, str], ...]
     loanwords: tuple[tuple[str, str], ...]
     level: str | None
     seconds_audio: float
+    image: str = ""  # of an 8 x 8 image: a hexadecimal digit of ink for each pixel, row by row
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,12 @@ class RunFiles:
     results: tuple[ResultRow, ...]
     transcripts: tuple[TranscriptRow, ...]
     costs: Mapping[str, Any]
+
+    @property
+    def task(self) -> str:
+        """The name of what was learnt, from config.toml."""
+        data = self.config.get("data", {})
+        return str(data.get("task", SPEECH)) if isinstance(data, dict) else SPEECH
 
     @property
     def seed(self) -> int:
@@ -229,18 +237,20 @@ def _result_row(fields: _Fields) -> ResultRow:
 
 
 def _transcript_row(fields: _Fields) -> TranscriptRow:
+    audio = fields.text_or_none("audio")
     return TranscriptRow(
         arm=fields.text("arm", ARMS),
         device=fields.text("device"),
         new_person=fields.flag("new_person"),
         utterance=fields.text("utterance"),
-        audio=Path(fields.text("audio")),
+        audio=Path(audio) if audio is not None else None,
         reference=fields.text("reference"),
         hypothesis=fields.text("hypothesis"),
         spans=fields.pairs("spans"),
         loanwords=fields.pairs("loanwords"),
         level=fields.text_or_none("level"),
-        seconds_audio=fields.number("seconds_audio"),
+        image=fields.text_or_none("image") or "",
+        seconds_audio=0.0 if audio is None else fields.number("seconds_audio"),
     )
 
 

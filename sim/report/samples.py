@@ -9,12 +9,14 @@ from pathlib import Path
 
 import soundfile
 
+from fl.config import SPEECH
 from sim.report.rows import ARMS, TranscriptRow
-from sim.report.scoring import Scored, score
+from sim.report.scoring import Scored, kind_of_run, score
 
 MAX_SAMPLES = 24
 MAX_AUDIO_BYTES = 5 << 20  # of all samples together, before base64 adds a third
 TOLERANCE_SECONDS = 1.0  # resampling and padding may add a little
+FOLDED = "mer_folded"
 KINDS = {  # in the order in which they take turns; the share of the samples that each may fill
     "spelling": ("Spelling habit learned", 9),
     "better": ("Personalized is better", 5),
@@ -32,25 +34,27 @@ class Sample:
     kind: str
     row: TranscriptRow
     arms: tuple[Scored, ...]
+    metric: str  # the main one of the task
 
-    def errors(self, arm: str, metric: str = "mer") -> int | None:
-        """The errors of ``arm``, ``None`` where it did not transcribe this utterance."""
-        return next((each.counts[metric].errors for each in self.arms if each.row.arm == arm), None)
+    def errors(self, arm: str, metric: str = "") -> int | None:
+        """The errors of ``arm`` by the main metric or another; ``None`` where it did not see this utterance."""
+        return next((each.counts[metric or self.metric].errors for each in self.arms if each.row.arm == arm), None)
 
 
-def choose(transcripts: Sequence[TranscriptRow], limit: int = MAX_SAMPLES) -> list[Sample]:
+def choose(transcripts: Sequence[TranscriptRow], task: str = SPEECH, limit: int = MAX_SAMPLES) -> list[Sample]:
     """Up to ``limit`` telling utterances: wins by spelling, other wins, failures, new people, spread over devices.
 
     A function of the transcripts alone. What one kind leaves free goes to the others in the order of :data:`KINDS`.
     """
+    metric = kind_of_run(task).main
     groups: dict[tuple[str, str], list[Scored]] = defaultdict(list)
-    for each in score(transcripts):
+    for each in score(transcripts, task):
         groups[each.row.device, each.row.utterance].append(each)
     by_kind: dict[str, list[Sample]] = defaultdict(list)
     for key in sorted(groups):
         arms = tuple(sorted(groups[key], key=lambda each: ARMS.index(each.row.arm)))
-        sample = Sample("", arms[0].row, arms)
-        by_kind[kind_of(sample)].append(Sample(kind_of(sample), arms[0].row, arms))
+        kind = kind_of(Sample("", arms[0].row, arms, metric))
+        by_kind[kind].append(Sample(kind, arms[0].row, arms, metric))
     queues = {kind: _spread_over_devices(by_kind[kind]) for kind in KINDS}
     chosen = [sample for kind, (_, quota) in KINDS.items() for sample in queues[kind][:quota]]
     rest = [sample for kind, (_, quota) in KINDS.items() for sample in queues[kind][quota:]]
@@ -65,10 +69,10 @@ def kind_of(sample: Sample) -> str:
         return "new"
     ours, theirs = sample.errors("personalized"), sample.errors("global")
     if ours is None or theirs is None:
-        every = [each.counts["mer"].errors for each in sample.arms]
+        every = [each.counts[sample.metric].errors for each in sample.arms]
         return "both" if any(every) else "right"
     if ours < theirs:
-        folded = sample.errors("global", "mer_folded") or 0
+        folded = (sample.errors("global", FOLDED) or 0) if FOLDED in sample.arms[0].counts else theirs
         return "spelling" if theirs > folded and ours <= folded else "better"
     if ours > theirs:
         return "worse"
@@ -89,13 +93,15 @@ def _contrast(sample: Sample) -> int:
     return abs((sample.errors(other) or 0) - (sample.errors("global") or 0))
 
 
-def embed_audio(path: Path, seconds: float, budget: int) -> str | None:
+def embed_audio(path: Path | None, seconds: float, budget: int) -> str | None:
     """The recording as a ``data:`` address of mono MP3 of at most ``budget`` bytes; ``None`` if it cannot be had.
 
     A file longer than the utterance's ``seconds`` holds other people's sentences too (the manifest cut it), so it is left
     out rather than played under the wrong text.
     MP3 is small, plays in every browser and, unlike Ogg with its random serial numbers, is the same each time.
     """
+    if path is None:
+        return None
     try:
         with soundfile.SoundFile(path) as file:
             if not 0 < file.frames <= (seconds + TOLERANCE_SECONDS) * file.samplerate:

@@ -4,8 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypedDict
 
-from fl.errors import MetricError, RunError
-from fl.metrics import METRICS, Counts, matrix_language, paired_difference, rate_interval, score_utterance
+from fl.config import SPEECH
+from fl.errors import ConfigError, MetricError, RunError
+from fl.metrics import METRICS, Counts, Scores, matrix_language, paired_difference, rate_interval, score_utterance
+from fl.tasks import TaskKind, task_kind
 from sim.report.rows import TranscriptRow
 
 
@@ -33,18 +35,19 @@ class Scored:
     by_language: Mapping[str, Counts]
 
 
-def score(rows: Sequence[TranscriptRow]) -> list[Scored]:
-    """Every row scored with all metrics. Raises :class:`RunError` that names the row whose annotation is wrong.
+def score(rows: Sequence[TranscriptRow], task: str = SPEECH) -> list[Scored]:
+    """Every row scored with all metrics of its task. Raises :class:`RunError` that names the row whose annotation is wrong.
 
-    The matrix language is that of most words over all references, as PIER wants it for wholly embedded sentences.
+    In speech the matrix language is that of most words over all references, as PIER wants it for wholly embedded sentences.
     """
-    matrix = matrix_of(rows)
+    scorer = kind_of_run(task).score
+    matrix = matrix_of(rows) if scorer is None else None
     known: dict[tuple[object, ...], Scored] = {}
     scored = []
     for row in rows:
         key = (row.reference, row.hypothesis, row.spans, row.loanwords)
         if key not in known:
-            known[key] = _score(row, matrix)
+            known[key] = _score(row, matrix) if scorer is None else _scored(row, scorer(row.reference, row.hypothesis))
         scored.append(Scored(row, known[key].counts, known[key].by_language))
     return scored
 
@@ -62,7 +65,24 @@ def _score(row: TranscriptRow, matrix: str | None) -> Scored:
         )
     except MetricError as error:
         raise RunError(f"transcripts.jsonl: utterance {row.utterance!r} of device {row.device!r}: {error}") from None
+    return _scored(row, scores)
+
+
+def _scored(row: TranscriptRow, scores: Scores) -> Scored:
     return Scored(row, scores.metrics, scores.by_language)
+
+
+def kind_of_run(task: str) -> TaskKind:
+    """The row of the table of tasks; :class:`RunError` for a run of a task that is not there."""
+    try:
+        return task_kind(task)
+    except ConfigError as error:
+        raise RunError(f"config.toml: {error}; report the run with the version of Idiolect that wrote it") from None
+
+
+def metrics_of(scored: Sequence[Scored]) -> list[str]:
+    """The metrics that every row has, in their order."""
+    return list(scored[0].counts) if scored else []
 
 
 def pooled(counts: Iterable[Counts]) -> Rate:
@@ -73,14 +93,14 @@ def pooled(counts: Iterable[Counts]) -> Rate:
 
 def by_metric(scored: Sequence[Scored]) -> dict[str, Rate]:
     """The pooled rate of each metric."""
-    return {metric: pooled(each.counts[metric] for each in scored) for metric in METRICS}
+    return {metric: pooled(each.counts[metric] for each in scored) for metric in metrics_of(scored)}
 
 
 def intervals(scored: Sequence[Scored], seed: int, samples: int) -> dict[str, RateInterval]:
     """The pooled rate of each metric with its bootstrap interval, utterances resampled within devices."""
     groups = [each.row.device for each in scored]
     result: dict[str, RateInterval] = {}
-    for metric in METRICS:
+    for metric in metrics_of(scored):
         counts = [each.counts[metric] for each in scored]
         errors, reference = [one.errors for one in counts], [one.reference for one in counts]
         interval = rate_interval(errors, reference, groups, seed=seed, samples=samples)
@@ -109,7 +129,7 @@ def compare(a: Sequence[Scored], b: Sequence[Scored], seed: int, samples: int) -
         )
     groups = [each.row.device for each in a]
     result = {}
-    for metric in METRICS:
+    for metric in metrics_of(a):
         left = [each.counts[metric].errors for each in a]
         right = [others[_key(each)].counts[metric].errors for each in a]
         reference = [each.counts[metric].reference for each in a]

@@ -8,36 +8,40 @@ from sim.report.markup import arm_name, bars, details, figure, paragraph, sectio
 from sim.report.summary import Device, Summary
 from sim.report.words import (
     KEY_COMPARISONS,
-    METRIC_MEANINGS,
-    METRIC_NAMES,
     comparison,
     duration,
     harmed,
+    label,
     language,
+    main_metric,
+    meaning,
+    noun,
     rate_of,
     relative_range,
+    shown_metrics,
     size,
 )
 
 MAX_LABELLED_DEVICES = 24
-_OTHER_METRICS = tuple(name for name in METRIC_NAMES if name != "mer")
 
 
 def key_figures(summary: Summary) -> str:
     """The strip of figures under the headline."""
     arms, costs, entries = summary["arms"], summary["costs"], []
+    metric = main_metric(summary)
+    name = label(summary, metric)
     if "personalized" in arms:
-        note = f"global: {percent(arms['global']['mer']['rate'])}" if "global" in arms else "mixed error rate"
-        entries.append(("Personalized MER", percent(arms["personalized"]["mer"]["rate"]), note))
+        note = f"global: {percent(arms['global'][metric]['rate'])}" if "global" in arms else meaning(summary, metric)
+        entries.append((f"Personalized {name}", percent(arms["personalized"][metric]["rate"]), note))
     for other in ("global", "local"):
-        found = summary["comparisons"].get(f"personalized_vs_{other}", {}).get("mer")
+        found = summary["comparisons"].get(f"personalized_vs_{other}", {}).get(metric)
         if found and found["relative"] is not None:
             change = f"{100 * found['relative']:+.0f}\u202f%".replace("-", "−")
             entries.append((f"Versus {other}", change, f"errors ({relative_range(found)})"))
     if "neutral" in summary["new_people"]:
         new = summary["new_people"]
-        note = f"global: {percent(new['global']['mer']['rate'])}" if "global" in new else "on the first day"
-        entries.append(("New person MER", percent(new["neutral"]["mer"]["rate"]), note))
+        note = f"global: {percent(new['global'][metric]['rate'])}" if "global" in new else "on the first day"
+        entries.append((f"New person {name}", percent(new["neutral"][metric]["rate"]), note))
     if summary["harmed"]["share"] is not None:
         found = summary["harmed"]
         entries.append(("Made worse", f"{len(found['devices'])} of {found['of']}", "against global"))
@@ -52,18 +56,20 @@ def key_figures(summary: Summary) -> str:
 
 
 def arms(summary: Summary) -> str:
-    """All arms: MER as a dot with its interval, the other metrics as numbers."""
+    """All arms: the main metric as a dot with its interval, the others as numbers."""
     rates = summary["arms"]
-    axis = shared_axis(_ends(rates))
+    main = main_metric(summary)
+    others = [name for name in shown_metrics(summary) if name != main]
+    axis = shared_axis(_ends(rates, main))
     rows = []
     for arm, metrics in rates.items():
-        mer = f'<span class="number">{rate_of(rates, arm)}</span>{_interval(metrics["mer"], axis, arm)}'
-        rows.append([arm_name(arm, meaning=True), mer, *(_cell(metrics[metric]) for metric in _OTHER_METRICS)])
-    header = ["Arm", "MER with 95 % interval", *(METRIC_NAMES[metric] for metric in _OTHER_METRICS)]
-    legend = "; ".join(f"{METRIC_NAMES[name]}: {METRIC_MEANINGS[name]}" for name in METRIC_NAMES)
+        rate = f'<span class="number">{rate_of(rates, arm, main)}</span>{_interval(metrics[main], axis, arm)}'
+        rows.append([arm_name(arm, meaning=True), rate, *(_cell(metrics[metric]) for metric in others)])
+    header = ["Arm", f"{label(summary, main)} with 95 % interval", *(label(summary, metric) for metric in others)]
+    legend = "; ".join(f"{label(summary, name)}: {meaning(summary, name)}" for name in shown_metrics(summary))
     found = (comparison(summary, a, b) for a, b in KEY_COMPARISONS)
     sentences = "".join(f"<li>{_sentence(text)}</li>" for text in found if text)
-    beyond = any((metrics["mer"]["rate"] or 0.0) > axis.top for metrics in rates.values())
+    beyond = any((metrics[main]["rate"] or 0.0) > axis.top for metrics in rates.values())
     caption = f"All devices that took part; a grid line every {percent(axis.ticks[1], 0)}"
     body = table(caption + ("; an arrow lies beyond them" if beyond else ""), header, rows, "arms")
     lead = "Every arm takes the same number of local steps. Lower is better."
@@ -72,8 +78,8 @@ def arms(summary: Summary) -> str:
     )
 
 
-def _ends(rates: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, float | None]]:
-    return [(arm, metrics["mer"]["high"] or metrics["mer"]["rate"]) for arm, metrics in rates.items()]
+def _ends(rates: Mapping[str, Mapping[str, Any]], metric: str) -> list[tuple[str, float | None]]:
+    return [(arm, metrics[metric]["high"] or metrics[metric]["rate"]) for arm, metrics in rates.items()]
 
 
 def _interval(found: Mapping[str, Any], axis: Axis, arm: str) -> str:
@@ -89,16 +95,18 @@ def _cell(found: Mapping[str, Any]) -> str:
 
 
 def curves(summary: Summary) -> str:
-    """Validation MER over rounds."""
+    """The main metric on validation data over rounds."""
     lines = []
+    metric = main_metric(summary)
     for arm, points in summary["curves"].items():
-        found = tuple((float(point["round"]), point["mer"]) for point in points if point.get("mer") is not None)
+        found = tuple((float(point["round"]), point[metric]) for point in points if point.get(metric) is not None)
         if found:
             lines.append(Curve(arm, slug(arm), found))
     if not lines:
         return ""
-    chart = line_chart(lines, title="Validation MER over rounds", x_label="round")
-    caption = "Mixed error rate on each device's validation sentences, pooled. A ring is an arm with one measurement, dotted on."
+    chart = line_chart(lines, title=f"Validation {label(summary, metric)} over rounds", x_label="round")
+    examples = noun(summary, "example", 2)
+    caption = f"{label(summary, metric)} on each device's validation {examples}, pooled. A ring is an arm with one measurement, dotted on."
     return section(
         "curves", "Learning", [figure(chart, caption, "plot plot-lines", gutter([line.label for line in lines], 16))]
     )
@@ -107,16 +115,15 @@ def curves(summary: Summary) -> str:
 def devices(summary: Summary) -> str:
     """Each device from global to personalized, with local beside it, and the numbers to open."""
     taking_part = {name: device for name, device in summary["devices"].items() if not device["new_person"]}
-    slopes = [_slope(name, device) for name, device in taking_part.items()]
+    metric = main_metric(summary)
+    slopes = [_slope(name, device, metric) for name, device in taking_part.items()]
     present = [slope for slope in slopes if slope is not None]
     body = []
     if present:
         labelled = len(present) <= MAX_LABELLED_DEVICES
         names = ("local", "global", "personalized")
-        chart = slope_chart(present, names=names, title="MER of each device", labelled=labelled)
-        caption = (
-            "One line a person: mixed error rate with the global and with their own model. Diamonds: no federation. "
-        )
+        chart = slope_chart(present, names=names, title=f"{label(summary, metric)} of each device", labelled=labelled)
+        caption = f"One line a person: {label(summary, metric)} with the global and with their own model. Diamonds: no federation. "
         caption += "Dashed with a triangle: worse than global."
         body.append(
             figure(chart, caption, "plot plot-slopes", gutter([one.label for one in present], 70) if labelled else 20)
@@ -126,11 +133,13 @@ def devices(summary: Summary) -> str:
         [
             f'<span class="device-name">{_safe(name)}</span>',
             str(device["utterances"]),
-            *(_device(device, arm) for arm in arms),
+            *(_device(device, arm, metric) for arm in arms),
         ]
         for name, device in taking_part.items()
     ]
-    body.append(details("MER of every device and arm", table("MER by device", ["Device", "Sentences", *arms], rows)))
+    name, examples = label(summary, metric), noun(summary, "example", 2).capitalize()
+    listed = table(f"{name} by device", ["Device", examples, *arms], rows)
+    body.append(details(f"{name} of every device and arm", listed))
     return section("devices", "Person by person", body, _sentence(harmed(summary)))
 
 
@@ -142,13 +151,13 @@ def _sentence(text: str | None) -> str:
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
-def _device(device: Device, arm: str) -> str:
-    return _cell(device["arms"][arm]["mer"]) if arm in device["arms"] else "–"
+def _device(device: Device, arm: str, metric: str) -> str:
+    return _cell(device["arms"][arm][metric]) if arm in device["arms"] else "–"
 
 
-def _slope(name: str, device: Device) -> Slope | None:
+def _slope(name: str, device: Device, metric: str) -> Slope | None:
     def rate(arm: str) -> float | None:
-        return device["arms"][arm]["mer"]["rate"] if arm in device["arms"] else None
+        return device["arms"][arm][metric]["rate"] if arm in device["arms"] else None
 
     before, after = rate("global"), rate("personalized")
     return None if before is None or after is None else Slope(name, before, after, rate("local"))
@@ -156,17 +165,22 @@ def _slope(name: str, device: Device) -> Slope | None:
 
 def breakdowns(summary: Summary) -> str:
     """Error by switch level and by language, small groups of bars on one axis each."""
+    metric = main_metric(summary)
     levels: dict[str, list[tuple[str, float | None]]] = {}
     for arm, found in summary["by_level"].items():
         for level, metrics in found.items():
-            levels.setdefault(level, []).append((arm, metrics["mer"]["rate"]))
+            levels.setdefault(level, []).append((arm, metrics[metric]["rate"]))
     languages: dict[str, list[tuple[str, float | None]]] = {}
     for arm, by_language in summary["by_language"].items():
         for code, rate in by_language.items():
             languages.setdefault(language(code), []).append((arm, rate["rate"]))
     parts = []
     if levels:
-        parts.append(_groups("level", "Where the switch happens", levels, "MER by the unit that is switched."))
+        parts.append(
+            _groups(
+                "level", "Where the switch happens", levels, f"{label(summary, metric)} by the unit that is switched."
+            )
+        )
     if languages:
         text = "Word errors charged to the language of the word, over the words of that language."
         parts.append(_groups("language", "By language", languages, text))
@@ -184,11 +198,12 @@ def new_people(summary: Summary) -> str:
     rates = summary["new_people"]
     if not rates:
         return ""
-    axis = shared_axis(_ends(rates))
+    metric = main_metric(summary)
+    axis = shared_axis(_ends(rates, metric))
     rows = [
         [
             arm_name(arm, meaning=True),
-            f'<span class="number">{rate_of(rates, arm)}</span>{_interval(m["mer"], axis, arm)}',
+            f'<span class="number">{rate_of(rates, arm, metric)}</span>{_interval(m[metric], axis, arm)}',
         ]
         for arm, m in rates.items()
     ]
@@ -198,15 +213,17 @@ def new_people(summary: Summary) -> str:
         f"{count} {'person' if count == 1 else 'people'} who never took part, with no data of their own: a new device "
     )
     lead += "starts from the shared part with neutral gates."
-    body = [table("MER of new people", ["Arm", "MER with 95 % interval"], rows, "arms")]
+    header = ["Arm", f"{label(summary, metric)} with 95 % interval"]
+    body = [table(f"{label(summary, metric)} of new people", header, rows, "arms")]
     body += [f'<ul class="findings">{"".join(f"<li>{_sentence(text)}</li>" for text in found if text)}</ul>']
     return section("new-people", "A new person's first day", body, lead)
 
 
 def worst(summary: Summary) -> str:
     """The tenth of the devices that fares worst under each arm."""
-    rates = [(arm, metrics["mer"]) for arm, metrics in summary["worst_tenth"].items()]
-    body = bars("MER of the worst tenth of the devices", rates, shared_axis(rates))
+    metric = main_metric(summary)
+    rates = [(arm, metrics[metric]) for arm, metrics in summary["worst_tenth"].items()]
+    body = bars(f"{label(summary, metric)} of the worst tenth of the devices", rates, shared_axis(rates))
     lead = "An average can hide the person for whom it does not work. This is the pooled rate of the tenth with the most errors."
     return section("worst", "The worst off", [f'<div class="bar-groups single">{body}</div>'], lead)
 

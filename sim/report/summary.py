@@ -4,15 +4,27 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypedDict
 
 from fl.errors import RunError
 from fl.files import PUBLIC, write_atomically
-from fl.metrics import METRICS, Counts
+from fl.metrics import Counts
 from fl.rng import derive_seed
 from sim.report.rows import ARMS, SCHEMA, ResultRow, RunFiles, TranscriptRow, read_run
-from sim.report.scoring import Rate, RateInterval, Scored, by_metric, compare, intervals, pooled, score
+from sim.report.scoring import (
+    Rate,
+    RateInterval,
+    Scored,
+    by_metric,
+    compare,
+    intervals,
+    kind_of_run,
+    metrics_of,
+    pooled,
+    score,
+)
 
 SAMPLES = 2000  # bootstrap resamples of each interval
 COMPARISONS = (
@@ -75,6 +87,10 @@ def pool(runs: Sequence[RunFiles]) -> list[RunFiles]:
         return list(runs)
     first = runs[0]
     for index, run in enumerate(runs[1:], 1):
+        if run.task != first.task:
+            raise RunError(
+                f"{run.folder} and {first.folder} cannot be pooled: the tasks are {run.task!r} and {first.task!r}"
+            )
         for name in _SAME_SETTINGS:
             if run.costs[name] != first.costs[name]:
                 raise RunError(
@@ -89,7 +105,8 @@ def pool(runs: Sequence[RunFiles]) -> list[RunFiles]:
 
 def summarize_files(runs: Sequence[RunFiles], *, samples: int = SAMPLES) -> Summary:
     """:func:`summarize` for runs that are read, and pooled, already."""
-    scored = score([row for run in runs for row in run.transcripts])
+    task = runs[0].task
+    scored = score([row for run in runs for row in run.transcripts], task)
     taking_part = _by_arm(each for each in scored if not each.row.new_person)
     newcomers = _by_arm(each for each in scored if each.row.new_person)
     seed = derive_seed(*(run.seed for run in runs), "report")
@@ -100,7 +117,7 @@ def summarize_files(runs: Sequence[RunFiles], *, samples: int = SAMPLES) -> Summ
         "comparisons": _comparisons(taking_part, seed, samples),
         "devices": devices,
         "worst_tenth": {arm: _worst_tenth(rows) for arm, rows in taking_part.items()},
-        "harmed": _harmed(devices),
+        "harmed": _harmed(devices, kind_of_run(task).main),
         "new_people": {arm: intervals(rows, seed, samples) for arm, rows in newcomers.items()},
         "new_people_comparisons": _comparisons(newcomers, seed, samples),
         "by_level": {arm: _by_level(rows) for arm, rows in taking_part.items()},
@@ -158,22 +175,24 @@ def _worst_tenth(scored: Sequence[Scored]) -> dict[str, float | None]:
     """The pooled rate over the tenth of the devices (rounded up, so at least one) with the highest rates."""
     devices = list(_by_device(scored).values())
     worst: dict[str, float | None] = {}
-    for metric in METRICS:
+    for metric in metrics_of(scored):
         totals = [sum((each.counts[metric] for each in rows), Counts()) for rows in devices]
         totals.sort(key=lambda total: -1.0 if total.rate is None else total.rate, reverse=True)
         worst[metric] = pooled(totals[: math.ceil(len(totals) / 10)])["rate"]
     return worst
 
 
-def _harmed(devices: Mapping[str, Device]) -> dict[str, Any]:
-    """Devices that took part whose personalized model makes more mixed errors than the global one."""
+def _harmed(devices: Mapping[str, Device], metric: str) -> dict[str, Any]:
+    """Devices that took part whose personalized model makes more errors than the global one by the main metric."""
     judged = {
         name: device["arms"]
         for name, device in devices.items()
         if not device["new_person"] and {"personalized", "global"} <= device["arms"].keys()
     }
     harmed = [
-        name for name, arms in judged.items() if arms["personalized"]["mer"]["errors"] > arms["global"]["mer"]["errors"]
+        name
+        for name, arms in judged.items()
+        if arms["personalized"][metric]["errors"] > arms["global"][metric]["errors"]
     ]
     return {"share": len(harmed) / len(judged) if judged else None, "devices": harmed, "of": len(judged)}
 
@@ -204,8 +223,9 @@ def _curves(rows: Iterable[ResultRow]) -> dict[str, list[dict[str, Any]]]:
     curves: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS if any(arm == key[0] for key in points)}
     for arm, number in sorted(points):
         own = points[arm, number]
-        names = [name for name in METRICS if all(name in row.metrics for row in own)]
-        rates = {name: pooled(row.metrics[name] for row in own)["rate"] for name in names}
+        scored = [row for row in own if row.metrics]  # the virtual device of all data trains and is not evaluated
+        names = [name for name in scored[0].metrics if all(name in row.metrics for row in scored)] if scored else []
+        rates = {name: pooled(row.metrics[name] for row in scored)["rate"] for name in names}
         losses = [row.train_loss for row in own if row.train_loss is not None]
         curves[arm].append(
             {"round": number, **rates, "train_loss": math.fsum(losses) / len(losses) if losses else None}
@@ -220,10 +240,37 @@ def _costs(runs: Sequence[RunFiles]) -> dict[str, Any]:
     costs["seconds"] = {arm: _mean(run.costs["seconds"].get(arm) for run in runs) for arm in arms}
     for name in ("bytes_up_per_device_round", "bytes_down_per_device_round"):
         costs[name] = _mean(run.costs[name] for run in runs)
+    costs["arms"] = {arm: _arm_costs(arm, runs) for arm in arms}
     costs["adapter_share_of_base"] = costs["adapter_bytes"] / costs["base_bytes"] if costs["base_bytes"] else None
     costs["bytes_up_per_device"] = costs["bytes_up_per_device_round"] * costs["rounds"]
     costs["bytes_down_per_device"] = costs["bytes_down_per_device_round"] * costs["rounds"]
     return costs
+
+
+def _arm_costs(arm: str, runs: Sequence[RunFiles]) -> dict[str, Any]:
+    """One arm's sizes as costs.json has them, and over all runs the bytes, the devices' own seconds and the seconds of speech.
+
+    ``seconds_evaluate`` are those of the final evaluation, and ``audio_per_second`` how much speech was decoded in one of them.
+    Seconds of training and bytes are those that ``results.jsonl`` has: of rounds and devices with a row.
+    """
+    own = [(row, run) for run in runs for row in run.results if row.arm == arm]
+    last = {run.seed: max((row.round for row in run.results if row.arm == arm), default=0) for run in runs}
+    final = [
+        row.seconds_evaluate
+        for row, run in own
+        if row.round == last[run.seed] and row.split == run.config.get("federation", {}).get("final_split", "test")
+    ]
+    audio = math.fsum(row.seconds_audio for run in runs for row in run.transcripts if row.arm == arm)
+    evaluating = math.fsum(final)
+    return {
+        **runs[0].costs.get("arms", {}).get(arm, {}),
+        "bytes_up": sum(row.bytes_up for row, _ in own if row.steps),
+        "bytes_down": sum(row.bytes_down for row, _ in own if row.steps),
+        "seconds_train": round(math.fsum(row.seconds_train for row, _ in own), 3),
+        "seconds_evaluate": round(evaluating, 3),
+        "seconds_audio": round(audio, 3),
+        "audio_per_second": round(audio / evaluating, 3) if evaluating else None,
+    }
 
 
 def _mean(values: Iterable[float | None]) -> float:
@@ -238,9 +285,10 @@ def _arm_order(arm: str) -> tuple[int, str]:
 def _run(
     runs: Sequence[RunFiles], devices: Mapping[str, Device], scored: Sequence[Scored], samples: int
 ) -> dict[str, Any]:
-    """What was run: names of the folders, seeds, sizes, languages, settings."""
+    """What was run: names of the folders, seeds, sizes, languages, settings; the task with its metrics and words for it."""
     newcomers = sum(device["new_person"] for device in devices.values())
     utterances = {(each.row.device, each.row.utterance): each.row for each in scored}
+    kind = kind_of_run(runs[0].task)
     spoken = {language for row in utterances.values() for _, language in row.spans}
     return {
         "names": [run.folder.resolve().name for run in runs],
@@ -252,6 +300,10 @@ def _run(
         "languages": sorted(spoken),
         "rounds": runs[0].costs["rounds"],
         "bootstrap_samples": samples,
+        "task": runs[0].task,
+        "main_metric": kind.main,
+        "measures": {name: asdict(measure) for name, measure in kind.measures.items()},
+        "words": {"field": kind.field, "model": kind.model, "example": kind.example},
         "config": json.loads(json.dumps(runs[0].config, default=str)),
     }
 

@@ -8,22 +8,26 @@ from sim.report.charts import percent
 from sim.report.summary import Summary
 from sim.report.words import (
     KEY_COMPARISONS,
-    METRIC_NAMES,
     comparison,
     duration,
     harmed,
+    label,
+    noun,
     people,
     sentences_compared,
+    shown_metrics,
     size,
 )
-
-METRICS = ("wer", "cer", "mer", "jer_compat", "pier", "mer_folded")
 
 
 def print_summary(summary: Summary, console: Console) -> None:
     """Prints the summary. 100 columns are enough; the best arm is starred as well as bold, nothing is colour alone."""
     run = summary["run"]
-    console.print(Text(f"{', '.join(run['names'])}: {people(summary)}, {sentences_compared(summary)} test sentences"))
+    console.print(
+        Text(
+            f"{', '.join(run['names'])}: {people(summary)}, {sentences_compared(summary)} test {noun(summary, 'example', 2)}"
+        )
+    )
     console.print(_arms(summary, "arms", "Error rates in % with 95 % intervals, all devices that took part"))
     if summary["new_people"]:
         console.print(_arms(summary, "new_people", f"New people: {run['new_people']} who never took part"))
@@ -36,13 +40,16 @@ def _arms(summary: Summary, part: str, title: str) -> Table:
     rows = summary["new_people"] if part == "new_people" else summary["arms"]
     table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left", padding=(0, 1))
     table.add_column("arm", no_wrap=True)
-    for metric in METRICS:
-        table.add_column(METRIC_NAMES[metric].replace("Folded MER", "MER folded"), justify="right", no_wrap=True)
+    metrics_shown = shown_metrics(summary)
+    for metric in metrics_shown:
+        table.add_column(label(summary, metric).replace("Folded MER", "MER folded"), justify="right", no_wrap=True)
     trained = [arm for arm in rows if arm != "centralized"]
-    best = {metric: min((rows[arm][metric]["rate"] or 0.0 for arm in trained), default=None) for metric in METRICS}
+    best = {
+        metric: min((rows[arm][metric]["rate"] or 0.0 for arm in trained), default=None) for metric in metrics_shown
+    }
     for arm, metrics in rows.items():
         cells = []
-        for metric in METRICS:
+        for metric in metrics_shown:
             found = metrics[metric]
             if found["rate"] is None:
                 cells.append(Text("–"))

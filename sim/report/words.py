@@ -15,22 +15,6 @@ ARM_MEANINGS = {
     "neutral": "shared part, neutral gates",
     "centralized": "all data in one place: the bound",
 }
-METRIC_NAMES = {
-    "wer": "WER",
-    "cer": "CER",
-    "mer": "MER",
-    "jer_compat": "JER",
-    "pier": "PIER",
-    "mer_folded": "Folded MER",
-}
-METRIC_MEANINGS = {
-    "wer": "word error rate",
-    "cer": "character error rate",
-    "mer": "mixed error rate: Hangul syllables and other words",
-    "jer_compat": "jamo error rate: Hangul taken apart into letters",
-    "pier": "error rate at the embedded-language words only",
-    "mer_folded": "MER with both spellings of a loanword counted as right",
-}
 LANGUAGES = {
     "ko": "Korean",
     "en": "English",
@@ -41,6 +25,31 @@ LANGUAGES = {
 }
 KEY_COMPARISONS = (("personalized", "global"), ("personalized", "local"), ("neutral", "global"))
 _UNITS = ("bytes", "KB", "MB", "GB", "TB")
+
+
+def main_metric(summary: Summary) -> str:
+    """The name of the metric by which the task of the run is judged."""
+    return str(summary["run"]["main_metric"])
+
+
+def label(summary: Summary, metric: str) -> str:
+    """What a metric is called: ``MER``."""
+    return str(summary["run"]["measures"][metric]["label"])
+
+
+def meaning(summary: Summary, metric: str) -> str:
+    """What a metric is, in words."""
+    return str(summary["run"]["measures"][metric]["meaning"])
+
+
+def shown_metrics(summary: Summary) -> list[str]:
+    """The metrics that a table shows, in their order."""
+    return list(summary["run"]["measures"])
+
+
+def noun(summary: Summary, what: str, many: int = 1) -> str:
+    """The task's word for its ``field``, a ``model`` or an ``example``; in the plural unless ``many`` is 1."""
+    return str(summary["run"]["words"][what]) + ("" if many == 1 else "s")
 
 
 def language(code: str) -> str:
@@ -87,15 +96,16 @@ def relative_range(difference: Mapping[str, Any]) -> str:
     return " to ".join(f"{share:.0f}" for share in sorted(100 * abs(end) for end in ends))
 
 
-def comparison(summary: Summary, a: str, b: str, metric: str = "mer", *, newcomers: bool = False) -> str | None:
-    """One sentence on arm ``a`` against arm ``b``; ``None`` where the run has not both.
+def comparison(summary: Summary, a: str, b: str, *, newcomers: bool = False) -> str | None:
+    """One sentence on arm ``a`` against arm ``b`` by the main metric; ``None`` where the run has not both.
 
     Whether one beats the other is decided by the interval of the difference, not by the difference.
     """
     found = summary["new_people_comparisons" if newcomers else "comparisons"].get(f"{a}_vs_{b}")
+    metric = main_metric(summary)
     if found is None or found[metric]["difference"] is None:
         return None
-    difference, name = found[metric], METRIC_NAMES[metric]
+    difference, name = found[metric], label(summary, metric)
     absolute = f"{points(difference['low'])} to {points(difference['high'])}"
     if not difference["excludes_zero"]:
         return (
@@ -128,11 +138,11 @@ def people(summary: Summary) -> str:
 
 
 def sentences_compared(summary: Summary) -> int:
-    """Test sentences behind the main rows: those of the devices that took part."""
+    """Test examples behind the main rows: those of the devices that took part."""
     return sum(device["utterances"] for device in summary["devices"].values() if not device["new_person"])
 
 
-def rate_of(rates: Mapping[str, Any], arm: str, metric: str = "mer") -> str:
+def rate_of(rates: Mapping[str, Any], arm: str, metric: str) -> str:
     """``17.2 % (15.1 to 19.0)`` where there is an interval, else the rate alone."""
     found = rates[arm][metric]
     if found.get("low") is None or found.get("high") is None:

@@ -10,6 +10,7 @@ from sim.study.plan import Cell, Plan
 
 # Products of two settings would be 80 runs: the small size has one robust rule against one attack, and one that is not robust.
 ROBUST_RULES = ("fedavg", "median", "trimmed-mean", "krum", "multi-krum", "bulyan", "norm-bound", "geometric-median")
+PRETRAINED_CTC = "runs/pretrain/wav2vec2-small"  # made by idiolect pretrain
 OWN_SPLIT: dict[str, dict[str, Value]] = {"ffa": {"split": "ffa"}, "fedsa": {"split": "fedsa"}}
 
 
@@ -177,6 +178,7 @@ def _adapters() -> Plan:
         "gated-lora",
         arms=("centralized",),
         compared=("centralized",),
+        base={"cohort": 1},
     )
 
 
@@ -233,6 +235,25 @@ def _tasks() -> Plan:
     )
 
 
+def _tokens() -> Plan:
+    """An English recognizer that learns Hangul, and a CTC recognizer whose vocabulary has it."""
+    forms = ("syllables", "jamo", "compat-jamo")
+    english: dict[str, Value] = {"base": "whisper-tiny.en"}
+    ctc: dict[str, Value] = {"base": PRETRAINED_CTC}
+    return Plan(
+        "tokens",
+        "In which symbols is Korean best learnt: bytes, syllables, U+11xx or U+31xx jamo?",
+        (
+            Cell("whisper-tiny.en, bytes", english),
+            *(Cell(f"whisper-tiny.en, {form}", {**english, "tokens": form}) for form in forms),
+            *(Cell(f"ctc, {form}", {**ctc, "tokens": form}, False) for form in forms),
+        ),
+        "whisper-tiny.en, bytes",
+        arms=("global",),
+        compared=("global",),
+    )
+
+
 def _search() -> Plan:
     """Random search (Bergstra and Bengio 2012) on validation data of a population that no result uses."""
     generator = derive_generator(101, "search")
@@ -263,6 +284,7 @@ _MAKERS = (
     _adapters,
     _rank,
     _sites,
+    _tokens,
     _tasks,
     _search,
     _utterances,

@@ -109,7 +109,7 @@ def test_a_pickle_in_disguise_is_refused_and_never_run(folder, tmp_path, model):
 @pytest.mark.parametrize(("limit", "named"), [("MAX_ADAPTER_BYTES", WEIGHTS_NAME), ("MAX_CONFIG_BYTES", CONFIG_NAME)])
 def test_an_oversized_file_is_refused_before_it_is_read(folder, monkeypatch, limit, named):
     monkeypatch.setattr(adapter_files, limit, (folder / named).stat().st_size - 1)
-    monkeypatch.setattr(adapter_files, "_read_tensors", lambda path: pytest.fail("it was read"))
+    monkeypatch.setattr(adapter_files, "read_tensors", lambda path: pytest.fail("it was read"))
     with pytest.raises(AdapterError, match=rf"{named} has [\d,]+ bytes, more than"):
         load_adapter(folder)
 
@@ -123,7 +123,7 @@ def test_too_many_tensors_are_refused(folder, monkeypatch):
 def rewrite(folder, *, tensors=None, **metadata):
     """The weights file with other tensors or metadata; None removes an entry."""
     path = folder / WEIGHTS_NAME
-    held, info = adapter_files._read_tensors(path)
+    held, info = adapter_files.read_tensors(path)
     info.update(metadata)
     save_file(held if tensors is None else tensors, path, {k: v for k, v in info.items() if v is not None})
 
@@ -206,7 +206,7 @@ def test_an_incomplete_adapter_is_refused_where_the_model_is_known(folder, model
     name = next(iter(state))
     rewrite(folder, tensors={n: t for n, t in state.items() if n != name})
     path = folder / WEIGHTS_NAME
-    held, metadata = adapter_files._read_tensors(path)
+    held, metadata = adapter_files.read_tensors(path)
     save_file(held, path, {**metadata, "tensors": str(len(held))})
     tensors, _ = load_adapter(folder)
     with pytest.raises(AdapterMismatchError, match="lacks 1 tensors"):

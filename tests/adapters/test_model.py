@@ -17,6 +17,7 @@ from fl.adapters import (
 from fl.errors import AdapterError
 
 GATED = [gate for gate in GATES if gate != "none"]
+WITH_INPUT = [gate for gate in GATED if gate != "scalar"]  # gates that look at the input
 
 
 def with_zero_gates(model):
@@ -42,7 +43,8 @@ def test_gates_get_no_gradient_while_neutral_and_the_shared_part_does(gate, gate
     with neutral_gates(model):
         logits(model).square().sum().backward()
     for layer in gated_layers(model):
-        assert layer.gated_lora_gate_weight["default"].grad is None
+        assert layer.gated_lora_gate_bias["default"].grad is None
+        assert all(weight.grad is None for weight in layer.gated_lora_gate_weight.values())
         assert layer.gated_lora_A["default"].grad is not None
 
 
@@ -66,7 +68,7 @@ def whole_state(model):
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("gate", GATED)
+@pytest.mark.parametrize("gate", WITH_INPUT)
 @pytest.mark.parametrize(
     "merge",
     [
@@ -103,8 +105,9 @@ def test_a_gated_adapter_in_the_last_layers_stops_the_merge_of_an_ungated_one_in
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
-def test_an_ungated_adapter_merges_into_the_same_function(gated, whisper, logits):
-    model = gated("none")
+@pytest.mark.parametrize("gate", ["none", "scalar"])
+def test_an_adapter_whose_gates_see_no_input_merges_into_the_same_function(gate, gated, whisper, logits):
+    model = gated(gate)
     expected = logits(model)
     plain = model.merge_and_unload()
     assert not gated_layers(plain)
@@ -144,6 +147,16 @@ def test_an_exported_adapter_is_an_ordinary_lora_that_computes_the_same(gated, w
     assert not outcome.unexpected_keys
     assert lora.peft_config["default"].peft_type == "LORA"
     assert torch.equal(logits(lora), logits(model))
+
+
+def test_an_export_has_its_scalar_gates_in_b(gated, whisper, logits):
+    model = gated("scalar")
+    config, state = export_lora(model)
+    lora = get_peft_model(whisper(), config).eval()
+    set_peft_model_state_dict(lora, state)
+    torch.testing.assert_close(logits(lora), logits(model), rtol=1e-4, atol=1e-5)
+    with neutral_gates(model):
+        assert not torch.allclose(logits(lora), logits(model), rtol=1e-3, atol=1e-4)
 
 
 def test_an_export_owns_its_tensors(gated):

@@ -36,13 +36,17 @@ def adapter(whisper) -> Callable[..., Adapter]:
     return make
 
 
-@pytest.fixture
-def rows() -> tuple[Tensor, Tensor]:
+def make_rows(count: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     return (
-        torch.randn(6, 8, 20, generator=generator, dtype=torch.float64),
-        torch.randint(3, 40, (6, 4), generator=generator),
+        torch.randn(count, 8, 20, generator=generator, dtype=torch.float64),
+        torch.randint(3, 40, (count, 4), generator=generator),
     )
+
+
+@pytest.fixture
+def rows() -> tuple[Tensor, Tensor]:
+    return make_rows(6)
 
 
 def compute(model, mel: Tensor, tokens: Tensor) -> Tensor:
@@ -60,10 +64,10 @@ def stacked(host: StackedModel, adapters: Sequence[Adapter | None], mel: Tensor,
         return compute(model, mel, tokens)
 
 
-def test_rows_of_every_gate_and_rank_equal_a_stack_of_them(host, adapter, rows) -> None:
+def test_rows_of_every_gate_and_rank_equal_a_stack_of_them(host, adapter) -> None:
     adapters = [adapter(i, gate, rank=(2, 5, 3)[i % 3]) for i, gate in enumerate(GATES)]
     adapters.insert(2, None)
-    mel, tokens = rows[0][: len(adapters)], rows[1][: len(adapters)]
+    mel, tokens = make_rows(len(adapters))
     table = AdapterTable(host, 8)
     for row, one in enumerate(adapters):
         table.put(row, *(one or (None,)))
@@ -88,15 +92,16 @@ def test_a_part_of_the_table_and_several_rows_for_each_of_it(host, adapter, rows
     assert torch.allclose(found, stacked(host, twice, *rows), atol=1e-10)
 
 
-def test_a_wider_adapter_moves_in_beside_narrow_ones(host, adapter, rows) -> None:
+def test_a_wider_adapter_moves_in_beside_narrow_ones(host, adapter) -> None:
+    rows = make_rows(7)
     adapters = [adapter(i, gate, rank=2) for i, gate in enumerate(GATES)]
-    table = AdapterTable(host, 6)
+    table = AdapterTable(host, 7)
     for row, one in enumerate(adapters):
         table.put(row, *one)
     adapters.append(adapter(9, "low-rank", rank=7))
-    table.put(5, *adapters[5])
+    table.put(6, *adapters[6])
     assert table.rank == 7
-    with table.rows(0, 6) as model:
+    with table.rows(0, 7) as model:
         found = compute(model, *rows)
     assert torch.allclose(found, stacked(host, adapters, *rows), atol=1e-10)
 

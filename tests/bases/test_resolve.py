@@ -171,4 +171,5 @@ def test_known_bases_say_whether_they_are_there(tmp_path):
     assert [(base.name, base.cached) for base in known_bases(tmp_path)] == [
         ("whisper-base", False),
         ("whisper-tiny.en", False),
+        ("all-minilm-l6-v2", False),
     ]

@@ -47,7 +47,8 @@ class Regression:
     split_name: str = "gates"
     base_name: str = "net"
     fingerprint: str = "net:6-5-3"
-    language: str = ""
+    learns: bool = True
+    adapter_facts: Mapping[str, str] = field(default_factory=dict)
     targets: str | list[str] = field(default_factory=lambda: list(TARGETS))
     loss_of: Callable[[Tensor, Tensor], Tensor] = nn.functional.mse_loss
     seen: list[tuple[str, ...]] = field(default_factory=list)
@@ -118,6 +119,9 @@ class Regression:
 
     def training_bytes(self, example: Example) -> int:
         return 100
+
+    def prediction_rows(self, examples: Sequence[Example], *, adapted: bool) -> int:
+        return len(examples)
 
     def predict(self, model: nn.Module, examples: Sequence[Example], *, adapted: bool, beams: int) -> list[str]:
         raise NotImplementedError

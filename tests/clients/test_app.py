@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +13,17 @@ from flwr.common.serde import recorddict_to_proto
 from flwr.supercore.task_identity import TaskIdentity
 
 from clients import app as client
+from clients import phase
 from clients.answers import DeviceResult
 from clients.app import app, hosted_devices
+from clients.phase import local_plan
+from clients.trainer import schedule_factor
 from clients.worker import Worker
 from fl.adapters.files import load_adapter
 from fl.arms import EVERYONE, trained_arm
 from fl.config import RunConfig
 from fl.errors import AudioError, ConfigError, StoreError
-from fl.wire import COUNTS, DEVICES, JOB, SETTINGS_RECORD, SHARED, Job, device_key, settings_record, to_arrays
+from fl.wire import COUNTS, DEVICES, FINETUNE, JOB, SETTINGS_RECORD, SHARED, Job, device_key, settings_record, to_arrays
 from sim.serial import SerialGrid
 
 
@@ -208,13 +212,36 @@ def test_a_new_person_is_never_trained(ask: Callable[..., RecordDict], worker: W
     assert worker.store.rounds("personalized", new) == []
 
 
-def test_centralized_trains_on_everybodys_data_with_everybodys_steps(
-    ask: Callable[..., RecordDict], config: RunConfig, worker: Worker, trainees: tuple[str, ...]
+def test_centralized_trains_on_everybodys_data_with_everybodys_batches(
+    ask: Callable[..., RecordDict],
+    config: RunConfig,
+    worker: Worker,
+    trainees: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fresh = to_arrays(dict(worker.initial("none")))
     counts = ask(job(EVERYONE, arm="centralized"), shared=fresh).metric_records[device_key(COUNTS, EVERYONE)]
-    assert counts["steps"] == config.train.local_steps * len(trainees)
+    assert counts["steps"] == config.train.local_steps
+    arm = trained_arm("centralized", config)
+    assert arm is not None
+    plan = local_plan(worker, job(EVERYONE, arm="centralized"), EVERYONE, arm)
+    assert plan.batch_size == config.train.batch_size * len(trainees)
+    monkeypatch.setattr(phase, "EVERYONE_BATCHES", 2)  # three devices' batches do not fit into one: more steps of two
+    plan = local_plan(worker, job(EVERYONE, arm="centralized"), EVERYONE, arm)
+    assert (plan.steps, plan.batch_size) == (math.ceil(config.train.local_steps * 3 / 2), 2 * config.train.batch_size)
     assert counts["examples"] == sum(len(worker.task.device(d).train) for d in trainees)
+
+
+def test_finetuning_goes_on_at_the_rate_where_the_schedule_ended(
+    config: RunConfig, worker: Worker, trainees: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = replace(config.train, rounds=10, private_share=0.0, learning_rate=1.0, finetune_steps=7)
+    monkeypatch.setattr(worker, "config", replace(config, train=train))
+    arm = trained_arm("global+finetune", config)
+    assert arm is not None
+    plan = local_plan(worker, replace(job(trainees[0], arm=arm.name), phase=FINETUNE), trainees[0], arm)
+    assert plan.steps == 7
+    assert plan.learning_rate == pytest.approx(schedule_factor("cosine", 10, 10))
 
 
 @pytest.fixture
@@ -252,7 +279,7 @@ def test_transcripts_and_the_finished_adapter_stay_on_the_devices_disk(
     for device_id in trainees:
         folder = worker.store.folder("personalized", device_id)
         rows = [
-            json.loads(line) for line in (folder / client.TRANSCRIPTS_NAME).read_text(encoding="utf-8").splitlines()
+            json.loads(line) for line in (folder / client.PREDICTIONS_NAME).read_text(encoding="utf-8").splitlines()
         ]
         test = worker.task.device(device_id).test
         assert [(r["utterance"], r["reference"]) for r in rows] == [(e.key, e.target) for e in test]
@@ -274,7 +301,7 @@ def test_a_new_person_is_tested_with_neutral_gates_and_marked_as_new(
     folder = worker.store.folder("neutral", new)
     tensors, _ = load_adapter(folder / "adapter")
     assert not any(tensors[name].any() for name in tensors if "gate_" in name)
-    rows = (folder / client.TRANSCRIPTS_NAME).read_text(encoding="utf-8").splitlines()
+    rows = (folder / client.PREDICTIONS_NAME).read_text(encoding="utf-8").splitlines()
     assert {json.loads(line)["new_person"] for line in rows} == {True}
 
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from clients import evaluator
 from clients.evaluator import evaluate
 from clients.worker import Worker
 from fl.adapters import load_state
@@ -36,7 +35,7 @@ def test_batches_do_not_change_predictions(
     alone = [evaluate(adapted.adapted, adapted.task, [example]).predictions[0] for example in examples]
     assert len(set(alone)) > 1
     assert list(evaluate(adapted.adapted, adapted.task, examples[::-1]).predictions) == alone[::-1]
-    monkeypatch.setattr(evaluator, "EVALUATION_BATCH", 2)
+    monkeypatch.setattr(adapted.task, "prediction_rows", lambda examples, *, adapted: 2)
     assert list(evaluate(adapted.adapted, adapted.task, examples).predictions) == alone
 
 
@@ -63,6 +62,9 @@ def test_a_device_without_examples_has_no_counts(adapted: Worker) -> None:
 
 def test_examples_keep_their_order_whatever_their_length(examples: list[Example]) -> None:
     class Echo:
+        def prediction_rows(self, examples: list[Example], *, adapted: bool) -> int:
+            return 2
+
         def predict(self, model: object, batch: list[Example], *, adapted: bool, beams: int) -> list[str]:
             sizes = [e.size for e in batch]
             assert sizes == sorted(sizes)  # similar sizes stand together, so that little is padding

@@ -15,7 +15,8 @@ from hypothesis.extra.numpy import arrays as numpy_arrays
 from fl.errors import AggregationError
 from fl.wire import JOB, SHARED, Job, from_arrays, to_arrays
 from sim.serial import SerialGrid
-from strategies.base import Roster, SharedFedAvg, average, weighted_mean
+from strategies.averaging import average
+from strategies.base import Roster, SharedFedAvg, weighted_mean
 from strategies.replies import DeviceReply
 
 Make = Callable[..., SharedFedAvg]

@@ -10,7 +10,8 @@ from flwr.app import ConfigRecord
 
 from fl.errors import AggregationError, ConfigError
 from fl.wire import Job
-from strategies.base import GAP, Roster, SharedFedAvg
+from strategies.averaging import GAP
+from strategies.base import Roster, SharedFedAvg
 from strategies.lora import CORRECTION, Corrected, FedEx, FedSa, Ffa, FlexLora, Flora, HetLora, RoLora, lonely_factors
 from strategies.optimizers import ServerOptimizer
 from strategies.replies import DeviceReply

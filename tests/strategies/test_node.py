@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from fl.config import EDGE
 from fl.wire import COUNTS, DEVICES, IDS, JOB, SHARED, SUM, TOTALS, Job, device_key
 from sim.serial import SerialGrid
-from strategies.base import SharedFedAvg, average
+from strategies.averaging import average
+from strategies.base import SharedFedAvg
 from strategies.replies import Replies, read_replies
 
 SHAPES = {"layer.A": (2, 3), "layer.B": (4,)}

@@ -10,7 +10,7 @@ import pytest
 from fl.errors import RunError
 from fl.metrics import Counts
 from strategies.replies import DeviceReply
-from strategies.results import ResultsFile, gather_transcripts, make_row
+from strategies.results import ResultsFile, gather_predictions, make_row
 
 
 def row(arm: str = "global", server_round: int = 1, device: str = "ann", **changes: Any) -> dict[str, Any]:
@@ -121,6 +121,6 @@ def test_transcripts_are_gathered_of_the_arms_and_devices_of_the_run_alone(tmp_p
         folder.mkdir(parents=True)
         line = json.dumps({"arm": arm, "device": device, "hypothesis": "회의 bug"}, ensure_ascii=False)
         (folder / "transcripts.jsonl").write_text(line + "\n", encoding="utf-8")
-    assert gather_transcripts(tmp_path, ("global",), ("ann", "김민수")) == 2
+    assert gather_predictions(tmp_path, ("global",), ("ann", "김민수")) == 2
     rows = [json.loads(line) for line in (tmp_path / "transcripts.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [(r["arm"], r["device"]) for r in rows] == [("global", "ann"), ("global", "김민수")]

@@ -7,6 +7,8 @@ from rich.console import Console
 from sim.report import print_summary, summarize
 from sim.report.words import comparison, duration, size
 
+OF_MER = {"run": {"main_metric": "mer", "measures": {"mer": {"label": "MER"}}}}
+
 
 @pytest.fixture(scope="module")
 def summary(finished_run):
@@ -47,7 +49,7 @@ def test_the_sentence_claims_what_the_interval_allows(summary):
 def test_only_an_interval_without_zero_names_a_winner(low, high, words):
     found = {"difference": (low + high) / 2, "low": low, "high": high, "relative": (low + high)}
     found |= {"relative_low": 2 * low, "relative_high": 2 * high, "excludes_zero": low > 0 or high < 0}
-    assert words in comparison({"comparisons": {"a_vs_b": {"mer": found}}}, "a", "b")
+    assert words in comparison(OF_MER | {"comparisons": {"a_vs_b": {"mer": found}}}, "a", "b")
 
 
 def test_an_arm_that_is_not_there_is_not_compared(summary):

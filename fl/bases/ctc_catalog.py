@@ -1,0 +1,73 @@
+"""Shapes of published Wav2Vec2 models, and of two small ones of our own, for random weights and for pretraining."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import Wav2Vec2Config
+
+
+@dataclass(frozen=True)
+class CtcArchitecture:
+    """The shape of a Wav2Vec2 (Baevski et al. 2020, arXiv 2006.11477, section 4.2; XLS-R, arXiv 2111.09296).
+
+    ``channels`` are those of the seven convolutions, which see 400 samples (25 ms) every 320 (20 ms). ``group_norm`` is the
+    published base model's: one norm over time in the first convolution, and layer norms behind the transformer's blocks;
+    otherwise a norm in every convolution and before every block, as in the large ones.
+    """
+
+    d_model: int
+    layers: int
+    heads: int
+    ffn: int
+    channels: int = 512
+    group_norm: bool = False
+    positions: int = 128  # width of the convolution that stands for positions
+    position_groups: int = 16
+
+
+CTC_ARCHITECTURES: dict[str, CtcArchitecture] = {
+    "wav2vec2-nano": CtcArchitecture(
+        32, 2, 2, 64, channels=16, positions=16, position_groups=4
+    ),  # ours: for unit tests
+    "wav2vec2-nano-group": CtcArchitecture(32, 2, 2, 64, channels=16, group_norm=True, positions=16, position_groups=4),
+    "wav2vec2-small": CtcArchitecture(
+        256, 6, 4, 1024, channels=128, positions=64
+    ),  # ours: for pretraining on two cores
+    "wav2vec2-base": CtcArchitecture(768, 12, 12, 3072, group_norm=True),
+    "wav2vec2-large": CtcArchitecture(1024, 24, 16, 4096),
+    "wav2vec2-xls-r-1b": CtcArchitecture(1280, 48, 16, 5120),
+}
+
+
+def ctc_config(shape: CtcArchitecture, outputs: int, **options: Any) -> Wav2Vec2Config:
+    """transformers' configuration of ``shape`` with a head of ``outputs`` symbols, of which the first is the blank."""
+    return Wav2Vec2Config(
+        **{
+            "vocab_size": outputs,
+            "hidden_size": shape.d_model,
+            "num_hidden_layers": shape.layers,
+            "num_attention_heads": shape.heads,
+            "intermediate_size": shape.ffn,
+            "conv_dim": (shape.channels,) * 7,
+            "conv_bias": not shape.group_norm,
+            "feat_extract_norm": "group" if shape.group_norm else "layer",
+            "do_stable_layer_norm": not shape.group_norm,
+            "num_conv_pos_embeddings": shape.positions,
+            "num_conv_pos_embedding_groups": shape.position_groups,
+            "initializer_range": 0.1 if shape.d_model < 128 else 0.02,  # small models are nearly constant at 0.02
+            "mask_time_prob": 0.0,
+            "mask_feature_prob": 0.0,
+            "layerdrop": 0.0,
+            "hidden_dropout": 0.0,
+            "activation_dropout": 0.0,
+            "attention_dropout": 0.0,
+            "feat_proj_dropout": 0.0,
+            "final_dropout": 0.0,
+            "pad_token_id": 0,
+            "bos_token_id": None,
+            "eos_token_id": None,
+            **options,
+        }
+    )

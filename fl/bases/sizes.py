@@ -1,0 +1,76 @@
+"""How large the architectures are that can be had with random weights, counted on models without memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import Wav2Vec2ForCTC, WhisperConfig, WhisperForConditionalGeneration
+
+from fl.bases.catalog import ARCHITECTURES
+from fl.bases.ctc_catalog import CTC_ARCHITECTURES, ctc_config
+from fl.bases.ctc_loading import RANDOM_TOKENS
+from fl.bases.ctc_vocabulary import make_vocabulary
+
+
+@dataclass(frozen=True)
+class ArchitectureSize:
+    """One architecture. ``outputs`` are tokens or symbols; a tied head counts once; ``mebibytes`` in float32."""
+
+    name: str
+    d_model: int
+    layers: str
+    heads: int
+    outputs: int
+    parameters: int
+
+    @property
+    def mebibytes(self) -> float:
+        """Size of the weights in float32."""
+        return self.parameters * 4 / 2**20
+
+
+def architecture_sizes() -> list[ArchitectureSize]:
+    """All of them, Whispers first."""
+    rows = []
+    with torch.device("meta"):
+        for name, shape in ARCHITECTURES.items():
+            config = WhisperConfig(
+                vocab_size=shape.vocabulary,
+                d_model=shape.d_model,
+                num_mel_bins=shape.mels,
+                encoder_layers=shape.encoder_layers,
+                decoder_layers=shape.decoder_layers,
+                encoder_attention_heads=shape.heads,
+                decoder_attention_heads=shape.heads,
+                encoder_ffn_dim=4 * shape.d_model,
+                decoder_ffn_dim=4 * shape.d_model,
+                pad_token_id=0,
+            )
+            layers = f"{shape.encoder_layers} + {shape.decoder_layers}"
+            count = _count(WhisperForConditionalGeneration._from_config(config))
+            rows.append(ArchitectureSize(name, shape.d_model, layers, shape.heads, shape.vocabulary, count))
+        outputs = len(make_vocabulary(RANDOM_TOKENS))
+        for name, ctc in CTC_ARCHITECTURES.items():
+            count = _count(Wav2Vec2ForCTC._from_config(ctc_config(ctc, outputs)))
+            rows.append(ArchitectureSize(name, ctc.d_model, str(ctc.layers), ctc.heads, outputs, count))
+    return rows
+
+
+def sizes_table() -> str:
+    """The sizes as a Markdown table."""
+    lines = [
+        "| architecture | d_model | layers | heads | outputs | parameters | MiB in float32 |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in architecture_sizes():
+        lines.append(
+            f"| `{row.name}` | {row.d_model} | {row.layers} | {row.heads} | {row.outputs:,} | {row.parameters:,} | {row.mebibytes:,.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _count(model: nn.Module) -> int:
+    """Parameters, a tied head once."""
+    return sum(p.numel() for name, p in model.named_parameters() if name != "proj_out.weight")

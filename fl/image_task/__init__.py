@@ -1,0 +1,1 @@
+"""A task on images: handwritten digits as unlike writers write and read them."""

@@ -1,0 +1,93 @@
+"""Methods that train the base's own tensors: all of them, from the pretrained or from random values, or the biases alone.
+
+A trained tensor is a copy in the model's own memory; the base's, which all processes of a machine share, is untouched. BitFit is
+Ben Zaken et al. 2022, arXiv 2106.10199: every bias, those of layer norms included.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from fl.adapters.state import Shapes
+from fl.errors import ConfigError
+from fl.methods.base import Attached, Method, Recipe, head_shapes, heads, own_parameter, places
+from fl.rng import derive_seed
+
+FIXED = ("encoder.embed_positions.weight",)  # Whisper's sinusoids are no weights: they are never trained, nor drawn
+Chosen = Callable[[nn.Module, Recipe], Callable[[str], bool]]
+
+
+def _everything(model: nn.Module, recipe: Recipe) -> Callable[[str], bool]:
+    return lambda name: not name.endswith(FIXED)
+
+
+def _biases(model: nn.Module, recipe: Recipe) -> Callable[[str], bool]:
+    classifiers = set(head_shapes(model, recipe)) if heads(model, recipe) else set()
+    return lambda name: name.endswith(".bias") or name in classifiers
+
+
+def _own(model: nn.Module, chosen: Callable[[str], bool]) -> dict[str, nn.Parameter]:
+    """Trained copies of the chosen parameters in their places; one that is tied stays tied and has its first name."""
+    model.requires_grad_(False)
+    made: dict[int, nn.Parameter] = {}
+    parameters: dict[str, nn.Parameter] = {}
+    for name, module, own_name, parameter in list(places(model)):
+        if id(parameter) in made:
+            module._parameters[own_name] = made[id(parameter)]
+        elif chosen(name):
+            parameters[name] = made[id(parameter)] = own_parameter(module, own_name, parameter.data)
+    model.eval()
+    return dict(sorted(parameters.items()))
+
+
+def _attach_by(choose: Chosen) -> Callable[[nn.Module, Recipe], Attached]:
+    return lambda model, recipe: Attached(model, _own(model, choose(model, recipe)))
+
+
+def _shapes_by(choose: Chosen) -> Callable[[nn.Module, Recipe], Shapes]:
+    def shapes(model: nn.Module, recipe: Recipe) -> Shapes:
+        chosen, seen = choose(model, recipe), set[int]()
+        found: Shapes = {}
+        for name, _, _, parameter in places(model):
+            if id(parameter) not in seen and chosen(name):
+                seen.add(id(parameter))
+                found[name] = tuple(parameter.shape)
+        return dict(sorted(found.items()))
+
+    return shapes
+
+
+def _attach_scratch(model: nn.Module, recipe: Recipe) -> Attached:
+    drawn = _drawn(model, recipe)
+    attached = _attach_by(_everything)(model, recipe)
+    attached.load({name: values for name, values in drawn.items() if name in attached.parameters})
+    return attached
+
+
+def _drawn(model: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
+    """Weights as the architecture draws them before pretraining, a function of the seed alone.
+
+    A task's own classifier on the base is random already and stays as it is. Raises :class:`ConfigError` for what is no
+    transformers model.
+    """
+    found = [(path, module) for path, module in model.named_modules() if isinstance(module, PreTrainedModel)]
+    if not found:
+        raise ConfigError(
+            f"method = {recipe.method!r} draws the weights of a transformers model, and this base is {type(model).__name__}: "
+            "choose another method"
+        )
+    path, outermost = found[0]  # parents come before what they hold
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(recipe.seed, "scratch"))
+        twin = type(outermost)(copy.deepcopy(outermost.config))
+    return {f"{path}.{name}" if path else name: p.data for name, p in twin.named_parameters()}
+
+
+FULL = Method(_attach_by(_everything), _shapes_by(_everything))
+BITFIT = Method(_attach_by(_biases), _shapes_by(_biases))
+SCRATCH = Method(_attach_scratch, _shapes_by(_everything))

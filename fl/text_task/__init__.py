@@ -1,0 +1,1 @@
+"""A task on text: which language each word of a mixed sentence is in."""

@@ -1,0 +1,268 @@
+"""A mean that keeps a promise: clipped updates, bounded weights, noise, a fixed divisor, and sums that show nobody's update.
+
+An ordinary Flower ``Strategy``, for every rule whose aggregate is a mean of the updates (``fedavg``, ``ffa``, ``fedsa``,
+``rolora``), with every server optimizer, which only sees what is released anyway. The formulas are those of
+:mod:`fl.privacy.dp`; what a round costs is paid by ``charge`` before it starts.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fl.config import DISTRIBUTED_NOISE, EDGE, NONE
+from fl.privacy.dp import DistributedNoise, Sums, add_noise, noisy_mean, norm, weight_of
+from fl.privacy.plan import Plan
+from fl.privacy.randomness import key_from_seed
+from fl.privacy.secure_sum import SecureSumError, new_setup, unflatten
+from fl.privacy.secure_sum_messages import Setup, default_threshold
+from fl.privacy.secure_sum_vector import NOISE_STEPS
+from fl.rng import derive_random
+from fl.wire import JOB, SECURE, SETTINGS_RECORD, WITHIN, Job, device_key
+from strategies.base import SharedFedAvg
+from strategies.lora import FedSa, Ffa, RoLora
+from strategies.node import Agreed
+from strategies.replies import DeviceReply, Replies, read_replies
+from strategies.secure import SecureRound
+
+log = logging.getLogger("idiolect.server")
+BOUND = "privacy:bound"  # of the server's state
+CLIPPING_NORM = "clipping-norm"  # of a round's metrics
+
+
+@dataclass
+class Sum:
+    """What a round's devices add up to: clipped, weighted updates by name, their weight, and the bits of adaptive clipping."""
+
+    updates: Sums
+    weight: float
+    bits: float = 0.0
+
+
+@dataclass
+class PrivateMean(SharedFedAvg):
+    """The mean of clipped updates, as ``plan`` says. ``timeout`` are the seconds for a step of a secure sum."""
+
+    plan: Plan = field(kw_only=True)
+    timeout: float | None = None
+    _bound: float = 0.0
+    _sum: Sum | None = None
+    _secure: SecureRound | None = None
+    _participants: dict[str, str] = field(default_factory=dict)  # by device
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._bound = self._bound or self.plan.bound
+
+    @property
+    def simulated(self) -> bool:
+        """Whether noise and sample come from the seed, so that a run comes again."""
+        return self.roster.simulated
+
+    def sampled(self, server_round: int) -> tuple[str, ...]:
+        """Devices of this round. With noise they are drawn for each arm anew: its account then adds up over arms."""
+        if self.plan.dp == NONE:
+            return super().sampled(server_round)
+        devices = sorted(self.job.devices)
+        if self.plan.size >= len(devices):
+            return tuple(devices)
+        seeded = derive_random(self.seed, self.job.arm, server_round, "private sample")
+        draw = seeded if self.simulated else random.SystemRandom()
+        if self.plan.poisson:
+            rate = self.plan.size / self.plan.population
+            return tuple(device for device in devices if draw.random() < rate)
+        return tuple(sorted(draw.sample(devices, self.plan.size)))
+
+    # Sending
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """As in plain averaging; devices get to know the clipping norm where they clip, and secure sums begin."""
+        clips = self.plan.secure or self.aggregation == EDGE
+        self.job = replace(self.job, bound=self._bound if clips else 0.0)
+        messages = list(super().configure_train(server_round, arrays, config, grid))
+        self._sum, self._secure = None, None
+        if self.plan.secure and self._shapes and messages:
+            return self._open(messages, grid)
+        return messages
+
+    def _open(self, messages: list[Message], grid: Grid) -> list[Message]:
+        """Steps 1 and 2 of a secure sum, then the messages with what step 3 needs, to those who are still there."""
+        edge = self.aggregation == EDGE
+        jobs = {
+            message.metadata.dst_node_id: Job.from_record(message.content.config_records[JOB]) for message in messages
+        }
+        self._participants = {d: f"node {node}" if edge else d for node, job in jobs.items() for d in job.devices}
+        nodes = {self._participants[d]: node for node, job in jobs.items() for d in job.devices}
+        largest = max(len(job.devices) for job in jobs.values()) if edge else 1
+        (template, *_) = jobs.values()
+
+        def envelope(participants: tuple[str, ...]) -> RecordDict:
+            job = replace(template, devices=participants)
+            return RecordDict({JOB: job.to_record(), SETTINGS_RECORD: ConfigRecord(dict(self.settings))})
+
+        self._secure = SecureRound(grid, self._setup(sorted(nodes), largest), nodes, envelope, self.timeout)
+        inboxes = self._secure.begin()
+        remaining = []
+        for message in messages:
+            job = jobs[message.metadata.dst_node_id]
+            here = tuple(d for d in job.devices if self._participants[d] in inboxes)
+            if not here:
+                continue
+            message.content[JOB] = replace(job, devices=here).to_record()
+            for participant in {self._participants[d] for d in here}:
+                message.content[device_key(SECURE, participant)] = inboxes[participant].to_record()
+            remaining.append(message)
+        return remaining
+
+    def _setup(self, participants: list[str], largest: int) -> Setup:
+        """The session of a round: a grid on which the largest possible vectors fit, and enough who must stay."""
+        count = len(participants)
+        if count < 2:
+            raise SecureSumError(
+                f"{count} participant: a sum over one is that one's update; ask more devices, or use more nodes with edge sums"
+            )
+        plan = self.plan
+        needed = max(math.ceil(plan.threshold * count), count // 2 + 1) if plan.threshold else default_threshold(count)
+        share = 0.0
+        if plan.dp == DISTRIBUTED_NOISE:
+            colluding = math.ceil(plan.colluding * count)
+            noise = DistributedNoise.planned(
+                plan.update_multiplier, self._bound, count, dropouts=plan.dropouts, colluding=colluding
+            )
+            needed, share = max(needed, noise.honest + colluding), noise.share
+        size = sum(map(math.prod, self._shapes.values())) + 1 + int(plan.quantile > 0)
+        for bits in (32, 64):
+            setup = new_setup(
+                participants,
+                size,
+                self._bound * largest,
+                threshold=min(needed, count),
+                bits=bits,
+                noise=share * math.sqrt(count),
+            )
+            if share * setup.grid.scale >= NOISE_STEPS or not share:
+                break
+        return setup
+
+    # Receiving
+
+    def read(self, replies: Iterable[Message]) -> Replies:
+        """The checked replies; with secure sums counts alone, and the sum of those whose vectors arrived."""
+        if self._secure is None:
+            weigh = (lambda examples: weight_of(examples, self.plan.cap)) if self._shapes else float
+            agreed = Agreed(self.codec, self.round_start if self.codec and self._shapes else {}, weigh)
+            return read_replies(replies, self._asked, self._shapes, edge=self.aggregation == EDGE, agreed=agreed)
+        messages = list(replies)
+        found = read_replies(messages, self._asked, {})
+        asked = sorted(set(self._participants.values()) - self._secure.left_out.keys())
+        summed = self._secure.take(messages, asked)
+        sound = tuple(reply for reply in found.sound if self._participants[reply.device_id] in summed)
+        left_out = dict(found.left_out)
+        for device_id in self._asked:
+            why = self._secure.left_out.get(self._participants[device_id])
+            if why is not None:
+                left_out[device_id] = why
+        setup = self._secure.setup
+        shapes = {**self._shapes, **({WITHIN: (1,)} if self.plan.quantile else {})}
+        sums, weight = unflatten(self._secure.total(), shapes, setup.limit, setup.limit / self._bound)
+        bits = float(sums.pop(WITHIN)[0]) / self._bound if self.plan.quantile else 0.0
+        self._sum = Sum(sums, weight, bits)
+        return Replies(sound, left_out, sound)
+
+    def aggregate(self, replies: tuple[DeviceReply, ...]) -> ArrayRecord:
+        """The release of a round: noise where the server adds it, over the fixed number of devices; then the next norm."""
+        plan, found = self.plan, self._sum or self._summed(replies)
+        distributed = plan.dp == DISTRIBUTED_NOISE and bool(self._asked)
+        sums = found.updates
+        if plan.dp != NONE and not distributed:  # of an empty Poisson sample the server releases noise alone
+            sums = add_noise(sums, plan.update_multiplier * self._bound, self._key("server noise"))
+        rule = plan.adaptive(self._bound)
+        if rule is not None:
+            following = rule.next(found.bits, plan.size, self._key("count noise"), noisy=distributed)
+            self._bound = following.bound
+        divisor = found.weight if plan.dp == NONE else float(plan.size)
+        before, moving = self.round_start, set(self.moving(tuple(sums)))
+        return ArrayRecord(
+            {
+                name: Array((before[name] + sums[name] / divisor).astype(np.float32)) if name in moving else array
+                for name, array in self._incoming.items()
+            }
+        )
+
+    def _summed(self, replies: tuple[DeviceReply, ...]) -> Sum:
+        """The sum of single updates, clipped here, or of the nodes' sums, clipped there."""
+        before = self.round_start
+        if not replies:
+            return Sum({name: np.zeros(value.shape) for name, value in before.items()}, 0.0)
+        if self.aggregation == EDGE:
+            sums: Sums = {name: np.zeros(value.shape) for name, value in before.items()}
+            for reply in replies:
+                for name, value in (reply.shared or {}).items():
+                    sums[name] += reply.examples * (value - before[name])
+            bits = sum(reply.numbers[WITHIN] - reply.numbers["devices"] / 2 for reply in replies)
+            return Sum(sums, sum(reply.examples for reply in replies), bits)
+        within: list[bool] = []
+
+        def updates() -> Iterator[tuple[float, Mapping[str, np.ndarray]]]:
+            for reply in replies:
+                sent = reply.shared or {}
+                update = {name: np.subtract(sent[name], before[name], dtype=np.float64) for name in before}
+                within.append(norm(update) <= self._bound)
+                yield weight_of(reply.examples, self.plan.cap), update
+
+        sums = noisy_mean(
+            updates(), bound=self._bound, noise_multiplier=0.0, total_weight=1.0, clipping=self.plan.clipping
+        )
+        weight = sum(weight_of(reply.examples, self.plan.cap) for reply in replies)
+        return Sum(sums, weight, sum(within) - len(within) / 2)
+
+    def _key(self, purpose: str) -> bytes | None:
+        """The noise of a simulation comes again; otherwise it is the operating system's."""
+        return key_from_seed(self.seed, self.job.arm, self._round, purpose) if self.simulated else None
+
+    def diagnostics(self) -> dict[str, float]:
+        """The clipping norm of the round, where it adapts: it is released anyway."""
+        return {CLIPPING_NORM: self._bound} if self.plan.quantile else {}
+
+    def server_state(self) -> dict[str, np.ndarray]:
+        """The optimizer's moments, and the clipping norm of the next round."""
+        bound = {BOUND: np.array([self._bound])} if self.plan.quantile else {}
+        return {**super().server_state(), **bound}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Continue from :meth:`server_state`."""
+        super().restore({name: value for name, value in state.items() if name != BOUND})
+        if BOUND in state:
+            self._bound = float(state[BOUND][0])
+
+
+@dataclass
+class PrivateFfa(PrivateMean, Ffa):
+    """:class:`strategies.lora.Ffa` with a promise."""
+
+
+@dataclass
+class PrivateFedSa(PrivateMean, FedSa):
+    """:class:`strategies.lora.FedSa` with a promise."""
+
+
+@dataclass
+class PrivateRoLora(PrivateMean, RoLora):
+    """:class:`strategies.lora.RoLora` with a promise: the resting factor gets no noise either."""
+
+
+PRIVATE: dict[type[SharedFedAvg], type[PrivateMean]] = {
+    SharedFedAvg: PrivateMean,
+    Ffa: PrivateFfa,
+    FedSa: PrivateFedSa,
+    RoLora: PrivateRoLora,
+}

@@ -1,0 +1,103 @@
+"""The aggregator's side of a secure sum over Flower messages: three steps as queries, and one inside the training message.
+
+| step | message | a participant answers with |
+| --- | --- | --- |
+| 1 | query: ``Setup`` | public keys |
+| 2 | query: ``Roster`` | sealed shares for the others |
+| 3 | train: ``Inbox`` beside job and shared tensors | its masked vector, trained, clipped and weighted |
+| 4 | query: ``Survivors`` | shares that take the masks off the sum |
+
+Whoever is missing at a step is out from there on. Below the threshold :class:`SecureSumError` ends the round without a sum.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from fl.privacy.secure_sum import SecureSumError, Server
+from fl.privacy.secure_sum_messages import Inbox, Masked, PublicKeys, Reveal, Setup, Shares
+from fl.wire import SECURE, SECURE_STEP, split_key
+
+log = logging.getLogger("idiolect.server")
+STEP_TYPE = f"{MessageType.QUERY}.{SECURE_STEP}"
+Envelope = Callable[[tuple[str, ...]], RecordDict]  # what a message to some participants holds beside the step
+
+
+class SecureRound:
+    """One session. ``nodes`` says where each participant lives; answers from elsewhere do not count.
+
+    ``left_out`` collects who is out of the sum, with the reason.
+    """
+
+    def __init__(
+        self, grid: Grid, setup: Setup, nodes: Mapping[str, int], envelope: Envelope, timeout: float | None = None
+    ) -> None:
+        self.setup = setup
+        self.nodes = dict(nodes)
+        self.left_out: dict[str, str] = {}
+        self._server = Server(setup)
+        self._grid, self._envelope, self._timeout = grid, envelope, timeout
+
+    def begin(self) -> dict[str, Inbox]:
+        """Steps 1 and 2; what each remaining participant needs for step 3."""
+        present = self._query(self.setup.to_record(), tuple(sorted(self.nodes)), PublicKeys)
+        present = self._query(self._server.roster().to_record(), present, Shares)
+        return {participant: self._server.inbox(participant) for participant in present}
+
+    def take(self, replies: Iterable[Message], asked: Iterable[str]) -> tuple[str, ...]:
+        """Step 3: add the masked vectors of training replies; returns the participants that are in the sum."""
+        return self._add(replies, tuple(asked), Masked)
+
+    def total(self) -> np.ndarray:
+        """Step 4, and the sum of all masked vectors ``(size,)``."""
+        survivors = self._server.survivors()
+        self._query(survivors.to_record(), survivors.devices, Reveal)
+        return self._server.total()
+
+    def _query(self, record: ConfigRecord, participants: tuple[str, ...], kind: type[Any]) -> tuple[str, ...]:
+        by_node: dict[int, list[str]] = {}
+        for participant in participants:
+            by_node.setdefault(self.nodes[participant], []).append(participant)
+        messages = []
+        for node, hosted in sorted(by_node.items()):
+            content = self._envelope(tuple(hosted))
+            content[SECURE] = record
+            messages.append(Message(content, dst_node_id=node, message_type=STEP_TYPE))
+        return self._add(self._grid.send_and_receive(messages, timeout=self._timeout), participants, kind)
+
+    def _add(self, replies: Iterable[Message], asked: tuple[str, ...], kind: type[Any]) -> tuple[str, ...]:
+        """Take the messages of one step out of replies; returns who sent a sound one, and notes why others are out."""
+        done: set[str] = set()
+        faults: dict[str, str] = {}
+        for reply in replies:
+            node = reply.metadata.src_node_id
+            if reply.has_error():
+                faults[f"node {node}"] = f"error {reply.error.code}: {reply.error.reason}"
+                continue
+            for key, record in reply.content.config_records.items():
+                part, participant = split_key(key)
+                if part != SECURE:
+                    continue
+                try:
+                    if participant not in asked or self.nodes[participant] != node:
+                        raise SecureSumError("was not asked, or does not live there")
+                    message = kind.from_record(record)
+                    if message.device != participant:
+                        raise SecureSumError("is under another participant's name")
+                    self._server.add(message)
+                    done.add(participant)
+                except SecureSumError as error:
+                    faults[participant] = f"{kind.__name__}: {error}"
+        for participant in asked:
+            if participant not in done:
+                faults.setdefault(participant, f"sent no {kind.__name__} for the secure sum")
+        for name, why in faults.items():
+            log.warning("secure sum, step %s: %s: %s", kind.__name__, name, why)
+        self.left_out |= {name: why for name, why in faults.items() if name not in done}
+        return tuple(sorted(done))

@@ -1,0 +1,50 @@
+"""Sizes for equal numbers of trained parameters."""
+
+import pytest
+
+from fl.adapters import target_pattern
+from fl.config import UNSIZED_METHODS
+from fl.errors import ConfigError
+from fl.methods import METHODS as TABLE
+from fl.methods import budget_rank
+
+from .conftest import recipe_of
+
+D, LAYERS = 64, 2  # of the nano base
+CROSS = target_pattern(["decoder.cross"])
+
+
+@pytest.mark.parametrize(
+    ("method", "per_size", "once"),
+    [
+        ("lora", 4 * 2 * D, 0),  # q, k, v and the output map
+        ("gated-lora", 4 * (2 * D + D + 1), 0),
+        ("scalar-gate", 4 * 2 * D, 4),
+        ("dora", 4 * 2 * D, 4 * D),
+        ("bottleneck", 2 * D + 1, D),
+        ("prefix", 2 * D, 2),  # two heads
+    ],
+)
+def test_the_size_is_the_closest_to_the_budget(method, per_size, once, base):
+    recipe = recipe_of(method, targets=CROSS)
+    for size in (1, 5, 64):
+        exact = LAYERS * (per_size * size + once)
+        assert TABLE[method].count(base.model, recipe_of(method, targets=CROSS, size=size)) == exact
+        assert budget_rank(TABLE[method], base.model, recipe, exact) == size
+    between = LAYERS * (per_size * 5 + once) + LAYERS * per_size // 2
+    assert budget_rank(TABLE[method], base.model, recipe, between - 1) == 5
+    assert budget_rank(TABLE[method], base.model, recipe, between + 2) == 6
+
+
+@pytest.mark.parametrize("budget", [10, 10_000_000])
+def test_a_budget_out_of_reach_is_refused_with_the_closest(budget, base):
+    with pytest.raises(
+        ConfigError, match=rf"parameter-budget = {budget} is out of reach.*'lora'.*the closest there is"
+    ):
+        budget_rank(TABLE["lora"], base.model, recipe_of("lora"), budget)
+
+
+@pytest.mark.parametrize("method", UNSIZED_METHODS)
+def test_what_has_no_size_has_no_budget(method, base):
+    with pytest.raises(ConfigError, match="no size to choose"):
+        budget_rank(TABLE[method], base.model, recipe_of(method), 1000)

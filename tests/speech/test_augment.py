@@ -1,0 +1,99 @@
+"""Training speech varied: deterministic, bounded, and nothing at all by default."""
+
+import numpy as np
+import pytest
+
+from fl.config import make_config
+from fl.errors import ConfigError
+from fl.speech.audio import SAMPLE_RATE
+from fl.speech.augment import VARIED, Augmentation, VariedExamples, add_noise, change_speed, mask_features
+from fl.task import Example
+
+TONE = (0.3 * np.sin(2 * np.pi * 440 * np.arange(SAMPLE_RATE) / SAMPLE_RATE)).astype(np.float32)
+
+
+def pitch(audio):
+    """The loudest frequency in Hz."""
+    return float(np.argmax(np.abs(np.fft.rfft(audio)))) * SAMPLE_RATE / len(audio)
+
+
+@pytest.mark.parametrize("factor", [0.8, 1.25])
+def test_faster_speech_is_shorter_and_higher(factor):
+    changed = change_speed(TONE, factor)
+    assert len(changed) == pytest.approx(len(TONE) / factor, abs=2)
+    assert pitch(changed) == pytest.approx(440 * factor, rel=0.01)
+
+
+def test_speech_stays_as_it_is_where_it_would_be_too_long_or_too_short():
+    long, short = np.zeros(int(28.5 * SAMPLE_RATE), np.float32), TONE[: int(0.21 * SAMPLE_RATE)]
+    assert change_speed(long, 0.9) is long
+    assert change_speed(short, 1.2) is short
+
+
+def test_noise_has_the_power_that_the_ratio_says():
+    noise = add_noise(TONE, 12.0, np.random.default_rng(0)) - TONE
+    ratio = 10 * np.log10(np.mean(TONE**2) / np.mean(noise**2))
+    assert ratio == pytest.approx(12.0, abs=0.2)
+
+
+def test_masks_are_bands_and_spans_no_wider_than_the_policy():
+    features = np.random.default_rng(0).normal(size=(80, 300)).astype(np.float16)
+    widest = [0, 0]
+    for seed in range(40):
+        masked = mask_features(features, 300, 0.5, np.random.default_rng(seed))
+        same = masked == features
+        bands, spans = (~same.any(axis=1)).sum(), (~same.any(axis=0)).sum()
+        assert same[same.any(axis=1)][:, same.any(axis=0)].all()  # nothing but whole bands and whole spans
+        widest = [max(widest[0], bands), max(widest[1], spans)]
+    assert 13 < widest[0] <= 2 * 13  # two masks of at most half of 27 bands
+    assert 30 < widest[1] <= 2 * 30  # and of half of 20 % of 300 frames
+    assert (mask_features(features, 300, 0.0, np.random.default_rng(0)) == features).all()
+
+
+def test_a_waveform_has_spans_alone():
+    wave = np.random.default_rng(0).normal(size=(1, 48_000)).astype(np.float16)
+    masked = mask_features(wave, 300, 1.0, np.random.default_rng(2))
+    assert 0 < (masked != wave).sum() <= 2 * 60 * 160
+
+
+EXAMPLES = [Example(f"u{i}", (None, TONE[None]), "", 100, {"level": "word"}) for i in range(3)]
+
+
+def varied(seed=1, **settings):
+    drawn = []
+
+    def audio_of(example):
+        drawn.append(example.key)
+        return TONE
+
+    return drawn, VariedExamples(
+        EXAMPLES,
+        Augmentation(**settings),
+        seed,
+        audio_of,
+        lambda audio: audio[None],
+        lambda features: features.shape[1] // 160,
+    )
+
+
+def test_examples_are_drawn_when_they_are_used_each_by_its_own_name():
+    drawn, examples = varied(speed=0.2, noise_snr_db=10.0, spec_augment=0.5)
+    assert len(examples) == 3
+    assert drawn == []
+    one = examples[1]
+    assert examples[1] is one
+    assert drawn == ["u1"]
+    assert one.size == one.inputs[1].shape[1] // 160
+    assert one.details == {"level": "word", VARIED: True}
+    _, others = varied(speed=0.2, noise_snr_db=10.0, spec_augment=0.5)
+    assert [e.key for e in others[:2]] == ["u0", "u1"]
+    assert (others[1].inputs[1] == one.inputs[1]).all()  # whatever was drawn before it
+    assert others[0].inputs[1].shape != one.inputs[1].shape
+    assert varied(seed=2, speed=0.2)[1][1].size != one.size
+
+
+def test_nothing_is_varied_by_default_and_only_speech_can_be():
+    assert not Augmentation.of(make_config({}).train).active
+    assert Augmentation.of(make_config({"noise-snr": 20}).train).active
+    with pytest.raises(ConfigError, match="noise-snr varies speech, and task = 'no-op' has none"):
+        make_config({"noise-snr": 20, "task": "no-op", "arms": "global"})
