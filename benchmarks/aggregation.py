@@ -21,7 +21,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord
 
 from benchmarks._report import Row, machine, matrix_rate, spread, write_row
-from fl.config import STRATEGIES
+from fl.names import STRATEGIES
 from fl.rng import derive_generator
 from fl.wire import Job
 from sim.serial import SerialGrid

@@ -28,8 +28,9 @@ import torch
 
 from benchmarks._report import Row, machine, matrix_rate, spread, write_row
 from benchmarks.stock_recipe import add_options, configuration, run_stock, stock_counts, training_people
-from fl.config import RunConfig, words
+from fl.config import RunConfig
 from fl.metrics import Counts
+from fl.setting import words
 from fl.wire import add_counts
 from sim.run import run_simulation
 

@@ -35,7 +35,7 @@ from fl.adapters.state import adapter_parameters
 from fl.bases.memory import training_bytes
 from fl.bases.resolve import load_base
 from fl.bases.whisper import WhisperBase
-from fl.config import SITES
+from fl.names import SITES
 from fl.rng import derive_generator, derive_seed
 from fl.speech.audio import SAMPLE_RATE
 from fl.task import Example

@@ -28,10 +28,11 @@ from clients.together import train_together
 from clients.worker import Worker, step_threads, threads
 from fl.adapters.state import State
 from fl.arms import EVERYONE, evaluated_as
-from fl.config import EDGE, RunConfig
+from fl.config import RunConfig
 from fl.errors import AdapterError, ConfigError, StoreError
 from fl.files import write_atomically
 from fl.heap import return_free_memory
+from fl.names import EDGE
 from fl.predictions import PREDICTIONS_NAME, prediction_lines
 from fl.wire import JOB, SECURE, SECURE_STEP, SHARED, Job, device_key, from_arrays, read_settings, tensors_bytes
 

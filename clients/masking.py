@@ -19,8 +19,9 @@ from flwr.app import ConfigRecord, RecordDict
 from clients.answers import DeviceResult
 from clients.store import folder_name
 from fl.arms import trained_arm
-from fl.config import EDGE, NONE, RunConfig
+from fl.config import RunConfig
 from fl.files import write_atomically
+from fl.names import EDGE, NONE
 from fl.privacy.exchange import is_adaptive, weigher
 from fl.privacy.randomness import key_from_seed
 from fl.privacy.secure_sum import Client, SecureSumError, Setup, flatten

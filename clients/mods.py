@@ -11,7 +11,8 @@ from flwr.clientapp.typing import ClientAppCallable
 from clients.hosting import node_worker
 from fl.adapters.split import CONTROL, OWN, role_of
 from fl.arms import Arm, trained_arm
-from fl.config import EDGE, LAST_PREFIX, RunConfig
+from fl.config import RunConfig
+from fl.names import EDGE, LAST_PREFIX
 from fl.privacy.exchange import ENCODED_FORM, MASKED, PLAIN, form_of, payload_bytes, vector_size
 from fl.privacy.guard import check_reply, check_secure_step, named_devices
 from fl.wire import JOB, SECURE, SECURE_STEP, SHARED, Job, read_settings, split_key

@@ -21,8 +21,9 @@ from clients.worker import Worker
 from fl.adapters.state import State
 from fl.arms import EVERYONE, trained_arm
 from fl.compression import decode_all, encode_all, encoded_bytes, make_codec
-from fl.config import EDGE, NONE, PAIRWISE, RunConfig
+from fl.config import RunConfig
 from fl.errors import ConfigError
+from fl.names import EDGE, NONE, PAIRWISE
 from fl.privacy.dp import Update, add_noise, clip, difference, norm
 from fl.privacy.exchange import (
     ENCODED_FORM,

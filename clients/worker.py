@@ -26,9 +26,10 @@ from fl.adapters.stacked import StackedModel
 from fl.adapters.state import Shapes, State, adapter_parameters, adapter_state
 from fl.arms import Arm, adapter_name
 from fl.attacks import attacked
-from fl.config import LOW_RANK_METHODS, UNSIZED_METHODS, RunConfig
+from fl.config import RunConfig
 from fl.methods import Attached, MethodInfo, Recipe, attach, make_recipe, save_method
 from fl.methods.low_rank import peft_config
+from fl.names import LOW_RANK_METHODS, UNSIZED_METHODS
 from fl.task import Example, Task, Varying
 from fl.tasks import load_task
 

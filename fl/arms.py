@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fl.config import LAST_PREFIX, PERSONALIZATIONS, RunConfig
+from fl.config import RunConfig
+from fl.names import LAST_PREFIX, PERSONALIZATIONS
 
 BY_GATES = PERSONALIZATIONS[0]  # what gate and split say, as opposed to a method by name
 SPLITTING = ("fedper", "fedrep")  # methods that keep the last layers private

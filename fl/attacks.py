@@ -10,7 +10,8 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any, cast
 
-from fl.config import LABEL_SWAP, RunConfig
+from fl.config import RunConfig
+from fl.names import LABEL_SWAP
 from fl.rng import derive_random, derive_seed
 from fl.task import Device, Task
 

@@ -9,82 +9,41 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
-import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import tomli_w
 
+from fl.config_rules import check_together
 from fl.errors import ConfigError
-
-Value = bool | int | float | str
-ARMS = ("zero-shot", "local", "global", "global+finetune", "personalized", "neutral", "centralized")
-GATES = ("none", "hidden", "low-rank", "self", "cross", "scalar")
-METHODS = ("gated-lora", "lora", "scalar-gate", "dora", "bottleneck", "prefix", "bitfit", "full", "scratch")
-LOW_RANK_METHODS = METHODS[:3]  # adapters of fl.adapters: they can be stacked, split by A and B, packed and served
-UNSIZED_METHODS = ("bitfit", "full", "scratch")  # what they train are the base's own tensors
-SITES = ("encoder.self", "decoder.self", "decoder.cross", "ffn")
-SPLITS = ("gates", "fedsa", "ffa", "all-shared", "all-private")
-SPEECH, LANGUAGE_ID, DIGITS, NO_OP = "speech", "language-id", "digits", "no-op"  # the names of tasks: fl.tasks
-DEVICE, EDGE = "device", "edge"  # where the devices' updates are put together
-STRATEGIES = (  # the rows of strategies.registry
-    "fedavg",
-    "fednova",
-    "scaffold",
-    "ffa",
-    "fedsa",
-    "rolora",
-    "flexlora",
-    "hetlora",
-    "fedex",
-    "flora",
-    "median",
-    "trimmed-mean",
-    "krum",
-    "multi-krum",
-    "bulyan",
-    "norm-bound",
-    "geometric-median",
+from fl.names import (
+    ARMS,
+    ATTACKS,
+    DEVICE,
+    DIGITS,
+    DISTRIBUTED_NOISE,
+    EDGE,
+    GATES,
+    LANGUAGE_ID,
+    LOCAL_NOISE,
+    MAX_RANK,
+    METHODS,
+    NO_OP,
+    NONE,
+    OWN,
+    PAIRWISE,
+    PERSONALIZATIONS,
+    SERVER_NOISE,
+    SERVER_OPTIMIZERS,
+    SITES,
+    SPEECH,
+    STRATEGIES,
+    TOKENS,
 )
-SERVER_OPTIMIZERS = ("none", "fedavgm", "fedadagrad", "fedyogi", "fedadam")
-NONE = "none"
-SERVER_NOISE, DISTRIBUTED_NOISE, LOCAL_NOISE = "server", "distributed", "local"  # who adds the noise
-PAIRWISE = "pairwise"  # masks of secure sums
-LABEL_SWAP = "label-swap"  # an attack on data; the others are attacks on updates
-ATTACKS = (NONE, "sign-flip", "scale", LABEL_SWAP, "random", "collusion")
-PERSONALIZATIONS = (  # the rows of fl.adapters.personal, and what the arm personalized does
-    "gates",
-    "fedper",
-    "fedrep",
-    "ditto",
-    "apfl",
-    "pfedme",
-    "feddpa",
-    "interpolation",
-    "clusters",
-)
-OWN, LATIN = "own", "latin"  # tokens of the base itself, and without Korean
-TOKENS = (OWN, LATIN, "syllables", "all-syllables", "jamo", "compat-jamo")  # the forms are those of fl.speech.hangul
-LAYERS_PREFIX = "layers:"  # and a regular expression over tensor names
-LAST_PREFIX = "last:"  # and a number of layers
-MAX_RANK = 1024
-
-
-def setting(
-    default: Value,
-    help: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    choices: tuple[str, ...] = (),
-    many: tuple[str, ...] = (),
-) -> Any:
-    """A documented field: ``low`` and ``high`` bound a number, ``choices`` a word, ``many`` each of several words with commas between."""
-    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices, "many": many})
+from fl.setting import Setting, Value, rows_of, setting, words
 
 
 @dataclass(frozen=True)
@@ -416,91 +375,6 @@ class RunConfig:
         return self.data.data_seed or self.seed
 
 
-def words(value: str) -> tuple[str, ...]:
-    """The comma-separated words of a setting."""
-    return tuple(word.strip() for word in value.split(",") if word.strip())
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One setting as a table row: where it lives, its type, its default and its bounds."""
-
-    name: str
-    section: str  # empty for a field of RunConfig itself
-    type: type
-    default: Value
-    help: str
-    low: float | None
-    high: float | None
-    choices: tuple[str, ...]
-    many: tuple[str, ...]
-
-    @property
-    def key(self) -> str:
-        """Name with hyphens, as in Flower's run-config and on the command line."""
-        return self.name.replace("_", "-")
-
-    def parse(self, value: object) -> Value:
-        """``value`` as this setting's type, within its bounds; :class:`ConfigError` otherwise."""
-        parsed = self._typed(value)
-        if isinstance(parsed, str):
-            self._check_words(parsed)
-        elif (self.low is not None and parsed < self.low) or (self.high is not None and parsed > self.high):
-            raise ConfigError(f"{self.key} = {value!r} is out of range: {self.allowed}")
-        return parsed
-
-    def _typed(self, value: object) -> Value:
-        if type(value) is self.type:
-            return self._finite(value)  # type: ignore[arg-type]
-        whole_as_float = self.type is float and type(value) is int
-        if whole_as_float or (isinstance(value, str) and self.type in (int, float)):
-            try:
-                return self._finite(self.type(value))
-            except (ValueError, OverflowError):
-                pass
-        raise ConfigError(f"{self.key} = {value!r} is a {type(value).__name__}: {self.allowed}")
-
-    def _finite(self, value: Value) -> Value:
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{self.key} = {value!r} is not a finite number: {self.allowed}")
-        if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise ConfigError(
-                f"{self.key} has more than the 64 bits that a message and a TOML file carry: {self.allowed}"
-            )
-        return value
-
-    def _check_words(self, value: str) -> None:
-        if self.choices and value not in self.choices:
-            raise ConfigError(f"{self.key} = {value!r} is unknown: {self.allowed}")
-        if self.many:
-            unknown = [word for word in words(value) if word not in self.many]
-            if unknown or not words(value):
-                raise ConfigError(
-                    f"{self.key} = {value!r} is not allowed ({', '.join(unknown) or 'empty'}): {self.allowed}"
-                )
-
-    @property
-    def allowed(self) -> str:
-        """What this setting takes, in words."""
-        if self.choices:
-            return f"one of {', '.join(self.choices)}"
-        if self.many:
-            return f"one or more of {', '.join(self.many)}, with commas between"
-        kind = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[self.type]
-        low = "" if self.low is None else f" of at least {self.low:g}"
-        high = "" if self.high is None else f"{' and' if low else ' of'} at most {self.high:g}"
-        return kind + low + high
-
-
-def _rows(cls: type, section: str) -> list[Setting]:
-    hints = get_type_hints(cls)
-    return [
-        Setting(f.name, section, hints[f.name], f.default, **f.metadata)  # type: ignore[arg-type]
-        for f in fields(cls)
-        if f.metadata
-    ]
-
-
 SECTIONS: dict[str, type] = {
     "base": BaseConfig,
     "adapter": AdapterConfig,
@@ -511,7 +385,8 @@ SECTIONS: dict[str, type] = {
     "personal": PersonalConfig,
 }
 SETTINGS: dict[str, Setting] = {
-    row.name: row for row in (*(r for name, cls in SECTIONS.items() for r in _rows(cls, name)), *_rows(RunConfig, ""))
+    row.name: row
+    for row in (*(r for name, cls in SECTIONS.items() for r in rows_of(cls, name)), *rows_of(RunConfig, ""))
 }
 
 
@@ -532,74 +407,8 @@ def make_config(values: Mapping[str, object], start: RunConfig | None = None) ->
     for section, update in changes.items():
         top[section] = dataclasses.replace(getattr(config, section), **update)
     config = dataclasses.replace(config, **top)
-    _check_together(config)
+    check_together(config)
     return config
-
-
-def _check_together(config: RunConfig) -> None:
-    """Combinations that could only fail later, refused before any compute."""
-    by_gates = config.personal.personalization == "gates"
-    wants_gates = by_gates and config.adapter.split == "gates" and "personalized" in config.arms
-    if wants_gates and config.gate == "none":
-        without = "gate = 'none'" if config.adapter.method == METHODS[0] else f"method = {config.adapter.method!r}"
-        raise ConfigError(
-            f"{without} with split = 'gates' leaves nothing private: choose a gate, or another split such as fedsa or "
-            f"{LAYERS_PREFIX}<pattern>, or leave the arms personalized and neutral out"
-        )
-    _check_method(config)
-    needs = {"global+finetune": "global", "neutral": "personalized"}
-    for arm, source in needs.items():
-        if arm in config.arms and source not in config.arms:
-            raise ConfigError(f"arm {arm!r} is made from arm {source!r}: add {source!r} to arms")
-    sample = config.federation.sample
-    if sample > 1 and not sample.is_integer():
-        raise ConfigError(
-            f"sample = {sample:g} is neither a share nor a number of devices: at most 1, or a whole number above 1"
-        )
-    preset = config.adapter.split
-    if preset.startswith(LAYERS_PREFIX):
-        try:
-            re.compile(preset.removeprefix(LAYERS_PREFIX))
-        except re.error as error:
-            raise ConfigError(f"split = {preset!r} is not a regular expression: {error}") from error
-    elif preset not in SPLITS:
-        raise ConfigError(f"split = {preset!r} is unknown: one of {', '.join(SPLITS)}, {LAYERS_PREFIX}<pattern>")
-
-
-def _check_method(config: RunConfig) -> None:
-    """What only some methods of adaptation can do, and only some tasks."""
-    method = config.adapter.method
-    varied = [name for name in ("spec_augment", "speed_perturbation", "noise_snr") if getattr(config.train, name)]
-    if varied and config.data.task != SPEECH:
-        raise ConfigError(
-            f"{SETTINGS[varied[0]].key} varies speech, and task = {config.data.task!r} has none: set it to 0"
-        )
-    if method in UNSIZED_METHODS and config.adapter.parameter_budget:
-        raise ConfigError(
-            f"parameter-budget = {config.adapter.parameter_budget} and method = {method!r}: its tensors are those of the base, so "
-            "it has no size to choose; set parameter-budget = 0"
-        )
-    if method in LOW_RANK_METHODS:
-        return
-    if config.train.cohort > 1:
-        raise ConfigError(
-            f"cohort = {config.train.cohort} and method = {method!r}: only {', '.join(LOW_RANK_METHODS)} train many devices in one "
-            "computation; set cohort = 1"
-        )
-    if "personalized" not in config.arms:
-        return
-    personalization = config.personal.personalization
-    pairs = {"gates": config.adapter.split in ("fedsa", "ffa"), "fedper": False, "fedrep": False}
-    if pairs.get(personalization, True):
-        wanted = (
-            f"split = {config.adapter.split!r}"
-            if personalization == "gates"
-            else f"personalization = {personalization!r}"
-        )
-        raise ConfigError(
-            f"{wanted} is about A and B, which method = {method!r} has not: choose split = 'all-shared' or "
-            f"'{LAYERS_PREFIX}<pattern>', personalization = 'fedper' or 'fedrep', or one of the methods {', '.join(LOW_RANK_METHODS)}"
-        )
 
 
 def flat(config: RunConfig) -> dict[str, Value]:

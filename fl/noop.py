@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from fl.config import NO_OP, RunConfig
+from fl.config import RunConfig
 from fl.errors import ConfigError
 from fl.metrics import Counts
+from fl.names import NO_OP
 from fl.rng import derive_seed
 from fl.task import Device, Example
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fl.config import DIGITS, LANGUAGE_ID, NO_OP, SPEECH, RunConfig
+from fl.config import RunConfig
 from fl.errors import ConfigError
+from fl.names import DIGITS, LANGUAGE_ID, NO_OP, SPEECH
 
 if TYPE_CHECKING:
     from fl.metrics import Scores

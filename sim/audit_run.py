@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from fl import __version__
-from fl.config import EDGE, LAYERS_PREFIX, NONE, SPEECH, PrivacyConfig, RunConfig, flat, make_config
+from fl.config import PrivacyConfig, RunConfig, flat, make_config
+from fl.names import EDGE, LAYERS_PREFIX, NONE, SPEECH
 from fl.privacy import audit_attributes, audit_linkage
 from fl.privacy.audit import CONFIDENCE, SAMPLES, AuditError, Floats, check_people
 from fl.privacy.audit_attributes import infer

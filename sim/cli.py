@@ -20,8 +20,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fl import __version__
-from fl.config import NO_OP, RunConfig
+from fl.config import RunConfig
 from fl.errors import IdiolectError
+from fl.names import NO_OP
 from sim.late import LateGroup
 from sim.options import with_settings
 

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fl.config import ARMS, NO_OP, RunConfig
+from fl.config import RunConfig
+from fl.names import ARMS, NO_OP
 from sim.memory import peak_memory
 from sim.run import run_simulation
 from strategies.loop import Progress

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from fl.config import SETTINGS, Setting, load_config, make_config
+from fl.config import SETTINGS, load_config, make_config
+from fl.setting import Setting
 
 _PANELS = {
     "base": "Base",

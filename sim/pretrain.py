@@ -15,10 +15,10 @@ import typer
 from rich.console import Console
 
 from fl.bases.ctc_catalog import CTC_ARCHITECTURES
-from fl.config import OWN, TOKENS
 from fl.data.manifest import Utterance, read_manifest
 from fl.data.synthetic import population_digest, synthesize
 from fl.errors import ConfigError
+from fl.names import OWN, TOKENS
 from fl.paths import cache_root
 from sim.pretrain_loop import PretrainSettings, pretrain_base
 

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fl.config import DISTRIBUTED_NOISE, LOCAL_NOISE, NONE, SERVER_NOISE, RunConfig
+from fl.config import RunConfig
 from fl.errors import RunError
 from fl.files import PUBLIC, write_atomically
+from fl.names import DISTRIBUTED_NOISE, LOCAL_NOISE, NONE, SERVER_NOISE
 from fl.privacy.accounting import statement
 from fl.privacy.ledger import BudgetError, Ledger
 from fl.privacy.plan import Plan

@@ -19,11 +19,12 @@ from fl.adapters.personal import make_blend, own_bytes, require_room
 from fl.adapters.state import State, size_of
 from fl.arms import BY_GATES, EVERYONE, Arm, evaluated_as, federates, trained_arm
 from fl.attacks import attackers
-from fl.config import NONE, RunConfig, dump_config, flat, load_config, make_config
+from fl.config import RunConfig, dump_config, flat, load_config, make_config
 from fl.errors import ConfigError, PopulationError, RunError
 from fl.files import write_atomically
 from fl.methods import fresh_state
 from fl.metrics import Counts
+from fl.names import NONE
 from fl.paths import cache_root
 from fl.privacy.plan import Plan, make_plan
 from fl.task import Task

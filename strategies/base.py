@@ -17,8 +17,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fl.config import DEVICE, EDGE, sample_size
+from fl.config import sample_size
 from fl.errors import AggregationError, ConfigError
+from fl.names import DEVICE, EDGE
 from fl.rng import derive_random
 from fl.wire import FEDERATE, FINETUNE, JOB, PERSONALIZE, SETTINGS_RECORD, SHARED, Job, add_counts, counts_record
 from strategies.averaging import average, product_gaps

@@ -26,8 +26,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType
 from flwr.serverapp import Grid
 
 from fl.arms import BY_GATES
-from fl.config import DEVICE, NONE, RunConfig
+from fl.config import RunConfig
 from fl.errors import ConfigError
+from fl.names import DEVICE, NONE
 from strategies.averaging import average
 from strategies.base import SharedFedAvg
 from strategies.pairs import shares

@@ -17,7 +17,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fl.config import DISTRIBUTED_NOISE, EDGE, NONE
+from fl.names import DISTRIBUTED_NOISE, EDGE, NONE
 from fl.privacy.dp import DistributedNoise, Sums, add_noise, noisy_mean, norm, weight_of
 from fl.privacy.plan import Plan
 from fl.privacy.randomness import key_from_seed

@@ -8,8 +8,9 @@ from typing import Any
 
 from fl.arms import Arm, federates
 from fl.attacks import attackers
-from fl.config import EDGE, LABEL_SWAP, NONE, SERVER_OPTIMIZERS, FederationConfig, RunConfig
+from fl.config import FederationConfig, RunConfig
 from fl.errors import ConfigError
+from fl.names import EDGE, LABEL_SWAP, NONE, SERVER_OPTIMIZERS
 from fl.privacy.exchange import ENCODED_FORM, bounded_mean, clips_at_device, form_of
 from fl.privacy.plan import Plan, check_privacy
 from fl.wire import FEDERATE

@@ -19,7 +19,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
 from fl.adapters.split import CONTROL
-from fl.config import EDGE
+from fl.names import EDGE
 from fl.wire import FEDERATE
 from strategies.averaging import average, product_gaps
 from strategies.base import SharedFedAvg

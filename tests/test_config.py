@@ -12,20 +12,9 @@ from hypothesis import strategies as st
 
 from fl import config as config_module
 from fl.arms import adapter_name, evaluated_as, trained_arm
-from fl.config import (
-    ARMS,
-    GATES,
-    SECTIONS,
-    SETTINGS,
-    SITES,
-    SPLITS,
-    RunConfig,
-    dump_config,
-    flat,
-    load_config,
-    make_config,
-)
+from fl.config import SECTIONS, SETTINGS, RunConfig, dump_config, flat, load_config, make_config
 from fl.errors import ConfigError
+from fl.names import ARMS, GATES, SITES, SPLITS
 
 ROOT = Path(__file__).parents[1]
 NUMBERS = [row for row in SETTINGS.values() if row.type in (int, float)]

@@ -5,8 +5,9 @@ import sys
 import pytest
 import torch
 
-from fl.config import NO_OP, make_config
+from fl.config import make_config
 from fl.errors import ConfigError
+from fl.names import NO_OP
 from fl.noop import NoOpTask
 from fl.task import Task
 from fl.tasks import load_task

@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from fl.config import LAST_PREFIX, LAYERS_PREFIX
 from fl.errors import ConfigError, SplitError
+from fl.names import LAST_PREFIX, LAYERS_PREFIX
 
 Rule = Callable[[str], str]
 CONTROL = "control:"  # of the names of SCAFFOLD's control variates, which have the role of the tensor that they are for

@@ -15,8 +15,8 @@ from fl.bases.ctc_vocabulary import CtcVocabulary, load_vocabulary, make_vocabul
 from fl.bases.loading import weight_files
 from fl.bases.mapped import read_mapped
 from fl.bases.tokenizer import read_json
-from fl.config import OWN
 from fl.errors import BaseModelError
+from fl.names import OWN
 from fl.rng import derive_seed
 
 MODEL_TYPE = "wav2vec2"

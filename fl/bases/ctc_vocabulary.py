@@ -12,8 +12,8 @@ from functools import cached_property
 from pathlib import Path
 
 from fl.bases.tokenizer import read_json
-from fl.config import LATIN, OWN, TOKENS
 from fl.errors import BaseModelError, ConfigError, VocabularyError
+from fl.names import LATIN, OWN, TOKENS
 from fl.speech import hangul
 
 BLANK, SPACE = "<pad>", "|"  # the names of Wav2Vec2's own vocabularies

@@ -16,8 +16,8 @@ from fl.bases.ctc_forward import unwrap_ctc
 from fl.bases.extension import ADDED, ExtendedEmbedding, ExtendedHead, noisy
 from fl.bases.tokenizer import ByteTokenizer, FileTokenizer
 from fl.bases.whisper import WhisperBase
-from fl.config import LATIN
 from fl.errors import ConfigError
+from fl.names import LATIN
 from fl.rng import derive_seed
 from fl.speech import hangul
 

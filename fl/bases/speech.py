@@ -22,7 +22,7 @@ from fl.bases.mapped import in_dtype
 from fl.bases.resolve import RANDOM, find_folder, load_base
 from fl.bases.tokenizer import read_json
 from fl.bases.whisper import WhisperBase
-from fl.config import OWN, TOKENS
+from fl.names import OWN, TOKENS
 from fl.paths import cache_root
 from fl.speech.features import Audio, Window
 

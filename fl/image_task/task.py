@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from fl import classifier
 from fl.classifier import ENCODER_SELF, FFN
 from fl.compute import choose_device, precision
-from fl.config import DIGITS, RunConfig
+from fl.config import RunConfig
 from fl.data.partition import split_sizes
 from fl.errors import ConfigError
 from fl.image_task.base import DEFAULT, Reader, load_reader
 from fl.image_task.scores import score_digit
 from fl.image_task.writers import CLASSES, SIDE, Writer, as_text, draw_writers, images_of
 from fl.metrics import Counts
+from fl.names import DIGITS
 from fl.task import Device, Example
 
 SITE_PATTERNS = {

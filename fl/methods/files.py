@@ -22,10 +22,10 @@ from fl.adapters.files import (
 )
 from fl.adapters.split import make_split
 from fl.adapters.state import State, check_tensors
-from fl.config import METHODS
 from fl.errors import AdapterError, AdapterMismatchError, ConfigError, SplitError
 from fl.files import write_together
 from fl.methods.base import Recipe
+from fl.names import METHODS
 from fl.tensorfile import tensor_bytes
 
 KIND = "idiolect_method"

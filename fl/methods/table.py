@@ -11,7 +11,7 @@ from torch import nn
 
 from fl.adapters.fresh import fresh_adapter
 from fl.adapters.state import State
-from fl.config import LOW_RANK_METHODS, RunConfig
+from fl.config import RunConfig
 from fl.methods.base import Attached, Method, Recipe
 from fl.methods.bottleneck import BOTTLENECK
 from fl.methods.budget import budget_rank
@@ -19,6 +19,7 @@ from fl.methods.dora import DORA
 from fl.methods.low_rank import LOW_RANK, peft_config
 from fl.methods.prefix import PREFIX
 from fl.methods.whole import BITFIT, FULL, SCRATCH
+from fl.names import LOW_RANK_METHODS
 from fl.task import Task
 
 METHODS: Mapping[str, Method] = {

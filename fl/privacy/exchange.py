@@ -17,7 +17,8 @@ import numpy as np
 from fl.arms import Arm, federates
 from fl.codecs import Codec, FixedInteger, TopK
 from fl.compression import make_codec
-from fl.config import DISTRIBUTED_NOISE, EDGE, LOCAL_NOISE, NONE, PAIRWISE, SERVER_NOISE, RunConfig
+from fl.config import RunConfig
+from fl.names import DISTRIBUTED_NOISE, EDGE, LOCAL_NOISE, NONE, PAIRWISE, SERVER_NOISE
 from fl.privacy.dp import weight_of
 from fl.wire import FEDERATE
 

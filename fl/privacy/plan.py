@@ -11,18 +11,9 @@ from functools import lru_cache
 
 from fl.codecs import FixedInteger
 from fl.compression import CompressionError, make_codec
-from fl.config import (
-    DISTRIBUTED_NOISE,
-    EDGE,
-    LABEL_SWAP,
-    LOCAL_NOISE,
-    NONE,
-    PAIRWISE,
-    SERVER_NOISE,
-    RunConfig,
-    sample_size,
-)
+from fl.config import RunConfig, sample_size
 from fl.errors import ConfigError
+from fl.names import DISTRIBUTED_NOISE, EDGE, LABEL_SWAP, LOCAL_NOISE, NONE, PAIRWISE, SERVER_NOISE
 from fl.privacy.accounting import ADD_REMOVE, ALL, FIXED, PLD, POISSON, RDP, REPLACE_ONE, Scheme, noise_multiplier_for
 from fl.privacy.adaptive import AdaptiveClipping
 from fl.privacy.exchange import FULL_PRECISION, bare

@@ -26,8 +26,9 @@ from pydantic import BaseModel, Field
 
 from fl.adapters.split import Split, make_split
 from fl.adapters.state import State
-from fl.config import LAYERS_PREFIX, TrainConfig
+from fl.config import TrainConfig
 from fl.errors import AdapterError, ConfigError, SplitError, TextError
+from fl.names import LAYERS_PREFIX
 from fl.packed import digest, pack, read_info
 from fl.serving.forms import Form, form_document, parse_fields, read_form
 from fl.serving.limits import ADAPT_PATH, Settings

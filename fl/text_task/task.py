@@ -12,9 +12,10 @@ from transformers import BertModel
 from fl import classifier
 from fl.classifier import ENCODER_SELF, FFN
 from fl.compute import choose_device, precision
-from fl.config import LANGUAGE_ID, RunConfig
+from fl.config import RunConfig
 from fl.errors import ConfigError
 from fl.metrics import Counts
+from fl.names import LANGUAGE_ID
 from fl.task import Device, Example
 from fl.text_task.encoder import DEFAULT, load_encoder
 from fl.text_task.sentences import Tagged, make_population

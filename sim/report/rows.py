@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from fl.config import SPEECH
 from fl.errors import RunError
 from fl.metrics import Counts
+from fl.names import SPEECH
 
 SCHEMA = 1
 MAX_FILE_BYTES = 1 << 30

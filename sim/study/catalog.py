@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fl.config import ATTACKS, STRATEGIES, Value
+from fl.names import ATTACKS, STRATEGIES
 from fl.rng import derive_generator
+from fl.setting import Value
 from sim.study.plan import Cell, Plan
 
 # Products of two settings would be 80 runs: the small size has one robust rule against one attack, and one that is not robust.
@@ -46,7 +47,7 @@ def _strategies() -> Plan:
 
 
 def _personalization() -> Plan:
-    from fl.config import PERSONALIZATIONS
+    from fl.names import PERSONALIZATIONS
 
     cells = tuple(Cell(name, {"personalization": name}) for name in PERSONALIZATIONS)
     return Plan(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fl.config import RunConfig, Value, make_config
+from fl.config import RunConfig, make_config
 from fl.errors import ConfigError
+from fl.setting import Value
 
 Settings = Mapping[str, Value]
 

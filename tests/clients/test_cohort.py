@@ -15,8 +15,9 @@ from fl.adapters import GATES, GatedLoraConfig, adapter_state, load_state
 from fl.adapters.stacked import Slot, StackedModel
 from fl.adapters.state import State
 from fl.arms import trained_arm
-from fl.config import SPLITS, make_config
+from fl.config import make_config
 from fl.errors import AdapterError
+from fl.names import SPLITS
 from fl.rng import derive_seed
 from fl.task import Example
 

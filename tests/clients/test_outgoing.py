@@ -14,8 +14,9 @@ from clients.masking import Sessions, take_step
 from clients.outgoing import check_demands
 from fl.adapters import GatedLoraConfig
 from fl.adapters.fresh import fresh_adapter
-from fl.config import NO_OP, RunConfig, make_config
+from fl.config import RunConfig, make_config
 from fl.errors import ConfigError
+from fl.names import NO_OP
 from fl.privacy.secure_sum import Client, SecureSumError, new_setup
 from fl.privacy.secure_sum_messages import PublicKeys, Roster, Shares
 from fl.tasks import load_task

@@ -8,8 +8,8 @@ from clients.slots import SlotAdamW, SlotParameters
 from clients.trainer import LocalPlan
 from fl.adapters import make_split
 from fl.adapters.stacked import Slot, tensor_name
-from fl.config import SPLITS
 from fl.errors import AdapterError
+from fl.names import SPLITS
 
 MODULE = "map"
 PLANS = [

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from fl.adapters import target_pattern
 from fl.bases.resolve import random_base
 from fl.bases.whisper import WhisperBase
-from fl.config import SITES
 from fl.methods import Attached, Recipe, attach
+from fl.names import SITES
 
 
 @pytest.fixture(scope="session", autouse=True)

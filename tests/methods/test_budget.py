@@ -3,10 +3,10 @@
 import pytest
 
 from fl.adapters import target_pattern
-from fl.config import UNSIZED_METHODS
 from fl.errors import ConfigError
 from fl.methods import METHODS as TABLE
 from fl.methods import budget_rank
+from fl.names import UNSIZED_METHODS
 
 from .conftest import recipe_of
 

@@ -3,8 +3,9 @@
 import pytest
 
 from fl.arms import trained_arm
-from fl.config import LOW_RANK_METHODS, METHODS, make_config
+from fl.config import make_config
 from fl.errors import ConfigError
+from fl.names import LOW_RANK_METHODS, METHODS
 
 ARMS = "zero-shot,local,global,centralized"
 

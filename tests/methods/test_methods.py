@@ -10,11 +10,11 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from fl.adapters import target_pattern
 from fl.bases import forward
-from fl.config import LOW_RANK_METHODS, METHODS, SITES, UNSIZED_METHODS
 from fl.errors import AdapterError, AdapterMismatchError, ConfigError
 from fl.methods import METHODS as TABLE
 from fl.methods.bottleneck import BottleneckLinear
 from fl.methods.prefix import prefixed_attention
+from fl.names import LOW_RANK_METHODS, METHODS, SITES, UNSIZED_METHODS
 
 from .conftest import recipe_of
 

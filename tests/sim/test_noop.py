@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from clients import app as client
 from clients.app import app as client_app
 from clients.worker import Worker
-from fl.config import EDGE, NO_OP, RunConfig, make_config
+from fl.config import RunConfig, make_config
+from fl.names import EDGE, NO_OP
 from fl.noop import NoOpTask
 from fl.task import Device
 from fl.wire import Job, from_arrays

@@ -18,9 +18,10 @@ from clients.app import app as client_app
 from clients.store import folder_name
 from fl.adapters.files import load_adapter
 from fl.arms import EVERYONE
-from fl.config import ARMS, RunConfig
+from fl.config import RunConfig
 from fl.data.manifest import read_manifest, write_manifest
 from fl.errors import AdapterError, ConfigError, RunError
+from fl.names import ARMS
 from fl.wire import COUNTS, DEVICES, JOB, SHARED, Job, split_key
 from sim.serial import SerialGrid
 from strategies.app import NEW_PEOPLE_ARMS, ask_roster, run_server

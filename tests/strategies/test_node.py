@@ -10,7 +10,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fl.config import EDGE
+from fl.names import EDGE
 from fl.wire import COUNTS, DEVICES, IDS, JOB, SHARED, SUM, TOTALS, Job, device_key
 from sim.serial import SerialGrid
 from strategies.averaging import average

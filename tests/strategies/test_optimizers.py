@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord
 
-from fl.config import SERVER_OPTIMIZERS
 from fl.errors import ConfigError, RunError
+from fl.names import SERVER_OPTIMIZERS
 from sim.serial import SerialGrid
 from strategies.base import SharedFedAvg
 from strategies.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, state_path

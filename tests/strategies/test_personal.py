@@ -16,8 +16,9 @@ from clients.mods import guard_mod
 from fl.adapters.files import load_adapter
 from fl.adapters.personal import make_blend
 from fl.adapters.split import OWN
-from fl.config import EDGE, PERSONALIZATIONS, RunConfig, make_config
+from fl.config import RunConfig, make_config
 from fl.errors import ConfigError, GuardError
+from fl.names import EDGE, PERSONALIZATIONS
 from fl.wire import COUNTS, JOB, SETTINGS_RECORD, SHARED, Job, device_key, settings_record
 from sim.serial import SerialGrid
 from strategies.app import run_server

@@ -17,9 +17,10 @@ from clients.worker import Worker
 from fl.adapters.state import State
 from fl.attacks import attackers
 from fl.compression import decode_all, encode_all, make_codec
-from fl.config import NO_OP, make_config
+from fl.config import make_config
 from fl.errors import AggregationError, AudioError, ConfigError
 from fl.methods import fresh_state
+from fl.names import NO_OP
 from fl.noop import WIDTH
 from fl.privacy.dp import DistributedNoise, PrivacyError, add_noise
 from fl.privacy.ledger import BudgetError

@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 from clients.app import app as client_app
 from fl.arms import trained_arm
-from fl.config import ARMS, EDGE, SERVER_OPTIMIZERS, STRATEGIES, RunConfig, make_config, resting_factor
+from fl.config import RunConfig, make_config, resting_factor
 from fl.errors import ConfigError
+from fl.names import ARMS, EDGE, SERVER_OPTIMIZERS, STRATEGIES
 from fl.wire import Job
 from sim.serial import SerialGrid
 from sim.strategies_table import strategies

@@ -8,7 +8,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 
 from fl.adapters.split import CONTROL
-from fl.config import EDGE
+from fl.names import EDGE
 from fl.wire import COUNTS, DEVICES, IDS, SHARED, SUM, TOTALS, Job, device_key
 from sim.serial import SerialGrid
 from strategies.base import Roster

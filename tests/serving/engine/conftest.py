@@ -14,7 +14,7 @@ from fl.adapters.stacked import Slot, StackedAdapters, StackedModel
 from fl.bases.decoding import Hypothesis
 from fl.bases.resolve import load_base
 from fl.bases.whisper import WhisperBase
-from fl.config import SITES
+from fl.names import SITES
 from fl.serving.engine import BatchEngine, EngineSettings
 from fl.serving.requests import Request, ServedAdapter, Transcript
 from fl.speech.features import heard_frames

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from fl.config import GATES
 from fl.errors import AdapterError, AdapterMismatchError, AudioError, BaseModelError, ConfigError, RunError
+from fl.names import GATES
 from fl.serving import engine as engine_module
 from fl.serving.engine import BatchEngine, EngineSettings
 from fl.serving.requests import BusyError, ClosedError, DeadlineError, Request

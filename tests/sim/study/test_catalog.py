@@ -2,8 +2,9 @@
 
 import pytest
 
-from fl.config import STRATEGIES, flat
+from fl.config import flat
 from fl.errors import ConfigError
+from fl.names import STRATEGIES
 from sim.study.catalog import PLANS, ROBUST_RULES
 from sim.study.plan import FULL, SIZES, SMOKE, Cell, Plan
 
