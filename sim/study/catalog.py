@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fl.names import ATTACKS, STRATEGIES
+from fl.names import ATTACKS, PERSONALIZATIONS, STRATEGIES
 from fl.rng import derive_generator
 from fl.setting import Value
 from sim.study.plan import Cell, Plan
@@ -47,20 +47,20 @@ def _strategies() -> Plan:
 
 
 def _personalization() -> Plan:
-    from fl.names import PERSONALIZATIONS
-
-    cells = tuple(Cell(name, {"personalization": name}) for name in PERSONALIZATIONS)
+    # All share what the arm global of the baseline shares, so that is trained once.
+    own: dict[str, Value] = {"arms": "personalized"}
+    cells = (Cell(name, {"personalization": name, **own}) for name in PERSONALIZATIONS[1:])
+    tuned: dict[str, Value] = {"arms": "global,global+finetune"}
     return Plan(
         "personalization",
         "Which way to a model of one's own is best?",
         (
+            Cell("gates", {}),
             *cells,
-            Cell("fedsa", {"split": "fedsa", "private-share": 0.0}),
-            Cell("fine-tuned", {}),
+            Cell("fedsa", {"split": "fedsa", "private-share": 0.0, **own}),
+            Cell("fine-tuned", tuned, compared=("global+finetune",)),
         ),
         "gates",
-        arms=("global", "global+finetune", "personalized"),
-        compared=("personalized",),
     )
 
 
@@ -131,11 +131,13 @@ def _compression() -> Plan:
 def _rank() -> Plan:
     ranks = (1, 2, 4, 8, 16, 32, 64)
     # alpha stays twice the rank, so that the scale of the update is the same for all.
-    cells = tuple(Cell(f"rank {r}", {"rank": r, "alpha": 2.0 * r}, r in (1, 8, 64)) for r in ranks)
+    cells = [Cell(f"rank {r}", {"rank": r, "alpha": 2.0 * r}, r in (1, 8, 64)) for r in ranks]
+    # global of rank 8 and personalized of the rank that has as many parameters, gates counted in.
+    alike = Cell("equal parameters", {"parameter-budget": 589_824})
     return Plan(
         "rank",
         "Which rank, with gates and without?",
-        cells,
+        (*cells, alike),
         "rank 8",
         compared=("global", "personalized"),
         axis="rank",
@@ -164,19 +166,28 @@ def _sites() -> Plan:
 
 
 def _adapters() -> Plan:
-    budget: dict[str, Value] = {"parameter-budget": 600_000}
-    alike = ("lora", "bottleneck", "prefix", "scalar-gate", "dora")
+    """All trained on everybody's data in one place, at the parameters of LoRA of rank 8 where a method has a size to choose."""
+    budget: dict[str, Value] = {"parameter-budget": 589_824}
+    gated: dict[str, Value] = {"gated-arms": "all", **budget}
+    ranks = {
+        "self": 5,
+        "hidden": 7,
+        "low-rank": 8,
+        "cross": 5,
+    }  # what the budget gives; alpha is twice the rank, as elsewhere
     return Plan(
         "adapters",
         "Gated LoRA against training from scratch, full fine-tuning and other small adapters",
         (
-            Cell("gated-lora", {}),
-            *(Cell(name, {"method": name, **budget}, name != "dora") for name in alike),
+            Cell("lora", {"method": "lora", **budget}),
+            *(Cell(f"gate {gate}", {"gate": gate, "alpha": 2.0 * rank, **gated}) for gate, rank in ranks.items()),
+            Cell("scalar gate", {"method": "scalar-gate", **gated}),
+            *(Cell(name, {"method": name, **budget}, name != "dora") for name in ("bottleneck", "prefix", "dora")),
             Cell("bitfit", {"method": "bitfit"}),
             Cell("full", {"method": "full", "learning-rate": 1e-5}),
             Cell("scratch", {"method": "scratch", "learning-rate": 1e-3}),
         ),
-        "gated-lora",
+        "lora",
         arms=("centralized",),
         compared=("centralized",),
         base={"cohort": 1},

@@ -60,20 +60,22 @@ SIZES = {size.name: size for size in (SMOKE, SHORT, FULL)}
 class Cell:
     """One row of a study's table: a name, and the settings in which it differs from the others.
 
-    ``smoke`` says whether the small size has it: the small size is to show that a study runs, not what it finds.
+    ``smoke`` says whether the small size has it: the small size is to show that a study runs, not what it finds. ``compared``
+    are the arms that this row is about, those of the study by default.
     """
 
     name: str
     settings: Settings
     smoke: bool = True
+    compared: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Plan:
     """A study. ``arms`` are trained and evaluated in each cell; of them ``compared`` is what the table is about.
 
-    Every cell is set beside the cell ``baseline`` where both were tested on the same sentences, and beside the arm ``global``
-    of its own where that was trained. ``axis`` names the setting that grows along the cells. ``slices`` are further rows for
+    Every cell is set beside the cell ``baseline`` where both were tested on the same sentences, and beside the arm ``global``, its
+    own or else that of the baseline. ``axis`` names the setting that grows along the cells. ``slices`` are further rows for
     parts of the test sentences: ``level`` of the switch, ``mixing`` by thirds of how much of a sentence is embedded language.
     ``base`` are settings of all cells, ``sizes`` replace those of a size.
     """

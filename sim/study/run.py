@@ -94,21 +94,22 @@ class StudyRun:
     def _rows(self, cell: Cell, scores: dict[str, CellScores | str]) -> list[StudyRow]:
         """The rows of one cell: of each compared arm, and of each slice of the sentences that the plan wants."""
         own, baseline = scores[cell.name], scores[self.plan.baseline]
+        arms = cell.compared or self.plan.compared
         if isinstance(own, str):
-            settings = dict(cell.settings)
-            return [StudyRow(cell.name, arm, settings, self.size.seeds, failed=own) for arm in self.plan.compared]
+            return [StudyRow(cell.name, arm, dict(cell.settings), self.size.seeds, failed=own) for arm in arms]
         beside = None if isinstance(baseline, str) or cell.name == self.plan.baseline else baseline
-        rows = [self._row(cell.name, cell, arm, own, beside) for arm in self.plan.compared]
+        rows = [self._row(cell.name, cell, arm, own, beside) for arm in arms]
         for kind in self.plan.slices:
             for name, part in own.sliced(kind).items():
-                rows += [self._row(name, cell, arm, part, None) for arm in self.plan.compared]
+                rows += [self._row(name, cell, arm, part, None) for arm in arms]
         return rows
 
     def _row(self, name: str, cell: Cell, arm: str, own: CellScores, beside: CellScores | None) -> StudyRow:
         if arm not in own.arms:
             raise RunError(f"cell {cell.name!r} of study {self.plan.name!r} has no arm {arm!r}: add it to its arms")
-        other = beside.arms.get(arm) if beside is not None else None
-        everyone = own.arms.get("global") if arm != "global" else None
+        known = beside.arms if beside is not None else {}
+        other = known.get(arm, known.get(self.plan.compared[-1]))
+        everyone = own.arms.get("global", known.get("global")) if arm != "global" else None
         return StudyRow(
             name,
             arm,
@@ -119,7 +120,7 @@ class StudyRun:
             against_baseline=own.difference(arm, other) if other else None,
             against_global=own.difference(arm, everyone) if everyone else None,
             costs=own.costs(arm),
-            facts=own.facts(arm),
+            facts=own.facts(arm, everyone),
         )
 
     def _conditions(self, scores: dict[str, CellScores | str]) -> dict[str, Any]:

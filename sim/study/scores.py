@@ -79,8 +79,8 @@ class CellScores:
             return None
         return compare(own, others, self.seed, samples)[self.metric]
 
-    def facts(self, arm: str) -> dict[str, Any]:
-        """What a pooled rate hides: means over people and sentences, the worst tenth, harmed devices, insertions."""
+    def facts(self, arm: str, everyone: Sequence[Scored] | None = None) -> dict[str, Any]:
+        """What a pooled rate hides: means over people and sentences, the worst tenth, insertions, devices harmed beside ``everyone``."""
         rows = self.arms[arm]
         counts = [each.counts[self.metric] for each in rows]
         errors, reference = [c.errors for c in counts], [c.reference for c in counts]
@@ -93,8 +93,8 @@ class CellScores:
             "worst_tenth": sum(worst, Counts()).rate,
             "insertions_per_word": words.insertions / words.reference if words.reference else None,
         }
-        if arm != "global" and "global" in self.arms:
-            others = _by_device(self.arms["global"], self.metric)
+        if everyone:
+            others = _by_device(everyone, self.metric)
             if others.keys() == devices.keys():
                 harmed = [name for name, total in devices.items() if total.errors > others[name].errors]
                 facts["harmed"] = len(harmed) / len(devices)

@@ -73,6 +73,23 @@ def test_a_row_is_compared_with_the_baseline_and_with_global_on_the_same_sentenc
     assert rows["rank 2", "global"].against_global is None
 
 
+def test_a_cell_without_the_arm_of_all_is_compared_with_that_of_the_baseline(study):
+    run, _ = study
+    alone = Cell("alone", {"arms": "personalized"}, compared=("personalized",))
+    tuned = Cell("tuned", {"arms": "global,global+finetune"}, compared=("global+finetune",))
+    plan = replace(run.plan, cells=(run.plan.cells[0], alone, tuned), slices=(), compared=("personalized",))
+    rows = {(row.cell, row.arm): row for row in replace(run, plan=plan).run().rows}
+    assert set(rows) == {("rank 2", "personalized"), ("alone", "personalized"), ("tuned", "global+finetune")}
+    # The same settings but for the arms: the same model.
+    first, second = rows["rank 2", "personalized"], rows["alone", "personalized"]
+    assert second.rates == first.rates
+    assert second.against_baseline["difference"] == 0
+    assert second.against_global == first.against_global
+    assert second.facts == first.facts
+    assert "harmed" in second.facts
+    assert rows["tuned", "global+finetune"].against_baseline is not None
+
+
 def test_slices_divide_the_sentences(study):
     _, result = study
     whole = next(row for row in result.rows if (row.cell, row.arm) == ("rank 4", "global"))
