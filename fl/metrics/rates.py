@@ -20,6 +20,7 @@ from fl.metrics.languages import (
     span_tags,
     switch_words,
     tag_words,
+    word_script,
 )
 
 NO_LANGUAGE = "other"  # key of language-independent words in Scores.by_language
@@ -164,6 +165,16 @@ def _wrong_script(pair: Pair) -> Counts:
     return Counts(substitutions=confused, reference=len(pair.reference_words))
 
 
+def _other_language(pair: Pair) -> Counts:
+    # Words written in another script though loanwords are folded: translated, or heard as the other language.
+    said, heard = map(switch_words, pair.folded)
+    written = [
+        (said[e.reference], heard[e.hypothesis]) for e in align(said, heard).edits if e.operation == "substitute"
+    ]
+    scripts = [(word_script(a), word_script(b)) for a, b in written]
+    return Counts(substitutions=sum(None not in both and both[0] != both[1] for both in scripts), reference=len(said))
+
+
 def _by_tokens(tokenize: Callable[[str], list[str]]) -> Metric:
     return lambda pair: count_errors(tokenize(pair.reference), tokenize(pair.hypothesis))
 
@@ -189,6 +200,7 @@ METRICS: dict[str, Metric] = {
     "mer_folded": _folded("mer", tokens.mixed_tokens),
     "cer_folded": _folded("cer", tokens.characters),
     "wrong_script": _wrong_script,
+    "other_language": _other_language,
 }
 
 

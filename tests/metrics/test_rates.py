@@ -95,7 +95,7 @@ def test_an_empty_hypothesis_is_all_deletions_and_an_empty_reference_all_inserti
     silent = score_utterance("나 coffee 마셔", "")
     noisy = score_utterance("", "나 coffee 마셔")
     for name in METRICS:
-        if name != "wrong_script":
+        if name not in ("wrong_script", "other_language"):
             assert silent.metrics[name].deletions == silent.metrics[name].reference > 0, name
             assert noisy.metrics[name].reference == 0
     assert noisy.metrics["wer"] == Counts(insertions=3)
@@ -110,6 +110,17 @@ def test_folding_forgives_the_spelling_of_a_loanword_and_nothing_else():
     assert metrics["mer_folded"] == Counts(substitutions=1, reference=5)  # 나 coffee 를 마 셔
     assert metrics["cer_folded"] == Counts(substitutions=1, reference=len("나 coffee를 마셔"))
     assert metrics["wrong_script"] == Counts(substitutions=1, reference=3)
+    assert metrics["other_language"].errors == 0
+
+
+def test_a_word_of_another_language_is_counted_and_another_spelling_is_not():
+    def found(hypothesis: str) -> Counts:
+        return score_utterance("나 coffee를 마셔", hypothesis, loanwords=COFFEE).metrics["other_language"]
+
+    assert found("나 coffee를 drink") == Counts(substitutions=1, reference=4)  # 나 coffee 를 마셔: translated
+    assert found("나 커피를 마셔") == Counts(reference=4)  # the same word
+    assert found("나 toffee를 마셔") == Counts(reference=4)  # misheard, in the same script
+    assert found("나 코피를 마셔") == Counts(substitutions=1, reference=4)  # heard as Korean
 
 
 @given(SENTENCES, SENTENCES)
