@@ -54,6 +54,8 @@ SCRIPTS = (
     Script("memory"),
     Script("prefix"),
     Script("population"),
+    Script("aggregation"),
+    Script("secure_sum"),
     Script("peers.pfl_round", pfl=True),
     Script("client_round"),
     *SERVING,

@@ -48,6 +48,8 @@ FIGURES = (
         "population_framework_private", "the same with private state on disk", 3.0, "population", "ms", at_most=True
     ),
     Figure("memory", "resident memory, 4 workers against 1", 2.0, "memory", at_most=True),
+    Figure("aggregation", "aggregating 1,000 devices, slowest linear strategy", 2.0, "aggregation", "s", at_most=True),
+    Figure("secure_sum", "secure sum of 100 devices, computation of a device", 1.0, "secure_sum", "s", at_most=True),
     Figure("population_seconds", "100,000 devices, 1,000 sampled, 5 rounds", 60.0, "population", "s", at_most=True),
     Figure("population_memory", "peak memory of it", 2.0, "population", "GiB", at_most=True),
     Figure(

@@ -41,6 +41,11 @@ def make_row(
 
 
 Key = tuple[str, int, str, str]
+TRAINING = ("train_loss", "examples", "steps", "bytes_up", "bytes_down", "seconds_train")  # what a row says of training
+
+
+def _key(row: dict[str, Any]) -> Key:
+    return row["arm"], row["round"], row["split"], row["device"]
 
 
 class ResultsFile:
@@ -73,11 +78,14 @@ class ResultsFile:
         self._new, self._whole = [], not cut
 
     def add(self, row: dict[str, Any]) -> None:
-        """Add or replace one row, in memory."""
+        """Add or replace one row, in memory. An evaluation after the last round keeps what was written of that round's training."""
+        before = self._lines.get(_key(row))
+        if before is not None and row.get("steps") == 0:
+            row = row | {name: value for name, value in json.loads(before).items() if name in TRAINING}
         self._put(row, json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n")
 
     def _put(self, row: dict[str, Any], line: str) -> None:
-        key = (row["arm"], row["round"], row["split"], row["device"])
+        key = _key(row)
         self._whole = self._whole and self._lines.get(key, line) == line
         if key not in self._lines:
             self._new.append(line)

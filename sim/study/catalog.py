@@ -12,7 +12,12 @@ from sim.study.plan import Cell, Plan
 # Products of two settings would be 80 runs: the small size has one robust rule against one attack, and one that is not robust.
 ROBUST_RULES = ("fedavg", "median", "trimmed-mean", "krum", "multi-krum", "bulyan", "norm-bound", "geometric-median")
 PRETRAINED_CTC = "runs/pretrain/wav2vec2-small"  # made by idiolect pretrain
-OWN_SPLIT: dict[str, dict[str, Value]] = {"ffa": {"split": "ffa"}, "fedsa": {"split": "fedsa"}}
+GLOBAL_ALONE: dict[str, dict[str, Value]] = {"smoke": {"arms": "global"}}
+OWN_SPLIT: dict[
+    str, dict[str, Value]
+] = {  # the arm global has no private part to leave out, and would be that of fedavg
+    name: {"split": name, "arms": "personalized"} for name in ("ffa", "fedsa")
+}
 
 
 def _cells(
@@ -41,8 +46,8 @@ def _strategies() -> Plan:
         "Which way to aggregate low-rank factors is best, for the model of all and for the personal ones?",
         (*cells, *optimizers, *drift),
         "fedavg",
-        arms=("global", "personalized"),
         compared=("global", "personalized"),
+        sizes=GLOBAL_ALONE,
     )
 
 
@@ -106,8 +111,8 @@ def _privacy() -> Plan:
         "What do noise and secure sums cost in recognition?",
         (Cell("plain", {}), *noisy, *others),
         "plain",
-        arms=("global", "personalized"),
         compared=("global", "personalized"),
+        sizes=GLOBAL_ALONE,
     )
 
 
@@ -201,8 +206,8 @@ def _utterances() -> Plan:
         "How much speech of one's own does it take?",
         (*_cells("train-utterances", counts, smoke=(1, 5)), Cell("all", {})),
         "all",
-        arms=("global", "personalized"),
         compared=("global", "personalized"),
+        sizes=GLOBAL_ALONE,
         axis="train-utterances",
     )
 
@@ -218,6 +223,7 @@ def _devices() -> Plan:
         ),
         "default",
         compared=("global", "personalized"),
+        sizes=GLOBAL_ALONE,
     )
 
 
@@ -280,7 +286,7 @@ def _search() -> Plan:
             "schedule": str(generator.choice(["constant", "cosine"])),
             "spec-augment": float(generator.choice([0.0, 0.5, 1.0])),
         }
-        return Cell(f"draw {i + 1}", settings, i < 2)
+        return Cell(f"draw {i + 1}", settings, int(settings["batch-size"]) * int(settings["local-steps"]) <= 2)
 
     return Plan(
         "search",

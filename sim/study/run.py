@@ -94,7 +94,8 @@ class StudyRun:
     def _rows(self, cell: Cell, scores: dict[str, CellScores | str]) -> list[StudyRow]:
         """The rows of one cell: of each compared arm, and of each slice of the sentences that the plan wants."""
         own, baseline = scores[cell.name], scores[self.plan.baseline]
-        arms = cell.compared or self.plan.compared
+        trained = self.plan.config(cell, self.size, self.size.seeds[0], "").arms  # a small size may leave some out
+        arms = [arm for arm in cell.compared or self.plan.compared if arm in trained]
         if isinstance(own, str):
             return [StudyRow(cell.name, arm, dict(cell.settings), self.size.seeds, failed=own) for arm in arms]
         beside = None if isinstance(baseline, str) or cell.name == self.plan.baseline else baseline

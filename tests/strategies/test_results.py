@@ -43,6 +43,17 @@ def test_a_row_joins_what_a_device_learned_and_how_it_was_scored() -> None:
     assert (alone["train_loss"], alone["steps"], alone["examples"], alone["new_person"]) == (None, 0, 4, True)
 
 
+def test_a_test_on_the_split_of_the_last_round_keeps_what_its_training_cost(tmp_path: Path) -> None:
+    results = ResultsFile(tmp_path)
+    trained = DeviceReply("ann", None, {}, {"steps": 5, "loss": 2.5, "bytes-up": 8, "seconds-train": 1.5})
+    scored = DeviceReply("ann", None, {"wer": Counts(1, 2, 3, 10)}, {"seconds-evaluate": 0.5})
+    results.add(make_row("global", 3, "validation", DeviceReply("ann", None, {}, {}), trained, False))
+    results.add(make_row("global", 3, "validation", scored, None, False))
+    (kept,) = results.rows()
+    assert (kept["steps"], kept["train_loss"], kept["bytes_up"], kept["seconds_train"]) == (5, 2.5, 8, 1.5)
+    assert (kept["metrics"]["wer"]["reference"], kept["seconds_evaluate"]) == (10, 0.5)
+
+
 def test_a_repeated_round_replaces_its_rows_in_their_place(tmp_path: Path) -> None:
     results = ResultsFile(tmp_path)
     for device in ("ann", "bob"):
