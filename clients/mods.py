@@ -13,9 +13,9 @@ from fl.adapters.split import CONTROL, OWN, role_of
 from fl.arms import Arm, trained_arm
 from fl.config import RunConfig
 from fl.names import EDGE, LAST_PREFIX
-from fl.privacy.exchange import ENCODED_FORM, MASKED, PLAIN, form_of, payload_bytes, vector_size
+from fl.privacy.exchange import ENCODED_FORM, MASKED, PLAIN, form_of, payload_sizes, vector_size
 from fl.privacy.guard import check_reply, check_secure_step, named_devices
-from fl.wire import JOB, SECURE, SECURE_STEP, SHARED, Job, read_settings, split_key
+from fl.wire import JOB, PAYLOAD, SECURE, SECURE_STEP, SHARED, Job, read_settings, split_key
 
 
 def guard_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -53,7 +53,7 @@ def guard_mod(message: Message, context: Context, call_next: ClientAppCallable) 
             private=private,
             devices=set(job.devices),
             edge=config.federation.aggregation == EDGE,
-            payloads={n: payload_bytes(config.privacy.codec, s) for n, s in sizes.items()}
+            payloads={PAYLOAD: sum(payload_sizes(config.privacy.codec, shapes).values())}
             if form == ENCODED_FORM
             else None,
             masked=dict.fromkeys(participants, vector_size(config, sizes.values())) if form == MASKED else None,

@@ -20,7 +20,7 @@ from clients.store import PrivateState
 from clients.worker import Worker
 from fl.adapters.state import State
 from fl.arms import EVERYONE, trained_arm
-from fl.compression import decode_all, encode_all, encoded_bytes, make_codec
+from fl.compression import decode_all, encode_all, encoded_bytes, join, make_codec
 from fl.config import RunConfig
 from fl.errors import ConfigError
 from fl.names import EDGE, NONE, PAIRWISE
@@ -37,7 +37,7 @@ from fl.privacy.exchange import (
 )
 from fl.privacy.randomness import key_from_seed
 from fl.privacy.secure_sum import SecureSumError
-from fl.wire import ARRAY_HEADER_BYTES, ENCODED, FEDERATE, SHARED, Job
+from fl.wire import ARRAY_HEADER_BYTES, ENCODED, FEDERATE, PAYLOAD, SHARED, Job
 
 RESIDUAL = "residual"  # and the arm: where the store keeps what compression lost
 
@@ -151,10 +151,10 @@ class Outgoing:
         if self._config.privacy.error_feedback:
             lost = {name: torch.from_numpy(update[name] - decoded[name]) for name in update}
             self._worker.store.save(self._place, result.device_id, PrivateState(self._job.round, lost))
-        sent = encoded_bytes(encoded) + ARRAY_HEADER_BYTES * len(encoded)
+        sent = encoded_bytes(encoded) + ARRAY_HEADER_BYTES
         result = replace(result, numbers={**result.numbers, "bytes-up": sent})
         if self.form == ENCODED_FORM:
-            return replace(result, shared={name: torch.from_numpy(payload) for name, payload in encoded.items()})
+            return replace(result, shared={PAYLOAD: torch.from_numpy(join(encoded))})
         return replace(result, shared=self._moved(decoded))
 
     def _moved(self, update: Mapping[str, np.ndarray]) -> State:

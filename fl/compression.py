@@ -48,7 +48,9 @@ __all__ = [
     "decode_all",
     "encode_all",
     "encoded_bytes",
+    "join",
     "make_codec",
+    "split",
 ]
 
 Shape = tuple[int, ...]
@@ -125,6 +127,21 @@ def decode_all(encoded: Mapping[str, np.ndarray], shapes: Mapping[str, Shape], c
         except CompressionError as error:
             raise CompressionError(f"tensor {name!r} cannot be decoded: {error}") from error
     return decoded
+
+
+def join(encoded: Mapping[str, Payload]) -> Payload:
+    """All encodings end to end, in the order of their names: one array on the wire needs one header."""
+    return np.concatenate([encoded[name] for name in sorted(encoded)]) if encoded else np.zeros(0, np.uint8)
+
+
+def split(joined: np.ndarray, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """The inverse of :func:`join` for encodings of ``sizes`` bytes; :class:`CompressionError` for another length."""
+    if joined.shape != (sum(sizes.values()),):
+        raise CompressionError(
+            f"an update of shape {joined.shape} came where {sum(sizes.values()):,} bytes were agreed"
+        )
+    ends = np.cumsum([sizes[name] for name in sorted(sizes)])[:-1]
+    return dict(zip(sorted(sizes), np.split(joined, ends), strict=True))
 
 
 def encoded_bytes(encoded: Mapping[str, np.ndarray]) -> int:

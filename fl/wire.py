@@ -34,6 +34,7 @@ from fl.metrics import Counts
 JOB, SETTINGS_RECORD, SHARED = "job", "settings", "shared"
 COUNTS, DEVICES, SUM, TOTALS = "counts", "devices", "sum", "totals"
 ENCODED, SECURE = "encoded", "secure-sum"
+PAYLOAD = "update"  # the one array of ENCODED: a device's encodings end to end
 SECURE_STEP = "secure_sum"  # the action of the queries that are steps of a secure sum
 IDS = "ids"  # of DEVICES
 TOTAL_NAMES = frozenset({"weight", "devices"})

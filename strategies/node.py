@@ -9,16 +9,17 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fl.compression import CompressionError, decode_all, make_codec
+from fl.compression import CompressionError, decode_all, make_codec, split
 from fl.errors import IdiolectError
 from fl.metrics import Counts
-from fl.privacy.exchange import payload_bytes
+from fl.privacy.exchange import payload_sizes
 from fl.wire import (
     COUNTS,
     DEVICES,
     ENCODED,
     FIELDS,
     IDS,
+    PAYLOAD,
     SHARED,
     SUM,
     TOTALS,
@@ -177,14 +178,14 @@ def _read_encoded(
     record = content.array_records.get(ENCODED)
     if record is None:
         return {}, dict.fromkeys(range(len(ids)), f"sent no update encoded as {agreed.codec}")
-    sizes = {n: payload_bytes(agreed.codec, math.prod(shape)) for n, shape in shapes.items()}
-    payloads = read_tensors(record, {n: (len(ids), size) for n, size in sizes.items()}, BYTES)
+    sizes = payload_sizes(agreed.codec, shapes)
+    payload = read_tensors(record, {PAYLOAD: (len(ids), sum(sizes.values()))}, BYTES)[PAYLOAD]
     codec = make_codec(agreed.codec)
     stacks = {n: np.zeros((len(ids), *shape), np.float32) for n, shape in shapes.items()}
     bad: dict[int, str] = {}
     for row in range(len(ids)):
         try:
-            update = decode_all({n: payload[row] for n, payload in payloads.items()}, shapes, codec)
+            update = decode_all(split(payload[row], sizes), shapes, codec)
         except CompressionError as error:
             bad[row] = str(error)
             continue

@@ -16,7 +16,9 @@ from fl.compression import (
     decode_all,
     encode_all,
     encoded_bytes,
+    join,
     make_codec,
+    split,
 )
 
 SHAPES = {"q.gated_lora_A": (8, 96), "q.gated_lora_B": (96, 8), "v.gated_lora_A": (3, 7)}
@@ -140,6 +142,19 @@ def test_an_encoding_has_the_stated_number_of_bytes(name, size):
     encoded = encode_all(update(0), make_codec(name))
     assert all(payload.dtype == np.uint8 for payload in encoded.values())
     assert encoded_bytes(encoded) == sum(size(math.prod(shape)) for shape in SHAPES.values())
+
+
+def test_encodings_end_to_end_come_apart_again_and_another_length_is_refused():
+    encoded = encode_all({"b": np.ones((3, 5), np.float32), "a": np.arange(2000, dtype=np.float32)}, make_codec("int8"))
+    sizes = {name: payload.nbytes for name, payload in encoded.items()}
+    joined = join(encoded)
+    assert joined.nbytes == encoded_bytes(encoded)
+    apart = split(joined, sizes)
+    assert apart.keys() == encoded.keys()
+    assert all(np.array_equal(apart[name], encoded[name]) for name in encoded)
+    for wrong in (joined[:-1], np.append(joined, joined[:1]), joined[None]):
+        with pytest.raises(CompressionError, match="2,027 bytes were agreed"):
+            split(wrong, sizes)
 
 
 def test_int8_is_a_quarter_of_fp32_plus_the_scales():

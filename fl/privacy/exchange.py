@@ -9,7 +9,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 
 import numpy as np
@@ -66,6 +67,11 @@ def weigher(config: RunConfig, arm: Arm | None) -> Callable[[float], float]:
 def payload_bytes(codec: str, entries: int) -> int:
     """Bytes of an encoding of so many numbers: the same for all values."""
     return len(make_codec(codec).encode(np.zeros(entries, np.float32)))
+
+
+def payload_sizes(codec: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Bytes of the encoding of each tensor."""
+    return {name: payload_bytes(codec, math.prod(shape)) for name, shape in shapes.items()}
 
 
 def is_adaptive(config: RunConfig) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from fl.files import PUBLIC, write_atomically
 from sim.section import page_parts, write_section
 from sim.study.chart import svg
+from sim.study.influence import influence_svg, influence_table
 from sim.study.rows import StudyResult
 from sim.study.table import markdown
 
@@ -24,7 +25,19 @@ def store(result: StudyResult, folder: Path) -> Path:
     path = folder / f"{result.name}.json"
     result.write(path)
     write_atomically(path.with_suffix(".svg"), svg(result).encode(), mode=PUBLIC)
+    if searched(result):
+        write_atomically(folder / f"{result.name}-influence.svg", influence_svg(result).encode(), mode=PUBLIC)
     return path
+
+
+def searched(result: StudyResult) -> bool:
+    """Whether several settings vary at once, so that it is a question which of them matters."""
+    varied = {name for row in result.rows for name in row.settings}
+    return (
+        bool(result.rows)
+        and len(varied) > 1
+        and all(not r.settings or r.settings.keys() == varied for r in result.rows)
+    )
 
 
 def write_study(result: StudyResult, page: Path, folder: Path) -> None:
@@ -33,6 +46,8 @@ def write_study(result: StudyResult, page: Path, folder: Path) -> None:
     stored = store(result, folder)
     plot = stored.with_suffix(".svg").resolve().relative_to(page.resolve().parent)
     text = f"{result.question}\n\n![{result.question}]({plot.as_posix()})\n\n{markdown(result)}"
+    if searched(result) and (table := influence_table(result)):
+        text += f"\n![Each setting and the error rate]({plot.with_name(f'{result.name}-influence.svg').as_posix()})\n\n{table}"
     write_section(page, *markers(result.name), text)
 
 

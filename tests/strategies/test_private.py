@@ -345,7 +345,7 @@ def test_the_aggregate_is_of_what_was_decoded_and_the_bytes_are_those_that_were_
             total[name] += weight * value
     assert_close(found, {name: value + total[name] for name, value in start.items()})
     rows = [json.loads(line) for line in (tmp_path / "run" / "results.jsonl").read_text().splitlines()]
-    assert {row["bytes_up"] for row in rows} == {sum(128 + payload.nbytes for payload in encoded.values())}
+    assert {row["bytes_up"] for row in rows} == {128 + sum(payload.nbytes for payload in encoded.values())}
 
 
 def test_with_error_feedback_what_arrived_and_the_residual_are_what_was_sent(
