@@ -16,7 +16,7 @@ GLOBAL_ALONE: dict[str, dict[str, Value]] = {"smoke": {"arms": "global"}}
 OWN_SPLIT: dict[
     str, dict[str, Value]
 ] = {  # the arm global has no private part to leave out, and would be that of fedavg
-    name: {"split": name, "arms": "personalized"} for name in ("ffa", "fedsa")
+    name: {"split": name, "gate": "none", "arms": "personalized"} for name in ("ffa", "fedsa")
 }
 
 
@@ -62,7 +62,7 @@ def _personalization() -> Plan:
         (
             Cell("gates", {}),
             *cells,
-            Cell("fedsa", {"split": "fedsa", "private-share": 0.0, **own}),
+            Cell("fedsa", {"split": "fedsa", "gate": "none", "private-share": 0.0, **own}),
             Cell("fine-tuned", tuned, compared=("global+finetune",)),
         ),
         "gates",

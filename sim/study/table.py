@@ -29,6 +29,8 @@ HEADS = (
 )
 
 
+ON_PAGES = ("WER, %", "inserted, %", "other language, %", "audio s / s")
+WIDE = 240  # characters
 METRICS = ("mer_folded", "wer", "cer", "jer_nfd")  # beside the main one, where a task has them
 
 
@@ -76,8 +78,11 @@ def markdown(result: StudyResult) -> str:
 
 
 def print_result(result: StudyResult, console: Console) -> None:
-    """The table in a terminal."""
+    """The table in a terminal; where that is narrow without the columns of :data:`ON_PAGES`, which pages and JSON have."""
     heads, rows = table(result)
+    if console.width < WIDE:
+        kept = [i for i, head in enumerate(heads) if head not in ON_PAGES]
+        heads, rows = tuple(heads[i] for i in kept), [tuple(row[i] for i in kept) for row in rows]
     shown = Table(title=result.question, box=None, title_justify="left")
     for i, head in enumerate(heads):
         shown.add_column(head, justify="left" if i == 0 else "right", overflow="fold")
