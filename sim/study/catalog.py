@@ -11,7 +11,7 @@ from sim.study.plan import Cell, Plan
 
 # Products of two settings would be 80 runs: the small size has one robust rule against one attack, and one that is not robust.
 ROBUST_RULES = ("fedavg", "median", "trimmed-mean", "krum", "multi-krum", "bulyan", "norm-bound", "geometric-median")
-PRETRAINED_CTC = "runs/pretrain/wav2vec2-small"  # made by idiolect pretrain
+SPANISH_CTC, KOREAN_CTC = "runs/pretrain/es", "runs/pretrain/ko"  # made by idiolect pretrain
 GLOBAL_ALONE: dict[str, dict[str, Value]] = {"smoke": {"arms": "global"}}
 OWN_SPLIT: dict[
     str, dict[str, Value]
@@ -257,7 +257,7 @@ def _tokens() -> Plan:
     """An English recognizer that learns Hangul, and a CTC recognizer whose vocabulary has it."""
     forms = ("syllables", "jamo", "compat-jamo")
     english: dict[str, Value] = {"base": "whisper-tiny.en"}
-    ctc: dict[str, Value] = {"base": PRETRAINED_CTC}
+    ctc: dict[str, Value] = {"base": SPANISH_CTC}
     return Plan(
         "tokens",
         "In which symbols is Korean best learnt: bytes, syllables, U+11xx or U+31xx jamo?",
@@ -269,6 +269,25 @@ def _tokens() -> Plan:
         "whisper-tiny.en, bytes",
         arms=("global",),
         compared=("global",),
+    )
+
+
+def _ctc() -> Plan:
+    """The small size adapts random weights: it shows that this runs without an hour of pretraining."""
+    return Plan(
+        "ctc",
+        "Adapting a pretrained Wav2Vec2-CTC against training it from scratch",
+        (
+            Cell("full", {"method": "full", "learning-rate": 1e-4}),
+            Cell("scratch", {"method": "scratch", "learning-rate": 5e-4}),
+            Cell("lora", {"method": "lora"}),
+            Cell("gate self", {"gated-arms": "all"}),
+        ),
+        "full",
+        arms=("centralized",),
+        compared=("centralized",),
+        base={"base": KOREAN_CTC, "cohort": 1, "sites": "encoder.self,ffn"},
+        sizes={"smoke": {"base": "random:wav2vec2-small"}},
     )
 
 
@@ -303,6 +322,7 @@ _MAKERS = (
     _rank,
     _sites,
     _tokens,
+    _ctc,
     _tasks,
     _search,
     _utterances,
