@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from clients.store import DeviceStore, PrivateState
 from fl.adapters import AdapterInfo, load_state, make_split, save_adapter
+from fl.adapters.ranks import device_rank, reduced
 from fl.adapters.split import Split
 from fl.adapters.stacked import StackedModel
 from fl.adapters.state import Shapes, State, adapter_parameters, adapter_state
@@ -126,7 +127,7 @@ class Worker:
     def assembled(
         self, arm: Arm, device_id: str, shared: Mapping[str, Tensor], *, before: int, neutral: bool = False
     ) -> State:
-        """What :meth:`place` puts into the slot. Tensors that the device does not have of its own are not copies."""
+        """What :meth:`place` puts into the slot, at the device's rank. Tensors that it does not have of its own are not copies."""
         split, state = self.split(arm), dict(self.initial(arm.gate))
         if not neutral and split.private:
             shapes = {n: tuple(state[n].shape) for n in split.private}
@@ -134,7 +135,8 @@ class Worker:
             if stored is not None:
                 state.update(stored.tensors)
         state.update(shared)
-        return state
+        rank = device_rank(self.config, device_id)
+        return reduced(state, rank, self.config.federation.strategy) if rank < self.config.adapter.rank else state
 
     def vary(self, examples: Sequence[Example], seed: int) -> Sequence[Example]:
         """A device's training examples for one local phase, varied where the task and the settings do so."""

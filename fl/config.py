@@ -200,6 +200,10 @@ class FederationConfig:
         choices=(DEVICE, EDGE),
     )
     strategy: str = setting("fedavg", "how the devices' updates become one; see docs/strategies.md", choices=STRATEGIES)
+    device_ranks: str = setting(
+        "",
+        "ranks with commas between, at most rank: each device has one of them, drawn by the seed; empty gives all rank",
+    )
     server_optimizer: str = setting(
         "none", "what takes the step towards what the strategy gives", choices=SERVER_OPTIMIZERS
     )
@@ -368,6 +372,11 @@ class RunConfig:
     def sites(self) -> tuple[str, ...]:
         """Adapter sites."""
         return words(self.adapter.sites)
+
+    @property
+    def device_ranks(self) -> tuple[int, ...]:
+        """The ranks of which each device has one; empty if all have the adapter's."""
+        return tuple(map(int, words(self.federation.device_ranks)))
 
     @property
     def data_seed(self) -> int:

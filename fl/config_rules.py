@@ -6,7 +6,19 @@ import re
 from typing import TYPE_CHECKING
 
 from fl.errors import ConfigError
-from fl.names import LAYERS_PREFIX, LOW_RANK_METHODS, METHODS, SPEECH, SPLITS, UNSIZED_METHODS
+from fl.names import (
+    BEST_PAIR_STRATEGIES,
+    COORDINATE_GATES,
+    COORDINATE_STRATEGIES,
+    LAYERS_PREFIX,
+    LOW_RANK_METHODS,
+    METHODS,
+    PERSONALIZATIONS,
+    SPEECH,
+    SPLITS,
+    UNSIZED_METHODS,
+)
+from fl.setting import words
 
 if TYPE_CHECKING:
     from fl.config import RunConfig
@@ -23,6 +35,7 @@ def check_together(config: RunConfig) -> None:
             f"{LAYERS_PREFIX}<pattern>, or leave the arms personalized and neutral out"
         )
     _check_method(config)
+    _check_ranks(config)
     needs = {"global+finetune": "global", "neutral": "personalized"}
     for arm, source in needs.items():
         if arm in config.arms and source not in config.arms:
@@ -76,3 +89,50 @@ def _check_method(config: RunConfig) -> None:
             f"{wanted} is about A and B, which method = {method!r} has not: choose split = 'all-shared' or "
             f"'{LAYERS_PREFIX}<pattern>', personalization = 'fedper' or 'fedrep', or one of the methods {', '.join(LOW_RANK_METHODS)}"
         )
+
+
+def _check_ranks(config: RunConfig) -> None:
+    """Devices of different ranks: what they can be, and what goes with them."""
+    given, rank = config.federation.device_ranks, config.adapter.rank
+    if not given:
+        return
+    found = words(given)
+    if not found or not all(re.fullmatch("[0-9]{1,4}", word) and 1 <= int(word) <= rank for word in found):
+        raise ConfigError(
+            f"device-ranks = {given!r} and rank = {rank}: give whole numbers from 1 to {rank} with commas between, or a larger rank"
+        )
+    able = (*COORDINATE_STRATEGIES, *BEST_PAIR_STRATEGIES)
+    split, gate, personal = config.adapter.split, config.gate, config.personal.personalization
+    shared_gates = config.adapter.gated_arms == "all" or (
+        "personalized" in config.arms and split not in ("gates", "all-private")
+    )
+    refusals = (
+        (
+            config.adapter.method not in LOW_RANK_METHODS,
+            f"method = {config.adapter.method!r}, which has no pairs of A and B: choose one of {', '.join(LOW_RANK_METHODS)}",
+        ),
+        (
+            config.adapter.parameter_budget > 0,
+            f"parameter-budget = {config.adapter.parameter_budget}, from which rank would follow: set parameter-budget = 0",
+        ),
+        (
+            config.federation.strategy not in able,
+            f"strategy = {config.federation.strategy!r}, which has no rule for them: choose one of {', '.join(able)}",
+        ),
+        (
+            personal != PERSONALIZATIONS[0],
+            f"personalization = {personal!r}, whose personal adapters have one rank: set personalization = 'gates'",
+        ),
+        (
+            split in ("fedsa", "ffa"),
+            f"split = {split!r}, which parts the two factors of a pair: set split = 'gates'",
+        ),
+        (
+            gate in COORDINATE_GATES and shared_gates,
+            f"gates of the rank's coordinates ({gate!r}) that are shared, though some devices lack coordinates: set "
+            "gated-arms = 'personalized' and split = 'gates', or gate = 'none'",
+        ),
+    )
+    for wrong, why in refusals:
+        if wrong:
+            raise ConfigError(f"device-ranks = {given!r} does not go with {why}, or leave device-ranks empty")

@@ -28,6 +28,9 @@ STRATEGIES = (  # the rows of strategies.registry
     "norm-bound",
     "geometric-median",
 )
+# Strategies that devices of different ranks take part in: those that decompose products, and those that average coordinates.
+BEST_PAIR_STRATEGIES, COORDINATE_STRATEGIES = ("flexlora", "fedex", "flora"), ("fedavg", "hetlora")
+COORDINATE_GATES = ("low-rank", "self", "cross")  # with a row for each coordinate of the rank
 SERVER_OPTIMIZERS = ("none", "fedavgm", "fedadagrad", "fedyogi", "fedadam")
 NONE = "none"
 SERVER_NOISE, DISTRIBUTED_NOISE, LOCAL_NOISE = "server", "distributed", "local"  # who adds the noise

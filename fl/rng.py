@@ -5,10 +5,13 @@ devices are trained and whatever backend runs them.
 """
 
 import hashlib
+from collections.abc import Sequence
 from random import Random
+from typing import TypeVar
 
 import numpy as np
 
+Option = TypeVar("Option")
 SEED_BITS = 63  # torch.Generator.manual_seed takes a signed 64-bit integer
 
 
@@ -32,3 +35,8 @@ def derive_generator(*parts: str | int) -> np.random.Generator:
 def derive_random(*parts: str | int) -> Random:
     """A standard-library generator seeded by :func:`derive_seed`."""
     return Random(derive_seed(*parts))
+
+
+def derive_choice(options: Sequence[Option], *parts: str | int) -> Option:
+    """One of ``options``, each place in it as likely as any other: a function of them and of ``parts`` alone."""
+    return options[derive_seed(*parts) % len(options)]

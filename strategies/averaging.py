@@ -7,9 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
+from fl.adapters.pairs import Pair, pair_names
 from fl.errors import AggregationError
 from strategies.blocks import over_cores, weighted_sum
-from strategies.pairs import Pair, pair_names, product_gap, shares
+from strategies.pairs import product_gap, shares
 from strategies.replies import DeviceReply
 
 GAP = "product-gap"

@@ -25,25 +25,14 @@ from typing import ClassVar
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
+from fl.adapters.pairs import Pair, aligned, best_of, pair_names, truncated
 from fl.adapters.split import tensor_kind
 from fl.config import resting_factor
 from fl.errors import AggregationError, ConfigError
 from strategies.averaging import average, layer_pairs
 from strategies.base import SharedFedAvg
 from strategies.blocks import over_cores
-from strategies.pairs import (
-    Pair,
-    aligned,
-    best_of,
-    heterogeneous_mean,
-    many,
-    mean_and_residual,
-    means,
-    pair_names,
-    shares,
-    stacked,
-    truncated,
-)
+from strategies.pairs import heterogeneous_mean, many, mean_and_residual, means, shares, stacked
 from strategies.replies import DeviceReply
 
 CORRECTION = "correction:"  # and the layer: a name of the server's state
@@ -149,17 +138,30 @@ class PairRule(SharedFedAvg):
         """The new pair of one layer from the devices' pairs and their shares."""
 
 
-def best_pair(pairs: Sequence[Pair], weights: np.ndarray) -> tuple[Pair, np.ndarray]:
-    """The best pair of the devices' rank for the mean of their products, and that mean.
+def holders(pairs: Sequence[Pair], weights: np.ndarray) -> np.ndarray:
+    """The share of the devices that have a coordinate, (rank,): less than 1 where some are of smaller rank, whose row of A is zero.
 
-    The basis is the one closest to the mean of their A, so one device alone gets its own factors back.
+    1 for a coordinate that no device has. A device of smaller rank lacks the last ones (:mod:`fl.adapters.ranks`).
+    """
+    if all(pair.a[-1].any() for pair in pairs):
+        return np.ones(pairs[0].rank)
+    share = weights @ np.array([pair.a.any(axis=1) for pair in pairs], np.float64)
+    return np.where(share > 0, share, 1.0)
+
+
+def best_pair(pairs: Sequence[Pair], weights: np.ndarray) -> tuple[Pair, np.ndarray]:
+    """The best pair of the messages' rank for the mean of the devices' products, and that mean.
+
+    The basis is the one closest to the mean of their A, so one device alone gets its own factors back. A coordinate counts the
+    devices that have it alone: with the zeros of the others its row of A would shrink in every round, and B would grow for it.
     """
     product, mean = means(pairs, weights)
     rank = pairs[0].rank
+    reference = mean.a / holders(pairs, weights)[:, None]
     best = best_of(product, rank) if many(pairs) else truncated(stacked(pairs, weights), rank)
     if not best.b.any():  # products of zero say nothing about A
-        return Pair(mean.a, np.zeros_like(mean.b)), product
-    return aligned(best, mean.a), product
+        return Pair(reference, np.zeros_like(mean.b)), product
+    return aligned(best, reference), product
 
 
 @dataclass
@@ -175,8 +177,7 @@ class FlexLora(PairRule):
 class HetLora(PairRule):
     """HetLoRA (arXiv 2401.06432): factors weighted by the Frobenius norm of each device's product, layer by layer.
 
-    How many examples a device has plays no role. Its zero-padding for devices of different rank is in
-    :func:`strategies.pairs.heterogeneous_mean`.
+    How many examples a device has plays no role. Devices of smaller rank are filled up with zeros (:mod:`fl.adapters.ranks`).
     """
 
     def combine(self, layer: str, pairs: Sequence[Pair], weights: np.ndarray) -> Pair:

@@ -1,57 +1,24 @@
-"""Low-rank pairs of many devices as linear algebra: means of products, stacking, truncation, padding, and what a mean loses.
+"""Low-rank pairs of many devices as linear algebra: means of products, stacking, and what a mean loses.
 
-Pure functions. A pair is the update ``b @ a`` of one layer, ``a`` (rank, d_in) and ``b`` (d_out, rank); devices may have different
-ranks. The scale alpha / rank is not applied: where devices differ in it, give ``b`` multiplied by it. Weights are shares that
-sum to 1 (:func:`shares`).
+Pure functions of :class:`fl.adapters.pairs.Pair`, the update ``b @ a`` of one layer, ``a`` (rank, d_in) and ``b`` (d_out, rank);
+devices may have different ranks. The scale alpha / rank is not applied: where devices differ in it, give ``b`` multiplied by
+it. Weights are shares that sum to 1 (:func:`shares`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 
-from fl.adapters.split import tensor_kind
-from fl.errors import AggregationError
+from fl.adapters.pairs import Pair, resized
 from strategies import products
 from strategies.blocks import weighted_sum
-from strategies.spectrum import leading
 
 EXACT_RANK = (
     512  # above this sum of ranks products are taken in float32 block by block, and the gap in SKETCH directions
 )
 SKETCH = 32  # directions; the norm of a layer's gap is then right within about 1 / sqrt(2 * SKETCH) = 13 %
-ILL_CONDITIONED = 1e4
-
-
-class Pair(NamedTuple):
-    """The factors of one layer: the update is ``b @ a``."""
-
-    a: np.ndarray
-    b: np.ndarray
-
-    @property
-    def rank(self) -> int:
-        """Rows of ``a`` and columns of ``b``."""
-        return int(self.a.shape[0])
-
-    def product(self) -> np.ndarray:
-        """``b @ a`` (d_out, d_in) float64."""
-        return np.asarray(self.b.astype(np.float64) @ self.a.astype(np.float64))
-
-
-def pair_names(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[str, str]]:
-    """The tensor names of ``a`` and ``b`` by layer, in the order of layers; a layer of which only one is there is left out."""
-    kinds: dict[str, dict[str, str]] = {}
-    for name in sorted(shapes):
-        kinds.setdefault(name.rpartition(".")[0], {})[tensor_kind(name)] = name
-    found = {layer: (names["A"], names["B"]) for layer, names in kinds.items() if {"A", "B"} <= names.keys()}
-    return {layer: pair for layer, pair in found.items() if _fit(*(shapes[name] for name in pair))}
-
-
-def _fit(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    return len(a) == len(b) == 2 and b[1] == a[0]
 
 
 def shares(weights: Sequence[float]) -> np.ndarray:
@@ -125,56 +92,6 @@ def product_gap(pairs: Sequence[Pair], weights: np.ndarray) -> tuple[float, floa
 
 def _square(values: np.ndarray) -> float:
     return float(np.square(values, dtype=np.float64).sum())
-
-
-def truncated(pair: Pair, rank: int) -> Pair:
-    """The best approximation of ``pair`` of at most ``rank`` (Eckart & Young 1936): ``a`` has orthonormal rows, ``b`` the values.
-
-    Where ``pair`` itself has a smaller rank the result has that one. Raises :class:`AggregationError` for a product that is not
-    finite.
-    """
-    if pair.rank >= min(pair.b.shape[0], pair.a.shape[1]):
-        return best_of(pair.product(), rank)
-    left, small_b = np.linalg.qr(pair.b.astype(np.float64))
-    right, small_a = np.linalg.qr(pair.a.T.astype(np.float64))
-    small = best_of(small_b @ small_a.T, rank)  # of the small square between two orthonormal bases
-    return Pair(small.a @ right.T, left @ small.b)
-
-
-def best_of(product: np.ndarray, rank: int) -> Pair:
-    """:func:`truncated` of a product (d_out, d_in) itself."""
-    if not np.isfinite(product).all():
-        raise AggregationError(
-            "a product of the devices' factors is not finite: their updates are too large; lower the learning rates, or "
-            "choose a robust strategy"
-        )
-    u, values, vt = leading(product, rank)
-    return Pair(vt, u * values)
-
-
-def aligned(pair: Pair, reference: np.ndarray) -> Pair:
-    """The same product in the basis that comes closest to ``reference`` (rank, d_in), e.g. the mean of the devices' ``a``.
-
-    A decomposition may turn and swap the rank's coordinates in any way, but private gates act on them, and so does a
-    server optimizer from round to round. ``pair.a`` must have orthonormal rows. If ``reference`` lies in their span, ``a``
-    becomes ``reference`` itself; if it spans less, ``a`` is only turned towards it (orthogonal Procrustes).
-    """
-    turn = reference @ pair.a.T
-    if np.linalg.cond(turn) < ILL_CONDITIONED:
-        return Pair(turn @ pair.a, np.linalg.solve(turn.T, pair.b.T).T)
-    u, _, vt = np.linalg.svd(turn)
-    turn = u @ vt
-    return Pair(turn @ pair.a, pair.b @ turn.T)
-
-
-def resized(pair: Pair, rank: int) -> Pair:
-    """``pair`` at another rank: filled up with zeros, or cut to its first directions (HetLoRA, arXiv 2401.06432).
-
-    Filling up changes nothing of the product. Cutting keeps the most only if the directions are in order of their weight.
-    """
-    a, b = pair.a[:rank], pair.b[:, :rank]
-    missing = rank - a.shape[0]
-    return Pair(np.pad(a, ((0, missing), (0, 0))), np.pad(b, ((0, 0), (0, missing)))) if missing else Pair(a, b)
 
 
 def product_norms(pairs: Sequence[Pair]) -> np.ndarray:

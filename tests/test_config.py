@@ -41,6 +41,8 @@ def values_of(row):
         return st.floats(row.low, row.high if row.high is not None else 1e9)
     if row.name == "split":
         return st.sampled_from([*SPLITS, r"layers:decoder\.layers\.[23]"])
+    if row.name == "device_ranks":
+        return st.sampled_from(["", "1", "1, 1"])
     # TOML knows no lone surrogates, and no other control characters than it can escape.
     return st.text(st.characters(codec="utf-8"), max_size=12)
 
@@ -55,6 +57,7 @@ CONTRADICTIONS = (
     "it has no size to choose",
     "train many devices in one computation",
     "is about A and B",
+    "device-ranks = ",
 )
 
 
@@ -176,6 +179,17 @@ def test_an_unknown_word_is_refused_by_naming_the_known_ones(row, value):
     ("values", "named"),
     [
         ({"gate": "none", "split": "gates"}, ["gate = 'none'", "split = 'gates'"]),
+        ({"device-ranks": "2,9"}, ["device-ranks = '2,9'", "rank = 8", "whole numbers from 1 to 8"]),
+        ({"device-ranks": "0"}, ["device-ranks = '0'", "from 1 to 8"]),
+        ({"device-ranks": "2;4"}, ["device-ranks = '2;4'", "with commas"]),
+        ({"device-ranks": " ,"}, ["device-ranks = ' ,'", "with commas"]),
+        ({"device-ranks": "2", "method": "bottleneck", "arms": "global"}, ["device-ranks", "method = 'bottleneck'"]),
+        ({"device-ranks": "2", "parameter-budget": 100}, ["device-ranks", "set parameter-budget = 0"]),
+        ({"device-ranks": "2", "strategy": "krum"}, ["device-ranks", "strategy = 'krum'", "flexlora"]),
+        ({"device-ranks": "2", "personalization": "ditto"}, ["device-ranks", "personalization = 'gates'"]),
+        ({"device-ranks": "2", "split": "fedsa"}, ["device-ranks", "split = 'fedsa'", "split = 'gates'"]),
+        ({"device-ranks": "2", "split": "all-shared"}, ["device-ranks", "'self'", "gate = 'none'"]),
+        ({"device-ranks": "2", "gated-arms": "all"}, ["device-ranks", "gated-arms = 'personalized'"]),
         ({"arms": "neutral"}, ["'neutral'", "'personalized'"]),
         ({"arms": "global+finetune,personalized"}, ["'global+finetune'", "'global'"]),
     ],

@@ -187,6 +187,12 @@ def check_privacy(config: RunConfig, *, mean: bool) -> None:
             "attack on updates, or choose another personalization",
         ),
         (
+            bool(config.device_ranks) and (noise != NONE or sums or compressed or attacks_updates),
+            f"device-ranks = {federation.device_ranks!r}: the update of a device of smaller rank is for the most part what it has no room "
+            "for, which would be clipped, noised, encoded or attacked as if it were learned: set dp = 'none', secure-sum = 'none', "
+            "codec = 'fp32' and no attack on updates, or leave device-ranks empty",
+        ),
+        (
             attacks_updates and (edge or sums),
             f"attack = {federation.attack!r} changes single updates, and the aggregator sees sums here: "
             "set aggregation = 'device' and secure-sum = 'none', or attack = 'label-swap'",

@@ -5,21 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fl.adapters.pairs import Pair, aligned, pair_names, resized, truncated
 from strategies import pairs as pairs_module
 from strategies.pairs import (
-    Pair,
-    aligned,
     heterogeneous_mean,
     mean_factors,
     mean_product,
-    pair_names,
     product_gap,
     product_norms,
     residual,
-    resized,
     shares,
     stacked,
-    truncated,
 )
 
 D_OUT, D_IN = 7, 9
