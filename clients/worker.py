@@ -25,7 +25,7 @@ from fl.adapters.ranks import device_rank, reduced
 from fl.adapters.split import Split
 from fl.adapters.stacked import StackedModel
 from fl.adapters.state import Shapes, State, adapter_parameters, adapter_state
-from fl.arms import Arm, adapter_name
+from fl.arms import EVERYONE, Arm, adapter_name
 from fl.attacks import attacked
 from fl.config import RunConfig
 from fl.methods import Attached, MethodInfo, Recipe, attach, make_recipe, save_method
@@ -135,8 +135,10 @@ class Worker:
             if stored is not None:
                 state.update(stored.tensors)
         state.update(shared)
-        rank = device_rank(self.config, device_id)
-        return reduced(state, rank, self.config.federation.strategy) if rank < self.config.adapter.rank else state
+        config = self.config
+        # What all data in one place would give is a bound, whoever decodes with it.
+        rank = config.adapter.rank if arm.devices == EVERYONE else device_rank(config, device_id)
+        return reduced(state, rank, config.federation.strategy) if rank < config.adapter.rank else state
 
     def vary(self, examples: Sequence[Example], seed: int) -> Sequence[Example]:
         """A device's training examples for one local phase, varied where the task and the settings do so."""

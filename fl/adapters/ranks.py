@@ -12,15 +12,14 @@ import torch
 
 from fl.adapters.pairs import Pair, pair_names, resized, truncated, turned
 from fl.adapters.state import State
-from fl.arms import EVERYONE
 from fl.config import RunConfig
 from fl.names import BEST_PAIR_STRATEGIES
 from fl.rng import derive_choice
 
 
 def device_rank(config: RunConfig, device_id: str) -> int:
-    """The rank of a device, drawn by the seed and its id alone. All data in one place (``centralized``) has the full one."""
-    if not config.device_ranks or device_id == EVERYONE:
+    """The rank of a device, drawn by the seed and its id alone."""
+    if not config.device_ranks:
         return config.adapter.rank
     return derive_choice(config.device_ranks, config.seed, device_id, "rank")
 

@@ -7,7 +7,6 @@ import torch
 from fl.adapters.pairs import Pair
 from fl.adapters.ranks import device_rank, fitted, reduced
 from fl.adapters.state import State
-from fl.arms import EVERYONE
 from fl.config import make_config
 
 A, B, GATE = "map.gated_lora_A", "map.gated_lora_B", "map.gated_lora_gate_weight"
@@ -35,10 +34,8 @@ def test_a_devices_rank_follows_from_the_seed_and_its_name_alone() -> None:
     assert set(ranks[1]) == {2, 4, 8}
 
 
-def test_without_the_setting_and_for_all_data_in_one_place_the_rank_is_that_of_the_adapter() -> None:
+def test_without_the_setting_the_rank_is_that_of_the_adapter() -> None:
     assert device_rank(make_config({"rank": 6}), "ann") == 6
-    config = make_config({"rank": 6, "device-ranks": "1"})
-    assert (device_rank(config, EVERYONE), device_rank(config, "ann")) == (6, 1)
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])

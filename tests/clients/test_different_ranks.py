@@ -120,5 +120,6 @@ def test_who_only_decodes_has_no_more_rank_than_the_device_and_all_data_in_one_p
         product = {n: state[n] @ state[n.removesuffix("B") + "A"] for n in state if tensor_kind(n) == "B"}
         assert all(torch.allclose(p, torch.full_like(p, 4.0), rtol=1e-5) for p in product.values())  # of rank 1 anyway
     everyone = trained_arm("centralized", worker.config)
-    worker.place(everyone, EVERYONE, shared, before=9)
-    assert all(bool(values.all()) for values in beyond(worker.state("none"), 1))
+    for device_id in (EVERYONE, new):  # who trains it, and who decodes with it
+        worker.place(everyone, device_id, shared, before=9)
+        assert all(bool(values.all()) for values in beyond(worker.state("none"), 1))
