@@ -30,10 +30,12 @@ def within(state: State, slot: Slot) -> State:
     return {name: tensor[cut(name, slot)] for name, tensor in state.items()}
 
 
-def beyond(state: State, rank: int) -> list[torch.Tensor]:
-    """What lies in the coordinates that a device of ``rank`` has not, of tensors with coordinates; gates by their rows."""
-    rows = [t[rank:] for n, t in state.items() if tensor_kind(n) == "A" or (n.endswith("gate_weight") and t.dim() == 2)]
-    return [*rows, *(t[:, rank:] for n, t in state.items() if tensor_kind(n) == "B")]
+def beyond(state: State, slot: Slot) -> list[torch.Tensor]:
+    """The tensors without that part, which is set to zero in them: what lies in coordinates that the device has not."""
+    rest = {name: tensor.clone() for name, tensor in state.items()}
+    for name, tensor in rest.items():
+        tensor[cut(name, slot)] = 0.0
+    return list(rest.values())
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "flexlora"])
@@ -62,7 +64,7 @@ def test_a_device_of_smaller_rank_is_an_adapter_of_that_rank_filled_up_with_zero
     other = replace(member, device_id="bob", state=dict(task.start), seed=6)
     together = train_cohort(host, task, split, [other, member], budget=2**30)[1].state
     for found in (alone, together):
-        assert all(not bool(values.any()) for values in beyond(found, NARROW))
+        assert all(not bool(values.any()) for values in beyond(found, slot))
         for name, values in within(found, slot).items():
             torch.testing.assert_close(values, expected[name], rtol=1e-4, atol=1e-5)
     gates = [n for n in expected if tensor_kind(n) == "gate"]
@@ -100,7 +102,7 @@ def test_two_rounds_of_different_ranks_in_cohorts_equal_two_rounds_one_by_one(wo
             for worker, one in ((fast, found), (slow, result)):
                 rank = ranks[one.device_id]
                 state = worker.assembled(trained, one.device_id, dict(one.shared), before=9)
-                assert all(not bool(values.any()) for values in beyond(state, rank))
+                assert all(not bool(values.any()) for values in beyond(state, Slot(rank, 1.0, trained.gate)))
                 kept = [t[:rank] for n, t in state.items() if tensor_kind(n) == "A"]
                 assert all(bool(row.any()) for values in kept for row in values)
             for name in found.shared:
@@ -116,10 +118,10 @@ def test_who_only_decodes_has_no_more_rank_than_the_device_and_all_data_in_one_p
     for neutral in (False, True):
         worker.place(arm, new, shared, before=9, neutral=neutral)
         state = worker.state(arm.gate)
-        assert all(not bool(values.any()) for values in beyond(state, 1))
+        assert all(not bool(values.any()) for values in beyond(state, Slot(1, 1.0, arm.gate)))
         product = {n: state[n] @ state[n.removesuffix("B") + "A"] for n in state if tensor_kind(n) == "B"}
         assert all(torch.allclose(p, torch.full_like(p, 4.0), rtol=1e-5) for p in product.values())  # of rank 1 anyway
     everyone = trained_arm("centralized", worker.config)
     for device_id in (EVERYONE, new):  # who trains it, and who decodes with it
         worker.place(everyone, device_id, shared, before=9)
-        assert all(bool(values.all()) for values in beyond(worker.state("none"), 1))
+        assert all(bool(values.all()) for values in worker.state("none").values())
