@@ -21,6 +21,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord
 
 from benchmarks._report import Row, machine, matrix_rate, spread, write_row
+from fl.adapters.split import CONTROL
 from fl.names import STRATEGIES
 from fl.rng import derive_generator
 from fl.wire import Job
@@ -92,6 +93,16 @@ def only(kinds: tuple[str, ...], replies: list[DeviceReply]) -> tuple[DeviceRepl
     )
 
 
+def with_control(replies: list[DeviceReply]) -> tuple[DeviceReply, ...]:
+    """The replies with a control variate for each tensor, as SCAFFOLD's devices send: twice the numbers."""
+    return tuple(
+        DeviceReply(
+            r.device_id, {**(r.shared or {}), **{CONTROL + n: v for n, v in (r.shared or {}).items()}}, {}, r.numbers
+        )
+        for r in replies
+    )
+
+
 def measure(arguments: argparse.Namespace) -> dict[str, list[float]]:
     """Seconds by strategy, and of what every round does besides."""
     before, replies = make_replies(arguments.devices, arguments.layers, arguments.seed)
@@ -100,7 +111,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[float]]:
     for name in wanted:
         few = replies[: arguments.quadratic_devices] if name in QUADRATIC else replies
         kinds = KINDS.get(name, ("A", "B"))
-        chosen = only(kinds, few)
+        chosen = with_control(few) if name == "scaffold" else only(kinds, few)
         rule = make_rule(name, {n: v for n, v in before.items() if n[-1] in kinds}, len(few))
         found[name] = seconds_of(lambda rule=rule, chosen=chosen: rule.aggregate(chosen), arguments.repeats)  # type: ignore[misc]
         print(f"{name:>17}: {min(found[name]):7.3f} s, {len(few)} devices", flush=True)

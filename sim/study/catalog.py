@@ -185,7 +185,10 @@ def _adapters() -> Plan:
         "Gated LoRA against training from scratch, full fine-tuning and other small adapters",
         (
             Cell("lora", {"method": "lora", **budget}),
-            *(Cell(f"gate {gate}", {"gate": gate, "alpha": 2.0 * rank, **gated}) for gate, rank in ranks.items()),
+            *(
+                Cell(f"gate {gate}", {"gate": gate, "alpha": 2.0 * rank, **gated}, gate == "self")
+                for gate, rank in ranks.items()
+            ),
             Cell("scalar gate", {"method": "scalar-gate", **gated}),
             *(Cell(name, {"method": name, **budget}, name != "dora") for name in ("bottleneck", "prefix", "dora")),
             Cell("bitfit", {"method": "bitfit"}),
@@ -243,11 +246,11 @@ def _tasks() -> Plan:
         "tasks",
         "The same adapters, split, clients and strategies on text and on images",
         (
-            Cell("speech", {}),
             Cell("language-id", {"task": "language-id"}),
             Cell("digits", {"task": "digits"}),
+            Cell("speech", {}),
         ),
-        "speech",
+        "language-id",
         arms=("zero-shot", "local", "global", "personalized"),
         compared=("zero-shot", "local", "global", "personalized"),
     )

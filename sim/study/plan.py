@@ -27,7 +27,7 @@ SMOKE = Size(
         "devices": 3,
         "new-people": 0,
         "sentences": 14,
-        "test-share": 0.2,
+        "test-share": 0.15,
         "rounds": 2,
         "local-steps": 2,
         "finetune-steps": 2,

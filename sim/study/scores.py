@@ -108,9 +108,10 @@ class CellScores:
             tested = [row for row in run.results if row.arm == arm and row.split == "test" and not row.new_person]
             audio = math.fsum(row.seconds_audio for row in run.transcripts if row.arm == arm and not row.new_person)
             decoding = math.fsum(row.seconds_evaluate for row in tested)
+            size = run.costs["arms"].get(arm, {"parameters": 0})  # the frozen base has none
             values = {
-                "parameters": float(run.costs["adapter_parameters"]),
-                "private_bytes": float(run.costs["private_bytes"]),
+                "parameters": float(size["parameters"]),
+                "private_bytes": float(run.costs["private_bytes"] if arm == "personalized" else 0),
                 "bytes_up": float(max((row.bytes_up for row in trained), default=0)),
                 "seconds_train": math.fsum(row.seconds_train for row in trained),
                 "seconds_test": decoding,

@@ -73,6 +73,15 @@ def test_a_row_is_compared_with_the_baseline_and_with_global_on_the_same_sentenc
     assert rows["rank 2", "global"].against_global is None
 
 
+def test_an_arm_is_as_large_as_what_it_trains(study):
+    _, result = study
+    rows = {(row.cell, row.arm): row.costs for row in result.rows}
+    shared, personal = rows["rank 4", "global"], rows["rank 4", "personalized"]
+    assert shared["parameters"] == 2 * rows["rank 2", "global"]["parameters"]  # A and B alone
+    assert shared["private_bytes"] == 0
+    assert personal["private_bytes"] == 4 * (personal["parameters"] - shared["parameters"])  # the gates
+
+
 def test_a_cell_without_the_arm_of_all_is_compared_with_that_of_the_baseline(study):
     run, _ = study
     alone = Cell("alone", {"arms": "personalized"}, compared=("personalized",))
