@@ -86,7 +86,7 @@ class CellScores:
         errors, reference = [c.errors for c in counts], [c.reference for c in counts]
         devices = _by_device(rows, self.metric)
         worst = sorted(devices.values(), key=lambda total: -(total.rate or 0.0))[: math.ceil(len(devices) / 10)]
-        words = sum((each.counts.get("wer", each.counts[self.metric]) for each in rows), Counts())
+        words = sum((each.counts["wer"] for each in rows if "wer" in each.counts), Counts())
         facts: dict[str, Any] = {
             "macro_devices": macro_rate(errors, reference, [each.row.device for each in rows]),
             "macro_sentences": macro_rate(errors, reference),

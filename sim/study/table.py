@@ -50,7 +50,7 @@ def cells(row: StudyRow) -> tuple[str, ...]:
         f"{row.costs['parameters']:,.0f}",
         f"{row.costs['bytes_up'] / 1024:,.0f}",
         f"{row.costs['seconds_train']:.1f}",
-        f"{row.costs['audio_per_second']:.1f}",
+        f"{row.costs['audio_per_second']:.1f}" if row.costs["audio_per_second"] else "-",
     )
 
 
