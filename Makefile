@@ -20,7 +20,7 @@ study: $(READY) ## personalized against global, local and neutral over three see
 	$(BIN)/python -m benchmarks.personalization --arms local,global,personalized,neutral
 	$(BIN)/python -m benchmarks.new_people
 
-test: $(READY) ## all tests, in a process for each core; about 8 minutes on 2 cores
+test: $(READY) ## all tests, in a process for each core; about 13 minutes on 2 cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 check: $(READY) ## linters, types, direction of imports
