@@ -50,7 +50,7 @@ def audit(
     ] = "",
     smoke: Annotated[
         bool,
-        typer.Option("--smoke", help="A few people and steps, in about two minutes: shows that it works, no more."),
+        typer.Option("--smoke", help="A few people and steps, in a few minutes: shows that it works, no more."),
     ] = False,
     write: Annotated[Path | None, typer.Option(help="Markdown page whose section is to be replaced.")] = None,
     as_json: Annotated[
