@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import platform
 import statistics
 import time
@@ -10,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+
+from fl.machine import available_cores, processor
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "peft", "flwr", "numpy")
@@ -96,17 +97,9 @@ def spread(values: Sequence[float]) -> dict[str, float | int]:
 
 def machine(packages: Sequence[str] = ()) -> dict[str, object]:
     """The processor and the versions that a figure was measured with; ``packages`` are further ones to name."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        model = names[0] if names else model
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        "processor": model,
-        "cores": cores,
+        "processor": processor(),
+        "cores": available_cores(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in (*PACKAGES, *packages)},
     }

@@ -40,12 +40,12 @@ from fl.bases.resolve import load_base
 from fl.bases.whisper import WhisperBase
 from fl.config import RunConfig, flat, make_config
 from fl.data.partition import DeviceData
+from fl.machine import available_cores
 from fl.metrics import Counts
 from fl.rng import derive_generator, derive_seed
 from fl.speech.audio import SAMPLE_RATE, load_audio
 from fl.speech.task import SpeechTask, load_population, population_manifest
 from fl.wire import add_counts
-from sim.run import available_cores
 
 IGNORED = -100  # transformers' label of a position without a loss
 

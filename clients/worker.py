@@ -8,7 +8,6 @@ once per process and configuration.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from fl.adapters.state import Shapes, State, adapter_parameters, adapter_state
 from fl.arms import EVERYONE, Arm, adapter_name
 from fl.attacks import attacked
 from fl.config import RunConfig
+from fl.machine import available_cores
 from fl.methods import Attached, MethodInfo, Recipe, attach, make_recipe, save_method
 from fl.methods.low_rank import peft_config
 from fl.names import LOW_RANK_METHODS, UNSIZED_METHODS
@@ -179,8 +179,7 @@ def step_threads(parallel: int) -> int:
 
     Inside Ray at least the CPUs that the actor was given; alone on the machine, all of them.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // max(1, parallel), _ray_cpus())
+    return max(1, available_cores() // max(1, parallel), _ray_cpus())
 
 
 def _ray_cpus() -> int:

@@ -14,15 +14,11 @@ from typing import TextIO
 
 from fl.config import RunConfig
 from fl.errors import IdiolectError, RunError
+from fl.machine import available_cores
 from strategies.loop import Progress
 
 log = logging.getLogger("idiolect.sim")
 WORKER_BYTES = 1_500 * 2**20  # resident memory of a worker with whisper-base, measured by the demo
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cluster_cores(address: str) -> int:

@@ -22,6 +22,7 @@ from fl.attacks import attackers
 from fl.config import RunConfig, dump_config, flat, load_config, make_config
 from fl.errors import ConfigError, PopulationError, RunError
 from fl.files import write_atomically
+from fl.machine import available_cores, processor
 from fl.methods import fresh_state
 from fl.metrics import Counts
 from fl.names import NONE
@@ -300,19 +301,10 @@ class Comparison:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores and system, without the machine's name."""
-    import os
-
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [
-            line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
-        ]
-        model = names[0] if names else model
+    """Processor, cores that this process may use, and system, without the machine's name."""
     return {
-        "processor": model,
-        "cores": os.cpu_count(),
+        "processor": processor(),
+        "cores": available_cores(),
         "system": platform.system(),
         "python": platform.python_version(),
     }

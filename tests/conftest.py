@@ -1,6 +1,58 @@
-"""For all tests: none depends on timing, so no example of a property has a deadline."""
+"""For all tests: none depends on timing, so no example of a property has a deadline. And speech that is noise, for whole runs."""
 
+from collections.abc import Callable, Iterator, Sequence
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import pytest
 from hypothesis import settings
+
+from fl.data.manifest import Utterance, write_manifest
+from fl.speech.audio import save_audio
 
 settings.register_profile("idiolect", deadline=None)
 settings.load_profile("idiolect")
+
+WORDS = ["나는", "커피를", "마셨어", "meeting", "있어", "deadline", "오늘", "내일", "bug", "고쳤어"]
+NoiseManifest = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache folder of the tests' own."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IDIOLECT_HOME", str(home))
+        yield home
+
+
+@pytest.fixture(scope="session")
+def noise_manifest(tmp_path_factory: pytest.TempPathFactory) -> NoiseManifest:
+    """``noise_manifest(speakers, each)``: a manifest of recordings of noise, 0.6 to 1.2 s, of four words each.
+
+    No text comes twice, so that none is dropped as a leak. Utterance ``n`` of speaker ``s`` is ``s-n``, counted from 0.
+    """
+
+    def make(speakers: Sequence[str], each: int, *, lang: str | None = "ko") -> Path:
+        folder = tmp_path_factory.mktemp("speech")
+        rng = np.random.default_rng(0)
+        texts = list(permutations(WORDS, 4))
+        chosen = iter(rng.choice(len(texts), len(speakers) * each, replace=False))
+        utterances = []
+        for place, speaker in enumerate(speakers):
+            for number in range(each):
+                path = folder / f"{place}-{number}.wav"
+                noise = 0.1 * rng.standard_normal(int(16_000 * rng.uniform(0.6, 1.2)))
+                save_audio(path, noise.clip(-1, 1).astype(np.float32))
+                spoken = texts[next(chosen)]
+                spans = tuple((word, "en" if word.isascii() else "ko") for word in spoken)
+                utterances.append(
+                    Utterance(
+                        f"{place}-{number}", path, " ".join(spoken), speaker, lang=lang, spans=spans, level="word"
+                    )
+                )
+        write_manifest(folder / "manifest.jsonl", utterances)
+        return folder / "manifest.jsonl"
+
+    return make

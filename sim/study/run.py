@@ -136,6 +136,13 @@ class StudyRun:
         }
         if found is not None:
             costs = found.runs[0].costs
+            cores = {
+                run.costs["machine"]["cores"]
+                for one in scores.values()
+                if isinstance(one, CellScores)
+                for run in one.runs
+            }
+            conditions["machine"] = {**costs["machine"], "cores": " or ".join(map(str, sorted(cores)))}
             sentences = {(each.row.device, each.row.utterance) for rows in found.arms.values() for each in rows}
             conditions |= {name: costs[name] for name in ("base", "devices", "rounds", "local_steps", "batch_size")}
             conditions["sentences"] = len(sentences)

@@ -1,6 +1,6 @@
 """A Whisper of a few thousand weights, three utterances of different length, and every method on it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,9 @@ from fl.names import SITES
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def cache(own_home: Path) -> Path:
     """A cache folder of the tests' own."""
-    home = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("IDIOLECT_HOME", str(home))
-        yield home
+    return own_home
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,8 @@ import pytest
 
 from fl.config import RunConfig, dump_config
 from fl.errors import ConfigError
-from sim.run import _Notices, available_cores, run_simulation
+from fl.machine import available_cores
+from sim.run import _Notices, run_simulation
 
 MakeRun = Callable[..., RunConfig]
 ROOT = Path(__file__).parents[2]

@@ -1,10 +1,9 @@
 """Speech recognition with a CTC base: the same task, another recognizer."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from peft import get_peft_model
@@ -12,37 +11,23 @@ from torch import nn
 
 from fl.adapters import GatedLoraConfig
 from fl.config import RunConfig, make_config
-from fl.data.manifest import Utterance, read_manifest, write_manifest
+from fl.data.manifest import read_manifest, write_manifest
 from fl.errors import VocabularyError
-from fl.speech.audio import save_audio
 from fl.speech.task import SpeechTask
 from fl.tasks import load_task
 from sim.run import run_simulation
 
-WORDS = ["오늘", "meeting", "있어요", "내일", "커피", "deadline", "고쳤어", "bug"]
-
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    home = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("IDIOLECT_HOME", str(home))
-        yield home
+def cache(own_home: Path) -> Path:
+    """A cache folder of the tests' own."""
+    return own_home
 
 
 @pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("speech")
-    rng = np.random.default_rng(0)
-    utterances = []
-    for number in range(12):
-        path = folder / f"{number}.wav"
-        save_audio(path, (0.1 * rng.standard_normal(12_000 + 700 * number)).clip(-1, 1).astype(np.float32))
-        text = " ".join(rng.permutation(WORDS)[:3])
-        spans = tuple((word, "en" if word.isascii() else "ko") for word in text.split())
-        utterances.append(Utterance(f"u{number}", path, text, "ann" if number % 2 else "bob", spans=spans))
-    write_manifest(folder / "manifest.jsonl", utterances)
-    return folder / "manifest.jsonl"
+def manifest(noise_manifest: Callable[..., Path]) -> Path:
+    """Two speakers with six recordings each."""
+    return noise_manifest(["ann", "bob"], 6)
 
 
 def settings(manifest: Path, **changes: Any) -> RunConfig:

@@ -1,6 +1,6 @@
 """Activations below the lowest adapter: computed once, kept in half precision, and never a way around an adapter."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,11 @@ from fl.adapters import GatedLoraConfig
 from fl.adapters.config import target_pattern
 from fl.bases.resolve import load_base
 from fl.config import make_config
-from fl.data.manifest import Utterance, write_manifest
 from fl.errors import BaseModelError
-from fl.speech.audio import save_audio
 from fl.speech.prefix import PrefixCache, check_frozen, frozen_layers
 from fl.speech.task import SpeechTask
 
 DECODER = "decoder.self,decoder.cross"
-WORDS = ["오늘", "meeting", "있어요", "내일", "커피", "deadline", "고쳤어", "bug"]
 
 
 @pytest.fixture(scope="module")
@@ -36,27 +33,15 @@ def features(nano: Any) -> np.ndarray:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    home = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("IDIOLECT_HOME", str(home))
-        yield home
+def cache(own_home: Path) -> Path:
+    """A cache folder of the tests' own."""
+    return own_home
 
 
 @pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("speech")
-    rng = np.random.default_rng(0)
-    utterances = []
-    for number in range(12):
-        path = folder / f"{number}.wav"
-        save_audio(path, (0.1 * rng.standard_normal(9_000 + 700 * number)).clip(-1, 1).astype(np.float32))
-        text = " ".join(rng.permutation(WORDS)[:4])
-        spans = tuple((word, "en" if word.isascii() else "ko") for word in text.split())
-        speaker = "ann" if number % 2 else "bob"
-        utterances.append(Utterance(f"u{number}", path, text, speaker, None, None, None, spans, None, (), None, None))
-    write_manifest(folder / "manifest.jsonl", utterances)
-    return folder / "manifest.jsonl"
+def manifest(noise_manifest: Callable[..., Path]) -> Path:
+    """Two speakers with six recordings each."""
+    return noise_manifest(["ann", "bob"], 6)
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,7 @@
 """Speech recognition as a federated task: who has which examples, a loss that teaches, and counts of errors."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from peft import get_peft_model
 from fl.adapters import GatedLoraConfig
 from fl.arms import EVERYONE
 from fl.config import RunConfig, make_config
-from fl.data.manifest import Utterance, read_manifest, write_manifest
+from fl.data.manifest import read_manifest, write_manifest
 from fl.errors import AudioError, ConfigError
 from fl.metrics import Counts
 from fl.speech.audio import save_audio
@@ -26,48 +25,15 @@ SPEAKERS = ("김민수", "ann", "bob", "이서연")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    home = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("IDIOLECT_HOME", str(home))
-        yield home
+def cache(own_home: Path) -> Path:
+    """A cache folder of the tests' own."""
+    return own_home
 
 
 @pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four speakers with six recordings of noise each, 0.6 to 1.2 s."""
-    folder = tmp_path_factory.mktemp("speech")
-    rng = np.random.default_rng(0)
-    texts = list(
-        permutations(["나는", "커피를", "마셨어", "meeting", "있어", "deadline", "오늘", "내일", "bug", "고쳤어"], 4)
-    )
-    chosen = iter(rng.choice(len(texts), len(SPEAKERS) * 6, replace=False))
-    utterances = []
-    for speaker in SPEAKERS:
-        for number in range(6):
-            path = folder / f"{len(utterances)}.wav"
-            noise = 0.1 * rng.standard_normal(int(16_000 * rng.uniform(0.6, 1.2)))
-            save_audio(path, noise.clip(-1, 1).astype(np.float32))
-            spoken = texts[next(chosen)]
-            spans = tuple((w, "en" if w.isascii() else "ko") for w in spoken)
-            utterances.append(
-                Utterance(
-                    f"{speaker}-{number}",
-                    path,
-                    " ".join(spoken),
-                    speaker,
-                    None,
-                    None,
-                    None,
-                    spans,
-                    "word",
-                    (),
-                    None,
-                    None,
-                )
-            )
-    write_manifest(folder / "manifest.jsonl", utterances)
-    return folder / "manifest.jsonl"
+def manifest(noise_manifest: Callable[..., Path]) -> Path:
+    """Four speakers with six recordings each."""
+    return noise_manifest(SPEAKERS, 6, lang=None)
 
 
 @pytest.fixture(scope="module")

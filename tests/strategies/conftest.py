@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 
 from fl.config import RunConfig, make_config
-from fl.data.manifest import Utterance, write_manifest
-from fl.speech.audio import save_audio
 from fl.wire import COUNTS, JOB, SHARED, Job, device_key
 from sim.serial import SerialGrid
 from strategies.base import Roster, SharedFedAvg
@@ -96,12 +93,9 @@ def message_with() -> Callable[..., Message]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def cache(own_home: Path) -> Path:
     """A cache folder of the tests' own."""
-    home = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("IDIOLECT_HOME", str(home))
-        yield home
+    return own_home
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -113,39 +107,9 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four speakers with six recordings of noise each, 0.6 to 1.2 s."""
-    folder = tmp_path_factory.mktemp("speech")
-    rng = np.random.default_rng(0)
-    texts = list(
-        permutations(["나는", "커피를", "마셨어", "meeting", "있어", "deadline", "오늘", "내일", "bug", "고쳤어"], 4)
-    )
-    chosen = iter(rng.choice(len(texts), 4 * 6, replace=False))  # no text twice: none is dropped as a leak
-    utterances = []
-    for speaker in range(4):
-        for number in range(6):
-            path = folder / f"{speaker}-{number}.wav"
-            noise = 0.1 * rng.standard_normal(int(16_000 * rng.uniform(0.6, 1.2)))
-            save_audio(path, noise.clip(-1, 1).astype(np.float32))
-            spoken = texts[next(chosen)]
-            utterances.append(
-                Utterance(
-                    id=f"{speaker}-{number}",
-                    audio=path,
-                    text=" ".join(spoken),
-                    speaker=f"화자 {speaker}",
-                    start=None,
-                    end=None,
-                    lang="ko",
-                    spans=tuple((w, "en" if w.isascii() else "ko") for w in spoken),
-                    level="word",
-                    loanwords=(),
-                    session=None,
-                    split=None,
-                )
-            )
-    write_manifest(folder / "manifest.jsonl", utterances)
-    return folder / "manifest.jsonl"
+def manifest(noise_manifest: Callable[..., Path]) -> Path:
+    """Four speakers with six recordings each."""
+    return noise_manifest([f"화자 {number}" for number in range(4)], 6)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """Every task in its smallest form, made once for all tests of this folder."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,9 @@ Tiny = Callable[..., Task]
 
 
 @pytest.fixture(scope="package", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def cache(own_home: Path) -> Path:
     """A cache folder of the tests' own."""
-    home = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("IDIOLECT_HOME", str(home))
-        yield home
+    return own_home
 
 
 @pytest.fixture(scope="package", params=sorted(TINY))
