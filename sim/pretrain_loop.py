@@ -37,6 +37,7 @@ from fl.tensorfile import tensor_bytes
 
 FACTS_NAME = "pretraining.json"
 DROPOUT = 0.1
+DROPPED = ("hidden_dropout", "feat_proj_dropout", "final_dropout")
 CLIPPING_NORM = 1.0
 WEIGHT_DECAY = 0.01
 HELD_OUT_SHARE = 0.05
@@ -147,9 +148,8 @@ class _Training:
         self.settings = settings
         self.device = choose_device()
         start, vocabulary = random_ctc(settings.architecture, settings.tokens)
-        names = ("hidden_dropout", "activation_dropout", "attention_dropout", "feat_proj_dropout", "final_dropout")
         shape = CTC_ARCHITECTURES[settings.architecture]
-        config = ctc_config(shape, len(vocabulary), **dict.fromkeys(names, DROPOUT))
+        config = ctc_config(shape, len(vocabulary), **dict.fromkeys(DROPPED, DROPOUT))
         own = {name: tensor.clone().to(self.device) for name, tensor in start.state_dict().items()}
         self.model: nn.Module = assemble_ctc(config, own, settings.architecture)
         self.model.requires_grad_(True)

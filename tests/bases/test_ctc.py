@@ -15,7 +15,7 @@ from transformers import Wav2Vec2ForCTC
 from fl.adapters import GatedLoraConfig, adapter_state, load_state, target_pattern
 from fl.adapters.stacked import BASE, Slot, StackedAdapters, StackedModel
 from fl.bases.ctc import CtcBase, path_length
-from fl.bases.ctc_forward import encode_ctc, unwrap_ctc
+from fl.bases.ctc_forward import encode_ctc, strided_convolution, unwrap_ctc
 from fl.bases.resolve import load_base
 from fl.bases.speech import load_speech_base, name_with_tokens, split_tokens
 from fl.errors import BaseModelError, TextError, VocabularyError
@@ -64,7 +64,29 @@ def test_a_row_alone_has_the_logits_of_transformers(base: CtcBase, rows: list[np
         found, lengths = base.log_probs(base.model, batch)
         expected = base.model(batch.waveforms).logits
     assert lengths.tolist() == [expected.shape[1]]
-    assert torch.equal(found, torch.log_softmax(expected, dim=-1))
+    torch.testing.assert_close(found, torch.log_softmax(expected, dim=-1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(10, 5), (3, 2), (2, 2), (5, 3), (2, 3), (4, 1)])
+@pytest.mark.parametrize("channels", [1, 6])
+@pytest.mark.parametrize("frames", [10, 23, 24])
+def test_a_convolution_is_that_of_torch_in_values_and_gradients(
+    kernel: int, stride: int, channels: int, frames: int
+) -> None:
+    torch.manual_seed(kernel * stride)
+    values = torch.randn(2, frames, channels, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(12, channels, kernel, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(12, dtype=torch.float64, requires_grad=True)
+    found = strided_convolution(values, weight, bias, stride)
+    expected = torch.nn.functional.conv1d(values.transpose(1, 2), weight, bias, stride).transpose(1, 2)
+    torch.testing.assert_close(found, expected)
+    direction = torch.randn_like(expected)
+    for mine, theirs in zip(
+        torch.autograd.grad(found, (values, weight, bias), direction),
+        torch.autograd.grad(expected, (values, weight, bias), direction),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs)
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

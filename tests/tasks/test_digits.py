@@ -89,7 +89,8 @@ def test_training_the_base_is_a_function_of_its_seed_and_teaches_it():
         assert torch.equal(one, other)
 
 
-def test_the_base_is_trained_once_and_kept(cache, monkeypatch):
+def test_the_base_is_trained_once_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("IDIOLECT_HOME", str(tmp_path))
     trained = []
     monkeypatch.setattr("fl.image_task.base.train", lambda reader, progress: trained.append(reader))
     load_reader.cache_clear()
@@ -98,7 +99,7 @@ def test_the_base_is_trained_once_and_kept(cache, monkeypatch):
     again = load_reader("vit-digits").state_dict()
     assert len(trained) == 1
     assert all(torch.equal(first[name], again[name]) for name in first)
-    (kept,) = (cache / "bases").glob("vit-digits-*.safetensors")
+    (kept,) = (tmp_path / "bases").glob("vit-digits-*.safetensors")
     kept.write_bytes(b"damaged")
     load_reader.cache_clear()
     with pytest.raises(BaseModelError, match="remove it, it is made again"):
