@@ -8,12 +8,33 @@ import torch
 from torch import Tensor
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
+from fl.bases.catalog import Architecture
 from fl.bases.decoding import Rules
 from fl.bases.mapped import read_mapped
 from fl.bases.tokenizer import FileTokenizer, SpecialTokens, read_json
 from fl.errors import BaseModelError
 
 HEAD = "proj_out.weight"  # tied to the decoder's embedding
+
+
+def whisper_config(shape: Architecture, end: int = 0, start: int = 0) -> WhisperConfig:
+    """transformers' configuration of ``shape``; ``end`` and ``start`` are ids of special tokens."""
+    return WhisperConfig(
+        vocab_size=shape.vocabulary,
+        d_model=shape.d_model,
+        num_mel_bins=shape.mels,
+        encoder_layers=shape.encoder_layers,
+        decoder_layers=shape.decoder_layers,
+        encoder_attention_heads=shape.heads,
+        decoder_attention_heads=shape.heads,
+        encoder_ffn_dim=4 * shape.d_model,
+        decoder_ffn_dim=4 * shape.d_model,
+        init_std=0.1 if shape.d_model < 128 else 0.02,  # small models are nearly constant at 0.02
+        bos_token_id=end,
+        eos_token_id=end,
+        pad_token_id=end,
+        decoder_start_token_id=start,
+    )
 
 
 def assemble(config: WhisperConfig, weights: Mapping[str, Tensor], source: str) -> WhisperForConditionalGeneration:

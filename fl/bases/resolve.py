@@ -5,13 +5,13 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from transformers import WhisperConfig, WhisperForConditionalGeneration
+from transformers import WhisperForConditionalGeneration
 
 from fl.bases import convert, hub
-from fl.bases.catalog import ARCHITECTURES, TEXT_BASES, WHEEL_BASES, Architecture
+from fl.bases.catalog import ARCHITECTURES, TEXT_BASES, WHEEL_BASES
 from fl.bases.ctc_catalog import CTC_ARCHITECTURES
 from fl.bases.fingerprint import FingerprintMemo, fingerprint_of
-from fl.bases.loading import assemble, load_folder, make_rules
+from fl.bases.loading import assemble, load_folder, make_rules, whisper_config
 from fl.bases.mapped import in_dtype
 from fl.bases.tokenizer import ByteTokenizer
 from fl.bases.whisper import WhisperBase
@@ -78,32 +78,13 @@ def random_base(name: str) -> WhisperBase:
     architecture = ARCHITECTURES[key]
     tokenizer = ByteTokenizer(architecture.vocabulary)
     special = tokenizer.special
-    config = _config(architecture, special.end, special.start)
+    config = whisper_config(architecture, special.end, special.start)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("random base", key))
         weights = WhisperForConditionalGeneration(config).state_dict()
     model = assemble(config, weights, name)
     rules = make_rules(special, architecture.vocabulary, None, None)
     return WhisperBase(name, fingerprint_of(model), model, tokenizer, rules)
-
-
-def _config(shape: Architecture, end: int, start: int) -> WhisperConfig:
-    return WhisperConfig(
-        vocab_size=shape.vocabulary,
-        d_model=shape.d_model,
-        num_mel_bins=shape.mels,
-        encoder_layers=shape.encoder_layers,
-        decoder_layers=shape.decoder_layers,
-        encoder_attention_heads=shape.heads,
-        decoder_attention_heads=shape.heads,
-        encoder_ffn_dim=4 * shape.d_model,
-        decoder_ffn_dim=4 * shape.d_model,
-        init_std=0.1 if shape.d_model < 128 else 0.02,  # small models are nearly constant at 0.02
-        bos_token_id=end,
-        eos_token_id=end,
-        pad_token_id=end,
-        decoder_start_token_id=start,
-    )
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import Wav2Vec2ForCTC, WhisperConfig, WhisperForConditionalGeneration
+from transformers import Wav2Vec2ForCTC, WhisperForConditionalGeneration
 
 from fl.bases.catalog import ARCHITECTURES
 from fl.bases.ctc_catalog import CTC_ARCHITECTURES, ctc_config
 from fl.bases.ctc_loading import RANDOM_TOKENS
 from fl.bases.ctc_vocabulary import make_vocabulary
+from fl.bases.loading import whisper_config
 
 
 @dataclass(frozen=True)
@@ -36,20 +37,8 @@ def architecture_sizes() -> list[ArchitectureSize]:
     rows = []
     with torch.device("meta"):
         for name, shape in ARCHITECTURES.items():
-            config = WhisperConfig(
-                vocab_size=shape.vocabulary,
-                d_model=shape.d_model,
-                num_mel_bins=shape.mels,
-                encoder_layers=shape.encoder_layers,
-                decoder_layers=shape.decoder_layers,
-                encoder_attention_heads=shape.heads,
-                decoder_attention_heads=shape.heads,
-                encoder_ffn_dim=4 * shape.d_model,
-                decoder_ffn_dim=4 * shape.d_model,
-                pad_token_id=0,
-            )
             layers = f"{shape.encoder_layers} + {shape.decoder_layers}"
-            count = _count(WhisperForConditionalGeneration._from_config(config))
+            count = _count(WhisperForConditionalGeneration._from_config(whisper_config(shape)))
             rows.append(ArchitectureSize(name, shape.d_model, layers, shape.heads, shape.vocabulary, count))
         outputs = len(make_vocabulary(RANDOM_TOKENS))
         for name, ctc in CTC_ARCHITECTURES.items():
