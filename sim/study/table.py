@@ -104,7 +104,7 @@ def conditions(result: StudyResult) -> str:
         )
     return (
         f"Size {result.size}, seeds {', '.join(map(str, found['seeds']))}; {sizes}{machine['processor']}, "
-        f"{machine['cores']} cores, Python {machine['python']}; "
+        f"{machine['cores']} {'core' if str(machine['cores']) == '1' else 'cores'}, Python {machine['python']}; "
         + ", ".join(f"{name} {version}" for name, version in found["versions"].items())
         + ". 95 % bootstrap intervals, sentences within people. Against another: paired, negative is better; * excludes zero."
     )
