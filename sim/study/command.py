@@ -18,7 +18,8 @@ from sim.study.catalog import PLANS
 from sim.study.page import PAGE, STORE, rewrite, store, write_study
 from sim.study.plan import SIZES, Plan
 from sim.study.rows import StudyResult
-from sim.study.run import StudyRun
+from sim.study.run import CellRun, StudyRun
+from sim.study.side_by_side import carry_out_side_by_side
 from sim.study.table import print_result
 
 ROOT = Path("runs/studies")
@@ -28,7 +29,13 @@ Root = Annotated[
     Path, typer.Option("--runs", help="Where the runs are kept; those that are finished are not run again.")
 ]
 Cells = Annotated[str, typer.Option("--cells", help="Names of cells with ';' between; all by default.")]
-Workers = Annotated[int, typer.Option(help="Processes that train side by side; 0 trains in this one.", min=0)]
+Workers = Annotated[
+    int,
+    typer.Option(help="Processes in which the devices of a run train side by side; 0 trains in the run's own.", min=0),
+]
+Jobs = Annotated[
+    int, typer.Option(help="Runs side by side, each with its share of the cores and 2 GiB of memory or more.", min=1)
+]
 Write = Annotated[
     Path | None, typer.Option(help=f"Markdown page whose section is to be replaced, {PAGE}; rows go to {STORE}.")
 ]
@@ -40,14 +47,33 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 200)
 
 
-def run_plan(
-    plan: Plan, *, size: str, root: Path, cells: str, workers: int, write: Path | None, quiet: bool = False
-) -> StudyResult:
-    """Run or resume one study, and store it where ``write`` says."""
+def make_study(plan: Plan, *, size: str, root: Path, cells: str = "", workers: int = 0) -> StudyRun:
+    """What the options of a command ask for."""
     if size not in SIZES:
         raise ConfigError(f"size {size!r} is unknown: {', '.join(SIZES)}")
     names = tuple(name.strip() for name in cells.split(";") if name.strip())
-    study = StudyRun(plan, SIZES[size], root / size, names, workers)
+    return StudyRun(plan, SIZES[size], root / size, names, workers)
+
+
+def run_ahead(studies: list[StudyRun], jobs: int, *, quiet: bool = False) -> None:
+    """Carry out what the studies need, ``jobs`` runs side by side; with one job each study does so itself."""
+    if jobs == 1:
+        return
+    if any(study.workers for study in studies):
+        raise ConfigError("jobs and workers are two ways to use the cores: give one of them")
+    for study in studies:
+        study.check()
+    pending: dict[str, CellRun] = {}
+    for study in studies:
+        pending |= study.pending()
+    if pending:
+        with progress_bars(quiet) as show:
+            carry_out_side_by_side(list(pending.values()), jobs, show)
+
+
+def run_study(study: StudyRun, *, write: Path | None, quiet: bool = False) -> StudyResult:
+    """Run or resume one study, and store it where ``write`` says."""
+    plan, names = study.plan, study.cells
     with progress_bars(quiet) as show:
         result = study.run(show)
     stored = STORE / f"{plan.name}.json"
@@ -58,7 +84,7 @@ def run_plan(
                 result = result.merged(earlier).ordered([cell.name for cell in plan.cells])
         write_study(result, write, STORE)
     else:
-        store(result, root / size)
+        store(result, study.root)
     return result
 
 
@@ -71,18 +97,13 @@ def study_command(plan: Plan) -> Callable[..., None]:
         runs: Root = ROOT,
         cells: Cells = "",
         workers: Workers = 0,
+        jobs: Jobs = 1,
         write: Write = None,
         as_json: Json = False,
     ) -> None:
-        result = run_plan(
-            plan,
-            size="smoke" if smoke else size,
-            root=runs,
-            cells=cells,
-            workers=workers,
-            write=write,
-            quiet=as_json,
-        )
+        study = make_study(plan, size="smoke" if smoke else size, root=runs, cells=cells, workers=workers)
+        run_ahead([study], jobs, quiet=as_json)
+        result = run_study(study, write=write, quiet=as_json)
         if as_json:
             print(json.dumps(asdict(result), ensure_ascii=False))
         else:
@@ -100,12 +121,15 @@ def run_all(
     size: SizeName = "full",
     runs: Root = ROOT,
     workers: Workers = 0,
+    jobs: Jobs = 1,
     write: Write = None,
 ) -> None:
-    """Run every study of the catalogue, one after the other; runs that two of them have in common are made once."""
-    for plan in PLANS.values():
-        result = run_plan(plan, size="smoke" if smoke else size, root=runs, cells="", workers=workers, write=write)
-        print_result(result, console())
+    """Run every study of the catalogue; runs that two of them have in common are made once."""
+    size = "smoke" if smoke else size
+    studies = [make_study(plan, size=size, root=runs, workers=workers) for plan in PLANS.values()]
+    run_ahead(studies, jobs)
+    for study in studies:
+        print_result(run_study(study, write=write), console())
 
 
 def tables(

@@ -1,4 +1,4 @@
-"""Run the cells of a study, one after the other in this process, and keep a row of each. A stopped study goes on."""
+"""Run the cells of a study, one after the other, and keep a row of each. A stopped study goes on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fl.config import flat
+from fl.config import RunConfig, flat
 from fl.errors import AggregationError, IdiolectError, RunError
 from sim.run import run_simulation
 from sim.study.plan import Cell, Plan, Size
@@ -23,7 +23,40 @@ from strategies.app import machine
 
 log = logging.getLogger("idiolect.study")
 Progress = Callable[[str, int, int], None]
+FAILURE = "failed.txt"  # in the folder of a run
 REFUSED_RESULTS = (AggregationError,)  # a run that ends so has a result: the attack or the noise won
+
+
+@dataclass(frozen=True)
+class CellRun:
+    """One run of a study: of a cell and a seed."""
+
+    title: str
+    config: RunConfig
+    folder: Path
+
+    @property
+    def failure(self) -> str:
+        """Why the run ended without a model, which is a result; empty if it did not."""
+        path = self.folder / FAILURE
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to do."""
+        return (self.folder / "costs.json").exists() or (self.folder / FAILURE).exists()
+
+    def carry_out(self, workers: int = 0) -> None:
+        """Begin or go on, in this process or with ``workers`` that train side by side. What it raises names the cell."""
+        try:
+            run_simulation(self.config, serial=not workers, workers=workers or None)
+        except REFUSED_RESULTS as error:
+            log.warning("%s: %s", self.title, error)
+            (self.folder / FAILURE).write_text(str(error), encoding="utf-8")
+            return
+        except IdiolectError as error:
+            raise type(error)(f"{self.title}: {error}") from error
+        _drop_checkpoints(self.folder)
 
 
 @dataclass(frozen=True)
@@ -50,13 +83,35 @@ class StudyRun:
             for seed in self.size.seeds:
                 self.plan.config(cell, self.size, seed, "")
 
+    def pending(self) -> dict[str, CellRun]:
+        """The runs that :meth:`run` would carry out, by their settings: what cells and studies have in common is there once."""
+        found: dict[str, CellRun] = {}
+        for cell in self._chosen():
+            for run in self._runs(cell):
+                if not run.finished:
+                    found.setdefault(json.dumps({**flat(run.config), "output": ""}, sort_keys=True), run)
+        return found
+
+    def _chosen(self) -> tuple[Cell, ...]:
+        """The cells to run: the baseline too, since others are set beside it."""
+        cells = self.plan.chosen(self.size, self.cells)
+        if self.plan.baseline in [cell.name for cell in cells]:
+            return cells
+        return (*self.plan.chosen(self.size, (self.plan.baseline,)), *cells)
+
+    def _runs(self, cell: Cell) -> list[CellRun]:
+        """The runs of a cell, one for each seed."""
+        found = []
+        for seed in self.size.seeds:
+            folder = self.folder(cell, seed)
+            title = f"study {self.plan.name}, cell {cell.name!r}, seed {seed}"
+            found.append(CellRun(title, self.plan.config(cell, self.size, seed, str(folder)), folder))
+        return found
+
     def run(self, progress: Progress = lambda what, done, total: None) -> StudyResult:
         """All cells; what is finished already is read and not run again."""
         self.check()
-        cells = self.plan.chosen(self.size, self.cells)
-        names = [cell.name for cell in cells]
-        if self.plan.baseline not in names:
-            cells = (*self.plan.chosen(self.size, (self.plan.baseline,)), *cells)
+        cells = self._chosen()
         scores: dict[str, CellScores | str] = {}
         for done, cell in enumerate(cells):
             progress(f"{self.plan.name}: {cell.name}", done, len(cells))
@@ -71,25 +126,13 @@ class StudyRun:
 
     def _cell(self, cell: Cell) -> CellScores | str:
         """The scores of one cell, or why there are none."""
-        folders = []
-        for seed in self.size.seeds:
-            folder = self.folder(cell, seed)
-            failure = folder / "failed.txt"
-            if failure.exists():
-                return failure.read_text(encoding="utf-8")
-            if not (folder / "costs.json").exists():
-                config = self.plan.config(cell, self.size, seed, str(folder))
-                try:
-                    run_simulation(config, serial=not self.workers, workers=self.workers or None)
-                except REFUSED_RESULTS as error:
-                    log.warning("%s, seed %d: %s", cell.name, seed, error)
-                    failure.write_text(str(error), encoding="utf-8")
-                    return str(error)
-                except IdiolectError as error:
-                    raise type(error)(f"study {self.plan.name}, cell {cell.name!r}, seed {seed}: {error}") from error
-                _drop_checkpoints(folder)
-            folders.append(folder)
-        return CellScores.read(folders)
+        runs = self._runs(cell)
+        for run in runs:
+            if not run.finished:
+                run.carry_out(self.workers)
+            if run.failure:
+                return run.failure
+        return CellScores.read([run.folder for run in runs])
 
     def _rows(self, cell: Cell, scores: dict[str, CellScores | str]) -> list[StudyRow]:
         """The rows of one cell: of each compared arm, and of each slice of the sentences that the plan wants."""
