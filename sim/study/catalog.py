@@ -137,8 +137,8 @@ def _rank() -> Plan:
     ranks = (1, 2, 4, 8, 16, 32, 64)
     # alpha stays twice the rank, so that the scale of the update is the same for all.
     cells = [Cell(f"rank {r}", {"rank": r, "alpha": 2.0 * r}, r in (1, 8, 64)) for r in ranks]
-    # global of rank 8 and personalized of the rank that has as many parameters, gates counted in.
-    alike = Cell("equal parameters", {"parameter-budget": 589_824})
+    # Of as many parameters as the arm global of rank 8, gates counted in: rank 5.
+    alike = Cell("equal parameters", {"parameter-budget": 589_824, "alpha": 10.0, "arms": "personalized"})
     return Plan(
         "rank",
         "Which rank, with gates and without?",
