@@ -79,7 +79,9 @@ class AdapterConfig:
     )
     rank: int = setting(8, "rank of A and B, width of a bottleneck, length of a prefix", low=1, high=MAX_RANK)
     parameter_budget: int = setting(
-        0, "rank follows from this number of trained parameters, as near as it gets; 0 takes rank as it is", low=0
+        0,
+        "rank, and alpha with it, follows from this number of trained parameters, as near as it gets; 0 takes rank as it is",
+        low=0,
     )
     alpha: float = setting(16.0, "the update is scaled by alpha / rank", low=1e-6)
     gate: str = setting("self", "what gates the low-rank path of method gated-lora", choices=GATES)

@@ -6,6 +6,7 @@ The names are those of :data:`fl.config.METHODS`, which also says which of them 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import nn
 
@@ -36,7 +37,7 @@ METHODS: Mapping[str, Method] = {
 
 
 def make_recipe(config: RunConfig, task: Task, gate: str) -> Recipe:
-    """The recipe of an adapter with ``gate``: of the size that is set, or that the parameter budget gives.
+    """The recipe of an adapter with ``gate``: of the size that is set, or that the parameter budget gives at the same scale.
 
     Raises :class:`ConfigError` for a size that is larger than a layer and for a budget that cannot be met.
     """
@@ -45,7 +46,7 @@ def make_recipe(config: RunConfig, task: Task, gate: str) -> Recipe:
     method = METHODS[ours.method]
     if ours.parameter_budget:
         size = budget_rank(method, task.model, recipe, ours.parameter_budget)
-        return Recipe(ours.method, size, ours.alpha, gate, task.targets, config.seed, ours.prefix_gate)
+        return replace(recipe, size=size, alpha=ours.alpha * size / ours.rank)
     method.require_fit(task.model, recipe)
     return recipe
 

@@ -137,12 +137,15 @@ def _rank() -> Plan:
     ranks = (1, 2, 4, 8, 16, 32, 64)
     # alpha stays twice the rank, so that the scale of the update is the same for all.
     cells = [Cell(f"rank {r}", {"rank": r, "alpha": 2.0 * r}, r in (1, 8, 64)) for r in ranks]
-    # Of as many parameters as the arm global of rank 8, gates counted in: rank 5.
-    alike = Cell("equal parameters", {"parameter-budget": 589_824, "alpha": 10.0, "arms": "personalized"})
+    # The arms have the same number of parameters, gates counted in: ranks 8 and 5, and ranks 12 and 8.
+    alike = (
+        Cell("590 thousand parameters", {"parameter-budget": 589_824}),
+        Cell("885 thousand parameters", {"parameter-budget": 884_736}, False),
+    )
     return Plan(
         "rank",
         "Which rank, with gates and without?",
-        (*cells, alike),
+        (*cells, *alike),
         "rank 8",
         compared=("global", "personalized"),
         axis="rank",
@@ -174,20 +177,14 @@ def _adapters() -> Plan:
     """All trained on everybody's data in one place, at the parameters of LoRA of rank 8 where a method has a size to choose."""
     budget: dict[str, Value] = {"parameter-budget": 589_824}
     gated: dict[str, Value] = {"gated-arms": "all", **budget}
-    ranks = {
-        "self": 5,
-        "hidden": 7,
-        "low-rank": 8,
-        "cross": 5,
-    }  # what the budget gives; alpha is twice the rank, as elsewhere
     return Plan(
         "adapters",
         "Gated LoRA against training from scratch, full fine-tuning and other small adapters",
         (
             Cell("lora", {"method": "lora", **budget}),
             *(
-                Cell(f"gate {gate}", {"gate": gate, "alpha": 2.0 * rank, **gated}, gate == "self")
-                for gate, rank in ranks.items()
+                Cell(f"gate {gate}", {"gate": gate, **gated}, gate == "self")
+                for gate in ("self", "hidden", "low-rank", "cross")
             ),
             Cell("scalar gate", {"method": "scalar-gate", **gated}),
             *(Cell(name, {"method": name, **budget}, name != "dora") for name in ("bottleneck", "prefix", "dora")),

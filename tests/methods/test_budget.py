@@ -3,10 +3,12 @@
 import pytest
 
 from fl.adapters import target_pattern
+from fl.config import make_config
 from fl.errors import ConfigError
 from fl.methods import METHODS as TABLE
-from fl.methods import budget_rank
+from fl.methods import budget_rank, make_recipe
 from fl.names import UNSIZED_METHODS
+from fl.tasks import load_task
 
 from .conftest import recipe_of
 
@@ -48,3 +50,12 @@ def test_a_budget_out_of_reach_is_refused_with_the_closest(budget, base):
 def test_what_has_no_size_has_no_budget(method, base):
     with pytest.raises(ConfigError, match="no size to choose"):
         budget_rank(TABLE[method], base.model, recipe_of(method), 1000)
+
+
+def test_a_budget_changes_the_rank_and_not_the_scale(noise_manifest):
+    settings = {"base": "random:whisper-nano", "manifest": str(noise_manifest(["ann", "bob"], 6)), "new_people": 0}
+    task = load_task(make_config({**settings, "rank": 4, "alpha": 8.0}))
+    asked = make_config({**settings, "rank": 4, "alpha": 8.0, "parameter-budget": 24_000})
+    recipes = [make_recipe(asked, task, gate) for gate in ("none", "self")]
+    assert len({recipe.size for recipe in recipes}) == 2
+    assert [recipe.alpha / recipe.size for recipe in recipes] == [2.0, 2.0]
