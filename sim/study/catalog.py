@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fl.names import ATTACKS, PERSONALIZATIONS, STRATEGIES
+from fl.names import ATTACKS, PERSONALIZATIONS, STRATEGIES, UNSIZED_METHODS
 from fl.rng import derive_generator
 from fl.setting import Value
 from sim.study.plan import Cell, Plan
@@ -199,6 +199,36 @@ def _adapters() -> Plan:
     )
 
 
+def _rates() -> Plan:
+    """What the study of adapters takes its learning rates from: people and sentences that no result uses."""
+    budget: dict[str, Value] = {"parameter-budget": 589_824}
+    rates: dict[str, tuple[float, ...]] = {
+        "lora": (1e-3, 4e-3, 1.6e-2),
+        "bottleneck": (2.5e-4, 1e-3, 4e-3),
+        "prefix": (2.5e-4, 1e-3, 4e-3),
+        "bitfit": (1e-3, 4e-3, 1.6e-2),
+        "full": (1e-5, 4e-5, 1.6e-4),
+    }
+    cells = (
+        Cell(
+            f"{method} {rate:g}",
+            {"method": method, "learning-rate": rate, **(budget if method not in UNSIZED_METHODS else {})},
+            (method, rate) in (("lora", 4e-3), ("prefix", 1e-3)),
+        )
+        for method, several in rates.items()
+        for rate in several
+    )
+    return Plan(
+        "rates",
+        "Which learning rate for which kind of adapter? (validation data)",
+        tuple(cells),
+        "lora 0.004",
+        arms=("centralized",),
+        compared=("centralized",),
+        base={"cohort": 1, "final-split": "validation", "data-seed": 101},
+    )
+
+
 def _utterances() -> Plan:
     counts = (1, 2, 5, 10, 20, 40)
     return Plan(
@@ -319,6 +349,7 @@ def _search() -> Plan:
 
 _MAKERS = (
     _adapters,
+    _rates,
     _rank,
     _sites,
     _tokens,
