@@ -168,7 +168,8 @@ class StudyRun:
         )
 
     def _conditions(self, scores: dict[str, CellScores | str]) -> dict[str, Any]:
-        found = next((one for one in scores.values() if isinstance(one, CellScores)), None)
+        baseline_first = (scores[self.plan.baseline], *scores.values())
+        found = next((one for one in baseline_first if isinstance(one, CellScores)), None)
         packages = ("flwr", "torch", "transformers", "peft", "jiwer", "numpy")
         conditions: dict[str, Any] = {
             "seeds": list(self.size.seeds),

@@ -99,6 +99,13 @@ def test_a_cell_without_the_arm_of_all_is_compared_with_that_of_the_baseline(stu
     assert rows["tuned", "global+finetune"].against_baseline is not None
 
 
+def test_the_conditions_are_those_of_the_baseline(study):
+    run, _ = study
+    cells = (Cell("one round", {"rounds": 1}), run.plan.cells[0])
+    other = replace(run, plan=replace(run.plan, cells=cells, slices=())).run()
+    assert other.conditions["rounds"] == 2
+
+
 def test_slices_divide_the_sentences(study):
     _, result = study
     whole = next(row for row in result.rows if (row.cell, row.arm) == ("rank 4", "global"))
