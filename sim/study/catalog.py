@@ -204,8 +204,8 @@ def _rates() -> Plan:
     budget: dict[str, Value] = {"parameter-budget": 589_824}
     rates: dict[str, tuple[float, ...]] = {
         "lora": (1e-3, 4e-3, 1.6e-2),
-        "bottleneck": (2.5e-4, 1e-3, 4e-3),
-        "prefix": (2.5e-4, 1e-3, 4e-3),
+        "bottleneck": (1e-3, 4e-3, 1.6e-2),
+        "prefix": (1e-3, 4e-3, 1.6e-2, 6.4e-2),
         "bitfit": (1e-3, 4e-3, 1.6e-2),
         "full": (1e-5, 4e-5, 1.6e-4),
     }
