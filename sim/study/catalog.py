@@ -187,7 +187,9 @@ def _adapters() -> Plan:
                 for gate in ("self", "hidden", "low-rank", "cross")
             ),
             Cell("scalar gate", {"method": "scalar-gate", **gated}),
-            *(Cell(name, {"method": name, **budget}, name != "dora") for name in ("bottleneck", "prefix", "dora")),
+            Cell("bottleneck", {"method": "bottleneck", **budget}),
+            Cell("prefix", {"method": "prefix", "learning-rate": 0.064, **budget}),  # the others: study rates
+            Cell("dora", {"method": "dora", **budget}, False),
             Cell("bitfit", {"method": "bitfit"}),
             Cell("full", {"method": "full", "learning-rate": 1e-5}),
             Cell("scratch", {"method": "scratch", "learning-rate": 1e-3}),

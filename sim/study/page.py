@@ -32,11 +32,12 @@ def store(result: StudyResult, folder: Path) -> Path:
 
 def searched(result: StudyResult) -> bool:
     """Whether several settings vary at once, so that it is a question which of them matters."""
-    varied = {name for row in result.rows for name in row.settings}
+    drawn = [row.settings for row in result.rows if row.settings]
+    varied = {name for settings in drawn for name in settings}
     return (
-        bool(result.rows)
-        and len(varied) > 1
-        and all(not r.settings or r.settings.keys() == varied for r in result.rows)
+        len(varied) > 1
+        and all(settings.keys() == varied for settings in drawn)
+        and all(len({settings[name] for settings in drawn}) > 1 for name in varied)
     )
 
 

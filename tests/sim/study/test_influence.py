@@ -48,6 +48,8 @@ def test_a_search_is_told_from_a_study_of_one_setting():
     assert searched(search())
     rows = tuple(StudyRow(f"rank {r}", "global", {"rank": r}, (1,)) for r in (1, 2))
     assert not searched(StudyResult("rank", "Which?", "tiny", "mer", rows, {}))
+    alike = [replace(row, settings={**row.settings, "rank": 4}) if row.settings else row for row in search().rows]
+    assert not searched(replace(search(), rows=tuple(alike)))  # a setting that is the same in all rows is no draw
 
 
 def test_few_draws_say_nothing():
