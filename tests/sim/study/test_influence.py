@@ -1,5 +1,7 @@
 """What matters in a search: rank correlations against scipy's, chance by shuffling, and settings that cannot matter."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
