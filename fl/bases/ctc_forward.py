@@ -102,8 +102,8 @@ def _stem(inner: Any, waveforms: Tensor, samples: Sequence[int], lengths: Tensor
 def strided_convolution(values: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
     """``conv1d`` without padding of (batch, frames, channels) by (out, channels, kernel): (batch, fewer frames, out).
 
-    ``stride`` frames are one row of a matrix, so that each stretch of ``stride`` taps of the kernel is one product. For the
-    shapes of speech this is three times as fast as torch's convolution on a CPU, forward and backward.
+    ``stride`` frames are one row of a matrix, so that each stretch of ``stride`` taps of the kernel is one product: on a CPU
+    faster than torch's convolution and the turns of memory around it, backward most of all (docs/decisions.md).
     """
     out, channels, kernel = weight.shape
     if channels * kernel < out:  # a window is smaller than what it becomes: the first layer, which sees the waveform
