@@ -7,11 +7,8 @@ same within rounding everywhere. Nothing is shared but the mapped base and the c
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
-import sys
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -19,6 +16,7 @@ from multiprocessing.queues import Queue
 
 from fl.errors import ConfigError, RunError
 from fl.machine import available_cores
+from sim.cli import set_up_process
 from sim.study.run import CellRun, Progress
 
 
@@ -58,12 +56,11 @@ def carry_out_side_by_side(runs: Sequence[CellRun], jobs: int, progress: Progres
 
 
 def _begin(free: Queue[list[int]]) -> None:
-    """A new process: take a group of cores, and be as quiet as the command."""
+    """A new process: take a group of cores, and log as the command does."""
     import torch
 
     cores = free.get()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
     torch.set_num_threads(len(cores))
-    logging.basicConfig(level=logging.WARNING, format="%(levelname).1s %(name)s: %(message)s", stream=sys.stderr)
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+    set_up_process()
