@@ -137,18 +137,27 @@ def _rank() -> Plan:
     ranks = (1, 2, 4, 8, 16, 32, 64)
     # alpha stays twice the rank, so that the scale of the update is the same for all.
     cells = [Cell(f"rank {r}", {"rank": r, "alpha": 2.0 * r}, r in (1, 8, 64)) for r in ranks]
-    # The arms have the same number of parameters, gates counted in: ranks 8 and 5, and ranks 12 and 8.
-    alike = (
-        Cell("590 thousand parameters", {"parameter-budget": 589_824}),
-        Cell("885 thousand parameters", {"parameter-budget": 884_736}, False),
-    )
     return Plan(
         "rank",
         "Which rank, with gates and without?",
-        (*cells, *alike),
+        tuple(cells),
         "rank 8",
         compared=("global", "personalized"),
         axis="rank",
+    )
+
+
+def _budget() -> Plan:
+    """LoRA in the arm ``global``, which is gateless, beside a smaller rank with gates in the arm ``personalized``."""
+    return Plan(
+        "budget",
+        "At equal numbers of trained parameters, gates counted in: does Gated LoRA beat LoRA?",
+        (
+            Cell("590 thousand parameters", {"parameter-budget": 589_824}),  # ranks 8 and 5
+            Cell("885 thousand parameters", {"parameter-budget": 884_736}, False),  # ranks 12 and 8
+        ),
+        "590 thousand parameters",
+        compared=("global", "personalized"),
     )
 
 
@@ -236,7 +245,18 @@ def _utterances() -> Plan:
     return Plan(
         "utterances",
         "How much speech of one's own does it take?",
-        (*_cells("train-utterances", counts, smoke=(1, 5)), Cell("all", {})),
+        (
+            # Whoever says nothing gets what the others' speech made: neutral, the shared part without gates.
+            Cell(
+                "none",
+                {"new-people": 6, "arms": "global,personalized,neutral"},
+                False,
+                compared=("global", "neutral"),
+                new_people=True,
+            ),
+            *_cells("train-utterances", counts, smoke=(1, 5)),
+            Cell("all", {}),
+        ),
         "all",
         compared=("global", "personalized"),
         sizes=GLOBAL_ALONE,
@@ -353,6 +373,7 @@ _MAKERS = (
     _adapters,
     _rates,
     _rank,
+    _budget,
     _sites,
     _tokens,
     _ctc,

@@ -15,7 +15,7 @@ from rich.console import Console
 from fl.errors import ConfigError
 from sim.cli import progress_bars
 from sim.study.catalog import PLANS
-from sim.study.page import PAGE, STORE, rewrite, store, write_study
+from sim.study.page import PAGE, STORE, rewrite, store, stored_at, write_study
 from sim.study.plan import SIZES, Plan
 from sim.study.rows import StudyResult
 from sim.study.run import CellRun, StudyRun
@@ -76,12 +76,10 @@ def run_study(study: StudyRun, *, write: Path | None, quiet: bool = False) -> St
     plan, names = study.plan, study.cells
     with progress_bars(quiet) as show:
         result = study.run(show)
-    stored = STORE / f"{plan.name}.json"
     if write is not None:
+        stored = stored_at(plan.name, result.size, STORE)
         if names and stored.is_file():
-            earlier = StudyResult.read(stored)
-            if earlier.size == result.size:
-                result = result.merged(earlier).ordered([cell.name for cell in plan.cells])
+            result = result.merged(StudyResult.read(stored)).ordered([cell.name for cell in plan.cells])
         write_study(result, write, STORE)
     else:
         store(result, study.root)

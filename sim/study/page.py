@@ -8,6 +8,7 @@ from fl.files import PUBLIC, write_atomically
 from sim.section import page_parts, write_section
 from sim.study.chart import svg
 from sim.study.influence import influence_svg, influence_table
+from sim.study.plan import SIZES
 from sim.study.rows import StudyResult
 from sim.study.table import markdown
 
@@ -20,13 +21,18 @@ def markers(name: str) -> tuple[str, str]:
     return f"<!-- study {name}: made by idiolect study {name} -->", f"<!-- end of study {name} -->"
 
 
+def stored_at(name: str, size: str, folder: Path) -> Path:
+    """Where the rows of a study lie: each size has its own, so that a quick look replaces no result."""
+    return folder / f"{name}-{size}.json"
+
+
 def store(result: StudyResult, folder: Path) -> Path:
     """Rows and plot as files of ``folder``."""
-    path = folder / f"{result.name}.json"
+    path = stored_at(result.name, result.size, folder)
     result.write(path)
     write_atomically(path.with_suffix(".svg"), svg(result).encode(), mode=PUBLIC)
     if searched(result):
-        write_atomically(folder / f"{result.name}-influence.svg", influence_svg(result).encode(), mode=PUBLIC)
+        write_atomically(_influence(path), influence_svg(result).encode(), mode=PUBLIC)
     return path
 
 
@@ -42,21 +48,42 @@ def searched(result: StudyResult) -> bool:
 
 
 def write_study(result: StudyResult, page: Path, folder: Path) -> None:
-    """Store the rows and replace the study's section of ``page``, which must have its two comments."""
+    """Store the rows, and replace the study's section of ``page``, which must have its two comments, by all sizes stored."""
     page_parts(page, *markers(result.name))
-    stored = store(result, folder)
-    plot = stored.with_suffix(".svg").resolve().relative_to(page.resolve().parent)
-    text = f"{result.question}\n\n![{result.question}]({plot.as_posix()})\n\n{markdown(result)}"
-    if searched(result) and (table := influence_table(result)):
-        text += f"\n![Each setting and the error rate]({plot.with_name(f'{result.name}-influence.svg').as_posix()})\n\n{table}"
-    write_section(page, *markers(result.name), text)
+    store(result, folder)
+    write_section(page, *markers(result.name), _section(result.name, page, folder))
 
 
 def rewrite(page: Path, folder: Path) -> list[str]:
     """Every study whose rows are stored, written into ``page`` again: nothing is run. Returns their names."""
-    names = []
-    for path in sorted(folder.glob("*.json")):
-        result = StudyResult.read(path)
-        write_study(result, page, folder)
-        names.append(result.name)
+    results = [StudyResult.read(path) for path in sorted(folder.glob("*.json"))]
+    for result in results:
+        store(result, folder)
+    names = sorted({result.name for result in results})
+    for name in names:
+        write_section(page, *markers(name), _section(name, page, folder))
     return names
+
+
+def _section(name: str, page: Path, folder: Path) -> str:
+    """The question, then plot and table of each size that is stored, the largest first."""
+    found = [StudyResult.read(path) for path in folder.glob(f"{name}-*.json")]
+    order = [*reversed(SIZES)]
+    found.sort(key=lambda each: order.index(each.size) if each.size in order else len(order))
+    return "\n".join([f"{found[0].question}\n", *(_part(each, page, folder) for each in found)])
+
+
+def _part(result: StudyResult, page: Path, folder: Path) -> str:
+    path = stored_at(result.name, result.size, folder)
+    text = f"{_image(result.question, path.with_suffix('.svg'), page)}\n{markdown(result)}"
+    if searched(result) and (table := influence_table(result)):
+        text += f"\n{_image('Each setting and the error rate', _influence(path), page)}\n{table}"
+    return text
+
+
+def _influence(stored: Path) -> Path:
+    return stored.with_name(f"{stored.stem}-influence.svg")
+
+
+def _image(title: str, plot: Path, page: Path) -> str:
+    return f"![{title}]({plot.resolve().relative_to(page.resolve().parent).as_posix()})\n"

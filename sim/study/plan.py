@@ -61,13 +61,14 @@ class Cell:
     """One row of a study's table: a name, and the settings in which it differs from the others.
 
     ``smoke`` says whether the small size has it: the small size is to show that a study runs, not what it finds. ``compared``
-    are the arms that this row is about, those of the study by default.
+    are the arms that this row is about, those of the study by default; ``new_people`` that it is about people who took no part.
     """
 
     name: str
     settings: Settings
     smoke: bool = True
     compared: tuple[str, ...] = ()
+    new_people: bool = False
 
 
 @dataclass(frozen=True)

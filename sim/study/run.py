@@ -132,7 +132,7 @@ class StudyRun:
                 run.carry_out(self.workers)
             if run.failure:
                 return run.failure
-        return CellScores.read([run.folder for run in runs])
+        return CellScores.read([run.folder for run in runs], new_people=cell.new_people)
 
     def _rows(self, cell: Cell, scores: dict[str, CellScores | str]) -> list[StudyRow]:
         """The rows of one cell: of each compared arm, and of each slice of the sentences that the plan wants."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,23 +36,25 @@ SLICES: Mapping[str, Callable[[Scored], str]] = {"level": _level, "mixing": _mix
 
 @dataclass(frozen=True)
 class CellScores:
-    """The test sentences of one cell by arm, devices that took part only, named ``seed<k>/<device>``."""
+    """The test sentences of one cell by arm, of devices that took part or else of ``new_people``, named ``seed<k>/<device>``."""
 
     runs: tuple[RunFiles, ...]
     arms: Mapping[str, tuple[Scored, ...]]
     metric: str  # the main one of the task
+    new_people: bool = False
 
     @classmethod
-    def read(cls, folders: Sequence[Path]) -> CellScores:
+    def read(cls, folders: Sequence[Path], *, new_people: bool = False) -> CellScores:
         """The runs of all seeds of a cell."""
         runs = pool([read_run(folder) for folder in folders])
         if len(runs) == 1:  # so that cells of one seed and of several name their devices alike
             runs = [runs[0].renamed(f"seed{runs[0].seed}/")]
         arms: dict[str, list[Scored]] = {}
         task = runs[0].task
-        for each in score([row for run in runs for row in run.transcripts if not row.new_person], task):
+        tested = [row for run in runs for row in run.transcripts if row.new_person == new_people]
+        for each in score(tested, task):
             arms.setdefault(each.row.arm, []).append(each)
-        return cls(tuple(runs), {arm: tuple(rows) for arm, rows in arms.items()}, kind_of_run(task).main)
+        return cls(tuple(runs), {arm: tuple(rows) for arm, rows in arms.items()}, kind_of_run(task).main, new_people)
 
     def sliced(self, kind: str) -> dict[str, CellScores]:
         """The same for parts of the sentences: by ``level`` of the switch, or by ``mixing``, thirds of how much is embedded."""
@@ -60,7 +62,7 @@ class CellScores:
         parts = {}
         for name in names:
             arms = {arm: tuple(each for each in rows if SLICES[kind](each) == name) for arm, rows in self.arms.items()}
-            parts[name] = CellScores(self.runs, arms, self.metric)
+            parts[name] = replace(self, arms=arms)
         return parts
 
     @property
@@ -105,8 +107,10 @@ class CellScores:
         found: dict[str, list[float]] = {}
         for run in self.runs:
             trained = [row for row in run.results if row.arm == arm and row.steps]
-            tested = [row for row in run.results if row.arm == arm and row.split == "test" and not row.new_person]
-            audio = math.fsum(row.seconds_audio for row in run.transcripts if row.arm == arm and not row.new_person)
+            whose = [row for row in run.results if row.arm == arm and row.new_person == self.new_people]
+            tested = [row for row in whose if row.split == "test"]
+            heard = [row for row in run.transcripts if row.arm == arm and row.new_person == self.new_people]
+            audio = math.fsum(row.seconds_audio for row in heard)
             decoding = math.fsum(row.seconds_evaluate for row in tested)
             size = run.costs["arms"].get(arm, {"parameters": 0})  # the frozen base has none
             values = {

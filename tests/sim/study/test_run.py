@@ -7,6 +7,7 @@ import pytest
 
 from fl.config import flat
 from fl.errors import AggregationError, ConfigError, RunError
+from sim.report import read_run
 from sim.section import SectionError
 from sim.study import run as study_run
 from sim.study.page import markers, rewrite, write_study
@@ -99,6 +100,22 @@ def test_a_cell_without_the_arm_of_all_is_compared_with_that_of_the_baseline(stu
     assert rows["tuned", "global+finetune"].against_baseline is not None
 
 
+def test_a_cell_of_new_people_is_about_them_alone(study):
+    run, _ = study
+    arms = {"new-people": 1, "arms": "global,personalized,neutral"}
+    new = Cell("new", arms, compared=("global", "neutral"), new_people=True)
+    plan = replace(run.plan, cells=(run.plan.cells[0], new, Cell("others", arms, compared=("global",))), slices=())
+    other = replace(run, plan=plan)
+    rows = {(row.cell, row.arm): row for row in other.run().rows}
+    read = [row for seed in TINY.seeds for row in read_run(other.folder(new, seed)).transcripts if row.arm == "neutral"]
+    words = {who: sum(len(row.reference.split()) for row in read if row.new_person == who) for who in (True, False)}
+    assert rows["new", "neutral"].rates["wer"]["reference"] == words[True] > 0
+    assert rows["others", "global"].rates["wer"]["reference"] == words[False] > 0
+    assert rows["new", "neutral"].against_baseline is None  # other sentences
+    assert rows["new", "neutral"].against_global is not None
+    assert rows["new", "neutral"].costs["audio_per_second"] > 0
+
+
 def test_the_conditions_are_those_of_the_baseline(study):
     run, _ = study
     cells = (Cell("one round", {"rounds": 1}), run.plan.cells[0])
@@ -170,11 +187,26 @@ def test_rows_are_stored_and_the_page_is_made_from_them_again(study, tmp_path):
     assert first.endswith("after\n")
     rate = 100 * next(row for row in result.rows if row.cell == "rank 4").rates["mer"]["rate"]
     assert f"| rank 4 | global | {rate:.1f} (" in first
-    assert "![Does rank matter?](studies/tiny.svg)" in first
+    assert "![Does rank matter?](studies/tiny-tiny.svg)" in first
     page.write_text(first.replace("| rank 4 |", "| rank 5 |"), encoding="utf-8")
     assert rewrite(page, rows) == ["tiny"]
     assert page.read_text(encoding="utf-8") == first
-    assert StudyResult.read(rows / "tiny.json") == replace(result, rows=result.rows)
+    assert StudyResult.read(rows / "tiny-tiny.json") == replace(result, rows=result.rows)
+
+
+def test_a_quick_look_replaces_no_result(study, tmp_path):
+    _, result = study
+    page, rows = tmp_path / "results.md", tmp_path / "studies"
+    page.write_text("\n".join(markers("tiny")), encoding="utf-8")
+    full, smoke = replace(result, size="full"), replace(result, size="smoke", rows=result.rows[:2])
+    write_study(full, page, rows)
+    write_study(smoke, page, rows)
+    text = page.read_text(encoding="utf-8")
+    assert text.count("Does rank matter?") == 3  # the question once, and two plots
+    assert text.index("studies/tiny-full.svg") < text.index("Size full") < text.index("studies/tiny-smoke.svg")
+    assert [StudyResult.read(rows / f"tiny-{each.size}.json") for each in (full, smoke)] == [full, smoke]
+    assert rewrite(page, rows) == ["tiny"]
+    assert page.read_text(encoding="utf-8") == text
 
 
 def test_cells_that_were_run_later_join_those_that_are_stored(study):
