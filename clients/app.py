@@ -19,7 +19,7 @@ from clients.answers import DeviceFailure, DeviceResult, ReplyWriter
 from clients.evaluator import Evaluation, evaluate
 from clients.hosting import Hosting, node_worker
 from clients.masking import Masking, Sessions, inboxes, take_step
-from clients.mods import guard_mod
+from clients.mods import discreet_mod, guard_mod
 from clients.outgoing import Outgoing, check_demands
 from clients.personal import Placed, place_device
 from clients.phase import DEVICE_FAULTS, CohortStep, one_by_one, train_device
@@ -37,7 +37,7 @@ from fl.predictions import PREDICTIONS_NAME, prediction_lines
 from fl.wire import JOB, SECURE, SECURE_STEP, SHARED, Job, device_key, from_arrays, read_settings, tensors_bytes
 
 log = logging.getLogger("idiolect.client")
-app = ClientApp(mods=[guard_mod])
+app = ClientApp(mods=[discreet_mod, guard_mod])
 MAX_UNSETTLED = 64  # devices whose result waits for their private state to reach the disk
 
 

@@ -12,10 +12,19 @@ from fl.errors import ConfigError, PopulationError
 
 
 def node_worker(config: RunConfig, node_config: Mapping[str, object]) -> Worker:
-    """The worker of a node; :class:`ConfigError` if neither the node nor the run says where private state is kept."""
-    root = str(node_config.get("store", "")) or (str(Path(config.output) / "devices") if config.output else "")
-    if not root:
+    """The worker of a node; :class:`ConfigError` if it has no place for private state.
+
+    A simulation keeps it beside the run. A deployed device says itself where: the run's settings come from the aggregator, who has
+    no say over paths of other people's disks.
+    """
+    root = str(node_config.get("store", ""))
+    if not root and "device-id" in node_config:
+        raise ConfigError(
+            "no place for private state: start the SuperNode with --node-config \"device-id='...' store='/path/to/private/state'\""
+        )
+    if not root and not config.output:
         raise ConfigError("no place for private state: set output in the run-config, or store in the node-config")
+    root = root or str(Path(config.output) / "devices")
     return get_worker(config, Path(root))
 
 

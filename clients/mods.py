@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from flwr.app import ArrayRecord, Context, Message, MessageType
 from flwr.clientapp.typing import ClientAppCallable
 
 from clients.hosting import node_worker
-from fl.adapters.split import CONTROL, OWN, role_of
+from fl.adapters.split import CONTROL, OWN, role_of, tensor_kind
 from fl.arms import Arm, trained_arm
 from fl.config import RunConfig
+from fl.errors import DemandError, GuardError, RunError
 from fl.names import EDGE, LAST_PREFIX
 from fl.privacy.exchange import ENCODED_FORM, MASKED, PLAIN, form_of, payload_sizes, vector_size
 from fl.privacy.guard import check_reply, check_secure_step, named_devices
 from fl.wire import JOB, PAYLOAD, SECURE, SECURE_STEP, SHARED, Job, read_settings, split_key
+
+log = logging.getLogger("idiolect.client")
+SPEAKABLE = (DemandError, GuardError)  # their texts name settings and tensors, never what a person said or a path
+
+
+def discreet_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Keep the text of an exception on a deployed device: it may quote a line of a manifest, and Flower would send it on.
+
+    The aggregator learns the type. A simulation has no secrets from its own process and keeps the text.
+    """
+    try:
+        return call_next(message, context)
+    except SPEAKABLE:
+        raise
+    except Exception as error:
+        if "device-id" not in context.node_config:
+            raise
+        log.exception("a message was not answered")
+        raise RunError(f"{type(error).__name__} on the device, whose log says more") from None
 
 
 def guard_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -42,9 +63,11 @@ def guard_mod(message: Message, context: Context, call_next: ClientAppCallable) 
     participants = [split_key(key)[1] for key in message.content.config_records if split_key(key)[0] == SECURE]
     shapes = {name: tuple(array.shape) for name, array in asked.items()}
     private = _private(arm, shapes, config, context) if arm is not None else set()
+    training = message.metadata.message_type == MessageType.TRAIN
+    if training:
+        _keep_gates(shapes, context.node_config)
     reply = call_next(message, context)
     if reply.has_content():
-        training = message.metadata.message_type == MessageType.TRAIN
         form = form_of(config, arm, job.phase) if training else PLAIN
         sizes = {name: math.prod(shape) for name, shape in shapes.items()}
         check_reply(
@@ -59,6 +82,18 @@ def guard_mod(message: Message, context: Context, call_next: ClientAppCallable) 
             masked=dict.fromkeys(participants, vector_size(config, sizes.values())) if form == MASKED else None,
         )
     return reply
+
+
+def _keep_gates(names: Iterable[str], node_config: Mapping[str, object]) -> None:
+    """Raise :class:`DemandError` if a deployed device is to share gates, whatever the run's split says, unless its owner allows it."""
+    if "device-id" not in node_config or node_config.get("share-gates") is True:
+        return
+    gates = [name for name in names if tensor_kind(name) == "gate"]
+    if gates:
+        raise DemandError(
+            f"the run would share {len(gates)} gates, and gates do not leave this device: it takes no part. Set split = 'gates' or "
+            "gated-arms = 'personalized' in the run, or let the owner start the SuperNode with --node-config \"share-gates=true\""
+        )
 
 
 def _private(arm: Arm, names: Iterable[str], config: RunConfig, context: Context) -> set[str]:

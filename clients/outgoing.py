@@ -22,7 +22,7 @@ from fl.adapters.state import State
 from fl.arms import EVERYONE, trained_arm
 from fl.compression import decode_all, encode_all, encoded_bytes, join, make_codec
 from fl.config import RunConfig
-from fl.errors import ConfigError
+from fl.errors import DemandError
 from fl.names import EDGE, NONE, PAIRWISE
 from fl.privacy.dp import Update, add_noise, clip, difference, norm
 from fl.privacy.exchange import (
@@ -43,23 +43,23 @@ RESIDUAL = "residual"  # and the arm: where the store keeps what compression los
 
 
 def check_demands(node_config: Mapping[str, object], config: RunConfig, job: Job) -> None:
-    """Raise :class:`ConfigError` if a job promises less than this node's owner demands, or asks a real device to play a hostile one.
+    """Raise :class:`DemandError` if a job promises less than this node's owner demands, or asks a real device to play a hostile one.
 
     ``secure-sum='pairwise'`` in the node-config refuses to send an update unmasked, ``local-noise=0.8`` with less than that
     multiplier of noise added at the device: both without having to believe the aggregator.
     """
     if config.federation.attack != NONE and "device-id" in node_config:
-        raise ConfigError(
+        raise DemandError(
             f"attack = {config.federation.attack!r} is for simulations, and this is a deployed device: it takes no part"
         )
     form = form_of(config, trained_arm(job.arm, config), job.phase)
     if job.phase != FEDERATE or not job.devices:
         return
     if node_config.get("secure-sum") == PAIRWISE and form != MASKED:
-        raise ConfigError("this node sends updates masked only, and the run has secure-sum = 'none': it takes no part")
+        raise DemandError("this node sends updates masked only, and the run has secure-sum = 'none': it takes no part")
     least = float(str(node_config.get("local-noise", 0.0)))
     if least and not job.noise >= least * job.bound > 0:
-        raise ConfigError(
+        raise DemandError(
             f"this node adds noise of at least {least:g} clipping norms, the run asks for {job.noise:g} at norm {job.bound:g}: "
             "it takes no part"
         )

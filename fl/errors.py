@@ -13,6 +13,10 @@ class ConfigError(IdiolectError):
     """A key, a value or a combination of settings that is not allowed. Names the key, the value and what is."""
 
 
+class DemandError(ConfigError):
+    """What a run asks of a device and its owner does not allow. The text names settings only, so it may leave the device."""
+
+
 class ManifestError(IdiolectError):
     """A manifest line that cannot be used. The message starts with ``file:line:``."""
 

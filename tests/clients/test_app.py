@@ -16,13 +16,14 @@ from clients import app as client
 from clients import phase
 from clients.answers import DeviceResult
 from clients.app import app, hosted_devices
+from clients.hosting import node_worker
 from clients.phase import local_plan
 from clients.trainer import schedule_factor
 from clients.worker import Worker
 from fl.adapters.files import load_adapter
 from fl.arms import EVERYONE, trained_arm
 from fl.config import RunConfig
-from fl.errors import AudioError, ConfigError, StoreError
+from fl.errors import AudioError, ConfigError, RunError, StoreError
 from fl.wire import COUNTS, DEVICES, FINETUNE, JOB, SETTINGS_RECORD, SHARED, Job, device_key, settings_record, to_arrays
 from sim.serial import SerialGrid
 
@@ -338,15 +339,22 @@ def test_damaged_private_state_is_a_failed_device_and_not_a_fresh_start(
         worker.store.load("personalized", trainees[0], {}, before=2)
 
 
-def test_without_a_place_for_private_state_nothing_is_trained(
-    config: RunConfig, deployed: Context, trainees: tuple[str, ...]
+@pytest.mark.parametrize("output", ["", "where/the/aggregator/says"])
+def test_a_deployed_device_that_was_given_no_place_for_private_state_trains_nothing(
+    config: RunConfig, deployed: Context, trainees: tuple[str, ...], output: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     deployed.node_config = {"device-id": trainees[0]}
-    settings = settings_record(replace(config, output=""))
+    settings = settings_record(replace(config, output=output))
     message = Message(
         RecordDict({JOB: job(trainees[0]).to_record(), SETTINGS_RECORD: settings}),
         dst_node_id=1,
         message_type=MessageType.TRAIN,
     )
-    with pytest.raises(ConfigError, match="no place for private state"):
+    with pytest.raises(RunError, match=r"^ConfigError on the device, whose log says more$"):
         app(message, deployed)
+    assert "store='/path/to/private/state'" in caplog.text
+
+
+def test_a_simulation_without_a_folder_has_no_place_for_private_state(config: RunConfig) -> None:
+    with pytest.raises(ConfigError, match="set output in the run-config"):
+        node_worker(replace(config, output=""), {"partition-id": 0, "num-partitions": 1})

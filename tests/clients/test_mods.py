@@ -1,14 +1,17 @@
 """The guard at the boundary: whatever goes wrong further in, only shared tensors and counts of the right devices leave."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from clients.mods import guard_mod
+from clients.mods import discreet_mod, guard_mod
 from fl.config import RunConfig
+from fl.errors import ManifestError
 from fl.wire import COUNTS, JOB, SETTINGS_RECORD, SHARED, Job, device_key, settings_record
 from sim.serial import SerialGrid
 
@@ -80,3 +83,84 @@ def test_an_answer_to_a_query_holds_counts_only(answer: Callable[..., Message]) 
     roster: Content = {device_key(COUNTS, "ann"): MetricRecord({"examples": 3, "new-person": 0})}
     assert set(answer(roster, kind=MessageType.QUERY).content) == set(roster)
     assert answer(GOOD, kind=MessageType.QUERY).has_error()
+
+
+# A deployed device
+
+
+@pytest.fixture
+def deployed(config: RunConfig, tmp_path: Path) -> Callable[..., Message]:
+    """What comes back from a deployed device, whose inside does as ``inside`` does, when it is asked to share ``asked``."""
+
+    def send(
+        inside: Callable[[], RecordDict],
+        *,
+        asked: ArrayRecord | None = None,
+        kind: str = MessageType.TRAIN,
+        **node: bool | str,
+    ) -> Message:
+        client = ClientApp(mods=[discreet_mod, guard_mod])
+
+        def respond(message: Message, context: Context) -> Message:
+            return Message(inside(), reply_to=message)
+
+        for register in (client.train, client.evaluate, client.query):
+            register()(respond)
+        grid = SerialGrid(client, nodes=1)
+        grid._contexts[1].node_config = node if node else {"device-id": "ann", "store": str(tmp_path)}
+        job = Job(arm="global", round=1, devices=("ann",))
+        request = RecordDict({JOB: job.to_record(), SETTINGS_RECORD: settings_record(with_shared_gates(config))})
+        request[SHARED] = asked or arrays(A)
+        (reply,) = grid.send_and_receive([Message(request, dst_node_id=1, message_type=kind)])
+        return reply
+
+    return send
+
+
+def with_shared_gates(config: RunConfig) -> RunConfig:
+    """The settings of a run whose arm ``global`` shares gates too."""
+    return replace(config, adapter=replace(config.adapter, gated_arms="all"))
+
+
+def shares(*names: str) -> Callable[[], RecordDict]:
+    content: Content = {
+        device_key(SHARED, "ann"): arrays(*names),
+        device_key(COUNTS, "ann"): MetricRecord({"examples": 3}),
+    }
+    return lambda: RecordDict(content)
+
+
+def test_a_deployed_device_shares_no_gate_even_if_the_run_calls_gates_shared(deployed: Callable[..., Message]) -> None:
+    reply = deployed(shares(A, GATE), asked=arrays(A, GATE))
+    assert reply.has_error()
+    assert "DemandError" in str(reply.error.reason)
+    assert "1 gates" in str(reply.error.reason)
+    assert deployed(shares(A)).has_content()
+
+
+def test_gates_are_shared_where_the_owner_says_so_or_where_devices_are_simulated(
+    deployed: Callable[..., Message], tmp_path: Path
+) -> None:
+    owner: dict[str, bool | str] = {"device-id": "ann", "store": str(tmp_path), "share-gates": True}
+    for node in (owner, {"partition-id": "0", "num-partitions": "1"}):
+        assert set(deployed(shares(A, GATE), asked=arrays(A, GATE), **node).content) == set(shares(A)())
+
+
+@pytest.mark.parametrize("kind", [MessageType.TRAIN, MessageType.EVALUATE, MessageType.QUERY])
+def test_what_an_exception_quotes_stays_on_the_device(
+    deployed: Callable[..., Message], kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> RecordDict:
+        raise ManifestError("/home/minji/manifest.jsonl:3: no spans in '나는 meeting 있어'")
+
+    reply = deployed(fail, kind=kind)
+    assert reply.has_error()
+    assert str(reply.error.reason) == "RunError: ManifestError on the device, whose log says more"
+    assert "나는 meeting 있어" in caplog.text  # the owner can read why
+    simulated = deployed(fail, kind=kind, **{"partition-id": "0", "num-partitions": "1"})
+    assert "나는 meeting 있어" in str(simulated.error.reason)
+
+
+def test_an_error_without_secrets_is_said_to_the_aggregator(deployed: Callable[..., Message]) -> None:
+    reply = deployed(lambda: RecordDict({"transcripts:ann": ConfigRecord({"text": "안녕"})}))
+    assert "GuardError" in str(reply.error.reason)

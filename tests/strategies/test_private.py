@@ -502,24 +502,24 @@ def test_the_same_attack_comes_again_and_another_round_draws_other_noise(run: Ru
     assert any((once[name] != value).any() for name, value in start.items())
 
 
-def deployed(devices: int = DEVICES) -> DroppingGrid:
-    """A node for each device, which says its name."""
+def deployed(store: Path, devices: int = DEVICES) -> DroppingGrid:
+    """A node for each device, which says its name and where it keeps what is private."""
     grid = DroppingGrid(nodes=devices)
     for place, context in enumerate(grid._contexts.values()):
-        context.node_config = {"device-id": name_of(place)}
+        context.node_config = {"device-id": name_of(place), "store": str(store / name_of(place))}
     return grid
 
 
 @pytest.mark.parametrize("attack", ["sign-flip", "label-swap"])
-def test_no_deployed_device_is_made_hostile(run: Run, attack: str) -> None:
-    grid = deployed()
+def test_no_deployed_device_is_made_hostile(run: Run, attack: str, tmp_path: Path) -> None:
+    grid = deployed(tmp_path)
     with pytest.raises(ConfigError, match="some of these nodes are deployed"):
         run(grid, attack=attack)
     assert {kind for kind, _ in grid.sent} == {MessageType.QUERY}
 
 
 def test_deployed_devices_get_noise_that_no_seed_tells(run: Run, start: Tensors, tmp_path: Path) -> None:
-    found = [run(deployed(), folder=folder, **NOISE) for folder in ("one", "two")]
+    found = [run(deployed(tmp_path / "stores" / folder), folder=folder, **NOISE) for folder in ("one", "two")]
     assert any((found[0][name] != found[1][name]).any() for name in start)
     said = json.loads((tmp_path / "one" / PRIVACY_NAME).read_text(encoding="utf-8"))
     assert said["simulated"] is False
