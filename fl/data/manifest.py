@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fl.errors import ManifestError, TextError
+from fl.errors import ManifestError, MetricError, TextError
 from fl.files import PUBLIC, write_atomically
+from fl.metrics.languages import check_spans
 from fl.speech.text import normalize_text
 
 LEVELS = ("word", "phrase", "sentence")
@@ -126,15 +127,20 @@ class _Line:
         start, end = self._seconds("start"), self._seconds("end")
         if end is not None and (start or 0.0) >= end:
             self._fail(f"'start' {start or 0.0} is not before 'end' {end} (seconds)")
+        text, spans = self._transcript(), self._pairs("spans", "a word part and its language")
+        try:
+            check_spans(text, spans)  # now, and not when hours of training are to be scored
+        except MetricError as error:
+            self._fail(f"'spans': {error}")
         return Utterance(
             id=self._string("id") or f"{manifest.stem}:{number}",
             audio=Path(os.path.abspath(manifest.parent / self._required("audio"))),
-            text=self._transcript(),
+            text=text,
             speaker=self._required("speaker"),
             start=start,
             end=end,
             lang=self._string("lang"),
-            spans=self._pairs("spans", "a word part and its language"),
+            spans=spans,
             level=self._choice("level", LEVELS),
             loanwords=self._pairs("loanwords", "a matrix and a latin spelling"),
             session=self._string("session"),

@@ -23,10 +23,12 @@ def test_a_line_with_three_keys_is_enough(write_lines):
 def test_text_spans_and_loanwords_are_composed_at_ingest(write_lines):
     nfd = unicodedata.normalize("NFD", "커피")
     (utterance,) = read_manifest(
-        write_lines({**GOOD, "text": f"{nfd}  좋아", "spans": [[nfd, "ko"]], "loanwords": [[nfd, "coffee"]]})
+        write_lines(
+            {**GOOD, "text": f"{nfd}  좋아", "spans": [[nfd, "ko"], ["좋아", "ko"]], "loanwords": [[nfd, "coffee"]]}
+        )
     )
     assert utterance.text == "커피 좋아"
-    assert utterance.spans == (("커피", "ko"),)
+    assert utterance.spans == (("커피", "ko"), ("좋아", "ko"))
     assert utterance.loanwords == (("커피", "coffee"),)
 
 
@@ -51,6 +53,7 @@ def test_text_spans_and_loanwords_are_composed_at_ingest(write_lines):
         ({**GOOD, "split": "dev"}, "'split' must be one of train, validation, test"),
         ({**GOOD, "spans": [["bug", "en", 1]]}, "'spans' must be a list of pairs"),
         ({**GOOD, "spans": "bug"}, "'spans' must be a list of pairs"),
+        ({**GOOD, "spans": [["bug", "en"], ["는", "ko"]]}, "the spans spell 'bug 는' but"),
         ({**GOOD, "loanwords": [["커피", ""]]}, "'loanwords'.*empty"),
         ({**GOOD, "audio": "a\0.wav"}, "'audio' is empty or holds a zero"),
     ],

@@ -102,7 +102,8 @@ def test_text_that_the_vocabulary_lacks_is_refused_before_anything_is_computed(m
     with pytest.raises(VocabularyError, match=r"the transcripts has \d+ characters .*'오' \(U\+C624\) \d+x"):
         SpeechTask(settings(manifest, tokens="latin"))
     utterances = [
-        u.__class__(**{**u.__dict__, "text": "咖啡 coffee"}) if u.id == "0-3" else u for u in read_manifest(manifest)
+        u.__class__(**{**u.__dict__, "text": "咖啡 coffee", "spans": ()}) if u.id == "0-3" else u
+        for u in read_manifest(manifest)
     ]
     write_manifest(tmp_path / "manifest.jsonl", utterances)
     with pytest.raises(VocabularyError, match=r"'咖' \(U\+5496\) 1x, '啡' \(U\+5561\) 1x"):
