@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import glob
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from fl.tensorfile import tensor_bytes
 from fl.wire import from_arrays, to_arrays
 
 SCHEMA = 1
+SECONDS_NAME = "seconds.json"
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,21 @@ def load_checkpoint(folder: Path, arm: str, fingerprint: str) -> Checkpoint | No
             raise RunError(f"{kept} is missing: put it back, or remove {path} to start the arm again")
         state = {name: tensor.numpy() for name, tensor in _read(kept, fingerprint)[1].items()}
     return Checkpoint(server_round, to_arrays(tensors) if tensors else ArrayRecord(), state)
+
+
+def save_seconds(folder: Path, seconds: Mapping[str, float]) -> None:
+    """Keep how long the checkpointed rounds took, by arm. Beside the checkpoints and not in them: those come again to the byte."""
+    with suppress(OSError):  # a time is not worth a run
+        write_atomically(folder / SECONDS_NAME, json.dumps(dict(seconds)).encode())
+
+
+def load_seconds(folder: Path) -> dict[str, float]:
+    """The inverse of :func:`save_seconds`; empty if there is nothing that can be read."""
+    try:
+        found = json.loads((folder / SECONDS_NAME).read_text(encoding="utf-8"))
+        return {str(arm): float(value) for arm, value in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
 
 
 def _read(path: Path, fingerprint: str) -> tuple[dict[str, str], dict[str, torch.Tensor]]:

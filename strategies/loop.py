@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 
 from fl.errors import AggregationError
 from strategies.base import SharedFedAvg
-from strategies.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from strategies.checkpoint import Checkpoint, load_checkpoint, load_seconds, save_checkpoint, save_seconds
 from strategies.replies import DeviceReply
 
 log = logging.getLogger("idiolect.server")
@@ -48,6 +48,12 @@ class RoundLoop:
     flush: Callable[[], None] = lambda: None  # makes the rows so far durable
     twins: dict[str, Twin] = field(default_factory=dict)  # by the arm that trains for both
     metrics: tuple[str, ...] = ()  # whose rates go into the log
+    _trained: dict[str, float] = field(default_factory=dict)  # seconds of rounds that are checkpointed, by arm
+
+    def __post_init__(self) -> None:
+        """Rounds that an earlier process checkpointed took their time too."""
+        self._trained = load_seconds(self.checkpoints)
+        self.seconds = {**self.seconds, **self._trained}
 
     def train(
         self, strategy: SharedFedAvg, arrays: ArrayRecord, rounds: int, evaluate_every: int, evaluated: tuple[str, ...]
@@ -83,8 +89,10 @@ class RoundLoop:
                 rest = list(trained.values())
             for reply in rest:
                 self._write(arm, server_round, "validation", reply, reply)
+            took = time.perf_counter() - started
             for one in (arm, twin) if twin else (arm,):
-                self.seconds[one] = self.seconds.get(one, 0.0) + time.perf_counter() - started
+                for total in (self.seconds, self._trained):
+                    total[one] = total.get(one, 0.0) + took
             # Rows before the checkpoint: a run killed between the two repeats the round and replaces its rows, whereas a
             # checkpoint without rows would never get them.
             self.flush()
@@ -92,6 +100,7 @@ class RoundLoop:
             if twin:
                 save_checkpoint(self.checkpoints, twin, checkpoint, self.fingerprint)
             save_checkpoint(self.checkpoints, arm, checkpoint, self.fingerprint)
+            save_seconds(self.checkpoints, self._trained)
         self.progress(arm, rounds, rounds)
         return arrays
 

@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, Message
 from fl.errors import AggregationError
 from sim.serial import SerialGrid
 from strategies.base import SharedFedAvg
-from strategies.checkpoint import checkpoint_path, load_checkpoint
+from strategies.checkpoint import SECONDS_NAME, checkpoint_path, load_checkpoint, load_seconds, save_seconds
 from strategies.loop import RoundLoop
 from strategies.replies import DeviceReply
 from strategies.results import ResultsFile, make_row
@@ -61,7 +61,9 @@ class Run:
         return loop.train(strategy, start, rounds, every, tuple(sorted(strategy.job.devices)))
 
     def files(self) -> dict[str, bytes]:
-        return {str(p.relative_to(self.folder)): p.read_bytes() for p in self.folder.rglob("*") if p.is_file()}
+        """Everything but how long it took."""
+        found = (p for p in self.folder.rglob("*") if p.is_file() and p.name != SECONDS_NAME)
+        return {str(p.relative_to(self.folder)): p.read_bytes() for p in found}
 
 
 @pytest.fixture
@@ -205,3 +207,30 @@ def test_progress_counts_rounds(tmp_path: Path, devices: Any, make_strategy: Mak
     run.train(make_strategy(devices), start, rounds=2)
     assert told == [("global", 0, 2), ("global", 1, 2), ("global", 2, 2)]
     assert checkpoint_path(tmp_path / "checkpoints", "global").exists()
+
+
+def test_the_seconds_of_rounds_before_a_restart_count(
+    tmp_path: Path, devices: Any, make_strategy: Make, start: ArrayRecord
+) -> None:
+    folder = tmp_path / "checkpoints"
+    Run(tmp_path, SerialGrid(devices)).train(make_strategy(devices), start, rounds=2)
+    assert load_seconds(folder)["global"] > 0
+    save_seconds(folder, {"global": 1e6, "local": 7.0})
+    loop = RoundLoop(SerialGrid(devices), folder, "base", lambda *_: None)
+    loop.train(make_strategy(devices), start, 4, 2, tuple(devices.steps))
+    assert 1e6 < loop.seconds["global"] < 2e6
+    assert loop.seconds["local"] == 7.0
+    # Evaluations are repeated after a restart: only rounds are remembered.
+    loop.seconds["global"] += 1e9
+    assert 1e6 < load_seconds(folder)["global"] < 2e6
+
+
+@pytest.mark.parametrize("text", ["{oops", "[1]", '{"global": "long"}', ""])
+def test_a_run_does_not_fail_for_a_time_that_cannot_be_read(
+    tmp_path: Path, devices: Any, make_strategy: Make, start: ArrayRecord, text: str
+) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / SECONDS_NAME).write_text(text, encoding="utf-8")
+    Run(tmp_path, SerialGrid(devices)).train(make_strategy(devices), start, rounds=1)
+    assert load_seconds(folder)["global"] > 0
