@@ -28,7 +28,7 @@ def rows(folder: Path, name: str = "results.jsonl") -> list[dict[str, Any]]:
 
 
 def states(folder: Path) -> dict[str, bytes]:
-    files = [*(folder / "checkpoints").glob("*"), *(folder / "devices").rglob("state-*")]
+    files = [*(folder / "checkpoints").glob("*.safetensors"), *(folder / "devices").rglob("state-*")]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
