@@ -351,11 +351,13 @@ def _search() -> Plan:
         settings: dict[str, Value] = {
             "learning-rate": float(f"{10 ** generator.uniform(-3.3, -1.7):.2g}"),
             "private-learning-rate": float(f"{10 ** generator.uniform(-3.3, -1.3):.2g}"),
-            "batch-size": int(generator.choice([1, 2, 4, 8])),
+            "batch-size": int(generator.choice([1, 2, 4])),
             "local-steps": int(generator.choice([2, 5, 10])),
             "private-share": float(generator.choice([0.125, 0.25, 0.5])),
             "schedule": str(generator.choice(["constant", "cosine"])),
             "spec-augment": float(generator.choice([0.0, 0.5, 1.0])),
+            "speed-perturbation": float(generator.choice([0.0, 0.1])),
+            "noise-snr": float(generator.choice([0.0, 10.0])),
         }
         return Cell(f"draw {i + 1}", settings, int(settings["batch-size"]) * int(settings["local-steps"]) <= 2)
 
