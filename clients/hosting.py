@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 from clients.worker import Worker, get_worker
-from fl.config import RunConfig
+from fl.config import DataConfig, RunConfig
 from fl.errors import ConfigError, PopulationError
+from fl.names import OWN_SPEECH
 
 
 def node_worker(config: RunConfig, node_config: Mapping[str, object]) -> Worker:
@@ -25,7 +27,20 @@ def node_worker(config: RunConfig, node_config: Mapping[str, object]) -> Worker:
     if not root and not config.output:
         raise ConfigError("no place for private state: set output in the run-config, or store in the node-config")
     root = root or str(Path(config.output) / "devices")
-    return get_worker(config, Path(root))
+    return get_worker(replace(config, data=_own_speech(config.data, node_config)), Path(root))
+
+
+def _own_speech(data: DataConfig, node_config: Mapping[str, object]) -> DataConfig:
+    """Whose speech a node learns from: what its owner says, where the owner says something. Nobody in there is held back as new."""
+    manifest = str(node_config.get("manifest", ""))
+    if "device-id" in node_config and manifest:
+        return replace(data, manifest=manifest, new_people=0)
+    if data.manifest == OWN_SPEECH:
+        raise ConfigError(
+            f"manifest = {OWN_SPEECH!r} is for deployed devices, each of which names its own: start the SuperNode with --node-config "
+            "\"device-id='...' store='...' manifest='/path/to/manifest.jsonl'\""
+        )
+    return data
 
 
 def positions(ids: Iterable[str], source: str) -> dict[str, int]:

@@ -104,7 +104,10 @@ class DataConfig:
         "what is learnt, see docs/tasks.md; no-op trains nothing and measures the framework around training",
         choices=(SPEECH, LANGUAGE_ID, DIGITS, NO_OP),
     )
-    manifest: str = setting("", "absolute path of a manifest.jsonl; empty makes a synthetic population")
+    manifest: str = setting(
+        "",
+        "absolute path of a manifest.jsonl; own: the one that each deployed device names; empty makes a synthetic population",
+    )
     pair: str = setting("ko-en", "language pair of the synthetic population")
     devices: int = setting(6, "devices that take part", low=1, high=1_000_000)
     new_people: int = setting(2, "further people who never take part in training", low=0, high=1_000_000)

@@ -27,6 +27,7 @@ from fl.methods import fresh_state
 from fl.metrics import Counts
 from fl.names import NONE
 from fl.paths import cache_root
+from fl.predictions import PREDICTIONS_NAME
 from fl.privacy.plan import Plan, make_plan
 from fl.task import Task
 from fl.tasks import load_task, task_kind
@@ -38,7 +39,7 @@ from strategies.loop import Progress, RoundLoop, Twin
 from strategies.node import UnreadableError, read_node
 from strategies.registry import check_strategy, make_attacker, make_strategy
 from strategies.replies import DeviceReply
-from strategies.results import CONFIG_NAME, ResultsFile, gather_predictions, make_row, write_costs
+from strategies.results import CONFIG_NAME, RESULTS_NAME, ResultsFile, gather_predictions, make_row, write_costs
 
 log = logging.getLogger("idiolect.server")
 NODE_WAIT_SECONDS = 120.0
@@ -176,6 +177,10 @@ class Comparison:
             )
         for name in self.config.arms:
             arm = trained_arm(name, self.config)
+            if arm is not None and arm.devices == EVERYONE and not self.roster.simulated:
+                raise ConfigError(
+                    f"arm {name!r} needs everybody's data in one place, and some of these nodes are deployed: leave it out of arms"
+                )
             if arm is not None and federates(arm):
                 fresh = self.fresh(arm)
                 shapes = {n: tuple(fresh[n].shape) for n in make_split(arm.split, fresh).shared}
@@ -416,4 +421,7 @@ def main(grid: Grid, context: Context) -> None:
     metrics = task_kind(config.data.task).logged
     for arm, rates in final_rates(ResultsFile(folder).rows(), config.federation.final_split, metrics).items():
         log.info("%-16s %s", arm, rates)
-    log.info("report: idiolect report %s", folder)
+    if (folder / PREDICTIONS_NAME).stat().st_size:
+        log.info("report: idiolect report %s", folder)
+    else:
+        log.info("counts of each device: %s; what they transcribed stays with them", folder / RESULTS_NAME)

@@ -29,6 +29,7 @@ from fl.data.partition import load_population as divide
 from fl.data.synthetic import new_people_of, population_digest, synthesize
 from fl.errors import ConfigError
 from fl.metrics import Counts, score_utterance
+from fl.names import OWN_SPEECH
 from fl.paths import cache_root
 from fl.rng import derive_random, derive_seed
 from fl.speech.audio import SAMPLE_RATE, check_speech, load_audio
@@ -41,6 +42,9 @@ from fl.task import Device, Example
 # too much memory.
 PREDICTION_ROWS, LONG_ROWS = 32, 16
 LONG_FRAMES = 1_000
+
+
+NOBODY = Population(devices=(), new_people=(), dropped=0, manifest=Path())
 
 
 @lru_cache(maxsize=4)
@@ -95,7 +99,11 @@ class SpeechTask:
         self.targets: str | list[str] = f"(?:{sites}|{self.base.targets})" if self.base.targets else sites
         self.window: Window = "full" if config.base.window == "full" else "trimmed"
         self.train_utterances = config.data.train_utterances
-        self.population = load_population(population_manifest(config), config.data_seed, config.data)
+        # An aggregator of deployed devices has nobody's speech: only the base and its shapes.
+        nobody = config.data.manifest == OWN_SPEECH
+        self.population = (
+            NOBODY if nobody else load_population(population_manifest(config), config.data_seed, config.data)
+        )
         self._people: dict[str, DeviceData] = {
             d.device_id: d for d in (*self.population.devices, *self.population.new_people)
         }
@@ -108,6 +116,10 @@ class SpeechTask:
         matrix = self.languages[0] if self.languages and self.base.languages else ""
         self.language = config.base.language or matrix
         self.base.require_texts(self._texts(), "the transcripts")
+        if nobody and self.base.languages and not self.language:
+            raise ConfigError(
+                f"manifest = {OWN_SPEECH!r} has no sentence that tells the matrix language to the aggregator: set language, as in 'ko'"
+            )
         if self.base.languages and self.language not in self.base.languages:
             raise ConfigError(
                 f"language = {self.language!r} is unknown to base {self.base_name!r}: one of {', '.join(self.base.languages[:12])}, ..."

@@ -103,7 +103,9 @@ def test_a_folder_that_does_not_exist_says_how_to_make_one(tmp_path):
 
 def test_a_run_without_transcripts_is_refused(run_copy):
     (run_copy / "transcripts.jsonl").write_text("", "utf-8")
-    refused(lambda: rows.read_run(run_copy), "no transcripts")
+    refused(lambda: rows.read_run(run_copy), "stays with them")
+    (run_copy / "costs.json").unlink()
+    refused(lambda: rows.read_run(run_copy), "no transcripts", "did not reach its final evaluation")
 
 
 def test_costs_with_a_wrong_value_are_refused(run_copy):

@@ -1,0 +1,88 @@
+"""Deployed devices: each brings its own speech and keeps its own state, and the aggregator has nobody's."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clients.app import app as client_app
+from fl.config import RunConfig
+from fl.errors import ConfigError, RunError
+from sim.report import read_run
+from sim.serial import SerialGrid
+from strategies.app import run_server
+from strategies.results import ResultsFile
+
+PEOPLE = ("ann", "bob")
+
+
+@pytest.fixture(scope="module")
+def speech(noise_manifest: Callable[..., Path]) -> dict[str, Path]:
+    """What each person has on a disk of their own."""
+    return {name: noise_manifest([name], 6) for name in PEOPLE}
+
+
+@pytest.fixture
+def grid(speech: dict[str, Path], tmp_path: Path) -> SerialGrid:
+    """A node for each person."""
+    grid = SerialGrid(client_app, nodes=len(PEOPLE))
+    for name, context in zip(PEOPLE, grid._contexts.values(), strict=True):
+        context.node_config = {"device-id": name, "store": str(tmp_path / name), "manifest": str(speech[name])}
+    return grid
+
+
+@pytest.fixture
+def make_own(make_run: Callable[..., RunConfig], tmp_path: Path) -> Callable[..., RunConfig]:
+    def make(**changes: Any) -> RunConfig:
+        values = {"manifest": "own", "arms": "global,personalized", "evaluate_every": 0, **changes}
+        return make_run(tmp_path / "run", **values)
+
+    return make
+
+
+def test_each_device_learns_from_its_own_speech_and_the_aggregator_has_none(
+    grid: SerialGrid, make_own: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    folder = run_server(grid, make_own(), 1)
+    rows = ResultsFile(folder).rows()
+    assert {row["device"] for row in rows if row["steps"]} == set(PEOPLE)
+    tested = {(row["arm"], row["device"]) for row in rows if row["split"] == "test" and row["metrics"]}
+    assert tested == {(arm, name) for arm in ("global", "personalized") for name in PEOPLE}
+    # Gates, adapters and transcripts lie where their owner said, and nowhere else.
+    assert not (folder / "devices").exists()
+    assert (folder / "transcripts.jsonl").read_bytes() == b""
+    for name in PEOPLE:
+        kept = {path.parent.name for path in (tmp_path / name).rglob("state-*")}
+        assert kept == {name}
+        assert len(list((tmp_path / name).rglob("transcripts.jsonl"))) == 2
+    with pytest.raises(RunError, match="what deployed devices transcribe stays with them"):
+        read_run(folder)
+
+
+def test_an_owner_decides_which_speech_even_if_the_run_names_a_manifest(
+    grid: SerialGrid, make_own: Callable[..., RunConfig], manifest: Path
+) -> None:
+    folder = run_server(grid, make_own(manifest=str(manifest), arms="global", rounds=1, private_share=0.0), 1)
+    assert {row["device"] for row in ResultsFile(folder).rows()} == set(PEOPLE)
+
+
+def test_all_data_in_one_place_is_refused_before_the_first_round(
+    grid: SerialGrid, make_own: Callable[..., RunConfig]
+) -> None:
+    config = make_own(arms="global,centralized")
+    with pytest.raises(ConfigError, match="'centralized' needs everybody's data in one place"):
+        run_server(grid, config, 1)
+    assert ResultsFile(Path(config.output)).rows() == []
+
+
+def test_own_speech_is_asked_of_deployed_devices_alone(make_own: Callable[..., RunConfig]) -> None:
+    with pytest.raises(RunError, match="manifest = 'own' is for deployed devices"):
+        run_server(SerialGrid(client_app), make_own(), 1)
+
+
+def test_an_aggregator_without_a_sentence_needs_the_language(
+    grid: SerialGrid, make_own: Callable[..., RunConfig]
+) -> None:
+    with pytest.raises(ConfigError, match="set language"):
+        run_server(grid, make_own(language=""), 1)
