@@ -161,8 +161,10 @@ class SpeechTask:
         audio = load_audio(utterance.audio, utterance.start, utterance.end)
         check_speech(audio, str(utterance.audio))
         features = self._heard(audio, self.window)
+        is_part = utterance.start is not None or utterance.end is not None
         details = {
             "audio": str(utterance.audio),
+            "start": (utterance.start or 0.0) if is_part else None,
             "spans": [list(span) for span in utterance.spans],
             "loanwords": [list(pair) for pair in utterance.loanwords],
             "level": utterance.level,

@@ -24,7 +24,7 @@ def samples(chosen: Sequence[Sample], *, example: str = "sentences", audio_bytes
     cards, left = [], audio_bytes
     heading = "Listen and compare" if any(sample.row.audio for sample in chosen) else "Compare"
     for number, sample in enumerate(chosen, 1):
-        sound = embed_audio(sample.row.audio, sample.row.seconds_audio, left)
+        sound = embed_audio(sample.row.audio, sample.row.seconds_audio, left, sample.row.start)
         left -= 3 * len(sound or "") // 4
         cards.append(_card(sample, sound, number))
     legend = "".join(f"<li>{mark} {meaning}</li>" for mark, meaning in _LEGEND)

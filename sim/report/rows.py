@@ -62,6 +62,7 @@ class TranscriptRow:
     loanwords: tuple[tuple[str, str], ...]
     level: str | None
     seconds_audio: float
+    start: float | None = None  # seconds from which the file has it; None if it is the whole file
     image: str = ""  # of an 8 x 8 image: a hexadecimal digit of ink for each pixel, row by row
 
 
@@ -254,6 +255,7 @@ def _transcript_row(fields: _Fields) -> TranscriptRow:
         spans=fields.pairs("spans"),
         loanwords=fields.pairs("loanwords"),
         level=fields.text_or_none("level"),
+        start=fields.number_or_none("start"),
         image=fields.text_or_none("image") or "",
         seconds_audio=0.0 if audio is None else fields.number("seconds_audio"),
     )

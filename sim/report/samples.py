@@ -93,20 +93,26 @@ def _contrast(sample: Sample) -> int:
     return abs((sample.errors(other) or 0) - (sample.errors("global") or 0))
 
 
-def embed_audio(path: Path | None, seconds: float, budget: int) -> str | None:
+def embed_audio(path: Path | None, seconds: float, budget: int, start: float | None = None) -> str | None:
     """The recording as a ``data:`` address of mono MP3 of at most ``budget`` bytes; ``None`` if it cannot be had.
 
-    A file longer than the utterance's ``seconds`` holds other people's sentences too (the manifest cut it), so it is left
-    out rather than played under the wrong text.
+    ``start`` is where the utterance begins in a longer file, in seconds. A file that should be the utterance and is longer than its
+    ``seconds`` was replaced since: it is left out rather than played under the wrong text.
     MP3 is small, plays in every browser and, unlike Ogg with its random serial numbers, is the same each time.
     """
     if path is None:
         return None
     try:
         with soundfile.SoundFile(path) as file:
-            if not 0 < file.frames <= (seconds + TOLERANCE_SECONDS) * file.samplerate:
+            rate, wanted = file.samplerate, -1
+            if start is not None:
+                file.seek(round(start * rate))
+                wanted = round(seconds * rate)
+            elif not 0 < file.frames <= (seconds + TOLERANCE_SECONDS) * rate:
                 return None
-            audio, rate = file.read(dtype="float32", always_2d=True).mean(axis=1), file.samplerate
+            audio = file.read(wanted, dtype="float32", always_2d=True).mean(axis=1)
+            if not len(audio):
+                return None
         packed = io.BytesIO()
         try:
             soundfile.write(packed, audio, rate, format="MP3", subtype="MPEG_LAYER_III")

@@ -129,8 +129,19 @@ def test_an_example_has_the_features_of_its_window_and_what_a_report_needs(task:
     assert example.target == utterance.text
     assert example.size == features.shape[1]
     assert seconds + 0.5 <= features.shape[1] / 100 < seconds + 0.53  # 0.5 s of silence, rounded up to 20 ms
-    assert set(example.details) == {"audio", "spans", "loanwords", "level", "seconds_audio"}
+    assert set(example.details) == {"audio", "start", "spans", "loanwords", "level", "seconds_audio"}
+    assert example.details["start"] is None
     assert example.details["spans"] == [list(span) for span in utterance.spans]
+
+
+def test_an_example_says_where_in_a_longer_file_it_begins(manifest: Path, tmp_path: Path) -> None:
+    cut = {"0-0": {"start": 0.2}, "0-1": {"end": 0.5}}
+    utterances = [replace(u, **cut.get(u.id, {})) for u in read_manifest(manifest)]
+    write_manifest(tmp_path / "cut.jsonl", utterances)
+    task = SpeechTask(settings(tmp_path / "cut.jsonl", new_people=0))
+    examples = (e for d in task.device_ids() for s in ("train", "validation", "test") for e in task.device(d).split(s))
+    starts = {e.key: e.details["start"] for e in examples}
+    assert {key: start for key, start in starts.items() if start is not None} == {"0-0": 0.2, "0-1": 0.0}
 
 
 def test_the_full_window_is_30_seconds(make_task: Callable[..., SpeechTask]) -> None:

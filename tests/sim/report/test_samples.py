@@ -67,3 +67,16 @@ def test_what_is_missing_broken_too_large_or_another_length_is_not_embedded(tran
     assert embed_audio(row.audio, row.seconds_audio, 100) is None
     soundfile.write(tmp_path / "long.wav", np.zeros(16_000 * 5), 16_000)
     assert embed_audio(tmp_path / "long.wav", replace(row, seconds_audio=1.0).seconds_audio, 100_000) is None
+
+
+def test_of_a_longer_file_the_utterance_alone_is_embedded(tmp_path):
+    rate = 16_000
+    seconds = np.arange(rate) / rate
+    parts = [0.4 * np.sin(2 * np.pi * pitch * seconds) for pitch in (200, 500, 900)]
+    soundfile.write(tmp_path / "long.wav", np.concatenate(parts), rate)
+    address = embed_audio(tmp_path / "long.wav", 1.0, 100_000, start=1.0)
+    sound, rate = soundfile.read(io.BytesIO(base64.b64decode(address.partition(",")[2])))
+    assert len(sound) / rate == pytest.approx(1.0, abs=0.15)
+    loudest = np.fft.rfftfreq(len(sound), 1 / rate)[np.abs(np.fft.rfft(sound)).argmax()]
+    assert loudest == pytest.approx(500, abs=10)
+    assert embed_audio(tmp_path / "long.wav", 1.0, 100_000, start=7.0) is None
