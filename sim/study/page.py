@@ -37,7 +37,9 @@ def store(result: StudyResult, folder: Path) -> Path:
 
 
 def searched(result: StudyResult) -> bool:
-    """Whether several settings vary at once, so that it is a question which of them matters."""
+    """Whether several settings vary at once, so that it is a question which of them matters; along an axis they vary together."""
+    if result.conditions.get("axis"):
+        return False
     drawn = [row.settings for row in result.rows if row.settings]
     varied = {name for settings in drawn for name in settings}
     return (

@@ -50,6 +50,7 @@ def test_a_search_is_told_from_a_study_of_one_setting():
     assert searched(search())
     rows = tuple(StudyRow(f"rank {r}", "global", {"rank": r}, (1,)) for r in (1, 2))
     assert not searched(StudyResult("rank", "Which?", "tiny", "mer", rows, {}))
+    assert not searched(replace(search(), conditions={"axis": "rank"}))  # alpha follows rank
     alike = [replace(row, settings={**row.settings, "rank": 4}) if row.settings else row for row in search().rows]
     assert not searched(replace(search(), rows=tuple(alike)))  # a setting that is the same in all rows is no draw
 
