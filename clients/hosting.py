@@ -10,7 +10,7 @@ from pathlib import Path
 from clients.worker import Worker, get_worker
 from fl.config import DataConfig, RunConfig
 from fl.errors import ConfigError, PopulationError
-from fl.names import OWN_SPEECH
+from fl.names import OWN_MANIFEST
 
 
 def node_worker(config: RunConfig, node_config: Mapping[str, object]) -> Worker:
@@ -27,17 +27,17 @@ def node_worker(config: RunConfig, node_config: Mapping[str, object]) -> Worker:
     if not root and not config.output:
         raise ConfigError("no place for private state: set output in the run-config, or store in the node-config")
     root = root or str(Path(config.output) / "devices")
-    return get_worker(replace(config, data=_own_speech(config.data, node_config)), Path(root))
+    return get_worker(replace(config, data=_own_data(config.data, node_config)), Path(root))
 
 
-def _own_speech(data: DataConfig, node_config: Mapping[str, object]) -> DataConfig:
-    """Whose speech a node learns from: what its owner says, where the owner says something. Nobody in there is held back as new."""
+def _own_data(data: DataConfig, node_config: Mapping[str, object]) -> DataConfig:
+    """What a node learns from: what its owner says, where the owner says something. Nobody in there is held back as new."""
     manifest = str(node_config.get("manifest", ""))
     if "device-id" in node_config and manifest:
         return replace(data, manifest=manifest, new_people=0)
-    if data.manifest == OWN_SPEECH:
+    if data.manifest == OWN_MANIFEST:
         raise ConfigError(
-            f"manifest = {OWN_SPEECH!r} is for deployed devices, each of which names its own: start the SuperNode with --node-config "
+            f"manifest = {OWN_MANIFEST!r} is for deployed devices, each of which names its own: start the SuperNode with --node-config "
             "\"device-id='...' store='...' manifest='/path/to/manifest.jsonl'\""
         )
     return data

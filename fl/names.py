@@ -8,7 +8,7 @@ UNSIZED_METHODS = ("bitfit", "full", "scratch")  # what they train are the base'
 SITES = ("encoder.self", "decoder.self", "decoder.cross", "ffn")
 SPLITS = ("gates", "fedsa", "ffa", "all-shared", "all-private")
 SPEECH, LANGUAGE_ID, DIGITS, NO_OP = "speech", "language-id", "digits", "no-op"  # the names of tasks: fl.tasks
-OWN_SPEECH = "own"  # as a manifest: that of each deployed device
+OWN_MANIFEST = "own"  # as a manifest: that of each deployed device
 DEVICE, EDGE = "device", "edge"  # where the devices' updates are put together
 STRATEGIES = (  # the rows of strategies.registry
     "fedavg",

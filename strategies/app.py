@@ -424,4 +424,4 @@ def main(grid: Grid, context: Context) -> None:
     if (folder / PREDICTIONS_NAME).stat().st_size:
         log.info("report: idiolect report %s", folder)
     else:
-        log.info("counts of each device: %s; what they transcribed stays with them", folder / RESULTS_NAME)
+        log.info("counts of each device: %s; what they predicted stays with them", folder / RESULTS_NAME)

@@ -29,7 +29,7 @@ from fl.data.partition import load_population as divide
 from fl.data.synthetic import new_people_of, population_digest, synthesize
 from fl.errors import ConfigError
 from fl.metrics import Counts, score_utterance
-from fl.names import OWN_SPEECH
+from fl.names import OWN_MANIFEST
 from fl.paths import cache_root
 from fl.rng import derive_random, derive_seed
 from fl.speech.audio import SAMPLE_RATE, check_speech, load_audio
@@ -100,7 +100,7 @@ class SpeechTask:
         self.window: Window = "full" if config.base.window == "full" else "trimmed"
         self.train_utterances = config.data.train_utterances
         # An aggregator of deployed devices has nobody's speech: only the base and its shapes.
-        nobody = config.data.manifest == OWN_SPEECH
+        nobody = config.data.manifest == OWN_MANIFEST
         self.population = (
             NOBODY if nobody else load_population(population_manifest(config), config.data_seed, config.data)
         )
@@ -118,7 +118,7 @@ class SpeechTask:
         self.base.require_texts(self._texts(), "the transcripts")
         if nobody and self.base.languages and not self.language:
             raise ConfigError(
-                f"manifest = {OWN_SPEECH!r} has no sentence that tells the matrix language to the aggregator: set language, as in 'ko'"
+                f"manifest = {OWN_MANIFEST!r} has no sentence that tells the matrix language to the aggregator: set language, as in 'ko'"
             )
         if self.base.languages and self.language not in self.base.languages:
             raise ConfigError(

@@ -7,7 +7,7 @@ from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordD
 from flwr.clientapp import ClientApp
 
 from clients.app import app as shipped_app
-from clients.mods import guard_mod
+from clients.mods import discreet_mod, guard_mod
 from fl.config import make_config
 from fl.errors import GuardError
 from fl.wire import JOB, SETTINGS_RECORD, SHARED, Job, settings_record, to_arrays
@@ -114,7 +114,10 @@ def test_an_error_reply_passes_untouched():
 
 
 def test_the_guard_is_the_last_mod_before_the_wire_in_the_shipped_app():
-    assert shipped_app._mods[0] is guard_mod
+    # Outside it is only what stops exceptions: it passes replies on as they are.
+    assert shipped_app._mods == [discreet_mod, guard_mod]
+    message, answer = request("train"), Message(RecordDict(), reply_to=request("train"))
+    assert discreet_mod(message, context(), lambda *_: answer) is answer
 
 
 def test_the_request_itself_is_left_alone():

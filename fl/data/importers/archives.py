@@ -65,9 +65,20 @@ def _untar(archive: Path, folder: Path, progress: Callable[[int, int], None] | N
                 )
             total += member.size
             _check_room(archive, done, member.size, folder)
-            file.extract(member, folder, filter="data")
+            _write_member(file, member, folder / name)
             if progress:
                 progress(done, 0)
+
+
+def _write_member(file: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
+    """The bytes alone: no owner, no mode, no time. ``TarFile.extract`` takes a filter to do so only from Python 3.11.4 on."""
+    source = file.extractfile(member)
+    if source is None:
+        target.mkdir(parents=True, exist_ok=True)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with source, target.open("wb") as copy:
+        shutil.copyfileobj(source, copy)
 
 
 def _safe(archive: Path, name: str) -> str:
