@@ -29,6 +29,7 @@ ADD_REMOVE, REPLACE_ONE = "add-remove", "replace-one"
 ALL, POISSON, FIXED = "all", "poisson", "fixed"
 PLD, RDP = "pld", "rdp"
 INTERVAL = 1e-3  # of privacy loss in a pld; the library rounds up, so a coarser one only overstates epsilon a little
+COARSE_BELOW = 0.1  # noise multiplier; at 0.01 one round took 24 s of accounting with the interval above
 # Whole orders only: the library's series for others is slow and does not always converge. Any set gives an upper bound.
 ORDERS = (*range(2, 33), *range(36, 65, 4), 80, 96, 128, 256, 512, 1024)
 SUPPORTED = {
@@ -85,13 +86,16 @@ class Scheme:
             return dp_accounting.SampledWithoutReplacementDpEvent(self.population, int(self.sampled), gaussian)
         return gaussian
 
-    def new_accountant(self) -> dp_accounting.PrivacyAccountant:
-        """An empty account. Without sampling the ratio says all, and either relation is a plain Gaussian mechanism."""
+    def new_accountant(self, least_noise: float = COARSE_BELOW) -> dp_accounting.PrivacyAccountant:
+        """An empty account. Without sampling the ratio says all, and either relation is a plain Gaussian mechanism.
+
+        Losses grow with 1 / z^2, and so does a pld's interval below a multiplier of :data:`COARSE_BELOW`: its array stays as long.
+        """
         relation = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
         if self.sampling == FIXED and self.sampled < self.population:
             relation = dp_accounting.NeighboringRelation.REPLACE_ONE
         if self.accountant == PLD:
-            return pld.PLDAccountant(relation, INTERVAL)
+            return pld.PLDAccountant(relation, INTERVAL * max(1.0, (COARSE_BELOW / least_noise) ** 2))
         return rdp.RdpAccountant(ORDERS, relation)
 
 
@@ -105,7 +109,8 @@ def check_delta(delta: float) -> float:
 def epsilon(scheme: Scheme, rounds: Mapping[float, int], delta: float) -> float:
     """Epsilon at ``delta`` of so many ``rounds`` by noise multiplier; infinite if one of them had no noise."""
     check_delta(delta)
-    account = scheme.new_accountant()
+    noise = [z for z, count in rounds.items() if count and z > 0]
+    account = scheme.new_accountant(min(noise, default=COARSE_BELOW))
     for noise_multiplier, count in sorted(rounds.items()):
         if count:
             account.compose(scheme.event(noise_multiplier), count)

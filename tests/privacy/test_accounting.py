@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from scipy.stats import norm
 
@@ -150,3 +151,18 @@ def test_a_budget_without_rounds_or_epsilon_is_refused():
     for eps, rounds in ((0.0, 5), (-1.0, 5), (1.0, 0)):
         with pytest.raises(PrivacyError, match="both must be positive"):
             noise_multiplier_for(Scheme(10, 5), eps, 1e-5, rounds)
+
+
+def test_hardly_any_noise_is_accounted_on_a_grid_that_stays_small_and_never_understates():
+    scheme, delta, z = Scheme(6, 6, sampling="all"), 1e-3, 0.01
+    found = epsilon(scheme, {z: 14}, delta)
+    # Fourteen Gaussians are one of z / sqrt(14), whose exact curve is that of Balle and Wang (2018).
+    sigma = z / math.sqrt(14)
+
+    def log_delta(eps: float) -> float:
+        first = norm.logcdf(1 / (2 * sigma) - eps * sigma)
+        second = eps + norm.logcdf(-1 / (2 * sigma) - eps * sigma)
+        return float(first + np.log1p(-np.exp(min(second - first, -1e-12))))
+
+    assert log_delta(found) <= math.log(delta)
+    assert log_delta(found * (1 - 1e-3)) > math.log(delta)
