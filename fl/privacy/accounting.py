@@ -29,6 +29,7 @@ ADD_REMOVE, REPLACE_ONE = "add-remove", "replace-one"
 ALL, POISSON, FIXED = "all", "poisson", "fixed"
 PLD, RDP = "pld", "rdp"
 INTERVAL = 1e-3  # of privacy loss in a pld; the library rounds up, so a coarser one only overstates epsilon a little
+LEAST_NOISE = 1e-3  # noise multiplier; less protects nobody (a round costs an epsilon of millions), overflows a pld, and counts as none
 COARSE_BELOW = 0.1  # noise multiplier; at 0.01 one round took 24 s of accounting with the interval above
 # Whole orders only: the library's series for others is slow and does not always converge. Any set gives an upper bound.
 ORDERS = (*range(2, 33), *range(36, 65, 4), 80, 96, 128, 256, 512, 1024)
@@ -69,14 +70,14 @@ class Scheme:
             raise PrivacyError(f"sampling 'all' takes all {self.population} devices, not {self.sampled}")
 
     def event(self, noise_multiplier: float) -> dp_accounting.DpEvent:
-        """One round as the library's event; without noise it is an event of infinite cost.
+        """One round as the library's event; with less noise than :data:`LEAST_NOISE` it is an event of infinite cost.
 
         The library's events differ in whether they halve the multiplier for a replaced record. Here it is always halved by
         us, and each accountant gets the ratio of noise to the distance that a person can move the sum.
         """
         if not math.isfinite(noise_multiplier) or noise_multiplier < 0:
             raise PrivacyError(f"noise multiplier {noise_multiplier} must be a finite number of 0 or more")
-        if noise_multiplier == 0:
+        if noise_multiplier < LEAST_NOISE:
             return dp_accounting.NonPrivateDpEvent()
         ratio = noise_multiplier / (2.0 if self.relation == REPLACE_ONE else 1.0)
         gaussian = dp_accounting.GaussianDpEvent(ratio)
@@ -107,9 +108,9 @@ def check_delta(delta: float) -> float:
 
 
 def epsilon(scheme: Scheme, rounds: Mapping[float, int], delta: float) -> float:
-    """Epsilon at ``delta`` of so many ``rounds`` by noise multiplier; infinite if one of them had no noise."""
+    """Epsilon at ``delta`` of so many ``rounds`` by noise multiplier; infinite if one of them had hardly any noise."""
     check_delta(delta)
-    noise = [z for z, count in rounds.items() if count and z > 0]
+    noise = [z for z, count in rounds.items() if count and z >= LEAST_NOISE]
     account = scheme.new_accountant(min(noise, default=COARSE_BELOW))
     for noise_multiplier, count in sorted(rounds.items()):
         if count:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from fl.privacy.accounting import (
     ADD_REMOVE,
     ALL,
     FIXED,
+    LEAST_NOISE,
     PLD,
     POISSON,
     RDP,
@@ -84,6 +86,16 @@ def test_no_rounds_cost_nothing_and_a_round_without_noise_everything():
     assert epsilon(Scheme(10, 5), {}, 1e-5) == 0.0
     assert epsilon(Scheme(10, 5), {1.0: 0}, 1e-5) == 0.0
     assert epsilon(Scheme(10, 5), {1.0: 5, 0.0: 1}, 1e-5) == math.inf
+
+
+@pytest.mark.parametrize("accountant", [PLD, RDP])
+@pytest.mark.parametrize("scheme", [Scheme(10, 5), Scheme(10, 10, ALL)], ids=["poisson", "all"])
+def test_the_least_noise_is_accounted_and_less_counts_as_none(scheme, accountant):
+    scheme = replace(scheme, accountant=accountant)
+    least = epsilon(scheme, {LEAST_NOISE: 10}, 1e-5)
+    rounds = 10 * scheme.sampled / scheme.population  # with this person
+    assert 0.5 * rounds / LEAST_NOISE**2 < least < math.inf  # more than the mean of the Gaussians' losses
+    assert epsilon(scheme, {1.0: 5, LEAST_NOISE / 1000: 1}, 1e-5) == math.inf
 
 
 def test_the_noise_for_a_budget_just_fits():
