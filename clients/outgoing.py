@@ -6,6 +6,7 @@ guard looks at what comes out of it as at everything else. :mod:`fl.privacy.exch
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
@@ -39,6 +40,9 @@ from fl.privacy.randomness import key_from_seed
 from fl.privacy.secure_sum import SecureSumError
 from fl.wire import ARRAY_HEADER_BYTES, ENCODED, FEDERATE, PAYLOAD, SHARED, Job
 
+log = logging.getLogger("idiolect.client")
+
+CUT_SHORT = 2.0  # times the clipping norm: an update as long as that loses more than half, which its owner should know
 RESIDUAL = "residual"  # and the arm: where the store keeps what compression lost
 
 
@@ -81,6 +85,7 @@ class Outgoing:
         self._codec = make_codec(self._config.privacy.codec)
         self._compresses = self._config.privacy.codec != FULL_PRECISION
         self._clips = clips_at_device(self._config)
+        self._told = job.round != 1  # one device of the first message is enough
         if self.form == MASKED and masking is None:
             raise SecureSumError(
                 "a secure sum was agreed, and the message brings no session of one: nothing is trained"
@@ -118,8 +123,19 @@ class Outgoing:
             update[name] = update[name] + lost
         if self._clips:
             bound = self._job.bound if self._masking is None else self._masking.clipping_norm()
+            length = norm(update)
             if is_adaptive(self._config):
-                result = replace(result, within=norm(update) <= self._job.bound)
+                result = replace(result, within=length <= self._job.bound)
+            elif 0 < CUT_SHORT * bound < length and not self._told:
+                self._told = True
+                log.warning(
+                    "update-norm = %g is short: the update of device %s has norm %.3g and loses %.0f %% of it, which "
+                    "slows training down; raise update-norm, or with dp let it follow clip-quantile",
+                    self._job.bound,
+                    result.device_id,
+                    length,
+                    100 * (1 - bound / length),
+                )
             update = clip(update, bound, self._config.privacy.update_clipping)
         if self._job.noise:
             noisy = add_noise(update, self._job.noise, self._noise_key(result.device_id))

@@ -251,6 +251,18 @@ def test_a_secure_sum_is_the_mean_of_clipped_updates_and_no_single_update_travel
     assert_close(capped, {name: value + total for name, value in start.items()})
 
 
+@pytest.mark.parametrize("doubled", [False, True], ids=["half kept", "less"])
+def test_a_node_tells_once_that_a_fixed_norm_cuts_off_more_than_half_of_an_update(
+    run: Run, start: Tensors, caplog: pytest.LogCaptureFixture, doubled: bool
+) -> None:
+    longest = step_of(NAMES[-1]) * math.sqrt(entries(start))
+    bound = abs(longest) / (2.1 if doubled else 1.9)
+    run(SerialGrid(app, nodes=1), secure_sum="pairwise", update_norm=bound, rounds=2)
+    told = [message for message in caplog.messages if f"update-norm = {bound:g} is short" in message]
+    assert len(told) == doubled
+    assert all(f"device {NAMES[-1]} " in message and "loses 52 %" in message for message in told)
+
+
 @pytest.mark.parametrize("step", [1, 2, 3, 4])
 def test_the_sum_is_exact_whoever_drops_out_at_a_step(run: Run, start: Tensors, step: int) -> None:
     gone = NAMES[1]
