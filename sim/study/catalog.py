@@ -202,7 +202,7 @@ def _adapters() -> Plan:
             Cell("prefix", {"method": "prefix", "learning-rate": 0.064, **budget}),  # the others: study rates
             Cell("dora", {"method": "dora", **budget}, False),
             Cell("bitfit", {"method": "bitfit"}),
-            Cell("full", {"method": "full", "learning-rate": 1e-5}),
+            Cell("full", {"method": "full", "learning-rate": 1.6e-4}),
             Cell("scratch", {"method": "scratch", "learning-rate": 1e-3}),
         ),
         "lora",
