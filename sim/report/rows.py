@@ -171,8 +171,9 @@ def read_run(folder: Path) -> RunFiles:
     if not transcripts:
         if (folder / "costs.json").exists():  # the last file of a run
             raise RunError(
-                f"{folder}: what deployed devices transcribe stays with them, so there are no sentences to report on; the counts of each "
-                "device are in results.jsonl, and the log of the run ends with the rates of all"
+                f"{folder}: there are no sentences to report on, because what deployed devices transcribe stays with them, and a "
+                "no-op run transcribes nothing; the counts of each device are in results.jsonl, and the log of a deployed run "
+                "ends with the rates of all"
             )
         raise RunError(f"{folder / 'transcripts.jsonl'}:1: no transcripts; the run did not reach its final evaluation")
     return RunFiles(
