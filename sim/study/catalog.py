@@ -370,6 +370,7 @@ def _search() -> Plan:
         "default",
         compared=("global", "personalized"),
         base={"final-split": "validation", "data-seed": 101},
+        drawn=True,
     )
 
 

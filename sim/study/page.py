@@ -7,7 +7,7 @@ from pathlib import Path
 from fl.files import PUBLIC, write_atomically
 from sim.section import page_parts, write_section
 from sim.study.chart import svg
-from sim.study.influence import influence_svg, influence_table
+from sim.study.influence import influence_svg, influence_table, influences
 from sim.study.plan import SIZES
 from sim.study.rows import StudyResult
 from sim.study.table import markdown
@@ -37,16 +37,8 @@ def store(result: StudyResult, folder: Path) -> Path:
 
 
 def searched(result: StudyResult) -> bool:
-    """Whether several settings vary at once, so that it is a question which of them matters; along an axis they vary together."""
-    if result.conditions.get("axis"):
-        return False
-    drawn = [row.settings for row in result.rows if row.settings]
-    varied = {name for settings in drawn for name in settings}
-    return (
-        len(varied) > 1
-        and all(settings.keys() == varied for settings in drawn)
-        and all(len({settings[name] for settings in drawn}) > 1 for name in varied)
-    )
+    """Whether the settings of its cells were drawn at random, and often enough to ask which of them matters."""
+    return bool(result.conditions.get("drawn") and influences(result))
 
 
 def write_study(result: StudyResult, page: Path, folder: Path) -> None:
@@ -78,8 +70,8 @@ def _section(name: str, page: Path, folder: Path) -> str:
 def _part(result: StudyResult, page: Path, folder: Path) -> str:
     path = stored_at(result.name, result.size, folder)
     text = f"{_image(result.question, path.with_suffix('.svg'), page)}\n{markdown(result)}"
-    if searched(result) and (table := influence_table(result)):
-        text += f"\n{_image('Each setting and the error rate', _influence(path), page)}\n{table}"
+    if searched(result):
+        text += f"\n{_image('Each setting and the error rate', _influence(path), page)}\n{influence_table(result)}"
     return text
 
 

@@ -76,7 +76,8 @@ class Plan:
     """A study. ``arms`` are trained and evaluated in each cell; of them ``compared`` is what the table is about.
 
     Every cell is set beside the cell ``baseline`` where both were tested on the same sentences, and beside the arm ``global``, its
-    own or else that of the baseline. ``axis`` names the setting that grows along the cells. ``slices`` are further rows for
+    own or else that of the baseline. ``axis`` names the setting that grows along the cells; ``drawn`` says that all settings of the
+    cells but the baseline's were drawn at random. ``slices`` are further rows for
     parts of the test sentences: ``level`` of the switch, ``mixing`` by thirds of how much of a sentence is embedded language.
     ``base`` are settings of all cells, ``sizes`` replace those of a size.
     """
@@ -88,6 +89,7 @@ class Plan:
     arms: tuple[str, ...] = ("global", "personalized")
     compared: tuple[str, ...] = ("personalized",)
     axis: str = ""
+    drawn: bool = False
     slices: tuple[str, ...] = ()
     base: Settings = field(default_factory=dict)
     sizes: Mapping[str, Settings] = field(default_factory=dict)

@@ -177,6 +177,7 @@ class StudyRun:
             "versions": {name: version(name) for name in packages},
             "baseline": self.plan.baseline,
             "axis": self.plan.axis,
+            "drawn": self.plan.drawn,
         }
         if found is not None:
             costs = found.runs[0].costs

@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from fl.rng import derive_generator
+from sim.study.catalog import PLANS
 from sim.study.influence import influence_svg, influence_table, influences, rank_correlation
 from sim.study.page import searched
 from sim.study.rows import StudyResult, StudyRow
@@ -24,7 +25,7 @@ def search(count: int = 24) -> StudyResult:
         }
         rate = 0.3 + 0.1 * np.log10(settings["learning-rate"] / 1e-4) + 0.2 * (settings["schedule"] == "constant")
         rows.append(StudyRow(f"draw {i}", "global", settings, (1,), "mer", {"mer": {"rate": float(rate)}}))
-    return StudyResult("search", "Which?", "tiny", "mer", tuple(rows), {})
+    return StudyResult("search", "Which?", "tiny", "mer", tuple(rows), {"drawn": True})
 
 
 def test_rank_correlation_is_spearmans_with_ties():
@@ -46,13 +47,18 @@ def test_what_decides_the_rate_stands_out_and_what_does_not_is_within_chance():
     assert "| `batch-size` | global | **" not in table
 
 
-def test_a_search_is_told_from_a_study_of_one_setting():
+def test_only_a_plan_that_draws_its_cells_asks_what_matters():
     assert searched(search())
-    rows = tuple(StudyRow(f"rank {r}", "global", {"rank": r}, (1,)) for r in (1, 2))
-    assert not searched(StudyResult("rank", "Which?", "tiny", "mer", rows, {}))
-    assert not searched(replace(search(), conditions={"axis": "rank"}))  # alpha follows rank
+    assert not searched(replace(search(), conditions={"axis": "rank", "drawn": False}))  # alpha follows rank
+    assert not searched(search(3))
+    assert [plan.name for plan in PLANS.values() if plan.drawn] == ["search"]
+
+
+def test_a_setting_that_every_draw_has_alike_is_left_out_and_the_others_stay():
     alike = [replace(row, settings={**row.settings, "rank": 4}) if row.settings else row for row in search().rows]
-    assert not searched(replace(search(), rows=tuple(alike)))  # a setting that is the same in all rows is no draw
+    result = replace(search(), rows=tuple(alike))
+    assert searched(result)
+    assert {one.setting for one in influences(result)} == {"learning-rate", "batch-size", "schedule"}
 
 
 def test_few_draws_say_nothing():
