@@ -29,7 +29,7 @@ ADD_REMOVE, REPLACE_ONE = "add-remove", "replace-one"
 ALL, POISSON, FIXED = "all", "poisson", "fixed"
 PLD, RDP = "pld", "rdp"
 INTERVAL = 1e-3  # of privacy loss in a pld; the library rounds up, so a coarser one only overstates epsilon a little
-LEAST_NOISE = 1e-3  # noise multiplier; less protects nobody (a round costs an epsilon of millions), overflows a pld, and counts as none
+LEAST_NOISE = 1e-3  # noise multiplier; less protects nobody (epsilon is half a million a round), overflows a pld, and counts as none
 COARSE_BELOW = 0.1  # noise multiplier; at 0.01 one round took 24 s of accounting with the interval above
 # Whole orders only: the library's series for others is slow and does not always converge. Any set gives an upper bound.
 ORDERS = (*range(2, 33), *range(36, 65, 4), 80, 96, 128, 256, 512, 1024)
