@@ -79,7 +79,8 @@ def run_study(study: StudyRun, *, write: Path | None, quiet: bool = False) -> St
     if write is not None:
         stored = stored_at(plan.name, result.size, STORE)
         if names and stored.is_file():
-            result = result.merged(StudyResult.read(stored)).ordered([cell.name for cell in plan.cells])
+            again = plan.baseline if plan.baseline not in names else ""
+            result = result.merged(StudyResult.read(stored), keep=again).ordered([cell.name for cell in plan.cells])
         write_study(result, write, STORE)
     else:
         store(result, study.root)

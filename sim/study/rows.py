@@ -11,7 +11,7 @@ from typing import Any
 from fl.errors import RunError
 from fl.files import PUBLIC, write_atomically
 
-SCHEMA = 1
+SCHEMA = 2  # 2: each row names the machine that it was run on
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class StudyRow:
 
     ``rates`` maps a metric to ``rate``, ``low``, ``high``, ``errors``, ``reference``; ``against_baseline`` and
     ``against_global`` are paired differences of the main metric (:class:`fl.metrics.PairedDifference` as a dictionary), None
-    where there is nothing to pair with. ``failed`` is why there is no result, which in a study of attacks is one.
+    where there is nothing to pair with. ``failed`` is why there is no result, which in a study of attacks is one. ``machine``
+    has ``processor``, ``cores``, ``system`` and ``python``: rows of one study may come from several machines.
     """
 
     cell: str
@@ -34,6 +35,7 @@ class StudyRow:
     costs: dict[str, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     failed: str = ""
+    machine: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,29 @@ class StudyResult:
             raise RunError(f"{path} is of schema {schema}, not {SCHEMA}: run the study again")
         return found
 
-    def merged(self, earlier: StudyResult) -> StudyResult:
-        """These rows, and of ``earlier`` those of cells that are not among them."""
-        cells = {row.cell for row in self.rows}
-        return replace(self, rows=(*self.rows, *(row for row in earlier.rows if row.cell not in cells)))
+    def merged(self, earlier: StudyResult, *, keep: str = "") -> StudyResult:
+        """These rows, and of ``earlier`` those of cells that are not among them; of the cell ``keep`` those of ``earlier``.
+
+        ``keep`` is a baseline that was run again only to set other cells beside it: the rows of ``earlier`` stand beside theirs.
+        """
+        stays = keep in {row.cell for row in earlier.rows}
+        own = tuple(row for row in self.rows if not (stays and row.cell == keep))
+        cells = {row.cell for row in own}
+        versions = {
+            name: _either(earlier.conditions["versions"].get(name, version), version)
+            for name, version in self.conditions["versions"].items()
+        }
+        return replace(
+            self,
+            rows=(*own, *(row for row in earlier.rows if row.cell not in cells)),
+            conditions={**self.conditions, "versions": versions},
+        )
 
     def ordered(self, cells: Sequence[str]) -> StudyResult:
         """The rows in the order of ``cells``."""
         place = {name: i for i, name in enumerate(cells)}
         return replace(self, rows=tuple(sorted(self.rows, key=lambda row: place.get(row.cell, len(place)))))
+
+
+def _either(earlier: str, now: str) -> str:
+    return earlier if now in earlier.split(" or ") else f"{earlier} or {now}"

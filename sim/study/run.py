@@ -140,7 +140,10 @@ class StudyRun:
         trained = self.plan.config(cell, self.size, self.size.seeds[0], "").arms  # a small size may leave some out
         arms = [arm for arm in cell.compared or self.plan.compared if arm in trained]
         if isinstance(own, str):
-            return [StudyRow(cell.name, arm, dict(cell.settings), self.size.seeds, failed=own) for arm in arms]
+            return [
+                StudyRow(cell.name, arm, dict(cell.settings), self.size.seeds, failed=own, machine=machine())
+                for arm in arms
+            ]
         beside = None if isinstance(baseline, str) or cell.name == self.plan.baseline else baseline
         rows = [self._row(cell.name, cell, arm, own, beside) for arm in arms]
         for kind in self.plan.slices:
@@ -165,6 +168,7 @@ class StudyRun:
             against_global=own.difference(arm, everyone) if everyone else None,
             costs=own.costs(arm),
             facts=own.facts(arm, everyone),
+            machine=own.machine,
         )
 
     def _conditions(self, scores: dict[str, CellScores | str]) -> dict[str, Any]:
@@ -173,7 +177,6 @@ class StudyRun:
         packages = ("flwr", "torch", "transformers", "peft", "jiwer", "numpy")
         conditions: dict[str, Any] = {
             "seeds": list(self.size.seeds),
-            "machine": machine(),
             "versions": {name: version(name) for name in packages},
             "baseline": self.plan.baseline,
             "axis": self.plan.axis,
@@ -181,13 +184,6 @@ class StudyRun:
         }
         if found is not None:
             costs = found.runs[0].costs
-            cores = {
-                run.costs["machine"]["cores"]
-                for one in scores.values()
-                if isinstance(one, CellScores)
-                for run in one.runs
-            }
-            conditions["machine"] = {**costs["machine"], "cores": " or ".join(map(str, sorted(cores)))}
             sentences = {(each.row.device, each.row.utterance) for rows in found.arms.values() for each in rows}
             conditions |= {name: costs[name] for name in ("base", "devices", "rounds", "local_steps", "batch_size")}
             conditions["sentences"] = len(sentences)

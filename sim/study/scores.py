@@ -70,6 +70,12 @@ class CellScores:
         """Of the resampling: a function of the runs' seeds."""
         return derive_seed(*(run.seed for run in self.runs), "study")
 
+    @property
+    def machine(self) -> dict[str, Any]:
+        """What the runs were carried out on; where they differ, all of it with ``or`` between."""
+        found = [run.costs["machine"] for run in self.runs]
+        return {name: " or ".join(sorted({str(one[name]) for one in found})) for name in found[0]}
+
     def rates(self, arm: str, samples: int = SAMPLES) -> dict[str, dict[str, Any]]:
         """Pooled rates with intervals, by metric."""
         return {metric: dict(found) for metric, found in intervals(self.arms[arm], self.seed, samples).items()}

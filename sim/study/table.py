@@ -95,7 +95,6 @@ def print_result(result: StudyResult, console: Console) -> None:
 def conditions(result: StudyResult) -> str:
     """Under what the rows were made, in one paragraph."""
     found = result.conditions
-    machine = found["machine"]
     sizes = ""
     if "base" in found:
         sizes = (
@@ -103,11 +102,41 @@ def conditions(result: StudyResult) -> str:
             f"{found['batch_size']} unless the cell says otherwise, {found['sentences']} test sentences; "
         )
     return (
-        f"Size {result.size}, seeds {', '.join(map(str, found['seeds']))}; {sizes}{machine['processor']}, "
-        f"{machine['cores']} {'core' if str(machine['cores']) == '1' else 'cores'}, Python {machine['python']}; "
+        f"Size {result.size}, seeds {', '.join(map(str, found['seeds']))}; {sizes}{_machines(result)}; "
         + ", ".join(f"{name} {version}" for name, version in found["versions"].items())
         + ". 95 % bootstrap intervals, sentences within people. Against another: paired, negative is better; * excludes zero."
     )
+
+
+def _machines(result: StudyResult) -> str:
+    """Which cells were run on which machine, the one with most of them first and, if there are several, without their names."""
+    cells: dict[str, list[str]] = {}
+    for row in result.rows:
+        names = cells.setdefault(_machine(row.machine), [])
+        if row.cell not in names:
+            names.append(row.cell)
+    first, *others = sorted(cells, key=lambda machine: -len(cells[machine]))
+    return "; ".join(
+        [first, *(f"{machine} ({', '.join(cells[machine])}){_beside(result, machine)}" for machine in others)]
+    )
+
+
+def _machine(found: Mapping[str, Any]) -> str:
+    cores = found["cores"]
+    return f"{found['processor']}, {cores} {'core' if str(cores) == '1' else 'cores'}, Python {found['python']}"
+
+
+def _beside(result: StudyResult, machine: str) -> str:
+    """What the baseline had where it was run again for cells of ``machine``, if that is not what its own row says."""
+    name = result.conditions["baseline"]
+    stated = [row.rates[row.metric]["rate"] for row in result.rows if row.cell == name and not row.failed]
+    again = [
+        row.rates[row.metric]["rate"] - row.against_baseline["difference"]
+        for row in result.rows
+        if row.against_baseline is not None and _machine(row.machine) == machine
+    ]
+    others = sorted({_percent(rate) for rate in again if all(abs(rate - one) > 1e-9 for one in stated)})
+    return f", set beside {name} run again there, {' and '.join(others)} %" if others else ""
 
 
 def _percent(value: float | None, digits: int = 1) -> str:

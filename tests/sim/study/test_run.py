@@ -1,6 +1,7 @@
 """A study of tiny runs: its rows, what they are compared with, what it stores, and how it goes on."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,7 @@ from sim.study.page import markers, rewrite, write_study
 from sim.study.plan import Cell, Plan, Size
 from sim.study.rows import StudyResult
 from sim.study.run import StudyRun
-from sim.study.table import markdown
+from sim.study.table import conditions, markdown
 
 TINY = Size("tiny", {}, seeds=(1, 2))
 
@@ -217,9 +218,55 @@ def test_cells_that_were_run_later_join_those_that_are_stored(study):
     assert [row.cell for row in joined.rows] == [*["rank 2"] * len(rest.rows), *["rank 4"] * len(one.rows)]
 
 
+def elsewhere(rows, processor, better_by=0.0):
+    """The same rows, made on another machine by a baseline that did better there."""
+    return tuple(
+        replace(
+            row,
+            machine={**row.machine, "processor": processor},
+            against_baseline=row.against_baseline
+            and {**row.against_baseline, "difference": row.against_baseline["difference"] + better_by},
+        )
+        for row in rows
+        if not row.cell.startswith("embedded")
+    )
+
+
+def test_a_baseline_that_is_run_again_for_other_cells_replaces_no_stored_one(study):
+    _, result = study
+    stored = replace(result, rows=elsewhere((row for row in result.rows if row.cell != "rank 4"), "first"))
+    later = replace(result, rows=elsewhere((row for row in result.rows if row.cell in ("rank 2", "rank 4")), "second"))
+    machines = {row.cell: row.machine["processor"] for row in later.merged(stored, keep="rank 2").rows}
+    assert machines == {"rank 2": "first", "none learnt": "first", "rank 4": "second"}
+    assert {row.machine["processor"] for row in later.merged(stored).rows if row.cell == "rank 2"} == {"second"}
+    assert {row.cell for row in later.merged(replace(stored, rows=()), keep="rank 2").rows} == {"rank 2", "rank 4"}
+
+
+def test_rows_of_several_machines_are_told_apart_under_the_table(study):
+    _, result = study
+    first = elsewhere((row for row in result.rows if row.cell != "rank 4"), "first")
+    own = [row for row in result.rows if row.cell == "rank 4"]
+    text = conditions(replace(result, rows=(*first, *elsewhere(own, "second"))))
+    assert re.search(r"; first, \d+ cores?, Python [\d.]+; second, \d+ cores?, Python [\d.]+ \(rank 4\); flwr", text)
+    text = conditions(replace(result, rows=(*first, *elsewhere(own, "second", better_by=0.1))))
+    whole = {row.arm: row for row in result.rows if row.cell == "rank 2"}
+    rates = sorted({f"{100 * (row.rates['mer']['rate'] - 0.1):.1f}" for row in whole.values()})
+    assert f"(rank 4), set beside rank 2 run again there, {' and '.join(rates)} %; flwr" in text
+
+
+def test_versions_of_rows_that_were_stored_earlier_are_not_forgotten(study):
+    _, result = study
+    versions = {**result.conditions["versions"], "torch": "1.0"}
+    older = replace(result, rows=result.rows[:2], conditions={**result.conditions, "versions": versions})
+    later = replace(result, rows=result.rows[2:])
+    torch = result.conditions["versions"]["torch"]
+    assert later.merged(older).conditions["versions"]["torch"] == f"1.0 or {torch}"
+    assert later.merged(later.merged(older)).conditions["versions"]["torch"] == f"1.0 or {torch}"
+
+
 def test_a_file_that_holds_no_rows_says_what_to_do(tmp_path):
     path = tmp_path / "rows.json"
-    path.write_text(json.dumps({"schema": 1}), encoding="utf-8")
+    path.write_text(json.dumps({"schema": 2}), encoding="utf-8")
     with pytest.raises(RunError, match="run the study again"):
         StudyResult.read(path)
 
