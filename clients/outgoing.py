@@ -25,7 +25,7 @@ from fl.compression import decode_all, encode_all, encoded_bytes, join, make_cod
 from fl.config import RunConfig
 from fl.errors import DemandError
 from fl.names import EDGE, NONE, PAIRWISE
-from fl.privacy.dp import Update, add_noise, clip, difference, norm
+from fl.privacy.dp import CUT_SHORT, Update, add_noise, clip, difference, norm
 from fl.privacy.exchange import (
     ENCODED_FORM,
     FULL_PRECISION,
@@ -42,7 +42,6 @@ from fl.wire import ARRAY_HEADER_BYTES, ENCODED, FEDERATE, PAYLOAD, SHARED, Job
 
 log = logging.getLogger("idiolect.client")
 
-CUT_SHORT = 2.0  # times the clipping norm: an update as long as that loses more than half, which its owner should know
 RESIDUAL = "residual"  # and the arm: where the store keeps what compression lost
 
 

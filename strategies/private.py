@@ -18,7 +18,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fl.names import DISTRIBUTED_NOISE, EDGE, NONE
-from fl.privacy.dp import DistributedNoise, Sums, add_noise, noisy_mean, norm, weight_of
+from fl.privacy.dp import CUT_SHORT, DistributedNoise, Sums, add_noise, noisy_mean, norm, weight_of
 from fl.privacy.plan import Plan
 from fl.privacy.randomness import key_from_seed
 from fl.privacy.secure_sum import SecureSumError, new_setup, unflatten
@@ -56,6 +56,7 @@ class PrivateMean(SharedFedAvg):
     _sum: Sum | None = None
     _secure: SecureRound | None = None
     _participants: dict[str, str] = field(default_factory=dict)  # by device
+    _told: bool = False  # that the norm is short
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -210,20 +211,35 @@ class PrivateMean(SharedFedAvg):
                     sums[name] += reply.examples * (value - before[name])
             bits = sum(reply.numbers[WITHIN] - reply.numbers["devices"] / 2 for reply in replies)
             return Sum(sums, sum(reply.examples for reply in replies), bits)
-        within: list[bool] = []
+        lengths: list[float] = []
 
         def updates() -> Iterator[tuple[float, Mapping[str, np.ndarray]]]:
             for reply in replies:
                 sent = reply.shared or {}
                 update = {name: np.subtract(sent[name], before[name], dtype=np.float64) for name in before}
-                within.append(norm(update) <= self._bound)
+                lengths.append(norm(update))
                 yield weight_of(reply.examples, self.plan.cap), update
 
         sums = noisy_mean(
             updates(), bound=self._bound, noise_multiplier=0.0, total_weight=1.0, clipping=self.plan.clipping
         )
+        self._tell_of_short_norm(lengths)
         weight = sum(weight_of(reply.examples, self.plan.cap) for reply in replies)
-        return Sum(sums, weight, sum(within) - len(within) / 2)
+        within = sum(length <= self._bound for length in lengths)
+        return Sum(sums, weight, within - len(lengths) / 2)
+
+    def _tell_of_short_norm(self, lengths: list[float]) -> None:
+        """Say once, in the log alone, that a fixed norm takes more than half of most updates: nothing of that is in the model."""
+        short = sum(length > CUT_SHORT * self._bound for length in lengths)
+        if self._told or self.plan.quantile or 2 * short <= len(lengths):
+            return
+        self._told = True
+        log.warning(
+            "update-norm = %g is short: most updates of round %d lose more than half of their length, which slows training down; "
+            "raise it, or let it follow clip-quantile (this line comes from the updates and is under no promise: keep it private)",
+            self._bound,
+            self._round,
+        )
 
     def _key(self, purpose: str) -> bytes | None:
         """The noise of a simulation comes again; otherwise it is the operating system's."""

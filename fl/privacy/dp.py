@@ -25,6 +25,7 @@ from fl.privacy.randomness import fresh_key, standard_normal
 
 Update = dict[str, NDArray[np.float32]]
 Sums = dict[str, NDArray[np.float64]]
+CUT_SHORT = 2.0  # times the clipping norm: an update as long as that loses more than half, which people should be told
 _SLACK = 1.0 - 2.0**-20  # rounding to float32 must not lift a clipped norm above its bound
 
 

@@ -263,6 +263,19 @@ def test_a_node_tells_once_that_a_fixed_norm_cuts_off_more_than_half_of_an_updat
     assert all(f"device {NAMES[-1]} " in message and "loses 52 %" in message for message in told)
 
 
+@pytest.mark.parametrize(
+    ("cut", "quantile"), [(2.1, 0.0), (1.9, 0.0), (2.1, 0.5)], ids=["less", "half kept", "adaptive"]
+)
+def test_an_aggregator_that_clips_tells_once_that_a_fixed_norm_cuts_most_updates_short(
+    run: Run, start: Tensors, caplog: pytest.LogCaptureFixture, cut: float, quantile: float
+) -> None:
+    lengths = sorted(abs(step_of(name)) * math.sqrt(entries(start)) for name in NAMES)
+    bound = lengths[len(NAMES) // 2 - 1] / cut  # one more than half of them are longer than cut times that, or as long
+    run(dp="server", noise_multiplier=5.0, update_norm=bound, clip_quantile=quantile, rounds=2)
+    told = [message for message in caplog.messages if f"update-norm = {bound:g} is short: most updates" in message]
+    assert len(told) == (cut > 2 and not quantile)
+
+
 @pytest.mark.parametrize("step", [1, 2, 3, 4])
 def test_the_sum_is_exact_whoever_drops_out_at_a_step(run: Run, start: Tensors, step: int) -> None:
     gone = NAMES[1]
