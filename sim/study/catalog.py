@@ -30,6 +30,17 @@ def _cells(
     )
 
 
+def _repeats() -> Plan:
+    """What no interval over sentences contains: the chance in training."""
+    return Plan(
+        "repeats",
+        "How far apart are runs that differ in nothing but initialisation and order of batches?",
+        (Cell("first", {}), *(Cell(f"again {k}", {}, k == 1, again=k) for k in range(1, 5))),
+        "first",
+        compared=("global", "personalized"),
+    )
+
+
 def _strategies() -> Plan:
     cells = tuple(
         Cell(name, {"strategy": name, **OWN_SPLIT.get(name, {})}, name not in ROBUST_RULES or name == "fedavg")
@@ -375,6 +386,7 @@ def _search() -> Plan:
 
 
 _MAKERS = (
+    _repeats,
     _adapters,
     _rates,
     _rank,

@@ -9,6 +9,7 @@ from sim.section import page_parts, write_section
 from sim.study.chart import svg
 from sim.study.influence import influence_svg, influence_table, influences
 from sim.study.plan import SIZES
+from sim.study.repetition import spread_table
 from sim.study.rows import StudyResult
 from sim.study.table import markdown
 
@@ -72,6 +73,8 @@ def _part(result: StudyResult, page: Path, folder: Path) -> str:
     text = f"{_image(result.question, path.with_suffix('.svg'), page)}\n{markdown(result)}"
     if searched(result):
         text += f"\n{_image('Each setting and the error rate', _influence(path), page)}\n{influence_table(result)}"
+    if result.conditions.get("repeated") and (spread := spread_table(result)):
+        text += f"\n{spread}"
     return text
 
 

@@ -10,6 +10,7 @@ from fl.errors import ConfigError
 from fl.setting import Value
 
 Settings = Mapping[str, Value]
+REPETITION = 1000  # added to a run's seed for each repetition: seeds of runs stay below
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Cell:
 
     ``smoke`` says whether the small size has it: the small size is to show that a study runs, not what it finds. ``compared``
     are the arms that this row is about, those of the study by default; ``new_people`` that it is about people who took no part.
+    ``again`` is a repetition: the same people, sentences and division, another initialisation and order of batches.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Cell:
     smoke: bool = True
     compared: tuple[str, ...] = ()
     new_people: bool = False
+    again: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,11 @@ class Plan:
         assert len(set(names)) == len(names), f"study {self.name}: two cells of one name"
         assert self.baseline in names, f"study {self.name}: no cell {self.baseline}"
 
+    @property
+    def repeated(self) -> bool:
+        """Whether its cells are repetitions of one run."""
+        return any(cell.again for cell in self.cells)
+
     def chosen(self, size: Size, names: tuple[str, ...] = ()) -> tuple[Cell, ...]:
         """The cells of a size, or those with ``names``; :class:`ConfigError` lists the known ones."""
         known = {cell.name: cell for cell in self.cells}
@@ -114,4 +122,6 @@ class Plan:
         values: dict[str, object] = {"arms": ",".join(self.arms)}
         for settings in (size.settings, self.base, self.sizes.get(size.name, {}), cell.settings):  # the later wins
             values.update(settings)
-        return make_config({**values, "seed": seed, "output": output})
+        if cell.again:
+            values["data-seed"] = values.get("data-seed") or seed
+        return make_config({**values, "seed": seed + REPETITION * cell.again, "output": output})

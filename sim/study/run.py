@@ -132,7 +132,7 @@ class StudyRun:
                 run.carry_out(self.workers)
             if run.failure:
                 return run.failure
-        return CellScores.read([run.folder for run in runs], new_people=cell.new_people)
+        return CellScores.read([run.folder for run in runs], seeds=self.size.seeds, new_people=cell.new_people)
 
     def _rows(self, cell: Cell, scores: dict[str, CellScores | str]) -> list[StudyRow]:
         """The rows of one cell: of each compared arm, and of each slice of the sentences that the plan wants."""
@@ -181,6 +181,7 @@ class StudyRun:
             "baseline": self.plan.baseline,
             "axis": self.plan.axis,
             "drawn": self.plan.drawn,
+            "repeated": self.plan.repeated,
         }
         if found is not None:
             costs = found.runs[0].costs

@@ -44,11 +44,15 @@ class CellScores:
     new_people: bool = False
 
     @classmethod
-    def read(cls, folders: Sequence[Path], *, new_people: bool = False) -> CellScores:
-        """The runs of all seeds of a cell."""
-        runs = pool([read_run(folder) for folder in folders])
-        if len(runs) == 1:  # so that cells of one seed and of several name their devices alike
-            runs = [runs[0].renamed(f"seed{runs[0].seed}/")]
+    def read(
+        cls, folders: Sequence[Path], *, seeds: Sequence[int] | None = None, new_people: bool = False
+    ) -> CellScores:
+        """The runs of all seeds of a cell. ``seeds`` name their devices, so that a repetition of a run has the same ones."""
+        runs = [read_run(folder) for folder in folders]
+        if len(runs) > 1:
+            pool(runs)  # refuses what does not belong together
+        names = seeds or [run.seed for run in runs]
+        runs = [run.renamed(f"seed{name}/") for run, name in zip(runs, names, strict=True)]
         arms: dict[str, list[Scored]] = {}
         task = runs[0].task
         tested = [row for run in runs for row in run.transcripts if row.new_person == new_people]

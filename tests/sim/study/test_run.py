@@ -264,6 +264,48 @@ def test_versions_of_rows_that_were_stored_earlier_are_not_forgotten(study):
     assert later.merged(later.merged(older)).conditions["versions"]["torch"] == f"1.0 or {torch}"
 
 
+def test_a_repetition_has_the_same_people_and_another_run(study):
+    run, result = study
+    plan = replace(run.plan, slices=(), cells=(run.plan.cells[0], *(Cell(f"again {k}", {}, again=k) for k in (1, 2))))
+    configs = [plan.config(cell, TINY, 2, "") for cell in plan.cells]
+    assert [(config.seed, config.data_seed) for config in configs] == [(2, 2), (1002, 2), (2002, 2)]
+    assert plan.repeated
+    assert not run.plan.repeated
+    repeated = replace(run, plan=plan).run()
+    rows = {row.cell: row for row in repeated.rows if row.arm == "personalized"}
+    assert rows["rank 2"] == next(row for row in result.rows if (row.cell, row.arm) == ("rank 2", "personalized"))
+    assert all(row.against_baseline is not None for name, row in rows.items() if name != "rank 2")  # the same sentences
+    losses = [
+        [row.train_loss for row in read_run(run.folder(cell, 2)).results if row.train_loss] for cell in plan.cells
+    ]
+    assert losses[0] != losses[1] != losses[2] != losses[0]
+
+
+def test_the_spread_of_repetitions_stands_under_their_table(study, tmp_path):
+    _, result = study
+    (row,) = (row for row in result.rows if (row.cell, row.arm) == ("rank 2", "personalized"))
+    rates, differences = (0.30, 0.32, 0.37), (-0.04, -0.02, -0.03)
+    rows = tuple(
+        replace(
+            row,
+            cell=f"again {k}",
+            rates={**row.rates, "mer": {**row.rates["mer"], "rate": rate}},
+            against_global={**row.against_global, "difference": difference},
+        )
+        for k, (rate, difference) in enumerate(zip(rates, differences, strict=True))
+    )
+    page = tmp_path / "results.md"
+    page.write_text("\n".join(markers("tiny")), encoding="utf-8")
+    of_one = replace(result, rows=rows, conditions={**result.conditions, "repeated": True})
+    write_study(of_one, page, tmp_path / "studies")
+    line = "| personalized | 3 | 33.0 | 3.6 | 30.0 to 37.0 | -3.0 | 1.0 | -4.0 to -2.0 |"
+    assert line in page.read_text(encoding="utf-8")
+    write_study(replace(of_one, rows=rows[:2]), page, tmp_path / "studies")
+    assert "| personalized | 2 |" not in page.read_text(encoding="utf-8")  # two runs have no spread to speak of
+    write_study(replace(of_one, conditions=result.conditions), page, tmp_path / "studies")
+    assert line not in page.read_text(encoding="utf-8")  # cells that differ in a setting are no repetitions
+
+
 def test_a_file_that_holds_no_rows_says_what_to_do(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text(json.dumps({"schema": 2}), encoding="utf-8")
