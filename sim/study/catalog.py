@@ -231,7 +231,7 @@ def _rates() -> Plan:
         "bottleneck": (1e-3, 4e-3, 1.6e-2),
         "prefix": (1e-3, 4e-3, 1.6e-2, 6.4e-2),
         "bitfit": (1e-3, 4e-3, 1.6e-2, 6.4e-2),
-        "full": (1e-5, 4e-5, 1.6e-4, 6.4e-4),
+        "full": (1e-5, 4e-5, 8e-5, 1.6e-4, 6.4e-4),
     }
     cells = (
         Cell(
