@@ -127,7 +127,7 @@ def _machine(found: Mapping[str, Any]) -> str:
 
 
 def _beside(result: StudyResult, machine: str) -> str:
-    """What the baseline had where it was run again for cells of ``machine``, if that is not what its own row says."""
+    """What the baseline had where it was run for cells of ``machine``, if that is not what its own row says."""
     name = result.conditions["baseline"]
     stated = [row.rates[row.metric]["rate"] for row in result.rows if row.cell == name and not row.failed]
     again = [
@@ -136,7 +136,7 @@ def _beside(result: StudyResult, machine: str) -> str:
         if row.against_baseline is not None and _machine(row.machine) == machine
     ]
     others = sorted({_percent(rate) for rate in again if all(abs(rate - one) > 1e-9 for one in stated)})
-    return f", set beside {name} run again there, {' and '.join(others)} %" if others else ""
+    return f", set beside a run of {name} there: {' and '.join(others)} %" if others else ""
 
 
 def _percent(value: float | None, digits: int = 1) -> str:

@@ -251,7 +251,7 @@ def test_rows_of_several_machines_are_told_apart_under_the_table(study):
     text = conditions(replace(result, rows=(*first, *elsewhere(own, "second", better_by=0.1))))
     whole = {row.arm: row for row in result.rows if row.cell == "rank 2"}
     rates = sorted({f"{100 * (row.rates['mer']['rate'] - 0.1):.1f}" for row in whole.values()})
-    assert f"(rank 4), set beside rank 2 run again there, {' and '.join(rates)} %; flwr" in text
+    assert f"(rank 4), set beside a run of rank 2 there: {' and '.join(rates)} %; flwr" in text
 
 
 def test_versions_of_rows_that_were_stored_earlier_are_not_forgotten(study):
