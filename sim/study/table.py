@@ -117,7 +117,7 @@ def _machines(result: StudyResult) -> str:
             names.append(row.cell)
     first, *others = sorted(cells, key=lambda machine: -len(cells[machine]))
     return "; ".join(
-        [first, *(f"{machine} ({', '.join(cells[machine])}){_beside(result, machine)}" for machine in others)]
+        [first, *(f"{machine} ({'; '.join(cells[machine])}){_beside(result, machine)}" for machine in others)]
     )
 
 
