@@ -358,6 +358,24 @@ def _ctc() -> Plan:
     )
 
 
+def _ctc_tokens() -> Plan:
+    """All weights and as many sentences as pretraining took: new symbols of a CTC head want more than an adapter's few steps."""
+    return Plan(
+        "ctc-tokens",
+        "In which symbols does a Spanish CTC recognizer best learn Korean?",
+        (
+            Cell("syllables", {"tokens": "syllables"}),
+            Cell("jamo", {"tokens": "jamo"}),
+            Cell("compat-jamo", {"tokens": "compat-jamo"}, False),
+        ),
+        "syllables",
+        arms=("centralized",),
+        compared=("centralized",),
+        base={"base": SPANISH_CTC, "cohort": 1, "sites": "encoder.self,ffn", "method": "full", "learning-rate": 5e-4},
+        sizes={"smoke": {"base": "random:wav2vec2-small"}, "short": {"local-steps": 100}, "full": {"local-steps": 200}},
+    )
+
+
 def _search() -> Plan:
     """Random search (Bergstra and Bengio 2012) on validation data of a population that no result uses."""
     generator = derive_generator(101, "search")
@@ -396,6 +414,7 @@ _MAKERS = (
     _sites,
     _tokens,
     _ctc,
+    _ctc_tokens,
     _tasks,
     _search,
     _utterances,

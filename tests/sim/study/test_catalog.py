@@ -41,3 +41,11 @@ def test_no_strategy_is_forgotten():
     compared = {cell.settings.get("strategy", "fedavg") for cell in PLANS["strategies"].cells}
     assert set(STRATEGIES) <= compared | set(ROBUST_RULES)
     assert {cell.settings.get("strategy") for cell in PLANS["robust"].cells} == set(ROBUST_RULES)
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_symbols_are_all_that_differs_where_symbols_are_compared(size):
+    plan = PLANS["ctc-tokens"]
+    configs = [flat(plan.config(cell, size, 1, "")) for cell in plan.cells]
+    assert {name for config in configs for name in config if config[name] != configs[0][name]} == {"tokens"}
+    assert {config["tokens"] for config in configs} == {"syllables", "jamo", "compat-jamo"}
