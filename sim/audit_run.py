@@ -28,7 +28,8 @@ from fl.privacy.audit_views import Seen, View, make_view, median_norm
 from sim.audit_losses import Chosen, LossMeter
 from sim.audit_people import Labels, agreements, attributes, utterances
 from sim.audit_record import ARM, federated_rounds, load_round, record, split_config
-from strategies.app import machine, run_folder
+from strategies.app import machine
+from strategies.folder import run_folder
 from strategies.loop import Progress
 
 SPLITS = "all-shared,gates,fedsa,ffa"

@@ -6,7 +6,7 @@ import logging
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,12 @@ from fl.adapters.personal import make_blend, own_bytes, require_room
 from fl.adapters.state import State, size_of
 from fl.arms import BY_GATES, EVERYONE, Arm, evaluated_as, federates, trained_arm
 from fl.attacks import attackers
-from fl.config import RunConfig, dump_config, flat, load_config, make_config
+from fl.config import RunConfig, make_config
 from fl.errors import ConfigError, PopulationError, RunError
-from fl.files import write_atomically
 from fl.machine import available_cores, processor
 from fl.methods import fresh_state
 from fl.metrics import Counts
 from fl.names import NONE
-from fl.paths import cache_root
 from fl.predictions import PREDICTIONS_NAME
 from fl.privacy.plan import Plan, make_plan
 from fl.task import Task
@@ -35,11 +33,12 @@ from fl.wire import FEDERATE, FINETUNE, SETTINGS_RECORD, Job, add_counts, settin
 from strategies.account import Account
 from strategies.base import Roster, SharedFedAvg
 from strategies.checkpoint import load_checkpoint
+from strategies.folder import freed_if_empty, run_folder
 from strategies.loop import Progress, RoundLoop, Twin
 from strategies.node import UnreadableError, read_node
 from strategies.registry import check_strategy, make_attacker, make_strategy
 from strategies.replies import DeviceReply
-from strategies.results import CONFIG_NAME, RESULTS_NAME, ResultsFile, gather_predictions, make_row, write_costs
+from strategies.results import RESULTS_NAME, ResultsFile, gather_predictions, make_row, write_costs
 
 log = logging.getLogger("idiolect.server")
 NODE_WAIT_SECONDS = 120.0
@@ -315,34 +314,14 @@ def machine() -> dict[str, Any]:
     }
 
 
-def run_folder(config: RunConfig, run_id: int) -> RunConfig:
-    """The configuration with its output folder made and absolute; a folder of another configuration is refused."""
-    folder = Path(config.output).expanduser().resolve() if config.output else cache_root() / "runs" / str(run_id)
-    config = replace(config, output=str(folder))
-    path = folder / CONFIG_NAME
-    if path.exists():
-        before, now = flat(load_config(path)), flat(config)
-        changed = sorted(key for key in now if before[key] != now[key])
-        if changed:
-            listed = ", ".join(f"{k} was {before[k]!r}, is {now[k]!r}" for k in changed[:4])
-            raise RunError(
-                f"{folder} holds a run with other settings ({listed}): give another output, or remove the folder"
-            )
-    else:
-        try:
-            write_atomically(path, dump_config(config).encode())
-        except OSError as error:
-            raise RunError(f"{folder} cannot be written: {error}; give another output, or free some space") from error
-    return config
-
-
 def run_server(grid: Grid, config: RunConfig, run_id: int, progress: Progress | None = None) -> Path:
     """A whole run over ``grid``; returns the run folder, with everything but the report in it."""
     check_strategy(config)
     config = run_folder(config, run_id)
     folder = Path(config.output)
-    task = load_task(config)
-    roster = ask_roster(grid, config)
+    with freed_if_empty(folder):
+        task = load_task(config)
+        roster = ask_roster(grid, config)
     log.info(
         "%d devices train, %d new people, %d nodes",
         len(roster.training),

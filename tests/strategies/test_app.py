@@ -20,10 +20,11 @@ from fl.adapters.files import load_adapter
 from fl.arms import EVERYONE
 from fl.config import RunConfig
 from fl.data.manifest import read_manifest, write_manifest
-from fl.errors import AdapterError, ConfigError, RunError
+from fl.errors import AdapterError, BaseModelError, ConfigError, RunError
 from fl.names import ARMS
 from fl.wire import COUNTS, DEVICES, JOB, SHARED, Job, split_key
 from sim.serial import SerialGrid
+from strategies import app as server_app
 from strategies.app import NEW_PEOPLE_ARMS, ask_roster, run_server
 
 MakeRun = Callable[..., RunConfig]
@@ -152,6 +153,30 @@ def test_a_folder_of_a_run_with_other_settings_is_refused_by_their_names(
     assert named in str(caught.value)
     assert "another output" in str(caught.value)
     assert tensors_of(whole) == before
+
+
+def test_a_run_that_was_refused_before_it_began_leaves_its_folder_free_for_other_settings(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    with pytest.raises(BaseModelError):
+        run_server(SerialGrid(client_app), make_run(tmp_path / "run", base="random:nano"), 1)
+    assert not list((tmp_path / "run").iterdir())
+    assert (run_server(SerialGrid(client_app), make_run(tmp_path / "run"), 1) / "config.toml").exists()
+
+
+def test_a_run_that_was_begun_keeps_its_settings_when_it_cannot_go_on(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run_server(SerialGrid(client_app), make_run(tmp_path / "run"), 1)
+    before = {path.name for path in folder.iterdir()}
+
+    def no_node(grid: Any, config: RunConfig) -> None:
+        raise RunError("no node came up")
+
+    monkeypatch.setattr(server_app, "ask_roster", no_node)
+    with pytest.raises(RunError, match="no node"):
+        run_server(SerialGrid(client_app), make_run(tmp_path / "run"), 1)
+    assert {path.name for path in folder.iterdir()} == before
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_any_work(make_run: MakeRun, tmp_path: Path) -> None:
