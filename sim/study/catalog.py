@@ -372,7 +372,11 @@ def _ctc_tokens() -> Plan:
         arms=("centralized",),
         compared=("centralized",),
         base={"base": SPANISH_CTC, "cohort": 1, "sites": "encoder.self,ffn", "method": "full", "learning-rate": 5e-4},
-        sizes={"smoke": {"base": "random:wav2vec2-small"}, "short": {"local-steps": 150, "batch-size": 1}, "full": {"local-steps": 200}},
+        sizes={
+            "smoke": {"base": "random:wav2vec2-small"},
+            "short": {"local-steps": 150, "batch-size": 1},
+            "full": {"local-steps": 200},
+        },
     )
 
 
