@@ -62,7 +62,8 @@ def rewrite(page: Path, folder: Path) -> list[str]:
 
 def _section(name: str, page: Path, folder: Path) -> str:
     """The question, then plot and table of each size that is stored, the largest first."""
-    found = [StudyResult.read(path) for path in folder.glob(f"{name}-*.json")]
+    stored = [StudyResult.read(path) for path in folder.glob(f"{name}-*.json")]
+    found = [each for each in stored if each.name == name]  # ctc-* are files of ctc-tokens too
     order = [*reversed(SIZES)]
     found.sort(key=lambda each: order.index(each.size) if each.size in order else len(order))
     return "\n".join([f"{found[0].question}\n", *(_part(each, page, folder) for each in found)])

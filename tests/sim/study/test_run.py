@@ -195,6 +195,17 @@ def test_rows_are_stored_and_the_page_is_made_from_them_again(study, tmp_path):
     assert StudyResult.read(rows / "tiny-tiny.json") == replace(result, rows=result.rows)
 
 
+def test_a_study_whose_name_begins_another_keeps_its_section_to_itself(study, tmp_path):
+    _, result = study
+    page, rows = tmp_path / "results.md", tmp_path / "studies"
+    page.write_text("\n".join([*markers("tiny"), *markers("tiny-more")]), encoding="utf-8")
+    write_study(replace(result, name="tiny-more", question="Does more matter?"), page, rows)
+    write_study(result, page, rows)
+    own, other = page.read_text(encoding="utf-8").split(markers("tiny-more")[0])
+    assert ("Does rank matter?" in own, "Does more matter?" in own) == (True, False)
+    assert ("Does rank matter?" in other, "Does more matter?" in other) == (False, True)
+
+
 def test_a_quick_look_replaces_no_result(study, tmp_path):
     _, result = study
     page, rows = tmp_path / "results.md", tmp_path / "studies"
