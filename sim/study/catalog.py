@@ -359,7 +359,7 @@ def _ctc() -> Plan:
 
 
 def _ctc_tokens() -> Plan:
-    """All weights and as many sentences as pretraining took: new symbols of a CTC head want more than an adapter's few steps."""
+    """All weights and thousands of sentences: new symbols of a CTC head want more than an adapter's few steps."""
     return Plan(
         "ctc-tokens",
         "In which symbols does a Spanish CTC recognizer best learn Korean?",
