@@ -322,31 +322,31 @@ def run_server(grid: Grid, config: RunConfig, run_id: int, progress: Progress | 
     with freed_if_empty(folder):
         task = load_task(config)
         roster = ask_roster(grid, config)
-    log.info(
-        "%d devices train, %d new people, %d nodes",
-        len(roster.training),
-        len(roster.new_people),
-        len(set(roster.nodes.values())),
-    )
-    results = ResultsFile(folder)
-    new_people = frozenset(roster.new_people)
+        log.info(
+            "%d devices train, %d new people, %d nodes",
+            len(roster.training),
+            len(roster.new_people),
+            len(set(roster.nodes.values())),
+        )
+        results = ResultsFile(folder)
+        new_people = frozenset(roster.new_people)
 
-    def write_row(arm: str, server_round: int, split: str, reply: DeviceReply, trained: DeviceReply | None) -> None:
-        results.add(make_row(arm, server_round, split, reply, trained, reply.device_id in new_people))
+        def write_row(arm: str, server_round: int, split: str, reply: DeviceReply, trained: DeviceReply | None) -> None:
+            results.add(make_row(arm, server_round, split, reply, trained, reply.device_id in new_people))
 
-    loop = RoundLoop(
-        grid,
-        folder / "checkpoints",
-        task.fingerprint,
-        write_row,
-        config.federation.round_timeout,
-        progress or (lambda *_: None),
-        flush=results.flush,
-        metrics=task_kind(config.data.task).logged,
-    )
-    comparison = Comparison(config, grid, roster, task, loop, results)
-    comparison.promise(folder)
-    comparison.check()
+        loop = RoundLoop(
+            grid,
+            folder / "checkpoints",
+            task.fingerprint,
+            write_row,
+            config.federation.round_timeout,
+            progress or (lambda *_: None),
+            flush=results.flush,
+            metrics=task_kind(config.data.task).logged,
+        )
+        comparison = Comparison(config, grid, roster, task, loop, results)
+        comparison.promise(folder)
+        comparison.check()
     try:
         comparison.run()
     finally:  # what was spent is said of a run that stopped too

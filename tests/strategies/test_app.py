@@ -161,6 +161,9 @@ def test_a_run_that_was_refused_before_it_began_leaves_its_folder_free_for_other
     with pytest.raises(BaseModelError):
         run_server(SerialGrid(client_app), make_run(tmp_path / "run", base="random:nano"), 1)
     assert not list((tmp_path / "run").iterdir())
+    with pytest.raises(ConfigError, match="Bulyan needs at least 7"):
+        run_server(SerialGrid(client_app), make_run(tmp_path / "run", strategy="bulyan", hostile_share=0.4), 1)
+    assert not list((tmp_path / "run").iterdir())
     assert (run_server(SerialGrid(client_app), make_run(tmp_path / "run"), 1) / "config.toml").exists()
 
 
