@@ -22,10 +22,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord
 
 from benchmarks._report import Row, machine, matrix_rate, spread, write_row
 from fl.adapters.split import CONTROL
-from fl.names import STRATEGIES
-from fl.rng import derive_generator
-from fl.wire import Job
-from sim.serial import SerialGrid
+from fl.core.rng import derive_generator
+from fl.protocol.wire import Job
+from fl.settings.names import STRATEGIES
+from sim.backends.serial import SerialGrid
 from strategies.averaging import product_gaps
 from strategies.base import Roster, SharedFedAvg
 from strategies.optimizers import ServerOptimizer

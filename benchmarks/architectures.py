@@ -25,10 +25,10 @@ import torch
 from benchmarks._report import machine
 from fl.adapters import target_pattern
 from fl.bases.speech import SpeechBase, load_speech_base
-from fl.machine import available_cores
+from fl.core.machine import available_cores
+from fl.core.rng import derive_generator
 from fl.methods import attach
 from fl.methods.base import Recipe
-from fl.rng import derive_generator
 from fl.speech.features import SAMPLE_RATE
 from sim.section import write_section
 

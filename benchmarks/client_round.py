@@ -28,11 +28,11 @@ import torch
 
 from benchmarks._report import Row, machine, matrix_rate, spread, write_row
 from benchmarks.stock_recipe import add_options, configuration, run_stock, stock_counts, training_people
-from fl.config import RunConfig
 from fl.metrics import Counts
-from fl.setting import words
-from fl.wire import add_counts
-from sim.run import run_simulation
+from fl.protocol.wire import add_counts
+from fl.settings.config import RunConfig
+from fl.settings.setting import words
+from sim.backends.run import run_simulation
 
 TARGET_RATIO, GPU_TARGET_RATIO = 12.0, 15.0
 

@@ -3,8 +3,8 @@
     python -m benchmarks.cohort [--smoke]
 
 Both sides train the same devices from the same adapters on the same utterances with the same seeds: the plain loop with PEFT
-modules (:func:`clients.trainer.train_locally`), the cohort with stacked adapters (:func:`clients.cohort.train_cohort`). They
-take turns, and the largest relative difference of what they learned is in the row. Utterances have lengths as in the default
+modules (:func:`clients.training.single.train_locally`), the cohort with stacked adapters (:func:`clients.training.cohort.train_cohort`).
+They take turns, and the largest relative difference of what they learned is in the row. Utterances have lengths as in the default
 population; their content does not change the work, so the audio is noise.
 
 ``matrix_share`` is the rate of floating-point operations of a cohort's step (counted by torch for the forward and backward
@@ -26,19 +26,19 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks._report import Row, machine, matrix_rate, spread, time_side_by_side, write_row
-from clients.cohort import Member, train_cohort
-from clients.trainer import LocalPlan, train_locally
+from clients.training.cohort import Member, train_cohort
+from clients.training.single import LocalPlan, train_locally
 from fl.adapters import GatedLoraConfig, adapter_state, load_state, make_split, target_pattern
 from fl.adapters.fresh import fresh_adapter
 from fl.adapters.stacked import Slot, StackedModel
 from fl.adapters.state import adapter_parameters
 from fl.bases.memory import training_bytes
 from fl.bases.resolve import load_base
-from fl.bases.whisper import WhisperBase
-from fl.names import SITES
-from fl.rng import derive_generator, derive_seed
+from fl.bases.whisper.base import WhisperBase
+from fl.core.rng import derive_generator, derive_seed
+from fl.settings.names import SITES
 from fl.speech.audio import SAMPLE_RATE
-from fl.task import Example
+from fl.tasks.task import Example
 
 TARGETS = {8: 1.1, 1: 1.8}
 MATRIX_TARGET = 0.75

@@ -17,11 +17,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import product
 
-from fl.config import make_config
 from fl.data.manifest import Utterance, read_manifest
 from fl.data.synthetic import new_people_of
 from fl.metrics import Counts, score_utterance
-from fl.speech.task import population_manifest
+from fl.settings.config import make_config
+from fl.tasks.speech import population_manifest
 
 Loan = tuple[str, str]
 

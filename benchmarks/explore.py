@@ -20,10 +20,10 @@ from pathlib import Path
 
 import torch
 
-from fl.config import make_config
 from fl.metrics import Counts
-from fl.wire import add_counts
-from sim.run import run_simulation
+from fl.protocol.wire import add_counts
+from fl.settings.config import make_config
+from sim.backends.run import run_simulation
 
 EXPLORATION_SEED = 101  # the reported seeds are 1, 2 and 3
 

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from fl.config import make_config
 from fl.data.manifest import Utterance, write_manifest
+from fl.settings.config import make_config
 from fl.speech.audio import save_audio
 
 WORDS = ["나는", "커피를", "마셨어", "meeting", "있어", "deadline", "오늘", "내일", "bug", "고쳤어"]
@@ -124,7 +124,7 @@ def make_speech(folder: Path, speakers: int = 4, each: int = 8) -> Path:
 
 def run_all(folder: Path, names: list[str]) -> None:
     """Run those of RUNS that are not finished yet; a refused or failed run leaves its reason."""
-    from sim.run import run_simulation
+    from sim.backends.run import run_simulation
 
     torch.set_num_threads(1)
     manifest = make_speech(folder / "speech")

@@ -14,8 +14,8 @@ from peft import LoraConfig, get_peft_model
 
 from benchmarks._report import Row, machine, spread, time_side_by_side, write_row
 from fl.bases.resolve import load_base
-from fl.bases.whisper import WhisperBase
-from fl.rng import derive_generator, derive_seed
+from fl.bases.whisper.base import WhisperBase
+from fl.core.rng import derive_generator, derive_seed
 from fl.speech.features import SAMPLE_RATE, Window
 
 TARGET_RATIO = 8.0

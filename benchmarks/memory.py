@@ -96,7 +96,7 @@ def prepare(arguments: argparse.Namespace, stages: Stages) -> Callable[[], None]
     import torch
 
     stages.done("torch")
-    import fl.speech.task  # noqa: F401 - transformers, PEFT, audio
+    import fl.tasks.speech  # noqa: F401 - transformers, PEFT, audio
 
     stages.done("transformers, PEFT, audio")
     import clients.app  # noqa: F401 - the ClientApp and Flower's client side
@@ -112,8 +112,8 @@ def prepare(arguments: argparse.Namespace, stages: Stages) -> Callable[[], None]
 
     from fl.adapters import GatedLoraConfig
     from fl.bases.resolve import load_base
-    from fl.heap import return_free_memory
-    from fl.rng import derive_generator
+    from fl.core.heap import return_free_memory
+    from fl.core.rng import derive_generator
     from fl.speech.features import SAMPLE_RATE
 
     base = load_base(arguments.base)

@@ -15,14 +15,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks._report import machine
-from clients.evaluator import evaluate
+from clients.training.evaluate import evaluate
 from clients.worker import Worker
-from fl.arms import evaluated_as
-from fl.config import load_config
-from fl.errors import RunError
+from fl.algorithms.arms import evaluated_as
+from fl.core.errors import RunError
 from fl.metrics import Counts, paired_difference, rate_interval
-from fl.wire import from_arrays
-from sim.cli import progress_bars
+from fl.protocol.wire import from_arrays
+from fl.settings.config import load_config
+from sim.cli.app import progress_bars
 from sim.section import write_section
 from strategies.checkpoint import load_checkpoint
 

@@ -16,10 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fl.config import RunConfig, load_config, make_config
-from sim.cli import progress_bars
+from fl.settings.config import RunConfig, load_config, make_config
+from sim.backends.run import run_simulation
+from sim.cli.app import progress_bars
 from sim.report import RunFiles, Summary, pool, read_run, summarize_files, transcripts_of, write_page, write_summary
-from sim.run import run_simulation
 from sim.section import write_section
 
 COMPARED = (("personalized", "global", -0.30), ("personalized", "local", -0.30))

@@ -33,7 +33,7 @@ SETTINGS = {"shared": ["--split", "all-shared"], "private": ["--split", "gates"]
 
 def run(devices: int, state: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """One run; what ``idiolect run --no-op --json`` says of it."""
-    command = [sys.executable, "-m", "sim.cli", "run", "--no-op", "--json", "--devices", str(devices)]
+    command = [sys.executable, "-m", "sim.cli.app", "run", "--no-op", "--json", "--devices", str(devices)]
     command += ["--sample", str(min(arguments.sample, devices)), "--rounds", str(arguments.rounds), *SETTINGS[state]]
     command += ["--serial"] if arguments.serial else []
     command += ["--aggregation", arguments.aggregation, "--seed", str(arguments.seed)]

@@ -24,8 +24,8 @@ from peft import get_peft_model
 from benchmarks._report import Row, machine, time_side_by_side, write_row
 from fl.adapters import GatedLoraConfig, target_pattern
 from fl.bases.resolve import load_base
-from fl.bases.whisper import WhisperBase
-from fl.rng import derive_generator, derive_seed
+from fl.bases.whisper.base import WhisperBase
+from fl.core.rng import derive_generator, derive_seed
 from fl.speech.features import SAMPLE_RATE, Features
 from fl.speech.prefix import PrefixCache, frozen_layers
 

@@ -20,8 +20,8 @@ from typing import TypeVar
 import numpy as np
 
 from benchmarks._report import Row, machine, spread, write_row
-from fl.privacy.secure_sum import Client, Server, new_setup
-from fl.rng import derive_generator
+from fl.core.rng import derive_generator
+from fl.privacy.secure_sum.server import Client, Server, new_setup
 
 TARGET_SECONDS = 1.0
 LIMIT = 1.0

@@ -35,12 +35,11 @@ from benchmarks._report import Row, machine, matrix_rate, spread, time_side_by_s
 from fl.adapters import AdapterInfo, GatedLoraConfig, target_pattern
 from fl.adapters.fresh import fresh_adapter
 from fl.adapters.stacked import Slot
-from fl.bases import decoding, forward
 from fl.bases.resolve import load_base
-from fl.bases.whisper import WhisperBase
-from fl.rng import derive_generator, derive_seed
-from fl.serving.engine import BatchEngine, EngineSettings
-from fl.serving.requests import Request, ServedAdapter, Transcript
+from fl.bases.whisper.base import WhisperBase, decoding, forward
+from fl.core.rng import derive_generator, derive_seed
+from fl.serving.engine.engine import BatchEngine, EngineSettings
+from fl.serving.engine.requests import Request, ServedAdapter, Transcript
 from fl.speech.features import SAMPLE_RATE
 
 SITES = ("encoder.self", "decoder.self", "decoder.cross")

@@ -2,7 +2,7 @@
 
     python -m benchmarks.serving_load [--clients 32] [--requests 2000] [--adapters runs/demo/devices/personalized] [--smoke]
 
-Starts ``idiolect serve`` in a process of its own. Each client is a :class:`clients.thin.ThinClient` with an adapter of its
+Starts ``idiolect serve`` in a process of its own. Each client is a :class:`clients.device.client.ThinClient` with an adapter of its
 own behind a handle, and asks again as soon as it has its answer: recordings of the synthetic population if there are any
 adapters that were trained on it, else noise and fresh adapters. Latency is what a client waits, from before it sends to
 after it has the text. Memory is the server's resident set after each tenth of the requests.
@@ -24,17 +24,17 @@ import psutil
 import soundfile
 
 from benchmarks._report import Row, machine, write_row
-from clients.thin import ThinClient
-from clients.thin_audio import Upload, encode_file
-from clients.thin_device import Settings
-from clients.thin_http import Server
+from clients.device.audio import Upload, encode_file
+from clients.device.client import ThinClient
+from clients.device.folder import Settings
+from clients.device.http import Server
 from fl.adapters import AdapterInfo, GatedLoraConfig, save_adapter, target_pattern
 from fl.adapters.fresh import fresh_adapter
 from fl.bases.resolve import load_base
-from fl.packed_folder import pack_folder
-from fl.rng import derive_generator
+from fl.core.rng import derive_generator
+from fl.packed.folder import pack_folder
 from fl.speech.features import SAMPLE_RATE
-from sim.network_local import served
+from sim.network.local import served
 
 MOST_SPREAD = 3.0  # p95 against p50
 MOST_GROWTH = 1.10  # of memory, from the second tenth to the last

@@ -31,21 +31,21 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import WhisperFeatureExtractor
 
-from clients.evaluator import evaluate
-from clients.trainer import draw_batches, make_plan, step_kinds
+from clients.training.evaluate import evaluate
+from clients.training.single import draw_batches, make_plan, step_kinds
 from fl.adapters import GatedLoraConfig
 from fl.adapters.config import target_pattern
 from fl.adapters.fresh import fresh_adapter
 from fl.bases.resolve import load_base
-from fl.bases.whisper import WhisperBase
-from fl.config import RunConfig, flat, make_config
+from fl.bases.whisper.base import WhisperBase
+from fl.core.machine import available_cores
+from fl.core.rng import derive_generator, derive_seed
 from fl.data.partition import DeviceData
-from fl.machine import available_cores
 from fl.metrics import Counts
-from fl.rng import derive_generator, derive_seed
+from fl.protocol.wire import add_counts
+from fl.settings.config import RunConfig, flat, make_config
 from fl.speech.audio import SAMPLE_RATE, load_audio
-from fl.speech.task import SpeechTask, load_population, population_manifest
-from fl.wire import add_counts
+from fl.tasks.speech import SpeechTask, load_population, population_manifest
 
 IGNORED = -100  # transformers' label of a position without a loss
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 
-from fl.packed import digest, pack, unpack
+from fl.packed.blob import digest, pack, unpack
 
 WORDS = ("오늘", "meeting", "은", "몇", "시에", "시작해요")
 TEXT = " ".join(WORDS)

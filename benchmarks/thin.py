@@ -4,7 +4,7 @@
 
 Each figure comes from new processes, with everything that a use needs: the memory from one that has set nothing up before,
 reads a file, encodes it, puts the default adapter at a stub server on the loopback address, streams a transcript and is then
-asked for its largest resident size so far. The import time is of ``clients.thin_cli``, Python's own start left out; the median
+asked for its largest resident size so far. The import time is of ``clients.device.cli``, Python's own start left out; the median
 counts, and that of numpy alone stands beside it.
 The adapter is the default configuration on whisper-base (rank 8, self gates on q, k, v, out of all attention) with random
 values, packed in each precision.
@@ -24,10 +24,10 @@ import soundfile
 
 from benchmarks._report import Row, machine, spread, write_row
 from benchmarks.stub_server import StubServer
-from clients.thin_device import Settings, initialize
-from clients.thin_store import AdapterStore
-from fl.packed import PackedInfo, pack
-from fl.packed_header import CODES, Dtype
+from clients.device.folder import Settings, initialize
+from clients.device.store import AdapterStore
+from fl.packed.blob import PackedInfo, pack
+from fl.packed.header import CODES, Dtype
 
 MIB = 2**20
 TARGET_MIB, TARGET_IMPORT_SECONDS = 60.0, 0.3
@@ -39,7 +39,7 @@ SAMPLE_RATES = (16_000, 44_100)  # the second needs soxr too
 TRANSCRIBE = """
 import sys
 sys.argv = ["idiolect", "device", "transcribe", *{words!r}]
-from sim.entry import main
+from sim.cli.entry import main
 try:
     main()
 except SystemExit as end:
@@ -103,12 +103,12 @@ def main() -> int:
     parser.add_argument("--smoke", action="store_true", help="once, and keep no figure")
     arguments = parser.parse_args()
     repeats = 1 if arguments.smoke else arguments.repeats
-    run(IMPORT.format(module="clients.thin_cli"))  # files into the cache, and compiled
-    imports: dict[str, list[float]] = {"clients.thin_cli": [], "numpy": []}
+    run(IMPORT.format(module="clients.device.cli"))  # files into the cache, and compiled
+    imports: dict[str, list[float]] = {"clients.device.cli": [], "numpy": []}
     for _ in range(repeats):
         for module, found in imports.items():
             found.append(float(run(IMPORT.format(module=module))))
-    import_seconds = round(statistics.median(imports["clients.thin_cli"]), 3)
+    import_seconds = round(statistics.median(imports["clients.device.cli"]), 3)
     memory = {rate: measure_memory(arguments.seconds, rate, repeats) for rate in SAMPLE_RATES}
     peaks = {rate: [peak for peak, _ in found] for rate, found in memory.items()}
     sizes = {dtype: len(default_adapter(dtype)) / MIB for dtype in ("float32", *TARGET_ADAPTER_MIB)}

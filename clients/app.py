@@ -15,26 +15,36 @@ from typing import Any
 from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
-from clients.answers import DeviceFailure, DeviceResult, ReplyWriter
-from clients.evaluator import Evaluation, evaluate
-from clients.hosting import Hosting, node_worker
-from clients.masking import Masking, Sessions, inboxes, take_step
 from clients.mods import discreet_mod, guard_mod
-from clients.outgoing import Outgoing, check_demands
-from clients.personal import Placed, place_device
-from clients.phase import DEVICE_FAULTS, CohortStep, one_by_one, train_device
+from clients.node import Hosting, node_worker
 from clients.store import DeviceStore
-from clients.together import train_together
+from clients.training.evaluate import Evaluation, evaluate
+from clients.training.personal import Placed, place_device
+from clients.training.phase import DEVICE_FAULTS, CohortStep, one_by_one, train_device
+from clients.training.together import train_together
+from clients.updates.mask import Masking, Sessions, inboxes, take_step
+from clients.updates.outgoing import Outgoing, check_demands
+from clients.updates.reply import DeviceFailure, DeviceResult, ReplyWriter
 from clients.worker import Worker, step_threads, threads
 from fl.adapters.state import State
-from fl.arms import EVERYONE, evaluated_as
-from fl.config import RunConfig
-from fl.errors import AdapterError, ConfigError, StoreError
-from fl.files import write_atomically
-from fl.heap import return_free_memory
-from fl.names import EDGE
-from fl.predictions import PREDICTIONS_NAME, prediction_lines
-from fl.wire import JOB, SECURE, SECURE_STEP, SHARED, Job, device_key, from_arrays, read_settings, tensors_bytes
+from fl.algorithms.arms import EVERYONE, evaluated_as
+from fl.core.errors import AdapterError, ConfigError, StoreError
+from fl.core.files import write_atomically
+from fl.core.heap import return_free_memory
+from fl.protocol.wire import (
+    JOB,
+    SECURE,
+    SECURE_STEP,
+    SHARED,
+    Job,
+    device_key,
+    from_arrays,
+    read_settings,
+    tensors_bytes,
+)
+from fl.runs.predictions import PREDICTIONS_NAME, prediction_lines
+from fl.settings.config import RunConfig
+from fl.settings.names import EDGE
 
 log = logging.getLogger("idiolect.client")
 app = ClientApp(mods=[discreet_mod, guard_mod])

@@ -9,15 +9,15 @@ from collections.abc import Iterable, Mapping
 from flwr.app import ArrayRecord, Context, Message, MessageType
 from flwr.clientapp.typing import ClientAppCallable
 
-from clients.hosting import node_worker
+from clients.node import node_worker
 from fl.adapters.split import CONTROL, OWN, role_of, tensor_kind
-from fl.arms import Arm, trained_arm
-from fl.config import RunConfig
-from fl.errors import DemandError, GuardError, RunError
-from fl.names import EDGE, LAST_PREFIX
-from fl.privacy.exchange import ENCODED_FORM, MASKED, PLAIN, form_of, payload_sizes, vector_size
-from fl.privacy.guard import check_reply, check_secure_step, named_devices
-from fl.wire import JOB, PAYLOAD, SECURE, SECURE_STEP, SHARED, Job, read_settings, split_key
+from fl.algorithms.arms import Arm, trained_arm
+from fl.core.errors import DemandError, GuardError, RunError
+from fl.protocol.forms import ENCODED_FORM, MASKED, PLAIN, form_of, payload_sizes, vector_size
+from fl.protocol.guard import check_reply, check_secure_step, named_devices
+from fl.protocol.wire import JOB, PAYLOAD, SECURE, SECURE_STEP, SHARED, Job, read_settings, split_key
+from fl.settings.config import RunConfig
+from fl.settings.names import EDGE, LAST_PREFIX
 
 log = logging.getLogger("idiolect.client")
 SPEAKABLE = (DemandError, GuardError)  # their texts name settings and tensors, never what a person said or a path

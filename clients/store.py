@@ -22,9 +22,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fl.adapters.state import check_tensors
-from fl.errors import AdapterError, AdapterMismatchError, StoreError
-from fl.files import write_atomically
-from fl.tensorfile import tensor_bytes
+from fl.core.errors import AdapterError, AdapterMismatchError, StoreError
+from fl.core.files import write_atomically
+from fl.core.tensorfile import tensor_bytes
 
 SCHEMA = 1
 KEPT_ROUNDS = 2

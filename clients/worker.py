@@ -24,15 +24,15 @@ from fl.adapters.ranks import device_rank, reduced
 from fl.adapters.split import Split
 from fl.adapters.stacked import StackedModel
 from fl.adapters.state import Shapes, State, adapter_parameters, adapter_state
-from fl.arms import EVERYONE, Arm, adapter_name
-from fl.attacks import attacked
-from fl.config import RunConfig
-from fl.machine import available_cores
+from fl.algorithms.arms import EVERYONE, Arm, adapter_name
+from fl.algorithms.attacks import attacked
+from fl.core.machine import available_cores
 from fl.methods import Attached, MethodInfo, Recipe, attach, make_recipe, save_method
 from fl.methods.low_rank import peft_config
-from fl.names import LOW_RANK_METHODS, UNSIZED_METHODS
-from fl.task import Example, Task, Varying
-from fl.tasks import load_task
+from fl.settings.config import RunConfig
+from fl.settings.names import LOW_RANK_METHODS, UNSIZED_METHODS
+from fl.tasks.table import load_task
+from fl.tasks.task import Example, Task, Varying
 
 
 class Worker:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fl.errors import IdiolectError
-from fl.files import PUBLIC, write_atomically
+from fl.core.errors import IdiolectError
+from fl.core.files import PUBLIC, write_atomically
 
 
 class SectionError(IdiolectError):

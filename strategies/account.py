@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fl.config import RunConfig
-from fl.errors import RunError
-from fl.files import PUBLIC, write_atomically
-from fl.names import DISTRIBUTED_NOISE, LOCAL_NOISE, NONE, SERVER_NOISE
+from fl.core.errors import RunError
+from fl.core.files import PUBLIC, write_atomically
 from fl.privacy.accounting import statement
 from fl.privacy.ledger import BudgetError, Ledger
 from fl.privacy.plan import Plan
+from fl.settings.config import RunConfig
+from fl.settings.names import DISTRIBUTED_NOISE, LOCAL_NOISE, NONE, SERVER_NOISE
 
 log = logging.getLogger("idiolect.server")
 LEDGER_NAME, PRIVACY_NAME = "privacy-ledger.jsonl", "privacy.json"

@@ -15,21 +15,21 @@ from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from fl.adapters import make_split
-from fl.adapters.personal import make_blend, own_bytes, require_room
+from fl.adapters.blend import make_blend, own_bytes, require_room
 from fl.adapters.state import State, size_of
-from fl.arms import BY_GATES, EVERYONE, Arm, evaluated_as, federates, trained_arm
-from fl.attacks import attackers
-from fl.config import RunConfig, make_config
-from fl.errors import ConfigError, PopulationError, RunError
-from fl.machine import available_cores, processor
+from fl.algorithms.arms import BY_GATES, EVERYONE, Arm, evaluated_as, federates, trained_arm
+from fl.algorithms.attacks import attackers
+from fl.core.errors import ConfigError, PopulationError, RunError
+from fl.core.machine import available_cores, processor
 from fl.methods import fresh_state
 from fl.metrics import Counts
-from fl.names import NONE
-from fl.predictions import PREDICTIONS_NAME
 from fl.privacy.plan import Plan, make_plan
-from fl.task import Task
-from fl.tasks import load_task, task_kind
-from fl.wire import FEDERATE, FINETUNE, SETTINGS_RECORD, Job, add_counts, settings_record, to_arrays
+from fl.protocol.wire import FEDERATE, FINETUNE, SETTINGS_RECORD, Job, add_counts, settings_record, to_arrays
+from fl.runs.predictions import PREDICTIONS_NAME
+from fl.settings.config import RunConfig, make_config
+from fl.settings.names import NONE
+from fl.tasks.table import load_task, task_kind
+from fl.tasks.task import Task
 from strategies.account import Account
 from strategies.base import Roster, SharedFedAvg
 from strategies.checkpoint import load_checkpoint

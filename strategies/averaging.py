@@ -8,9 +8,9 @@ import numpy as np
 from flwr.app import Array, ArrayRecord
 
 from fl.adapters.pairs import Pair, pair_names
-from fl.errors import AggregationError
-from strategies.blocks import over_cores, weighted_sum
-from strategies.pairs import product_gap, shares
+from fl.aggregation.blocks import over_cores, weighted_sum
+from fl.aggregation.pairs import product_gap, shares
+from fl.core.errors import AggregationError
 from strategies.replies import DeviceReply
 
 GAP = "product-gap"

@@ -17,11 +17,21 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fl.config import sample_size
-from fl.errors import AggregationError, ConfigError
-from fl.names import DEVICE, EDGE
-from fl.rng import derive_random
-from fl.wire import FEDERATE, FINETUNE, JOB, PERSONALIZE, SETTINGS_RECORD, SHARED, Job, add_counts, counts_record
+from fl.core.errors import AggregationError, ConfigError
+from fl.core.rng import derive_random
+from fl.protocol.wire import (
+    FEDERATE,
+    FINETUNE,
+    JOB,
+    PERSONALIZE,
+    SETTINGS_RECORD,
+    SHARED,
+    Job,
+    add_counts,
+    counts_record,
+)
+from fl.settings.config import sample_size
+from fl.settings.names import DEVICE, EDGE
 from strategies.averaging import average, product_gaps
 from strategies.hostile import Attacker
 from strategies.node import Agreed

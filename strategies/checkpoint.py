@@ -14,10 +14,10 @@ import torch
 from flwr.app import ArrayRecord
 from safetensors import SafetensorError, safe_open
 
-from fl.errors import RunError
-from fl.files import write_atomically
-from fl.tensorfile import tensor_bytes
-from fl.wire import from_arrays, to_arrays
+from fl.core.errors import RunError
+from fl.core.files import write_atomically
+from fl.core.tensorfile import tensor_bytes
+from fl.protocol.wire import from_arrays, to_arrays
 
 SCHEMA = 1
 SECONDS_NAME = "seconds.json"

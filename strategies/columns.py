@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
+from fl.aggregation.blocks import blocks, over_cores, side_by_side
 from strategies.averaging import rows_of
-from strategies.blocks import blocks, over_cores, side_by_side
 from strategies.replies import DeviceReply
 
 FAR = 1e6  # times the median norm of the updates

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from fl.config import RunConfig, dump_config, flat, load_config
-from fl.errors import RunError
-from fl.files import write_atomically
-from fl.paths import cache_root
+from fl.core.errors import RunError
+from fl.core.files import write_atomically
+from fl.core.paths import cache_root
+from fl.settings.config import RunConfig, dump_config, flat, load_config
 from strategies.results import CONFIG_NAME
 
 

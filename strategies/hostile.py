@@ -1,7 +1,7 @@
 """Hostile devices for tests and studies: sound replies whose values are made to harm. Pure functions of replies and a seed.
 
 An attack replaces the tensors of the ``hostile`` devices and nothing else; ``before`` are the shared tensors of the round's start.
-Swapped labels are an attack on data, before training: :mod:`fl.attacks`.
+Swapped labels are an attack on data, before training: :mod:`fl.algorithms.attacks`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fl.errors import ConfigError
-from fl.rng import derive_generator, derive_seed
+from fl.core.errors import ConfigError
+from fl.core.rng import derive_generator, derive_seed
 from strategies.replies import DeviceReply, Replies
 
 Tensors = Mapping[str, np.ndarray]

@@ -14,7 +14,7 @@ from pathlib import Path
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 
-from fl.errors import AggregationError
+from fl.core.errors import AggregationError
 from strategies.base import SharedFedAvg
 from strategies.checkpoint import Checkpoint, load_checkpoint, load_seconds, save_checkpoint, save_seconds
 from strategies.replies import DeviceReply

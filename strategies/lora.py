@@ -27,12 +27,12 @@ from flwr.app import Array, ArrayRecord
 
 from fl.adapters.pairs import Pair, aligned, best_of, pair_names, truncated
 from fl.adapters.split import tensor_kind
-from fl.config import resting_factor
-from fl.errors import AggregationError, ConfigError
+from fl.aggregation.blocks import over_cores
+from fl.aggregation.pairs import heterogeneous_mean, many, mean_and_residual, means, shares, stacked
+from fl.core.errors import AggregationError, ConfigError
+from fl.settings.config import resting_factor
 from strategies.averaging import average, layer_pairs
 from strategies.base import SharedFedAvg
-from strategies.blocks import over_cores
-from strategies.pairs import heterogeneous_mean, many, mean_and_residual, means, shares, stacked
 from strategies.replies import DeviceReply
 
 CORRECTION = "correction:"  # and the layer: a name of the server's state
@@ -84,7 +84,7 @@ def _require_only(kind: str, split: str, shapes: Mapping[str, tuple[int, ...]]) 
 class RoLora(SharedFedAvg):
     """RoLoRA (arXiv 2409.02346): one factor trains in a round while the other rests, so its mean is exact.
 
-    Devices get to know from the round which one rests (:func:`fl.config.resting_factor`): B trains in the first round, since
+    Devices get to know from the round which one rests (:func:`fl.settings.config.resting_factor`): B trains in the first round, since
     A has no gradient while B is zero. What they send of the resting factor is what they got, and is not looked at.
     """
 

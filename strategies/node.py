@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fl.compression import CompressionError, decode_all, make_codec, split
-from fl.errors import IdiolectError
+from fl.codecs.compression import CompressionError, decode_all, make_codec, split
+from fl.core.errors import IdiolectError
 from fl.metrics import Counts
-from fl.privacy.exchange import payload_sizes
-from fl.wire import (
+from fl.protocol.forms import payload_sizes
+from fl.protocol.wire import (
     COUNTS,
     DEVICES,
     ENCODED,

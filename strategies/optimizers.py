@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
-from fl.errors import ConfigError
-from fl.names import SERVER_OPTIMIZERS
+from fl.core.errors import ConfigError
+from fl.settings.names import SERVER_OPTIMIZERS
 
 FEDAVGM = "fedavgm"
 BETA2 = 0.99

@@ -25,13 +25,13 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType
 from flwr.serverapp import Grid
 
-from fl.arms import BY_GATES
-from fl.config import RunConfig
-from fl.errors import ConfigError
-from fl.names import DEVICE, NONE
+from fl.aggregation.pairs import shares
+from fl.algorithms.arms import BY_GATES
+from fl.core.errors import ConfigError
+from fl.settings.config import RunConfig
+from fl.settings.names import DEVICE, NONE
 from strategies.averaging import average
 from strategies.base import SharedFedAvg
-from strategies.pairs import shares
 from strategies.replies import DeviceReply
 
 log = logging.getLogger("idiolect.server")

@@ -17,15 +17,15 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fl.names import DISTRIBUTED_NOISE, EDGE, NONE
+from fl.core.rng import derive_random
 from fl.privacy.dp import CUT_SHORT, DistributedNoise, Sums, add_noise, noisy_mean, norm, weight_of
 from fl.privacy.plan import Plan
 from fl.privacy.randomness import key_from_seed
-from fl.privacy.secure_sum import SecureSumError, new_setup, unflatten
-from fl.privacy.secure_sum_messages import Setup, default_threshold
-from fl.privacy.secure_sum_vector import NOISE_STEPS
-from fl.rng import derive_random
-from fl.wire import JOB, SECURE, SETTINGS_RECORD, WITHIN, Job, device_key
+from fl.privacy.secure_sum.messages import Setup, default_threshold
+from fl.privacy.secure_sum.server import SecureSumError, new_setup, unflatten
+from fl.privacy.secure_sum.vector import NOISE_STEPS
+from fl.protocol.wire import JOB, SECURE, SETTINGS_RECORD, WITHIN, Job, device_key
+from fl.settings.names import DISTRIBUTED_NOISE, EDGE, NONE
 from strategies.base import SharedFedAvg
 from strategies.lora import FedSa, Ffa, RoLora
 from strategies.node import Agreed

@@ -6,14 +6,14 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fl.arms import Arm, federates
-from fl.attacks import attackers
-from fl.config import FederationConfig, RunConfig
-from fl.errors import ConfigError
-from fl.names import EDGE, LABEL_SWAP, NONE, SERVER_OPTIMIZERS
-from fl.privacy.exchange import ENCODED_FORM, bounded_mean, clips_at_device, form_of
+from fl.algorithms.arms import Arm, federates
+from fl.algorithms.attacks import attackers
+from fl.core.errors import ConfigError
 from fl.privacy.plan import Plan, check_privacy
-from fl.wire import FEDERATE
+from fl.protocol.forms import ENCODED_FORM, bounded_mean, clips_at_device, form_of
+from fl.protocol.wire import FEDERATE
+from fl.settings.config import FederationConfig, RunConfig
+from fl.settings.names import EDGE, LABEL_SWAP, NONE, SERVER_OPTIMIZERS
 from strategies.base import SharedFedAvg
 from strategies.hostile import Attacker
 from strategies.lora import Corrected, FedEx, FedSa, Ffa, FlexLora, Flora, HetLora, RoLora

@@ -8,9 +8,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from fl.errors import RunError
-from fl.files import write_atomically
-from fl.predictions import PREDICTIONS_NAME
+from fl.core.errors import RunError
+from fl.core.files import write_atomically
+from fl.runs.predictions import PREDICTIONS_NAME
 from strategies.replies import DeviceReply
 
 SCHEMA = 1

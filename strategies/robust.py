@@ -25,10 +25,10 @@ from typing import ClassVar
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
-from fl.errors import AggregationError, ConfigError
+from fl.aggregation.blocks import over_cores
+from fl.core.errors import AggregationError, ConfigError
 from strategies.averaging import average
 from strategies.base import SharedFedAvg
-from strategies.blocks import over_cores
 from strategies.columns import Updates, by_coordinate
 from strategies.replies import DeviceReply
 

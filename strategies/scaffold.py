@@ -1,7 +1,7 @@
 """SCAFFOLD: control variates take the pull of each device's own data out of its local steps (arXiv 1910.06378, option II).
 
 The aggregator keeps c, the mean of the devices' control variates c_k, beside the shared tensors x. Devices get both, the one under
-``control:<name>``, and send both back, x_k after training and c moved by their own difference (:mod:`clients.control`). Then
+``control:<name>``, and send both back, x_k after training and c moved by their own difference (:mod:`clients.training.control`). Then
 
     x <- sum_{k in S} p_k x_k / sum_{k in S} p_k          c <- c + sum_{k in S} p_k (c_k+ - c_k)
 
@@ -19,8 +19,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
 from fl.adapters.split import CONTROL
-from fl.names import EDGE
-from fl.wire import FEDERATE
+from fl.protocol.wire import FEDERATE
+from fl.settings.names import EDGE
 from strategies.averaging import average, product_gaps
 from strategies.base import SharedFedAvg
 from strategies.replies import DeviceReply

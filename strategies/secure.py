@@ -20,9 +20,9 @@ import numpy as np
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from fl.privacy.secure_sum import SecureSumError, Server
-from fl.privacy.secure_sum_messages import Inbox, Masked, PublicKeys, Reveal, Setup, Shares
-from fl.wire import SECURE, SECURE_STEP, split_key
+from fl.privacy.secure_sum.messages import Inbox, Masked, PublicKeys, Reveal, Setup, Shares
+from fl.privacy.secure_sum.server import SecureSumError, Server
+from fl.protocol.wire import SECURE, SECURE_STEP, split_key
 
 log = logging.getLogger("idiolect.server")
 STEP_TYPE = f"{MessageType.QUERY}.{SECURE_STEP}"

@@ -8,9 +8,9 @@ from typing import ClassVar
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
+from fl.aggregation.pairs import shares
 from strategies.averaging import average
 from strategies.base import SharedFedAvg
-from strategies.pairs import shares
 from strategies.replies import DeviceReply
 
 

@@ -4,9 +4,9 @@ from collections import Counter
 
 import pytest
 
-from fl.attacks import attacked, attackers, swapped
-from fl.config import make_config
-from fl.task import Device, Example
+from fl.algorithms.attacks import attacked, attackers, swapped
+from fl.settings.config import make_config
+from fl.tasks.task import Device, Example
 
 NAMES = [f"d{place}" for place in range(20)]
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl.compression import (
+from fl.codecs.compression import (
     CODECS,
     CompressionError,
     ErrorFeedback,

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from fl.compute import choose_device, precision
-from fl.errors import ConfigError
+from fl.core.compute import choose_device, precision
+from fl.core.errors import ConfigError
 
 
 def test_without_a_gpu_everything_is_on_the_cpu_in_single_precision(monkeypatch):

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl import config as config_module
-from fl.arms import adapter_name, evaluated_as, trained_arm
-from fl.config import SECTIONS, SETTINGS, RunConfig, dump_config, flat, load_config, make_config
-from fl.errors import ConfigError
-from fl.names import ARMS, GATES, SITES, SPLITS
+from fl.algorithms.arms import adapter_name, evaluated_as, trained_arm
+from fl.core.errors import ConfigError
+from fl.settings import config as config_module
+from fl.settings.config import SECTIONS, SETTINGS, RunConfig, dump_config, flat, load_config, make_config
+from fl.settings.names import ARMS, GATES, SITES, SPLITS
 
 ROOT = Path(__file__).parents[1]
 NUMBERS = [row for row in SETTINGS.values() if row.type in (int, float)]
@@ -333,6 +333,10 @@ def test_defaults_are_whole():
 
 def test_settings_are_read_without_torch():
     blocked = "import sys\nfor name in ('torch', 'peft', 'transformers', 'flwr'):\n    sys.modules[name] = None\n"
-    code = blocked + "import fl.config, fl.errors, fl.rng, fl.files, fl.arms\nprint(len(fl.config.SETTINGS))"
+    code = (
+        blocked
+        + "import fl.settings.config, fl.core.errors, fl.core.rng, fl.core.files, fl.algorithms.arms\n"
+        + "print(len(fl.settings.config.SETTINGS))"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert result.stdout.split() == [str(len(config_module.SETTINGS))], result.stderr

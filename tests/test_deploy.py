@@ -12,8 +12,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from fl.serving.limits import ADAPT_PATH, MIB, Settings
-from sim.serve import serve
+from fl.serving.http.limits import ADAPT_PATH, MIB, Settings
+from sim.cli.serve import serve
 
 DEPLOY = Path(__file__).parents[1] / "docs" / "deploy"
 CONTAINER = (DEPLOY / "Containerfile").read_text(encoding="utf-8")
@@ -132,7 +132,7 @@ def test_speech_in_memory_reaches_no_disk_by_the_unit(unit):
 
 
 def test_the_unit_waits_for_what_runs(unit):
-    from fl.serving.server import GRACE_SECONDS
+    from fl.serving.http.server import GRACE_SECONDS
 
     assert int(unit["TimeoutStopSec"][0]) > GRACE_SECONDS
 

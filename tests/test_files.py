@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from fl.files import PRIVATE, PUBLIC, write_atomically, write_together
+from fl.core.files import PRIVATE, PUBLIC, write_atomically, write_together
 
 
 @pytest.fixture

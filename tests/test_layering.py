@@ -55,7 +55,7 @@ def _nodes(tree: ast.AST, late: bool = False) -> Iterator[tuple[ast.Import | ast
 
 
 def _targets(node: ast.Import | ast.ImportFrom | ast.Call, package: str, modules: Mapping[str, str]) -> list[str]:
-    """The modules that one statement names; ``from fl import rng`` names ``fl.rng``, not ``fl``."""
+    """The modules that one statement names; ``from fl import rng`` names ``fl.core.rng``, not ``fl``."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if isinstance(node, ast.Call):
@@ -120,7 +120,7 @@ def project() -> dict[str, str]:
 
 def test_all_four_packages_are_looked_at(project):
     assert {name.partition(".")[0] for name in project} == set(ALLOWED)
-    assert {"fl.adapters.layer", "clients.mods", "strategies.loop", "sim.cli"} <= set(project)
+    assert {"fl.adapters.layer", "clients.mods", "strategies.loop", "sim.cli.app"} <= set(project)
     assert len(find_arrows(project)) > 100
 
 
@@ -135,20 +135,20 @@ def test_no_modules_import_each_other_in_a_circle(project):
 @pytest.mark.parametrize(
     ("module", "text"),
     [
-        ("fl.rng", "from clients.app import app"),
-        ("fl.rng", "import sim.run"),
-        ("fl.rng", "import sim.run as anything"),
-        ("fl.rng", "from strategies import loop"),
-        ("fl.rng", "def late():\n    from clients import app"),
-        ("fl.rng", "class A:\n    def late(self):\n        import clients"),
-        ("fl.rng", "if TYPE_CHECKING:\n    from sim.run import run"),
-        ("fl.rng", "try:\n    import clients\nexcept ImportError:\n    pass"),
-        ("fl.rng", "import importlib\nimportlib.import_module('clients.app')"),
+        ("fl.core.rng", "from clients.app import app"),
+        ("fl.core.rng", "import sim.backends.run"),
+        ("fl.core.rng", "import sim.backends.run as anything"),
+        ("fl.core.rng", "from strategies import loop"),
+        ("fl.core.rng", "def late():\n    from clients import app"),
+        ("fl.core.rng", "class A:\n    def late(self):\n        import clients"),
+        ("fl.core.rng", "if TYPE_CHECKING:\n    from sim.backends.run import run"),
+        ("fl.core.rng", "try:\n    import clients\nexcept ImportError:\n    pass"),
+        ("fl.core.rng", "import importlib\nimportlib.import_module('clients.app')"),
         ("clients.app", "from strategies.loop import RoundLoop"),
-        ("clients.app", "import fl.rng, sim.cli"),
+        ("clients.app", "import fl.core.rng, sim.cli.app"),
         ("strategies.loop", "def late():\n    import clients.mods"),
-        ("sim.cli", "from tests.conftest import anything"),
-        ("fl.rng", "import benchmarks.explore"),
+        ("sim.cli.app", "from tests.conftest import anything"),
+        ("fl.core.rng", "import benchmarks.explore"),
     ],
 )
 def test_the_check_finds_an_arrow_the_wrong_way(module, text):
@@ -158,19 +158,19 @@ def test_the_check_finds_an_arrow_the_wrong_way(module, text):
 def test_the_check_lets_the_right_ways_pass():
     modules = {
         "fl": "",
-        "fl.rng": "import os, clientsen",
+        "fl.core.rng": "import os, clientsen",
         "clients": "",
-        "clients.app": "from fl import rng\nfrom fl.rng import derive_seed",
+        "clients.app": "from fl import rng\nfrom fl.core.rng import derive_seed",
         "strategies": "",
-        "strategies.loop": "import fl.rng",
+        "strategies.loop": "import fl.core.rng",
         "sim": "",
-        "sim.cli": "import clients.app\nfrom strategies import loop\nfrom . import run",
-        "sim.run": "import fl",
+        "sim.cli.app": "import clients.app\nfrom strategies import loop\nfrom ..backends import run",
+        "sim.backends.run": "import fl",
     }
     assert wrong_arrows(modules) == []
     assert find_circle(modules) == []
-    assert ("clients.app", "fl.rng") in {(a.source, a.target) for a in find_arrows(modules)}
-    assert ("sim.cli", "sim.run") in {(a.source, a.target) for a in find_arrows(modules)}
+    assert ("clients.app", "fl.core.rng") in {(a.source, a.target) for a in find_arrows(modules)}
+    assert ("sim.cli.app", "sim.backends.run") in {(a.source, a.target) for a in find_arrows(modules)}
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,12 @@ import sys
 import pytest
 import torch
 
-from fl.config import make_config
-from fl.errors import ConfigError
-from fl.names import NO_OP
-from fl.noop import NoOpTask
-from fl.task import Task
-from fl.tasks import load_task
+from fl.core.errors import ConfigError
+from fl.settings.config import make_config
+from fl.settings.names import NO_OP
+from fl.tasks.noop import NoOpTask
+from fl.tasks.table import load_task
+from fl.tasks.task import Task
 
 
 def task(devices=5, new_people=2):

@@ -13,8 +13,8 @@ import safetensors.numpy
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fl.errors import AdapterError
-from fl.packed import PackedInfo, digest, pack, read_info, unpack
+from fl.core.errors import AdapterError
+from fl.packed.blob import PackedInfo, digest, pack, read_info, unpack
 
 INFO = PackedInfo(
     "whisper-base", "whisper:512x6+6:01", "", "gates", "trimmed", "ko", {"r": 2, "gate": "self"}, "float32"
@@ -366,7 +366,9 @@ def test_any_bytes_are_an_adapter_error(data):
 
 
 def test_it_loads_where_torch_is_not():
-    code = "import sys; sys.modules['torch'] = None; import fl.packed, fl.packed_folder; print(sorted(sys.modules))"
+    code = (
+        "import sys; sys.modules['torch'] = None; import fl.packed.blob, fl.packed.folder; print(sorted(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "'transformers'" not in done.stdout
     assert "'flwr'" not in done.stdout

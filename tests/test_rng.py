@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl.rng import derive_generator, derive_random, derive_seed
+from fl.core.rng import derive_generator, derive_random, derive_seed
 
 parts = st.lists(st.integers() | st.text(max_size=8), max_size=4)
 
@@ -40,7 +40,7 @@ def test_parts_do_not_run_together():
 
 def test_a_seed_is_the_same_in_every_process_and_version():
     value = derive_seed(1, 4, "spk-03", "batches")
-    code = "from fl.rng import derive_seed; print(derive_seed(1, 4, 'spk-03', 'batches'))"
+    code = "from fl.core.rng import derive_seed; print(derive_seed(1, 4, 'spk-03', 'batches'))"
     for hash_seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)}
         answer = subprocess.run(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fl.metrics import METRICS
-from fl.tasks import TASKS
+from fl.tasks.table import TASKS
 
 ROOT = Path(__file__).parents[1]
 # What a thin device is for: it records speech and asks a server for a transcript. It trains nothing here.
@@ -85,16 +85,16 @@ def mentions(sources: Mapping[str, str]) -> list[str]:
 
 def test_clients_and_strategies_know_no_task():
     sources = modules()
-    assert {"clients/app.py", "clients/trainer.py", "strategies/app.py", "strategies/loop.py"} <= sources.keys()
+    assert {"clients/app.py", "clients/training/single.py", "strategies/app.py", "strategies/loop.py"} <= sources.keys()
     assert mentions(sources) == []
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "from fl.speech.task import SpeechTask",
-        "def late():\n    import fl.noop",
-        "from fl.config import NO_OP",
+        "from fl.tasks.speech import SpeechTask",
+        "def late():\n    import fl.tasks.noop",
+        "from fl.settings.config import NO_OP",
         "from fl import text_task",
         "from fl.data.manifest import Utterance",
         "if config.data.task == 'digits': pass",
@@ -112,8 +112,8 @@ def test_the_check_finds_what_gives_a_task_away(text):
 @pytest.mark.parametrize(
     "text",
     [
-        "from fl.task import Task",
-        "from fl.tasks import load_task",
+        "from fl.tasks.task import Task",
+        "from fl.tasks.table import load_task",
         "from fl.data.batching import buckets",
         "learns = worker.task.learns",
         "'lower the digits after the point' and error",

@@ -9,14 +9,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from fl.tensorfile import tensor_bytes
+from fl.core.tensorfile import tensor_bytes
 
 TENSORS = {"b": torch.arange(6.0).reshape(2, 3), "가": torch.ones(1, dtype=torch.float16), "a": torch.zeros(0, 4)}
 METADATA = {"schema": "1", "round": "3", "base": "whisper:64x2", "arm": "전체", "split": "gates"}
 
 PROGRAM = """
 import hashlib, torch
-from fl.tensorfile import tensor_bytes
+from fl.core.tensorfile import tensor_bytes
 print(hashlib.sha256(tensor_bytes({"a": torch.ones(3), "b": torch.zeros(2)}, {str(i): "x" for i in range(9)})).hexdigest())
 """
 

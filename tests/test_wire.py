@@ -8,10 +8,9 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl.config import RunConfig, make_config
-from fl.errors import ConfigError, IdiolectError
+from fl.core.errors import ConfigError, IdiolectError
 from fl.metrics import Counts
-from fl.wire import (
+from fl.protocol.wire import (
     FIELDS,
     SETTINGS_RECORD,
     Job,
@@ -26,6 +25,7 @@ from fl.wire import (
     split_key,
     to_arrays,
 )
+from fl.settings.config import RunConfig, make_config
 
 JOB = Job("personalized", 3, ("ann", "박지민", "a:b"), phase="finetune", split="test", final=True, parallel=4)
 whole = st.integers(0, 10**9)

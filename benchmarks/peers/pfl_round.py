@@ -39,16 +39,16 @@ from torch import Tensor, nn
 
 from benchmarks._report import Row, machine, spread, write_row
 from benchmarks.peers.pfl_workers import run_processes
-from clients.cohort import Member, train_cohort
-from clients.trainer import LocalPlan, draw_batches, step_kinds, train_locally
+from clients.training.cohort import Member, train_cohort
+from clients.training.single import LocalPlan, draw_batches, step_kinds, train_locally
 from fl.adapters import GatedLoraConfig, load_state, make_split
 from fl.adapters.stacked import Slot, StackedModel
 from fl.adapters.state import adapter_parameters, adapter_state
-from fl.config import RunConfig, make_config
-from fl.machine import available_cores
-from fl.rng import derive_generator, derive_seed
-from fl.speech.task import SpeechTask
-from fl.task import Device, Example
+from fl.core.machine import available_cores
+from fl.core.rng import derive_generator, derive_seed
+from fl.settings.config import RunConfig, make_config
+from fl.tasks.speech import SpeechTask
+from fl.tasks.task import Device, Example
 
 TARGETS = {8: 1.1, 1: 1.8}  # at least, by local batch size
 # Of what was learned in the first round: other batches differ by more than all of it. AdamW's first steps are signs of

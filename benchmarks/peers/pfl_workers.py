@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from fl.config import RunConfig, flat, make_config
+from fl.settings.config import RunConfig, flat, make_config
 
 
 def run_processes(config: RunConfig, rounds: int, processes: int, threads: int) -> list[float]:

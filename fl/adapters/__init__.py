@@ -5,7 +5,7 @@ from fl.adapters.files import AdapterInfo, load_adapter, save_adapter
 from fl.adapters.model import GatedLoraModel, export_lora, gated_layers, neutral_gates
 from fl.adapters.split import PRESETS, Split, make_split
 from fl.adapters.state import adapter_shapes, adapter_state, load_state
-from fl.names import GATES
+from fl.settings.names import GATES
 
 __all__ = [
     "GATES",

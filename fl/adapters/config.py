@@ -18,9 +18,9 @@ from peft.mapping import (
     PEFT_TYPE_TO_TUNER_MAPPING,
 )
 
-from fl.errors import ConfigError
-from fl.names import GATES, MAX_RANK
-from fl.names import SITES as SITE_NAMES
+from fl.core.errors import ConfigError
+from fl.settings.names import GATES, MAX_RANK
+from fl.settings.names import SITES as SITE_NAMES
 
 PREFIX = "gated_lora_"
 

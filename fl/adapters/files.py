@@ -18,9 +18,9 @@ from torch import Tensor
 from fl.adapters.config import GatedLoraConfig
 from fl.adapters.split import make_split
 from fl.adapters.state import State, size_of
-from fl.errors import AdapterError, AdapterMismatchError, ConfigError, IdiolectError, SplitError
-from fl.files import write_together
-from fl.tensorfile import tensor_bytes
+from fl.core.errors import AdapterError, AdapterMismatchError, ConfigError, IdiolectError, SplitError
+from fl.core.files import write_together
+from fl.core.tensorfile import tensor_bytes
 
 SCHEMA = 1
 CONFIG_NAME = "adapter_config.json"

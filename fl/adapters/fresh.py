@@ -9,7 +9,7 @@ from torch import nn
 from fl.adapters.config import GatedLoraConfig
 from fl.adapters.layer import check_rank, gate_shapes, initial_a
 from fl.adapters.state import State
-from fl.errors import ConfigError
+from fl.core.errors import ConfigError
 
 
 def fresh_adapter(model: nn.Module, config: GatedLoraConfig) -> State:

@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fl.adapters.config import GatedLoraConfig
-from fl.errors import AdapterError, ConfigError
-from fl.rng import derive_seed
+from fl.core.errors import AdapterError, ConfigError
+from fl.core.rng import derive_seed
 
 INPUT_FREE = ("none", "scalar")  # gates that do not look at the input: the update is linear and can be merged
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from fl.adapters.config import ATTENTION_TARGETS, PREFIX, GatedLoraConfig, register
 from fl.adapters.layer import GatedLoraLinear
-from fl.errors import AdapterError
+from fl.core.errors import AdapterError
 
 
 class GatedLoraModel(BaseTuner):

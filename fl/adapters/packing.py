@@ -7,20 +7,20 @@ from typing import Any
 
 import torch
 
-from fl import packed_folder
 from fl.adapters.config import GatedLoraConfig
 from fl.adapters.files import AdapterInfo, load_adapter, save_adapter
 from fl.adapters.split import make_split
 from fl.adapters.state import State
-from fl.errors import AdapterError, ConfigError, SplitError
-from fl.packed import PackedInfo, unpack
-from fl.packed_header import Dtype
+from fl.core.errors import AdapterError, ConfigError, SplitError
+from fl.packed import folder as packed_folder
+from fl.packed.blob import PackedInfo, unpack
+from fl.packed.header import Dtype
 
 
 def pack_folder(folder: Path, dtype: Dtype = "float16", *, tokenizer: str = "") -> bytes:
-    """The adapter in ``folder`` as one blob; ``tokenizer`` is :func:`fl.bases.tokenizer.tokenizer_digest` of its base.
+    """The adapter in ``folder`` as one blob; ``tokenizer`` is :func:`fl.bases.whisper.tokenizer.tokenizer_digest` of its base.
 
-    Raises :class:`AdapterError` for what :func:`load_adapter` or :func:`fl.packed.pack` refuses.
+    Raises :class:`AdapterError` for what :func:`load_adapter` or :func:`fl.packed.blob.pack` refuses.
     """
     load_adapter(folder)
     return packed_folder.pack_folder(folder, dtype, tokenizer=tokenizer)

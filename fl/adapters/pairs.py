@@ -1,7 +1,7 @@
 """One layer's low-rank pair as linear algebra: its product, its best approximation of a rank, its basis, its padding.
 
 Pure functions. A pair is the update ``b @ a`` of one layer, ``a`` (rank, d_in) and ``b`` (d_out, rank). Many pairs together are
-the subject of :mod:`strategies.pairs`.
+the subject of :mod:`fl.aggregation.pairs`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from fl.adapters.spectrum import leading
 from fl.adapters.split import tensor_kind
-from fl.errors import AggregationError
+from fl.core.errors import AggregationError
 
 ILL_CONDITIONED = 1e4
 

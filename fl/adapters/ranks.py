@@ -12,9 +12,9 @@ import torch
 
 from fl.adapters.pairs import Pair, pair_names, resized, truncated, turned
 from fl.adapters.state import State
-from fl.config import RunConfig
-from fl.names import BEST_PAIR_STRATEGIES
-from fl.rng import derive_choice
+from fl.core.rng import derive_choice
+from fl.settings.config import RunConfig
+from fl.settings.names import BEST_PAIR_STRATEGIES
 
 
 def device_rank(config: RunConfig, device_id: str) -> int:

@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from fl.errors import ConfigError, SplitError
-from fl.names import LAST_PREFIX, LAYERS_PREFIX
+from fl.core.errors import ConfigError, SplitError
+from fl.settings.names import LAST_PREFIX, LAYERS_PREFIX
 
 Rule = Callable[[str], str]
 CONTROL = "control:"  # of the names of SCAFFOLD's control variates, which have the role of the tensor that they are for
@@ -69,7 +69,7 @@ def _by_kind(**roles: str) -> Rule:
     return rule
 
 
-PRESETS: dict[str, Rule] = {  # the names are those of fl.config.SPLITS
+PRESETS: dict[str, Rule] = {  # the names are those of fl.settings.config.SPLITS
     "gates": _by_kind(A="shared", B="shared", gate="private"),
     "fedsa": _by_kind(A="shared", B="private", gate="private"),  # FedSA-LoRA, arXiv 2410.01463
     "ffa": _by_kind(A="fixed", B="shared", gate="private"),  # FFA-LoRA, arXiv 2403.12313

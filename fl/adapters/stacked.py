@@ -29,7 +29,7 @@ from torch.nn import functional
 from fl.adapters.config import PREFIX, GatedLoraConfig
 from fl.adapters.split import tensor_kind
 from fl.adapters.state import State
-from fl.errors import AdapterError, AdapterMismatchError
+from fl.core.errors import AdapterError, AdapterMismatchError
 
 BASE = -1  # slot of a row without an adapter
 PEFT_PREFIX = "base_model.model."

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fl.adapters.config import PREFIX
-from fl.errors import AdapterError, AdapterMismatchError
+from fl.core.errors import AdapterError, AdapterMismatchError
 
 State = dict[str, Tensor]
 Shapes = dict[str, tuple[int, ...]]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fl.adapters.config import PREFIX
 from fl.adapters.stacked import Slot, StackedModel, cut, module_of
 from fl.adapters.state import State
-from fl.errors import AdapterError, AdapterMismatchError
+from fl.core.errors import AdapterError, AdapterMismatchError
 
 
 class AdapterTable:

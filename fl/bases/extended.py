@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from transformers import WhisperForConditionalGeneration
 
-from fl.bases.ctc import CtcBase
-from fl.bases.ctc_forward import unwrap_ctc
+from fl.bases.ctc.base import CtcBase
+from fl.bases.ctc.forward import unwrap_ctc
 from fl.bases.extension import ADDED, ExtendedEmbedding, ExtendedHead, noisy
-from fl.bases.tokenizer import ByteTokenizer, FileTokenizer
-from fl.bases.whisper import WhisperBase
-from fl.errors import ConfigError
-from fl.names import LATIN
-from fl.rng import derive_seed
+from fl.bases.whisper.base import WhisperBase
+from fl.bases.whisper.tokenizer import ByteTokenizer, FileTokenizer
+from fl.core.errors import ConfigError
+from fl.core.rng import derive_seed
+from fl.settings.names import LATIN
 from fl.speech import hangul
 
 
@@ -38,7 +38,7 @@ class ExtendedTokenizer:
         return hashlib.sha256(facts.encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """See :class:`fl.bases.tokenizer.Tokenizer`: runs of other characters are spelled as the known tokenizer does."""
+        """See :class:`fl.bases.whisper.tokenizer.Tokenizer`: runs of other characters are spelled as the known tokenizer does."""
         ids: list[int] = []
         for new, run in groupby(hangul.split(" " + text, self.form), lambda symbol: symbol in self._ids):
             part = list(run)
@@ -46,7 +46,7 @@ class ExtendedTokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """See :class:`fl.bases.tokenizer.Tokenizer`."""
+        """See :class:`fl.bases.whisper.tokenizer.Tokenizer`."""
         symbols: list[str] = []
         for new, run in groupby(ids, lambda index: index >= self.first):
             part = list(run)

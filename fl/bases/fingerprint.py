@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import Wav2Vec2ForCTC, WhisperForConditionalGeneration
 
-from fl.files import write_atomically
+from fl.core.files import write_atomically
 
 
 def fingerprint_of(model: WhisperForConditionalGeneration) -> str:

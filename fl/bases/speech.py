@@ -12,18 +12,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from fl.bases.ctc import CtcBase
-from fl.bases.ctc_catalog import CTC_ARCHITECTURES
-from fl.bases.ctc_loading import MODEL_TYPE, assemble_ctc, load_ctc_folder, random_ctc
-from fl.bases.ctc_vocabulary import SETTINGS_NAME, VOCABULARY_NAME
+from fl.bases.ctc.base import CtcBase
+from fl.bases.ctc.catalog import CTC_ARCHITECTURES
+from fl.bases.ctc.loading import MODEL_TYPE, assemble_ctc, load_ctc_folder, random_ctc
+from fl.bases.ctc.vocabulary import SETTINGS_NAME, VOCABULARY_NAME
 from fl.bases.extended import extended
 from fl.bases.fingerprint import FingerprintMemo, ctc_fingerprint
-from fl.bases.mapped import in_dtype
 from fl.bases.resolve import RANDOM, find_folder, load_base
-from fl.bases.tokenizer import read_json
-from fl.bases.whisper import WhisperBase
-from fl.names import OWN, TOKENS
-from fl.paths import cache_root
+from fl.bases.sources.mapped import in_dtype
+from fl.bases.whisper.base import WhisperBase
+from fl.bases.whisper.tokenizer import read_json
+from fl.core.paths import cache_root
+from fl.settings.names import OWN, TOKENS
 from fl.speech.features import Audio, Window
 
 WITH_TOKENS = "+"  # whisper-tiny.en+jamo: the base with new tokens, in adapters and wherever one name says all
@@ -89,7 +89,7 @@ class SpeechBase(Protocol):
         ...
 
     def require_texts(self, texts: Sequence[str], source: str) -> None:
-        """Raise :class:`fl.errors.VocabularyError` unless all ``texts`` can be written."""
+        """Raise :class:`fl.core.errors.VocabularyError` unless all ``texts`` can be written."""
         ...
 
     def collate(

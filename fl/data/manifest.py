@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fl.errors import ManifestError, MetricError, TextError
-from fl.files import PUBLIC, write_atomically
+from fl.core.errors import ManifestError, MetricError, TextError
+from fl.core.files import PUBLIC, write_atomically
 from fl.metrics.languages import check_spans
 from fl.speech.text import normalize_text
 

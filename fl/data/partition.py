@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fl.core.errors import ConfigError
+from fl.core.rng import derive_random, derive_seed
 from fl.data.manifest import Utterance, read_manifest
-from fl.errors import ConfigError
-from fl.rng import derive_random, derive_seed
 from fl.speech.text import fold_text
 
 MIN_SESSIONS = 3

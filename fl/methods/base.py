@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fl.adapters.config import GatedLoraConfig
 from fl.adapters.state import Shapes, State, copy_state
-from fl.errors import ConfigError
+from fl.core.errors import ConfigError
 
 Targets = str | list[str]
 

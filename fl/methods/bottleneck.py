@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from fl.adapters.layer import initial_a
 from fl.adapters.state import Shapes
-from fl.errors import ConfigError
+from fl.core.errors import ConfigError
 from fl.methods.base import Attached, Method, Recipe, head_shapes, own_heads, targeted
 
 OUTPUTS = ("out_proj", "fc2", "output_dense", "output.dense", "o_proj")  # last linear maps of their sublayers

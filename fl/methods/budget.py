@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from torch import nn
 
-from fl.errors import ConfigError
+from fl.core.errors import ConfigError
 from fl.methods.base import Method, Recipe
-from fl.names import MAX_RANK
+from fl.settings.names import MAX_RANK
 
 FAR = 2.0  # a budget that even the closest size misses by this factor is refused
 

@@ -22,11 +22,11 @@ from fl.adapters.files import (
 )
 from fl.adapters.split import make_split
 from fl.adapters.state import State, check_tensors
-from fl.errors import AdapterError, AdapterMismatchError, ConfigError, SplitError
-from fl.files import write_together
+from fl.core.errors import AdapterError, AdapterMismatchError, ConfigError, SplitError
+from fl.core.files import write_together
+from fl.core.tensorfile import tensor_bytes
 from fl.methods.base import Recipe
-from fl.names import METHODS
-from fl.tensorfile import tensor_bytes
+from fl.settings.names import METHODS
 
 KIND = "idiolect_method"
 MAX_WHOLE_BYTES = 16 * 2**30  # of a method that trains the base itself

@@ -23,9 +23,9 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from fl.adapters.state import Shapes
-from fl.errors import ConfigError
+from fl.core.errors import ConfigError
+from fl.core.rng import derive_seed
 from fl.methods.base import Attached, Method, Recipe, head_shapes, own_heads, targeted
-from fl.rng import derive_seed
 
 ATTENTION = "idiolect-prefix"  # transformers' name of the attention function below
 START_STD = 0.02  # of keys and values, as that of a transformer's embeddings

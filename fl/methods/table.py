@@ -1,6 +1,6 @@
 """Every method of adaptation by name. A new one is a :class:`fl.methods.base.Method` in a file of its own, and one line here.
 
-The names are those of :data:`fl.config.METHODS`, which also says which of them have gates and which can be stacked.
+The names are those of :data:`fl.settings.config.METHODS`, which also says which of them have gates and which can be stacked.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from torch import nn
 
 from fl.adapters.fresh import fresh_adapter
 from fl.adapters.state import State
-from fl.config import RunConfig
 from fl.methods.base import Attached, Method, Recipe
 from fl.methods.bottleneck import BOTTLENECK
 from fl.methods.budget import budget_rank
@@ -20,8 +19,9 @@ from fl.methods.dora import DORA
 from fl.methods.low_rank import LOW_RANK, peft_config
 from fl.methods.prefix import PREFIX
 from fl.methods.whole import BITFIT, FULL, SCRATCH
-from fl.names import LOW_RANK_METHODS
-from fl.task import Task
+from fl.settings.config import RunConfig
+from fl.settings.names import LOW_RANK_METHODS
+from fl.tasks.task import Task
 
 METHODS: Mapping[str, Method] = {
     "gated-lora": LOW_RANK,

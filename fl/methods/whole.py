@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fl.adapters.state import Shapes
-from fl.errors import ConfigError
+from fl.core.errors import ConfigError
+from fl.core.rng import derive_seed
 from fl.methods.base import Attached, Method, Recipe, head_shapes, heads, own_parameter, places
-from fl.rng import derive_seed
 
 FIXED = ("encoder.embed_positions.weight",)  # Whisper's sinusoids are no weights: they are never trained, nor drawn
 Chosen = Callable[[nn.Module, Recipe], Callable[[str], bool]]

@@ -6,7 +6,7 @@ from typing import Literal
 
 import jiwer
 
-from fl.errors import MetricError
+from fl.core.errors import MetricError
 
 Operation = Literal["equal", "substitute", "delete", "insert"]
 

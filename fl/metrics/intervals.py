@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fl.errors import MetricError
-from fl.rng import derive_generator
+from fl.core.errors import MetricError
+from fl.core.rng import derive_generator
 
 Floats = NDArray[np.float64]
 _CELLS_PER_CHUNK = 1_000_000  # resampled utterances held at a time, 8 bytes a column

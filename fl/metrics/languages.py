@@ -6,7 +6,7 @@ A language is a code such as ``ko``; ``None`` is language-independent (digits, s
 from collections import Counter
 from collections.abc import Sequence
 
-from fl.errors import MetricError
+from fl.core.errors import MetricError
 from fl.metrics.tokens import is_han, is_hangul_syllable, nfc, normalize_for_scoring, words
 
 Spans = Sequence[tuple[str, str]]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
-from fl.errors import MetricError
+from fl.core.errors import MetricError
 from fl.metrics import tokens
 from fl.metrics.align import Alignment, Counts, Edit, align, count_errors
 from fl.metrics.languages import (

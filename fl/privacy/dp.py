@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fl.errors import IdiolectError
+from fl.core.errors import IdiolectError
 from fl.privacy.randomness import fresh_key, standard_normal
 
 Update = dict[str, NDArray[np.float32]]

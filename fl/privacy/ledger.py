@@ -21,7 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from fl.files import PRIVATE, sync_folder
+from fl.core.files import PRIVATE, sync_folder
 from fl.privacy.accounting import Scheme, check_delta, epsilon
 from fl.privacy.dp import PrivacyError
 

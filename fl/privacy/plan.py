@@ -9,15 +9,15 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-from fl.codecs import FixedInteger
-from fl.compression import CompressionError, make_codec
-from fl.config import RunConfig, sample_size
-from fl.errors import ConfigError
-from fl.names import DISTRIBUTED_NOISE, EDGE, LABEL_SWAP, LOCAL_NOISE, NONE, PAIRWISE, SERVER_NOISE
+from fl.codecs.compression import CompressionError, make_codec
+from fl.codecs.kinds import FixedInteger
+from fl.core.errors import ConfigError
 from fl.privacy.accounting import ADD_REMOVE, ALL, FIXED, PLD, POISSON, RDP, REPLACE_ONE, Scheme, noise_multiplier_for
 from fl.privacy.adaptive import AdaptiveClipping
-from fl.privacy.exchange import FULL_PRECISION, bare
 from fl.privacy.ledger import Budget
+from fl.protocol.forms import FULL_PRECISION, bare
+from fl.settings.config import RunConfig, sample_size
+from fl.settings.names import DISTRIBUTED_NOISE, EDGE, LABEL_SWAP, LOCAL_NOISE, NONE, PAIRWISE, SERVER_NOISE
 
 COUNT_NOISE = math.sqrt(1.25)  # of the bits' sum over z: a bit is one more coordinate of the update, worth C / 2
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 
 from fl.adapters.split import make_split
-from fl.errors import AdapterMismatchError
-from fl.packed import unpack
-from fl.privacy.guard import check_reply
-from fl.wire import COUNTS, SHARED, device_key
+from fl.core.errors import AdapterMismatchError
+from fl.packed.blob import unpack
+from fl.protocol.guard import check_reply
+from fl.protocol.wire import COUNTS, SHARED, device_key
 
 
 def shared_reply(
@@ -22,7 +22,7 @@ def shared_reply(
     """The reply of ``device_id`` to its aggregator from its packed adapter ``data``: shared tensors and counts, past the guard.
 
     ``shapes`` are the shared tensors that the run agreed on, ``counts`` numbers such as ``examples`` and ``loss``. Raises
-    :class:`fl.errors.GuardError` for anything else than that, :class:`AdapterError` for bytes that are no adapter.
+    :class:`fl.core.errors.GuardError` for anything else than that, :class:`AdapterError` for bytes that are no adapter.
     """
     tensors, info = unpack(data)
     split = make_split(info.split, tensors)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fl.files import write_atomically
+from fl.core.files import write_atomically
 
 GIB = 2**30
 _HEADER = struct.Struct("<4sIII")  # magic, rows, columns, CRC-32 of the values

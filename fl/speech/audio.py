@@ -8,8 +8,8 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
-from fl.errors import AudioError
-from fl.files import PUBLIC, write_atomically
+from fl.core.errors import AudioError
+from fl.core.files import PUBLIC, write_atomically
 
 Waveform = npt.NDArray[np.float32]
 """Samples at SAMPLE_RATE, shape ``(samples,)``, nominally in [-1, 1]."""

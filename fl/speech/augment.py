@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
-from fl.config import TrainConfig
-from fl.rng import derive_generator
+from fl.core.rng import derive_generator
+from fl.settings.config import TrainConfig
 from fl.speech.audio import MAX_SECONDS, MIN_SECONDS, SAMPLE_RATE, Waveform
-from fl.task import Example
+from fl.tasks.task import Example
 
 BAND_SHARE = 27 / 80  # of the mel bands: the widest frequency mask at strength 1, F of SpecAugment's policies
 SPAN_SHARE, SPAN_FRAMES = 0.2, 100  # of an utterance, and frames of 10 ms: the longest time mask, p and T

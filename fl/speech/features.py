@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fl.errors import AudioError
+from fl.core.errors import AudioError
 from fl.speech.arrays import GIB, ArrayCache, Kind
 
 Window = Literal["trimmed", "full"]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-from fl.errors import ConfigError
+from fl.core.errors import ConfigError
 
 SYLLABLES, ALL_SYLLABLES, JAMO, COMPAT_JAMO = "syllables", "all-syllables", "jamo", "compat-jamo"
 FORMS = (SYLLABLES, ALL_SYLLABLES, JAMO, COMPAT_JAMO)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from torch import nn
 from transformers import Wav2Vec2ForCTC, WhisperForConditionalGeneration
 
-from fl.errors import BaseModelError
+from fl.core.errors import BaseModelError
 from fl.speech.arrays import GIB, ArrayCache, Kind
 
 BUDGET = 8 * GIB  # about 12,000 minutes of speech at d_model 512

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Literal
 
-from fl.errors import TextError
+from fl.core.errors import TextError
 
 Script = Literal["hangul", "latin", "han", "kana", "digit", "other"]
 

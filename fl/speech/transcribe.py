@@ -13,7 +13,7 @@ from fl.adapters.config import GatedLoraConfig
 from fl.adapters.files import load_adapter
 from fl.adapters.state import adapter_shapes, check_tensors, load_state
 from fl.bases.speech import load_speech_base
-from fl.errors import AudioError
+from fl.core.errors import AudioError
 from fl.speech.audio import MAX_SECONDS, SAMPLE_RATE, check_speech, load_audio, split_at_silence
 from fl.speech.features import Window, heard_frames
 
@@ -35,8 +35,8 @@ def transcribe_file(
 ) -> list[Piece]:
     """Transcribe ``path`` with a person's adapter, or with the frozen base alone.
 
-    Audio longer than the window is split at silence. Raises :class:`fl.errors.AudioError` for unusable audio and
-    :class:`fl.errors.AdapterError` for an adapter that is damaged or belongs to another base.
+    Audio longer than the window is split at silence. Raises :class:`fl.core.errors.AudioError` for unusable audio and
+    :class:`fl.core.errors.AdapterError` for an adapter that is damaged or belongs to another base.
     """
     audio = load_audio(path)
     if len(audio) / SAMPLE_RATE <= MAX_SECONDS:

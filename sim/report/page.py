@@ -34,7 +34,7 @@ def write_page(run_dir: Path, summary: Summary, transcripts: Sequence[Transcript
     """Writes the page to ``out`` (default ``run_dir/report.html``) and returns its path.
 
     ``transcripts`` are the rows the summary was made of. Below 8 MiB whatever the run: at most 24 sentences with 5 MiB
-    of sound. Raises :class:`~fl.errors.RunError` if the file cannot be written; an older page is then intact.
+    of sound. Raises :class:`~fl.core.errors.RunError` if the file cannot be written; an older page is then intact.
     """
     path = run_dir / "report.html" if out is None else out
     write_whole(path, render(summary, transcripts))

@@ -1,7 +1,7 @@
 """Typed reading of what a run leaves on disk: results.jsonl, transcripts.jsonl and costs.json.
 
 Knows the formats, not what they mean: no rate is formed here. Every size is bounded before anything is allocated,
-and every fault is a :class:`~fl.errors.RunError` that starts with ``file:line:``.
+and every fault is a :class:`~fl.core.errors.RunError` that starts with ``file:line:``.
 """
 
 import json
@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from fl.errors import RunError
+from fl.core.errors import RunError
 from fl.metrics import Counts
-from fl.names import SPEECH
+from fl.settings.names import SPEECH
 
 SCHEMA = 1
 MAX_FILE_BYTES = 1 << 30

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import soundfile
 
-from fl.names import SPEECH
+from fl.settings.names import SPEECH
 from sim.report.rows import ARMS, TranscriptRow
 from sim.report.scoring import Scored, kind_of_run, score
 

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypedDict
 
-from fl.errors import ConfigError, MetricError, RunError
+from fl.core.errors import ConfigError, MetricError, RunError
 from fl.metrics import METRICS, Counts, Scores, matrix_language, paired_difference, rate_interval, score_utterance
-from fl.names import SPEECH
-from fl.tasks import TaskKind, task_kind
+from fl.settings.names import SPEECH
+from fl.tasks.table import TaskKind, task_kind
 from sim.report.rows import TranscriptRow
 
 

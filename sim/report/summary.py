@@ -8,10 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypedDict
 
-from fl.errors import RunError
-from fl.files import PUBLIC, write_atomically
+from fl.core.errors import RunError
+from fl.core.files import PUBLIC, write_atomically
+from fl.core.rng import derive_seed
 from fl.metrics import Counts
-from fl.rng import derive_seed
 from sim.report.rows import ARMS, SCHEMA, ResultRow, RunFiles, TranscriptRow, read_run
 from sim.report.scoring import (
     Rate,

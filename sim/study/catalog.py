@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fl.names import ATTACKS, PERSONALIZATIONS, STRATEGIES, UNSIZED_METHODS
-from fl.rng import derive_generator
-from fl.setting import Value
+from fl.core.rng import derive_generator
+from fl.settings.names import ATTACKS, PERSONALIZATIONS, STRATEGIES, UNSIZED_METHODS
+from fl.settings.setting import Value
 from sim.study.plan import Cell, Plan
 
 # Products of two settings would be 80 runs: the small size has one robust rule against one attack, and one that is not robust.

@@ -12,8 +12,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fl.errors import ConfigError
-from sim.cli import progress_bars
+from fl.core.errors import ConfigError
+from sim.cli.app import progress_bars
 from sim.study.catalog import PLANS
 from sim.study.page import PAGE, STORE, rewrite, store, stored_at, write_study
 from sim.study.plan import SIZES, Plan

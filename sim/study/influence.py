@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
-from fl.rng import derive_generator
+from fl.core.rng import derive_generator
 from sim.report.charts import Axis
 from sim.study.rows import StudyResult, StudyRow
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fl.files import PUBLIC, write_atomically
+from fl.core.files import PUBLIC, write_atomically
 from sim.section import page_parts, write_section
 from sim.study.chart import svg
 from sim.study.influence import influence_svg, influence_table, influences

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fl.config import RunConfig, make_config
-from fl.errors import ConfigError
-from fl.setting import Value
+from fl.core.errors import ConfigError
+from fl.settings.config import RunConfig, make_config
+from fl.settings.setting import Value
 
 Settings = Mapping[str, Value]
 REPETITION = 1000  # added to a run's seed for each repetition: seeds of runs stay below

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fl.errors import RunError
-from fl.files import PUBLIC, write_atomically
+from fl.core.errors import RunError
+from fl.core.files import PUBLIC, write_atomically
 
 SCHEMA = 2  # 2: each row names the machine that it was run on
 

@@ -13,9 +13,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fl.config import RunConfig, flat
-from fl.errors import AggregationError, IdiolectError, RunError
-from sim.run import run_simulation
+from fl.core.errors import AggregationError, IdiolectError, RunError
+from fl.settings.config import RunConfig, flat
+from sim.backends.run import run_simulation
 from sim.study.plan import Cell, Plan, Size
 from sim.study.rows import StudyResult, StudyRow
 from sim.study.scores import CellScores

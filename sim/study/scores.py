@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fl.core.rng import derive_seed
 from fl.metrics import Counts, macro_rate
-from fl.rng import derive_seed
 from sim.report import pool, read_run
 from sim.report.rows import RunFiles
 from sim.report.scoring import Scored, compare, intervals, kind_of_run, score

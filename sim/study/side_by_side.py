@@ -14,9 +14,9 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.queues import Queue
 
-from fl.errors import ConfigError, RunError
-from fl.machine import available_cores
-from sim.cli import set_up_process
+from fl.core.errors import ConfigError, RunError
+from fl.core.machine import available_cores
+from sim.cli.app import set_up_process
 from sim.study.run import CellRun, Progress
 
 

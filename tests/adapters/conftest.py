@@ -10,7 +10,7 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from fl.adapters import GatedLoraConfig, target_pattern
 from fl.adapters.state import adapter_parameters
-from fl.names import SITES
+from fl.settings.names import SITES
 
 D_MODEL, D_FFN, LAYERS = 16, 24, 2
 

@@ -10,8 +10,8 @@ from fl.adapters import GATES, GatedLoraConfig, target_pattern
 from fl.adapters.config import ATTENTION_TARGETS
 from fl.adapters.config import SITES as PATTERNS
 from fl.adapters.model import gated_layers
-from fl.errors import ConfigError
-from fl.names import MAX_RANK, SITES
+from fl.core.errors import ConfigError
+from fl.settings.names import MAX_RANK, SITES
 
 LAYERS = 2
 

@@ -15,7 +15,7 @@ from fl.adapters import AdapterInfo, adapter_shapes, adapter_state, load_adapter
 from fl.adapters import files as adapter_files
 from fl.adapters.files import CONFIG_NAME, WEIGHTS_NAME, describe
 from fl.adapters.state import check_tensors
-from fl.errors import AdapterError, AdapterMismatchError, IdiolectError
+from fl.core.errors import AdapterError, AdapterMismatchError, IdiolectError
 
 FINGERPRINT = "whisper:16x2+2:0123456789abcdef"
 

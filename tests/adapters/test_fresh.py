@@ -6,8 +6,8 @@ from peft import get_peft_model
 
 from fl.adapters import GATES, GatedLoraConfig, adapter_state, target_pattern
 from fl.adapters.fresh import fresh_adapter
-from fl.errors import ConfigError
-from fl.names import SITES
+from fl.core.errors import ConfigError
+from fl.settings.names import SITES
 
 TARGETS = {
     "all sites": {"target_modules": target_pattern(SITES)},

@@ -9,7 +9,7 @@ from torch import nn
 
 from fl.adapters import GATES, GatedLoraConfig, adapter_state
 from fl.adapters.layer import GatedLoraLinear, gate_shapes, initial_a
-from fl.errors import AdapterError, ConfigError
+from fl.core.errors import AdapterError, ConfigError
 
 D_IN, D_OUT, R = 4, 5, 3
 GATED = [gate for gate in GATES if gate != "none"]

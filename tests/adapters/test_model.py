@@ -14,7 +14,7 @@ from fl.adapters import (
     neutral_gates,
     target_pattern,
 )
-from fl.errors import AdapterError
+from fl.core.errors import AdapterError
 
 GATED = [gate for gate in GATES if gate != "none"]
 WITH_INPUT = [gate for gate in GATED if gate != "scalar"]  # gates that look at the input

@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fl import packed_folder
 from fl.adapters import AdapterInfo, adapter_state, load_adapter, save_adapter
 from fl.adapters.files import CONFIG_NAME, WEIGHTS_NAME
 from fl.adapters.packing import pack_folder, unpack_state, unpack_to_folder
 from fl.bases.resolve import load_base
-from fl.bases.tokenizer import ByteTokenizer, tokenizer_digest
-from fl.errors import AdapterError
-from fl.packed import pack, read_info, unpack
+from fl.bases.whisper.tokenizer import ByteTokenizer, tokenizer_digest
+from fl.core.errors import AdapterError
+from fl.packed import folder as packed_folder
+from fl.packed.blob import pack, read_info, unpack
 
 FINGERPRINT = "whisper:16x2+2:0123456789abcdef"
 DTYPES = ("float32", "float16", "int8")
@@ -135,7 +135,7 @@ def test_tokenizers_that_decode_alike_have_the_same_digest_and_others_do_not():
 
 
 def test_a_digest_is_of_the_vocabulary_and_not_of_how_the_file_is_written(tmp_path):
-    from fl.bases.tokenizer import FileTokenizer
+    from fl.bases.whisper.tokenizer import FileTokenizer
 
     special = ["<|endoftext|>", "<|startoftranscript|>", "<|ko|>", "<|transcribe|>", "<|notimestamps|>"]
     added = [

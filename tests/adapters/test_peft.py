@@ -5,7 +5,7 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
 from fl.adapters import GATES, GatedLoraConfig, adapter_state, gated_layers
-from fl.errors import ConfigError
+from fl.core.errors import ConfigError
 
 
 @pytest.fixture(params=GATES)

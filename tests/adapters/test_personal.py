@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from fl.adapters import GatedLoraConfig
+from fl.adapters.blend import MIXING, make_blend, own, own_bytes, require_room
 from fl.adapters.layer import GatedLoraLinear
-from fl.adapters.personal import MIXING, make_blend, own, own_bytes, require_room
 from fl.adapters.split import layers, make_split, role_of
-from fl.errors import ConfigError
+from fl.core.errors import ConfigError
 
 D_IN, D_OUT, RANK, ALPHA = 6, 5, 2, 4.0
 A, B, G, C = (f"base_model.model.map.gated_lora_{what}" for what in ("A", "B", "gate_weight", "gate_bias"))

@@ -7,7 +7,7 @@ import torch
 from fl.adapters.pairs import Pair
 from fl.adapters.ranks import device_rank, fitted, reduced
 from fl.adapters.state import State
-from fl.config import make_config
+from fl.settings.config import make_config
 
 A, B, GATE = "map.gated_lora_A", "map.gated_lora_B", "map.gated_lora_gate_weight"
 RANK, D_OUT, D_IN = 4, 7, 9

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from fl.adapters import GATES, PRESETS, GatedLoraConfig, Split, make_split, target_pattern
 from fl.adapters.fresh import fresh_adapter
 from fl.adapters.split import role_of, tensor_kind
-from fl.errors import ConfigError, SplitError
-from fl.names import SITES, SPLITS
+from fl.core.errors import ConfigError, SplitError
+from fl.settings.names import SITES, SPLITS
 
 MODULES = [f"base_model.model.model.{half}.layers.{i}.self_attn.{p}"
            for half in ("encoder", "decoder") for i in range(3) for p in ("q_proj", "out_proj")]  # fmt: skip

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from fl.adapters import GATES, adapter_state, gated_layers, neutral_gates, target_pattern
 from fl.adapters.stacked import BASE, Slot, StackedAdapters, StackedModel, module_of, tensor_name
 from fl.adapters.state import State, adapter_parameters
-from fl.errors import AdapterError, AdapterMismatchError
-from fl.names import SITES
+from fl.core.errors import AdapterError, AdapterMismatchError
+from fl.settings.names import SITES
 
 GATED = [gate for gate in GATES if gate != "none"]
 

@@ -5,7 +5,7 @@ import torch
 
 from fl.adapters import GATES, adapter_shapes, adapter_state, load_state
 from fl.adapters.state import adapter_parameters, check_tensors, size_of
-from fl.errors import AdapterError, AdapterMismatchError
+from fl.core.errors import AdapterError, AdapterMismatchError
 
 
 def test_a_state_written_into_another_model_makes_it_the_same_model(gated, logits):

@@ -11,8 +11,8 @@ from fl.adapters.fresh import fresh_adapter
 from fl.adapters.stacked import BASE, Slot, StackedAdapters, StackedModel
 from fl.adapters.state import State
 from fl.adapters.table import AdapterTable
-from fl.errors import AdapterError, AdapterMismatchError
-from fl.names import SITES
+from fl.core.errors import AdapterError, AdapterMismatchError
+from fl.settings.names import SITES
 
 Adapter = tuple[Slot, State]
 ALL = target_pattern(tuple(SITES))

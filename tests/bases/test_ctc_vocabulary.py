@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl.bases.ctc_vocabulary import COMMON, load_vocabulary, make_vocabulary
-from fl.errors import BaseModelError, ConfigError, VocabularyError
-from fl.names import OWN, TOKENS
+from fl.bases.ctc.vocabulary import COMMON, load_vocabulary, make_vocabulary
+from fl.core.errors import BaseModelError, ConfigError, VocabularyError
+from fl.settings.names import OWN, TOKENS
 from fl.speech.hangul import ALL_SYLLABLES, BREAK, COMPAT_JAMO, FORMS, JAMO, SYLLABLES
 
 EVERY = "".join(chr(code) for code in range(0xAC00, 0xD7A4))

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from fl.bases.ctranslate2 import parse, whisper_tensors
-from fl.errors import BaseModelError
+from fl.bases.sources.ctranslate2 import parse, whisper_tensors
+from fl.core.errors import BaseModelError
 
 
 def converted(path, model):

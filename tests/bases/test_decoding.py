@@ -5,9 +5,9 @@ from transformers import GenerationConfig
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput
 
-from fl.bases import decoding, forward
-from fl.bases.decoding import BeamSearch, Hypothesis, Rules, beam, greedy, loop_length, token_limits
 from fl.bases.resolve import load_base
+from fl.bases.whisper import decoding, forward
+from fl.bases.whisper.decoding import BeamSearch, Hypothesis, Rules, beam, greedy, loop_length, token_limits
 
 
 def reference_generate(base, batch, beams=1, tokens=12):

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fl.adapters import GatedLoraConfig
-from fl.bases import mapped
-from fl.bases.convert import ensure_converted
-from fl.bases.mapped import ALIGNMENT, in_dtype, read_mapped, write_aligned
 from fl.bases.resolve import load_base
+from fl.bases.sources import mapped
+from fl.bases.sources.convert import ensure_converted
+from fl.bases.sources.mapped import ALIGNMENT, in_dtype, read_mapped, write_aligned
 
 linux = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="reads /proc")
 

@@ -10,7 +10,7 @@ from fl.adapters.fresh import fresh_adapter
 from fl.adapters.stacked import Slot, StackedAdapters, StackedModel
 from fl.bases.memory import training_bytes
 from fl.bases.resolve import load_base
-from fl.names import SITES
+from fl.settings.names import SITES
 
 
 def saved_bytes(base, frames: int, text: str) -> int:

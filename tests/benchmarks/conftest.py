@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks._report import Row
-from fl.config import RunConfig, make_config
 from fl.data.manifest import Utterance, write_manifest
+from fl.settings.config import RunConfig, make_config
 from fl.speech.audio import save_audio
 
 MakeRow = Callable[..., Row]

@@ -6,8 +6,8 @@ import pytest
 
 import benchmarks.client_round as client_round
 from benchmarks.client_round import Measured, RoundClock, after_first, final_counts, make_row, rates, wer
-from fl.config import RunConfig
 from fl.metrics import Counts
+from fl.settings.config import RunConfig
 
 
 def measured(*seconds: float, errors: int = 3) -> Measured:

@@ -9,15 +9,15 @@ from flwr.app import Error, Message
 from peft import get_peft_model, get_peft_model_state_dict
 
 import benchmarks.stock_recipe as stock_recipe
-import clients.evaluator
-import clients.trainer
+import clients.training.evaluate
+import clients.training.single
 from benchmarks.stock_recipe import StockProcess, TimedFedAvg, initial_state, make_lora, stock_counts, training_people
 from fl.adapters import GatedLoraConfig, make_split
 from fl.adapters.state import adapter_parameters, adapter_state
 from fl.bases.resolve import load_base
-from fl.config import RunConfig
-from fl.rng import derive_seed
-from fl.speech.task import SpeechTask
+from fl.core.rng import derive_seed
+from fl.settings.config import RunConfig
+from fl.tasks.speech import SpeechTask
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_it_trains_on_the_batches_of_ours(
     two_people: RunConfig, process: StockProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: dict[str, list[list[int]]] = {}
-    draw = clients.trainer.draw_batches
+    draw = clients.training.single.draw_batches
 
     def recorder(name: str) -> Any:
         def draw_and_keep(*arguments: Any) -> list[list[int]]:
@@ -66,19 +66,19 @@ def test_it_trains_on_the_batches_of_ours(
         return draw_and_keep
 
     monkeypatch.setattr(stock_recipe, "draw_batches", recorder("stock"))
-    monkeypatch.setattr(clients.trainer, "draw_batches", recorder("ours"))
+    monkeypatch.setattr(clients.training.single, "draw_batches", recorder("ours"))
     process.train(1, two_people, server_round=2)
     task = SpeechTask(two_people)
     device = task.device(training_people(two_people)[1].device_id)
     adapter = GatedLoraConfig(r=2, lora_alpha=16.0, gate="none", target_modules=task.targets, init_seed=1)
     model = get_peft_model(task.base.new_model(), adapter)
-    clients.trainer.train_locally(
+    clients.training.single.train_locally(
         model,
         adapter_parameters(model),
         make_split("all-shared", adapter_state(model)),
         task,
         device.train,
-        clients.trainer.make_plan(two_people.train, 2, steps=two_people.train.local_steps, gated=False),
+        clients.training.single.make_plan(two_people.train, 2, steps=two_people.train.local_steps, gated=False),
         seed=derive_seed(two_people.seed, 2, device.device_id, "train"),
     )
     assert len(drawn["stock"]) == two_people.train.local_steps
@@ -103,7 +103,7 @@ def test_every_test_utterance_is_scored_in_the_window_that_was_trained(
         frames.extend(example.size for example in examples)
         return own(model, task, examples)
 
-    own = clients.evaluator.evaluate
+    own = clients.training.evaluate.evaluate
     monkeypatch.setattr(stock_recipe, "evaluate", evaluate)
     counts = stock_counts(two_people, initial_state(load_base(two_people.base.base), two_people))
     task = SpeechTask(two_people)

@@ -14,9 +14,9 @@ from clients.worker import Worker, get_worker
 from fl.adapters import GatedLoraConfig, make_split
 from fl.adapters.split import Split
 from fl.adapters.state import State, adapter_parameters, adapter_state, load_state
-from fl.config import RunConfig, make_config
 from fl.metrics import Counts
-from fl.task import Example
+from fl.settings.config import RunConfig, make_config
+from fl.tasks.task import Example
 
 TARGETS = ["first", "second"]
 
@@ -38,7 +38,7 @@ class Net(nn.Module):
 
 @dataclass
 class Regression:
-    """See :class:`fl.task.Task`: each example is a vector and the vector that it should map to."""
+    """See :class:`fl.tasks.task.Task`: each example is a vector and the vector that it should map to."""
 
     gate: str = "self"
     split_name: str = "gates"

@@ -5,10 +5,10 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, RecordDict
 
-from clients.answers import DeviceFailure, DeviceResult, ReplyWriter
-from fl.errors import AudioError
+from clients.updates.reply import DeviceFailure, DeviceResult, ReplyWriter
+from fl.core.errors import AudioError
 from fl.metrics import Counts
-from fl.wire import COUNTS, DEVICES, SHARED, SUM, TOTALS
+from fl.protocol.wire import COUNTS, DEVICES, SHARED, SUM, TOTALS
 
 
 def result(device_id: str, value: float, examples: int = 1) -> DeviceResult:

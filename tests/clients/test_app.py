@@ -13,19 +13,30 @@ from flwr.common.serde import recorddict_to_proto
 from flwr.supercore.task_identity import TaskIdentity
 
 from clients import app as client
-from clients import phase
-from clients.answers import DeviceResult
 from clients.app import app, hosted_devices
-from clients.hosting import node_worker
-from clients.phase import local_plan
-from clients.trainer import schedule_factor
+from clients.node import node_worker
+from clients.training import phase
+from clients.training.phase import local_plan
+from clients.training.single import schedule_factor
+from clients.updates.reply import DeviceResult
 from clients.worker import Worker
 from fl.adapters.files import load_adapter
-from fl.arms import EVERYONE, trained_arm
-from fl.config import RunConfig
-from fl.errors import AudioError, ConfigError, RunError, StoreError
-from fl.wire import COUNTS, DEVICES, FINETUNE, JOB, SETTINGS_RECORD, SHARED, Job, device_key, settings_record, to_arrays
-from sim.serial import SerialGrid
+from fl.algorithms.arms import EVERYONE, trained_arm
+from fl.core.errors import AudioError, ConfigError, RunError, StoreError
+from fl.protocol.wire import (
+    COUNTS,
+    DEVICES,
+    FINETUNE,
+    JOB,
+    SETTINGS_RECORD,
+    SHARED,
+    Job,
+    device_key,
+    settings_record,
+    to_arrays,
+)
+from fl.settings.config import RunConfig
+from sim.backends.serial import SerialGrid
 
 
 def one_by_one(reply: RecordDict) -> RecordDict:

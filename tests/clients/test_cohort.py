@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from clients.cohort import Member, Trained, divide, train_cohort
-from clients.trainer import LocalPlan, train_locally
+from clients.training.cohort import Member, Trained, divide, train_cohort
+from clients.training.single import LocalPlan, train_locally
 from clients.worker import Worker
 from fl.adapters import GATES, GatedLoraConfig, adapter_state, load_state
 from fl.adapters.stacked import Slot, StackedModel
 from fl.adapters.state import State
-from fl.arms import trained_arm
-from fl.config import make_config
-from fl.errors import AdapterError
-from fl.names import SPLITS
-from fl.rng import derive_seed
-from fl.task import Example
+from fl.algorithms.arms import trained_arm
+from fl.core.errors import AdapterError
+from fl.core.rng import derive_seed
+from fl.settings.config import make_config
+from fl.settings.names import SPLITS
+from fl.tasks.task import Example
 
 BUDGET = 2**30
 PLANS = [

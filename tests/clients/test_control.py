@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from clients.cohort import Member, train_cohort
-from clients.control import Control, without_controls
-from clients.trainer import LocalPlan, train_locally
+from clients.training.cohort import Member, train_cohort
+from clients.training.control import Control, without_controls
+from clients.training.single import LocalPlan, train_locally
 from fl.adapters import load_state
 from fl.adapters.split import CONTROL
 from fl.adapters.stacked import Slot, StackedModel

@@ -5,19 +5,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from clients.cohort import Member, train_cohort
-from clients.phase import one_by_one, train_device
-from clients.together import train_together
-from clients.trainer import LocalPlan, train_locally
+from clients.training.cohort import Member, train_cohort
+from clients.training.phase import one_by_one, train_device
+from clients.training.single import LocalPlan, train_locally
+from clients.training.together import train_together
 from clients.worker import Worker
 from fl.adapters import GATES, GatedLoraConfig, adapter_state, load_state, make_split
 from fl.adapters.ranks import device_rank, reduced
 from fl.adapters.split import tensor_kind
 from fl.adapters.stacked import Slot, StackedModel, cut
 from fl.adapters.state import State, adapter_parameters
-from fl.arms import EVERYONE, trained_arm
-from fl.config import make_config
-from fl.wire import Job
+from fl.algorithms.arms import EVERYONE, trained_arm
+from fl.protocol.wire import Job
+from fl.settings.config import make_config
 
 PLAN = LocalPlan(steps=6, batch_size=3, learning_rate=1e-2, private_learning_rate=1e-1, gate_dropout=0.5,
                  private_steps=3, weight_decay=0.1, proximal=0.7)  # fmt: skip

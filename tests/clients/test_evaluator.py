@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from clients.evaluator import evaluate
+from clients.training.evaluate import evaluate
 from clients.worker import Worker
 from fl.adapters import load_state
-from fl.rng import derive_generator
-from fl.task import Example
-from fl.wire import add_counts
+from fl.core.rng import derive_generator
+from fl.protocol.wire import add_counts
+from fl.tasks.task import Example
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from clients.hosting import Hosting, positions
-from fl.errors import PopulationError
+from clients.node import Hosting, positions
+from fl.core.errors import PopulationError
 
 
 def worker(*ids: str) -> Any:

@@ -10,10 +10,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, Message
 from flwr.clientapp import ClientApp
 
 from clients.mods import discreet_mod, guard_mod
-from fl.config import RunConfig
-from fl.errors import ManifestError
-from fl.wire import COUNTS, JOB, SETTINGS_RECORD, SHARED, Job, device_key, settings_record
-from sim.serial import SerialGrid
+from fl.core.errors import ManifestError
+from fl.protocol.wire import COUNTS, JOB, SETTINGS_RECORD, SHARED, Job, device_key, settings_record
+from fl.settings.config import RunConfig
+from sim.backends.serial import SerialGrid
 
 A, GATE = "layer.gated_lora_A", "layer.gated_lora_gate_weight"
 Content = dict[str, ArrayRecord | MetricRecord | ConfigRecord]

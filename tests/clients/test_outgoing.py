@@ -10,18 +10,28 @@ from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from clients.app import app
-from clients.masking import Sessions, take_step
-from clients.outgoing import check_demands
+from clients.updates.mask import Sessions, take_step
+from clients.updates.outgoing import check_demands
 from fl.adapters import GatedLoraConfig
 from fl.adapters.fresh import fresh_adapter
-from fl.config import RunConfig, make_config
-from fl.errors import ConfigError
-from fl.names import NO_OP
-from fl.privacy.secure_sum import Client, SecureSumError, new_setup
-from fl.privacy.secure_sum_messages import PublicKeys, Roster, Shares
-from fl.tasks import load_task
-from fl.wire import JOB, SECURE, SECURE_STEP, SETTINGS_RECORD, SHARED, Job, device_key, settings_record, to_arrays
-from sim.serial import SerialGrid
+from fl.core.errors import ConfigError
+from fl.privacy.secure_sum.messages import PublicKeys, Roster, Shares
+from fl.privacy.secure_sum.server import Client, SecureSumError, new_setup
+from fl.protocol.wire import (
+    JOB,
+    SECURE,
+    SECURE_STEP,
+    SETTINGS_RECORD,
+    SHARED,
+    Job,
+    device_key,
+    settings_record,
+    to_arrays,
+)
+from fl.settings.config import RunConfig, make_config
+from fl.settings.names import NO_OP
+from fl.tasks.table import load_task
+from sim.backends.serial import SerialGrid
 
 TRAIN = Job(arm="personalized", round=1, devices=("device-000000",))
 

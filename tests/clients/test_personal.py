@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from clients.personal import own_plan
-from clients.personal_trainer import PersonalPlan, train_own
-from clients.trainer import LocalPlan
-from fl.adapters.personal import MIXING, Blend, make_blend, own
+from clients.training.own import PersonalPlan, train_own
+from clients.training.personal import own_plan
+from clients.training.single import LocalPlan
+from fl.adapters.blend import MIXING, Blend, make_blend, own
 from fl.adapters.state import adapter_state
-from fl.arms import Arm
-from fl.config import make_config
-from fl.errors import AdapterError
-from fl.task import Example
+from fl.algorithms.arms import Arm
+from fl.core.errors import AdapterError
+from fl.settings.config import make_config
+from fl.tasks.task import Example
 
 RATE = 0.125
 PLAN = PersonalPlan(batches=2, batch_size=1, learning_rate=RATE, gate_learning_rate=RATE, clipping_norm=1e9)

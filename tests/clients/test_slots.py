@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clients.slots import SlotAdamW, SlotParameters
-from clients.trainer import LocalPlan
+from clients.training.single import LocalPlan
+from clients.training.slots import SlotAdamW, SlotParameters
 from fl.adapters import make_split
 from fl.adapters.stacked import Slot, tensor_name
-from fl.errors import AdapterError
-from fl.names import SPLITS
+from fl.core.errors import AdapterError
+from fl.settings.names import SPLITS
 
 MODULE = "map"
 PLANS = [

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from clients import store as store_module
 from clients.store import DeviceStore, PrivateState, folder_name
-from fl.errors import StoreError
+from fl.core.errors import StoreError
 
 SHAPES = {"layer.gated_lora_gate_weight": (2, 3), "layer.gated_lora_gate_bias": (2,)}
 

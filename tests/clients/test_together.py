@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from clients import together
-from clients.answers import DeviceFailure, DeviceResult
-from clients.phase import one_by_one, train_device
-from clients.together import train_together
+from clients.training import together
+from clients.training.phase import one_by_one, train_device
+from clients.training.together import train_together
+from clients.updates.reply import DeviceFailure, DeviceResult
 from clients.worker import Worker
-from fl.config import make_config
-from fl.errors import ConfigError, StoreError
-from fl.wire import Job
+from fl.core.errors import ConfigError, StoreError
+from fl.protocol.wire import Job
+from fl.settings.config import make_config
 
 SETTINGS = {
     "cohort": 2,

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from clients.trainer import LocalPlan, draw_batches, make_plan, schedule_factor, step_kinds, train_locally
+from clients.training.single import LocalPlan, draw_batches, make_plan, schedule_factor, step_kinds, train_locally
 from fl.adapters.model import gated_layers
 from fl.adapters.state import State
-from fl.config import TrainConfig
-from fl.errors import AdapterError
-from fl.rng import derive_seed
+from fl.core.errors import AdapterError
+from fl.core.rng import derive_seed
+from fl.settings.config import TrainConfig
 
 PLAN = LocalPlan(steps=4, batch_size=3, learning_rate=1e-2, private_learning_rate=1e-1)
 

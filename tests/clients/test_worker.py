@@ -5,9 +5,9 @@ import torch
 
 from clients.worker import Worker, get_worker, step_threads, threads
 from fl.adapters.state import State, adapter_state
-from fl.arms import Arm, adapter_name, trained_arm
-from fl.config import RunConfig
-from fl.errors import AdapterError, StoreError
+from fl.algorithms.arms import Arm, adapter_name, trained_arm
+from fl.core.errors import AdapterError, StoreError
+from fl.settings.config import RunConfig
 
 PERSONAL = Arm("personalized", gate="self", split="gates")
 LOCAL = Arm("local", gate="none", split="all-private")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from fl.core.errors import ManifestError
 from fl.data.manifest import Utterance, read_manifest, write_manifest
-from fl.errors import ManifestError
 
 GOOD = {"audio": "a.wav", "text": "bug는 내일 고칠게", "speaker": "mina"}
 

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fl.core.errors import ConfigError
 from fl.data.manifest import Utterance
 from fl.data.partition import load_population, split_population
-from fl.errors import ConfigError
 from fl.speech.text import fold_text
 
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from fl.adapters import target_pattern
 from fl.bases.resolve import random_base
-from fl.bases.whisper import WhisperBase
+from fl.bases.whisper.base import WhisperBase
 from fl.methods import Attached, Recipe, attach
-from fl.names import SITES
+from fl.settings.names import SITES
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,12 +3,12 @@
 import pytest
 
 from fl.adapters import target_pattern
-from fl.config import make_config
-from fl.errors import ConfigError
+from fl.core.errors import ConfigError
 from fl.methods import METHODS as TABLE
 from fl.methods import budget_rank, make_recipe
-from fl.names import UNSIZED_METHODS
-from fl.tasks import load_task
+from fl.settings.config import make_config
+from fl.settings.names import UNSIZED_METHODS
+from fl.tasks.table import load_task
 
 from .conftest import recipe_of
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from fl.arms import trained_arm
-from fl.config import make_config
-from fl.errors import ConfigError
-from fl.names import LOW_RANK_METHODS, METHODS
+from fl.algorithms.arms import trained_arm
+from fl.core.errors import ConfigError
+from fl.settings.config import make_config
+from fl.settings.names import LOW_RANK_METHODS, METHODS
 
 ARMS = "zero-shot,local,global,centralized"
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fl.adapters import load_adapter
-from fl.errors import AdapterError, AdapterMismatchError
+from fl.core.errors import AdapterError, AdapterMismatchError
 from fl.methods import MethodInfo, load_method, save_method
 
 from .conftest import recipe_of

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from clients.worker import get_worker
-from fl.config import RunConfig, make_config
 from fl.methods import METHODS, load_method
-from sim.run import run_simulation
+from fl.settings.config import RunConfig, make_config
+from sim.backends.run import run_simulation
 
 ARMS = "zero-shot,local,global,centralized"
 

@@ -9,12 +9,12 @@ from transformers import WhisperForConditionalGeneration
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from fl.adapters import target_pattern
-from fl.bases import forward
-from fl.errors import AdapterError, AdapterMismatchError, ConfigError
+from fl.bases.whisper import forward
+from fl.core.errors import AdapterError, AdapterMismatchError, ConfigError
 from fl.methods import METHODS as TABLE
 from fl.methods.bottleneck import BottleneckLinear
 from fl.methods.prefix import prefixed_attention
-from fl.names import LOW_RANK_METHODS, METHODS, SITES, UNSIZED_METHODS
+from fl.settings.names import LOW_RANK_METHODS, METHODS, SITES, UNSIZED_METHODS
 
 from .conftest import recipe_of
 

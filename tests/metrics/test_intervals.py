@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from fl.errors import MetricError
+from fl.core.errors import MetricError
+from fl.core.rng import derive_generator
 from fl.metrics import Interval, macro_rate, paired_difference, rate_interval
-from fl.rng import derive_generator
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl.errors import MetricError
+from fl.core.errors import MetricError
 from fl.metrics import (
     METRICS,
     Counts,

@@ -9,14 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl.compression import decode_all, encode_all, make_codec
-from fl.privacy import audit_linkage, audit_membership
-from fl.privacy.audit import AuditError, over_people
-from fl.privacy.audit_attributes import check_classes, infer, person_kernel
-from fl.privacy.audit_kernels import Kernels
-from fl.privacy.audit_linkage import Pairs, equal_error_rate, linkage
-from fl.privacy.audit_membership import Losses, area, balanced_choice, membership, rate_at
-from fl.privacy.audit_views import DEFAULT, Seen, make_view, median_norm
+from fl.codecs.compression import decode_all, encode_all, make_codec
+from fl.privacy.audit import linkage as audit_linkage
+from fl.privacy.audit import membership as audit_membership
+from fl.privacy.audit.attackers import AuditError, over_people
+from fl.privacy.audit.attributes import check_classes, infer, person_kernel
+from fl.privacy.audit.kernels import Kernels
+from fl.privacy.audit.linkage import Pairs, equal_error_rate, linkage
+from fl.privacy.audit.membership import Losses, area, balanced_choice, membership, rate_at
+from fl.privacy.audit.views import DEFAULT, Seen, make_view, median_norm
 from fl.privacy.dp import Update, norm
 
 SHAPES = {f"layer{i}.gated_lora_{part}": shape for i in range(3) for part, shape in (("A", (4, 40)), ("B", (40, 4)))}
@@ -56,7 +57,7 @@ def rates(rounds: Rounds) -> dict[str, float | None]:
 def few_resamples(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Intervals have a test of their own, with as many as there are."""
     if "interval" not in request.node.name:
-        monkeypatch.setattr("fl.privacy.audit.SAMPLES", 100)
+        monkeypatch.setattr("fl.privacy.audit.attackers.SAMPLES", 100)
 
 
 # ----------------------------------------------------------------------------------------------------------------- linkage

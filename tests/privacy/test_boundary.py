@@ -8,9 +8,9 @@ from flwr.clientapp import ClientApp
 
 from clients.app import app as shipped_app
 from clients.mods import discreet_mod, guard_mod
-from fl.config import make_config
-from fl.errors import GuardError
-from fl.wire import JOB, SETTINGS_RECORD, SHARED, Job, settings_record, to_arrays
+from fl.core.errors import GuardError
+from fl.protocol.wire import JOB, SETTINGS_RECORD, SHARED, Job, settings_record, to_arrays
+from fl.settings.config import make_config
 
 SHARED_PART = {"q_proj.gated_lora_A": torch.ones(2, 3), "q_proj.gated_lora_B": torch.ones(4, 2)}
 GATES = {"q_proj.gated_lora_gate_weight": torch.full((2, 3), 0.125), "q_proj.gated_lora_gate_bias": torch.zeros(2)}

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fl.errors import GuardError
+from fl.core.errors import GuardError
 from fl.metrics import METRICS
-from fl.privacy.guard import check_reply
-from fl.wire import FIELDS
+from fl.protocol.guard import check_reply
+from fl.protocol.wire import FIELDS
 
 A, GATE = "q_proj.gated_lora_A", "q_proj.gated_lora_gate_weight"
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fl.errors import GuardError
-from fl.privacy.guard import check_reply, check_secure_step
-from fl.privacy.secure_sum import Client, new_setup
-from fl.privacy.secure_sum_messages import Masked
-from fl.wire import COUNTS, DEVICES, ENCODED, IDS, SHARED, SUM, TOTALS
+from fl.core.errors import GuardError
+from fl.privacy.secure_sum.messages import Masked
+from fl.privacy.secure_sum.server import Client, new_setup
+from fl.protocol.guard import check_reply, check_secure_step
+from fl.protocol.wire import COUNTS, DEVICES, ENCODED, IDS, SHARED, SUM, TOTALS
 
 SHAPES = {"q.gated_lora_A": (2, 3)}
 SIZES = {"q.gated_lora_A": 10}

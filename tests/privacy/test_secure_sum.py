@@ -13,12 +13,11 @@ from flwr.app import ConfigRecord
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl.privacy import secure_sum_device
 from fl.privacy.dp import DistributedNoise, clip, norm
 from fl.privacy.randomness import keystream
-from fl.privacy.secure_sum import Client, SecureSumError, Server, Setup, flatten, new_setup, unflatten
-from fl.privacy.secure_sum_keys import PRIME, SHARE_BYTES, join_secret, split_secret
-from fl.privacy.secure_sum_messages import (
+from fl.privacy.secure_sum import device as secure_sum_device
+from fl.privacy.secure_sum.keys import PRIME, SHARE_BYTES, join_secret, split_secret
+from fl.privacy.secure_sum.messages import (
     Inbox,
     Masked,
     PublicKeys,
@@ -28,7 +27,8 @@ from fl.privacy.secure_sum_messages import (
     Survivors,
     default_threshold,
 )
-from fl.privacy.secure_sum_vector import Grid
+from fl.privacy.secure_sum.server import Client, SecureSumError, Server, Setup, flatten, new_setup, unflatten
+from fl.privacy.secure_sum.vector import Grid
 
 LIMIT = 0.5
 NAMES = tuple(f"device-{place:02}" for place in range(10))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fl.config import RunConfig, make_config
+from fl.settings.config import RunConfig, make_config
 
 
 @pytest.fixture(scope="session")

@@ -19,22 +19,22 @@ from typer.testing import CliRunner
 
 from clients.app import app as client_app
 from fl.adapters.files import load_adapter
-from fl.config import RunConfig, flat, load_config, make_config
+from fl.core.errors import ConfigError, IdiolectError, RunError
 from fl.data.manifest import Utterance, write_manifest
 from fl.data.synthetic.population import POPULATION_NAME
-from fl.errors import ConfigError, IdiolectError, RunError
-from fl.privacy.audit import AuditError
-from fl.privacy.audit_views import Seen
+from fl.privacy.audit.attackers import AuditError
+from fl.privacy.audit.views import Seen
+from fl.settings.config import RunConfig, flat, load_config, make_config
 from fl.speech.audio import save_audio
-from fl.task import Device, Example
-from sim import audit_run
-from sim.audit import FULL, SMOKE, audit
-from sim.audit_losses import LossMeter
-from sim.audit_people import agreements, attributes, utterances, voices
-from sim.audit_record import ARM, RecordingGrid, load_round, record, recorded_files, split_config
-from sim.audit_report import END, START, markdown, print_audit, tables
-from sim.audit_run import ADAPTER_ROW, BASE_ROW, Plan, parse_words, run_audit, with_sizes
-from sim.late import LATE
+from fl.tasks.task import Device, Example
+from sim.audit import run as audit_run
+from sim.audit.command import FULL, SMOKE, audit
+from sim.audit.losses import LossMeter
+from sim.audit.people import agreements, attributes, utterances, voices
+from sim.audit.record import ARM, RecordingGrid, load_round, record, recorded_files, split_config
+from sim.audit.report import END, START, markdown, print_audit, tables
+from sim.audit.run import ADAPTER_ROW, BASE_ROW, Plan, parse_words, run_audit, with_sizes
+from sim.cli.late import LATE
 from strategies.checkpoint import load_checkpoint
 
 PEOPLE = tuple(f"person-{place}" for place in range(5))
@@ -79,7 +79,7 @@ def config(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfi
 def home(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IDIOLECT_HOME", str(tmp_path_factory.getbasetemp() / "tiny-home"))
-        patch.setattr("fl.privacy.audit.SAMPLES", 50)  # of each bootstrap: intervals have their own test
+        patch.setattr("fl.privacy.audit.attackers.SAMPLES", 50)  # of each bootstrap: intervals have their own test
         yield
 
 
@@ -412,7 +412,7 @@ def test_smoke_is_smaller_but_leaves_what_was_chosen_by_hand():
 def test_the_documentation_has_the_comments_and_the_command_is_listed():
     text = (Path(__file__).parents[2] / "docs" / "audit.md").read_text(encoding="utf-8")
     assert text.index(START) < text.index(END)
-    assert LATE["audit"].module == "sim.audit"
+    assert LATE["audit"].module == "sim.audit.command"
 
 
 def test_the_configuration_of_an_audit_lies_in_its_folder(config: RunConfig, document: dict[str, Any]):

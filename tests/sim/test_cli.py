@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 from fl.adapters import AdapterInfo, GatedLoraConfig, save_adapter, target_pattern
 from fl.adapters.fresh import fresh_adapter
 from fl.bases.resolve import load_base
-from fl.config import SETTINGS
+from fl.core.errors import AdapterMismatchError, AudioError, ConfigError, RunError
 from fl.data.manifest import Utterance, write_manifest
-from fl.errors import AdapterMismatchError, AudioError, ConfigError, RunError
+from fl.settings.config import SETTINGS
 from fl.speech.audio import SAMPLE_RATE, save_audio
-from sim.cli import app
-from sim.options import describe_settings
+from sim.cli.app import app
+from sim.cli.options import describe_settings
 
 NANO = "random:whisper-nano"
 ROOT = Path(__file__).parents[2]
@@ -140,7 +140,7 @@ def test_a_folder_without_a_run_is_no_report(home):
 
 
 def test_the_process_exits_with_1_and_one_line_on_a_user_error(home):
-    command = [sys.executable, "-m", "sim.cli", "info", str(home / "nothing")]
+    command = [sys.executable, "-m", "sim.cli.app", "info", str(home / "nothing")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 1
     assert done.stdout == ""
@@ -158,7 +158,7 @@ def test_every_setting_is_an_option_of_run_and_a_row_of_the_documentation():
 def test_flower_gets_every_setting_so_that_run_config_can_override_it():
     import tomllib
 
-    from fl.config import make_config
+    from fl.settings.config import make_config
 
     table = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["flwr"]["app"]["config"]
     assert set(table) == {row.key for row in SETTINGS.values()}

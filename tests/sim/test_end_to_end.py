@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from fl.config import make_config
+from fl.settings.config import make_config
 from fl.speech.transcribe import transcribe_file
+from sim.backends.run import run_simulation
 from sim.report import summarize
-from sim.run import run_simulation
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow

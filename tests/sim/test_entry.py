@@ -13,7 +13,7 @@ def run(*words, block=()):
     program = (
         f"import sys\nfor name in {list(block)!r}: sys.modules[name] = None\nsys.argv = {['idiolect', *words]!r}\n"
     )
-    program += "from sim.entry import main\nmain()\n"
+    program += "from sim.cli.entry import main\nmain()\n"
     return subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
 
 

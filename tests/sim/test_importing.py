@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from fl.core.errors import ConfigError, CorpusError
 from fl.data.importers import FORMATS
 from fl.data.partition import load_population
-from fl.errors import ConfigError, CorpusError
 from fl.speech.audio import SAMPLE_RATE, save_audio
-from sim.cli import app
+from sim.cli.app import app
 
 NANO = "random:whisper-nano"
 

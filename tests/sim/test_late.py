@@ -6,13 +6,13 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from sim.cli import app
-from sim.late import LATE
+from sim.cli.app import app
+from sim.cli.late import LATE
 
 
 def test_the_list_names_every_command_and_loads_nothing_heavy() -> None:
     code = (
-        "import sys; from typer.testing import CliRunner; from sim.cli import app; "
+        "import sys; from typer.testing import CliRunner; from sim.cli.app import app; "
         "result = CliRunner().invoke(app, ['--help']); assert result.exit_code == 0, result.output; print(result.output); "
         "heavy = {'torch', 'transformers', 'fastapi', 'ray'} & set(sys.modules); assert not heavy, heavy"
     )

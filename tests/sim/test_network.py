@@ -9,9 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl.errors import IdiolectError
-from sim.network import PROFILES, LinkProfile, NetworkError, one_way_seconds, parse_profile, segments, transfer_seconds
-from sim.network_rounds import network_seconds, round_seconds, run_seconds
+from fl.core.errors import IdiolectError
+from sim.network.links import (
+    PROFILES,
+    LinkProfile,
+    NetworkError,
+    one_way_seconds,
+    parse_profile,
+    segments,
+    transfer_seconds,
+)
+from sim.network.rounds import network_seconds, round_seconds, run_seconds
 from sim.report.rows import ResultRow
 
 MODEM = LinkProfile("modem", rate_up=1.168e6, rate_down=2.336e6, rtt=0.1)  # a segment takes 10 ms up and 5 ms down

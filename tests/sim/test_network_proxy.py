@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl.rng import derive_random
-from sim.network import PROFILES, LinkProfile, one_way_seconds, transfer_seconds
-from sim.network_proxy import LOOPBACK, carry, proxied
-from sim.network_stream import Stream
+from fl.core.rng import derive_random
+from sim.network.links import PROFILES, LinkProfile, one_way_seconds, transfer_seconds
+from sim.network.proxy import LOOPBACK, carry, proxied
+from sim.network.stream import Stream
 
 FAST = LinkProfile("fast", rate_up=1e10, rate_down=1e10, rtt=0.0)
 MODEM = LinkProfile("modem", rate_up=1.168e6, rate_down=2.336e6, rtt=0.1)  # a segment takes 10 ms up and 5 ms down
@@ -230,8 +230,8 @@ def test_the_end_of_a_stream_takes_its_way_too():
 
 
 def test_a_sender_that_is_faster_than_the_link_is_held_back(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("sim.network_proxy.MAX_IN_FLIGHT", 100_000)
-    monkeypatch.setattr("sim.network_proxy.READ_BYTES", 10_000)
+    monkeypatch.setattr("sim.network.proxy.MAX_IN_FLIGHT", 100_000)
+    monkeypatch.setattr("sim.network.proxy.READ_BYTES", 10_000)
 
     async def main() -> None:
         source, sink = asyncio.StreamReader(), Pipe()

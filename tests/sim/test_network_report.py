@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sim.network_local import Cost
-from sim.network_measure import MODES, Latency
-from sim.network_report import END, START, markdown, print_study, write_study
+from sim.network.command import DEVICES, Confirmed, Study, Threshold
+from sim.network.local import Cost
+from sim.network.measure import MODES, Latency
+from sim.network.report import END, START, markdown, print_study, write_study
 from sim.section import SectionError, page_parts
-from sim.study_network import DEVICES, Confirmed, Study, Threshold
 
 
 def made(**changes: Any) -> Study:

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from sim.network import PROFILES, LinkProfile
-from sim.network_thresholds import Exchange, exchange_seconds, largest_rtt, least_rate, with_rate, with_rtt
+from sim.network.links import PROFILES, LinkProfile
+from sim.network.thresholds import Exchange, exchange_seconds, largest_rtt, least_rate, with_rate, with_rtt
 
 EXCHANGE = Exchange(bytes_up=40_000, bytes_down=400, seconds=0.5)
 LTE = PROFILES["lte"]

@@ -17,16 +17,16 @@ from typer.testing import CliRunner
 from clients import app as client
 from clients.app import app as client_app
 from clients.worker import Worker
-from fl.config import RunConfig, make_config
-from fl.names import EDGE, NO_OP
-from fl.noop import NoOpTask
-from fl.task import Device
-from fl.wire import Job, from_arrays
-from sim.cli import app
-from sim.memory import peak_memory
-from sim.noop import no_op_config, run_no_op
-from sim.run import run_simulation
-from sim.serial import SerialGrid
+from fl.protocol.wire import Job, from_arrays
+from fl.settings.config import RunConfig, make_config
+from fl.settings.names import EDGE, NO_OP
+from fl.tasks.noop import NoOpTask
+from fl.tasks.task import Device
+from sim.backends.memory import peak_memory
+from sim.backends.noop import no_op_config, run_no_op
+from sim.backends.run import run_simulation
+from sim.backends.serial import SerialGrid
+from sim.cli.app import app
 from strategies.app import run_server
 from strategies.checkpoint import load_checkpoint
 
@@ -182,8 +182,8 @@ def test_an_update_that_is_not_finite_is_a_counted_failure_of_its_device_alone(
 PROGRAM = """
 import os, sys
 from pathlib import Path
-from fl.config import load_config
-from sim.run import run_simulation
+from fl.settings.config import load_config
+from sim.backends.run import run_simulation
 from tests_ray import during
 
 if __name__ == "__main__":
@@ -240,7 +240,7 @@ def die(flag):
 
 def simulate(own: RunConfig, folder: Path, helper: str) -> str:
     """Run on Ray in a process of its own, with ``helper`` as a module beside it; returns what it printed."""
-    from fl.config import dump_config
+    from fl.settings.config import dump_config
 
     (folder / "settings.toml").write_text(dump_config(own), encoding="utf-8")
     (folder / "tests_ray.py").write_text(helper, encoding="utf-8")

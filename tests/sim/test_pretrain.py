@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from fl.bases.ctc import CtcBase
+from fl.bases.ctc.base import CtcBase
 from fl.bases.speech import load_speech_base
+from fl.core.errors import ConfigError, RunError, VocabularyError
 from fl.data.manifest import Utterance, read_manifest
-from fl.errors import ConfigError, RunError, VocabularyError
-from sim.late import load
-from sim.pretrain import one_language
-from sim.pretrain_loop import PretrainSettings, pretrain_base, rate_factor
+from sim.cli.late import load
+from sim.pretrain.command import one_language
+from sim.pretrain.loop import PretrainSettings, pretrain_base, rate_factor
 
 SETTINGS = PretrainSettings(
     pair="ko-en",

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from fl.config import RunConfig, dump_config
-from fl.errors import ConfigError
-from fl.machine import available_cores
-from sim.run import _Notices, run_simulation
+from fl.core.errors import ConfigError
+from fl.core.machine import available_cores
+from fl.settings.config import RunConfig, dump_config
+from sim.backends.run import _Notices, run_simulation
 
 MakeRun = Callable[..., RunConfig]
 ROOT = Path(__file__).parents[2]
@@ -67,9 +67,9 @@ def test_there_is_at_least_one_core() -> None:
 PROGRAM = """
 import sys
 from pathlib import Path
-from fl.config import load_config
-from fl.errors import IdiolectError
-from sim.run import run_simulation
+from fl.settings.config import load_config
+from fl.core.errors import IdiolectError
+from sim.backends.run import run_simulation
 
 if __name__ == "__main__":
     try:

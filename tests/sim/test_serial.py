@@ -6,7 +6,7 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from sim.serial import SerialGrid
+from sim.backends.serial import SerialGrid
 
 
 def echo(message: Message, context: Context) -> Message:

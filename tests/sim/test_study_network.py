@@ -18,18 +18,18 @@ import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
-from clients.thin_audio import encode_samples
-from clients.thin_errors import UnreachableError
-from fl.errors import AdapterError, IdiolectError
-from fl.packed import PackedInfo, pack
+from clients.device.audio import encode_samples
+from clients.device.errors import UnreachableError
+from fl.core.errors import AdapterError, IdiolectError
+from fl.packed.blob import PackedInfo, pack
 from fl.speech.audio import save_audio
-from sim.network import LinkProfile, NetworkError, transfer_seconds
-from sim.network_client import Device
-from sim.network_local import Cost, only_ask, served
-from sim.network_measure import MODES, Server
-from sim.network_proxy import LOOPBACK, proxied
-from sim.network_report import END, START
-from sim.study_network import DEVICES, Study, network, parse_devices, run_study
+from sim.network.client import Device
+from sim.network.command import DEVICES, Study, network, parse_devices, run_study
+from sim.network.links import LinkProfile, NetworkError, transfer_seconds
+from sim.network.local import Cost, only_ask, served
+from sim.network.measure import MODES, Server
+from sim.network.proxy import LOOPBACK, proxied
+from sim.network.report import END, START
 
 QUICK = LinkProfile("quick", rate_up=1e9, rate_down=1e9, rtt=0.002)
 ADAPTER = pack(
@@ -259,7 +259,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])
 
 
 def test_a_server_is_started_on_loopback_and_gone_afterwards(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("sim.network_local.SERVE", ("-c", HEALTHY))
+    monkeypatch.setattr("sim.network.local.SERVE", ("-c", HEALTHY))
     with served("whisper-base") as port:
         socket.create_connection((LOOPBACK, port), timeout=60).close()
     with pytest.raises(ConnectionRefusedError):
@@ -267,7 +267,7 @@ def test_a_server_is_started_on_loopback_and_gone_afterwards(monkeypatch: pytest
 
 
 def test_a_server_that_does_not_start_is_an_error_with_the_command_to_try(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("sim.network_local.SERVE", ("-c", "import sys; sys.exit(3)"))
+    monkeypatch.setattr("sim.network.local.SERVE", ("-c", "import sys; sys.exit(3)"))
     with pytest.raises(NetworkError, match=r"status 3.*--base whisper-base"), served("whisper-base"):
         pass
 
@@ -280,8 +280,8 @@ def command(monkeypatch: pytest.MonkeyPatch, audio, tmp_path: Path) -> Callable[
     """``idiolect study network`` on an adapter that is packed already, with a base whose cost is known."""
     monkeypatch.setattr("fl.adapters.files.load_adapter", lambda _: (None, SimpleNamespace(base_name="whisper-base")))
     monkeypatch.setattr("fl.adapters.packing.pack_folder", lambda *_: ADAPTER)
-    monkeypatch.setattr("sim.study_network.hold_base", lambda *_: Cost((1e-9,), 2**30))
-    monkeypatch.setattr("sim.study_network.only_ask", lambda *_: Cost((0.1,), 2**25))
+    monkeypatch.setattr("sim.network.command.hold_base", lambda *_: Cost((1e-9,), 2**30))
+    monkeypatch.setattr("sim.network.command.only_ask", lambda *_: Cost((0.1,), 2**25))
     save_audio(tmp_path / "audio.wav", audio)
     app = typer.Typer()
     app.command()(network)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from fl.errors import AudioError
+from fl.core.errors import AudioError
 from fl.speech.audio import MAX_SECONDS, SAMPLE_RATE, check_speech, load_audio, save_audio, split_at_silence
 
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from fl.config import make_config
-from fl.errors import ConfigError
+from fl.core.errors import ConfigError
+from fl.settings.config import make_config
 from fl.speech.audio import SAMPLE_RATE
 from fl.speech.augment import VARIED, Augmentation, VariedExamples, add_noise, change_speed, mask_features
-from fl.task import Example
+from fl.tasks.task import Example
 
 TONE = (0.3 * np.sin(2 * np.pi * 440 * np.arange(SAMPLE_RATE) / SAMPLE_RATE)).astype(np.float32)
 

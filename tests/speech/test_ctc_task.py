@@ -10,12 +10,12 @@ from peft import get_peft_model
 from torch import nn
 
 from fl.adapters import GatedLoraConfig
-from fl.config import RunConfig, make_config
+from fl.core.errors import VocabularyError
 from fl.data.manifest import read_manifest, write_manifest
-from fl.errors import VocabularyError
-from fl.speech.task import SpeechTask
-from fl.tasks import load_task
-from sim.run import run_simulation
+from fl.settings.config import RunConfig, make_config
+from fl.tasks.speech import SpeechTask
+from fl.tasks.table import load_task
+from sim.backends.run import run_simulation
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from transformers import WhisperFeatureExtractor
 
-from fl.errors import AudioError
+from fl.core.errors import AudioError
 from fl.speech import features
 from fl.speech.features import FeatureCache, extract, log_mel, mel_filters, pad_window
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl.errors import ConfigError
+from fl.core.errors import ConfigError
 from fl.speech.hangul import ALL_SYLLABLES, BREAK, COMPAT_JAMO, FORMS, JAMO, SYLLABLES, compose, inventory, join, split
 
 EVERY = [chr(code) for code in range(0xAC00, 0xD7A4)]

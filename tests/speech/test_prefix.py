@@ -13,10 +13,10 @@ from torch import nn
 from fl.adapters import GatedLoraConfig
 from fl.adapters.config import target_pattern
 from fl.bases.resolve import load_base
-from fl.config import make_config
-from fl.errors import BaseModelError
+from fl.core.errors import BaseModelError
+from fl.settings.config import make_config
 from fl.speech.prefix import PrefixCache, check_frozen, frozen_layers
-from fl.speech.task import SpeechTask
+from fl.tasks.speech import SpeechTask
 
 DECODER = "decoder.self,decoder.cross"
 

@@ -11,15 +11,15 @@ import torch
 from peft import get_peft_model
 
 from fl.adapters import GatedLoraConfig
-from fl.arms import EVERYONE
-from fl.config import RunConfig, make_config
+from fl.algorithms.arms import EVERYONE
+from fl.core.errors import AudioError, ConfigError
 from fl.data.manifest import read_manifest, write_manifest
-from fl.errors import AudioError, ConfigError
 from fl.metrics import Counts
+from fl.settings.config import RunConfig, make_config
 from fl.speech.audio import save_audio
-from fl.speech.task import SpeechTask, load_population, population_manifest
-from fl.task import Task
-from fl.tasks import load_task
+from fl.tasks.speech import SpeechTask, load_population, population_manifest
+from fl.tasks.table import load_task
+from fl.tasks.task import Task
 
 SPEAKERS = ("김민수", "ann", "bob", "이서연")
 
@@ -264,7 +264,7 @@ def test_without_a_manifest_a_population_is_made_for_its_settings(monkeypatch: p
         asked.append((folder, options))
         return folder / "manifest.jsonl"
 
-    monkeypatch.setattr("fl.speech.task.synthesize", synthesize)
+    monkeypatch.setattr("fl.tasks.speech.synthesize", synthesize)
     for changes in ({}, {"devices": 3}, {"data_seed": 9}, {"pair": "es-en"}, {"new_people": 1}, {"sentences": 5}):
         population_manifest(make_config(changes))
     assert len({folder for folder, _ in asked}) == len(asked)

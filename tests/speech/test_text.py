@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl.errors import TextError
+from fl.core.errors import TextError
 from fl.speech.text import fold_text, normalize_text, script
 
 

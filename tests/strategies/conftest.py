@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 
-from fl.config import RunConfig, make_config
-from fl.wire import COUNTS, JOB, SHARED, Job, device_key
-from sim.serial import SerialGrid
+from fl.protocol.wire import COUNTS, JOB, SHARED, Job, device_key
+from fl.settings.config import RunConfig, make_config
+from sim.backends.serial import SerialGrid
 from strategies.base import Roster, SharedFedAvg
 
 START = {"layer.A": np.zeros((2, 3), np.float32), "layer.B": np.ones((4,), np.float32)}

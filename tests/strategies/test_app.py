@@ -13,17 +13,17 @@ from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.common.serde import recorddict_to_proto
 from safetensors.torch import load_file
 
-from clients import phase
 from clients.app import app as client_app
 from clients.store import folder_name
+from clients.training import phase
 from fl.adapters.files import load_adapter
-from fl.arms import EVERYONE
-from fl.config import RunConfig
+from fl.algorithms.arms import EVERYONE
+from fl.core.errors import AdapterError, BaseModelError, ConfigError, RunError
 from fl.data.manifest import read_manifest, write_manifest
-from fl.errors import AdapterError, BaseModelError, ConfigError, RunError
-from fl.names import ARMS
-from fl.wire import COUNTS, DEVICES, JOB, SHARED, Job, split_key
-from sim.serial import SerialGrid
+from fl.protocol.wire import COUNTS, DEVICES, JOB, SHARED, Job, split_key
+from fl.settings.config import RunConfig
+from fl.settings.names import ARMS
+from sim.backends.serial import SerialGrid
 from strategies import app as server_app
 from strategies.app import NEW_PEOPLE_ARMS, ask_roster, run_server
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as numpy_arrays
 
-from fl.errors import AggregationError
-from fl.wire import JOB, SHARED, Job, from_arrays, to_arrays
-from sim.serial import SerialGrid
+from fl.core.errors import AggregationError
+from fl.protocol.wire import JOB, SHARED, Job, from_arrays, to_arrays
+from sim.backends.serial import SerialGrid
 from strategies.averaging import average
 from strategies.base import Roster, SharedFedAvg, weighted_mean
 from strategies.replies import DeviceReply

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord
 
-from fl.errors import RunError
+from fl.core.errors import RunError
 from strategies.checkpoint import Checkpoint, checkpoint_path, load_checkpoint, save_checkpoint
 
 BASE = "whisper:64x2+2:0123"

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from clients.app import app as client_app
-from fl.config import RunConfig
-from fl.errors import ConfigError, RunError
+from fl.core.errors import ConfigError, RunError
+from fl.settings.config import RunConfig
+from sim.backends.serial import SerialGrid
 from sim.report import read_run
-from sim.serial import SerialGrid
 from strategies.app import run_server
 from strategies.results import ResultsFile
 

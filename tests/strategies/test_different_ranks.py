@@ -10,10 +10,10 @@ from flwr.app import Message, MessageType
 
 from clients.app import app as client_app
 from fl.adapters.ranks import device_rank
-from fl.config import RunConfig, make_config
-from fl.errors import ConfigError
-from fl.wire import Job
-from sim.serial import SerialGrid
+from fl.core.errors import ConfigError
+from fl.protocol.wire import Job
+from fl.settings.config import RunConfig, make_config
+from sim.backends.serial import SerialGrid
 from strategies.app import run_server
 from strategies.base import SharedFedAvg
 from strategies.lora import FedEx, FlexLora, Flora, HetLora

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from flwr.app import ArrayRecord, Message
 
-from fl.errors import AggregationError
-from sim.serial import SerialGrid
+from fl.core.errors import AggregationError
+from sim.backends.serial import SerialGrid
 from strategies.base import SharedFedAvg
 from strategies.checkpoint import SECONDS_NAME, checkpoint_path, load_checkpoint, load_seconds, save_seconds
 from strategies.loop import RoundLoop

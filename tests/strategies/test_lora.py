@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord
 
-from fl.errors import AggregationError, ConfigError
-from fl.wire import Job
+from fl.core.errors import AggregationError, ConfigError
+from fl.protocol.wire import Job
 from strategies.averaging import GAP
 from strategies.base import Roster, SharedFedAvg
 from strategies.lora import CORRECTION, Corrected, FedEx, FedSa, Ffa, FlexLora, Flora, HetLora, RoLora, lonely_factors

@@ -10,9 +10,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fl.names import EDGE
-from fl.wire import COUNTS, DEVICES, IDS, JOB, SHARED, SUM, TOTALS, Job, device_key
-from sim.serial import SerialGrid
+from fl.protocol.wire import COUNTS, DEVICES, IDS, JOB, SHARED, SUM, TOTALS, Job, device_key
+from fl.settings.names import EDGE
+from sim.backends.serial import SerialGrid
 from strategies.averaging import average
 from strategies.base import SharedFedAvg
 from strategies.replies import Replies, read_replies

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord
 
-from fl.errors import ConfigError, RunError
-from fl.names import SERVER_OPTIMIZERS
-from sim.serial import SerialGrid
+from fl.core.errors import ConfigError, RunError
+from fl.settings.names import SERVER_OPTIMIZERS
+from sim.backends.serial import SerialGrid
 from strategies.base import SharedFedAvg
 from strategies.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, state_path
 from strategies.loop import RoundLoop, Twin

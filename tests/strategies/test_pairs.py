@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl.adapters.pairs import Pair, aligned, pair_names, resized, truncated
-from strategies import pairs as pairs_module
-from strategies.pairs import (
+from fl.aggregation import pairs as pairs_module
+from fl.aggregation.pairs import (
     heterogeneous_mean,
     mean_factors,
     mean_product,

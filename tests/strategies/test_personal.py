@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 
 from clients.app import app as client_app
 from clients.mods import guard_mod
+from fl.adapters.blend import make_blend
 from fl.adapters.files import load_adapter
-from fl.adapters.personal import make_blend
 from fl.adapters.split import OWN
-from fl.config import RunConfig, make_config
-from fl.errors import ConfigError, GuardError
-from fl.names import EDGE, PERSONALIZATIONS
-from fl.wire import COUNTS, JOB, SETTINGS_RECORD, SHARED, Job, device_key, settings_record
-from sim.serial import SerialGrid
+from fl.core.errors import ConfigError, GuardError
+from fl.protocol.wire import COUNTS, JOB, SETTINGS_RECORD, SHARED, Job, device_key, settings_record
+from fl.settings.config import RunConfig, make_config
+from fl.settings.names import EDGE, PERSONALIZATIONS
+from sim.backends.serial import SerialGrid
 from strategies.app import run_server
 from strategies.base import Roster
 from strategies.personal import ClusteredFedAvg, bipartition

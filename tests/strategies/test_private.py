@@ -11,25 +11,25 @@ import pytest
 from flwr.app import Message, MessageType, RecordDict
 from safetensors.numpy import load_file
 
-from clients.answers import DeviceResult
 from clients.app import app
+from clients.updates.reply import DeviceResult
 from clients.worker import Worker
 from fl.adapters.state import State
-from fl.attacks import attackers
-from fl.compression import decode_all, encode_all, make_codec
-from fl.config import make_config
-from fl.errors import AggregationError, AudioError, ConfigError
+from fl.algorithms.attacks import attackers
+from fl.codecs.compression import decode_all, encode_all, make_codec
+from fl.core.errors import AggregationError, AudioError, ConfigError
+from fl.core.rng import derive_random
 from fl.methods import fresh_state
-from fl.names import NO_OP
-from fl.noop import WIDTH
 from fl.privacy.dp import DistributedNoise, PrivacyError, add_noise
 from fl.privacy.ledger import BudgetError
 from fl.privacy.randomness import key_from_seed, standard_normal
-from fl.privacy.secure_sum_keys import SecureSumError
-from fl.rng import derive_random
-from fl.tasks import load_task
-from fl.wire import Job, split_key
-from sim.serial import SerialGrid
+from fl.privacy.secure_sum.keys import SecureSumError
+from fl.protocol.wire import Job, split_key
+from fl.settings.config import make_config
+from fl.settings.names import NO_OP
+from fl.tasks.noop import WIDTH
+from fl.tasks.table import load_task
+from sim.backends.serial import SerialGrid
 from strategies.account import LEDGER_NAME, PRIVACY_NAME
 from strategies.app import run_server
 from strategies.checkpoint import load_checkpoint

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 
-from fl.config import make_config
 from fl.privacy.plan import Plan, make_plan
-from fl.wire import COUNTS, SHARED, Job, device_key
-from sim.serial import SerialGrid
+from fl.protocol.wire import COUNTS, SHARED, Job, device_key
+from fl.settings.config import make_config
+from sim.backends.serial import SerialGrid
 from strategies.base import Roster
 from strategies.private import PrivateMean, PrivateRoLora
 

@@ -13,13 +13,13 @@ from safetensors import safe_open
 from typer.testing import CliRunner
 
 from clients.app import app as client_app
-from fl.arms import trained_arm
-from fl.config import RunConfig, make_config, resting_factor
-from fl.errors import ConfigError
-from fl.names import ARMS, EDGE, SERVER_OPTIMIZERS, STRATEGIES
-from fl.wire import Job
-from sim.serial import SerialGrid
-from sim.strategies_table import strategies
+from fl.algorithms.arms import trained_arm
+from fl.core.errors import ConfigError
+from fl.protocol.wire import Job
+from fl.settings.config import RunConfig, make_config, resting_factor
+from fl.settings.names import ARMS, EDGE, SERVER_OPTIMIZERS, STRATEGIES
+from sim.backends.serial import SerialGrid
+from sim.cli.strategies import strategies
 from strategies.app import run_server
 from strategies.base import Roster, SharedFedAvg
 from strategies.checkpoint import load_checkpoint

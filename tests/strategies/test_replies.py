@@ -9,8 +9,8 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 
 from fl.metrics import Counts
-from fl.wire import COUNTS, SHARED, device_key
-from sim.serial import SerialGrid
+from fl.protocol.wire import COUNTS, SHARED, device_key
+from sim.backends.serial import SerialGrid
 from strategies.replies import read_replies
 
 SHAPES = {"layer.A": (2, 3), "layer.B": (4,)}

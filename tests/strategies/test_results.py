@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fl.errors import RunError
+from fl.core.errors import RunError
 from fl.metrics import Counts
 from strategies.replies import DeviceReply
 from strategies.results import ResultsFile, gather_predictions, make_row

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fl.errors import AggregationError, ConfigError
-from fl.wire import Job
+from fl.core.errors import AggregationError, ConfigError
+from fl.protocol.wire import Job
 from strategies.base import Roster, SharedFedAvg
 from strategies.columns import Updates, by_coordinate
 from strategies.hostile import ATTACKS, corrupted

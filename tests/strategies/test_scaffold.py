@@ -8,9 +8,9 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 
 from fl.adapters.split import CONTROL
-from fl.names import EDGE
-from fl.wire import COUNTS, DEVICES, IDS, SHARED, SUM, TOTALS, Job, device_key
-from sim.serial import SerialGrid
+from fl.protocol.wire import COUNTS, DEVICES, IDS, SHARED, SUM, TOTALS, Job, device_key
+from fl.settings.names import EDGE
+from sim.backends.serial import SerialGrid
 from strategies.base import Roster
 from strategies.scaffold import Scaffold
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from fl.config import RunConfig, make_config
-from fl.task import Task
-from fl.tasks import load_task
+from fl.settings.config import RunConfig, make_config
+from fl.tasks.table import load_task
+from fl.tasks.task import Task
 
 TINY: dict[str, dict[str, Any]] = {
     "language-id": {"base": "random:bert-nano", "pair": "es-en", "sentences": 24},

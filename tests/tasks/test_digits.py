@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from fl.errors import BaseModelError, ConfigError
-from fl.image_task.base import NANO, fresh_reader, load_reader, train, vit_config
-from fl.image_task.scores import score_digit
-from fl.image_task.writers import PUBLIC, SWAPS, as_text, draw_writers, images_of, public_digits, shares
+from fl.core.errors import BaseModelError, ConfigError
 from fl.metrics import Counts
+from fl.tasks.images.base import NANO, fresh_reader, load_reader, train, vit_config
+from fl.tasks.images.scores import score_digit
+from fl.tasks.images.writers import PUBLIC, SWAPS, as_text, draw_writers, images_of, public_digits, shares
 
 
 def test_no_image_is_in_two_shares_and_none_is_lost():
@@ -92,7 +92,7 @@ def test_training_the_base_is_a_function_of_its_seed_and_teaches_it():
 def test_the_base_is_trained_once_and_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("IDIOLECT_HOME", str(tmp_path))
     trained = []
-    monkeypatch.setattr("fl.image_task.base.train", lambda reader, progress: trained.append(reader))
+    monkeypatch.setattr("fl.tasks.images.base.train", lambda reader, progress: trained.append(reader))
     load_reader.cache_clear()
     first = load_reader("vit-digits").state_dict()
     load_reader.cache_clear()

@@ -2,11 +2,11 @@
 
 import pytest
 
-from fl.errors import BaseModelError, ConfigError, MetricError, TextError
+from fl.core.errors import BaseModelError, ConfigError, MetricError, TextError
 from fl.metrics import Counts
-from fl.text_task.encoder import NANO, load_encoder
-from fl.text_task.sentences import make_population
-from fl.text_task.tags import read_tags, score_tags, write_tags
+from fl.tasks.text.encoder import NANO, load_encoder
+from fl.tasks.text.sentences import make_population
+from fl.tasks.text.tags import read_tags, score_tags, write_tags
 
 
 def population(pair="es-en", sentences=60, seed=1, **changes):
@@ -75,7 +75,7 @@ def test_a_korean_word_follows_its_stem():
 
 
 def test_a_grammar_that_cannot_say_as_much_is_told(monkeypatch):
-    monkeypatch.setattr("fl.text_task.sentences.TRIES", 1)
+    monkeypatch.setattr("fl.tasks.text.sentences.TRIES", 1)
     found = population(sentences=200)
     with pytest.raises(ConfigError, match=r"has not 200 sentences of 'es-en-00'.*lower sentences"):
         found.of("es-en-00")

@@ -4,14 +4,14 @@ import pytest
 import torch
 from peft import get_peft_model
 
-from clients.trainer import LocalPlan, train_locally
+from clients.training.single import LocalPlan, train_locally
 from fl.adapters import GatedLoraConfig, make_split
 from fl.adapters.stacked import Slot, StackedAdapters, StackedModel
 from fl.adapters.state import adapter_parameters, adapter_state
-from fl.config import make_config
-from fl.errors import ConfigError
+from fl.core.errors import ConfigError
 from fl.metrics import Counts
-from fl.tasks import TASKS, load_task
+from fl.settings.config import make_config
+from fl.tasks.table import TASKS, load_task
 
 
 def examples_of(task, count=5):

@@ -1,18 +1,7 @@
 """Corpora of others, read into a manifest. Another one is a file with a ``FORMAT`` and a line in :data:`FORMATS`."""
 
-from fl.data.importers import (
-    aihub,
-    ascend,
-    common_voice,
-    hike,
-    huggingface,
-    kaldi,
-    kspon,
-    manifest,
-    seame,
-    table,
-    zeroth,
-)
+from fl.data.importers.corpora import aihub, ascend, hike, kspon, seame, zeroth
+from fl.data.importers.formats import common_voice, huggingface, kaldi, manifest, table
 from fl.data.importers.records import Format
 
 FORMATS: dict[str, Format] = {

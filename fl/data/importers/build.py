@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from fl.core.errors import CorpusError
+from fl.core.files import PUBLIC, write_atomically
 from fl.data.importers import FORMATS
 from fl.data.importers.archives import is_archive, unpack
 from fl.data.importers.devices import DevicesBy, Splits, assign_devices, settle_splits
@@ -21,8 +23,6 @@ from fl.data.importers.sounds import Sounds
 from fl.data.importers.summary import Summary, by_device, spoken_languages
 from fl.data.importers.vocabulary import Writer, check_vocabulary
 from fl.data.manifest import write_manifest
-from fl.errors import CorpusError
-from fl.files import PUBLIC, write_atomically
 
 MANIFEST, SUMMARY = "manifest.jsonl", "import.json"
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from fl.core.errors import CorpusError
 from fl.data.importers.records import Embedded
-from fl.errors import CorpusError
 
 LABEL_ROWS, AUDIO_ROWS = 4096, 16
 SUFFIXES = (".parquet", ".arrow")

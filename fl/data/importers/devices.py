@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from fl.core.errors import CorpusError
 from fl.data.importers.records import Problem, Record
 from fl.data.importers.summary import SPEAKERS
-from fl.errors import CorpusError
 
 DevicesBy = Literal["auto", "speaker", "topic", "session"]
 Splits = Literal["auto", "official", "own"]

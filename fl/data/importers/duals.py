@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from fl.core.errors import CorpusError, TextError
 from fl.data.importers.records import Order, Transcript
-from fl.errors import CorpusError, TextError
 from fl.speech.text import normalize_text, script
 
 _DUAL = re.compile(r"\(([^()]*)\)\s*/\s*\(([^()]*)\)")

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from fl.core.errors import CorpusError, TextError
 from fl.data.importers.leakage import find_leaks
 from fl.data.importers.records import Finding, LeftOut, Note, Problem, Record
 from fl.data.importers.sounds import Sounds
 from fl.data.importers.texts import REPLACEMENT
-from fl.errors import CorpusError, TextError
 from fl.metrics.tokens import normalize_for_scoring
 from fl.speech.text import fold_text, normalize_text
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from fl.core.errors import AudioError, CorpusError
 from fl.data.importers.gather import Progress, Tally
 from fl.data.importers.records import Embedded, LeftOut, Problem, RawPcm, Record
 from fl.data.importers.sounds import Sounds
 from fl.data.importers.summary import spoken_languages
 from fl.data.manifest import Utterance
-from fl.errors import AudioError, CorpusError
 from fl.speech.audio import MAX_SECONDS, MIN_SECONDS, SAMPLE_RATE, SILENCE_PEAK, Waveform, save_audio
 
 Spoken = tuple[Utterance, Record, float]

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from fl.errors import CorpusError
+from fl.core.errors import CorpusError
 
 SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg", ".opus", ".sph", ".aiff", ".au", ".pcm", ".raw"})
 RAW_SUFFIXES = frozenset({".pcm", ".raw"})

@@ -9,9 +9,9 @@ import numpy as np
 import soundfile
 import soxr
 
+from fl.core.errors import AudioError
 from fl.data.importers.columns import ColumnReader
 from fl.data.importers.records import Audio, Embedded, RawPcm, Record
-from fl.errors import AudioError
 from fl.speech.audio import SAMPLE_RATE, Waveform
 
 MAX_EMBEDDED_BYTES = 512 << 20

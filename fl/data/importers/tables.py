@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fl.core.errors import CorpusError
 from fl.data.importers.columns import Table, tables_below
 from fl.data.importers.places import RAW_SUFFIXES, locate, roots_of
 from fl.data.importers.records import Audio, Embedded, Finding, Options, Problem, RawPcm, Record, split_name
 from fl.data.importers.texts import seconds
-from fl.errors import CorpusError
 from fl.metrics.languages import SCRIPT_LANGUAGES
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fl.errors import CorpusError
+from fl.core.errors import CorpusError
 
 MAX_TEXT_BYTES = 2 << 30
 """A label file is read as a whole; the largest list of Common Voice has a third of this."""

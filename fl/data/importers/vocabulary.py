@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from fl.errors import IdiolectError, VocabularyError
+from fl.core.errors import IdiolectError, VocabularyError
 
 SHOWN = 20
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fl.errors import AudioError, ConfigError
+from fl.core.errors import AudioError, ConfigError
 
 ESPEAK_SAMPLE_RATE = 22_050
 """Samples per second of every espeak-ng voice."""

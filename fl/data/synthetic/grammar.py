@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from random import Random
 from typing import cast
 
+from fl.core.errors import ConfigError
+from fl.core.rng import derive_random
 from fl.data.synthetic.morphology import Agreement, Kind, Part, Phrase, Word, apply_function, matrix_words
 from fl.data.synthetic.pairs import Lexicon, Pair
-from fl.errors import ConfigError
-from fl.rng import derive_random
 
 _TOKEN = re.compile(r"\{(?P<slot>[^}]*)\}|\[(?P<embedded>[^\]]*)\]|(?P<space>\s+)|(?P<literal>[^\s{\[]+)")
 _SLOT = re.compile(

@@ -3,7 +3,7 @@
 A precomposed syllable is ``0xAC00 + (lead * 21 + vowel) * 28 + tail`` (The Unicode Standard, chapter 3.12).
 """
 
-from fl.errors import ConfigError
+from fl.core.errors import ConfigError
 
 _BASE, _VOWELS, _TAILS = 0xAC00, 21, 28
 _VOWEL = {letter: index for index, letter in enumerate("ㅏㅐㅑㅒㅓㅔㅕㅖㅗㅘㅙㅚㅛㅜㅝㅞㅟㅠㅡㅢㅣ")}

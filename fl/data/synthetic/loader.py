@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fl.core.errors import ConfigError
 from fl.data.synthetic.grammar import check_grammar
 from fl.data.synthetic.morphology import Kind, Part, Phrase
 from fl.data.synthetic.pairs import KINDS, LEVELS, Lexicon, Pair, Topic
-from fl.errors import ConfigError
 
 PAIRS_FOLDER = Path(__file__).parent / "pairs"
 

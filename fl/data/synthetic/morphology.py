@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from fl.core.errors import ConfigError
 from fl.data.synthetic import korean, spanish
-from fl.errors import ConfigError
 
 Kind = Literal["matrix", "loan", "embedded"]
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from fl.core.errors import ConfigError
+from fl.core.rng import derive_generator, derive_random
 from fl.data.manifest import Utterance, write_manifest
 from fl.data.synthetic.acoustics import Acoustics, join_segments, record
 from fl.data.synthetic.espeak import ESPEAK_SAMPLE_RATE, Espeak
@@ -20,8 +22,6 @@ from fl.data.synthetic.grammar import Sentence, generate
 from fl.data.synthetic.loader import load_pair
 from fl.data.synthetic.pairs import Pair
 from fl.data.synthetic.voices import DeviceProfile, draw_profiles
-from fl.errors import ConfigError
-from fl.rng import derive_generator, derive_random
 from fl.speech.audio import SAMPLE_RATE, Waveform, save_audio
 
 GENERATOR_VERSION = 2

@@ -1,6 +1,6 @@
 """Spanish morphology: articles and adjectives that agree in gender, and the regular verb."""
 
-from fl.errors import ConfigError
+from fl.core.errors import ConfigError
 
 ARTICLES = {
     "el": ("el", "la"),

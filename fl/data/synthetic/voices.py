@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fl.core.rng import derive_random
 from fl.data.synthetic.acoustics import Acoustics
 from fl.data.synthetic.espeak import Voice
 from fl.data.synthetic.grammar import Spelling
 from fl.data.synthetic.pairs import Pair
-from fl.rng import derive_random
 
 SPELLING_HABITS = (
     ("matrix", 0.03),

@@ -8,12 +8,12 @@ import pytest
 import soundfile
 
 from benchmarks.stub_server import StubServer
-from clients.thin import ThinClient
-from clients.thin_device import Settings, initialize
-from clients.thin_http import Server
-from clients.thin_retry import Retry
-from clients.thin_seal import SCRYPT
-from fl.packed import PackedInfo, pack
+from clients.device.client import ThinClient
+from clients.device.folder import Settings, initialize
+from clients.device.http import Server
+from clients.device.retry import Retry
+from clients.device.seal import SCRYPT
+from fl.packed.blob import PackedInfo, pack
 
 INFO = PackedInfo(
     "whisper-base", "whisper:512x6+6:01", "", "gates", "trimmed", "ko", {"r": 2, "gate": "self"}, "float16"

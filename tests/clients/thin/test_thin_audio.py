@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from clients.thin_audio import encode_file, encode_samples, record
-from fl.errors import AudioError, ConfigError
+from clients.device.audio import encode_file, encode_samples, record
+from fl.core.errors import AudioError, ConfigError
 
 
 def decoded(upload):

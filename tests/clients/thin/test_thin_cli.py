@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from benchmarks.stub_server import TEXT, Reply, events, problem
-from clients import thin_device, thin_retry
-from clients.thin_cli import main
+from clients.device import folder as thin_device
+from clients.device import retry as thin_retry
+from clients.device.cli import main
 
 ROOT = Path(__file__).parents[3]
 
@@ -186,7 +187,7 @@ def test_what_the_system_forbids_is_one_line_with_exit_code_1(device, wav, monke
 
 
 def test_a_reader_that_stops_early_makes_no_noise(tmp_path, server):
-    words = [sys.executable, "-c", "from clients.thin_cli import main; import sys; sys.exit(main(sys.argv[1:]))"]
+    words = [sys.executable, "-c", "from clients.device.cli import main; import sys; sys.exit(main(sys.argv[1:]))"]
     process = subprocess.Popen(
         [*words, "init", "--server", server.url, "--folder", str(tmp_path / "device")],
         stdout=subprocess.PIPE,

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from benchmarks.stub_server import HANG_UP, TEXT, Reply, events, problem
-from clients.thin_adapt import Labelled, Lesson, read_labelled
-from clients.thin_audio import encode_file
-from clients.thin_errors import RefusedError, UnreachableError
-from fl.errors import AdapterError, AdapterMismatchError, AudioError, ConfigError, ManifestError
-from fl.packed import pack, unpack
+from clients.device.adapt import Labelled, Lesson, read_labelled
+from clients.device.audio import encode_file
+from clients.device.errors import RefusedError, UnreachableError
+from fl.core.errors import AdapterError, AdapterMismatchError, AudioError, ConfigError, ManifestError
+from fl.packed.blob import pack, unpack
 
 POST, PUT = "POST /v1/audio/transcriptions", "PUT /v1/adapters"
 

@@ -11,12 +11,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from benchmarks.stub_server import HANG_UP, Reply, problem
-from clients.thin_answer import Answer
-from clients.thin_errors import RefusedError, UnreachableError
-from clients.thin_http import Body, Connection, Server
-from clients.thin_multipart import Part, encode, text_part
-from clients.thin_retry import Retry, parse_retry_after
-from fl.errors import ConfigError, IdiolectError
+from clients.device.answer import Answer
+from clients.device.errors import RefusedError, UnreachableError
+from clients.device.http import Body, Connection, Server
+from clients.device.multipart import Part, encode, text_part
+from clients.device.retry import Retry, parse_retry_after
+from fl.core.errors import ConfigError, IdiolectError
 
 BODY = Body((b"ab", b"cd"), "text/plain")
 GOOD = Reply(body=b'{"text": "good"}')

@@ -38,7 +38,7 @@ print(json.dumps({{"code": code, "modules": sorted(name for name, m in sys.modul
 """
 
 
-def run_blocked(argv, run="from sim.entry import main; main()", blocked=HEAVY):
+def run_blocked(argv, run="from sim.cli.entry import main; main()", blocked=HEAVY):
     program = PROGRAM.format(blocked=blocked, argv=["idiolect", *map(str, argv)], run=run)
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -53,7 +53,7 @@ def folder(tmp_path, make_client, make_adapter):
 
 
 def test_importing_the_client_loads_nothing_heavy_and_nothing_that_may_not_be_needed():
-    found, _, _ = run_blocked([], run="import clients.thin, clients.thin_cli")
+    found, _, _ = run_blocked([], run="import clients.device.client, clients.device.cli")
     loaded = {name.partition(".")[0] for name in found["modules"]}
     assert loaded.isdisjoint(HEAVY)
     assert loaded.isdisjoint(LAZY)
@@ -80,7 +80,7 @@ def test_training_at_the_server_needs_no_more(folder, server, wav, tmp_path):
     assert server.paths() == ["POST /v1/adapt"]
 
 
-@pytest.mark.parametrize("module", ["fl.packed", "fl.packed_folder", "fl.errors", "fl.files"])
+@pytest.mark.parametrize("module", ["fl.packed.blob", "fl.packed.folder", "fl.core.errors", "fl.core.files"])
 def test_what_the_client_takes_of_fl_is_light(module):
     found, _, _ = run_blocked([], run=f"import {module}")
     assert {name.partition(".")[0] for name in found["modules"]}.isdisjoint(HEAVY)

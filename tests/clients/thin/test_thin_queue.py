@@ -6,13 +6,13 @@ import os
 import pytest
 
 from benchmarks.stub_server import HANG_UP, TEXT, problem
-from clients.thin import ThinClient
-from clients.thin_audio import encode_file
-from clients.thin_errors import RefusedError, UnreachableError
-from clients.thin_http import Server
-from clients.thin_queue import DONE, FAILED, WAITING, Queue
-from clients.thin_seal import Seal
-from fl.errors import StoreError
+from clients.device.audio import encode_file
+from clients.device.client import ThinClient
+from clients.device.errors import RefusedError, UnreachableError
+from clients.device.http import Server
+from clients.device.queue import DONE, FAILED, WAITING, Queue
+from clients.device.seal import Seal
+from fl.core.errors import StoreError
 
 KEY = Seal(b"k" * 32)
 

@@ -8,11 +8,11 @@ import pickle
 import numpy as np
 import pytest
 
-from clients.thin_device import Settings, initialize, load_settings, open_seal
-from clients.thin_errors import LockedError
-from clients.thin_seal import MAGIC, OVERHEAD, SCRYPT, Seal, key_from_passphrase
-from clients.thin_store import ADAPTER_NAME, HANDLE_NAME, AdapterStore
-from fl.errors import AdapterError, AdapterMismatchError, ConfigError, StoreError
+from clients.device.errors import LockedError
+from clients.device.folder import Settings, initialize, load_settings, open_seal
+from clients.device.seal import MAGIC, OVERHEAD, SCRYPT, Seal, key_from_passphrase
+from clients.device.store import ADAPTER_NAME, HANDLE_NAME, AdapterStore
+from fl.core.errors import AdapterError, AdapterMismatchError, ConfigError, StoreError
 
 KEY = Seal(b"k" * 32)
 

@@ -9,14 +9,14 @@ from collections import namedtuple
 
 import pytest
 
-from fl.bases.tokenizer import ByteTokenizer
+from fl.bases.whisper.tokenizer import ByteTokenizer
+from fl.core.errors import CorpusError, VocabularyError
 from fl.data.importers import FORMATS
 from fl.data.importers.build import Plan, import_corpus
 from fl.data.importers.leakage import find_leaks
 from fl.data.importers.records import Options, Record, split_name
 from fl.data.importers.vocabulary import missing_characters
 from fl.data.manifest import read_manifest
-from fl.errors import CorpusError, VocabularyError
 
 from .conftest import wav_bytes, write_text, write_wav
 
@@ -232,7 +232,7 @@ def test_an_unknown_format_and_a_missing_source_name_what_there_is(tmp_path):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_an_empty_folder_is_a_typed_error_for_every_importer(tmp_path, name):
-    from fl.errors import IdiolectError
+    from fl.core.errors import IdiolectError
 
     with pytest.raises(IdiolectError):
         import_corpus(name, tmp_path, Options(), Plan())

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from fl.core.errors import CorpusError
 from fl.data.importers.build import Plan, import_corpus
 from fl.data.importers.records import Options
-from fl.errors import CorpusError
 from fl.speech.audio import load_audio
 
 from .conftest import RATE, samples, wav_bytes, write_parquet, write_text, write_wav

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fl.errors import CorpusError
+from fl.core.errors import CorpusError
 from fl.speech.audio import load_audio
 
 from .conftest import samples, write_text, write_wav

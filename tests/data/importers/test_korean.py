@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from fl.core.errors import CorpusError
 from fl.data.importers.duals import looks_reversed, read_dual, remove_marks
-from fl.errors import CorpusError
 from fl.speech.audio import load_audio
 
 from .conftest import samples, wav_bytes, write_json, write_text, write_wav

@@ -2,8 +2,8 @@
 
 import pytest
 
+from fl.core.errors import CorpusError
 from fl.data.manifest import Utterance, write_manifest
-from fl.errors import CorpusError
 
 from .conftest import write_text, write_wav
 

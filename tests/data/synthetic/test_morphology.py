@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fl.core.errors import ConfigError
 from fl.data.synthetic import korean, spanish
-from fl.errors import ConfigError
 
 PAST, FUTURE, IF, AND = "A(ㅆ)어", "U(ㄹ) 거야", "U면", "S고"
 

@@ -11,6 +11,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from fl.core.errors import ConfigError
+from fl.core.rng import derive_random
 from fl.data.manifest import read_manifest
 from fl.data.partition import load_population
 from fl.data.synthetic import load_pair, new_people_of, population, synthesize, voices
@@ -18,8 +20,6 @@ from fl.data.synthetic.espeak import Espeak
 from fl.data.synthetic.grammar import generate
 from fl.data.synthetic.population import session_numbers
 from fl.data.synthetic.voices import draw_profiles
-from fl.errors import ConfigError
-from fl.rng import derive_random
 from fl.speech.audio import check_speech, load_audio
 from fl.speech.text import fold_text
 

@@ -11,12 +11,12 @@ from fl.adapters import GatedLoraConfig, target_pattern
 from fl.adapters.files import AdapterInfo
 from fl.adapters.fresh import fresh_adapter
 from fl.adapters.stacked import Slot, StackedAdapters, StackedModel
-from fl.bases.decoding import Hypothesis
 from fl.bases.resolve import load_base
-from fl.bases.whisper import WhisperBase
-from fl.names import SITES
-from fl.serving.engine import BatchEngine, EngineSettings
-from fl.serving.requests import Request, ServedAdapter, Transcript
+from fl.bases.whisper.base import WhisperBase
+from fl.bases.whisper.decoding import Hypothesis
+from fl.serving.engine.engine import BatchEngine, EngineSettings
+from fl.serving.engine.requests import Request, ServedAdapter, Transcript
+from fl.settings.names import SITES
 from fl.speech.features import heard_frames
 
 ALL_SITES = tuple(SITES)

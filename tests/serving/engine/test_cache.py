@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fl.serving.cache import RowCache, Shape, shelf_width
+from fl.serving.engine.cache import RowCache, Shape, shelf_width
 
 SHAPE = Shape(layers=2, heads=2, width=4, states=1500, tokens=40)
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from fl.errors import AdapterError, AdapterMismatchError, AudioError, BaseModelError, ConfigError, RunError
-from fl.names import GATES
-from fl.serving import engine as engine_module
-from fl.serving.engine import BatchEngine, EngineSettings
-from fl.serving.requests import BusyError, ClosedError, DeadlineError, Request
+from fl.core.errors import AdapterError, AdapterMismatchError, AudioError, BaseModelError, ConfigError, RunError
+from fl.serving.engine import engine as engine_module
+from fl.serving.engine.engine import BatchEngine, EngineSettings
+from fl.serving.engine.requests import BusyError, ClosedError, DeadlineError, Request
+from fl.settings.names import GATES
 
 
 def everything(engine: BatchEngine) -> list[torch.Tensor]:

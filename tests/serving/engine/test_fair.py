@@ -1,4 +1,4 @@
-from fl.serving.fair import FairQueue
+from fl.serving.engine.fair import FairQueue
 
 
 def test_everybody_gets_the_same_share_by_cost() -> None:

@@ -20,13 +20,13 @@ from fl.adapters import GatedLoraConfig
 from fl.adapters.config import target_pattern
 from fl.adapters.fresh import fresh_adapter
 from fl.bases.resolve import load_base
-from fl.bases.tokenizer import tokenizer_digest
-from fl.bases.whisper import WhisperBase
-from fl.packed import PackedInfo, pack
-from fl.serving.app import create_app
-from fl.serving.auth import TokenFile, add_token
-from fl.serving.limits import Settings
-from fl.serving.requests import Request, Stages, Transcript
+from fl.bases.whisper.base import WhisperBase
+from fl.bases.whisper.tokenizer import tokenizer_digest
+from fl.packed.blob import PackedInfo, pack
+from fl.serving.engine.requests import Request, Stages, Transcript
+from fl.serving.http.app import create_app
+from fl.serving.http.auth import TokenFile, add_token
+from fl.serving.http.limits import Settings
 
 SITES = ("encoder.self", "decoder.self", "decoder.cross")
 URL = "http://127.0.0.1"

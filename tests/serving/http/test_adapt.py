@@ -11,12 +11,12 @@ import torch
 from flwr.app import ArrayRecord
 from starlette.testclient import TestClient
 
-from fl.errors import AdapterError, AdapterMismatchError, GuardError, IdiolectError
-from fl.packed import unpack
-from fl.serving.adapt import AdaptResult
+from fl.core.errors import AdapterError, AdapterMismatchError, GuardError, IdiolectError
+from fl.packed.blob import unpack
+from fl.protocol.wire import COUNTS, SHARED, device_key
 from fl.serving.onward import shared_reply
-from fl.wire import COUNTS, SHARED, device_key
-from sim.serve import local_steps
+from fl.serving.training.adapt import AdaptResult
+from sim.cli.serve import local_steps
 
 PATH, URL = "/v1/adapt", "http://127.0.0.1"
 TEXTS = ["오늘 meeting 있어요", "yes"]

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl.adapters.config import target_pattern
-from fl.errors import AdapterError, AdapterMismatchError
-from fl.packed import unpack
-from fl.serving.adapters import admit, linear_maps
+from fl.core.errors import AdapterError, AdapterMismatchError
+from fl.packed.blob import unpack
+from fl.serving.engine.adapters import admit, linear_maps
 
 
 @pytest.mark.parametrize("gate", ["none", "hidden", "low-rank", "self", "cross"])

@@ -10,9 +10,9 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl.errors import AudioError, IdiolectError
-from fl.serving.audio import decode_audio, speech_parts
-from fl.serving.problems import ProblemError
+from fl.core.errors import AudioError, IdiolectError
+from fl.serving.http.audio import decode_audio, speech_parts
+from fl.serving.http.problems import ProblemError
 from fl.speech.audio import load_audio
 
 

@@ -11,10 +11,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from fl.errors import ConfigError
-from fl.serving.auth import TokenFile
-from fl.serving.server import Address
-from sim.serve import choose_tokens, serve, token
+from fl.core.errors import ConfigError
+from fl.serving.http.auth import TokenFile
+from fl.serving.http.server import Address
+from sim.cli.serve import choose_tokens, serve, token
 
 
 def cli():
@@ -62,7 +62,7 @@ def test_every_option_says_what_it_is():
 def test_the_command_serves_until_it_is_told_to_stop(tmp_path):
     """The real command in a process of its own, with a random base."""
     code = (
-        "import logging, typer; from sim.serve import serve; logging.basicConfig(); "
+        "import logging, typer; from sim.cli.serve import serve; logging.basicConfig(); "
         "app = typer.Typer(); app.command()(serve); app()"
     )
     command = [sys.executable, "-c", code, "--base", "random:whisper-nano", "--no-auth", "--port", "0"]

@@ -9,11 +9,11 @@ from peft import get_peft_model
 from starlette.testclient import TestClient
 
 from fl.adapters.state import load_state
-from fl.serving.adapters import admit
-from fl.serving.app import create_app
-from fl.serving.audio import decode_audio
-from fl.serving.engine import BatchEngine, EngineSettings
-from fl.serving.limits import Settings
+from fl.serving.engine.adapters import admit
+from fl.serving.engine.engine import BatchEngine, EngineSettings
+from fl.serving.http.app import create_app
+from fl.serving.http.audio import decode_audio
+from fl.serving.http.limits import Settings
 
 PATH, URL = "/v1/audio/transcriptions", "http://127.0.0.1"
 

@@ -10,11 +10,11 @@ import re
 import pytest
 from starlette.testclient import TestClient
 
-from fl.errors import ConfigError
-from fl.serving.auth import TokenFile, add_token, bearer_of, new_token, parse_tokens
-from fl.serving.limits import Rate, Settings
-from fl.serving.problems import KINDS, ProblemError
-from fl.serving.requests import BusyError
+from fl.core.errors import ConfigError
+from fl.serving.engine.requests import BusyError
+from fl.serving.http.auth import TokenFile, add_token, bearer_of, new_token, parse_tokens
+from fl.serving.http.limits import Rate, Settings
+from fl.serving.http.problems import KINDS, ProblemError
 
 PATH, URL = "/v1/audio/transcriptions", "http://127.0.0.1"
 

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 from starlette.testclient import TestClient
 
-from fl.serving.adapters import admit
-from fl.serving.auth import TokenFile
-from fl.serving.handles import Handles
-from fl.serving.problems import ProblemError
+from fl.serving.engine.adapters import admit
+from fl.serving.http.auth import TokenFile
+from fl.serving.http.handles import Handles
+from fl.serving.http.problems import ProblemError
 
 TRANSCRIBE, ADAPTERS, URL = "/v1/audio/transcriptions", "/v1/adapters", "http://127.0.0.1"
 

@@ -17,10 +17,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from fl.errors import ConfigError
-from fl.serving.auth import TokenFile
-from fl.serving.limits import Settings
-from fl.serving.server import Address, make_server
+from fl.core.errors import ConfigError
+from fl.serving.http.auth import TokenFile
+from fl.serving.http.limits import Settings
+from fl.serving.http.server import Address, make_server
 
 PATH = "/v1/audio/transcriptions"
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from fl.serving.requests import BusyError, ClosedError, DeadlineError
+from fl.serving.engine.requests import BusyError, ClosedError, DeadlineError
 
 PATH = "/v1/audio/transcriptions"
 

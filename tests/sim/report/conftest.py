@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from fl.rng import derive_random
+from fl.core.rng import derive_random
 
 # Words in braces are loanwords, written by each person's habit; bars separate a particle from its word.
 SENTENCES = (

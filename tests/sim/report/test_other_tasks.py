@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fl.errors import RunError
+from fl.core.errors import RunError
 from sim.report import summarize, transcripts_of
 from sim.report.page import render
 from sim.report.rows import read_run

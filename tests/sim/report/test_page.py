@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from fl.errors import RunError
+from fl.core.errors import RunError
 from sim.report import pool, read_run, summarize_files, transcripts_of, write_page
 from sim.report.page import headline, render
 from sim.report.rows import ARMS

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from fl.errors import RunError
+from fl.core.errors import RunError
 from fl.metrics import Counts
 from sim.report import rows
 

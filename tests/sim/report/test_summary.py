@@ -3,7 +3,7 @@ from collections import defaultdict
 
 import pytest
 
-from fl.errors import RunError
+from fl.core.errors import RunError
 from fl.metrics import METRICS, Counts, score_utterance
 from sim.report.rows import ARMS, read_run
 from sim.report.summary import pool, summarize, write_summary

@@ -2,9 +2,9 @@
 
 import pytest
 
-from fl.config import flat
-from fl.errors import ConfigError
-from fl.names import STRATEGIES
+from fl.core.errors import ConfigError
+from fl.settings.config import flat
+from fl.settings.names import STRATEGIES
 from sim.study.catalog import PLANS, ROBUST_RULES
 from sim.study.plan import FULL, SIZES, SMOKE, Cell, Plan
 

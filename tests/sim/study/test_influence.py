@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from fl.rng import derive_generator
+from fl.core.rng import derive_generator
 from sim.study.catalog import PLANS
 from sim.study.influence import influence_svg, influence_table, influences, rank_correlation
 from sim.study.page import searched

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from fl.config import flat
-from fl.errors import AggregationError, ConfigError, RunError
+from fl.core.errors import AggregationError, ConfigError, RunError
+from fl.settings.config import flat
 from sim.report import read_run
 from sim.section import SectionError
 from sim.study import run as study_run

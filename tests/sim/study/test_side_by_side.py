@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from fl.errors import ConfigError, IdiolectError
-from fl.machine import available_cores
+from fl.core.errors import ConfigError, IdiolectError
+from fl.core.machine import available_cores
 from sim.study.catalog import PLANS
 from sim.study.command import make_study, run_ahead
 from sim.study.plan import Cell, Plan, Size

@@ -1,0 +1,167 @@
+"""One server, spoken to over HTTP with nothing but the standard library: TLS, token, time limits, retries, problems.
+
+The token and the bodies stand in no message and no log. Certificates are always verified. Redirects are not followed: a
+token goes to the server that it was given for.
+"""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+from urllib.parse import SplitResult, urlsplit
+
+from clients.device.answer import AgainError, Answer, check_status, printable
+from clients.device.errors import RefusedError, UnreachableError
+from clients.device.retry import Retry
+from fl import __version__
+from fl.core.errors import ConfigError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where the server is and how to speak to it. ``ca`` is a file of certificates to trust instead of the system's."""
+
+    url: str
+    token: str = field(default="", repr=False)
+    ca: str = ""
+    timeout: float = 60.0  # s for connecting, and for each wait for bytes
+    allow_http: bool = False  # without TLS beyond this machine
+
+    def __post_init__(self) -> None:
+        parts = _split_url(self.url)
+        assert parts.hostname
+        if parts.scheme == "http" and not self.allow_http and not _is_loopback(parts.hostname):
+            raise ConfigError(
+                f"server {self.url!r} is not encrypted: speech and token would be readable on the way; use https, or "
+                "allow http where the network itself is private"
+            )
+        if not (self.token.isascii() and self.token.isprintable()) or " " in self.token:
+            raise ConfigError("the token has characters that no token has: check its file or IDIOLECT_TOKEN")
+
+
+def _split_url(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        sound = False
+    if not sound or not url.isascii() or not url.isprintable() or " " in url or parts.query or parts.username:
+        raise ConfigError(f"server {url!r} is no address: give https://HOST or https://HOST:PORT")
+    return parts
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@dataclass(frozen=True)
+class Body:
+    """What is sent: parts one after the other, as often as it takes."""
+
+    parts: tuple[bytes, ...]
+    content_type: str
+
+    @property
+    def bytes(self) -> int:
+        """Length of the whole."""
+        return sum(map(len, self.parts))
+
+
+class Connection:
+    """Requests to one server, over one connection as long as both sides keep it."""
+
+    def __init__(self, server: Server, retry: Retry | None = None) -> None:
+        self.server = server
+        self.retry = retry or Retry()
+        self.bytes_up = 0  # bodies sent, repeats included
+        parts = _split_url(server.url)
+        self._prefix = parts.path.rstrip("/")
+        self._connection = _connect(server)
+
+    def close(self) -> None:
+        """Hang up."""
+        self._connection.close()
+
+    def call(self, method: str, path: str, body: Body, read: Callable[[Answer], T], *, key: str = "") -> T:
+        """Send ``body`` until it is answered, and return what ``read`` makes of the answer.
+
+        ``key`` is sent as Idempotency-Key with each attempt. Raises :class:`RefusedError` for an answer that will stay the
+        same, :class:`UnreachableError` when attempts or time are used up.
+        """
+        headers = {"Content-Type": body.content_type, "Content-Length": str(body.bytes), "Accept": "*/*"}
+        headers["User-Agent"] = f"idiolect-device/{__version__}"
+        if self.server.token:
+            headers["Authorization"] = f"Bearer {self.server.token}"
+        if key:
+            headers["Idempotency-Key"] = key
+        started, attempt = self.retry.clock(), 0
+        while True:
+            attempt += 1
+            reused = self._connection.sock is not None
+            retry_after: float | None = None
+            try:
+                return self._once(method, path, body, headers, read, started)
+            except AgainError as error:
+                reason, retry_after = str(error), error.retry_after
+            except ssl.SSLCertVerificationError as error:
+                raise RefusedError(
+                    f"the certificate of {self.server.url} is not trusted ({error.verify_message}): "
+                    "give the file of its authority with --ca, or check the address",
+                    status=0,
+                ) from error
+            except (OSError, http.client.HTTPException) as error:
+                reason = printable(f"{type(error).__name__}: {error}")
+                self._connection.close()
+                if reused and isinstance(error, http.client.RemoteDisconnected | BrokenPipeError):
+                    attempt -= 1  # the server hung up while nothing was asked: no reason to wait
+                    continue
+            if not self.retry.pause(attempt, retry_after, started):
+                raise UnreachableError(
+                    f"{self.server.url} gave no answer of use after {attempt} attempts ({reason}): try again later"
+                )
+
+    def _once(
+        self,
+        method: str,
+        path: str,
+        body: Body,
+        headers: Mapping[str, str],
+        read: Callable[[Answer], T],
+        started: float,
+    ) -> T:
+        self.bytes_up += body.bytes
+        whole = True
+        try:
+            self._connection.request(method, self._prefix + path, iter(body.parts), dict(headers))
+        except (BrokenPipeError, ConnectionResetError):
+            if self._connection.sock is None:
+                raise
+            whole = False  # a server that refuses early stops reading: its answer may be there all the same
+        response = self._connection.getresponse()
+        try:
+            check_status(response)
+            return read(Answer(response, lambda: self.retry.clock() - started > self.retry.total))
+        finally:
+            if not (whole and response.isclosed()):
+                self._connection.close()  # the next request may not begin in the middle of this one
+
+
+def _connect(server: Server) -> http.client.HTTPConnection:
+    parts = _split_url(server.url)
+    assert parts.hostname
+    if parts.scheme == "http":
+        return http.client.HTTPConnection(parts.hostname, parts.port, timeout=server.timeout)
+    try:
+        context = ssl.create_default_context(cafile=server.ca or None)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"certificates cannot be read from {server.ca!r} ({error}): give a PEM file") from error
+    return http.client.HTTPSConnection(parts.hostname, parts.port, timeout=server.timeout, context=context)

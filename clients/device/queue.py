@@ -1,0 +1,173 @@
+"""Recordings that wait for the server: kept in order, sent once as far as a device can know, lost never.
+
+An entry is one file (a line of JSON, then the audio; sealed as a whole where the device's files are), named by its number and
+its idempotency key:
+
+    waiting/00000012-<key>      written whole or not at all
+    done/00000012-<key>         the answer; written before the entry is removed
+    failed/00000012-<key>       the entry, moved here with <name>.reason beside it, when the server refused it for good
+
+A crash between answer and ``done`` sends the entry again with the same key, which a server that keeps keys answers from
+memory; after ``done`` it is not sent again. Entries that wait are sent in order, one process at a time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from clients.device.audio import CODECS, Upload
+from clients.device.seal import Seal
+from fl.core.errors import ConfigError, StoreError
+from fl.core.files import sync_folder, write_atomically
+
+WAITING, DONE, FAILED = "waiting", "done", "failed"
+_NAME = re.compile(r"(\d{8})-([0-9a-f]{32})")
+_MAX_ENTRY_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One recording. ``language`` empty means the adapter's own; ``format`` is that of the answer."""
+
+    key: str
+    upload: Upload
+    language: str = ""
+    format: str = "json"
+
+
+class Queue:
+    """The queue below ``folder``; ``max_bytes`` bounds what waits."""
+
+    def __init__(self, folder: Path, max_bytes: int, seal: Seal | None = None) -> None:
+        self.folder = folder
+        self.max_bytes = max_bytes
+        self.seal = seal or Seal()
+
+    def names(self, state: str = WAITING) -> list[str]:
+        """Names of the entries in a state, in their order."""
+        try:
+            return sorted(name for name in os.listdir(self.folder / state) if _NAME.fullmatch(name))
+        except FileNotFoundError:
+            return []
+
+    def add(self, upload: Upload, language: str = "", response_format: str = "json") -> str:
+        """Keep a recording, durably, and return the name of its entry. Raises :class:`StoreError` where there is no room."""
+        entry = Entry(os.urandom(16).hex(), upload, language, response_format)
+        with self._locked("order"):
+            every = [name for state in (WAITING, DONE, FAILED) for name in self.names(state)]
+            name = f"{max((int(name[:8]) for name in every), default=0) + 1:08d}-{entry.key}"
+            sealed = self.seal.close(_to_bytes(entry), name)
+            used = sum((self.folder / WAITING / waiting).stat().st_size for waiting in self.names())
+            if used + len(sealed) > self.max_bytes:
+                raise StoreError(
+                    f"the queue holds {used:,} bytes and may hold {self.max_bytes:,}: send it with 'idiolect device flush', or "
+                    "raise --queue-mib; the recording was not added, its file is where it was"
+                )
+            try:
+                write_atomically(self.folder / WAITING / name, sealed)
+            except OSError as error:
+                raise StoreError(f"the recording could not be queued ({error}): free some space") from error
+        return name
+
+    def load(self, name: str, state: str = WAITING) -> Entry:
+        """An entry. Raises :class:`StoreError` for one that was altered."""
+        path = self.folder / state / name
+        try:
+            if path.stat().st_size > _MAX_ENTRY_BYTES:
+                raise StoreError(f"{path} is too large for a recording: remove it")
+            return _from_bytes(self.seal.open(path.read_bytes(), name), name)
+        except OSError as error:
+            raise StoreError(f"{path} cannot be read ({error}): check the disk and who owns the file") from error
+
+    def is_readable(self, name: str) -> bool:
+        """Whether an entry that waits is sound."""
+        try:
+            self.load(name)
+        except StoreError:
+            return False
+        return True
+
+    def finish(self, name: str, answer: str) -> None:
+        """Keep the answer, durably, then drop the recording. A crash in between leaves both, and nothing is sent again."""
+        self._write(DONE, name, answer)
+        self._drop(name)
+
+    def fail(self, name: str, reason: str) -> None:
+        """Put a recording that the server will never take aside, with the reason."""
+        self._write(FAILED, f"{name}.reason", reason)
+        os.replace(self.folder / WAITING / name, self.folder / FAILED / name)
+        sync_folder(self.folder / FAILED)
+
+    def _write(self, state: str, name: str, text: str) -> None:
+        try:
+            write_atomically(self.folder / state / name, self.seal.close(text.encode(), f"{state} {name}"))
+        except OSError as error:
+            raise StoreError(
+                f"the answer to {name} could not be kept ({error}): free some space and flush again"
+            ) from error
+
+    def answer(self, name: str, state: str = DONE) -> str:
+        """The transcript of an entry that is done; with ``failed`` the reason why there is none."""
+        file = name if state == DONE else f"{name}.reason"
+        try:
+            return self.seal.open((self.folder / state / file).read_bytes(), f"{state} {file}").decode()
+        except (OSError, ValueError) as error:
+            raise StoreError(f"the answer to {name} cannot be read ({error})") from error
+
+    def _drop(self, name: str) -> None:
+        (self.folder / WAITING / name).unlink(missing_ok=True)
+
+    def forget(self) -> int:
+        """Remove what is done and what failed; how many."""
+        names = [(state, name) for state in (DONE, FAILED) for name in self.names(state)]
+        for state, name in names:
+            (self.folder / state / name).unlink(missing_ok=True)
+            (self.folder / state / f"{name}.reason").unlink(missing_ok=True)
+        return len(names)
+
+    @contextmanager
+    def sending(self) -> Iterator[list[str]]:
+        """The names that are to be sent, while no other process sends. What was done before a crash is dropped, not sent."""
+        with self._locked("sending"):
+            done = set(self.names(DONE))
+            for name in self.names():
+                if name in done:
+                    self._drop(name)
+            yield self.names()
+
+    @contextmanager
+    def _locked(self, what: str) -> Iterator[None]:
+        """One process at a time; the system gives the lock back when a process dies."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (self.folder / f".{what}.lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if what == "sending" else 0))
+            except BlockingIOError as error:
+                raise StoreError("another process is sending the queue: wait for it") from error
+            yield
+
+
+def _to_bytes(entry: Entry) -> bytes:
+    head = {**asdict(entry), "upload": {"codec": entry.upload.codec, "seconds": entry.upload.seconds}}
+    return json.dumps(head, sort_keys=True).encode() + b"\n" + entry.upload.content
+
+
+def _from_bytes(data: bytes, name: str) -> Entry:
+    head, _, content = data.partition(b"\n")
+    try:
+        values = json.loads(head)
+        codec, seconds = values["upload"]["codec"], float(values["upload"]["seconds"])
+        if codec not in CODECS or values["key"] != name[9:]:
+            raise ConfigError("codec or key")
+        return Entry(values["key"], Upload(content, codec, seconds), str(values["language"]), str(values["format"]))
+    except (ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
+        raise StoreError(
+            f"queue entry {name} was altered or damaged ({error}): remove it from the queue's folder"
+        ) from error

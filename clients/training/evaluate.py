@@ -1,0 +1,38 @@
+"""Evaluation of one device: predictions, and counts that add up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from fl.data.batching import buckets
+from fl.metrics import Counts
+from fl.protocol.wire import add_counts
+from fl.tasks.task import Example, Task
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Predictions in the order of the examples, summed counts, seconds."""
+
+    predictions: tuple[str, ...]
+    counts: dict[str, Counts]
+    seconds: float
+
+
+def evaluate(
+    model: nn.Module, task: Task, examples: Sequence[Example], *, adapted: bool = True, beams: int = 1
+) -> Evaluation:
+    """Predict and score ``examples``, in batches of similar size so that little is padding."""
+    started = time.perf_counter()
+    predictions = [""] * len(examples)
+    rows = task.prediction_rows(examples, adapted=adapted)
+    for chosen in buckets([example.size for example in examples], rows=rows):
+        texts = task.predict(model, [examples[i] for i in chosen], adapted=adapted, beams=beams)
+        for i, text in zip(chosen, texts, strict=True):
+            predictions[i] = text
+    counts = add_counts([task.score(e, p) for e, p in zip(examples, predictions, strict=True)])
+    return Evaluation(tuple(predictions), counts, time.perf_counter() - started)

@@ -1,0 +1,195 @@
+"""The trained tensors of K adapters as one matrix, and AdamW for each of its rows as if it were alone.
+
+A row is a slot of :class:`fl.adapters.stacked.StackedAdapters`, a column a trained number. Columns come in groups that are
+trained in the same steps at the same rate: shared factors, shared gates, private factors, private gates. In this layout a
+step of clipping and AdamW over all devices is a few dozen vector operations instead of a dozen for each of thousands of tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clients.training.single import LocalPlan
+from fl.adapters.split import Split, tensor_kind
+from fl.adapters.stacked import Slot, StackedAdapters, cut
+from fl.adapters.state import State
+from fl.core.errors import AdapterError
+
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # torch.optim.AdamW's defaults, which the single-device trainer uses
+SHARED, SHARED_GATES, FACTORS, GATES = "shared factors", "shared gates", "private factors", "private gates"
+RESTS = {
+    SHARED: ("private",),
+    SHARED_GATES: ("private", "neutral"),
+    FACTORS: ("shared",),
+    GATES: ("neutral", "shared"),
+}
+"""In which kinds of steps a group gets no gradient, and keeps its values, its moments and its count."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where one tensor lies in a row: columns ``start`` to ``stop``, of this padded shape."""
+
+    start: int
+    stop: int
+    shape: tuple[int, ...]
+
+
+class SlotParameters:
+    """K adapters with the same gate (ranks may differ) whose trained tensors share one (K, P) matrix.
+
+    ``values`` and ``gradients`` are (K, P); ``stack`` is the memory of ``values`` as stacked adapters, and :meth:`backward`
+    adds the gradient of a loss through it to ``gradients``. Tensors that the split fixes are held once for all slots.
+    """
+
+    def __init__(
+        self, slots: Sequence[Slot], states: Sequence[State], split: Split, device: torch.device | str = "cpu"
+    ) -> None:
+        if len({slot.gate for slot in slots}) != 1:
+            raise AdapterError("the devices of a cohort have one kind of gate: put others into another cohort")
+        self.slots = tuple(slots)
+        padded = StackedAdapters.from_states(slots, states)
+        every = {**padded.factors, **padded.gates.get(slots[0].gate, {})}
+        self.groups: dict[str, tuple[int, int]] = {}
+        self._places: dict[str, _Place] = {}
+        column = 0
+        for group, names in _grouped(split).items():
+            first = column
+            for name in names:
+                shape = tuple(every[name].shape[1:])
+                self._places[name] = _Place(column, column + math.prod(shape), shape)
+                column = self._places[name].stop
+            self.groups[group] = (first, column)
+        dtype = next(iter(every.values())).dtype
+        self.values = torch.empty(len(slots), column, device=device, dtype=dtype)
+        self.gradients = torch.zeros_like(self.values)
+        for name, place in self._places.items():
+            self._view(self.values, place).copy_(every[name])
+        fixed = {name: every[name][:1].to(device) for name in split.fixed}
+        self._leaves = {name: self._leaf(place) for name, place in self._places.items()}
+        self.stack = self._as_stack({**fixed, **self._leaves})
+
+    @property
+    def bytes_per_slot(self) -> int:
+        """Bytes of one slot with its gradient and its two AdamW moments."""
+        return 4 * self.values.element_size() * self.values.shape[1]
+
+    def _view(self, matrix: Tensor, place: _Place) -> Tensor:
+        return matrix[:, place.start : place.stop].view(len(self.slots), *place.shape)
+
+    def _leaf(self, place: _Place) -> Tensor:
+        return self._view(self.values, place).detach().requires_grad_(True)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of ``loss`` to ``gradients``; a tensor that the loss does not depend on has none."""
+        found = torch.autograd.grad(loss, list(self._leaves.values()), allow_unused=True)
+        for place, gradient in zip(self._places.values(), found, strict=True):
+            if gradient is not None:
+                self._view(self.gradients, place).add_(gradient)
+
+    def _as_stack(self, tensors: Mapping[str, Tensor]) -> StackedAdapters:
+        factors = {n: t for n, t in tensors.items() if tensor_kind(n) != "gate"}
+        gates = {n: t for n, t in tensors.items() if tensor_kind(n) == "gate"}
+        return StackedAdapters(self.slots, factors, {self.slots[0].gate: gates} if gates else {})
+
+    def state(self, slot: int) -> State:
+        """A copy of all tensors of one slot."""
+        return self.stack.state(slot)
+
+    def laid_out(self, states: Sequence[State]) -> Tensor:
+        """Tensors of each slot as a matrix like :attr:`values`, (K, P); zero where a slot has none."""
+        matrix = torch.zeros_like(self.values)
+        for name, place in self._places.items():
+            for row, slot, state in zip(self._view(matrix, place), self.slots, states, strict=True):
+                if name in state:
+                    row[cut(name, slot)] = state[name].to(matrix)
+        return matrix
+
+    def taken_out(self, matrix: Tensor, slot: int, names: Sequence[str]) -> State:
+        """The inverse of :meth:`laid_out` for one slot: copies on the CPU."""
+        rows = {name: self._view(matrix, self._places[name])[slot] for name in names}
+        return {name: row[cut(name, self.slots[slot])].to("cpu", copy=True) for name, row in rows.items()}
+
+    def columns(self, group: str) -> slice:
+        """The columns of a group; empty if the split has none."""
+        return slice(*self.groups[group])
+
+
+def _grouped(split: Split) -> dict[str, list[str]]:
+    """Names by group, in the order of the columns: shared before private."""
+    groups: dict[str, list[str]] = {group: [] for group in RESTS}
+    for names, factors, gates in ((split.shared, SHARED, SHARED_GATES), (split.private, FACTORS, GATES)):
+        for name in names:
+            groups[gates if tensor_kind(name) == "gate" else factors].append(name)
+    return groups
+
+
+class SlotAdamW:
+    """Gradient clipping and AdamW (Loshchilov & Hutter 2019), a state and a step count for each slot and group.
+
+    Equal to ``torch.optim.AdamW`` on each adapter alone, which skips a tensor without gradient (see :data:`RESTS`).
+    """
+
+    def __init__(self, parameters: SlotParameters, plans: Sequence[LocalPlan]) -> None:
+        self.parameters = parameters
+        self.first = torch.zeros_like(parameters.values)
+        self.second = torch.zeros_like(parameters.values)
+        self.steps = {group: [0] * len(plans) for group in parameters.groups}
+        self.plans = list(plans)
+        self._limits = parameters.values.new_tensor([plan.clipping_norm for plan in plans])
+
+    def clip(self) -> Tensor:
+        """Scale each slot's gradient to its plan's norm, shared and private apart; the largest norm before (slots,).
+
+        Nothing is read from the device. A slot whose gradient is not finite has a norm that is not, and spoils its own row only.
+        """
+        largest = torch.zeros_like(self.parameters.values[:, 0])
+        groups = self.parameters.groups
+        for first, last in ((SHARED, SHARED_GATES), (FACTORS, GATES)):
+            part = self.parameters.gradients[:, groups[first][0] : groups[last][1]]
+            if not part.shape[1]:
+                continue
+            norms = torch.linalg.vector_norm(part, dim=1)
+            part.mul_((self._limits / (norms + 1e-6)).clamp(max=1.0)[:, None])
+            largest = torch.maximum(largest, norms)  # not a number where one of them is not
+        return largest
+
+    def step(self, kinds: Mapping[int, str]) -> None:
+        """One update of the slots in ``kinds``: ``neutral`` leaves the gates, ``private`` the shared part, ``joint`` nothing."""
+        for group, resting in RESTS.items():
+            slots = [slot for slot, kind in kinds.items() if kind not in resting]
+            if slots and self.parameters.columns(group).stop > self.parameters.columns(group).start:
+                self._update(group, slots)
+
+    def _update(self, group: str, slots: list[int]) -> None:
+        # As in the single-device trainer, only private gates have a rate of their own: a private A or B is an ordinary factor.
+        columns = self.parameters.columns(group)
+        matrices = (self.parameters.values, self.parameters.gradients, self.first, self.second)
+        everyone = len(slots) == len(self.plans)
+        rows = slice(None) if everyone else torch.tensor(slots, device=self.first.device)
+        value, gradient, first, second = (matrix[rows, columns] for matrix in matrices)  # views, or copies of some rows
+        for slot in slots:
+            self.steps[group][slot] += 1
+        counts = [self.steps[group][slot] for slot in slots]
+        plans = [self.plans[slot] for slot in slots]
+        rates = [p.private_learning_rate if group == GATES else p.learning_rate for p in plans]
+        decays = [0.0 if group == GATES else p.weight_decay for p in plans]
+
+        def column(numbers: list[float]) -> Tensor:
+            return torch.tensor(numbers, device=value.device, dtype=value.dtype)[:, None]
+
+        if any(decays):
+            value.mul_(column([1 - rate * decay for rate, decay in zip(rates, decays, strict=True)]))
+        first.lerp_(gradient, 1 - BETA1)
+        second.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
+        denominator = second.sqrt().div_(column([(1 - BETA2**n) ** 0.5 for n in counts])).add_(EPSILON)
+        step = column([-rate / (1 - BETA1**n) for rate, n in zip(rates, counts, strict=True)])
+        value.add_(denominator.reciprocal_().mul_(first).mul_(step))
+        if not everyone:
+            for matrix, updated in ((self.parameters.values, value), (self.first, first), (self.second, second)):
+                matrix[rows, columns] = updated

@@ -1,0 +1,199 @@
+"""What becomes of a device's shared tensors before they leave: subtract, add what was lost before, clip, noise, encode or mask.
+
+The order is that of docs/privacy.md. Everything here is a function of the job, the settings and the device's own state; the
+guard looks at what comes out of it as at everything else. :mod:`fl.protocol.forms` says in which form an update leaves.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from flwr.app import ConfigRecord
+
+from clients.store import PrivateState
+from clients.training.phase import DEVICE_FAULTS
+from clients.updates.mask import Masking
+from clients.updates.reply import DeviceFailure, DeviceResult, ReplyWriter
+from clients.worker import Worker
+from fl.adapters.state import State
+from fl.algorithms.arms import EVERYONE, trained_arm
+from fl.codecs.compression import decode_all, encode_all, encoded_bytes, join, make_codec
+from fl.core.errors import DemandError
+from fl.privacy.dp import CUT_SHORT, Update, add_noise, clip, difference, norm
+from fl.privacy.randomness import key_from_seed
+from fl.privacy.secure_sum.server import SecureSumError
+from fl.protocol.forms import (
+    ENCODED_FORM,
+    FULL_PRECISION,
+    MASKED,
+    PLAIN,
+    clips_at_device,
+    form_of,
+    is_adaptive,
+    weigher,
+)
+from fl.protocol.wire import ARRAY_HEADER_BYTES, ENCODED, FEDERATE, PAYLOAD, SHARED, Job
+from fl.settings.config import RunConfig
+from fl.settings.names import EDGE, NONE, PAIRWISE
+
+log = logging.getLogger("idiolect.client")
+
+RESIDUAL = "residual"  # and the arm: where the store keeps what compression lost
+
+
+def check_demands(node_config: Mapping[str, object], config: RunConfig, job: Job) -> None:
+    """Raise :class:`DemandError` if a job promises less than this node's owner demands, or asks a real device to play a hostile one.
+
+    ``secure-sum='pairwise'`` in the node-config refuses to send an update unmasked, ``local-noise=0.8`` with less than that
+    multiplier of noise added at the device: both without having to believe the aggregator.
+    """
+    if config.federation.attack != NONE and "device-id" in node_config:
+        raise DemandError(
+            f"attack = {config.federation.attack!r} is for simulations, and this is a deployed device: it takes no part"
+        )
+    form = form_of(config, trained_arm(job.arm, config), job.phase)
+    if job.phase != FEDERATE or not job.devices:
+        return
+    if node_config.get("secure-sum") == PAIRWISE and form != MASKED:
+        raise DemandError("this node sends updates masked only, and the run has secure-sum = 'none': it takes no part")
+    least = float(str(node_config.get("local-noise", 0.0)))
+    if least and not job.noise >= least * job.bound > 0:
+        raise DemandError(
+            f"this node adds noise of at least {least:g} clipping norms, the run asks for {job.noise:g} at norm {job.bound:g}: "
+            "it takes no part"
+        )
+
+
+class Outgoing:
+    """Prepares the results of one message's devices. ``masking`` takes vectors where the form is ``masked``.
+
+    ``simulated`` draws noise from the run's seed, so that a run comes again; a deployed device asks its operating system.
+    """
+
+    def __init__(self, worker: Worker, job: Job, incoming: State, *, simulated: bool, masking: Masking | None) -> None:
+        self._worker, self._job, self._masking = worker, job, masking
+        self._config: RunConfig = worker.config
+        self._simulated = simulated
+        self._incoming = {name: tensor.numpy() for name, tensor in incoming.items()}
+        self._arm = trained_arm(job.arm, worker.config)
+        self.form = form_of(self._config, self._arm, job.phase)
+        self._codec = make_codec(self._config.privacy.codec)
+        self._compresses = self._config.privacy.codec != FULL_PRECISION
+        self._clips = clips_at_device(self._config)
+        self._told = job.round != 1  # one device of the first message is enough
+        if self.form == MASKED and masking is None:
+            raise SecureSumError(
+                "a secure sum was agreed, and the message brings no session of one: nothing is trained"
+            )
+
+    def writer(self, capacity: int) -> ReplyWriter:
+        """What collects the results of this message."""
+        return ReplyWriter(
+            capacity,
+            edge=self._config.federation.aggregation == EDGE,
+            record=ENCODED if self.form == ENCODED_FORM else SHARED,
+            weigh=weigher(self._config, self._arm),
+        )
+
+    @property
+    def idle(self) -> bool:
+        """Whether results leave as training made them."""
+        return self.form == PLAIN and not (self._compresses or self._clips)
+
+    def prepared(self, results: Iterable[DeviceResult | DeviceFailure]) -> Iterator[DeviceResult | DeviceFailure]:
+        """The same results as they may leave; a failure where one cannot."""
+        for result in results:
+            if isinstance(result, DeviceFailure) or not result.shared or result.device_id == EVERYONE or self.idle:
+                yield result
+                continue
+            try:
+                yield self._prepare(result)
+            except DEVICE_FAULTS as error:
+                yield DeviceFailure(result.device_id, error)
+
+    def _prepare(self, result: DeviceResult) -> DeviceResult:
+        update = difference({n: t.detach().cpu().numpy() for n, t in result.shared.items()}, self._incoming)
+        residual = self._residual(result.device_id, update)
+        for name, lost in residual.items():
+            update[name] = update[name] + lost
+        if self._clips:
+            bound = self._job.bound if self._masking is None else self._masking.clipping_norm()
+            length = norm(update)
+            if is_adaptive(self._config):
+                result = replace(result, within=length <= self._job.bound)
+            elif 0 < CUT_SHORT * bound < length and not self._told:
+                self._told = True
+                log.warning(
+                    "update-norm = %g is short: the update of device %s has norm %.3g and loses %.0f %% of it, which "
+                    "slows training down; raise update-norm, or with dp let it follow clip-quantile",
+                    self._job.bound,
+                    result.device_id,
+                    length,
+                    100 * (1 - bound / length),
+                )
+            update = clip(update, bound, self._config.privacy.update_clipping)
+        if self._job.noise:
+            noisy = add_noise(update, self._job.noise, self._noise_key(result.device_id))
+            update = {name: value.astype(np.float32) for name, value in noisy.items()}
+        if self.form == MASKED:
+            return replace(result, shared={name: torch.from_numpy(value) for name, value in update.items()})
+        if not self._compresses:
+            return replace(result, shared=self._moved(update))
+        return self._encoded(result, update)
+
+    def masked(self, result: DeviceResult | DeviceFailure) -> DeviceResult | DeviceFailure:
+        """With ``masking`` the result without tensors, its update in a masked vector. Its private state must be durable by then."""
+        if isinstance(result, DeviceFailure) or self._masking is None or self.form != MASKED:
+            return result
+        try:
+            sent = self._masking.add(result, {name: tensor.numpy() for name, tensor in result.shared.items()})
+        except DEVICE_FAULTS as error:
+            return DeviceFailure(result.device_id, error)
+        return replace(result, numbers={**result.numbers, "bytes-up": sent}, shared={})
+
+    def records(self) -> dict[str, ConfigRecord]:
+        """What a reply holds beside counts and tensors: masked vectors."""
+        return {} if self._masking is None else self._masking.records()
+
+    def _encoded(self, result: DeviceResult, update: Update) -> DeviceResult:
+        """With the update as bytes; for a node's sum as what those bytes decode to."""
+        encoded = encode_all(update, self._codec)
+        decoded = decode_all(encoded, {name: value.shape for name, value in update.items()}, self._codec)
+        if self._config.privacy.error_feedback:
+            lost = {name: torch.from_numpy(update[name] - decoded[name]) for name in update}
+            self._worker.store.save(self._place, result.device_id, PrivateState(self._job.round, lost))
+        sent = encoded_bytes(encoded) + ARRAY_HEADER_BYTES
+        result = replace(result, numbers={**result.numbers, "bytes-up": sent})
+        if self.form == ENCODED_FORM:
+            return replace(result, shared={PAYLOAD: torch.from_numpy(join(encoded))})
+        return replace(result, shared=self._moved(decoded))
+
+    def _moved(self, update: Mapping[str, np.ndarray]) -> State:
+        """Where the update leads. In float64 for sums at nodes, so that a clipped update stays as short as it is."""
+        wide = self._config.federation.aggregation == EDGE
+        dtype = np.float64 if wide else np.float32
+        return {
+            name: torch.from_numpy(np.add(self._incoming[name], value, dtype=np.float64).astype(dtype))
+            for name, value in update.items()
+        }
+
+    @property
+    def _place(self) -> str:
+        return f"{self._job.arm}.{RESIDUAL}"
+
+    def _residual(self, device_id: str, update: Update) -> dict[str, np.ndarray]:
+        """What earlier encodings lost, from before this round; nothing without error feedback or in the first round."""
+        if not (self._compresses and self._config.privacy.error_feedback):
+            return {}
+        shapes = {name: value.shape for name, value in update.items()}
+        stored = self._worker.store.load(self._place, device_id, shapes, before=self._job.round)
+        return {} if stored is None else {name: tensor.numpy() for name, tensor in stored.tensors.items()}
+
+    def _noise_key(self, device_id: str) -> bytes | None:
+        if not self._simulated:
+            return None
+        return key_from_seed(self._config.seed, self._job.arm, self._job.round, device_id, "local noise")

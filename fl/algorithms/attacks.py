@@ -1,0 +1,57 @@
+"""Studies of hostile devices: which of a simulation's devices are hostile, and texts that they learn wrongly on purpose.
+
+Attacks on updates are the aggregator's part of a simulation (``strategies/hostile.py``), since some of them look at what the
+honest devices sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any, cast
+
+from fl.core.rng import derive_random, derive_seed
+from fl.settings.config import RunConfig
+from fl.settings.names import LABEL_SWAP
+from fl.tasks.task import Device, Task
+
+
+def attackers(devices: Collection[str], share: float, seed: int) -> frozenset[str]:
+    """The hostile ones: ``share`` of ``devices``, at least one, the same for the seed in whatever order they are named."""
+    count = min(len(devices), max(1, round(share * len(devices))))
+    return frozenset(sorted(devices, key=lambda device: derive_seed(seed, "attacker", device))[:count])
+
+
+def swapped(device: Device, seed: int) -> Device:
+    """The device with each training example's target replaced by another example's."""
+    order = list(range(len(device.train)))
+    derive_random(seed, LABEL_SWAP, device.device_id).shuffle(order)
+    following = dict(zip(order, order[1:] + order[:1], strict=True))
+    train = tuple(
+        replace(example, target=device.train[following[place]].target) for place, example in enumerate(device.train)
+    )
+    return replace(device, train=train)
+
+
+class LabelSwapped:
+    """A task in which some devices have swapped targets to train on; all else is the task's own."""
+
+    def __init__(self, task: Task, hostile: frozenset[str], seed: int) -> None:
+        self._task, self._hostile, self._seed = task, hostile, seed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+    def device(self, device_id: str) -> Device:
+        """One device's data, as it is or with swapped targets."""
+        device = self._task.device(device_id)
+        return swapped(device, self._seed) if device_id in self._hostile else device
+
+
+def attacked(task: Task, config: RunConfig) -> Task:
+    """``task``, or with the setting ``attack = label-swap`` one whose hostile devices learn other texts."""
+    if config.federation.attack != LABEL_SWAP:
+        return task
+    trained = [device for device in task.device_ids() if not task.is_new(device)]
+    hostile = attackers(trained, config.federation.attacker_share, config.seed)
+    return cast(Task, LabelSwapped(task, hostile, config.seed))

@@ -1,0 +1,100 @@
+"""Whisper's encoder and decoder over the modules of a transformers model, without its insistence on 30 s.
+
+transformers' ``WhisperEncoder`` takes 3,000 mel frames and no mask, and its ``WhisperDecoder`` passes no mask to the
+cross-attention; their layers do both. So the loops over the layers are here. At 30 s they compute the same bits.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import WhisperForConditionalGeneration
+from transformers.cache_utils import EncoderDecoderCache
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from fl.bases.whisper.batch import Prefix
+
+
+def unwrap(model: nn.Module) -> WhisperForConditionalGeneration:
+    """The Whisper inside ``model``, which may be wrapped (by PEFT, by a stack of adapters). Its modules are shared."""
+    for module in model.modules():
+        if isinstance(module, WhisperForConditionalGeneration):
+            return module
+    raise TypeError(f"{type(model).__name__} holds no WhisperForConditionalGeneration")
+
+
+def _inside(lengths: Tensor, size: int) -> Tensor:
+    """(batch, size) True at positions under each length."""
+    return torch.arange(size, device=lengths.device)[None, :] < lengths[:, None]
+
+
+def encode(
+    model: nn.Module,
+    features: Tensor,
+    frames: tuple[int, ...],
+    *,
+    prefix: Prefix | None = None,
+    stop: int | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Encoder states (batch, states, d_model), and which of them are real (batch, states), None where all are.
+
+    ``features`` is (batch, mels, frames). Rows shorter than the batch get the result that they get alone: their
+    padding is zeroed wherever a convolution could see it and masked in attention. With a ``prefix`` the lowest layers
+    are skipped and the features not looked at; with ``stop`` the result is what enters that layer.
+    """
+    encoder = unwrap(model).model.encoder
+    longest = max(frames)
+    mask = None
+    if any(count != longest for count in frames):
+        lengths = torch.tensor(frames, device=features.device)
+        mask = _inside((lengths + 1) // 2, (longest + 1) // 2)
+    attention_mask = None if mask is None else mask[:, None, None, :]
+    first, last = (0 if prefix is None else prefix.layers), len(encoder.layers) if stop is None else stop
+    if prefix is None:
+        states = _stem(encoder, features, None if mask is None else _inside(lengths, longest)[:, None, :])
+    else:
+        states = prefix.states
+        if first == len(encoder.layers):
+            return states, mask
+    for layer in encoder.layers[first:last]:
+        states = layer(states, attention_mask)
+    if last < len(encoder.layers):
+        return states, mask
+    normed: Tensor = encoder.layer_norm(states)
+    return normed, mask
+
+
+def _stem(encoder: WhisperEncoder, features: Tensor, inside: Tensor | None) -> Tensor:
+    """Both convolutions and the positions: (batch, mels, frames) to (batch, states, d_model)."""
+    states = functional.gelu(encoder.conv1(features if inside is None else features * inside))
+    if inside is not None:
+        states = states * inside
+    states = functional.gelu(encoder.conv2(states)).permute(0, 2, 1)
+    positions = torch.arange(states.shape[1], device=states.device)
+    embedded: Tensor = states + encoder.embed_positions(positions)
+    return embedded
+
+
+def decode(
+    model: nn.Module, ids: Tensor, states: Tensor, mask: Tensor | None, cache: EncoderDecoderCache | None = None
+) -> Tensor:
+    """Decoder states (batch, tokens, d_model) for token ``ids`` (batch, tokens).
+
+    Padding behind the end of a row needs no mask, because attention is causal. With a ``cache`` the ids continue what
+    it holds: the whole prompt first, then one token at a time.
+    """
+    decoder = unwrap(model).model.decoder
+    past = 0 if cache is None else int(cache.get_seq_length())
+    assert past == 0 or ids.shape[1] == 1, "only one token at a time behind a cache"
+    hidden = decoder.embed_tokens(ids) + decoder.embed_positions.weight[past : past + ids.shape[1]]
+    attention_mask = None if mask is None else mask[:, None, None, :]
+    for layer in decoder.layers:
+        hidden = layer(
+            hidden,
+            attention_mask=None,
+            encoder_hidden_states=states,
+            encoder_attention_mask=attention_mask,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+    normed: Tensor = decoder.layer_norm(hidden)
+    return normed

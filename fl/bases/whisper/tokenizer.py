@@ -1,0 +1,188 @@
+"""Text to token ids and back, for pretrained Whispers (``tokenizer.json``) and for randomly initialised ones (bytes)."""
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import tokenizers
+
+from fl.core.errors import BaseModelError
+
+# In the order of their token ids in every multilingual Whisper (openai/whisper, tokenizer.py).
+_CODES = (
+    "en zh de es ru ko fr ja pt tr pl ca nl ar sv it id hi fi vi he uk el ms cs ro da hu ta no th ur hr bg lt la mi ml "
+    "cy sk te fa lv bn sr az sl kn et mk br eu is hy ne mn bs kk sq sw gl mr pa si km sn yo so af oc ka be tg sd gu am "
+    "yi lo uz fo ht ps tk nn mt sa lb my bo tl mg as tt haw ln ha ba jw su"
+)
+LANGUAGES = _CODES.split()
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids that steer the decoder. ``languages`` is empty in an English-only model, and ``transcribe`` unused there."""
+
+    end: int
+    start: int
+    transcribe: int
+    no_timestamps: int
+    languages: dict[str, int]
+
+    def prefix(self, language: str | None) -> list[int]:
+        """What every decoded sequence starts with: start, language, task, no timestamps.
+
+        ``language`` is a Whisper code such as "ko". An English-only model takes None or "en" and has neither language
+        nor task in its prefix; a multilingual one needs a language. Raises :class:`BaseModelError` otherwise.
+        """
+        if not self.languages:
+            if language not in (None, "en"):
+                raise BaseModelError(f"language {language!r} with an English-only base: use 'en', or another base.")
+            return [self.start, self.no_timestamps]
+        if language not in self.languages:
+            known = ", ".join(sorted(self.languages))
+            raise BaseModelError(f"language {language!r} is not one that this base knows. Known: {known}.")
+        return [self.start, self.languages[language], self.transcribe, self.no_timestamps]
+
+
+class Tokenizer(Protocol):
+    """What a base needs of a tokenizer."""
+
+    special: SpecialTokens
+
+    @property
+    def digest(self) -> str:
+        """Hexadecimal SHA-256 of what every id stands for: equal for tokenizers that decode alike, whatever their files."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of ``text`` (normalized to NFC) without special tokens, as Whisper writes a sentence: after a space."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ``ids`` in NFC, special tokens and outer spaces left out."""
+        ...
+
+
+class FileTokenizer:
+    """The byte-pair encoding in a ``tokenizer.json``."""
+
+    def __init__(self, path: Path, *, multilingual: bool) -> None:
+        try:
+            self._bpe = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception, for a missing file as for a broken one
+            raise BaseModelError(
+                f"{path} is not a readable tokenizer ({error}). A base needs the tokenizer.json of its model: "
+                "save one with `AutoTokenizer.from_pretrained(...).save_pretrained(folder)`."
+            ) from error
+        self.special = SpecialTokens(
+            end=self._id("<|endoftext|>", path),
+            start=self._id("<|startoftranscript|>", path),
+            transcribe=self._id("<|transcribe|>", path),
+            no_timestamps=self._id("<|notimestamps|>", path),
+            languages=self._languages() if multilingual else {},
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """See :class:`Tokenizer`. Of the vocabulary with the added tokens, not of the file, which may be written in many ways."""
+        return _digest(sorted(self._bpe.get_vocab(with_added_tokens=True).items()))
+
+    def _id(self, token: str, path: Path) -> int:
+        value = self._bpe.token_to_id(token)
+        if value is None:
+            raise BaseModelError(f"{path} has no token {token}: not the tokenizer of a Whisper.")
+        return int(value)
+
+    def _languages(self) -> dict[str, int]:
+        added = self._bpe.get_added_tokens_decoder().items()
+        found = ((re.fullmatch(r"<\|([a-z]{2,3})\|>", token.content), index) for index, token in added)
+        return {match[1]: index for match, index in found if match}
+
+    def encode(self, text: str) -> list[int]:
+        """See :class:`Tokenizer`."""
+        return list(self._bpe.encode(" " + unicodedata.normalize("NFC", text), add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See :class:`Tokenizer`."""
+        return unicodedata.normalize("NFC", self.plain(ids)).strip()
+
+    def spell(self, text: str) -> list[int]:
+        """Ids of exactly ``text``, as it stands inside a sentence."""
+        return list(self._bpe.encode(text, add_special_tokens=False).ids)
+
+    def plain(self, ids: Sequence[int]) -> str:
+        """The text of ``ids``, outer spaces included, special tokens left out."""
+        return str(self._bpe.decode([i for i in ids if i < self.special.end], skip_special_tokens=True))
+
+
+class ByteTokenizer:
+    """One token a byte of UTF-8, with the special tokens where a vocabulary of that size has them.
+
+    For random weights only: they know no language, so nothing needs to be downloaded to give them one.
+    """
+
+    def __init__(self, vocabulary: int) -> None:
+        if vocabulary < 300:
+            raise BaseModelError(f"a byte tokenizer needs 300 ids or more, not {vocabulary}.")
+        if vocabulary < 50_000:  # small test vocabularies: everything right behind the bytes
+            end, languages, multilingual = 256, LANGUAGES[:16], True
+        else:
+            multilingual = vocabulary != 51_864
+            end = 50_257 if multilingual else 50_256
+            languages = LANGUAGES + (["yue"] if vocabulary == 51_866 else [])
+        first = end + 2
+        task = first + len(languages) + 1  # behind <|translate|>
+        self.special = SpecialTokens(
+            end=end,
+            start=end + 1,
+            transcribe=task,
+            no_timestamps=task + 4,
+            languages={code: first + index for index, code in enumerate(languages)} if multilingual else {},
+        )
+
+    @property
+    def digest(self) -> str:
+        """See :class:`Tokenizer`."""
+        return _digest(["bytes", asdict(self.special)])
+
+    def encode(self, text: str) -> list[int]:
+        """See :class:`Tokenizer`."""
+        return list((" " + unicodedata.normalize("NFC", text)).encode())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See :class:`Tokenizer`."""
+        return unicodedata.normalize("NFC", self.plain(ids)).strip()
+
+    def spell(self, text: str) -> list[int]:
+        """Ids of exactly ``text``, as it stands inside a sentence."""
+        return list(text.encode())
+
+    def plain(self, ids: Sequence[int]) -> str:
+        """The text of ``ids``, outer spaces included, special tokens left out."""
+        return bytes(index for index in ids if index < 256).decode(errors="replace")
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def tokenizer_digest(base: object) -> str:
+    """The digest of a base's tokenizer; empty for a base that has none."""
+    digest: str = getattr(getattr(base, "tokenizer", None), "digest", "")
+    return digest
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """A JSON object from a small file of a base. Raises :class:`BaseModelError` where it is missing or broken."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BaseModelError(f"{path} cannot be read as JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise BaseModelError(f"{path} holds {type(value).__name__} where an object should be.")
+    return value

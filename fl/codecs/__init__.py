@@ -1,0 +1,4 @@
+"""Updates as fewer bytes, and back.
+
+Knows arrays of numbers; not messages.
+"""

@@ -1,0 +1,132 @@
+"""An adapter as one blob: what a device stores, sends and receives. Loads without torch.
+
+A blob is one safetensors file (8 bytes of header size, a JSON header, the data) whose metadata says everything that an adapter
+folder says in two files. Equal adapters are equal bytes. Three precisions:
+
+| dtype | stored | error of an entry x |
+| --- | --- | --- |
+| ``float32`` | as is | 0 |
+| ``float16`` | IEEE half | at most 2^-11 abs(x), or 2^-25 where that is more |
+| ``int8`` | q in [-127, 127] and a float16 scale for each output row | at most half of its row's scale: about max abs(row) / 254 |
+
+The scale of a row is max abs(row) / 127 rounded *up* to float16, so that no entry is cut off. A row is a slice of the first
+dimension; a vector is one row. All scales stand in one further tensor, ``scales``, in the order of the tensors' names.
+
+A reader trusts nothing: sizes, names, shapes, dtypes, offsets and counts are checked in the header before an array is made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fl.core.errors import AdapterError
+from fl.packed.header import CODES, SCALES, Entry, PackedInfo, Part, parse, refuse, write_header
+
+__all__ = ["PackedInfo", "digest", "pack", "read_info", "unpack"]
+
+Arrays = dict[str, npt.NDArray[np.float32]]
+
+MAX_VALUE = 65504.0  # the largest float16
+MAX_SCALE = 516.0  # MAX_VALUE / 127, rounded up to float16
+_NUMPY: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2"), "int8": np.dtype("i1")}
+
+
+def digest(data: bytes) -> str:
+    """Hexadecimal SHA-256 of a blob: what names it."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def pack(tensors: Mapping[str, npt.NDArray[Any]], info: PackedInfo) -> bytes:
+    """``tensors`` (of one or two dimensions, by dotted name) with ``info`` as one blob in the precision ``info.dtype``.
+
+    Raises :class:`AdapterError` for NaN, infinity, a value beyond float16, and for whatever :func:`unpack` would refuse.
+    """
+    if info.dtype not in CODES:
+        raise AdapterError(f"precision {info.dtype!r} is not known: give one of {', '.join(CODES)}")
+    code, _ = CODES[info.dtype]
+    parts: list[Part] = []
+    scales: list[npt.NDArray[np.float16]] = []
+    for name in sorted(tensors):
+        values = _float32(name, tensors[name])
+        if info.dtype == "int8":
+            stored, scale = _quantize(values)
+            scales.append(scale)
+        else:
+            stored = values.astype(_NUMPY[info.dtype])
+        parts.append(Part(name, code, values.shape, stored.tobytes()))
+    if scales:  # two bytes an entry before one byte an entry: every tensor is aligned
+        joined = np.concatenate(scales).astype("<f2")
+        parts.insert(0, Part(SCALES, "F16", joined.shape, joined.tobytes()))
+    data = write_header(parts, info) + b"".join(part.content for part in parts)
+    parse(data)  # nothing is packed that could not be unpacked
+    return data
+
+
+def _float32(name: str, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    if not np.issubdtype(values.dtype, np.floating):
+        raise AdapterError(f"adapter tensor {name!r} has dtype {values.dtype}: adapters are floating point")
+    if values.ndim not in (1, 2) or values.size == 0:
+        raise AdapterError(f"adapter tensor {name!r} is {values.shape}: adapters are vectors and matrices")
+    if not bool(np.all(np.abs(values) <= MAX_VALUE)):  # NaN compares false
+        raise AdapterError(
+            f"adapter tensor {name!r} holds NaN, infinity or a value beyond {MAX_VALUE:.0f}: "
+            "it was damaged or its training diverged; use an earlier one"
+        )
+    return np.ascontiguousarray(values, dtype=np.float32)
+
+
+def _quantize(values: npt.NDArray[np.float32]) -> tuple[npt.NDArray[Any], npt.NDArray[np.float16]]:
+    """Entries of int8 in the shape of ``values``, and the scale of each row ``(rows,)``."""
+    rows = np.atleast_2d(values).astype(np.float64)  # exact enough that an entry never rounds away from its nearest
+    exact = np.abs(rows).max(axis=1) / 127
+    scales = exact.astype(np.float16)
+    scales = np.where(scales < exact, np.nextafter(scales, np.float16(np.inf)), scales)
+    divisor = np.where(scales > 0, scales, 1).astype(np.float64)[:, None]
+    return np.rint(rows / divisor).astype(np.int8).reshape(values.shape), scales
+
+
+def read_info(data: bytes) -> PackedInfo:
+    """What the header of a blob says, after all checks of the header; values are not looked at. Raises :class:`AdapterError`."""
+    return parse(data)[0]
+
+
+def unpack(data: bytes) -> tuple[Arrays, PackedInfo]:
+    """The tensors of a blob as float32 that own their memory, by name, and what it says of itself.
+
+    Raises :class:`AdapterError`, and nothing else, for anything that :func:`pack` would not have written.
+    """
+    info, entries, start = parse(data)
+    scales = _scales(data, entries.pop(SCALES), start) if info.dtype == "int8" else None
+    tensors: Arrays = {}
+    row = 0
+    for name in sorted(entries):
+        entry = entries[name]
+        values = _read(data, entry, start, _NUMPY[info.dtype])
+        if scales is not None:
+            if bool(np.any(values == -128)):
+                refuse(f"tensor {name!r} holds -128, which symmetric int8 has not")
+            values = (np.atleast_2d(values) * scales[row : row + entry.rows, None]).reshape(entry.shape)
+            values = np.clip(values, -MAX_VALUE, MAX_VALUE)  # a scale is rounded up, and 127 times it may be beyond
+            row += entry.rows
+        if not bool(np.all(np.abs(values) <= MAX_VALUE)):
+            refuse(f"tensor {name!r} holds NaN, infinity or a value beyond float16", "use an earlier one")
+        tensors[name] = values.astype(np.float32)
+    return tensors, info
+
+
+def _scales(data: bytes, entry: Entry, start: int) -> npt.NDArray[np.float32]:
+    scales = _read(data, entry, start, _NUMPY["float16"]).astype(np.float32)
+    if not bool(np.all((scales >= 0) & (scales <= MAX_SCALE))):
+        refuse(f"a scale is negative, NaN or above {MAX_SCALE:.0f}")
+    return scales
+
+
+def _read(data: bytes, entry: Entry, start: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """A view of the blob."""
+    return np.frombuffer(data, dtype, math.prod(entry.shape), start + entry.start).reshape(entry.shape)

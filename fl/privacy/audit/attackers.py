@@ -1,0 +1,93 @@
+"""What shared updates tell an honest but curious server: the attackers of ``idiolect audit``, as functions of arrays.
+
+| question | attackers | chance | module |
+| --- | --- | --- | --- |
+| are two updates of different rounds from one person? | three similarities | EER 50 % | :mod:`fl.privacy.audit.linkage` |
+| what kind of person sent these updates? | a linear classifier on the other people | accuracy 50 % | :mod:`fl.privacy.audit.attributes` |
+| was this utterance trained on? | loss, loss against a reference model | AUC 50 % | :mod:`fl.privacy.audit.membership` |
+
+What the server has to attack is one of the views of :mod:`fl.privacy.audit.views`; similarities are those of
+:mod:`fl.privacy.audit.kernels`. None of these modules knows how updates came about or where they are kept. An attack that
+fails here shows that *this* attacker fails; only the accounting of :mod:`fl.privacy.accounting` bounds all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl.core.errors import IdiolectError
+from fl.core.rng import derive_generator
+
+Floats = NDArray[np.float64]
+MIN_PEOPLE = 4  # two are held out of what an attacker learns from, and what is left must hold pairs too
+SAMPLES = 1000  # of a bootstrap
+CONFIDENCE = 0.95
+REACHED_BY = 0.05  # the share of shufflings of which a finding says what they reach
+
+
+class AuditError(IdiolectError):
+    """Updates, people or settings with which nothing can be measured."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and its interval, all as shares of 1."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What an attacker reaches, and what the same attacker reaches where there is nothing to find.
+
+    For the latter what is asked for is shuffled (Ojala and Garriga 2010, JMLR 11): ``baseline`` is the mean over shufflings,
+    ``reached`` what one in twenty does at least, ``p`` the share of shufflings that do as well or better. With few people
+    single figures stray far from chance, and an interval alone is no proof that one did not.
+    """
+
+    rate: Estimate
+    baseline: float
+    reached: float
+    p: float
+
+
+def against(rate: Estimate, shuffled: Sequence[float], *, low_wins: bool = False) -> Finding:
+    """``rate`` beside the rates of the same attacker under shuffled labels; error rates are won by low ones."""
+    found = np.array(shuffled)
+    sign = -1.0 if low_wins else 1.0
+    as_good = int((sign * found >= sign * rate.value - 1e-12).sum())
+    reached = float(np.quantile(found, REACHED_BY if low_wins else 1 - REACHED_BY))
+    return Finding(rate, float(found.mean()), reached, (as_good + 1) / (len(found) + 1))
+
+
+def check_people(count: int, what: str) -> None:
+    """Raise :class:`AuditError` for fewer than four people."""
+    if count < MIN_PEOPLE:
+        raise AuditError(
+            f"{what} of {count} people cannot be measured: an attacker learns from those who are left out of the test; "
+            f"give at least {MIN_PEOPLE} devices"
+        )
+
+
+def over_people(count: int, statistic: Callable[[Floats], float | None], *, seed: int) -> Estimate:
+    """``statistic`` of everybody once, with its percentile interval over resampled people.
+
+    ``statistic`` takes how often each of ``count`` people counts, ``(count,)``, and may return None for a draw that it has no
+    value for. People are resampled whole, with all that is theirs, since what one person sent in two rounds is not
+    independent (the subset bootstrap of Bolle, Ratha and Pankanti 2004, CVIU 93(1)).
+    """
+    value = statistic(np.ones(count))
+    if value is None:
+        raise AuditError("nothing can be measured: there is nothing on one side of the comparison")
+    generator = derive_generator(seed, "audit bootstrap")
+    drawn = (statistic(generator.multinomial(count, np.full(count, 1 / count)).astype(float)) for _ in range(SAMPLES))
+    found = [one for one in drawn if one is not None]
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(found, [tail, 1 - tail]) if found else (value, value)
+    return Estimate(float(value), float(low), float(high))

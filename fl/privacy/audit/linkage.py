@@ -1,0 +1,177 @@
+"""Linkage: are an update of one round and an update of another from the same person? Measured as speaker verification is.
+
+That updates of speech models tell their speakers apart was shown by Tomashenko et al. (ICASSP 2022, arXiv 2111.03777) as an
+equal error rate; theirs look at the layers' outputs on indicator speech, these at the updates themselves, which an aggregator
+has without any computation. Three attackers, each with more knowledge than the one before:
+
+- ``cosine``: a pair's score is the cosine of the whole updates, the plain score of speaker embeddings (Dehak et al. 2011, IEEE
+  TASLP 19(4)).
+- ``layers``: the mean over the layers of the cosine after the round's mean is taken off. Centring and length normalisation are
+  those of Garcia-Romero and Espy-Wilson (Interspeech 2011), layer by layer since layers move unequally far.
+- ``fused``: the layers' cosines weighted by Fisher's linear discriminant (1936) for "same person", as scores are fused in
+  speaker verification (Brümmer et al. 2007, IEEE TASLP 15(7)); learnt from pairs that hold neither of the two people.
+
+The equal error rate is where as many pairs of different people are taken for one (false acceptances) as pairs of one person
+for two (false rejections). 0 is a perfect link, 50 % is chance; more than that is chance again, or a score upside down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from fl.core.rng import derive_generator
+from fl.privacy.audit.attackers import AuditError, Finding, Floats, against, check_people, over_people
+from fl.privacy.audit.kernels import Kernels
+
+PERMUTATIONS = 100
+SHRINKAGE = 0.1  # of the discriminant's covariance towards a multiple of the identity
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """All pairs of updates of different rounds: rows of the earlier and of the later one, and whose they are."""
+
+    earlier: np.ndarray
+    later: np.ndarray
+    first: np.ndarray  # person of the earlier one
+    second: np.ndarray
+
+    @classmethod
+    def of(cls, kernels: Kernels, persons: np.ndarray | None = None) -> Pairs:
+        """Pairs with the people of ``persons`` ``(rows,)``, by default the real ones.
+
+        :class:`AuditError` for fewer than four people, or if nobody is there twice.
+        """
+        persons = kernels.persons if persons is None else persons
+        check_people(len(kernels.names), "linkage")
+        rounds = np.array(kernels.rounds)
+        earlier, later = np.nonzero(rounds[:, None] < rounds[None, :])
+        pairs = cls(earlier, later, persons[earlier], persons[later])
+        if not pairs.same.any():
+            raise AuditError("nobody took part in two recorded rounds: record more rounds, or sample more devices")
+        return pairs
+
+    @property
+    def same(self) -> np.ndarray:
+        """Whether both are of one person."""
+        same: np.ndarray = self.first == self.second
+        return same
+
+
+def equal_error_rate(scores: Floats, same: np.ndarray, weights: Floats | None = None) -> float | None:
+    """The rate at which both errors are equal, on straight lines between thresholds; None where one side has no weight.
+
+    Equal scores are accepted or rejected together, so scores that say nothing give exactly one half.
+    """
+    weights = np.ones(len(scores)) if weights is None else weights
+    order = np.argsort(-scores, kind="stable")
+    scores, same, weights = scores[order], same[order], weights[order]
+    genuine, impostor = float(weights[same].sum()), float(weights[~same].sum())
+    if not genuine or not impostor:
+        return None
+    last = np.append(np.diff(scores) != 0, True)  # of each group of equal scores
+    accepted = np.append(0.0, np.cumsum(weights * ~same)[last] / impostor)
+    rejected = np.append(1.0, 1.0 - np.cumsum(weights * same)[last] / genuine)
+    gap = accepted - rejected
+    place = int(np.argmax(gap >= -1e-12))
+    share = gap[place - 1] / (gap[place - 1] - gap[place])
+    return float(accepted[place - 1] + share * (accepted[place] - accepted[place - 1]))
+
+
+def cosine(kernels: Kernels, pairs: Pairs) -> Floats:
+    """Scores ``(pairs,)`` of the attacker ``cosine``."""
+    scores: Floats = kernels.whole()[pairs.earlier, pairs.later]
+    return scores
+
+
+def layers(kernels: Kernels, pairs: Pairs) -> Floats:
+    """Scores ``(pairs,)`` of the attacker ``layers``."""
+    scores: Floats = kernels.by_layer[:, pairs.earlier, pairs.later].mean(axis=0)
+    return scores
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Counts ``(groups,)``, sums ``(groups, n)`` and second moments ``(groups, n, n)`` of features."""
+
+    count: Floats
+    total: Floats
+    squares: Floats
+
+    def added(self, members: Floats) -> _Moments:
+        """Of other groups, each the sum of those with weight 1 in its row of ``members`` ``(others, groups)``."""
+        groups, size = self.total.shape
+        squares = (members @ self.squares.reshape(groups, -1)).reshape(-1, size, size)
+        return _Moments(members @ self.count, members @ self.total, squares)
+
+    @property
+    def mean(self) -> Floats:
+        return self.total / np.maximum(self.count, 1.0)[:, None]
+
+    @property
+    def covariance(self) -> Floats:
+        mean = self.mean
+        covariance: Floats = (
+            self.squares / np.maximum(self.count, 1.0)[:, None, None] - mean[:, :, None] * mean[:, None]
+        )
+        return covariance
+
+
+def fused(kernels: Kernels, pairs: Pairs) -> Floats:
+    """Scores ``(pairs,)`` of the attacker ``fused``: log-likelihood ratios of two Gaussians with one covariance."""
+    features = kernels.by_layer[:, pairs.earlier, pairs.later].T
+    low, high = np.minimum(pairs.first, pairs.second), np.maximum(pairs.first, pairs.second)
+    codes, group = np.unique(low * len(kernels.names) + high, return_inverse=True)  # one group for each two people
+    one, other = np.divmod(codes, len(kernels.names))
+    order = np.argsort(group, kind="stable")
+    sizes = np.bincount(group)
+    place = np.arange(len(group)) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # within its group
+    padded = np.zeros((len(codes), sizes.max(), features.shape[1]))
+    padded[group[order], place] = features[order]
+    moments = _Moments(sizes.astype(float), padded.sum(axis=1), padded.transpose(0, 2, 1) @ padded)
+    # Row g: the groups in which neither of the two people of group g is.
+    free = (one[:, None] != one) & (one[:, None] != other) & (other[:, None] != one) & (other[:, None] != other)
+    same, different = (moments.added((free & side).astype(float)) for side in (one == other, one != other))
+    covariance = (same.covariance + different.covariance) / 2
+    size = features.shape[1]
+    scale = np.maximum(np.trace(covariance, axis1=1, axis2=2) / size, 1e-12)
+    shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * scale[:, None, None] * np.eye(size)
+    weights = np.linalg.solve(shrunk, (same.mean - different.mean)[:, :, None])[:, :, 0]
+    middle = (same.mean + different.mean) / 2
+    scores: Floats = np.einsum("pn,pn->p", features - middle[group], weights[group])
+    return scores
+
+
+ATTACKERS: dict[str, Callable[[Kernels, Pairs], Floats]] = {"cosine": cosine, "layers": layers, "fused": fused}
+
+
+def linkage(kernels: Kernels, *, seed: int) -> dict[str, Finding]:
+    """The equal error rate of each attacker over all pairs of updates of different rounds."""
+    pairs = Pairs.of(kernels)
+    generator = derive_generator(seed, "audit permutations", "linkage")
+    others = [Pairs.of(kernels, _shuffled(kernels, generator)) for _ in range(PERMUTATIONS)]
+    found = {}
+    for name, attack in ATTACKERS.items():
+        scores = attack(kernels, pairs)
+
+        def rate(counts: Floats, scores: Floats = scores) -> float | None:
+            # A person drawn twice is two people who are alike, not an impostor of oneself.
+            weights = np.where(pairs.same, counts[pairs.first], counts[pairs.first] * counts[pairs.second])
+            return equal_error_rate(scores, pairs.same, weights)
+
+        shuffled = (equal_error_rate(attack(kernels, other), other.same) for other in others)
+        value = over_people(len(kernels.names), rate, seed=seed)
+        found[name] = against(value, [one for one in shuffled if one is not None], low_wins=True)
+    return found
+
+
+def _shuffled(kernels: Kernels, generator: np.random.Generator) -> np.ndarray:
+    """Whose each row is, shuffled within each round: without linkage any assignment is as good."""
+    rounds, persons = np.array(kernels.rounds), kernels.persons.copy()
+    for one in sorted(set(kernels.rounds)):
+        places = np.flatnonzero(rounds == one)
+        persons[places] = persons[generator.permutation(places)]
+    return persons

@@ -1,0 +1,118 @@
+"""Membership inference: was this utterance among those that this person's update was trained on?
+
+- ``threshold``: the score is -loss: what was trained on has a low one (Yeom et al. 2018, arXiv 1709.01604, adversary 2).
+- ``calibrated``: the loss of a reference model minus the loss, so that easy utterances are not taken for members (difficulty
+  calibration, Watson et al. 2022, arXiv 2111.08440). It is LiRA's offline attack (Carlini et al. 2022, arXiv 2112.03570)
+  simplified to one reference model, the frozen base: no shadow models, no variance for each example.
+
+The loss is the mean over an utterance's labels, in nats, of the model that the server can put together: what it sent plus the
+update as it sees it. Utterances of the same person that were never trained on are the other class, as many of them, so that
+nothing but membership tells the two apart. AUC is the probability that a member scores above a non-member (chance 50 %). Since
+an attack may be sure of a few and wrong about the rest, TPR at 1 % FPR is given beside it (Carlini et al., section 3), where
+there are the 100 non-members that 1 % needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from fl.core.rng import derive_generator
+from fl.privacy.audit.attackers import AuditError, Finding, Floats, against, over_people
+
+FALSE_POSITIVES = 0.01
+PERMUTATIONS = 200
+MIN_NON_MEMBERS = 100  # fewer cannot show a rate of 1 %
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Losses:
+    """One entry for each utterance: its person, whether it was trained on, its loss and the reference model's."""
+
+    people: tuple[str, ...]
+    member: np.ndarray
+    loss: Floats
+    reference: Floats
+
+    def __post_init__(self) -> None:
+        sizes = {len(self.people), len(self.member), len(self.loss), len(self.reference)}
+        if len(sizes) != 1:
+            raise AuditError(
+                f"people, membership and losses have {sorted(sizes)} entries: one for each utterance is needed"
+            )
+
+
+@dataclass(frozen=True)
+class Membership:
+    """AUC, and TPR at 1 % FPR (None with fewer than 100 non-members)."""
+
+    auc: Finding
+    tpr: float | None
+
+
+ATTACKERS = ("threshold", "calibrated")
+
+
+def area(scores: Floats, member: np.ndarray, weights: Floats) -> float | None:
+    """Area under the ROC curve: the weighted share of (member, non-member) pairs in the right order, equal ones half."""
+    values, group = np.unique(scores, return_inverse=True)
+    inside = np.bincount(group, weights * member, len(values))
+    outside = np.bincount(group, weights * ~member, len(values))
+    if not inside.sum() or not outside.sum():
+        return None
+    below = np.cumsum(outside) - outside
+    return float((inside * (below + outside / 2)).sum() / (inside.sum() * outside.sum()))
+
+
+def rate_at(scores: Floats, member: np.ndarray, false_positives: float = FALSE_POSITIVES) -> float | None:
+    """Share of members above a threshold that at most ``false_positives`` of the non-members exceed; None with fewer than 100."""
+    outside = np.sort(scores[~member])[::-1]
+    if len(outside) < MIN_NON_MEMBERS or not member.any():
+        return None
+    threshold = outside[int(np.floor(false_positives * len(outside) + 1e-9))]
+    return float((scores[member] > threshold).mean())
+
+
+def membership(losses: Losses, *, seed: int) -> dict[str, Membership]:
+    """What both attackers find. Losses that are not finite count as the largest there are."""
+    loss = np.where(np.isfinite(losses.loss), losses.loss, np.finfo(np.float32).max)
+    scores = {"threshold": -loss, "calibrated": losses.reference - loss}
+    names = sorted(set(losses.people))
+    person = np.array([names.index(name) for name in losses.people])
+    generator = derive_generator(seed, "audit permutations", "membership")
+    others = [_shuffled(losses.member, person, generator) for _ in range(PERMUTATIONS)]
+    found = {}
+    for name in ATTACKERS:
+        score = scores[name]
+
+        def auc(counts: Floats, score: Floats = score) -> float | None:
+            return area(score, losses.member, counts[person])
+
+        shuffled = [area(score, other, np.ones(len(score))) or 0.0 for other in others]
+        rate = over_people(len(names), auc, seed=seed)
+        found[name] = Membership(against(rate, shuffled), rate_at(score, losses.member))
+    return found
+
+
+def _shuffled(member: np.ndarray, person: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Membership shuffled among the utterances of each person."""
+    other = member.copy()
+    for one in range(int(person.max()) + 1):
+        places = np.flatnonzero(person == one)
+        other[places] = member[generator.permutation(places)]
+    return other
+
+
+def balanced_choice(
+    members: Sequence[Item], others: Sequence[Item], generator: np.random.Generator
+) -> tuple[list[Item], list[Item]]:
+    """As many of each, drawn at random and in their order: the smaller side whole."""
+    count = min(len(members), len(others))
+    one, other = (
+        [side[place] for place in sorted(generator.permutation(len(side))[:count])] for side in (members, others)
+    )
+    return one, other

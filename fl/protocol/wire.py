@@ -1,0 +1,183 @@
+"""What a message between aggregator and device is made of, as Flower records.
+
+Aggregator to node: ``job`` (what to do, for which devices), ``settings`` (the run's configuration, flat) and ``shared`` (the
+shared tensors). Node to aggregator, for all its devices together:
+
+| record | holds |
+| --- | --- |
+| ``devices`` | ``ids`` of the devices that answered, one for each row of what follows |
+| ``counts`` | their numbers in columns: a list for each name |
+| ``shared`` | their shared tensors, each with a leading dimension of devices; not with ``edge`` aggregation |
+| ``encoded`` | instead of ``shared``: their updates as bytes of a codec, each with a leading dimension of devices |
+| ``sum``, ``totals`` | with ``edge`` aggregation: float64 sums of weight times tensor, their ``weight`` and number of ``devices`` |
+| ``secure-sum:<participant>`` | a message of a secure sum; the masked vector instead of any tensor |
+| ``counts:<device>`` | of a device that failed, or has other numbers than the first |
+
+A node may also answer device by device, with ``shared:<device>`` and ``counts:<device>``. Nothing else may come back:
+:mod:`fl.protocol.guard` checks it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from torch import Tensor
+
+from fl.core.errors import ConfigError, IdiolectError
+from fl.metrics import Counts
+from fl.settings.config import RunConfig, flat, make_config
+
+JOB, SETTINGS_RECORD, SHARED = "job", "settings", "shared"
+COUNTS, DEVICES, SUM, TOTALS = "counts", "devices", "sum", "totals"
+ENCODED, SECURE = "encoded", "secure-sum"
+PAYLOAD = "update"  # the one array of ENCODED: a device's encodings end to end
+SECURE_STEP = "secure_sum"  # the action of the queries that are steps of a secure sum
+IDS = "ids"  # of DEVICES
+TOTAL_NAMES = frozenset({"weight", "devices"})
+WITHIN = "within"  # of TOTALS, with adaptive clipping: how many of the devices were within the clipping norm
+ARRAY_HEADER_BYTES = 128  # of a tensor as Flower serializes it: NumPy's header
+FIELDS = ("substitutions", "deletions", "insertions", "reference")
+
+
+FEDERATE, PERSONALIZE, FINETUNE = "federate", "personalize", "finetune"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a node is asked to do in one message."""
+
+    arm: str
+    round: int
+    devices: tuple[str, ...]
+    phase: str = FEDERATE  # or one that sends nothing shared back: PERSONALIZE (the last rounds), FINETUNE (after them)
+    split: str = "validation"  # data to evaluate on
+    final: bool = False  # write transcripts and adapters to the device's own disk
+    parallel: int = 1  # messages in flight beside this one, itself included: sets the threads of a step
+    bound: float = 0.0  # clipping norm of the shared update; 0 where devices do not clip
+    noise: float = 0.0  # standard deviation of the noise that each device adds by itself
+
+    def to_record(self) -> ConfigRecord:
+        """As a Flower record."""
+        return ConfigRecord(
+            {
+                "arm": self.arm,
+                "round": self.round,
+                "device-ids": list(self.devices),
+                "phase": self.phase,
+                "split": self.split,
+                "final": self.final,
+                "parallel": self.parallel,
+                "bound": float(self.bound),
+                "noise": float(self.noise),
+            }
+        )
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, object]) -> Job:
+        """The inverse of :meth:`to_record`; :class:`ConfigError` for a record that is none."""
+        try:
+            return cls(
+                arm=str(record["arm"]),
+                round=int(record["round"]),  # type: ignore[call-overload]
+                devices=tuple(str(d) for d in record["device-ids"]),  # type: ignore[attr-defined]
+                phase=str(record["phase"]),
+                split=str(record["split"]),
+                final=bool(record["final"]),
+                parallel=int(record["parallel"]),  # type: ignore[call-overload]
+                bound=float(record["bound"]),  # type: ignore[arg-type]
+                noise=float(record["noise"]),  # type: ignore[arg-type]
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"message is not a job of this version ({error!r}): use the same version at both ends"
+            ) from error
+
+
+def settings_record(config: RunConfig) -> ConfigRecord:
+    """The run's configuration as a flat Flower record."""
+    return ConfigRecord(dict(flat(config)))
+
+
+def read_settings(content: RecordDict) -> RunConfig:
+    """The configuration that a message carries."""
+    return make_config(dict(content.config_records.get(SETTINGS_RECORD, {})))
+
+
+def to_arrays(tensors: Mapping[str, Tensor]) -> ArrayRecord:
+    """Tensors as a Flower record, in the order of their names."""
+    return ArrayRecord({name: Array(tensors[name].detach().cpu().numpy()) for name in sorted(tensors)})
+
+
+def from_arrays(record: ArrayRecord) -> dict[str, Tensor]:
+    """A Flower record as tensors that own their memory."""
+    return {name: torch.from_numpy(np.array(array.numpy())) for name, array in record.items()}
+
+
+def arrays_bytes(record: ArrayRecord) -> int:
+    """Bytes of the tensors as Flower serializes them: each with NumPy's header of 128 bytes, without the envelope."""
+    return sum(len(array.data) for array in record.values())
+
+
+def tensors_bytes(tensors: Iterable[Tensor]) -> int:
+    """What :func:`arrays_bytes` would be of these tensors alone, without serializing them."""
+    return sum(t.numel() * t.element_size() + ARRAY_HEADER_BYTES for t in tensors)
+
+
+def device_key(kind: str, device_id: str) -> str:
+    """Record name of one device's part of a reply."""
+    return f"{kind}:{device_id}"
+
+
+def split_key(key: str) -> tuple[str, str]:
+    """``(kind, device_id)`` of a record name; the device is empty where there is none."""
+    kind, _, device = key.partition(":")
+    return kind, device
+
+
+def flat_counts(metrics: Mapping[str, Counts], extra: Mapping[str, int | float]) -> dict[str, int | float]:
+    """Counts of one device by flat name, ``mer.substitutions`` and so on, with plain numbers beside them."""
+    values: dict[str, int | float] = dict(extra)
+    for name, counts in metrics.items():
+        for field in FIELDS:
+            values[f"{name}.{field}"] = int(getattr(counts, field))
+    return values
+
+
+def counts_record(metrics: Mapping[str, Counts], extra: Mapping[str, int | float]) -> MetricRecord:
+    """:func:`flat_counts` as a record."""
+    return MetricRecord(dict(flat_counts(metrics, extra)))
+
+
+def read_counts(record: Mapping[str, object]) -> tuple[dict[str, Counts], dict[str, float]]:
+    """The inverse of :func:`counts_record`. Raises :class:`IdiolectError` for values that are no numbers and counts that lack a part."""
+    fields: dict[str, dict[str, int]] = {}
+    extra: dict[str, float] = {}
+    for key, value in record.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise IdiolectError(
+                f"count {key!r} is a {type(value).__name__}, not a number: the reply is not from this version"
+            )
+        name, _, field = key.rpartition(".")
+        if name and field in FIELDS:
+            if value != value // 1:  # NaN and infinity too
+                raise IdiolectError(f"count {key!r} is {value}, not a whole number: the reply is not from this version")
+            fields.setdefault(name, {})[field] = int(value)
+        else:
+            extra[key] = value
+    for name, values in fields.items():
+        if len(values) < len(FIELDS):
+            raise IdiolectError(f"counts of {name!r} lack {sorted(set(FIELDS) - set(values))}: the reply is incomplete")
+    return {name: Counts(**values) for name, values in fields.items()}, extra
+
+
+def add_counts(rows: Sequence[Mapping[str, Counts]]) -> dict[str, Counts]:
+    """Sums of counts by metric."""
+    total: dict[str, Counts] = {}
+    for row in rows:
+        for name, counts in row.items():
+            total[name] = total[name] + counts if name in total else counts
+    return total

@@ -1,0 +1,201 @@
+"""From the bytes that somebody sent to an adapter that may be a row of a batch: everything is checked, cheapest first.
+
+What a sender writes is never compiled or matched as a pattern of their own, because a regular expression can run for hours:
+``target_modules`` is a list of names, or one of the patterns that :func:`fl.adapters.config.target_pattern` makes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from functools import lru_cache
+from itertools import permutations
+from typing import Any
+
+import torch
+from torch import nn
+
+from fl.adapters.config import ATTENTION_TARGETS, SITES, GatedLoraConfig, target_pattern
+from fl.adapters.files import AdapterInfo
+from fl.adapters.layer import gate_shapes
+from fl.adapters.stacked import Slot, tensor_name
+from fl.adapters.state import Shapes, check_tensors
+from fl.bases.whisper.base import WhisperBase
+from fl.bases.whisper.tokenizer import tokenizer_digest
+from fl.core.errors import AdapterError, AdapterMismatchError, ConfigError
+from fl.packed.blob import PackedInfo, read_info, unpack
+from fl.serving.engine.requests import ServedAdapter
+from fl.speech.features import WINDOWS
+
+MAX_BYTES = 16 * 2**20
+MAX_TENSORS = 2_048
+MAX_RANK = 64
+_IGNORED = ("exclude_modules", "layers_to_transform", "layers_pattern")  # settings that would change what is adapted
+_TARGETS = re.compile(r"\(\?:((?:{0})(?:\|(?:{0}))*)\)".format("|".join(ATTENTION_TARGETS)))
+
+
+@lru_cache(maxsize=4)
+def linear_maps(base: WhisperBase) -> dict[str, tuple[int, int]]:
+    """``(d_in, d_out)`` of the linear maps that an adapter may sit on, by name: those of all sites."""
+    anywhere = re.compile(target_pattern(tuple(SITES)))
+    return {
+        name: (module.in_features, module.out_features)
+        for name, module in base.model.named_modules()
+        if isinstance(module, nn.Linear) and anywhere.fullmatch(name)
+    }
+
+
+@lru_cache(maxsize=4)
+def served_tokenizer(base: WhisperBase) -> str:
+    """The digest of the base's tokenizer, computed once: it is over the whole vocabulary."""
+    return tokenizer_digest(base)
+
+
+def admit(
+    data: bytes,
+    base: WhisperBase,
+    *,
+    max_bytes: int = MAX_BYTES,
+    max_tensors: int = MAX_TENSORS,
+    max_rank: int = MAX_RANK,
+) -> ServedAdapter:
+    """The packed adapter ``data``, checked against ``base``.
+
+    Raises :class:`AdapterMismatchError` for a sound one of another base, tokenizer or configuration and
+    :class:`AdapterError` for any other bytes; nothing else. Nothing is allocated before its size is known and allowed.
+    """
+    if len(data) > max_bytes:
+        raise AdapterError(f"the adapter has {len(data):,} bytes, and at most {max_bytes:,} are taken: pack it as int8")
+    packed = read_info(data)
+    if packed.base_fingerprint != base.fingerprint:
+        raise AdapterMismatchError(
+            f"the adapter was made for base {packed.base_name[:80]!r} ({packed.base_fingerprint[:80]}); this server has "
+            f"{base.name!r} ({base.fingerprint}): send it to a server with its own base"
+        )
+    own = served_tokenizer(base)
+    if packed.tokenizer and own and packed.tokenizer != own:
+        raise AdapterMismatchError(
+            f"the adapter was trained with another tokenizer ({packed.tokenizer[:12]}...) than that of this server "
+            f"({own[:12]}...): its words would come out as others; train it again or use a server with that tokenizer"
+        )
+    if packed.tensors > max_tensors:
+        raise AdapterError(f"the adapter has {packed.tensors:,} tensors, and at most {max_tensors:,} are taken")
+    config = _config(packed.config, base, max_rank)
+    shapes = _shapes(config, base)
+    _check_size(shapes, packed, max_bytes)
+    _check_use(packed, base)
+    arrays, _ = unpack(data)
+    tensors = {name: torch.from_numpy(array) for name, array in sorted(arrays.items())}
+    check_tensors(tensors, shapes)
+    info = AdapterInfo(
+        base_name=base.name,
+        base_fingerprint=base.fingerprint,
+        split=packed.split,
+        config=config,
+        window=packed.window,
+        language=packed.language,
+    )
+    return ServedAdapter(tensors, Slot.of(config), info, hashlib.sha256(data).hexdigest())
+
+
+def _config(values: dict[str, Any], base: WhisperBase, max_rank: int) -> GatedLoraConfig:
+    """The configuration with ``target_modules`` as the full names of the modules that it selects on this base."""
+    for key in _IGNORED:
+        if values.get(key) not in (None, [], ""):
+            raise AdapterError(f"the adapter sets {key!r}, which is not served: name its modules in 'target_modules'")
+    modules = _modules(values.get("target_modules"), base)
+    try:
+        config = GatedLoraConfig(
+            r=values.get("r", 0),
+            lora_alpha=float(values.get("lora_alpha", 0)),
+            gate=values.get("gate", ""),
+            target_modules=modules,
+        )
+    except (ConfigError, TypeError, ValueError, OverflowError) as error:
+        raise AdapterError(f"the adapter's configuration is not one: {str(error)[:200]}; pack it again") from None
+    if config.r > max_rank:
+        raise AdapterError(f"the adapter has rank {config.r}, and at most {max_rank} are served: train a smaller one")
+    maps = linear_maps(base)
+    smallest = min(min(maps[name]) for name in modules)
+    if config.r > smallest:
+        raise AdapterMismatchError(
+            f"rank {config.r} is larger than a map of {smallest} of this base: was it for another?"
+        )
+    return config
+
+
+def _modules(targets: object, base: WhisperBase) -> list[str]:
+    maps = linear_maps(base)
+    if isinstance(targets, str):
+        pattern = _own_pattern(targets)
+        if pattern is None:
+            raise AdapterError(
+                "the adapter's 'target_modules' is a pattern that 'sites' does not make: give a list of module names"
+            )
+        found = [name for name in maps if re.fullmatch(pattern, name)]
+    elif isinstance(targets, list) and targets and len(targets) <= MAX_TENSORS and all(map(_is_name, targets)):
+        endings, whole = tuple(f".{target}" for target in targets), frozenset(targets)
+        found = [name for name in maps if name in whole or name.endswith(endings)]
+    else:
+        raise AdapterError(
+            "the adapter's 'target_modules' is neither a list of module names nor a pattern; pack it again"
+        )
+    if not found:
+        raise AdapterMismatchError(
+            "the adapter's 'target_modules' match no linear map of this base: check sites and base"
+        )
+    return found
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[\w.]{1,200}", value) is not None
+
+
+def _own_pattern(text: str) -> str | None:
+    """``text`` if it is what :func:`target_pattern` makes of some sites and targets."""
+    found = _TARGETS.search(text[:400])
+    targets = tuple(found[1].split("|")) if found else ()
+    if len(targets) > len(ATTENTION_TARGETS):
+        return None
+    orders = (order for count in range(1, len(SITES) + 1) for order in permutations(SITES, count))
+    for sites in orders:
+        if (targets or sites == ("ffn",)) and target_pattern(sites, targets) == text:
+            return text
+    return None
+
+
+def _shapes(config: GatedLoraConfig, base: WhisperBase) -> Shapes:
+    """Names and shapes of the tensors that ``config`` implies on ``base``."""
+    shapes: Shapes = {}
+    assert isinstance(config.target_modules, list)
+    for module in config.target_modules:
+        d_in, d_out = linear_maps(base)[module]
+        shapes[tensor_name(module, "A")] = (config.r, d_in)
+        shapes[tensor_name(module, "B")] = (d_out, config.r)
+        for what, shape in gate_shapes(config.gate, d_in, d_out, config.r).items():
+            shapes[tensor_name(module, what)] = shape
+    return shapes
+
+
+def _check_size(shapes: Shapes, packed: PackedInfo, max_bytes: int) -> None:
+    if packed.tensors != len(shapes):
+        raise AdapterMismatchError(
+            f"the adapter has {packed.tensors} tensors, and its configuration means {len(shapes)} on this base: "
+            "was it packed whole, and for this base?"
+        )
+    size = 4 * sum(math.prod(shape) for shape in shapes.values())
+    if size > 4 * max_bytes:
+        raise AdapterError(
+            f"the adapter would have {size:,} bytes in memory, and at most {4 * max_bytes:,} are allowed"
+        )
+
+
+def _check_use(packed: PackedInfo, base: WhisperBase) -> None:
+    if packed.window not in WINDOWS:
+        raise AdapterError(
+            f"the adapter's window {packed.window[:20]!r} is none of {', '.join(WINDOWS)}: pack it again"
+        )
+    known = base.languages or ("en",)
+    if packed.language and packed.language not in known:
+        raise AdapterMismatchError(f"the adapter's language {packed.language[:20]!r} is unknown to base {base.name!r}")

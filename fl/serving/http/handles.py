@@ -1,0 +1,115 @@
+"""Adapters that a device asked the server to hold for a while: in memory, under a byte budget, for their own token alone.
+
+A handle is 192 random bits. It says nothing about the adapter, works only with the token that put it, and is gone after its
+time, when room is needed (least recently used first), and when the server stops. The event loop's thread alone uses this.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fl.serving.engine.requests import ServedAdapter
+from fl.serving.http.problems import ProblemError
+
+
+@dataclass
+class Held:
+    """One adapter that is held. ``expires`` is on the store's clock."""
+
+    owner: str
+    adapter: ServedAdapter
+    expires: float
+
+
+class Handles:
+    """Adapters by handle, the least recently used first."""
+
+    def __init__(
+        self, max_bytes: int, seconds: float, per_owner: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.max_bytes = max_bytes
+        self.seconds = seconds
+        self.per_owner = per_owner
+        self.bytes = 0
+        self.evicted = 0
+        self._clock = clock
+        self._held: OrderedDict[str, Held] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def put(self, owner: str, adapter: ServedAdapter) -> str:
+        """Hold ``adapter`` and return its handle. The same adapter of the same owner keeps its handle and starts anew.
+
+        Raises :class:`ProblemError` ``too-large`` for one that is more than the whole budget.
+        """
+        self._expire()
+        if adapter.bytes > self.max_bytes:
+            raise ProblemError(
+                "too-large", f"the adapter has {adapter.bytes:,} bytes in memory; {self.max_bytes:,} are for handles"
+            )
+        own = [handle for handle, held in self._held.items() if held.owner == owner]
+        for handle in own:
+            if self._held[handle].adapter.digest == adapter.digest:
+                self._touch(handle)
+                return handle
+        if len(own) >= self.per_owner:
+            self._drop(own[0])
+            self.evicted += 1
+        while self.bytes + adapter.bytes > self.max_bytes:
+            self._drop(next(iter(self._held)))
+            self.evicted += 1
+        handle = secrets.token_urlsafe(24)
+        self._held[handle] = Held(owner, adapter, self._clock() + self.seconds)
+        self.bytes += adapter.bytes
+        return handle
+
+    def get(self, owner: str, handle: str) -> ServedAdapter:
+        """The adapter, which counts as used. :class:`ProblemError` ``unknown-handle`` for another owner's as for none."""
+        adapter = self._find(owner, handle).adapter
+        self._touch(handle)
+        return adapter
+
+    def expires_in(self, owner: str, handle: str) -> float:
+        """Seconds for which the adapter stays if nobody uses it; as :meth:`get`, but it does not count as used."""
+        return self._find(owner, handle).expires - self._clock()
+
+    def look(self, owner: str, handle: str) -> ServedAdapter:
+        """As :meth:`get`, but it does not count as used."""
+        return self._find(owner, handle).adapter
+
+    def drop(self, owner: str, handle: str) -> None:
+        """Forget the adapter."""
+        self._find(owner, handle)
+        self._drop(handle)
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self._held.clear()
+        self.bytes = 0
+
+    def _find(self, owner: str, handle: str) -> Held:
+        self._expire()
+        held = self._held.get(handle)
+        if held is None or held.owner != owner:
+            raise ProblemError(
+                "unknown-handle", "no adapter of this token has that handle: it expired, gave way, or never was"
+            )
+        return held
+
+    def _touch(self, handle: str) -> None:
+        self._held[handle].expires = self._clock() + self.seconds
+        self._held.move_to_end(handle)
+
+    def _expire(self) -> None:
+        # Every use sets the same time to live and moves to the end, so the first is always the next to go.
+        now = self._clock()
+        while self._held and next(iter(self._held.values())).expires <= now:
+            self._drop(next(iter(self._held)))
+
+    def _drop(self, handle: str) -> None:
+        self.bytes -= self._held.pop(handle).adapter.bytes

@@ -1,0 +1,93 @@
+"""How much the server takes: every limit in one place, and the budget that each token has by the minute."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+from fl.core.errors import ConfigError
+from fl.serving.http.problems import ProblemError
+from fl.speech.audio import MAX_SECONDS
+
+MIB = 2**20
+ADAPT_PATH = "/v1/adapt"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Limits of one server. All are above zero, but for the rates, where zero means: no limit."""
+
+    # One request
+    max_body_bytes: int = 32 * MIB
+    max_adapter_bytes: int = 16 * MIB
+    max_adapter_tensors: int = 2_048
+    max_rank: int = 64
+    max_audio_seconds: float = 600.0
+    max_beams: int = 5
+    body_seconds: float = 120.0  # by when the body has arrived: 2 MiB at 140 kbit/s
+    header_seconds: float = 15.0  # by when the headers have arrived
+    request_seconds: float = 120.0  # by when the engine is done
+    parts_ahead: int = 4  # parts of one long recording that are in the engine at once
+
+    # All requests together
+    max_open_requests: int = 128
+    max_buffered_bytes: int = 512 * MIB  # of all bodies that are being held
+    threads: int = 2  # that decode audio and check adapters
+    handle_bytes: int = 256 * MIB
+    handle_seconds: float = 3600.0
+    handles_per_token: int = 64
+
+    # One token
+    requests_per_minute: float = 240.0
+    audio_seconds_per_minute: float = 1200.0
+
+    # Training for a device
+    max_steps: int = 200
+    max_utterances: int = 200
+    max_train_seconds: float = 600.0  # of audio
+    adapt_seconds: float = 900.0  # by when the steps are done
+    adapts_waiting: int = 4
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            lowest = 0 if field.name.endswith("_per_minute") else None
+            if not (value >= lowest if lowest is not None else value > 0):
+                raise ConfigError(f"{field.name} = {value!r} is not allowed: give a number above zero")
+
+    def answer_seconds(self, path: str) -> float:
+        """By when a request is answered in any case, its body and the slowest reader of the answer included."""
+        work = self.adapt_seconds * (1 + self.adapts_waiting) if path == ADAPT_PATH else self.request_seconds
+        return self.body_seconds + work + MAX_SECONDS
+
+
+class Rate:
+    """A bucket for each token that fills at ``per_minute`` and holds a minute's worth; zero: no limit.
+
+    What something costs may be known only after it was begun, so it is enough that the bucket is not empty; it then goes
+    below zero and has to fill again. There are as many buckets as tokens.
+    """
+
+    def __init__(self, what: str, per_minute: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.what = what
+        self.per_minute = per_minute
+        self._clock = clock
+        self._levels: dict[str, tuple[float, float]] = {}
+
+    def take(self, token: str, amount: float = 1.0) -> None:
+        """Take ``amount``; raises :class:`ProblemError` ``rate-limited`` where nothing is left."""
+        if not self.per_minute:
+            return
+        now = self._clock()
+        level, then = self._levels.get(token, (self.per_minute, now))
+        level = min(self.per_minute, level + (now - then) * self.per_minute / 60)
+        if level <= 0 or (amount <= 1 and level < amount):
+            self._levels[token] = level, now
+            missing = min(amount, 1.0) - level
+            raise ProblemError(
+                "rate-limited",
+                f"this token has used its {self.per_minute:g} {self.what} a minute",
+                retry_after=max(1.0, missing * 60 / self.per_minute),
+            )
+        self._levels[token] = level - amount, now

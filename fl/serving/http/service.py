@@ -1,0 +1,127 @@
+"""What the routes of one app share: engine, base, limits, handles; and how they wait for work without blocking or leaking."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar, cast
+
+import anyio
+from anyio import to_thread
+from starlette.requests import ClientDisconnect, Request
+
+from fl.bases.whisper.base import WhisperBase
+from fl.serving.engine.adapters import admit
+from fl.serving.engine.requests import Engine, ServedAdapter
+from fl.serving.http.audio import decode_audio
+from fl.serving.http.gate import Room
+from fl.serving.http.handles import Handles
+from fl.serving.http.limits import Rate, Settings
+from fl.serving.http.metrics import Metrics
+from fl.serving.http.problems import ProblemError
+from fl.speech.audio import SAMPLE_RATE, Waveform
+
+Result = TypeVar("Result")
+ALIASES = frozenset({"", "whisper-1"})  # what OpenAI's clients call a model that they do not choose
+
+
+@dataclass(frozen=True)
+class Service:
+    """Everything behind the routes."""
+
+    engine: Engine
+    base: WhisperBase
+    settings: Settings
+    handles: Handles
+    metrics: Metrics
+    room: Room
+    audio_rate: Rate
+    limiter: anyio.CapacityLimiter
+
+    async def off_loop(self, function: Callable[..., Result], *args: Any, **options: Any) -> Result:
+        """Run what computes in one of a few threads, so that the event loop goes on serving others."""
+        return await to_thread.run_sync(partial(function, *args, **options), limiter=self.limiter)
+
+    async def admit(self, data: bytes) -> ServedAdapter:
+        """A packed adapter that somebody sent, checked against the base."""
+        limits = self.settings
+        return await self.off_loop(
+            admit,
+            data,
+            self.base,
+            max_bytes=limits.max_adapter_bytes,
+            max_tensors=limits.max_adapter_tensors,
+            max_rank=limits.max_rank,
+        )
+
+    async def decode(self, data: bytes, principal: str, max_seconds: float, source: str = "file") -> Waveform:
+        """Audio that somebody sent, as samples; its seconds are taken from the token's budget."""
+        audio = await self.off_loop(decode_audio, data, max_seconds, source)
+        seconds = len(audio) / SAMPLE_RATE
+        self.audio_rate.take(principal, seconds)
+        self.metrics.count_audio(seconds)
+        return audio
+
+    def check_model(self, name: str) -> None:
+        """Raise :class:`ProblemError` ``unknown-model`` for another model than the one that is served."""
+        if name not in ALIASES and name != self.base.name:
+            raise ProblemError(
+                "unknown-model", f"model: {name[:80]!r} is not served; this server has {self.base.name!r}"
+            )
+
+    def check_language(self, language: str) -> str:
+        """The language token, empty for detection. Raises :class:`ProblemError` for one that the base does not know."""
+        known = self.base.languages or ("en",)
+        if language in ("", "auto"):
+            return ""
+        if language not in known:
+            raise ProblemError(
+                "invalid-field", f"language: {language[:20]!r} is unknown; known are {', '.join(sorted(known))}"
+            )
+        return language
+
+    def gauges(self) -> dict[str, float]:
+        """Numbers of now, for the metrics."""
+        engine = {f"engine_{name}": float(value) for name, value in self.engine.stats().items()}
+        return {
+            **engine,
+            "open_requests": self.room.open,
+            "buffered_bytes": self.room.buffered,
+            "handles": len(self.handles),
+            "handle_bytes": self.handles.bytes,
+            "handles_evicted": self.handles.evicted,
+        }
+
+
+def service_of(request: Request) -> Service:
+    """The service of the app that a request came to."""
+    return cast(Service, request.app.state.service)
+
+
+def principal_of(request: Request) -> str:
+    """Whose token the request came with."""
+    return cast(str, request.state.principal)
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of ``work``, which is cancelled when the client hangs up (:class:`ClientDisconnect`). Read the body before."""
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_hung_up(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnect
+    finally:
+        for future in (task, gone):
+            future.cancel()
+        for future in (task, gone):
+            with suppress(asyncio.CancelledError, Exception):
+                await future
+
+
+async def _hung_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,146 @@
+"""Sentences of people who mix two languages, each word with the language that this person counts it as.
+
+Texts come from the grammar of the synthetic speakers (:mod:`fl.data.synthetic`), without a voice. Every loanword stands in the
+spelling of the matrix language, so nothing in a text tells its writer's habit; whether it counts as a word of the matrix or of
+the embedded language is the person's own, as its spelling is in the speech population. All other words are what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from random import Random
+
+from fl.core.errors import ConfigError
+from fl.core.rng import derive_random
+from fl.data.partition import split_sizes
+from fl.data.synthetic.grammar import Sentence, Spelling, generate
+from fl.data.synthetic.loader import load_pair
+from fl.data.synthetic.morphology import Word
+from fl.data.synthetic.pairs import Pair
+from fl.data.synthetic.voices import DeviceProfile, draw_profiles
+
+SPLITS = ("test", "validation", "train")
+PREFERRED_TOPICS = 0.85  # share of the sentences that are about a person's own topics
+TRIES = 200  # sentences drawn for each that is wanted, before the grammar is said to have no more
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """A sentence: its words, the language of each, the largest thing that is switched (None: nothing), a name for it."""
+
+    key: str
+    words: tuple[str, ...]
+    languages: tuple[str, ...]
+    level: str | None
+
+
+@dataclass(frozen=True)
+class Population:
+    """Everybody's sentences, each person's made when they are asked for.
+
+    A sentence belongs to a split by its own text and the seed, whoever says it: what anyone is tested on, nobody trained on.
+    """
+
+    pair: Pair
+    people: dict[str, DeviceProfile]
+    sentences: int
+    sizes: dict[str, int]  # of each split of a device, of ``sentences`` together
+    new_tests: int
+    seed: int
+
+    @property
+    def languages(self) -> tuple[str, str]:
+        """The matrix language and the embedded one."""
+        return self.pair.matrix, self.pair.embedded
+
+    def split(self, sentence: Sentence) -> str:
+        """The split to which a sentence belongs."""
+        place = derive_random(self.seed, "split", sentence.key()).random() * self.sentences
+        for name in SPLITS[:2]:
+            if place < self.sizes[name]:
+                return name
+            place -= self.sizes[name]
+        return "train"
+
+    def of(self, name: str) -> dict[str, list[Tagged]]:
+        """The sentences of one person by split, none twice; a new person has only some to be tested on.
+
+        Raises :class:`ConfigError` if the grammar cannot make as many.
+        """
+        profile = self.people[name]
+        wanted = {"test": self.new_tests, "validation": 0, "train": 0} if profile.new_person else self.sizes
+        found: dict[str, list[Tagged]] = {split: [] for split in SPLITS}
+        said: set[str] = set()
+        decide = profile.writes_latin()
+        for sentence in self._drawn(profile, TRIES * sum(wanted.values())):
+            split = self.split(sentence)
+            if sentence.key() not in said and len(found[split]) < wanted[split]:
+                said.add(sentence.key())
+                found[split].append(self._tagged(f"{name}-{len(said) - 1:03d}", sentence, decide))
+            if len(said) == sum(wanted.values()):
+                return found
+        raise ConfigError(
+            f"the grammar of {self.pair.id} has not {sum(wanted.values())} sentences of {name!r} for these splits: "
+            "lower sentences, or make validation-share and test-share more alike"
+        )
+
+    def _drawn(self, profile: DeviceProfile, count: int) -> Iterator[Sentence]:
+        random = derive_random(self.seed, "sentences", profile.name)
+        topics = tuple(topic.name for topic in self.pair.topics)
+        for _ in range(count):
+            own = profile.topics if random.random() < PREFERRED_TOPICS else topics
+            level = _level(profile, random)
+            yield generate(self.pair, level=level, topic=random.choice(own), register=profile.register, random=random)
+
+    def _tagged(self, key: str, sentence: Sentence, latin: Spelling) -> Tagged:
+        return Tagged(
+            key,
+            tuple("".join(part.text for part in word) for word in sentence.words),
+            tuple(self._language(word, latin) for word in sentence.words),
+            None if sentence.level == "none" else sentence.level,
+        )
+
+    def _language(self, word: Word, latin: Spelling) -> str:
+        """The language of the word's stem; endings and particles follow it."""
+        stem = word[0]
+        embedded = stem.kind == "embedded" or (stem.latin is not None and latin(stem.text, stem.latin))
+        return self.pair.embedded if embedded else self.pair.matrix
+
+
+def _level(profile: DeviceProfile, random: Random) -> str:
+    if random.random() >= profile.switching_rate:
+        return "none"
+    levels = sorted(profile.level_weights)
+    return random.choices(levels, [profile.level_weights[level] for level in levels])[0]
+
+
+@lru_cache(maxsize=8)
+def _pair(name: str) -> Pair:
+    return load_pair(name)
+
+
+def make_population(
+    pair: str,
+    *,
+    devices: int,
+    new_people: int,
+    sentences: int,
+    validation_share: float,
+    test_share: float,
+    new_tests: int,
+    seed: int,
+) -> Population:
+    """A population of ``devices`` who take part and ``new_people`` who do not, with ``sentences`` each.
+
+    Raises :class:`ConfigError` for an unknown pair and for shares that leave nothing to train on.
+    """
+    if validation_share + test_share >= 1:
+        raise ConfigError(
+            f"validation-share = {validation_share} and test-share = {test_share} leave nothing to train on"
+        )
+    grammar = _pair(pair)
+    profiles = draw_profiles(grammar, devices=devices, new_people=new_people, seed=seed)
+    sizes = split_sizes(sentences, validation_share, test_share)
+    return Population(grammar, {p.name: p for p in profiles}, sentences, sizes, min(new_tests, sentences), seed)

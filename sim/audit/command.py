@@ -1,0 +1,79 @@
+"""``idiolect audit``: train, record what devices share, and attack it: what do the updates tell the aggregator?"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from fl.privacy.audit.views import DEFAULT
+from fl.settings.config import RunConfig, make_config
+from sim.audit.report import END, START, print_audit, write_audit
+from sim.audit.run import SPLITS, Plan, parse_words, run_audit, with_sizes
+from sim.cli.app import progress_bars
+from sim.cli.options import with_settings
+from sim.section import page_parts
+
+# The size of the page: a night on two cores. The population is larger than that of a comparison, since people are the
+# sample here, and more of what they say is held out, since membership needs non-members.
+FULL: dict[str, object] = {
+    "output": "runs/audit",
+    "devices": 32,
+    "new_people": 0,
+    "sentences": 80,
+    "test_share": 0.25,
+    "validation_share": 0.0,
+    "rounds": 10,
+    "local_steps": 10,
+}
+SMOKE: dict[str, object] = {
+    "output": "runs/audit-smoke",
+    "devices": 4,
+    "sentences": 10,
+    "rounds": 3,
+    "local_steps": 2,
+    "sites": "decoder.self,decoder.cross",
+}
+SMOKE_PROTECTIONS = "plain,int8,local:0.001,local:0.1,secure-sum,noisy-sum:1"
+
+
+@with_settings
+def audit(
+    config: RunConfig,
+    splits: Annotated[str, typer.Option(help="Splits to compare, with commas between.")] = SPLITS,
+    protections: Annotated[
+        str, typer.Option(help="What the server sees, see docs/audit.md; with commas between.", show_default=False)
+    ] = "",
+    smoke: Annotated[
+        bool,
+        typer.Option("--smoke", help="A few people and steps, in a few minutes: shows that it works, no more."),
+    ] = False,
+    write: Annotated[Path | None, typer.Option(help="Markdown page whose section is to be replaced.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON for a script instead of text for a person.")
+    ] = False,
+    start: Any = FULL,
+) -> None:
+    """Measure what shared updates leak: speakers linked between rounds, attributes, and which utterances were trained on.
+
+    Trains once for each split and attacks the recorded updates as they are and under each protection. An audit that was
+    stopped goes on when it is started again. docs/audit.md explains the attackers and what the figures do not show.
+    """
+    if smoke:
+        config = with_sizes(config, SMOKE, make_config(FULL))
+    chosen = protections or (SMOKE_PROTECTIONS if smoke else DEFAULT)
+    plan = Plan(config, parse_words(splits), parse_words(chosen))
+    if write is not None:
+        page_parts(write, START, END)  # now, not after hours of training
+    with progress_bars(as_json) as show:
+        document = run_audit(plan, show)
+    if write is not None:
+        write_audit(document, write)
+    if as_json:
+        print(json.dumps(document, ensure_ascii=False))
+    else:
+        print_audit(document, Console(width=None if sys.stdout.isatty() else 130))

@@ -1,0 +1,122 @@
+"""A run on this machine: the project's ServerApp and ClientApp on Flower's simulation runtime, or in this process."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+import warnings
+from contextlib import redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from typing import TextIO
+
+from fl.core.errors import IdiolectError, RunError
+from fl.core.machine import available_cores
+from fl.settings.config import RunConfig
+from strategies.loop import Progress
+
+log = logging.getLogger("idiolect.sim")
+WORKER_BYTES = 1_500 * 2**20  # resident memory of a worker with whisper-base, measured by the demo
+
+
+def cluster_cores(address: str) -> int:
+    """Cores of a Ray cluster that runs already. Raises :class:`RunError` if none is there."""
+    import ray
+
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise RunError(
+            f"no Ray cluster at {address!r} ({error}): start one with 'ray start --head', or leave ray-address out"
+        ) from error
+    try:
+        return max(1, int(ray.cluster_resources().get("CPU", 0)))
+    finally:
+        ray.shutdown()
+
+
+def run_simulation(
+    config: RunConfig,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    serial: bool = False,
+    ray_address: str = "",
+) -> Path:
+    """Run a comparison and return its folder, with results, transcripts and costs in it.
+
+    ``workers`` are the processes that train side by side, by default one for each core; ``serial`` stays in this process.
+    ``ray_address`` (``host:port`` or ``auto``) uses a Ray cluster that runs already, and all its cores.
+    Raises what the ServerApp raised, or :class:`RunError` if the simulation ended without a result.
+    """
+    from clients.app import app as client_app
+    from strategies.app import make_server_app, run_server
+
+    config = replace(config, output=str(Path(config.output or "runs/last").expanduser().resolve()))
+    if serial:
+        from sim.backends.serial import SerialGrid
+
+        return run_server(SerialGrid(client_app), config, 1, progress)
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets anything else on the machine go first
+    from flwr.simulation import run_simulation as flower_simulation
+
+    workers = workers or (cluster_cores(ray_address) if ray_address else available_cores())
+    done: list[Path] = []
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(_Notices(sys.stderr)):  # type: ignore[type-var]
+            warnings.simplefilter("ignore")
+            flower_simulation(
+                server_app=make_server_app(config, done.append, progress),
+                client_app=client_app,
+                num_supernodes=workers,
+                backend_config=_backend(workers, ray_address),  # type: ignore[arg-type]
+            )
+    except IdiolectError:
+        raise
+    except Exception as error:
+        raise RunError(f"the simulation failed: {type(error).__name__}: {error}") from error
+    if not done:
+        raise RunError(
+            f"the simulation ended without a result; its log is above, what was finished is in {config.output}"
+        )
+    return done[0]
+
+
+class _Notices(io.TextIOBase):
+    """Where Ray's notices go while it runs: not among a command's results, and without those about workers that end as they
+    should (one that may do its message again is said to have failed at its end)."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._line = stream, ""
+
+    def write(self, text: str) -> int:
+        """Pass whole lines on unless they are about the end of a worker."""
+        *whole, self._line = (self._line + text).split("\n")
+        for line in whole:
+            if "ClientAppActor.terminate failed" not in line:
+                self._stream.write(line + "\n")
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream behind."""
+        self._stream.flush()
+
+
+def _backend(workers: int, ray_address: str) -> dict[str, dict[str, object]]:
+    """What Flower's simulation passes on to Ray: to start it, or to join the cluster at ``ray_address``."""
+    init: dict[str, object] = {"logging_level": logging.ERROR, "log_to_driver": False, "include_dashboard": False}
+    if ray_address:
+        init["address"] = ray_address
+        del init["include_dashboard"]
+    else:
+        init["num_cpus"] = workers
+    # A worker that dies is started anew and does its message once more, to the same numbers; if it dies again, the devices of
+    # that message are left out of the round. A later message waits for the new worker.
+    survival = {"max_restarts": -1, "max_task_retries": 1}
+    return {"init_args": init, "client_resources": {"num_cpus": 1, "num_gpus": 0.0, **survival}}

@@ -1,0 +1,376 @@
+"""The command ``idiolect``: make data, run a comparison, look at it, and use what was trained."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fl import __version__
+from fl.core.errors import IdiolectError
+from fl.settings.config import RunConfig
+from fl.settings.names import NO_OP
+from sim.cli.late import LateGroup
+from sim.cli.options import with_settings
+
+app = typer.Typer(
+    name="idiolect",
+    cls=LateGroup,
+    help="Federated, private, personal speech recognition for people who mix languages in one sentence.\n\n"
+    "Start with [bold]idiolect demo[/bold]: it makes six people who mix Korean and English, trains all arms of the "
+    "comparison on this machine and writes a report.",
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(width=None if sys.stdout.isatty() else 110)  # a file or a pipe has no width: tables in it stay whole
+errors = Console(stderr=True)
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of text for a person.")]
+# The default experiment with fewer steps, so that it ends within fifteen minutes on two cores.
+DEMO: dict[str, object] = {
+    "output": "runs/demo",
+    "rounds": 8,
+    "local_steps": 5,
+    "finetune_steps": 5,
+    "private_share": 0.25,
+    "private_learning_rate": 7e-3,
+    "cohort": 3,
+}
+
+
+@contextmanager
+def progress_bars(quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+    """A callback ``(what, done, total)`` that keeps one bar for each ``what``, with the time left."""
+    columns = (
+        TextColumn("{task.description:<22}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=errors, disable=quiet or not errors.is_terminal) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+                if not quiet and not errors.is_terminal:
+                    errors.print(f"{what} ...", highlight=False)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield show
+
+
+def _run_no_op(config: RunConfig, *, workers: int, serial: bool, ray_address: str, as_json: bool) -> None:
+    from sim.backends.noop import run_no_op
+
+    with progress_bars(as_json) as show:
+        summary = run_no_op(config, workers=workers or None, serial=serial, ray_address=ray_address, progress=show)
+    if as_json:
+        print(json.dumps(asdict(summary)))
+        return
+    table = Table(title="Run without training", box=None, show_header=False)
+    table.add_column(style="bold")
+    table.add_row("rounds", f"{summary.rounds:,}")
+    table.add_row("devices", f"{summary.devices:,}, {summary.trained / summary.rounds:,.0f} in a round")
+    table.add_row("seconds", f"{summary.seconds:.1f}, {summary.seconds_rounds:.1f} of them in rounds")
+    table.add_row("framework", f"{summary.framework_ms:.2f} ms for each device in a round")
+    memory = f"{summary.peak_bytes / 2**30:.2f} GiB at most, all processes" if summary.peak_bytes else "not known"
+    table.add_row("memory", memory)
+    console.print(table)
+
+
+def _run_and_report(config: RunConfig, *, workers: int, serial: bool, as_json: bool, ray_address: str = "") -> None:
+    from fl.tasks.table import task_kind
+    from sim.backends.run import run_simulation
+    from sim.report import print_summary, read_run, summarize, write_page, write_summary
+
+    with progress_bars(as_json) as show:
+        task_kind(config.data.task).prepare(config, lambda done, total: show(config.data.task, done, total))
+        show("starting workers", 0, 1)
+        folder = run_simulation(config, workers=workers or None, progress=show, serial=serial, ray_address=ray_address)
+        show("starting workers", 1, 1)
+    summary = summarize([folder])
+    write_summary(summary, folder / "summary.json")
+    write_page(folder, summary, read_run(folder).transcripts)
+    if as_json:
+        print(json.dumps(summary, ensure_ascii=False))
+    else:
+        print_summary(summary, console)
+        _print_promise(folder)
+        console.print(
+            f"\nReport: [bold]{_relative(folder / 'report.html')}[/bold]   adapters: {_relative(folder / 'devices')}",
+            soft_wrap=True,
+        )
+
+
+def _print_promise(folder: Path) -> None:
+    """What a private run promises, with every assumption."""
+    from strategies.account import PRIVACY_NAME
+
+    if (folder / PRIVACY_NAME).exists():
+        said = json.loads((folder / PRIVACY_NAME).read_text(encoding="utf-8"))["statement"]
+        console.print(f"\n[bold]Privacy[/bold]\n{escape(said)}", highlight=False)
+
+
+def _relative(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+Workers = Annotated[int, typer.Option(help="Processes that train side by side; 0 takes one for each core.", min=0)]
+Serial = Annotated[
+    bool, typer.Option("--serial", help="Run in this process, without Ray: slower, with ordinary stack traces.")
+]
+
+
+RayAddress = Annotated[
+    str, typer.Option(help="Join a Ray cluster that runs already, host:port or auto, and use all its cores.")
+]
+NoOp = Annotated[
+    bool,
+    typer.Option(
+        "--no-op", help="Train nothing: measure the framework, with --devices 100000 --sample 1000 for instance."
+    ),
+]
+
+
+@app.command()
+@with_settings
+def demo(
+    config: RunConfig, workers: Workers = 0, serial: Serial = False, as_json: Json = False, start: Any = DEMO
+) -> None:
+    """Train and compare all arms on a small synthetic population, and write runs/demo/report.html.
+
+    Everything runs on this machine, in about 15 minutes on 2 cores. An interrupted demo goes on where it stopped.
+    """
+    _run_and_report(config, workers=workers, serial=serial, as_json=as_json)
+
+
+@app.command()
+@with_settings
+def run(
+    config: RunConfig,
+    workers: Workers = 0,
+    serial: Serial = False,
+    ray_address: RayAddress = "",
+    no_op: NoOp = False,
+    as_json: Json = False,
+) -> None:
+    """Run a comparison with your own settings, on a synthetic population or on [bold]--manifest[/bold] FILE.
+
+    The run folder (--output) holds the configuration, results.jsonl, transcripts.jsonl, checkpoints, every device's
+    adapter, summary.json and report.html. A run that was stopped resumes when it is started again with the same settings.
+    """
+    if no_op or config.data.task == NO_OP:
+        _run_no_op(config, workers=workers, serial=serial, ray_address=ray_address, as_json=as_json)
+        return
+    config = replace(config, output=config.output or "runs/last")
+    _run_and_report(config, workers=workers, serial=serial, ray_address=ray_address, as_json=as_json)
+
+
+@app.command()
+def synth(
+    out: Annotated[Path, typer.Option(help="Folder to write: manifest.jsonl, audio, population.json.")],
+    pair: Annotated[
+        str, typer.Option(help="Language pair: ko-en or es-en; another is one file, see CONTRIBUTING.md.")
+    ] = "ko-en",
+    devices: Annotated[int, typer.Option(help="People who take part.", min=1)] = 8,
+    new_people: Annotated[int, typer.Option(help="Further people who never train.", min=0)] = 0,
+    sentences: Annotated[int, typer.Option(help="Sentences of each person.", min=1)] = 60,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.", min=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """Make a synthetic population of people who mix two languages: each with a voice, a room and spelling habits."""
+    from fl.data.synthetic import synthesize
+
+    with progress_bars(as_json) as show:
+        manifest = synthesize(
+            out,
+            pair=pair,
+            devices=devices,
+            new_people=new_people,
+            sentences=sentences,
+            seed=seed,
+            progress=lambda done, total: show("speech", done, total),
+        )
+    if as_json:
+        print(json.dumps({"manifest": str(manifest.resolve())}))
+    else:
+        console.print(
+            f"{manifest}\nTrain on it with: idiolect run --manifest {manifest}", soft_wrap=True, highlight=False
+        )
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Run folders; several seeds of one configuration are pooled.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write summary.json and report.html; by default the first folder.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Summarize a run: error rates with intervals in the terminal, and one self-contained HTML page."""
+    from sim.report import print_summary, read_run, summarize, transcripts_of, write_page, write_summary
+
+    with errors.status("resampling for intervals"):
+        summary = summarize(folders)
+    target = out or folders[0]
+    target.mkdir(parents=True, exist_ok=True)
+    write_summary(summary, target / "summary.json")
+    write_page(target, summary, transcripts_of([read_run(folder) for folder in folders]))
+    if as_json:
+        print(json.dumps(summary, ensure_ascii=False))
+    else:
+        print_summary(summary, console)
+        console.print(f"\nPage: [bold]{_relative(target / 'report.html')}[/bold]", soft_wrap=True)
+
+
+@app.command()
+def transcribe(
+    file: Annotated[Path, typer.Argument(help="Audio file, of any format, rate and length.")],
+    adapter: Annotated[
+        Path | None, typer.Option(help="A device's adapter folder; without it the frozen base transcribes.")
+    ] = None,
+    base: Annotated[str, typer.Option(help="Base; by default the adapter's own.")] = "",
+    beams: Annotated[int, typer.Option(min=1, max=16, help="Beam width.")] = 1,
+    language: Annotated[str, typer.Option(help="Language token; by default the adapter's own, or detected.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Transcribe a file with a person's adapter. Audio longer than 29 s is split at silence."""
+    from fl.speech.transcribe import transcribe_file
+
+    with errors.status("loading the base and listening"):
+        pieces = transcribe_file(file, base, adapter, beams=beams, language=language)
+    if as_json:
+        print(
+            json.dumps(
+                {"text": " ".join(p.text for p in pieces), "pieces": [asdict(p) for p in pieces]}, ensure_ascii=False
+            )
+        )
+    else:
+        print("\n".join(p.text for p in pieces))
+
+
+@app.command()
+def bases(
+    as_json: Json = False,
+    sizes: Annotated[
+        bool, typer.Option("--sizes", help="The architectures of random:<architecture> instead, as a Markdown table.")
+    ] = False,
+    write: Annotated[Path | None, typer.Option(help="With --sizes: a page to write the table into.")] = None,
+) -> None:
+    """List the bases that need no model hub. Any Whisper or Wav2Vec2-CTC from a directory or the Hub works as well."""
+    from fl.bases.resolve import known_bases
+
+    if sizes:
+        from fl.bases.sizes import sizes_table
+        from sim.section import write_section
+
+        if write is not None:
+            write_section(write, "<!-- begin:sizes -->", "<!-- end:sizes -->", sizes_table())
+        else:
+            print(sizes_table(), end="")
+        return
+    rows = known_bases()
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows]))
+        return
+    table = Table(title="Pinned bases", box=None)
+    for name in ("name", "ready", "download", "licence", "source"):
+        table.add_column(name)
+    for row in rows:
+        table.add_row(
+            row.name,
+            "yes" if row.cached else "at first use",
+            f"{row.download_bytes / 1e6:.0f} MB",
+            row.licence,
+            row.source,
+        )
+    console.print(table)
+    console.print(
+        "Also: a directory in transformers' layout, a Hub name such as openai/whisper-small, random:<architecture>."
+    )
+
+
+@app.command()
+def info(
+    adapter: Annotated[Path, typer.Argument(help="An adapter folder.")],
+    as_json: Json = False,
+) -> None:
+    """Show what an adapter is: its base, its configuration, and how much of it is shared and how much private."""
+    from fl.adapters.files import describe, load_adapter
+
+    facts = describe(*load_adapter(adapter))
+    if as_json:
+        print(json.dumps(facts, ensure_ascii=False))
+        return
+    table = Table(box=None, show_header=False)
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            value = f"{value['tensors']} tensors, {value['parameters']:,} parameters, {value['bytes'] / 1024:,.0f} KiB"
+        table.add_row(key.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
+    console.print(table)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"idiolect {__version__}")
+        raise typer.Exit
+
+
+def set_up_process(verbose: bool = False) -> None:
+    """What a process of a command logs, and what it does not; for those that a command starts too."""
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(levelname).1s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # PEFT asks transformers in an old way
+    for noisy in ("httpx", "transformers", "ray", "flwr"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@app.callback()
+def options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every round to standard error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of every command."""
+    set_up_process(verbose)
+
+
+def main() -> None:
+    """Entry point: errors of the user's making are one line on standard error and exit code 1."""
+    try:
+        app()
+    except IdiolectError as error:
+        errors.print("[bold red]idiolect:[/bold red]", end=" ")
+        errors.print(str(error), soft_wrap=True, highlight=False, markup=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        errors.print("stopped; start the same command again to go on")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

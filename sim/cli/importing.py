@@ -1,0 +1,225 @@
+"""``idiolect import``: a corpus of others, checked and turned into a manifest."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fl.core.errors import ConfigError
+from fl.data.importers import FORMATS
+from fl.data.importers.build import Plan, import_corpus
+from fl.data.importers.records import FIELDS, Options
+from fl.data.importers.summary import SPEAKERS, Summary
+from fl.data.importers.vocabulary import Writer
+from sim.cli.app import progress_bars
+
+console = Console(width=None if sys.stdout.isatty() else 140)
+
+
+class _Devices(StrEnum):
+    auto = "auto"
+    speaker = "speaker"
+    topic = "topic"
+    session = "session"
+
+
+class _Splits(StrEnum):
+    auto = "auto"
+    official = "official"
+    own = "own"
+
+
+class _Order(StrEnum):
+    spelling_first = "spelling-first"
+    pronunciation_first = "pronunciation-first"
+
+
+class _Transcript(StrEnum):
+    spelling = "spelling"
+    pronunciation = "pronunciation"
+
+
+def formats_table() -> Table:
+    """The importers as a table for a person."""
+    table = Table(title="Importers: idiolect import NAME SOURCE --out DIR", title_justify="left")
+    for heading in ("name", "corpus", "layout", "devices", "licence", "how to get it"):
+        table.add_column(heading, overflow="fold")
+    for form in FORMATS.values():
+        table.add_row(form.name, form.title, form.layout, form.speakers, form.licence, form.get)
+    return table
+
+
+def summary_table(summary: Summary) -> Table:
+    """What an import did, as a table for a person."""
+    table = Table(
+        title=escape(f"{summary.format}: {summary.source}"), box=None, show_header=False, title_justify="left"
+    )
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("utterances", f"{summary.utterances:,}, {summary.hours:.2f} hours")
+    table.add_row("devices", _devices(summary))
+    table.add_row("languages", ", ".join(f"{name} {count:,}" for name, count in summary.languages.items()))
+    splits = ", ".join(f"{name} {count:,}" for name, count in summary.splits.items())
+    table.add_row("split", summary.splits_are + (f" ({splits})" if splits else ""))
+    table.add_row("loanwords", f"{summary.loanwords:,} pairs of spellings")
+    if summary.shared_texts:
+        table.add_row(
+            "shared", f"{summary.shared_texts:,} texts are said on several devices; a split keeps each in one part"
+        )
+    for reason, count in summary.left_out.items():
+        table.add_row("left out", escape(f"{count:,}: {reason}, first in {summary.examples[reason]}"))
+    for note in summary.notes:
+        table.add_row("note", escape(note))
+    return table
+
+
+def _devices(summary: Summary) -> str:
+    counts = [int(entry["utterances"]) for entry in summary.devices.values()]
+    spread = f"{min(counts):,} to {max(counts):,} utterances each, median {statistics.median(counts):,.0f}"
+    if summary.devices_are == SPEAKERS:
+        return f"{len(counts):,} {SPEAKERS}; {spread}"
+    return f"{len(counts):,} {summary.devices_are}: nobody's own speech, so gains of personalization are not shown by them; {spread}"
+
+
+def _fields(given: list[str]) -> dict[str, str]:
+    found = {}
+    for pair in given:
+        field, between, name = pair.partition("=")
+        if not between or not name or field not in FIELDS:
+            raise ConfigError(f"--field {pair!r}: write FIELD=NAME, where FIELD is one of {', '.join(FIELDS)}")
+        found[field] = name
+    return found
+
+
+def import_command(
+    form: Annotated[str, typer.Argument(metavar="[FORMAT]", help="Name of an importer; --list shows them.")] = "",
+    source: Annotated[
+        Path | None, typer.Argument(metavar="[SOURCE]", help="Folder, file or archive (.zip, .tar.gz) of the corpus.")
+    ] = None,
+    listing: Annotated[bool, typer.Option("--list", help="List the importers and how to get each corpus.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for manifest.jsonl and import.json; without it the corpus is only checked."),
+    ] = None,
+    copy: Annotated[
+        bool, typer.Option("--copy", help="Write all audio to --out (16 kHz mono FLAC) instead of naming it in place.")
+    ] = False,
+    audio: Annotated[Path | None, typer.Option(help="A further folder in which the audio may lie.")] = None,
+    encoding: Annotated[
+        str, typer.Option(help="Encoding of the label files: cp949, utf-16, ...; by default UTF-8.")
+    ] = "",
+    part: Annotated[
+        list[str] | None, typer.Option(help="Only this split, list or folder of the corpus; repeatable.")
+    ] = None,
+    field: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD=NAME", help=f"What a field is called in the corpus; FIELD: {', '.join(FIELDS)}."),
+    ] = None,
+    devices_by: Annotated[
+        _Devices, typer.Option(help="What becomes a device; auto: speakers, else topics, else sessions.")
+    ] = _Devices.auto,
+    local_speakers: Annotated[
+        bool, typer.Option("--local-speakers", help="Speakers are numbered anew in each label file (aihub).")
+    ] = False,
+    splits: Annotated[
+        _Splits,
+        typer.Option(help="Keep the official split, or divide each device; auto: official where every device trains."),
+    ] = _Splits.auto,
+    order: Annotated[_Order | None, typer.Option(help="Which half of (A)/(B) comes first; never guessed.")] = None,
+    transcript: Annotated[_Transcript, typer.Option(help="Which half becomes the text.")] = _Transcript.spelling,
+    keep_events: Annotated[
+        bool, typer.Option("--keep-events", help="Keep marks of noise and hesitation in the text.")
+    ] = False,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Write texts without punctuation and in lower case, as they are scored.")
+    ] = False,
+    drop_leaking: Annotated[
+        bool, typer.Option("--drop-leaking", help="Leave out training utterances whose text a held-out split has.")
+    ] = False,
+    drop_bad: Annotated[
+        bool, typer.Option("--drop-bad", help="Leave out utterances that are broken instead of refusing the corpus.")
+    ] = False,
+    check_base: Annotated[
+        str, typer.Option(metavar="NAME", help="Refuse texts with letters that this base cannot write.")
+    ] = "",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON for a script instead of text for a person.")
+    ] = False,
+) -> None:
+    """Turn a corpus into a manifest: idiolect import FORMAT SOURCE --out DIR. Speakers become devices."""
+    if listing:
+        _print_formats(as_json)
+        return
+    if not form or source is None:
+        raise ConfigError(
+            "give FORMAT and SOURCE, as in `idiolect import hike HiKE/ --out data/hike`; --list shows the formats"
+        )
+    options = Options(
+        encoding=encoding,
+        audio=audio,
+        fields=_fields(field or []),
+        parts=tuple(part or ()),
+        order=order.value if order else "",
+        transcript=transcript.value,
+        events="keep" if keep_events else "remove",
+        local_speakers=local_speakers,
+    )
+    plan = Plan(
+        out=out,
+        copy=copy,
+        plain=plain,
+        devices=devices_by.value,
+        splits=splits.value,
+        drop_leaking=drop_leaking,
+        drop_bad=drop_bad,
+    )
+    writer = _writer(check_base) if check_base else None
+    with progress_bars(as_json) as show:
+        summary = import_corpus(form, source, options, plan, writer=writer, base=check_base, progress=show)
+    if as_json:
+        print(json.dumps(asdict(summary), ensure_ascii=False))
+        return
+    console.print(summary_table(summary))
+    if summary.manifest:
+        console.print(
+            f"\nTrain on it with: idiolect run --manifest {summary.manifest}", soft_wrap=True, highlight=False
+        )
+    else:
+        console.print("\nNothing was written; --out DIR writes the manifest.")
+
+
+def _writer(name: str) -> Writer:
+    """What turns text into ids in base ``name``: a Whisper's tokenizer, or the vocabulary of a CTC head."""
+    from fl.bases.resolve import load_base  # it loads torch
+
+    base: Any = load_base(name)
+    found: Writer = getattr(base, "tokenizer", None) or base.vocabulary
+    return found
+
+
+def _print_formats(as_json: bool) -> None:
+    if as_json:
+        rows = [
+            {
+                "name": f.name,
+                "title": f.title,
+                "layout": f.layout,
+                "speakers": f.speakers,
+                "licence": f.licence,
+                "get": f.get,
+            }
+            for f in FORMATS.values()
+        ]
+        print(json.dumps(rows, ensure_ascii=False))
+        return
+    console.print(formats_table())

@@ -1,0 +1,4 @@
+"""``idiolect study network``: link profiles, a proxy that imitates them, and what they cost.
+
+Knows bytes and seconds; nothing of models.
+"""
