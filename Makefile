@@ -13,7 +13,7 @@ $(READY): pyproject.toml requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-demo: $(READY) ## train and compare all arms on six synthetic people; about 15 minutes on 2 cores
+demo: $(READY) ## train and compare all arms on six synthetic people; about 12 minutes on 2 cores
 	$(BIN)/idiolect demo
 
 study: $(READY) ## personalized against global, local and neutral over three seeds; about an hour on 2 cores
@@ -29,7 +29,7 @@ check: $(READY) ## linters, types, direction of imports
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_layering.py
 
-results: $(READY) ## every table and plot of docs/results.md again, from the stored rows of the studies; nothing is run
+results: $(READY) ## write every table and plot of docs/results.md from the stored rows of the studies; nothing is run
 	$(BIN)/idiolect study tables
 
 bench: $(READY) ## every figure of the README, measured on this machine beside its target; about an hour on 2 quiet cores
@@ -38,7 +38,7 @@ bench: $(READY) ## every figure of the README, measured on this machine beside i
 bench-serving: $(READY) ## the figures of the server and of the thin device alone; about 15 minutes on 2 quiet cores
 	$(BIN)/python -m benchmarks serving serving_load thin
 
-fuzz: $(READY) ## the server's API and the adapter parser against a long run of nonsense
+fuzz: $(READY) ## fuzz the server's API and the adapter parser for long
 	IDIOLECT_FUZZ=500 $(BIN)/python -m pytest tests/serving/http/test_fuzz.py tests/test_packed.py --timeout 3600
 
 PEERS := build/pfl

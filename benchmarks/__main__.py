@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.table import END, START, footnotes, make_lines, markdown, read_rows, rich_table
+from benchmarks.table import END, FIGURES, START, footnotes, make_lines, markdown, read_rows, rich_table
 from sim.section import write_section
 
 FOLDER = Path(__file__).parent
@@ -29,10 +29,14 @@ PFL_PYTHON = FOLDER.parent / "build" / "pfl" / "bin" / "python"
 
 @dataclass(frozen=True)
 class Script:
-    """A benchmark that writes rows: its module under ``benchmarks``, and whether it runs in the environment of pfl."""
+    """A benchmark that writes rows: its module under ``benchmarks``. Those under ``peers`` run in the environment of pfl."""
 
     name: str
-    pfl: bool = False
+
+    @property
+    def pfl(self) -> bool:
+        """Whether it runs in the environment of pfl."""
+        return self.name.startswith("peers.")
 
     @property
     def path(self) -> Path:
@@ -47,19 +51,7 @@ class Script:
         return str(chosen) if chosen.is_file() else None
 
 
-SERVING = (Script("serving"), Script("serving_load"), Script("thin"))
-SCRIPTS = (
-    Script("local_step"),
-    Script("cohort"),
-    Script("memory"),
-    Script("prefix"),
-    Script("population"),
-    Script("aggregation"),
-    Script("secure_sum"),
-    Script("peers.pfl_round", pfl=True),
-    Script("client_round"),
-    *SERVING,
-)
+SCRIPTS = tuple(map(Script, dict.fromkeys(figure.script for figure in FIGURES)))
 
 
 def run_script(script: Script, smoke: bool, console: Console) -> bool:

@@ -57,8 +57,8 @@ def time_side_by_side(
 
 
 @dataclass(frozen=True)
-class Row:
-    """One measured figure: ``value`` in ``unit``, and ``ratio``, the number that is held against ``target``.
+class BenchmarkRow:
+    """One measured figure: ``value`` in ``unit``, and ``ratio``, the number that is compared with ``target``.
 
     ``ratio`` is how many times better the figure is than its baseline, which was measured beside it. With ``at_most`` the
     target is an upper bound instead (memory of 4 workers against 1, seconds of a run), and ``ratio`` may be the value itself.
@@ -123,7 +123,7 @@ def matrix_rate(threads: int, size: int = 1024, seconds: float = 0.5) -> float:
     return 2 * size**3 * count / spent / 1e9
 
 
-def write_row(row: Row, folder: Path = RESULTS) -> Path:
+def write_row(row: BenchmarkRow, folder: Path = RESULTS) -> Path:
     """Write ``row`` to ``<folder>/<name>.json`` and return the path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{row.name}.json"

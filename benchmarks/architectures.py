@@ -24,7 +24,8 @@ import torch
 
 from benchmarks._report import machine
 from fl.adapters import target_pattern
-from fl.bases.speech import SpeechBase, load_speech_base
+from fl.bases.base import SpeechBase
+from fl.bases.resolve import load_speech_base
 from fl.core.machine import available_cores
 from fl.core.rng import derive_generator
 from fl.methods import attach

@@ -7,7 +7,7 @@ Both train the same devices on the same batches with the same steps, learning ra
 does it, the stock recipe as :mod:`benchmarks.stock_recipe` describes. They take turns, so that a busy moment of the machine
 meets both; the machine's own matrix-product rate is measured before each. A client-round is one device's local phase
 with its share of everything around it. The first round of either is left out, because the stock recipe loads the
-base in it. ``personalized`` trains its gates too, from the round that the default schedule says (5 of 8 rounds without).
+base in it. ``personalized`` trains its gates in the last round, as the default schedule says.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks._report import Row, machine, matrix_rate, spread, write_row
+from benchmarks._report import BenchmarkRow, machine, matrix_rate, spread, write_row
 from benchmarks.stock_recipe import add_options, configuration, run_stock, stock_counts, training_people
 from fl.metrics import Counts
 from fl.protocol.wire import add_counts
 from fl.settings.config import RunConfig
-from fl.settings.setting import words
+from fl.settings.fields import words
 from sim.backends.run import run_simulation
 
 TARGET_RATIO, GPU_TARGET_RATIO = 12.0, 15.0
@@ -83,10 +83,10 @@ def measure_ours(config: RunConfig, workers: int) -> dict[str, Measured]:
     gflops, clock = matrix_rate(workers), RoundClock()
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        run = run_simulation(replace(config, output=str(Path(folder) / "run")), workers=workers, progress=clock)
+        run = run_simulation(config.changed({"output": str(Path(folder) / "run")}), workers=workers, progress=clock)
         seconds = time.perf_counter() - started
         rows = [json.loads(line) for line in (run / "results.jsonl").read_text(encoding="utf-8").splitlines()]
-    split, last = config.federation.final_split, config.train.rounds
+    split, last = config.federation.final_split, config.federation.rounds
     return {
         arm: Measured(
             after_first(clock.round_seconds(arm)), seconds, final_counts(rows, arm, split, last), round(gflops, 1)
@@ -126,14 +126,14 @@ def describe(repeats: Sequence[Measured], devices: int) -> dict[str, object]:
 
 def make_row(
     arm: str, ours: Sequence[Measured], stock: Sequence[Measured], devices: int, conditions: dict[str, object]
-) -> Row:
+) -> BenchmarkRow:
     """The figure of one arm."""
     ours_rate, stock_rate = (statistics.median(rates(side, devices)) for side in (ours, stock))
     gpu = torch.cuda.is_available()
     ours_wer, stock_wer = wer(ours), wer(stock)
     worse = ours_wer is not None and stock_wer is not None and ours_wer > stock_wer
     name = ("gpu_" if gpu else "") + "client_round" + ("" if arm == "global" else f"_{arm}")
-    return Row(
+    return BenchmarkRow(
         name=name,
         value=round(ours_rate, 4),
         unit="client-rounds/s",

@@ -25,13 +25,14 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks._report import Row, machine, matrix_rate, spread, time_side_by_side, write_row
+from benchmarks._report import BenchmarkRow, machine, matrix_rate, spread, time_side_by_side, write_row
 from clients.training.cohort import Member, train_cohort
-from clients.training.single import LocalPlan, train_locally
+from clients.training.single import train_locally
 from fl.adapters import GatedLoraConfig, adapter_state, load_state, make_split, target_pattern
 from fl.adapters.fresh import fresh_adapter
 from fl.adapters.stacked import Slot, StackedModel
 from fl.adapters.state import adapter_parameters
+from fl.algorithms.plan import LocalPlan
 from fl.bases.memory import training_bytes
 from fl.bases.resolve import load_base
 from fl.bases.whisper.base import WhisperBase
@@ -139,7 +140,7 @@ class Bench:
         return int(counter.get_total_flops())
 
 
-def measure(arguments: argparse.Namespace, batch_size: int) -> list[Row]:
+def measure(arguments: argparse.Namespace, batch_size: int) -> list[BenchmarkRow]:
     """The rows of one local batch size."""
     bench = Bench(arguments, batch_size)
     difference, operations = bench.difference(), bench.operations()
@@ -161,7 +162,7 @@ def measure(arguments: argparse.Namespace, batch_size: int) -> list[Row]:
         "machine": machine(),
     }
     rows = [
-        Row(
+        BenchmarkRow(
             f"cohort_batch_{batch_size}",
             round(device_steps / together.median, 3),
             "device-steps a second",
@@ -175,7 +176,7 @@ def measure(arguments: argparse.Namespace, batch_size: int) -> list[Row]:
         rate = round(operations / together.median / 1e9, 1)
         details = {**conditions, "matrix_rate_gflops": [round(r, 1) for r in rates], "operations": operations}
         rows.append(
-            Row("matrix_share", rate, "GFLOP/s", round(statistics.median(share), 3), MATRIX_TARGET,
+            BenchmarkRow("matrix_share", rate, "GFLOP/s", round(statistics.median(share), 3), MATRIX_TARGET,
                 {**details, "spread": spread(share)})
         )  # fmt: skip
     return rows

@@ -21,7 +21,7 @@ from fl.data.manifest import Utterance, read_manifest
 from fl.data.synthetic import new_people_of
 from fl.metrics import Counts, score_utterance
 from fl.settings.config import make_config
-from fl.tasks.speech import population_manifest
+from fl.tasks.speech.population import population_manifest
 
 Loan = tuple[str, str]
 
@@ -78,8 +78,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3])
     for seed in parser.parse_args().seeds:
         manifest = population_manifest(make_config({"seed": seed}))
-        strangers = new_people_of(manifest)
-        people = [u for u in read_manifest(manifest) if u.speaker not in strangers]
+        held_out = new_people_of(manifest)
+        people = [u for u in read_manifest(manifest) if u.speaker not in held_out]
         rates = ", ".join(f"{name} {100 * value:.1f} %" for name, value in conflict(people).items())
         print(f"seed {seed}, {len(people)} sentences, MER of a perfect ear that spells loanwords: {rates}")
 

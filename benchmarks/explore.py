@@ -1,9 +1,10 @@
 """Exploration of the private part's training, on validation data only: one line of JSON for each variant.
 
-    python -m benchmarks.explore NAME [setting=value ...] --out FILE [--start CHECKPOINT]
+    python -m benchmarks.explore NAME [KEY=VALUE ...] --out FILE [--start CHECKPOINT]
 
-Runs the arms ``personalized`` and ``neutral`` (or those given by ``arms=``) of the default experiment in this process with
-one thread, on a population whose seed no reported result uses, and appends the validation rates. Test data is not touched.
+Settings are written as for ``idiolect run --set``. Runs the arms ``personalized`` and ``neutral`` (or those of ``arms=``) of the
+default experiment in this process with one thread, on a population whose seed no reported result uses, and appends the validation
+rates. Test data is not touched.
 
 Rounds of warm-up equal those of ``global``, so ``--start`` lets variants of what comes after them go on from one checkpoint
 of a ``global`` run with the same settings, instead of each training the same rounds again.
@@ -24,6 +25,7 @@ from fl.metrics import Counts
 from fl.protocol.wire import add_counts
 from fl.settings.config import make_config
 from sim.backends.run import run_simulation
+from sim.cli.options import parse_settings
 
 EXPLORATION_SEED = 101  # the reported seeds are 1, 2 and 3
 
@@ -31,18 +33,18 @@ EXPLORATION_SEED = 101  # the reported seeds are 1, 2 and 3
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name")
-    parser.add_argument("settings", nargs="*", help="setting=value")
+    parser.add_argument("settings", nargs="*", help="KEY=VALUE")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--start", type=Path, help="checkpoint of global after the last round of warm-up")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     settings: dict[str, object] = {
         "seed": EXPLORATION_SEED,
-        "arms": "personalized,neutral",
-        "final-split": "validation",
-        "evaluate-every": 0,
-        "new-people": 0,
-        **dict(pair.split("=", 1) for pair in arguments.settings),
+        "federation.arms": "personalized,neutral",
+        "federation.final-split": "validation",
+        "federation.evaluate-every": 0,
+        "data.new-people": 0,
+        **parse_settings(arguments.settings),
     }
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,5 +1,7 @@
 """One local training step, audio at its own length against audio padded to Whisper's 30 s.
 
+    python -m benchmarks.local_step
+
 Both sides run the same code on the same utterances, model and adapters (LoRA on q, k, v and out everywhere): forward,
 backward, AdamW. Only the window differs. The content does not change the work, so the audio is noise.
 """
@@ -12,7 +14,7 @@ import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 
-from benchmarks._report import Row, machine, spread, time_side_by_side, write_row
+from benchmarks._report import BenchmarkRow, machine, spread, time_side_by_side, write_row
 from fl.bases.resolve import load_base
 from fl.bases.whisper.base import WhisperBase
 from fl.core.rng import derive_generator, derive_seed
@@ -71,7 +73,7 @@ def main() -> int:
         {window: make_step(base, window, arguments) for window in windows},
         {"trimmed": arguments.repeats, "full": arguments.padded_repeats},
     )
-    row = Row(
+    row = BenchmarkRow(
         name="local_step",
         value=round(timings["trimmed"].median, 4),
         unit="seconds a step, trimmed",

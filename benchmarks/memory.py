@@ -24,7 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from benchmarks._report import Row, machine, write_row
+from benchmarks._report import BenchmarkRow, machine, write_row
 
 TARGET_RATIO = 2.0
 TEXT = "내일 meeting 전에 presentation 파일 보내 줄 수 있어요"
@@ -96,7 +96,7 @@ def prepare(arguments: argparse.Namespace, stages: Stages) -> Callable[[], None]
     import torch
 
     stages.done("torch")
-    import fl.tasks.speech  # noqa: F401 - transformers, PEFT, audio
+    import fl.tasks.speech.task  # noqa: F401 - transformers, PEFT, audio
 
     stages.done("transformers, PEFT, audio")
     import clients.app  # noqa: F401 - the ClientApp and Flower's client side
@@ -228,11 +228,11 @@ def measure(workers: int, arguments: argparse.Namespace) -> dict[str, object]:
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(count)
     ]
     try:
-        pids = [pid for process in processes for pid in _hear(process)["pids"]]
+        pids = [pid for process in processes for pid in _answer(process)["pids"]]
         with Peak(pids) as peak:
             for process in processes:
                 _order(process)
-            stages = [_hear(process) for process in processes]
+            stages = [_answer(process) for process in processes]
         time.sleep(0.2)
         return {
             "processes": len(pids),
@@ -247,7 +247,7 @@ def measure(workers: int, arguments: argparse.Namespace) -> dict[str, object]:
                 process.communicate()
 
 
-def _hear(process: subprocess.Popen[str]) -> dict[str, list[int]]:
+def _answer(process: subprocess.Popen[str]) -> dict[str, list[int]]:
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
@@ -288,7 +288,7 @@ def main() -> int:
     load_base(arguments.base)
     one, all_of_them = measure(1, arguments), measure(arguments.workers, arguments)
     ratio, peak = (float(str(all_of_them[key])) / float(str(one[key])) for key in ("alone_mib", "peak_mib"))
-    row = Row(
+    row = BenchmarkRow(
         name="memory" if arguments.start == "fresh" else f"memory_{arguments.start}",
         value=float(str(all_of_them["alone_mib"])),
         unit=f"MiB of {arguments.workers} workers",

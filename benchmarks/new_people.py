@@ -1,8 +1,8 @@
-"""What the federation gives to people who never took part: all they said, transcribed by ``global`` and by ``neutral``.
+"""What the federation gives to held-out speakers: all that they said, transcribed by ``global`` and by ``neutral``.
 
     python -m benchmarks.new_people [--runs runs/personalization/seed-*] [--write docs/results.md]
 
-The runs of benchmarks/personalization.py test a new person on 12 sentences; this tests all sentences of each, from the
+The runs of benchmarks/personalization.py test a held-out speaker on 12 sentences; this tests all sentences of each, from the
 same checkpoints. No training text is among them: the division of the population forbids it.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks._report import machine
@@ -34,7 +34,7 @@ START, END = "<!-- new people: made by benchmarks/new_people.py -->", "<!-- end 
 
 @dataclass(frozen=True)
 class Scored:
-    """Counts of one sentence of one new person, by metric."""
+    """Counts of one sentence of one held-out speaker, by metric."""
 
     person: str
     counts: dict[str, Counts]
@@ -43,7 +43,7 @@ class Scored:
 def scores_of(folder: Path, arm: str) -> Iterator[list[Scored]]:
     """Person by person, every sentence transcribed with the final shared tensors that an arm has in ``folder``."""
     config = load_config(folder / "config.toml")
-    config = replace(config, data=replace(config.data, new_people_tests=EVERYTHING))
+    config = config.changed({"data.new-people-tests": EVERYTHING})
     form, _ = evaluated_as(arm, config)
     assert form is not None
     with tempfile.TemporaryDirectory() as store:  # empty: nobody has gates of their own

@@ -15,18 +15,7 @@ import time
 
 import psutil
 
-
-def tree_bytes(root: psutil.Process) -> tuple[int, int]:
-    """Proportional and resident bytes of a process and its descendants."""
-    proportional = resident = 0
-    for process in (root, *root.children(recursive=True)):
-        try:
-            memory = process.memory_full_info()
-        except psutil.Error:  # it ended while we looked
-            continue
-        proportional += memory.pss
-        resident += memory.rss
-    return proportional, resident
+from sim.backends.memory import tree_bytes
 
 
 def watch(root: psutil.Process, every: float) -> dict[str, float]:

@@ -16,10 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fl.runs.files import RunFiles, is_finished, read_run
 from fl.settings.config import RunConfig, load_config, make_config
 from sim.backends.run import run_simulation
 from sim.cli.app import progress_bars
-from sim.report import RunFiles, Summary, pool, read_run, summarize_files, transcripts_of, write_page, write_summary
+from sim.report import RunSummary, pool, summarize, transcripts_of, write_page, write_summary
 from sim.section import write_section
 
 COMPARED = (("personalized", "global", -0.30), ("personalized", "local", -0.30))
@@ -39,7 +40,7 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
-def table(summary: Summary, seeds: list[int]) -> str:
+def table(summary: RunSummary, seeds: list[int]) -> str:
     """The result as Markdown."""
     arms: dict[str, dict[str, Any]] = summary["arms"]  # type: ignore[assignment]
     metrics = ("wer", "cer", "mer", "mer_folded", "jer_nfd", "pier")
@@ -118,12 +119,12 @@ def main() -> None:
     for seed in arguments.seeds:
         folder = arguments.runs / f"seed-{seed}"
         folders.append(folder)
-        if not (folder / "costs.json").exists():
+        if not is_finished(folder):
             with progress_bars() as show:
                 run_simulation(seed_config(seed, arguments.runs, arguments.arms), progress=show)
     runs = pool(common_arms([read_run(folder) for folder in folders]))
     seeds = sorted(load_config(folder / "config.toml").seed for folder in folders)
-    summary = summarize_files(runs)
+    summary = summarize(runs)
     write_summary(summary, arguments.runs / "summary.json")
     write_page(arguments.runs, summary, transcripts_of(runs))
     text = table(summary, seeds)

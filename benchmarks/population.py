@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks._report import Row, machine, spread, write_row
+from benchmarks._report import BenchmarkRow, machine, spread, write_row
 
 ROOT = Path(__file__).parents[1]
 # Name of a row, what it is in the run's summary, with which state, unit, upper bound, and what the value is divided by.
@@ -45,7 +45,7 @@ def run(devices: int, state: str, arguments: argparse.Namespace) -> dict[str, An
     return found
 
 
-def rows_of(found: dict[tuple[int, str], list[dict[str, Any]]], arguments: argparse.Namespace) -> list[Row]:
+def rows_of(found: dict[tuple[int, str], list[dict[str, Any]]], arguments: argparse.Namespace) -> list[BenchmarkRow]:
     """The figures of the largest population, each with those of the others beside it."""
     conditions = {**vars(arguments), "machine": machine(("ray",))}
     largest = max(size for size, _ in found)
@@ -55,7 +55,9 @@ def rows_of(found: dict[tuple[int, str], list[dict[str, Any]]], arguments: argpa
             size: spread([r[key] / scale for r in runs]) for (size, kind), runs in found.items() if kind == state
         }
         value = by_size[largest]["median"]
-        rows.append(Row(name, value, unit, value, target, {**conditions, "by_population": by_size}, at_most=True))
+        rows.append(
+            BenchmarkRow(name, value, unit, value, target, {**conditions, "by_population": by_size}, at_most=True)
+        )
     return rows
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from peft import get_peft_model
 
-from benchmarks._report import Row, machine, time_side_by_side, write_row
+from benchmarks._report import BenchmarkRow, machine, time_side_by_side, write_row
 from fl.adapters import GatedLoraConfig, target_pattern
 from fl.bases.resolve import load_base
 from fl.bases.whisper.base import WhisperBase
@@ -104,7 +104,7 @@ def main() -> int:
             },
             dict.fromkeys(("everywhere", "decoder", "decoder_cached"), arguments.repeats),
         )
-    row = Row(
+    row = BenchmarkRow(
         name="prefix",
         value=round(timings["decoder_cached"].median, 4),
         unit="seconds a step, adapters in the decoder, cached states",

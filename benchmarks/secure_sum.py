@@ -2,10 +2,10 @@
 
     python -m benchmarks.secure_sum [--devices N] [--dropouts SHARE] [--smoke]
 
-A whole session runs in one process and one thread: every device takes its four steps, each timed alone, and the largest total
-of those that stay to the end is the figure. A share of the devices drops out after exchanging keys and shares, which is the
-dearest moment: the server restores their keys and takes off all masks that they had agreed on. The sum is compared with the one that
-Python forms without masks, and must lie within the stated error. What the server needs is in the conditions.
+A whole session runs in one process and one thread, each step of each device timed alone. The figure is the largest total of a device
+that stays to the end. A share of the devices drops out after the exchange of keys and shares, which costs the server most: it restores
+their keys and subtracts all masks that they had agreed on. The sum must equal the unmasked one within the stated error. The server's
+own times are in the conditions.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from benchmarks._report import Row, machine, spread, write_row
+from benchmarks._report import BenchmarkRow, machine, spread, write_row
 from fl.core.rng import derive_generator
-from fl.privacy.secure_sum.server import Client, Server, new_setup
+from fl.privacy.secure_sum.device import SecureSumClient
+from fl.privacy.secure_sum.server import SecureSumServer, new_setup
 
 TARGET_SECONDS = 1.0
 LIMIT = 1.0
@@ -53,14 +54,14 @@ def run_session(arguments: argparse.Namespace, clock: Clock) -> tuple[list[str],
     lost = set(names[:: max(1, round(1 / arguments.dropouts))]) if arguments.dropouts else set()
     stayed = [name for name in names if name not in lost]
     setup = new_setup(names, arguments.size, LIMIT)
-    server = Server(setup)
-    clients = {name: clock.time(name, "begin", lambda name=name: Client(name, setup)) for name in names}
+    server = SecureSumServer(setup)
+    clients = {name: clock.time(name, "begin", lambda name=name: SecureSumClient(name, setup)) for name in names}
     for name, client in clients.items():
         keys = clock.time(name, "keys", client.advertise)
         clock.time(SERVER, "keys", lambda keys=keys: server.add(keys))
-    roster = server.roster()
+    participants = server.participants()
     for name, client in clients.items():
-        shares = clock.time(name, "shares", lambda client=client: client.share(roster))
+        shares = clock.time(name, "shares", lambda client=client: client.share(participants))
         clock.time(SERVER, "shares", lambda shares=shares: server.add(shares))
     expected = np.zeros(arguments.size)
     for name in stayed:
@@ -97,7 +98,7 @@ def main() -> int:
     stayed, error, bound = run_session(arguments, clock)
     totals = [clock.total(name) for name in stayed]
     steps = {step: spread([clock.seconds[name][step] for name in stayed]) for step in clock.seconds[stayed[0]]}
-    row = Row(
+    row = BenchmarkRow(
         name="secure_sum",
         value=round(max(totals), 3),
         unit="seconds of computation, slowest device",

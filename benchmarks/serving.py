@@ -5,7 +5,7 @@
 As many utterances as people, each with that person's own adapter, and as many tokens from each (the end token and the guard
 against loops are off, so that all sides do the same work):
 
-- ``engine``: fl.serving.BatchEngine, trimmed windows; its transcripts must be those of PEFT.
+- ``engine``: fl.serving.engine.engine.BatchEngine, trimmed windows; its transcripts must be those of PEFT.
 - ``engine_gated``: the same with the default gates, which PEFT's LoRA has not.
 - ``engine_base``: the same batch without any adapter.
 - ``peft_switching_30s``: transformers' generate on the 30 s window, ``set_adapter`` before each request.
@@ -31,12 +31,13 @@ from transformers import GenerationConfig
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput
 
-from benchmarks._report import Row, machine, matrix_rate, spread, time_side_by_side, write_row
+from benchmarks._report import BenchmarkRow, machine, matrix_rate, spread, time_side_by_side, write_row
 from fl.adapters import AdapterInfo, GatedLoraConfig, target_pattern
 from fl.adapters.fresh import fresh_adapter
 from fl.adapters.stacked import Slot
 from fl.bases.resolve import load_base
-from fl.bases.whisper.base import WhisperBase, decoding, forward
+from fl.bases.whisper import decoding, forward
+from fl.bases.whisper.base import WhisperBase
 from fl.core.rng import derive_generator, derive_seed
 from fl.serving.engine.engine import BatchEngine, EngineSettings
 from fl.serving.engine.requests import Request, ServedAdapter, Transcript
@@ -70,7 +71,7 @@ def bare(adapter: ServedAdapter) -> ServedAdapter:
     return replace(adapter, tensors={})
 
 
-class Peft:
+class PeftBaseline:
     """The same adapters as ordinary LoRA in PEFT, on transformers' own generate."""
 
     def __init__(self, base: WhisperBase, adapters: Sequence[ServedAdapter], arguments: argparse.Namespace) -> None:
@@ -207,7 +208,7 @@ def main() -> int:
     plain = [make_adapter(base, i, "none", arguments) for i in range(arguments.people)]
     gated = [make_adapter(base, i, "self", arguments) for i in range(arguments.people)]
     engine = BatchEngine(base, EngineSettings(rows=arguments.people), start=False)
-    peft = Peft(base, plain, arguments)
+    peft = PeftBaseline(base, plain, arguments)
 
     stages: list[Transcript] = []
 
@@ -258,7 +259,7 @@ def main() -> int:
         f"decoder {decode:.2f} s (floor {conditions['decoder_floor_seconds']})"
     )
     rows = [
-        Row(
+        BenchmarkRow(
             f"serving_{name}",
             round(timings["engine"].median, 3),
             f"seconds for {arguments.people} people",
@@ -270,7 +271,7 @@ def main() -> int:
     ]
     over = timings["engine_gated"].median / timings["engine_base"].median
     rows.append(
-        Row(
+        BenchmarkRow(
             "serving_over_base",
             round(timings["engine_gated"].median, 3),
             f"seconds for {arguments.people} people with gates",

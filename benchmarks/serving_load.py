@@ -2,7 +2,7 @@
 
     python -m benchmarks.serving_load [--clients 32] [--requests 2000] [--adapters runs/demo/devices/personalized] [--smoke]
 
-Starts ``idiolect serve`` in a process of its own. Each client is a :class:`clients.device.client.ThinClient` with an adapter of its
+Starts ``idiolect serve`` in a process of its own. Each client is a :class:`clients.device.client.DeviceClient` with an adapter of its
 own behind a handle, and asks again as soon as it has its answer: recordings of the synthetic population if there are any
 adapters that were trained on it, else noise and fresh adapters. Latency is what a client waits, from before it sends to
 after it has the text. Memory is the server's resident set after each tenth of the requests.
@@ -23,25 +23,25 @@ import numpy as np
 import psutil
 import soundfile
 
-from benchmarks._report import Row, machine, write_row
+from benchmarks._report import BenchmarkRow, machine, write_row
 from clients.device.audio import Upload, encode_file
-from clients.device.client import ThinClient
-from clients.device.folder import Settings
-from clients.device.http import Server
+from clients.device.client import DeviceClient
+from clients.device.http import ServerAddress
+from clients.device.settings import DeviceSettings
 from fl.adapters import AdapterInfo, GatedLoraConfig, save_adapter, target_pattern
 from fl.adapters.fresh import fresh_adapter
 from fl.bases.resolve import load_base
 from fl.core.rng import derive_generator
 from fl.packed.folder import pack_folder
 from fl.speech.features import SAMPLE_RATE
-from sim.network.local import served
+from sim.study.network.local import served
 
 MOST_SPREAD = 3.0  # p95 against p50
 MOST_GROWTH = 1.10  # of memory, from the second tenth to the last
 
 
 @dataclass
-class Tally:
+class LoadTally:
     """What the clients saw."""
 
     left: int
@@ -83,9 +83,9 @@ def uploads(arguments: argparse.Namespace, folder: Path) -> list[Upload]:
     return [encode_file(path)]
 
 
-def ask(number: int, url: str, folder: Path, adapter: bytes, speech: list[Upload], tally: Tally) -> None:
+def ask(number: int, url: str, folder: Path, adapter: bytes, speech: list[Upload], tally: LoadTally) -> None:
     """One client, until nothing is left."""
-    client = ThinClient(folder / f"device-{number}", Settings(server=url), Server(url, timeout=300.0))
+    client = DeviceClient(folder / f"device-{number}", DeviceSettings(server=url), ServerAddress(url, timeout=300.0))
     client.store.set(adapter)
     turn = number
     while tally.take():
@@ -127,7 +127,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     """Measure, write ``benchmarks/results/serving_load_*.json``; 1 where a target is missed or a request failed."""
     arguments = parse_arguments()
-    tally = Tally(arguments.requests)
+    tally = LoadTally(arguments.requests)
     memory: list[int] = []
     with tempfile.TemporaryDirectory() as name, served(arguments.base) as port:
         folder, url = Path(name), f"http://127.0.0.1:{port}"
@@ -162,7 +162,7 @@ def main() -> int:
         "machine": machine(("fastapi", "uvicorn")),
     }
     rows = [
-        Row(
+        BenchmarkRow(
             "serving_load_latency",
             round(p95, 3),
             "seconds at the 95th percentile",
@@ -171,7 +171,7 @@ def main() -> int:
             conditions,
             True,
         ),
-        Row(
+        BenchmarkRow(
             "serving_load_memory",
             round(memory[-1] / 2**20),
             "MiB of the server at the end",

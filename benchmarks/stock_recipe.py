@@ -17,7 +17,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -32,10 +32,11 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import WhisperFeatureExtractor
 
 from clients.training.evaluate import evaluate
-from clients.training.single import draw_batches, make_plan, step_kinds
+from clients.training.single import draw_batches, step_kinds
 from fl.adapters import GatedLoraConfig
 from fl.adapters.config import target_pattern
 from fl.adapters.fresh import fresh_adapter
+from fl.algorithms.arms import trained_arm
 from fl.bases.resolve import load_base
 from fl.bases.whisper.base import WhisperBase
 from fl.core.machine import available_cores
@@ -45,7 +46,8 @@ from fl.metrics import Counts
 from fl.protocol.wire import add_counts
 from fl.settings.config import RunConfig, flat, make_config
 from fl.speech.audio import SAMPLE_RATE, load_audio
-from fl.tasks.speech import SpeechTask, load_population, population_manifest
+from fl.tasks.speech.population import load_population, population_manifest
+from fl.tasks.speech.task import SpeechTask
 
 IGNORED = -100  # transformers' label of a position without a loss
 
@@ -77,7 +79,7 @@ class StockProcess:
 
     def __init__(self, config: RunConfig) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.base = load_base(config.base.base)
+        self.base = load_base(config.base.name)
         self.model = get_peft_model(self.base.new_model(), make_lora(config)).to(self.device)
         self.extractor = WhisperFeatureExtractor(feature_size=self.base.mels)
         self.language = config.base.language or None
@@ -97,7 +99,9 @@ class StockProcess:
     def train(self, partition: int, config: RunConfig, server_round: int) -> float:
         """The local steps of one device; returns the mean loss. Batches are those that ours draws."""
         examples = self.examples(partition)
-        plan = make_plan(config.train, server_round, steps=config.train.local_steps, gated=False)
+        arm = trained_arm("global", config)
+        assert arm is not None
+        plan = arm.schedule.plan(server_round)
         seed = derive_seed(config.seed, server_round, self.people[partition].device_id, "train")
         generator = derive_generator(seed, "local-steps")
         steps = len(step_kinds(plan, generator))
@@ -191,7 +195,7 @@ class StockRun:
 
 
 def run_stock(config: RunConfig, workers: int | None = None, cpus: int = 1) -> StockRun:
-    """``config.train.rounds`` rounds with ``workers`` cores (default: all), ``cpus`` of them for each device's task."""
+    """``config.federation.rounds`` rounds with ``workers`` cores (default: all), ``cpus`` of them for each device's task."""
     from flwr.simulation import run_simulation
 
     from benchmarks import stock_recipe as module  # by name, so that workers import it and keep their cache
@@ -204,11 +208,11 @@ def run_stock(config: RunConfig, workers: int | None = None, cpus: int = 1) -> S
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
-        initial = ArrayRecord(initial_state(load_base(config.base.base), config))
+        initial = ArrayRecord(initial_state(load_base(config.base.name), config))
         result = strategy.start(
             grid,
             initial_arrays=initial,
-            num_rounds=config.train.rounds,
+            num_rounds=config.federation.rounds,
             train_config=ConfigRecord(dict(flat(config))),
             timeout=config.federation.round_timeout,
         )
@@ -243,7 +247,7 @@ def quiet_environment() -> None:
 
 def stock_counts(config: RunConfig, state: dict[str, Tensor]) -> dict[str, Counts]:
     """Error counts of the final adapter on the devices' test utterances, in the 30 s window that it was trained on."""
-    task = SpeechTask(replace(config, base=replace(config.base, window="full")))
+    task = SpeechTask(config.changed({"base.window": "full"}))
     model: PeftModel = get_peft_model(task.base.new_model(), make_lora(config)).eval()
     set_peft_model_state_dict(model, state)
     devices = [task.device(d) for d in task.device_ids() if not task.is_new(d)]

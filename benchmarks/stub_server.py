@@ -1,4 +1,4 @@
-"""A server that answers a thin client as the real one does, hears nothing, and can be told to misbehave. Without torch.
+"""A server that answers a thin client as the real one does, without decoding anything, and can be told to fail. Without torch.
 
 with StubServer() as server:
     server.script.append(Reply(503, headers={"Retry-After": "2"}))
@@ -24,7 +24,7 @@ TEXT = " ".join(WORDS)
 
 
 @dataclass(frozen=True)
-class Request:
+class StubRequest:
     """What arrived: ``form`` holds the contents of each field, in order; ``body`` is there where it was no form."""
 
     method: str
@@ -69,8 +69,8 @@ class StubServer:
     """On a free port of the loopback address. ``script`` holds answers that come before the usual ones, one a request."""
 
     def __init__(self) -> None:
-        self.requests: list[Request] = []
-        self.script: deque[Reply | Callable[[Request], Reply]] = deque()
+        self.requests: list[StubRequest] = []
+        self.script: deque[Reply | Callable[[StubRequest], Reply]] = deque()
         self.handles: dict[str, bytes] = {}
         self.keeps_handles = True
         self.heard: dict[str, int] = {}  # how often each idempotency key was transcribed
@@ -103,7 +103,7 @@ class StubServer:
         """``METHOD path`` of what arrived."""
         return [f"{request.method} {request.path}" for request in self.requests]
 
-    def answer(self, request: Request) -> Reply:
+    def answer(self, request: StubRequest) -> Reply:
         """The usual answer, or the next of the script."""
         self.requests.append(request)
         if self.script:
@@ -116,14 +116,14 @@ class StubServer:
         }.get((request.method, request.path))
         return usual(request) if usual else problem(404, "not-found")
 
-    def _put(self, request: Request) -> Reply:
+    def _put(self, request: StubRequest) -> Reply:
         if not self.keeps_handles:
             return problem(404, "not-found")
         handle = f"handle-{len(self.handles)}-{digest(request.body)[:8]}"
         self.handles[handle] = request.body
         return Reply(body=json.dumps({"handle": handle, "expires_in": 3600.0, "bytes": len(request.body)}).encode())
 
-    def _transcribe(self, request: Request) -> Reply:
+    def _transcribe(self, request: StubRequest) -> Reply:
         handle, key = request.text("adapter_handle"), request.headers.get("Idempotency-Key", "")
         if handle and handle not in self.handles:
             return problem(404, "unknown-handle", "no adapter of this token has that handle")
@@ -136,7 +136,7 @@ class StubServer:
             return Reply(body=json.dumps({"text": TEXT}, ensure_ascii=False).encode())
         return Reply(body=f"{TEXT}\n".encode(), content_type="text/plain")
 
-    def _adapt(self, request: Request) -> Reply:
+    def _adapt(self, request: StubRequest) -> Reply:
         tensors, info = unpack(request.form["adapter"][0])
         data = pack({name: values * 0.5 for name, values in tensors.items()}, info)
         document = {"adapter": base64.b64encode(data).decode(), "loss": 1.5, "steps": 3, "examples": 6, "seconds": 0.1}
@@ -151,7 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
         headers = dict(self.headers.items())
         form = _parse_form(self.headers.get("Content-Type", ""), body)
-        reply = self.server_stub.answer(Request(self.command, self.path, headers, form, b"" if form else body))
+        reply = self.server_stub.answer(StubRequest(self.command, self.path, headers, form, b"" if form else body))
         if reply.status == 0:
             self.close_connection = True
             return

@@ -14,7 +14,8 @@ from typing import Any
 
 from rich.table import Table
 
-from benchmarks._report import RESULTS, Row
+from benchmarks._report import RESULTS, BenchmarkRow
+from sim.section import markdown_table
 
 START, END = "<!-- benchmarks: made by python -m benchmarks -->", "<!-- end of benchmarks -->"
 HEADINGS = ("figure", "measured", "ratio", "target", "of target", "")
@@ -22,7 +23,7 @@ HEADINGS = ("figure", "measured", "ratio", "target", "of target", "")
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure that the project promises: the name of its row, what it is, its target and the script that measures it."""
+    """A figure with a target: the name of its row, what it is, its target and the script that measures it."""
 
     name: str
     title: str
@@ -73,7 +74,7 @@ FIGURES = (
 
 
 @dataclass(frozen=True)
-class Line:
+class FigureLine:
     """One line of the table, as text; ``state`` is ``met``, ``missed`` or ``open``."""
 
     title: str
@@ -90,16 +91,16 @@ class Line:
         return (self.title, self.measured, self.ratio, self.target, self.of_target, f"{self.state}{self.note}")
 
 
-def read_row(path: Path) -> Row:
+def read_row(path: Path) -> BenchmarkRow:
     """The row of one results file. Raises ValueError that names the file if it is not one."""
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return Row(**{field.name: found[field.name] for field in fields(Row) if field.name in found})
+        return BenchmarkRow(**{field.name: found[field.name] for field in fields(BenchmarkRow) if field.name in found})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} is no row of a benchmark ({error}): measure it again or remove it") from error
 
 
-def read_rows(folder: Path = RESULTS) -> dict[str, Row]:
+def read_rows(folder: Path = RESULTS) -> dict[str, BenchmarkRow]:
     """All rows under ``folder`` by name."""
     return {row.name: row for row in map(read_row, sorted(folder.glob("*.json")))}
 
@@ -123,13 +124,13 @@ def _spread(conditions: Mapping[str, Any]) -> str:
     return f" ({number(found['min'])} to {number(found['max'])})" if isinstance(found, Mapping) else ""
 
 
-def measured_line(row: Row, figure: Figure | None) -> Line:
+def measured_line(row: BenchmarkRow, figure: Figure | None) -> FigureLine:
     """The line of a figure that was measured. The target is the project's where it names one, not the row's own."""
     target = figure.target if figure else row.target
     at_most, unit = (figure.at_most, figure.unit) if figure else (row.at_most, "x")
-    judged = Row(row.name, row.value, row.unit, row.ratio, target, row.conditions, at_most)
+    judged = BenchmarkRow(row.name, row.value, row.unit, row.ratio, target, row.conditions, at_most)
     note = row.conditions.get("note")
-    return Line(
+    return FigureLine(
         title=figure.title if figure else row.name.replace("_", " "),
         measured=f"{number(row.value)} {row.unit}",
         ratio=f"{number(row.ratio)}{_behind(unit)}{_spread(row.conditions)}",
@@ -140,20 +141,20 @@ def measured_line(row: Row, figure: Figure | None) -> Line:
     )
 
 
-def open_line(figure: Figure) -> Line:
+def open_line(figure: Figure) -> FigureLine:
     """The line of a figure without a result."""
     reason = ": needs a GPU" if figure.gpu else f": benchmarks.{figure.script}"
-    return Line(figure.title, "-", "-", bound(figure.target, figure.unit, figure.at_most), "-", reason, "open")
+    return FigureLine(figure.title, "-", "-", bound(figure.target, figure.unit, figure.at_most), "-", reason, "open")
 
 
-def make_lines(rows: Mapping[str, Row], figures: Sequence[Figure] = FIGURES) -> list[Line]:
+def make_lines(rows: Mapping[str, BenchmarkRow], figures: Sequence[Figure] = FIGURES) -> list[FigureLine]:
     """All lines: the project's figures in their order, then results that are not among them."""
     lines = [measured_line(rows[f.name], f) if f.name in rows else open_line(f) for f in figures]
     named = {figure.name for figure in figures}
     return lines + [measured_line(row, None) for name, row in rows.items() if name not in named]
 
 
-def footnotes(rows: Iterable[Row]) -> list[str]:
+def footnotes(rows: Iterable[BenchmarkRow]) -> list[str]:
     """Machine, versions and seeds: one line for each different set of them, with the rows it holds for."""
     where: dict[str, list[str]] = {}
     for row in rows:
@@ -168,7 +169,7 @@ def footnotes(rows: Iterable[Row]) -> list[str]:
     return [f"{', '.join(names)}: {text}." for text, names in where.items()]
 
 
-def rich_table(lines: Sequence[Line]) -> Table:
+def rich_table(lines: Sequence[FigureLine]) -> Table:
     """The table for a terminal."""
     colours = {"met": "green", "missed": "red", "open": "yellow"}
     table = Table()
@@ -180,9 +181,6 @@ def rich_table(lines: Sequence[Line]) -> Table:
     return table
 
 
-def markdown(lines: Sequence[Line], notes: Sequence[str] = ()) -> str:
+def markdown(lines: Sequence[FigureLine], notes: Sequence[str] = ()) -> str:
     """The table for a page."""
-    rows = [HEADINGS, *(line.cells for line in lines)]
-    texts = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    texts.insert(1, "| --- " * len(HEADINGS) + "|")
-    return "\n".join(texts) + "".join(f"\n\n{note}" for note in notes) + "\n"
+    return markdown_table(HEADINGS, [line.cells for line in lines]) + "".join(f"\n{note}\n" for note in notes)

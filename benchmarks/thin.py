@@ -1,4 +1,4 @@
-"""What the thin client needs of a device: resident memory, time to import, bytes of its adapter.
+"""What the client of a thin device needs: resident memory, time to import, bytes of its adapter.
 
     python -m benchmarks.thin [--seconds 3] [--repeats 5] [--smoke]
 
@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from benchmarks._report import Row, machine, spread, write_row
+from benchmarks._report import BenchmarkRow, machine, spread, write_row
 from benchmarks.stub_server import StubServer
-from clients.device.folder import Settings, initialize
+from clients.device.settings import DeviceSettings, initialize
 from clients.device.store import AdapterStore
 from fl.packed.blob import PackedInfo, pack
 from fl.packed.header import CODES, Dtype
@@ -85,7 +85,7 @@ def measure_memory(seconds: float, rate: int, repeats: int) -> list[tuple[float,
         wav = Path(folder) / "speech.wav"
         noise = 0.1 * np.random.default_rng(1).standard_normal(round(seconds * rate))
         soundfile.write(wav, noise, rate)
-        initialize(Path(folder) / "device", Settings(server=server.url))
+        initialize(Path(folder) / "device", DeviceSettings(server=server.url))
         store = AdapterStore(Path(folder) / "device", 4 * MIB)
         store.set(default_adapter("float16"))
         for _ in range(repeats):
@@ -116,7 +116,7 @@ def main() -> int:
     conditions: dict[str, object] = {"seconds": arguments.seconds, "machine": machine(["soundfile", "soxr"])}
     worst = max(statistics.median(found) for found in peaks.values())
     rows = [
-        Row(
+        BenchmarkRow(
             name="thin_memory",
             value=round(worst, 1),
             unit="MiB resident at most, after a transcription",
@@ -129,7 +129,7 @@ def main() -> int:
                 **conditions,
             },
         ),
-        Row(
+        BenchmarkRow(
             name="thin_import",
             value=import_seconds,
             unit="s to import the thin client",
@@ -140,7 +140,7 @@ def main() -> int:
         ),
     ]
     rows += [
-        Row(
+        BenchmarkRow(
             name=f"thin_adapter_{dtype}",
             value=round(sizes[dtype], 3),
             unit=f"MiB of the default adapter as {dtype}",

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain
-from typing import Any
 
 from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
@@ -26,12 +26,15 @@ from clients.updates.mask import Masking, Sessions, inboxes, take_step
 from clients.updates.outgoing import Outgoing, check_demands
 from clients.updates.reply import DeviceFailure, DeviceResult, ReplyWriter
 from clients.worker import Worker, step_threads, threads
+from fl.adapters.correction import corrected
 from fl.adapters.state import State
 from fl.algorithms.arms import EVERYONE, evaluated_as
 from fl.core.errors import AdapterError, ConfigError, StoreError
 from fl.core.files import write_atomically
 from fl.core.heap import return_free_memory
+from fl.protocol.node import NodeConfig
 from fl.protocol.wire import (
+    CORRECTIONS,
     JOB,
     SECURE,
     SECURE_STEP,
@@ -42,8 +45,8 @@ from fl.protocol.wire import (
     read_settings,
     tensors_bytes,
 )
-from fl.runs.predictions import PREDICTIONS_NAME, prediction_lines
-from fl.settings.config import RunConfig
+from fl.runs.predictions import prediction_lines
+from fl.runs.schema import PREDICTIONS_NAME
 from fl.settings.names import EDGE
 
 log = logging.getLogger("idiolect.client")
@@ -51,20 +54,18 @@ app = ClientApp(mods=[discreet_mod, guard_mod])
 MAX_UNSETTLED = 64  # devices whose result waits for their private state to reach the disk
 
 
-def hosted_devices(worker: Worker, node_config: dict[str, Any]) -> tuple[str, ...]:
-    """The devices of this node."""
-    return Hosting(worker, node_config).ids()
-
-
-def _worker(config: RunConfig, context: Context) -> Worker:
-    return node_worker(config, context.node_config)
+def _hosting(message: Message, context: Context) -> tuple[Worker, Hosting, NodeConfig]:
+    """What answers a message: this process's worker, and the devices of this node."""
+    node = NodeConfig.parse(context.node_config)
+    worker = node_worker(read_settings(message.content), node)
+    return worker, Hosting(worker, node), node
 
 
 @app.query()
 def roster(message: Message, context: Context) -> Message:
     """Which devices live here, with the number of their training examples."""
-    worker = _worker(read_settings(message.content), context)
-    hosted = hosted_devices(worker, dict(context.node_config))
+    worker, hosting, node = _hosting(message, context)
+    hosted = hosting.ids()
     reply = ReplyWriter(len(hosted))
     for device_id in hosted:
         new = worker.task.is_new(device_id)
@@ -77,7 +78,7 @@ def roster(message: Message, context: Context) -> Message:
         numbers = {
             "examples": examples,
             "new-person": int(new),
-            "simulated": int("device-id" not in context.node_config),
+            "simulated": int(not node.deployed),
         }
         reply.add(DeviceResult(device_id, numbers))
     return Message(reply.content(), reply_to=message)
@@ -86,14 +87,12 @@ def roster(message: Message, context: Context) -> Message:
 @app.query(SECURE_STEP)
 def secure_step(message: Message, context: Context) -> Message:
     """A step of a secure sum for each participant of the job: a device that lives here, or this node for all of its devices."""
-    config = read_settings(message.content)
     job = Job.from_record(message.content.config_records[JOB])
-    worker = _worker(config, context)
-    hosting = Hosting(worker, dict(context.node_config))
+    worker, hosting, _ = _hosting(message, context)
     sessions, reply = Sessions(worker.store.root), RecordDict()
     for participant in job.devices:
         try:
-            if config.federation.aggregation != EDGE and participant not in hosting:
+            if worker.config.federation.aggregation != EDGE and participant not in hosting:
                 raise ConfigError(f"device {participant!r} does not live on this node")
             answer = take_step(sessions, message.content.config_records[SECURE], participant)
         except DEVICE_FAULTS as error:
@@ -112,31 +111,29 @@ def train(message: Message, context: Context) -> Message:
 @app.evaluate()
 def evaluate_devices(message: Message, context: Context) -> Message:
     """Counts for each device of the job."""
-    return _for_devices(message, context, one_by_one(_evaluate_device))
+    corrections = from_arrays(message.content.array_records.get(CORRECTIONS, ArrayRecord()))
+    return _for_devices(message, context, one_by_one(partial(_evaluate_device, corrections)))
 
 
 def _train_devices(
     worker: Worker, job: Job, devices: Sequence[str], incoming: State
 ) -> Iterable[DeviceResult | DeviceFailure]:
     """In cohorts if the settings say so, but for the virtual device of ``centralized`` and for a task that learns nothing."""
-    config = worker.config
-    alone = config.train.cohort == 1 or EVERYONE in devices or not worker.task.learns
+    alone = worker.config.train.cohort == 1 or EVERYONE in devices or not worker.task.learns
     return (one_by_one(train_device) if alone else train_together)(worker, job, devices, incoming)
 
 
 def _for_devices(message: Message, context: Context, step: CohortStep) -> Message:
-    """Do ``step`` for the devices of the message's job that live here, and put their results together into a reply.
+    """Do ``step`` for the devices of the message's job that live here, and collect their results in a reply.
 
     Private state that ``step`` hands to the store is on the disk when the reply leaves.
     """
-    config = read_settings(message.content)
     job = Job.from_record(message.content.config_records[JOB])
-    worker = _worker(config, context)
-    hosting = Hosting(worker, dict(context.node_config))
+    worker, hosting, node = _hosting(message, context)
     incoming = from_arrays(message.content.array_records.get(SHARED, ArrayRecord()))
     training = message.metadata.message_type == MessageType.TRAIN
-    outgoing = _outgoing(worker, job, message.content, context, incoming) if training else None
-    here = [d for d in job.devices if d in hosting or (d == EVERYONE and not hosting.own)]
+    outgoing = _outgoing(worker, job, message.content, node, incoming) if training else None
+    here = [d for d in job.devices if d in hosting or (d == EVERYONE and not node.deployed)]
     strangers = (
         DeviceFailure(d, ConfigError(f"device {d!r} does not live on this node"))
         for d in job.devices
@@ -159,15 +156,14 @@ def _for_devices(message: Message, context: Context, step: CohortStep) -> Messag
     return Message(content, reply_to=message)
 
 
-def _outgoing(worker: Worker, job: Job, content: RecordDict, context: Context, incoming: State) -> Outgoing:
+def _outgoing(worker: Worker, job: Job, content: RecordDict, node: NodeConfig, incoming: State) -> Outgoing:
     """What becomes of this message's updates before they leave."""
-    check_demands(context.node_config, worker.config, job)
-    simulated = "device-id" not in context.node_config
+    check_demands(node, worker.config, job)
     found = inboxes(content)
     masking = None
     if found:
-        masking = Masking(Sessions(worker.store.root), worker.config, job, found, simulated=simulated)
-    return Outgoing(worker, job, incoming, simulated=simulated, masking=masking)
+        masking = Masking(Sessions(worker.store.root), worker.config, job, found, simulated=not node.deployed)
+    return Outgoing(worker, job, incoming, simulated=not node.deployed, masking=masking)
 
 
 def _settled(
@@ -194,7 +190,7 @@ def _settle(store: DeviceStore, result: DeviceResult | DeviceFailure) -> DeviceR
     return result
 
 
-def _evaluate_device(worker: Worker, job: Job, device_id: str, incoming: State) -> DeviceResult:
+def _evaluate_device(corrections: State, worker: Worker, job: Job, device_id: str, incoming: State) -> DeviceResult:
     config = worker.config
     arm, neutral = evaluated_as(job.arm, config)
     examples = worker.task.device(device_id).split(job.split)
@@ -205,18 +201,23 @@ def _evaluate_device(worker: Worker, job: Job, device_id: str, incoming: State) 
     else:
         neutral = neutral or worker.task.is_new(device_id)
         placed = place_device(worker, arm, device_id, incoming, before=job.round + 1, neutral=neutral)
-        result = evaluate(worker.adapted, worker.task, examples, beams=config.federation.beams)
+        if placed.second:  # trained on the untouched base, and what C lacks of the shared pair is not its own
+            corrections = {}
+        with corrected(worker.adapted, corrections) as model:
+            result = evaluate(model, worker.task, examples, beams=config.federation.beams)
     if job.final:
-        _keep_results(worker, job, placed, device_id, result)
+        _keep_results(worker, job, placed, device_id, result, corrections)
     numbers = {
         "examples": len(examples),
-        "bytes-down": tensors_bytes(incoming.values()),
+        "bytes-down": tensors_bytes([*incoming.values(), *corrections.values()]),
         "seconds-evaluate": result.seconds,
     }
     return DeviceResult(device_id, numbers, result.counts)
 
 
-def _keep_results(worker: Worker, job: Job, placed: Placed | None, device_id: str, result: Evaluation) -> None:
+def _keep_results(
+    worker: Worker, job: Job, placed: Placed | None, device_id: str, result: Evaluation, corrections: State
+) -> None:
     """Write the predictions and the finished adapter to the device's own disk: they never travel in a reply."""
     folder = worker.store.folder(job.arm, device_id)
     device = worker.task.device(device_id)
@@ -226,4 +227,4 @@ def _keep_results(worker: Worker, job: Job, placed: Placed | None, device_id: st
     )
     write_atomically(folder / PREDICTIONS_NAME, text.encode())
     if placed is not None:
-        worker.save(folder / "adapter", placed.slot, placed.split)
+        worker.save(folder / "adapter", placed.slot, placed.split, corrections)

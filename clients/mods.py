@@ -1,10 +1,12 @@
-"""Client mods: functions around the handling of a message, in Flower's form ``(message, context, call_next) -> message``."""
+"""Client mods: functions around the handling of a message, in Flower's form ``(message, context, call_next) -> message``.
+
+Both are for Idiolect's own messages (:mod:`fl.protocol.wire`): a message without a job is refused, one of Flower's examples included.
+"""
 
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from flwr.app import ArrayRecord, Context, Message, MessageType
 from flwr.clientapp.typing import ClientAppCallable
@@ -13,11 +15,13 @@ from clients.node import node_worker
 from fl.adapters.split import CONTROL, OWN, role_of, tensor_kind
 from fl.algorithms.arms import Arm, trained_arm
 from fl.core.errors import DemandError, GuardError, RunError
-from fl.protocol.forms import ENCODED_FORM, MASKED, PLAIN, form_of, payload_sizes, vector_size
+from fl.protocol.forms import Exchange
 from fl.protocol.guard import check_reply, check_secure_step, named_devices
-from fl.protocol.wire import JOB, PAYLOAD, SECURE, SECURE_STEP, SHARED, Job, read_settings, split_key
+from fl.protocol.node import NodeConfig
+from fl.protocol.reply import ReplySchema, participants_of
+from fl.protocol.wire import JOB, SECURE_STEP, SHARED, Job, read_settings
 from fl.settings.config import RunConfig
-from fl.settings.names import EDGE, LAST_PREFIX
+from fl.settings.names import LAST_PREFIX
 
 log = logging.getLogger("idiolect.client")
 SPEAKABLE = (DemandError, GuardError)  # their texts name settings and tensors, never what a person said or a path
@@ -33,14 +37,14 @@ def discreet_mod(message: Message, context: Context, call_next: ClientAppCallabl
     except SPEAKABLE:
         raise
     except Exception as error:
-        if "device-id" not in context.node_config:
+        if not NodeConfig.parse(context.node_config).deployed:
             raise
         log.exception("a message was not answered")
         raise RunError(f"{type(error).__name__} on the device, whose log says more") from None
 
 
 def guard_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Let a reply out only if it holds shared tensors and counts of the devices that were asked.
+    """Let a reply out only if it holds updates of shared tensors and counts of the devices that were asked.
 
     It stands first in the ClientApp's list of mods, hence last before the wire. What was agreed is read from the request
     before anything inside can touch it: the shared tensors are those that the aggregator sent, by name and shape, and a
@@ -49,56 +53,42 @@ def guard_mod(message: Message, context: Context, call_next: ClientAppCallable) 
     if message.metadata.message_type == MessageType.QUERY:
         reply = call_next(message, context)
         if reply.has_content():
-            check_reply(reply.content, shapes={}, private=(), devices=named_devices(reply.content))
+            check_reply(reply.content, ReplySchema(), private=(), devices=named_devices(reply.content))
         return reply
     job = Job.from_record(message.content.config_records[JOB])
-    config = read_settings(message.content)
-    arm = trained_arm(job.arm, config)
     if message.metadata.message_type == f"{MessageType.QUERY}.{SECURE_STEP}":
         reply = call_next(message, context)
         if reply.has_content():
             check_secure_step(reply.content, job.devices)
         return reply
+    config, node = read_settings(message.content), NodeConfig.parse(context.node_config)
+    arm = trained_arm(job.arm, config)
     asked = message.content.array_records.get(SHARED, ArrayRecord())
-    participants = [split_key(key)[1] for key in message.content.config_records if split_key(key)[0] == SECURE]
     shapes = {name: tuple(array.shape) for name, array in asked.items()}
-    private = _private(arm, shapes, config, context) if arm is not None else set()
-    training = message.metadata.message_type == MessageType.TRAIN
-    if training:
-        _keep_gates(shapes, context.node_config)
+    private = _private(arm, shapes, config, node) if arm is not None else set()
+    schema = ReplySchema()
+    if message.metadata.message_type == MessageType.TRAIN:
+        _keep_gates(shapes, node)
+        schema = ReplySchema(shapes, Exchange.of(config, arm, job.phase), participants_of(message.content))
     reply = call_next(message, context)
     if reply.has_content():
-        form = form_of(config, arm, job.phase) if training else PLAIN
-        sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-        check_reply(
-            reply.content,
-            shapes=shapes,
-            private=private,
-            devices=set(job.devices),
-            edge=config.federation.aggregation == EDGE,
-            payloads={PAYLOAD: sum(payload_sizes(config.privacy.codec, shapes).values())}
-            if form == ENCODED_FORM
-            else None,
-            masked=dict.fromkeys(participants, vector_size(config, sizes.values())) if form == MASKED else None,
-        )
+        check_reply(reply.content, schema, private=private, devices=set(job.devices))
     return reply
 
 
-def _keep_gates(names: Iterable[str], node_config: Mapping[str, object]) -> None:
+def _keep_gates(names: Iterable[str], node: NodeConfig) -> None:
     """Raise :class:`DemandError` if a deployed device is to share gates, whatever the run's split says, unless its owner allows it."""
-    if "device-id" not in node_config or node_config.get("share-gates") is True:
-        return
     gates = [name for name in names if tensor_kind(name) == "gate"]
-    if gates:
+    if gates and node.deployed and not node.share_gates:
         raise DemandError(
             f"the run would share {len(gates)} gates, and gates do not leave this device: it takes no part. Set split = 'gates' or "
             "gated-arms = 'personalized' in the run, or let the owner start the SuperNode with --node-config \"share-gates=true\""
         )
 
 
-def _private(arm: Arm, names: Iterable[str], config: RunConfig, context: Context) -> set[str]:
+def _private(arm: Arm, names: Iterable[str], config: RunConfig, node: NodeConfig) -> set[str]:
     """Which of the names the arm's split calls private. A split by last layers is one of the whole adapter's names."""
     if not arm.split.startswith(LAST_PREFIX):
         return {name for name in names if role_of(arm.split, name) == "private"}
-    private = node_worker(config, context.node_config).split(arm).private
+    private = node_worker(config, node).split(arm).private
     return {name for name in names if name.startswith(OWN) or name.removeprefix(CONTROL) in private}

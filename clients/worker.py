@@ -20,17 +20,18 @@ from torch import Tensor, nn
 
 from clients.store import DeviceStore, PrivateState
 from fl.adapters import AdapterInfo, load_state, make_split, save_adapter
+from fl.adapters.correction import corrected_fingerprint
 from fl.adapters.ranks import device_rank, reduced
 from fl.adapters.split import Split
 from fl.adapters.stacked import StackedModel
 from fl.adapters.state import Shapes, State, adapter_parameters, adapter_state
 from fl.algorithms.arms import EVERYONE, Arm, adapter_name
 from fl.algorithms.attacks import attacked
+from fl.algorithms.table import chosen
 from fl.core.machine import available_cores
-from fl.methods import Attached, MethodInfo, Recipe, attach, make_recipe, save_method
+from fl.methods import METHODS, Attached, MethodInfo, Recipe, attach, make_recipe, save_method
 from fl.methods.low_rank import peft_config
 from fl.settings.config import RunConfig
-from fl.settings.names import LOW_RANK_METHODS, UNSIZED_METHODS
 from fl.tasks.table import load_task
 from fl.tasks.task import Example, Task, Varying
 
@@ -41,6 +42,7 @@ class Worker:
     def __init__(self, config: RunConfig, store_root: Path) -> None:
         self.config = config
         self.task: Task = attacked(load_task(config), config)
+        self.method = METHODS[config.adapter.method]
         self.store = DeviceStore(store_root, self.task.fingerprint)
         self._initial: dict[str, State] = {}
         self._recipes: dict[str, Recipe] = {}
@@ -50,7 +52,7 @@ class Worker:
     def slot(self, gate: str) -> str:
         """Make the adapter slot for ``gate`` active, adding it at first use; returns its PEFT name."""
         name = adapter_name(gate)
-        if self.config.adapter.method not in LOW_RANK_METHODS:
+        if not self.method.low_rank:
             if self._attached is None:
                 self._attached = attach(self.task.new_model(), self.recipe(gate))
                 self._initial[name] = self._attached.state()
@@ -84,7 +86,7 @@ class Worker:
     @contextmanager
     def frozen(self) -> Iterator[nn.Module]:
         """Within the block, a model that computes what the frozen base computes."""
-        if self.config.adapter.method not in LOW_RANK_METHODS:
+        if not self.method.low_rank:
             yield self.task.model
             return
         self.slot("none")
@@ -138,7 +140,8 @@ class Worker:
         config = self.config
         # What all data in one place would give is a bound, whoever decodes with it.
         rank = config.adapter.rank if arm.devices == EVERYONE else device_rank(config, device_id)
-        return reduced(state, rank, config.federation.strategy) if rank < config.adapter.rank else state
+        best = chosen(config).shared.can.ranks == "best"
+        return reduced(state, rank, best=best) if rank < config.adapter.rank else state
 
     def vary(self, examples: Sequence[Example], seed: int) -> Sequence[Example]:
         """A device's training examples for one local phase, varied where the task and the settings do so."""
@@ -151,16 +154,24 @@ class Worker:
             state = state or self.state(arm.gate)
             self.store.save(arm.name, device_id, PrivateState(round_index, {n: state[n] for n in split.private}))
 
-    def save(self, folder: Path, slot: str, split: str) -> None:
-        """Write what a slot holds as an adapter's folder. A model that is trained whole is kept by the run's checkpoint alone."""
-        task, method = self.task, self.config.adapter.method
+    def save(self, folder: Path, slot: str, split: str, corrections: State | None = None) -> None:
+        """Write what a slot holds as an adapter's folder, for a base that has ``corrections`` in its weights.
+
+        A model that is trained whole is kept by the run's checkpoint alone.
+        """
+        task = self.task
+        fingerprint = corrected_fingerprint(task.fingerprint, corrections or {})
         if self._attached is None:
             config = self.adapted.peft_config[slot]
-            info = AdapterInfo(task.base_name, task.fingerprint, split, config, **task.adapter_facts)
+            info = AdapterInfo(task.base_name, fingerprint, split, config, **task.adapter_facts)
             save_adapter(folder, adapter_state(self.adapted, slot), info)
-        elif method not in UNSIZED_METHODS[1:]:
+        elif not self.method.whole:
             (recipe,) = self._recipes.values()
-            save_method(folder, self._attached.state(), MethodInfo(task.base_name, task.fingerprint, split, recipe))
+            save_method(
+                folder,
+                self._attached.state(),
+                MethodInfo(task.base_name, fingerprint, split, recipe, **task.adapter_facts),
+            )
 
     @cached_property
     def host(self) -> StackedModel:

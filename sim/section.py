@@ -1,7 +1,8 @@
-"""The part of a Markdown page that a command writes: between two comments, so that nothing around it is touched."""
+"""Markdown pages: tables, and the part of a page that a command writes between two comments, so that nothing else changes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fl.core.errors import IdiolectError
@@ -26,3 +27,10 @@ def write_section(page: Path, start: str, end: str, text: str) -> None:
     """Replace what stands between the comments ``start`` and ``end`` of ``page``."""
     head, tail = page_parts(page, start, end)
     write_atomically(page, f"{head}{start}\n\n{text}\n{end}{tail}".encode(), mode=PUBLIC)
+
+
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table with a line for each of ``rows``."""
+    lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in (heads, *rows)]
+    lines.insert(1, " | ".join(["---"] * len(heads)))
+    return "".join(f"| {line} |\n" for line in lines)

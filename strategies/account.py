@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fl.core.errors import RunError
-from fl.core.files import PUBLIC, write_atomically
+from fl.codecs.table import make_codec
+from fl.core.files import PUBLIC
 from fl.privacy.accounting import statement
 from fl.privacy.ledger import BudgetError, Ledger
-from fl.privacy.plan import Plan
+from fl.privacy.plan import PrivacyPlan
+from fl.runs.files import write_document
+from fl.runs.schema import PRIVACY_NAME, PrivacyRecord
 from fl.settings.config import RunConfig
 from fl.settings.names import DISTRIBUTED_NOISE, LOCAL_NOISE, NONE, SERVER_NOISE
 
 log = logging.getLogger("idiolect.server")
-LEDGER_NAME, PRIVACY_NAME = "privacy-ledger.jsonl", "privacy.json"
-SCHEMA = 1
+LEDGER_NAME = "privacy-ledger.jsonl"
 
 
 @dataclass
@@ -26,16 +26,16 @@ class Account:
     """Charges rounds to the run's ledger. Without noise there is no ledger, and rounds cost nothing that has a number."""
 
     config: RunConfig
-    plan: Plan
+    plan: PrivacyPlan
     simulated: bool
     ledger: Ledger | None
 
     @classmethod
-    def opened(cls, folder: Path, config: RunConfig, plan: Plan, *, simulated: bool) -> Account:
+    def opened(cls, folder: Path, config: RunConfig, plan: PrivacyPlan, *, simulated: bool) -> Account:
         """The account of a run folder. Raises :class:`BudgetError` if it cannot pay for a single round of a new run."""
         if plan.scheme is None or plan.budget is None:
             return cls(config, plan, simulated, None)
-        # Everything that the promise rests on; rows, output folder and the like may differ.
+        # Everything that the guarantee depends on; rows, output folder and the like may differ.
         settings: dict[str, str | int | float] = {
             name: value
             for name, value in asdict(plan).items()
@@ -79,14 +79,14 @@ class Account:
 
     def notes(self) -> list[str]:
         """What holds beside the assumptions of the accountant."""
-        plan, privacy = self.plan, self.config.privacy
+        plan = self.plan
         notes = [
             f"covered are the shared tensors of all federated arms of this run together ({plan.rounds} rounds planned)"
         ]
         if self.simulated and plan.dp != NONE:
             notes.append(
-                "SIMULATION: noise and sample are drawn from the run's seed so that the run comes again; who knows the seed is kept "
-                "from nothing"
+                "SIMULATION: noise and sample are drawn from the run's seed so that the run is deterministic; who knows the seed "
+                "can take it off"
             )
         weights = (
             "all devices weigh the same"
@@ -115,8 +115,8 @@ class Account:
             notes.append(
                 f"sums are masked between {who}; {share} of them must stay, and the aggregator is trusted to pass on their keys"
             )
-        if privacy.codec != "fp32":
-            notes.append(f"updates are compressed as {privacy.codec}; that costs and gains no privacy")
+        if not make_codec(self.config.codec.name).lossless:
+            notes.append(f"updates are compressed as {self.config.codec.name}; that costs and gains no privacy")
         return notes
 
     def statement(self) -> str:
@@ -139,9 +139,8 @@ class Account:
         """The content of ``privacy.json``."""
         plan, text = self.plan, self.statement()
         content: dict[str, Any] = {
-            "schema": SCHEMA,
             "dp": plan.dp,
-            "secure_sum": self.config.privacy.secure_sum,
+            "secure_sum": self.config.privacy.secure_sum.mode,
             "aggregation": self.config.federation.aggregation,
             "population": plan.population,
             "devices_in_round": plan.size,
@@ -167,12 +166,6 @@ class Account:
 
     def write(self, folder: Path) -> None:
         """Write ``privacy.json`` and log the statement."""
-        try:
-            text = json.dumps(self.summary(), indent=2, sort_keys=True) + "\n"
-            write_atomically(folder / PRIVACY_NAME, text.encode(), mode=PUBLIC)
-        except OSError as error:
-            raise RunError(
-                f"{folder / PRIVACY_NAME} could not be written: {error}; the ledger beside it is intact"
-            ) from error
+        write_document(PrivacyRecord, folder / PRIVACY_NAME, self.summary(), mode=PUBLIC)
         for line in self.statement().splitlines():
             log.info("privacy: %s", line)

@@ -14,21 +14,21 @@ from pathlib import Path
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 
+from fl.aggregation.updates import DeviceUpdate
 from fl.core.errors import AggregationError
-from strategies.base import SharedFedAvg
+from strategies.arm import ArmStrategy
 from strategies.checkpoint import Checkpoint, load_checkpoint, load_seconds, save_checkpoint, save_seconds
-from strategies.replies import DeviceReply
 
 log = logging.getLogger("idiolect.server")
 RowWriter = Callable[
-    [str, int, str, DeviceReply, DeviceReply | None], None
+    [str, int, str, DeviceUpdate, DeviceUpdate | None], None
 ]  # arm, round, split, evaluation or training, training
 Progress = Callable[[str, int, int], None]  # what is being done, done, total
 
 
 @dataclass(frozen=True)
-class Twin:
-    """An arm that does the same as another in its first ``rounds`` rounds, to the bit: they are trained once and count for both."""
+class CommonRounds:
+    """An arm whose first ``rounds`` rounds are those of another, to the bit: they are trained once and count for both."""
 
     arm: str
     rounds: int
@@ -46,7 +46,7 @@ class RoundLoop:
     progress: Progress = lambda what, done, total: None
     seconds: dict[str, float] = field(default_factory=dict)
     flush: Callable[[], None] = lambda: None  # makes the rows so far durable
-    twins: dict[str, Twin] = field(default_factory=dict)  # by the arm that trains for both
+    common: dict[str, CommonRounds] = field(default_factory=dict)  # by the arm that trains for both
     metrics: tuple[str, ...] = ()  # whose rates go into the log
     _trained: dict[str, float] = field(default_factory=dict)  # seconds of rounds that are checkpointed, by arm
 
@@ -56,7 +56,7 @@ class RoundLoop:
         self.seconds = {**self.seconds, **self._trained}
 
     def train(
-        self, strategy: SharedFedAvg, arrays: ArrayRecord, rounds: int, evaluate_every: int, evaluated: tuple[str, ...]
+        self, strategy: ArmStrategy, arrays: ArrayRecord, rounds: int, evaluate_every: int, evaluated: tuple[str, ...]
     ) -> ArrayRecord:
         """``rounds`` rounds from ``arrays`` or from the arm's checkpoint; returns the final shared tensors.
 
@@ -81,7 +81,7 @@ class RoundLoop:
             arrays = new
             trained = {reply.device_id: reply for reply in strategy.last.sound}
             log.info("arm %s round %d/%d: %s", arm, server_round, rounds, _summary(dict(metrics or {})))
-            twin = self._twin(arm, server_round)
+            also = self._also(arm, server_round)
             if evaluate_every and (server_round % evaluate_every == 0 or server_round == rounds):
                 self.evaluate(strategy, arrays, server_round, "validation", evaluated, trained=trained)
                 rest = [reply for device, reply in trained.items() if device not in evaluated]
@@ -90,33 +90,35 @@ class RoundLoop:
             for reply in rest:
                 self._write(arm, server_round, "validation", reply, reply)
             took = time.perf_counter() - started
-            for one in (arm, twin) if twin else (arm,):
+            for one in (arm, also) if also else (arm,):
                 for total in (self.seconds, self._trained):
                     total[one] = total.get(one, 0.0) + took
             # Rows before the checkpoint: a run killed between the two repeats the round and replaces its rows, whereas a
             # checkpoint without rows would never get them.
             self.flush()
             checkpoint = Checkpoint(server_round, arrays, strategy.server_state())
-            if twin:
-                save_checkpoint(self.checkpoints, twin, checkpoint, self.fingerprint)
+            if also:
+                save_checkpoint(self.checkpoints, also, checkpoint, self.fingerprint)
             save_checkpoint(self.checkpoints, arm, checkpoint, self.fingerprint)
             save_seconds(self.checkpoints, self._trained)
         self.progress(arm, rounds, rounds)
         return arrays
 
-    def _twin(self, arm: str, server_round: int) -> str:
+    def _also(self, arm: str, server_round: int) -> str:
         """The arm for which this round counts too, or an empty text."""
-        twin = self.twins.get(arm)
-        return twin.arm if twin is not None and server_round <= twin.rounds else ""
+        common = self.common.get(arm)
+        return common.arm if common is not None and server_round <= common.rounds else ""
 
-    def _write(self, arm: str, server_round: int, split: str, reply: DeviceReply, trained: DeviceReply | None) -> None:
-        for one in (arm, self._twin(arm, server_round)):
+    def _write(
+        self, arm: str, server_round: int, split: str, reply: DeviceUpdate, trained: DeviceUpdate | None
+    ) -> None:
+        for one in (arm, self._also(arm, server_round)):
             if one:
                 self.rows(one, server_round, split, reply, trained)
 
     def evaluate(
         self,
-        strategy: SharedFedAvg,
+        strategy: ArmStrategy,
         arrays: ArrayRecord,
         server_round: int,
         split: str,
@@ -124,11 +126,11 @@ class RoundLoop:
         *,
         arm: str | None = None,
         final: bool = False,
-        trained: dict[str, DeviceReply] | None = None,
+        trained: dict[str, DeviceUpdate] | None = None,
     ) -> None:
         """Evaluate ``arrays`` (with the devices' own private parts, as the arm says) and write the rows."""
         job = replace(strategy.job, split=split, devices=devices, final=final, arm=arm or strategy.job.arm)
-        evaluator = replace(strategy, job=job)
+        evaluator = strategy.with_job(job)
         messages = evaluator.configure_evaluate(server_round, arrays, ConfigRecord(), self.grid)
         replies = self.grid.send_and_receive(messages, timeout=self.timeout)
         metrics = evaluator.aggregate_evaluate(server_round, replies)

@@ -1,8 +1,7 @@
-"""A mean that keeps a promise: clipped updates, bounded weights, noise, a fixed divisor, and sums that show nobody's update.
+"""DP-FedAvg, optionally with secure aggregation: clipped updates, bounded weights, noise, a fixed divisor.
 
-An ordinary Flower ``Strategy``, for every rule whose aggregate is a mean of the updates (``fedavg``, ``ffa``, ``fedsa``,
-``rolora``), with every server optimizer, which only sees what is released anyway. The formulas are those of
-:mod:`fl.privacy.dp`; what a round costs is paid by ``charge`` before it starts.
+For every algorithm whose aggregate is a mean of the updates, with every server optimizer, which only sees what is released anyway.
+The formulas are those of :mod:`fl.privacy.dp`; what a round costs is paid by ``charge`` before it starts.
 """
 
 from __future__ import annotations
@@ -14,22 +13,24 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fl.aggregation.updates import Tensors, Updates
+from fl.algorithms.base import Round
 from fl.core.rng import derive_random
 from fl.privacy.dp import CUT_SHORT, DistributedNoise, Sums, add_noise, noisy_mean, norm, weight_of
-from fl.privacy.plan import Plan
+from fl.privacy.plan import PrivacyPlan
 from fl.privacy.randomness import key_from_seed
-from fl.privacy.secure_sum.messages import Setup, default_threshold
-from fl.privacy.secure_sum.server import SecureSumError, new_setup, unflatten
-from fl.privacy.secure_sum.vector import NOISE_STEPS
-from fl.protocol.wire import JOB, SECURE, SETTINGS_RECORD, WITHIN, Job, device_key
+from fl.privacy.secure_sum.keys import SecureSumError
+from fl.privacy.secure_sum.messages import SecureSumSetup, default_threshold
+from fl.privacy.secure_sum.server import new_setup
+from fl.privacy.secure_sum.vector import NOISE_STEPS, unflatten
+from fl.protocol.reply import ReplySchema
+from fl.protocol.wire import JOB, SECURE, SETTINGS_RECORD, WITHIN, Job, device_key, settings_record
 from fl.settings.names import DISTRIBUTED_NOISE, EDGE, NONE
-from strategies.base import SharedFedAvg
-from strategies.lora import FedSa, Ffa, RoLora
-from strategies.node import Agreed
-from strategies.replies import DeviceReply, Replies, read_replies
+from strategies.arm import ArmStrategy
+from strategies.replies import Replies, read_replies
 from strategies.secure import SecureRound
 
 log = logging.getLogger("idiolect.server")
@@ -47,11 +48,10 @@ class Sum:
 
 
 @dataclass
-class PrivateMean(SharedFedAvg):
+class PrivateMean(ArmStrategy):
     """The mean of clipped updates, as ``plan`` says. ``timeout`` are the seconds for a step of a secure sum."""
 
-    plan: Plan = field(kw_only=True)
-    timeout: float | None = None
+    plan: PrivacyPlan = field(kw_only=True)
     _bound: float = 0.0
     _sum: Sum | None = None
     _secure: SecureRound | None = None
@@ -64,7 +64,7 @@ class PrivateMean(SharedFedAvg):
 
     @property
     def simulated(self) -> bool:
-        """Whether noise and sample come from the seed, so that a run comes again."""
+        """Whether noise and sample come from the seed, so that a run is deterministic."""
         return self.roster.simulated
 
     def sampled(self, server_round: int) -> tuple[str, ...]:
@@ -74,7 +74,7 @@ class PrivateMean(SharedFedAvg):
         devices = sorted(self.job.devices)
         if self.plan.size >= len(devices):
             return tuple(devices)
-        seeded = derive_random(self.seed, self.job.arm, server_round, "private sample")
+        seeded = derive_random(self.config.seed, self.job.arm, server_round, "private sample")
         draw = seeded if self.simulated else random.SystemRandom()
         if self.plan.poisson:
             rate = self.plan.size / self.plan.population
@@ -83,21 +83,24 @@ class PrivateMean(SharedFedAvg):
 
     # Sending
 
+    def limits(self) -> tuple[float, float]:
+        """Devices get to know the clipping norm of the round where they clip. None of them adds noise that is not in a sum."""
+        edge = self.config.federation.aggregation == EDGE
+        return (self._bound if self.plan.secure or edge else 0.0), 0.0
+
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """As in plain averaging; devices get to know the clipping norm where they clip, and secure sums begin."""
-        clips = self.plan.secure or self.aggregation == EDGE
-        self.job = replace(self.job, bound=self._bound if clips else 0.0)
+        """As without privacy; secure sums begin here."""
         messages = list(super().configure_train(server_round, arrays, config, grid))
         self._sum, self._secure = None, None
-        if self.plan.secure and self._shapes and messages:
+        if self.plan.secure and self._schema.shapes and messages:
             return self._open(messages, grid)
         return messages
 
     def _open(self, messages: list[Message], grid: Grid) -> list[Message]:
         """Steps 1 and 2 of a secure sum, then the messages with what step 3 needs, to those who are still there."""
-        edge = self.aggregation == EDGE
+        edge = self.plan.edge
         jobs = {
             message.metadata.dst_node_id: Job.from_record(message.content.config_records[JOB]) for message in messages
         }
@@ -108,7 +111,7 @@ class PrivateMean(SharedFedAvg):
 
         def envelope(participants: tuple[str, ...]) -> RecordDict:
             job = replace(template, devices=participants)
-            return RecordDict({JOB: job.to_record(), SETTINGS_RECORD: ConfigRecord(dict(self.settings))})
+            return RecordDict({JOB: job.to_record(), SETTINGS_RECORD: settings_record(self.config)})
 
         self._secure = SecureRound(grid, self._setup(sorted(nodes), largest), nodes, envelope, self.timeout)
         inboxes = self._secure.begin()
@@ -124,7 +127,7 @@ class PrivateMean(SharedFedAvg):
             remaining.append(message)
         return remaining
 
-    def _setup(self, participants: list[str], largest: int) -> Setup:
+    def _setup(self, participants: list[str], largest: int) -> SecureSumSetup:
         """The session of a round: a grid on which the largest possible vectors fit, and enough who must stay."""
         count = len(participants)
         if count < 2:
@@ -140,7 +143,7 @@ class PrivateMean(SharedFedAvg):
                 plan.update_multiplier, self._bound, count, dropouts=plan.dropouts, colluding=colluding
             )
             needed, share = max(needed, noise.honest + colluding), noise.share
-        size = sum(map(math.prod, self._shapes.values())) + 1 + int(plan.quantile > 0)
+        size = sum(map(math.prod, self._schema.shapes.values())) + 1 + int(plan.quantile > 0)
         for bits in (32, 64):
             setup = new_setup(
                 participants,
@@ -159,72 +162,63 @@ class PrivateMean(SharedFedAvg):
     def read(self, replies: Iterable[Message]) -> Replies:
         """The checked replies; with secure sums counts alone, and the sum of those whose vectors arrived."""
         if self._secure is None:
-            weigh = (lambda examples: weight_of(examples, self.plan.cap)) if self._shapes else float
-            agreed = Agreed(self.codec, self.round_start if self.codec and self._shapes else {}, weigh)
-            return read_replies(replies, self._asked, self._shapes, edge=self.aggregation == EDGE, agreed=agreed)
+            return super().read(replies)
         messages = list(replies)
-        found = read_replies(messages, self._asked, {})
+        found = read_replies(messages, self._asked, ReplySchema(), trains=True)
         asked = sorted(set(self._participants.values()) - self._secure.left_out.keys())
         summed = self._secure.take(messages, asked)
-        sound = tuple(reply for reply in found.sound if self._participants[reply.device_id] in summed)
+        sound = tuple(update for update in found.sound if self._participants[update.device_id] in summed)
         left_out = dict(found.left_out)
         for device_id in self._asked:
             why = self._secure.left_out.get(self._participants[device_id])
             if why is not None:
                 left_out[device_id] = why
         setup = self._secure.setup
-        shapes = {**self._shapes, **({WITHIN: (1,)} if self.plan.quantile else {})}
+        shapes = {**self._schema.shapes, **({WITHIN: (1,)} if self.plan.quantile else {})}
         sums, weight = unflatten(self._secure.total(), shapes, setup.limit, setup.limit / self._bound)
         bits = float(sums.pop(WITHIN)[0]) / self._bound if self.plan.quantile else 0.0
         self._sum = Sum(sums, weight, bits)
         return Replies(sound, left_out, sound)
 
-    def aggregate(self, replies: tuple[DeviceReply, ...]) -> ArrayRecord:
-        """The release of a round: noise where the server adds it, over the fixed number of devices; then the next norm."""
-        plan, found = self.plan, self._sum or self._summed(replies)
+    def aggregate(self, found: Round) -> dict[str, np.ndarray]:
+        """The release of a round: noise where the aggregator adds it, over the fixed number of devices; then the next norm."""
+        plan, total = self.plan, self._sum or self._summed(found.updates, found.start)
         distributed = plan.dp == DISTRIBUTED_NOISE and bool(self._asked)
-        sums = found.updates
-        if plan.dp != NONE and not distributed:  # of an empty Poisson sample the server releases noise alone
+        sums = total.updates
+        if plan.dp != NONE and not distributed:  # of an empty Poisson sample noise alone is released
             sums = add_noise(sums, plan.update_multiplier * self._bound, self._key("server noise"))
         rule = plan.adaptive(self._bound)
         if rule is not None:
-            following = rule.next(found.bits, plan.size, self._key("count noise"), noisy=distributed)
+            following = rule.next(total.bits, plan.size, self._key("count noise"), noisy=distributed)
             self._bound = following.bound
-        divisor = found.weight if plan.dp == NONE else float(plan.size)
-        before, moving = self.round_start, set(self.moving(tuple(sums)))
-        return ArrayRecord(
-            {
-                name: Array((before[name] + sums[name] / divisor).astype(np.float32)) if name in moving else array
-                for name, array in self._incoming.items()
-            }
-        )
+        divisor = total.weight if plan.dp == NONE else float(plan.size)
+        moving = self.aggregator.moving(tuple(sums), found.number)
+        return {name: sums[name] / divisor for name in moving}
 
-    def _summed(self, replies: tuple[DeviceReply, ...]) -> Sum:
+    def _summed(self, updates: Updates, start: Tensors) -> Sum:
         """The sum of single updates, clipped here, or of the nodes' sums, clipped there."""
-        before = self.round_start
-        if not replies:
-            return Sum({name: np.zeros(value.shape) for name, value in before.items()}, 0.0)
-        if self.aggregation == EDGE:
-            sums: Sums = {name: np.zeros(value.shape) for name, value in before.items()}
-            for reply in replies:
-                for name, value in (reply.shared or {}).items():
-                    sums[name] += reply.examples * (value - before[name])
-            bits = sum(reply.numbers[WITHIN] - reply.numbers["devices"] / 2 for reply in replies)
-            return Sum(sums, sum(reply.examples for reply in replies), bits)
+        sums: Sums = {name: np.zeros(value.shape) for name, value in start.items()}
+        if not updates:
+            return Sum(sums, 0.0)
+        if self._schema.edge:
+            for part in updates:
+                for name, value in (part.tensors or {}).items():
+                    sums[name] += part.examples * value
+            bits = sum(part.numbers[WITHIN] - part.numbers["devices"] / 2 for part in updates)
+            return Sum(sums, sum(part.examples for part in updates), bits)
         lengths: list[float] = []
 
-        def updates() -> Iterator[tuple[float, Mapping[str, np.ndarray]]]:
-            for reply in replies:
-                sent = reply.shared or {}
-                update = {name: np.subtract(sent[name], before[name], dtype=np.float64) for name in before}
-                lengths.append(norm(update))
-                yield weight_of(reply.examples, self.plan.cap), update
+        def weighted() -> Iterator[tuple[float, Mapping[str, np.ndarray]]]:
+            for one in updates:
+                tensors = one.tensors or {}
+                lengths.append(norm(tensors))
+                yield weight_of(one.examples, self.plan.cap), tensors
 
         sums = noisy_mean(
-            updates(), bound=self._bound, noise_multiplier=0.0, total_weight=1.0, clipping=self.plan.clipping
+            weighted(), bound=self._bound, noise_multiplier=0.0, total_weight=1.0, clipping=self.plan.clipping
         )
         self._tell_of_short_norm(lengths)
-        weight = sum(weight_of(reply.examples, self.plan.cap) for reply in replies)
+        weight = sum(weight_of(one.examples, self.plan.cap) for one in updates)
         within = sum(length <= self._bound for length in lengths)
         return Sum(sums, weight, within - len(lengths) / 2)
 
@@ -236,16 +230,16 @@ class PrivateMean(SharedFedAvg):
         self._told = True
         log.warning(
             "update-norm = %g is short: most updates of round %d lose more than half of their length, which slows training down; "
-            "raise it, or let it follow clip-quantile (this line comes from the updates and is under no promise: keep it private)",
+            "raise it, or let it follow clip-quantile (this line comes from the updates and has no guarantee: keep it private)",
             self._bound,
             self._round,
         )
 
     def _key(self, purpose: str) -> bytes | None:
-        """The noise of a simulation comes again; otherwise it is the operating system's."""
-        return key_from_seed(self.seed, self.job.arm, self._round, purpose) if self.simulated else None
+        """The noise of a simulation is deterministic; otherwise it is the operating system's."""
+        return key_from_seed(self.config.seed, self.job.arm, self._round, purpose) if self.simulated else None
 
-    def diagnostics(self) -> dict[str, float]:
+    def diagnostics(self, found: Round) -> dict[str, float]:
         """The clipping norm of the round, where it adapts: it is released anyway."""
         return {CLIPPING_NORM: self._bound} if self.plan.quantile else {}
 
@@ -259,26 +253,3 @@ class PrivateMean(SharedFedAvg):
         super().restore({name: value for name, value in state.items() if name != BOUND})
         if BOUND in state:
             self._bound = float(state[BOUND][0])
-
-
-@dataclass
-class PrivateFfa(PrivateMean, Ffa):
-    """:class:`strategies.lora.Ffa` with a promise."""
-
-
-@dataclass
-class PrivateFedSa(PrivateMean, FedSa):
-    """:class:`strategies.lora.FedSa` with a promise."""
-
-
-@dataclass
-class PrivateRoLora(PrivateMean, RoLora):
-    """:class:`strategies.lora.RoLora` with a promise: the resting factor gets no noise either."""
-
-
-PRIVATE: dict[type[SharedFedAvg], type[PrivateMean]] = {
-    SharedFedAvg: PrivateMean,
-    Ffa: PrivateFfa,
-    FedSa: PrivateFedSa,
-    RoLora: PrivateRoLora,
-}

@@ -2,43 +2,174 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import math
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from flwr.app import Message
+import numpy as np
+from flwr.app import Message, MetricRecord, RecordDict
 
-from strategies.node import Agreed, DeviceReply, NodeReply, Shapes, UnreadableError, read_node
+from fl.aggregation.updates import DeviceUpdate
+from fl.codecs.base import CompressionError
+from fl.codecs.tensors import decode_all, split
+from fl.core.errors import IdiolectError
+from fl.protocol.forms import Form
+from fl.protocol.reply import ReplySchema, UnreadableError, read_arrays, read_columns
+from fl.protocol.wire import COUNTS, FIELDS, PAYLOAD, TOTALS, WITHIN, read_counts, split_key
 
-__all__ = ["DeviceReply", "Replies", "read_replies"]
+Stacks = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Replies:
     """The sound answers of a round in the order of device ids, and the reason for each one left out.
 
-    ``parts`` are what an aggregate is made of: the devices' answers, or with edge aggregation one mean for each node.
+    ``parts`` are what an aggregate is made of: the devices' updates, or with edge aggregation one mean for each node.
     """
 
-    sound: tuple[DeviceReply, ...]
+    sound: tuple[DeviceUpdate, ...]
     left_out: dict[str, str]
-    parts: tuple[DeviceReply, ...] = ()
+    parts: tuple[DeviceUpdate, ...] = ()
+
+
+@dataclass
+class NodeReply:
+    """What a node says of each device, and the mean of a sum over some of them."""
+
+    name: str
+    answers: list[tuple[str, DeviceUpdate | str]]  # device, and its answer or what is wrong with it
+    summed: tuple[str, ...] = ()  # devices that are in the sum
+    mean: DeviceUpdate | None = None
+
+
+def read_node(name: str, content: RecordDict, schema: ReplySchema, *, trains: bool = False) -> NodeReply:
+    """Take a reply apart; raises :class:`UnreadableError` where columns, stacks or the sum as a whole are not as agreed.
+
+    With ``trains`` every device must have a positive weight and an update where one is expected.
+    """
+    ids, rows = read_columns(content)
+    stacks, bad = ({}, {}) if schema.edge or not ids else _read_stacks(content, len(ids), schema)
+    own = schema.form in (Form.PLAIN, Form.ENCODED) and not schema.edge
+    answers: list[tuple[str, DeviceUpdate | str]] = []
+    for place, (device_id, values) in enumerate(zip(ids, rows, strict=True)):
+        answer = _read_numbers(device_id, values)
+        if trains and isinstance(answer, DeviceUpdate):
+            tensors = {n: stack[place] for n, stack in stacks.items()} if own else None
+            answer = bad.get(place, "") or _weight_fault(answer) or replace(answer, tensors=tensors)
+        answers.append((device_id, answer))
+    for key in list(content):
+        kind, device_id = split_key(key)
+        if kind == COUNTS and device_id:
+            answers.append((device_id, _read_alone(content, key, device_id, schema, trains)))
+    node = NodeReply(name, answers)
+    if schema.edge and ids:
+        node.summed, node.mean = tuple(ids), _read_sum(name, content, schema, answers[: len(ids)])
+    return node
+
+
+def _read_numbers(device_id: str, values: Mapping[str, object]) -> DeviceUpdate | str:
+    """A device's counts and numbers; or what is wrong with them."""
+    try:
+        metrics, numbers = read_counts(values)
+    except (IdiolectError, ValueError, OverflowError) as error:
+        return f"unreadable counts: {error}"
+    odd = [name for name, value in numbers.items() if not math.isfinite(value)]
+    if odd or any(getattr(counts, f) < 0 for counts in metrics.values() for f in FIELDS):
+        return f"unreadable counts: {odd[0]} is {numbers[odd[0]]}" if odd else "unreadable counts: a negative one"
+    if numbers.get("failed"):
+        return "failed on the device; its own log has the reason"
+    return DeviceUpdate(device_id, None, metrics, numbers)
+
+
+def _weight_fault(update: DeviceUpdate) -> str:
+    return "" if update.examples > 0 else f"weight {update.examples} is not positive"
+
+
+def _read_alone(content: RecordDict, key: str, device_id: str, schema: ReplySchema, trains: bool) -> DeviceUpdate | str:
+    """The answer of a device that has a record of its own: a failure, or an evaluation with other counts. It has no update."""
+    try:
+        answer = _read_numbers(device_id, content.metric_records[key])
+    except KeyError as error:
+        return f"unreadable counts: {error}"
+    if isinstance(answer, str) or not trains:
+        return answer
+    if schema.form not in (Form.NOTHING, Form.MASKED):
+        return "is not in its node's sum" if schema.edge else "sent no update"
+    return _weight_fault(answer) or answer
+
+
+def _read_stacks(content: RecordDict, count: int, schema: ReplySchema) -> tuple[Stacks, dict[int, str]]:
+    """Updates with a leading dimension of devices, decoded, and what is wrong with single rows."""
+    key, expected = schema.arrays(count)
+    if not key:
+        return {}, {}
+    record = content.array_records.get(key)
+    if record is None:
+        return {}, dict.fromkeys(range(count), "sent no update")
+    stacks = read_arrays(record, expected)
+    if schema.form is Form.ENCODED:
+        return _decoded(stacks[PAYLOAD], schema)
+    bad: dict[int, str] = {}
+    for name, stack in stacks.items():
+        finite = np.isfinite(stack)
+        if not finite.all():
+            rows = finite.reshape(count, -1).all(axis=1)
+            bad |= {int(row): f"tensor {name!r} holds NaN or infinity" for row in np.flatnonzero(~rows)}
+    return stacks, bad
+
+
+def _decoded(payload: np.ndarray, schema: ReplySchema) -> tuple[Stacks, dict[int, str]]:
+    """Each device's update from its encoding."""
+    assert schema.exchange is not None
+    sizes, codec = schema.exchange.payload_sizes(schema.shapes), schema.exchange.codec
+    stacks = {name: np.zeros((len(payload), *shape), np.float32) for name, shape in schema.shapes.items()}
+    bad: dict[int, str] = {}
+    for row, data in enumerate(payload):
+        try:
+            for name, values in decode_all(split(data, sizes), schema.shapes, codec).items():
+                stacks[name][row] = values
+        except CompressionError as error:
+            bad[row] = str(error)
+    return stacks, bad
+
+
+def _read_sum(
+    name: str, content: RecordDict, schema: ReplySchema, answers: list[tuple[str, DeviceUpdate | str]]
+) -> DeviceUpdate:
+    """The mean of a node's devices, from its sum; raises if the sum is not one over exactly these devices."""
+    assert schema.exchange is not None
+    key, expected = schema.arrays(len(answers))
+    record, totals = content.array_records.get(key), content.metric_records.get(TOTALS, MetricRecord())
+    if record is None:
+        raise UnreadableError("sent no sum of updates")
+    weight, count = totals.get("weight"), totals.get("devices")
+    said = math.fsum(schema.exchange.weigh(a.examples) for _, a in answers if isinstance(a, DeviceUpdate))
+    sound = all(isinstance(answer, DeviceUpdate) for _, answer in answers)
+    if not isinstance(weight, int | float) or not weight > 0 or count != len(answers):
+        raise UnreadableError(f"its sum has weight {weight} of {count} devices, but it names {len(answers)}")
+    if sound and not math.isclose(weight, said, rel_tol=1e-9):
+        raise UnreadableError(f"its sum has weight {weight}, its devices have {said} examples")
+    within = totals.get(WITHIN, 0)
+    if not isinstance(within, int) or not 0 <= within <= len(answers):
+        raise UnreadableError(f"{within} of its {len(answers)} devices are said to be within the clipping norm")
+    tensors = read_arrays(record, expected)
+    odd = [n for n, values in tensors.items() if not np.isfinite(values).all()]
+    if odd:
+        raise UnreadableError(f"tensor {odd[0]!r} holds NaN or infinity")
+    numbers = {"examples": float(weight), "devices": float(len(answers)), WITHIN: float(within)}
+    return DeviceUpdate(name, {n: values / weight for n, values in tensors.items()}, {}, numbers)
 
 
 def read_replies(
-    messages: Iterable[Message],
-    asked: Collection[str],
-    shapes: Shapes | None,
-    *,
-    edge: bool = False,
-    agreed: Agreed | None = None,
+    messages: Iterable[Message], asked: Collection[str], schema: ReplySchema, *, trains: bool = False
 ) -> Replies:
-    """Check every device's part of every message. ``shapes`` are those of the shared tensors, None if none are expected.
+    """Check every device's part of every message.
 
     A device that was not asked, answers twice, failed, or sent other names, shapes, values or weights is left out. With
     ``edge`` a node sends one sum over its devices: if one of them must not count, none of that node can.
     """
     wanted = asked if isinstance(asked, set | frozenset) else frozenset(asked)
-    sound: dict[str, DeviceReply] = {}
+    sound: dict[str, DeviceUpdate] = {}
     left_out: dict[str, str] = {}
     sums: list[NodeReply] = []
     for message in messages:
@@ -47,7 +178,7 @@ def read_replies(
             left_out[name] = f"error {message.error.code}: {message.error.reason}"
             continue
         try:
-            node = read_node(name, message.content, shapes, edge, agreed)
+            node = read_node(name, message.content, schema, trains=trains)
         except UnreadableError as error:
             left_out[name] = str(error)
             continue
@@ -57,7 +188,7 @@ def read_replies(
             elif device_id in sound or device_id in left_out:
                 sound.pop(device_id, None)
                 left_out[device_id] = "answered twice"
-            elif isinstance(answer, DeviceReply):
+            elif isinstance(answer, DeviceUpdate):
                 sound[device_id] = answer
             else:
                 left_out[device_id] = answer
@@ -67,19 +198,19 @@ def read_replies(
     for device_id in sorted(wanted - sound.keys() - left_out.keys()):
         left_out[device_id] = "did not answer"
     devices = tuple(sound[d] for d in sorted(sound))
-    return Replies(devices, left_out, means if edge and shapes else devices)
+    return Replies(devices, left_out, means if schema.edge else devices)
 
 
 def _sound_sums(
-    sums: list[NodeReply], sound: dict[str, DeviceReply], left_out: dict[str, str]
-) -> tuple[DeviceReply, ...]:
+    sums: list[NodeReply], sound: dict[str, DeviceUpdate], left_out: dict[str, str]
+) -> tuple[DeviceUpdate, ...]:
     """The means of nodes all of whose summed devices count. A sum cannot be taken apart, so the others go as a whole."""
-    means: list[DeviceReply] = []
+    means: list[DeviceUpdate] = []
     for node in sums:
         odd = [device_id for device_id in node.summed if device_id not in sound]
         if not odd and node.mean is not None:
             earlier = sum(
-                other.device_id.split(" again ")[0] == node.name for other in means
+                m.device_id.split(" again ")[0] == node.name for m in means
             )  # a node may answer in two messages
             means.append(replace(node.mean, device_id=f"{node.name} again {earlier}") if earlier else node.mean)
         for device_id in node.summed if odd else ():

@@ -2,8 +2,8 @@
 
 | step | message | a participant answers with |
 | --- | --- | --- |
-| 1 | query: ``Setup`` | public keys |
-| 2 | query: ``Roster`` | sealed shares for the others |
+| 1 | query: ``SecureSumSetup`` | public keys |
+| 2 | query: ``Participants`` | sealed shares for the others |
 | 3 | train: ``Inbox`` beside job and shared tensors | its masked vector, trained, clipped and weighted |
 | 4 | query: ``Survivors`` | shares that take the masks off the sum |
 
@@ -20,8 +20,9 @@ import numpy as np
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from fl.privacy.secure_sum.messages import Inbox, Masked, PublicKeys, Reveal, Setup, Shares
-from fl.privacy.secure_sum.server import SecureSumError, Server
+from fl.privacy.secure_sum.keys import SecureSumError
+from fl.privacy.secure_sum.messages import AdvertiseKeys, Inbox, MaskedInput, SecureSumSetup, ShareKeys, Unmask
+from fl.privacy.secure_sum.server import SecureSumServer
 from fl.protocol.wire import SECURE, SECURE_STEP, split_key
 
 log = logging.getLogger("idiolect.server")
@@ -36,28 +37,33 @@ class SecureRound:
     """
 
     def __init__(
-        self, grid: Grid, setup: Setup, nodes: Mapping[str, int], envelope: Envelope, timeout: float | None = None
+        self,
+        grid: Grid,
+        setup: SecureSumSetup,
+        nodes: Mapping[str, int],
+        envelope: Envelope,
+        timeout: float | None = None,
     ) -> None:
         self.setup = setup
         self.nodes = dict(nodes)
         self.left_out: dict[str, str] = {}
-        self._server = Server(setup)
+        self._server = SecureSumServer(setup)
         self._grid, self._envelope, self._timeout = grid, envelope, timeout
 
     def begin(self) -> dict[str, Inbox]:
         """Steps 1 and 2; what each remaining participant needs for step 3."""
-        present = self._query(self.setup.to_record(), tuple(sorted(self.nodes)), PublicKeys)
-        present = self._query(self._server.roster().to_record(), present, Shares)
+        present = self._query(self.setup.to_record(), tuple(sorted(self.nodes)), AdvertiseKeys)
+        present = self._query(self._server.participants().to_record(), present, ShareKeys)
         return {participant: self._server.inbox(participant) for participant in present}
 
     def take(self, replies: Iterable[Message], asked: Iterable[str]) -> tuple[str, ...]:
         """Step 3: add the masked vectors of training replies; returns the participants that are in the sum."""
-        return self._add(replies, tuple(asked), Masked)
+        return self._add(replies, tuple(asked), MaskedInput)
 
     def total(self) -> np.ndarray:
         """Step 4, and the sum of all masked vectors ``(size,)``."""
         survivors = self._server.survivors()
-        self._query(survivors.to_record(), survivors.devices, Reveal)
+        self._query(survivors.to_record(), survivors.devices, Unmask)
         return self._server.total()
 
     def _query(self, record: ConfigRecord, participants: tuple[str, ...], kind: type[Any]) -> tuple[str, ...]:

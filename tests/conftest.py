@@ -1,5 +1,6 @@
 """For all tests: none depends on timing, so no example of a property has a deadline. And speech that is noise, for whole runs."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import permutations
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from fl.core.registry import Registry
 from fl.data.manifest import Utterance, write_manifest
 from fl.speech.audio import save_audio
 
@@ -56,3 +58,26 @@ def noise_manifest(tmp_path_factory: pytest.TempPathFactory) -> NoiseManifest:
         return folder / "manifest.jsonl"
 
     return make
+
+
+@pytest.fixture
+def other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """``other_package(registry, source, name="NAME", ...)``: another distribution whose module registers things by entry points."""
+    touched: list[Registry] = []
+
+    def install(registry: Registry, source: str, **things: str) -> None:
+        module = f"other_{registry.kind}s"
+        folder, info = tmp_path / "site", tmp_path / "site" / f"{module}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (folder / f"{module}.py").write_text(source)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
+        points = [f"{name.replace('_', '-')} = {module}:{thing}" for name, thing in things.items()]
+        (info / "entry_points.txt").write_text("\n".join([f"[{registry.group}]", *points]))
+        monkeypatch.syspath_prepend(folder)
+        sys.modules.pop(module, None)  # that of another test
+        touched.append(registry)
+        vars(registry).pop("_all", None)
+
+    yield install
+    for registry in touched:
+        vars(registry).pop("_all", None)

@@ -1,4 +1,4 @@
-"""The files for running the server say what the server needs: its command, nobody's rights, streaming, its own limits."""
+"""The files for running the server say what the server needs: its command, no root, streaming, its own limits."""
 
 import configparser
 import json
@@ -12,7 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from fl.serving.http.limits import ADAPT_PATH, MIB, Settings
+from fl.serving.http.limits import ADAPT_PATH, MIB, ServerLimits
 from sim.cli.serve import serve
 
 DEPLOY = Path(__file__).parents[1] / "docs" / "deploy"
@@ -20,7 +20,7 @@ CONTAINER = (DEPLOY / "Containerfile").read_text(encoding="utf-8")
 UNIT = DEPLOY / "idiolect.service"
 NGINX = (DEPLOY / "nginx.conf").read_text(encoding="utf-8")
 CADDY = (DEPLOY / "Caddyfile").read_text(encoding="utf-8")
-LIMITS = Settings()
+LIMITS = ServerLimits()
 
 
 def instructions(name: str) -> list[str]:

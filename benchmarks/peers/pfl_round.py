@@ -37,18 +37,19 @@ from pfl.metrics import Weighted  # type: ignore[import-not-found]
 from pfl.model.pytorch import PyTorchModel  # type: ignore[import-not-found]
 from torch import Tensor, nn
 
-from benchmarks._report import Row, machine, spread, write_row
+from benchmarks._report import BenchmarkRow, machine, spread, write_row
 from benchmarks.peers.pfl_workers import run_processes
 from clients.training.cohort import Member, train_cohort
-from clients.training.single import LocalPlan, draw_batches, step_kinds, train_locally
+from clients.training.single import draw_batches, step_kinds, train_locally
 from fl.adapters import GatedLoraConfig, load_state, make_split
 from fl.adapters.stacked import Slot, StackedModel
 from fl.adapters.state import adapter_parameters, adapter_state
+from fl.algorithms.plan import LocalPlan
 from fl.core.machine import available_cores
 from fl.core.rng import derive_generator, derive_seed
 from fl.settings.config import RunConfig, make_config
-from fl.tasks.speech import SpeechTask
-from fl.tasks.task import Device, Example
+from fl.tasks.speech.task import SpeechTask
+from fl.tasks.task import DeviceExamples, Example
 
 TARGETS = {8: 1.1, 1: 1.8}  # at least, by local batch size
 # Of what was learned in the first round: other batches differ by more than all of it. AdamW's first steps are signs of
@@ -65,7 +66,7 @@ class Setting:
         self.config = config
         self.task = SpeechTask(config)
         found = [self.task.device(d) for d in self.task.device_ids() if not self.task.is_new(d)]
-        self.devices: tuple[Device, ...] = tuple(device for device in found if device.train)
+        self.devices: tuple[DeviceExamples, ...] = tuple(device for device in found if device.train)
         train = config.train
         self.plan = LocalPlan(
             train.local_steps, train.batch_size, train.learning_rate, 0.0, clipping_norm=train.clipping_norm
@@ -83,11 +84,11 @@ class Setting:
         """A model of its own modules on the same frozen base, with the initial adapter."""
         return get_peft_model(self.task.base.new_model(), self.adapter, adapter_name=SLOT).eval()
 
-    def phase_seed(self, device: Device, round_index: int) -> int:
+    def phase_seed(self, device: DeviceExamples, round_index: int) -> int:
         """Seed of one device's local phase, as in a run."""
         return derive_seed(self.config.seed, round_index, device.device_id, "train")
 
-    def batches(self, device: Device, round_index: int) -> list[list[int]]:
+    def batches(self, device: DeviceExamples, round_index: int) -> list[list[int]]:
         """The batches that our trainer draws from that seed."""
         generator = derive_generator(self.phase_seed(device, round_index), "local-steps")
         steps = len(step_kinds(self.plan, generator))
@@ -168,7 +169,7 @@ class AdaptedWhisper(nn.Module):
 class PlannedDataset(PflDataset):  # type: ignore[misc]
     """One user's data in one round: the indices of the batches of our trainer, in its order."""
 
-    def __init__(self, setting: Setting, device: Device, round_index: int) -> None:
+    def __init__(self, setting: Setting, device: DeviceExamples, round_index: int) -> None:
         super().__init__(
             (torch.arange(len(device.train)),), user_id=device.device_id, train_kwargs={"examples": device.train}
         )
@@ -254,7 +255,7 @@ def take_turns(sides: dict[str, Callable[[], None]], rounds: int) -> dict[str, l
     return seconds
 
 
-def measure(config: RunConfig, rounds: int, arguments: argparse.Namespace) -> Row:
+def measure(config: RunConfig, rounds: int, arguments: argparse.Namespace) -> BenchmarkRow:
     """The figure at one local batch size. Raises RuntimeError if the three did not do the same work."""
     setting = Setting(config)
     loop, cohort, peer = PlainLoop(setting), Cohort(setting), PflSide(setting)
@@ -281,7 +282,7 @@ def measure(config: RunConfig, rounds: int, arguments: argparse.Namespace) -> Ro
     note = f"{median['plain loop'] / median['cohort']:.2f}x our plain loop"
     if "pfl in processes" in median:
         note += f", {median['pfl in processes'] / median['cohort']:.2f}x pfl in {arguments.processes} processes"
-    return Row(
+    return BenchmarkRow(
         name=f"pfl_round_batch_{batch}",
         value=round(devices / median["cohort"], 4),
         unit="client-rounds/s",

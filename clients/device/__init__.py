@@ -1,4 +1,4 @@
-"""The thin device: an adapter, a queue of recordings and a server elsewhere.
+"""The thin device: an adapter, a queue of recordings, and the HTTP of a server that holds the base.
 
-Loads without torch, transformers and Flower.
+Knows packed adapters as bytes and arrays; nothing of models or training. Loads without torch, transformers and Flower.
 """

@@ -7,21 +7,21 @@ does not get to replace it: base, tokenizer, split, window, configuration, names
 from __future__ import annotations
 
 import base64
-import binascii
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clients.device.answer import Answer
+from clients.device.answer import ServerAnswer
 from clients.device.audio import Upload, encode_file
-from clients.device.errors import RefusedError
-from clients.device.multipart import Part, text_part
-from fl.core.errors import AdapterMismatchError, ManifestError
+from clients.device.body import FormPart, adapter_part, text_parts
+from clients.device.errors import unexpected
+from fl.core.errors import AdapterMismatchError, ConfigError, ManifestError
 from fl.packed.blob import unpack
 from fl.packed.header import MAX_PACKED_BYTES
 
+PRIVATE_STEPS = 12  # as many as a device takes in a round of ``idiolect run``
 MAX_MANIFEST_BYTES = 4 * 2**20
 MAX_UTTERANCES = 1000
 MAX_REPORT_BYTES = 4 * 2**20
@@ -29,7 +29,7 @@ _SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif")
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledUpload:
     """One utterance and what was said in it."""
 
     upload: Upload
@@ -37,36 +37,38 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """How to train; a zero or an empty text leaves it to the server."""
+class AdaptOptions:
+    """How the server trains an adapter. Private steps train the gates alone, on frozen A and B, and are the default.
 
-    steps: int = 0
-    private_steps: int = 0
+    Shared steps train A and B, with neutral gates: they move the part that all devices have in common away from what was
+    aggregated. A learning rate of 0 and an empty language leave the choice to the server.
+    """
+
+    private_steps: int | None = None  # PRIVATE_STEPS, but none where shared steps are asked for
+    shared_steps: int = 0
     learning_rate: float = 0.0
     private_learning_rate: float = 0.0
     seed: int = 0
     language: str = ""
 
     def fields(self) -> dict[str, str]:
-        """As form fields."""
-        values = {**self.__dict__}
-        values.pop("language")
-        return {name: str(value) for name, value in values.items() if value}
+        """As form fields. Both numbers of steps are always sent: a server's own default may train something else."""
+        default = 0 if self.shared_steps else PRIVATE_STEPS
+        private = default if self.private_steps is None else self.private_steps
+        chosen = {name: str(value) for name, value in self.__dict__.items() if value and name != "shared_steps"}
+        return {**chosen, "steps": str(self.shared_steps), "private_steps": str(private)}
 
 
-def read_labelled(source: Path, codec: str = "flac") -> list[Labelled]:
+def read_labelled(source: Path, codec: str = "flac") -> list[LabelledUpload]:
     """Utterances of a ``manifest.jsonl`` (``audio`` relative to it, ``text``) or of a folder (``a.wav`` beside ``a.txt``).
 
     Raises :class:`ManifestError` that names file and line, :class:`fl.core.errors.AudioError` for audio that cannot be used.
     """
-    pairs = (
-        _from_folder(source)
-        if source.is_dir() and not (source / "manifest.jsonl").is_file()
-        else _from_manifest(source)
-    )
+    manifest = source / "manifest.jsonl" if source.is_dir() else source
+    pairs = _from_manifest(manifest) if manifest.is_file() or not source.is_dir() else _from_folder(source)
     if not 1 <= len(pairs) <= MAX_UTTERANCES:
         raise ManifestError(f"{source}: has {len(pairs)} utterances; give 1 to {MAX_UTTERANCES}")
-    return [Labelled(encode_file(path, codec), text) for path, text in pairs]
+    return [LabelledUpload(encode_file(path, codec), text) for path, text in pairs]
 
 
 def _from_folder(folder: Path) -> list[tuple[Path, str]]:
@@ -79,8 +81,7 @@ def _from_folder(folder: Path) -> list[tuple[Path, str]]:
     return pairs
 
 
-def _from_manifest(source: Path) -> list[tuple[Path, str]]:
-    path = source / "manifest.jsonl" if source.is_dir() else source
+def _from_manifest(path: Path) -> list[tuple[Path, str]]:
     pairs = []
     for number, line in enumerate(_read_text(path).splitlines(), 1):
         if not line.strip():
@@ -91,9 +92,7 @@ def _from_manifest(source: Path) -> list[tuple[Path, str]]:
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ManifestError(f"{path}:{number}: is no JSON object with 'audio' and 'text' ({error!r})") from error
         if not isinstance(audio, str) or not isinstance(text, str) or values.get("start") or values.get("end"):
-            raise ManifestError(
-                f"{path}:{number}: 'audio' and 'text' have to be texts; cut parts into files of their own"
-            )
+            raise ManifestError(f"{path}:{number}: 'audio' and 'text' have to be texts, and parts files of their own")
         pairs.append((path.parent / audio, text))
     return pairs
 
@@ -107,30 +106,35 @@ def _read_text(path: Path) -> str:
         raise ManifestError(f"{path}:1: cannot be read as text ({error})") from error
 
 
-def adapt_parts(adapter: bytes, utterances: Sequence[Labelled], lesson: Lesson, language: str) -> list[Part]:
+def adapt_parts(adapter: bytes, utterances: Sequence[LabelledUpload], options: AdaptOptions) -> list[FormPart]:
     """The form of ``POST /v1/adapt``."""
-    parts = [Part("adapter", adapter, "adapter.safetensors", "application/octet-stream")]
-    parts += [Part("audio", u.upload.content, u.upload.filename, u.upload.content_type) for u in utterances]
-    parts.append(text_part("texts", json.dumps([u.text for u in utterances], ensure_ascii=False)))
-    fields = {**lesson.fields(), "language": language}
-    return parts + [text_part(name, value) for name, value in fields.items() if value]
+    texts = json.dumps([utterance.text for utterance in utterances], ensure_ascii=False)
+    audio = [utterance.upload.part("audio") for utterance in utterances]
+    return [adapter_part(adapter), *audio, *text_parts(texts=texts, **options.fields())]
 
 
-def read_adapted(answer: Answer) -> tuple[bytes, dict[str, Any]]:
-    """The new adapter of an answer, not yet checked, and the rest of it: loss, steps, seconds, what of it is shared."""
-    document: dict[str, Any] = answer.json(limit=MAX_PACKED_BYTES * 4 // 3 + MAX_REPORT_BYTES)
+def read_adapted(answer: ServerAnswer) -> tuple[bytes, dict[str, Any]]:
+    """The new adapter of an answer, not yet checked, and the rest of it: loss, steps, seconds, which tensors are private."""
+    document = answer.json(limit=MAX_PACKED_BYTES * 4 // 3 + MAX_REPORT_BYTES)
     coded = document.pop("adapter", None)
     try:
         data = base64.b64decode(coded, validate=True) if isinstance(coded, str) else b""
-    except (binascii.Error, ValueError):
+    except ValueError:
         data = b""
     if not data:
-        raise RefusedError("the server's answer holds no adapter: is this the right address? The old one is kept", 200)
+        raise unexpected("holds no adapter, so the old one is kept")
     return data, document
 
 
-def check_adapted(sent: bytes, new: bytes) -> None:
-    """Raise :class:`fl.core.errors.AdapterError` unless ``new`` is sound and the same adapter as ``sent`` but for its values."""
+def check_adapted(sent: bytes, new: bytes, options: AdaptOptions, report: Mapping[str, Any]) -> None:
+    """Raise :class:`fl.core.errors.AdapterError` unless ``new`` is sound and the same adapter as ``sent`` but for its values.
+
+    Raises :class:`ConfigError` where only the private part was to be trained and the adapter has none.
+    """
+    if not options.shared_steps and report.get("private") == []:
+        raise ConfigError(
+            "nothing was trained: the adapter has no private part; --shared-steps N trains its shared part"
+        )
     old_tensors, old = unpack(sent)
     new_tensors, info = unpack(new)
     for field in ("base_name", "base_fingerprint", "tokenizer", "split", "window", "config"):

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
+from clients.device.body import FormPart
 from fl.core.errors import AudioError, ConfigError
 
 SAMPLE_RATE = 16_000  # Hz, what every base expects
@@ -39,15 +40,9 @@ class Upload:
     codec: str
     seconds: float
 
-    @property
-    def filename(self) -> str:
-        """The name that the upload goes by, whatever the person's file is called."""
-        return CODECS[self.codec][2]
-
-    @property
-    def content_type(self) -> str:
-        """Its media type."""
-        return CODECS[self.codec][3]
+    def part(self, name: str) -> FormPart:
+        """A file of a form. The name that it goes by is ours, whatever the person's file is called."""
+        return FormPart(name, self.content, *CODECS[self.codec][2:])
 
 
 def encode_file(path: Path, codec: str = "flac") -> Upload:
@@ -97,9 +92,7 @@ def _encode(blocks: Iterator[Block], codec: str, source: str) -> Upload:
         raise ConfigError(f"codec {codec!r} is not known: give one of {', '.join(CODECS)}")
     kind, subtype, _, _ = CODECS[codec]
     if subtype not in soundfile.available_subtypes(kind):
-        raise ConfigError(
-            f"the libsndfile of this device cannot write {codec}: update it to 1.0.29 or later, or use flac"
-        )
+        raise ConfigError(f"this device's libsndfile cannot write {codec}: update it to 1.0.29 or later, or use flac")
     buffer, samples, peak = io.BytesIO(), 0, 0.0
     with soundfile.SoundFile(buffer, "w", SAMPLE_RATE, 1, subtype, format=kind) as out:
         for block in blocks:
@@ -122,20 +115,13 @@ def record(seconds: float, codec: str = "flac") -> Upload:
     """``seconds`` from the default microphone as an upload. Raises :class:`AudioError` where there is none."""
     if not MIN_SECONDS <= seconds <= MAX_SECONDS:
         raise ConfigError(f"seconds = {seconds:g} is not allowed: give {MIN_SECONDS} to {MAX_SECONDS:.0f}")
-    device = _microphone()
+    try:
+        device: Any = importlib.import_module("sounddevice")
+    except (ImportError, OSError) as error:  # OSError: without the PortAudio library
+        raise AudioError(f"recording needs PortAudio and sounddevice ({error}): 'pip install sounddevice'") from error
     try:
         samples = device.rec(round(seconds * SAMPLE_RATE), samplerate=SAMPLE_RATE, channels=1, dtype="float32")
         device.wait()
     except Exception as error:  # the library's own PortAudioError, known only where it is installed
         raise AudioError(f"the microphone cannot be used ({error}): check that one is there and not in use") from error
     return encode_samples(np.ascontiguousarray(samples[:, 0]), codec)
-
-
-def _microphone() -> Any:
-    try:
-        return importlib.import_module("sounddevice")
-    except (ImportError, OSError) as error:  # OSError: without the PortAudio library
-        raise AudioError(
-            f"recording needs the package sounddevice and PortAudio ({error}): 'pip install sounddevice', or record with "
-            "another program and transcribe its file"
-        ) from error

@@ -18,3 +18,8 @@ class RefusedError(IdiolectError):
 
 class LockedError(StoreError):
     """The key or passphrase is missing or is not the one that the device's files were encrypted with. They are intact."""
+
+
+def unexpected(fault: str) -> RefusedError:
+    """A good status with an answer that has a ``fault``, as ``is no JSON``: it does not come from such a server."""
+    return RefusedError(f"the server's answer {fault}: is this the right address?", 200)

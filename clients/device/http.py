@@ -9,14 +9,16 @@ from __future__ import annotations
 import http.client
 import ipaddress
 import ssl
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from random import SystemRandom
 from typing import TypeVar
 from urllib.parse import SplitResult, urlsplit
 
-from clients.device.answer import AgainError, Answer, check_status, printable
+from clients.device.answer import RetryableError, ServerAnswer, check_status, printable
+from clients.device.body import RequestBody
 from clients.device.errors import RefusedError, UnreachableError
-from clients.device.retry import Retry
 from fl import __version__
 from fl.core.errors import ConfigError
 
@@ -24,7 +26,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Server:
+class ServerAddress:
     """Where the server is and how to speak to it. ``ca`` is a file of certificates to trust instead of the system's."""
 
     url: str
@@ -39,7 +41,7 @@ class Server:
         if parts.scheme == "http" and not self.allow_http and not _is_loopback(parts.hostname):
             raise ConfigError(
                 f"server {self.url!r} is not encrypted: speech and token would be readable on the way; use https, or "
-                "allow http where the network itself is private"
+                "--allow-http where the network is private"
             )
         if not (self.token.isascii() and self.token.isprintable()) or " " in self.token:
             raise ConfigError("the token has characters that no token has: check its file or IDIOLECT_TOKEN")
@@ -64,25 +66,40 @@ def _is_loopback(host: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Body:
-    """What is sent: parts one after the other, as often as it takes."""
+class RetryPolicy:
+    """At most ``attempts`` in at most ``total`` seconds; before attempt n + 1 a wait drawn from [0, min(cap, base 2^(n-1))].
 
-    parts: tuple[bytes, ...]
-    content_type: str
+    ``sleep``, ``uniform`` and ``clock`` are for tests. Devices must not draw the same waits, hence the system's randomness.
+    """
 
-    @property
-    def bytes(self) -> int:
-        """Length of the whole."""
-        return sum(map(len, self.parts))
+    attempts: int = 5
+    base: float = 0.5  # s
+    cap: float = 20.0  # s
+    total: float = 180.0  # s, waiting included
+    sleep: Callable[[float], None] = time.sleep
+    uniform: Callable[[float, float], float] = SystemRandom().uniform
+    clock: Callable[[], float] = time.monotonic
+
+    def wait(self, attempt: int, retry_after: float | None) -> float:
+        """Seconds between ``attempt`` (from 1) and the next; never less than the server asked for."""
+        drawn = self.uniform(0.0, min(self.cap, self.base * 2.0 ** (attempt - 1)))
+        return drawn if retry_after is None else retry_after + drawn
+
+    def pause(self, attempt: int, retry_after: float | None, started: float) -> bool:
+        """Wait before the next attempt; False, without waiting, if there is none left or it would be too late."""
+        wait = self.wait(attempt, retry_after)
+        if attempt >= self.attempts or self.clock() - started + wait > self.total:
+            return False
+        self.sleep(wait)
+        return True
 
 
 class Connection:
     """Requests to one server, over one connection as long as both sides keep it."""
 
-    def __init__(self, server: Server, retry: Retry | None = None) -> None:
+    def __init__(self, server: ServerAddress, retry: RetryPolicy | None = None) -> None:
         self.server = server
-        self.retry = retry or Retry()
-        self.bytes_up = 0  # bodies sent, repeats included
+        self.retry = retry or RetryPolicy()
         parts = _split_url(server.url)
         self._prefix = parts.path.rstrip("/")
         self._connection = _connect(server)
@@ -91,7 +108,7 @@ class Connection:
         """Hang up."""
         self._connection.close()
 
-    def call(self, method: str, path: str, body: Body, read: Callable[[Answer], T], *, key: str = "") -> T:
+    def call(self, method: str, path: str, body: RequestBody, read: Callable[[ServerAnswer], T], *, key: str = "") -> T:
         """Send ``body`` until it is answered, and return what ``read`` makes of the answer.
 
         ``key`` is sent as Idempotency-Key with each attempt. Raises :class:`RefusedError` for an answer that will stay the
@@ -109,8 +126,14 @@ class Connection:
             reused = self._connection.sock is not None
             retry_after: float | None = None
             try:
-                return self._once(method, path, body, headers, read, started)
-            except AgainError as error:
+                response, whole = self._send(method, path, body, headers)
+                try:
+                    check_status(response)
+                    return read(ServerAnswer(response, lambda: self.retry.clock() - started > self.retry.total))
+                finally:
+                    if not (whole and response.isclosed()):
+                        self._connection.close()  # the next request may not begin in the middle of this one
+            except RetryableError as error:
                 reason, retry_after = str(error), error.retry_after
             except ssl.SSLCertVerificationError as error:
                 raise RefusedError(
@@ -129,33 +152,21 @@ class Connection:
                     f"{self.server.url} gave no answer of use after {attempt} attempts ({reason}): try again later"
                 )
 
-    def _once(
-        self,
-        method: str,
-        path: str,
-        body: Body,
-        headers: Mapping[str, str],
-        read: Callable[[Answer], T],
-        started: float,
-    ) -> T:
-        self.bytes_up += body.bytes
+    def _send(
+        self, method: str, path: str, body: RequestBody, headers: Mapping[str, str]
+    ) -> tuple[http.client.HTTPResponse, bool]:
+        """The answer, unread, and whether all of the request was sent: a server that refuses early stops reading."""
         whole = True
         try:
             self._connection.request(method, self._prefix + path, iter(body.parts), dict(headers))
         except (BrokenPipeError, ConnectionResetError):
             if self._connection.sock is None:
                 raise
-            whole = False  # a server that refuses early stops reading: its answer may be there all the same
-        response = self._connection.getresponse()
-        try:
-            check_status(response)
-            return read(Answer(response, lambda: self.retry.clock() - started > self.retry.total))
-        finally:
-            if not (whole and response.isclosed()):
-                self._connection.close()  # the next request may not begin in the middle of this one
+            whole = False
+        return self._connection.getresponse(), whole
 
 
-def _connect(server: Server) -> http.client.HTTPConnection:
+def _connect(server: ServerAddress) -> http.client.HTTPConnection:
     parts = _split_url(server.url)
     assert parts.hostname
     if parts.scheme == "http":

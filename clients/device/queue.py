@@ -23,17 +23,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from clients.device.audio import CODECS, Upload
-from clients.device.seal import Seal
+from clients.device.errors import LockedError
+from clients.device.seal import Seal, SealedFolder
 from fl.core.errors import ConfigError, StoreError
-from fl.core.files import sync_folder, write_atomically
+from fl.core.files import sync_folder
 
 WAITING, DONE, FAILED = "waiting", "done", "failed"
 _NAME = re.compile(r"(\d{8})-([0-9a-f]{32})")
 _MAX_ENTRY_BYTES = 256 * 2**20
 
 
+class DamagedEntryError(StoreError):
+    """A recording of the queue that was altered or cannot be read. The others are not touched."""
+
+
 @dataclass(frozen=True)
-class Entry:
+class QueuedRecording:
     """One recording. ``language`` empty means the adapter's own; ``format`` is that of the answer."""
 
     key: str
@@ -42,13 +47,13 @@ class Entry:
     format: str = "json"
 
 
-class Queue:
+class RecordingQueue:
     """The queue below ``folder``; ``max_bytes`` bounds what waits."""
 
     def __init__(self, folder: Path, max_bytes: int, seal: Seal | None = None) -> None:
         self.folder = folder
         self.max_bytes = max_bytes
-        self.seal = seal or Seal()
+        self._files = SealedFolder(folder, seal or Seal())
 
     def names(self, state: str = WAITING) -> list[str]:
         """Names of the entries in a state, in their order."""
@@ -58,88 +63,64 @@ class Queue:
             return []
 
     def add(self, upload: Upload, language: str = "", response_format: str = "json") -> str:
-        """Keep a recording, durably, and return the name of its entry. Raises :class:`StoreError` where there is no room."""
-        entry = Entry(os.urandom(16).hex(), upload, language, response_format)
+        """Keep a recording, durably; the name of its entry. Raises :class:`StoreError` where there is no room."""
+        entry = QueuedRecording(os.urandom(16).hex(), upload, language, response_format)
         with self._locked("order"):
             every = [name for state in (WAITING, DONE, FAILED) for name in self.names(state)]
             name = f"{max((int(name[:8]) for name in every), default=0) + 1:08d}-{entry.key}"
-            sealed = self.seal.close(_to_bytes(entry), name)
+            data = _to_bytes(entry)
             used = sum((self.folder / WAITING / waiting).stat().st_size for waiting in self.names())
-            if used + len(sealed) > self.max_bytes:
+            if used + len(data) + self._files.seal.overhead > self.max_bytes:
                 raise StoreError(
-                    f"the queue holds {used:,} bytes and may hold {self.max_bytes:,}: send it with 'idiolect device flush', or "
-                    "raise --queue-mib; the recording was not added, its file is where it was"
+                    f"the queue holds {used:,} bytes and may hold {self.max_bytes:,}: send it with 'idiolect device flush', "
+                    "or raise --queue-mib; the recording was not added"
                 )
-            try:
-                write_atomically(self.folder / WAITING / name, sealed)
-            except OSError as error:
-                raise StoreError(f"the recording could not be queued ({error}): free some space") from error
+            self._files.write(f"{WAITING}/{name}", name, data, "free some space; the recording was not queued")
         return name
 
-    def load(self, name: str, state: str = WAITING) -> Entry:
-        """An entry. Raises :class:`StoreError` for one that was altered."""
-        path = self.folder / state / name
+    def load(self, name: str, state: str = WAITING) -> QueuedRecording:
+        """An entry. Raises :class:`DamagedEntryError` for one that was altered or cannot be read."""
         try:
-            if path.stat().st_size > _MAX_ENTRY_BYTES:
-                raise StoreError(f"{path} is too large for a recording: remove it")
-            return _from_bytes(self.seal.open(path.read_bytes(), name), name)
-        except OSError as error:
-            raise StoreError(f"{path} cannot be read ({error}): check the disk and who owns the file") from error
-
-    def is_readable(self, name: str) -> bool:
-        """Whether an entry that waits is sound."""
-        try:
-            self.load(name)
-        except StoreError:
-            return False
-        return True
+            return _from_bytes(self._files.read(f"{state}/{name}", name, _MAX_ENTRY_BYTES), name)
+        except LockedError:
+            raise
+        except StoreError as error:
+            raise DamagedEntryError(str(error)) from error
 
     def finish(self, name: str, answer: str) -> None:
         """Keep the answer, durably, then drop the recording. A crash in between leaves both, and nothing is sent again."""
-        self._write(DONE, name, answer)
+        self._files.write(f"{DONE}/{name}", f"{DONE} {name}", answer.encode(), "free some space and flush again")
         self._drop(name)
 
     def fail(self, name: str, reason: str) -> None:
         """Put a recording that the server will never take aside, with the reason."""
-        self._write(FAILED, f"{name}.reason", reason)
+        file = f"{name}.reason"
+        self._files.write(f"{FAILED}/{file}", f"{FAILED} {file}", reason.encode(), "free some space and flush again")
         os.replace(self.folder / WAITING / name, self.folder / FAILED / name)
         sync_folder(self.folder / FAILED)
-
-    def _write(self, state: str, name: str, text: str) -> None:
-        try:
-            write_atomically(self.folder / state / name, self.seal.close(text.encode(), f"{state} {name}"))
-        except OSError as error:
-            raise StoreError(
-                f"the answer to {name} could not be kept ({error}): free some space and flush again"
-            ) from error
 
     def answer(self, name: str, state: str = DONE) -> str:
         """The transcript of an entry that is done; with ``failed`` the reason why there is none."""
         file = name if state == DONE else f"{name}.reason"
-        try:
-            return self.seal.open((self.folder / state / file).read_bytes(), f"{state} {file}").decode()
-        except (OSError, ValueError) as error:
-            raise StoreError(f"the answer to {name} cannot be read ({error})") from error
+        return self._files.read(f"{state}/{file}", f"{state} {file}", _MAX_ENTRY_BYTES).decode()
 
     def _drop(self, name: str) -> None:
         (self.folder / WAITING / name).unlink(missing_ok=True)
 
     def forget(self) -> int:
         """Remove what is done and what failed; how many."""
-        names = [(state, name) for state in (DONE, FAILED) for name in self.names(state)]
-        for state, name in names:
-            (self.folder / state / name).unlink(missing_ok=True)
-            (self.folder / state / f"{name}.reason").unlink(missing_ok=True)
-        return len(names)
+        paths = [self.folder / state / name for state in (DONE, FAILED) for name in self.names(state)]
+        for path in paths:
+            path.unlink(missing_ok=True)
+            path.with_name(f"{path.name}.reason").unlink(missing_ok=True)
+        return len(paths)
 
     @contextmanager
     def sending(self) -> Iterator[list[str]]:
         """The names that are to be sent, while no other process sends. What was done before a crash is dropped, not sent."""
         with self._locked("sending"):
-            done = set(self.names(DONE))
-            for name in self.names():
-                if name in done:
-                    self._drop(name)
+            for name in {*self.names()} & {*self.names(DONE)}:
+                self._drop(name)
             yield self.names()
 
     @contextmanager
@@ -154,20 +135,19 @@ class Queue:
             yield
 
 
-def _to_bytes(entry: Entry) -> bytes:
+def _to_bytes(entry: QueuedRecording) -> bytes:
     head = {**asdict(entry), "upload": {"codec": entry.upload.codec, "seconds": entry.upload.seconds}}
     return json.dumps(head, sort_keys=True).encode() + b"\n" + entry.upload.content
 
 
-def _from_bytes(data: bytes, name: str) -> Entry:
+def _from_bytes(data: bytes, name: str) -> QueuedRecording:
     head, _, content = data.partition(b"\n")
     try:
         values = json.loads(head)
         codec, seconds = values["upload"]["codec"], float(values["upload"]["seconds"])
         if codec not in CODECS or values["key"] != name[9:]:
             raise ConfigError("codec or key")
-        return Entry(values["key"], Upload(content, codec, seconds), str(values["language"]), str(values["format"]))
+        texts = str(values["language"]), str(values["format"])
+        return QueuedRecording(values["key"], Upload(content, codec, seconds), *texts)
     except (ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
-        raise StoreError(
-            f"queue entry {name} was altered or damaged ({error}): remove it from the queue's folder"
-        ) from error
+        raise StoreError(f"queue entry {name} was altered or damaged ({error}): remove it") from error

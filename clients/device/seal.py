@@ -1,15 +1,15 @@
 """Encryption of a device's files: AES-256-GCM, with a key from a key file or from a passphrase by scrypt.
 
-A sealed file is ``IDIO1``, a nonce of 12 random bytes, then ciphertext and tag. What a file is for (``adapter``, a queue entry's
-name) is authenticated with it, so that one cannot be passed off as another. A wrong key and a damaged file are told apart by a
-small sealed value in the device's settings that only the right key opens.
+A sealed file is ``IDIO1``, a nonce of 12 random bytes, then ciphertext and tag. What a file is for (``adapter``, the name of a
+queued recording) is authenticated with it, so that one cannot be passed off as another. A small sealed value in the settings
+distinguishes a wrong key from a damaged file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from fl.core.files import write_atomically
 MAGIC = b"IDIO1"
 NONCE_BYTES, TAG_BYTES, KEY_BYTES, SALT_BYTES = 12, 16, 32, 16
 OVERHEAD = len(MAGIC) + NONCE_BYTES + TAG_BYTES
+KINDS = ("none", "key-file", "passphrase")
 SCRYPT = {"n": 2**14, "r": 8, "p": 5}  # 16 MiB for a fraction of a second: a device has little memory (RFC 7914; OWASP)
 _SCRYPT_MEMORY = 64 * 2**20  # what OpenSSL may take at most
 _CHECK = b"idiolect device"
@@ -29,7 +30,7 @@ _CHECK = b"idiolect device"
 class Seal:
     """Seals and opens files. Without a key it passes them through: a device that was set up without encryption."""
 
-    key: bytes | None = None
+    key: bytes | None = field(default=None, repr=False)
 
     @property
     def overhead(self) -> int:
@@ -49,22 +50,29 @@ class Seal:
         sealed = data.startswith(MAGIC)
         if self.key is None:
             if sealed:
-                raise LockedError(
-                    f"{purpose} is encrypted and no key is set: the device's settings were lost or altered"
-                )
+                raise LockedError(f"{purpose} is encrypted and no key is set: the settings were lost or altered")
             return data
         if not sealed or len(data) < OVERHEAD:
-            raise StoreError(
-                f"{purpose} is not encrypted though this device's files are: it was altered; restore or remove it"
-            )
-        nonce, body = data[len(MAGIC) : len(MAGIC) + NONCE_BYTES], data[len(MAGIC) + NONCE_BYTES :]
+            raise StoreError(f"{purpose} is not encrypted, as this device's files are: altered; restore or remove it")
+        start = len(MAGIC) + NONCE_BYTES
         try:
-            opened: bytes = _cipher(self.key).decrypt(nonce, body, purpose.encode())
+            opened: bytes = _cipher(self.key).decrypt(data[len(MAGIC) : start], data[start:], purpose.encode())
         except Exception as error:  # InvalidTag, a type that is known only where the library is installed
-            raise StoreError(
-                f"{purpose} was altered or damaged since it was encrypted: restore or remove it"
-            ) from error
+            raise StoreError(f"{purpose} was altered or damaged: restore or remove it") from error
         return opened
+
+    def check(self) -> str:
+        """Hexadecimal, what :meth:`verify` later tells the right key by; empty without encryption."""
+        return self.close(_CHECK, "settings").hex() if self.key else ""
+
+    def verify(self, check: str) -> None:
+        """Raise :class:`LockedError` unless this seal has the key that made ``check``."""
+        try:
+            self.open(bytes.fromhex(check), "settings")
+        except LockedError:
+            raise
+        except (StoreError, ValueError):
+            raise LockedError("wrong passphrase or key: the files are intact, try again with the right one") from None
 
 
 def _cipher(key: bytes) -> Any:
@@ -73,6 +81,31 @@ def _cipher(key: bytes) -> Any:
     except ImportError as error:
         raise LockedError("encryption needs the package cryptography: 'pip install cryptography'") from error
     return AESGCM(key)
+
+
+@dataclass(frozen=True)
+class SealedFolder:
+    """Files below ``folder``, each sealed for its purpose: bounded when read, durable when written."""
+
+    folder: Path
+    seal: Seal = field(default_factory=Seal)
+
+    def read(self, name: str, purpose: str, limit: int) -> bytes:
+        """What the file ``name`` holds. Raises :class:`StoreError` for one that is missing, altered or beyond ``limit`` bytes."""
+        path = self.folder / name
+        try:
+            if path.stat().st_size > limit + self.seal.overhead:
+                raise StoreError(f"{path} is too large ({path.stat().st_size:,} bytes): remove it")
+            return self.seal.open(path.read_bytes(), purpose)
+        except OSError as error:
+            raise StoreError(f"{path} cannot be read ({error}): check the disk and who owns the file") from error
+
+    def write(self, name: str, purpose: str, data: bytes, remedy: str) -> None:
+        """Write durably, or raise :class:`StoreError` with the ``remedy`` and leave the old file as it was."""
+        try:
+            write_atomically(self.folder / name, self.seal.close(data, purpose))
+        except OSError as error:
+            raise StoreError(f"{purpose} could not be written ({error}): {remedy}") from error
 
 
 def key_from_passphrase(passphrase: str, salt: bytes) -> bytes:
@@ -90,40 +123,23 @@ def key_from_file(path: Path, *, create: bool = False) -> bytes:
     try:
         if create and not path.exists():
             write_atomically(path, os.urandom(KEY_BYTES).hex().encode() + b"\n")
-        if path.stat().st_mode & 0o077:
-            raise LockedError(f"key file {path} can be read by others: 'chmod 600 {path}'")
-        if path.stat().st_size > 1024:
-            raise LockedError(f"{path} is no key file: it has more than 64 hexadecimal digits")
-        key = bytes.fromhex(path.read_text(encoding="ascii").strip())
+        key = bytes.fromhex(read_secret(path, "key"))
     except OSError as error:
         raise LockedError(
             f"key file {path} cannot be read ({error.strerror}): put it back; the files are intact"
         ) from error
-    except ValueError as error:
-        raise LockedError(f"{path} is no key file: it has to hold 64 hexadecimal digits") from error
+    except ConfigError as error:
+        raise LockedError(str(error)) from error
+    except ValueError:
+        key = b""
     if len(key) != KEY_BYTES:
-        raise LockedError(f"{path} is no key file: it has to hold 64 hexadecimal digits, not {2 * len(key)}")
+        raise LockedError(f"{path} is no key file: it has to hold {2 * KEY_BYTES} hexadecimal digits")
     return key
 
 
-def make_check(seal: Seal) -> str:
-    """What :func:`verify` later tells the right key by; hexadecimal, empty without encryption."""
-    return seal.close(_CHECK, "settings").hex() if seal.key else ""
-
-
-def verify(seal: Seal, check: str) -> None:
-    """Raise :class:`LockedError` unless ``seal`` has the key that made ``check``."""
-    try:
-        sound = seal.open(bytes.fromhex(check), "settings") == _CHECK
-    except LockedError:
-        raise
-    except (StoreError, ValueError):
-        sound = False
-    if not sound:
-        raise LockedError("wrong passphrase or key: the device's files are intact, try again with the right one")
-
-
-def require_kind(kind: str) -> None:
-    """Raise :class:`ConfigError` for a kind of encryption that there is not."""
-    if kind not in ("none", "key-file", "passphrase"):
-        raise ConfigError(f"encryption {kind!r} is not known: give none, key-file or passphrase")
+def read_secret(path: Path, kind: str) -> str:
+    """The text of a small file that its owner alone can read. Raises :class:`ConfigError` where others can, OSError, ValueError."""
+    if path.stat().st_mode & 0o077:
+        raise ConfigError(f"{kind} file {path} can be read by others: 'chmod 600 {path}'")
+    with path.open(encoding="utf-8") as file:
+        return file.read(4096).strip()

@@ -16,12 +16,14 @@ from dataclasses import dataclass
 
 import torch
 
-from clients.training.control import Control
-from clients.training.single import LocalPlan, LocalResult, draw_batches, step_kinds, trained_split
-from clients.training.slots import RESTS, SHARED, SHARED_GATES, SlotAdamW, SlotParameters
+from clients.training.optimizer import diverged, no_examples
+from clients.training.single import LocalResult, draw_batches, step_kinds, trained_split
+from clients.training.slots import SHARED, SHARED_GATES, SKIPPED, SlotAdamW, SlotParameters
 from fl.adapters.split import Split, tensor_kind
 from fl.adapters.stacked import Slot, StackedModel
 from fl.adapters.state import State, size_of
+from fl.algorithms.base import Correction
+from fl.algorithms.plan import LocalPlan
 from fl.core.errors import AdapterError
 from fl.core.rng import derive_generator
 from fl.data.batching import buckets
@@ -40,11 +42,11 @@ class Member:
     examples: Sequence[Example]
     plan: LocalPlan
     seed: int
-    control: Control | None = None  # of SCAFFOLD; it has seen the gradients when the member is trained
+    control: Correction | None = None  # of SCAFFOLD; it has seen the gradients when the member is trained
 
 
 @dataclass(frozen=True)
-class Trained:
+class MemberResult:
     """A device's adapter after the local phase and what the phase did; or why it failed, and then neither."""
 
     device_id: str
@@ -77,7 +79,7 @@ def divide(members: Iterable[Member], *, size: int, budget: int) -> Iterator[lis
 
 def train_cohort(
     host: StackedModel, task: Task, split: Split, members: Sequence[Member], *, budget: int
-) -> list[Trained]:
+) -> list[MemberResult]:
     """Train the members' adapters and return them in the same order; ``budget`` is in bytes, half of it for activations.
 
     A member without examples, or whose loss or gradient stops being finite, fails alone. What goes wrong with the computation
@@ -86,15 +88,7 @@ def train_cohort(
     able = [m for m in members if m.examples]
     trained = _Cohort(host, task, split, able, budget).run() if able else []
     results = {one.device_id: one for one in trained}
-    return [results.get(m.device_id) or Trained(m.device_id, error=_no_examples()) for m in members]
-
-
-def _no_examples() -> AdapterError:
-    return AdapterError("device has no training examples: leave it out of training or give it data")
-
-
-def _diverged(what: str) -> AdapterError:
-    return AdapterError(f"training diverged: {what} is not finite; lower learning-rate or private-learning-rate")
+    return [results.get(m.device_id) or MemberResult(m.device_id, error=no_examples()) for m in members]
 
 
 @dataclass
@@ -134,14 +128,14 @@ class _Proximal:
         for group in (SHARED, SHARED_GATES):
             columns = self.parameters.columns(group)
             strength = [
-                mu if i in kinds and kinds[i] not in RESTS[group] else 0.0 for i, mu in enumerate(self.strength)
+                mu if i in kinds and kinds[i] not in SKIPPED[group] else 0.0 for i, mu in enumerate(self.strength)
             ]
             way = self.parameters.values[:, columns] - self.start[:, columns]
             self.parameters.gradients[:, columns].addcmul_(way, way.new_tensor(strength)[:, None])
 
 
 class _Corrections:
-    """SCAFFOLD's term for every member that has one, and the sum of what its gradients were before (:mod:`clients.training.control`)."""
+    """The gradient term of every member that has one, and the sum of its gradients before (:class:`fl.algorithms.base.Correction`)."""
 
     def __init__(self, parameters: SlotParameters, members: Sequence[Member], split: Split) -> None:
         self.parameters, self.members, self.split = parameters, members, split
@@ -157,7 +151,7 @@ class _Corrections:
             return
         for group, counts in self.counts.items():
             columns = self.parameters.columns(group)
-            taking = [i in kinds and kinds[i] not in RESTS[group] for i in range(len(self.members))]
+            taking = [i in kinds and kinds[i] not in SKIPPED[group] for i in range(len(self.members))]
             for i, one in enumerate(taking):
                 counts[i] += one
             gradient = self.parameters.gradients[:, columns]
@@ -170,7 +164,7 @@ class _Corrections:
         control = self.members[i].control
         if control is None or self.sums is None:
             return
-        names = [name for name in self.split.shared if name in control.own]
+        names = [name for name in self.split.shared if name in control.correction]
         control.sums = self.parameters.taken_out(self.sums, i, names)
         groups = {n: SHARED_GATES if tensor_kind(n) == "gate" else SHARED for n in names}
         control.counts = {name: self.counts[group][i] for name, group in groups.items()}
@@ -182,12 +176,12 @@ class _Cohort:
     def __init__(self, host: StackedModel, task: Task, split: Split, members: list[Member], budget: int) -> None:
         self.host, self.task, self.members = host, task, members
         device = next(host.model.parameters()).device
-        rests = {m.plan.rests for m in members}
-        if len(rests) > 1:
+        frozen = {m.plan.frozen for m in members}
+        if len(frozen) > 1:
             raise AdapterError(
-                f"the devices of a cohort train the same factors, not all but {sorted(rests)}: divide them"
+                f"the devices of a cohort train the same factors, not all but {sorted(frozen)}: divide them"
             )
-        split = trained_split(split, rests.pop())
+        split = trained_split(split, frozen.pop())
         self.parameters = SlotParameters([m.slot for m in members], [m.state for m in members], split, device)
         self.proximal = _Proximal(self.parameters, [m.plan for m in members])
         self.corrections = _Corrections(self.parameters, members, split)
@@ -198,7 +192,7 @@ class _Cohort:
         # device, and a member that diverged spoils nothing but its own row until then.
         self.seen: list[torch.Tensor] = []
 
-    def run(self) -> list[Trained]:
+    def run(self) -> list[MemberResult]:
         started = time.perf_counter()
         for step in range(max(len(course.kinds) for course in self.courses)):
             self._step(step)
@@ -212,18 +206,18 @@ class _Cohort:
             for i in range(len(self.members))
         ]
 
-    def _trained(self, i: int, seen: list[list[list[float]]], examples: int, seconds: float) -> Trained:
+    def _trained(self, i: int, seen: list[list[list[float]]], examples: int, seconds: float) -> MemberResult:
         member, course = self.members[i], self.courses[i]
         losses = [seen[step][0][i] for step in range(len(course.kinds))]
         norms = [seen[step][1][i] for step in range(len(course.kinds))]
         for loss, norm in zip(losses, norms, strict=True):
             what = "the loss" if not math.isfinite(loss) else "a gradient" if not math.isfinite(norm) else ""
             if what:
-                return Trained(member.device_id, error=_diverged(what))
+                return MemberResult(member.device_id, error=diverged(what))
         loss = sum(losses) / len(losses) if losses else 0.0
         result = LocalResult(loss=loss, examples=examples, steps=len(course.kinds), seconds=seconds)
         self.corrections.tell(i)
-        return Trained(member.device_id, self.parameters.state(i), result)
+        return MemberResult(member.device_id, self.parameters.state(i), result)
 
     def _step(self, step: int) -> None:
         """One optimizer step of every member that has one left."""

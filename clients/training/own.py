@@ -13,53 +13,34 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from clients.training.optimizer import AdapterOptimizer, Rates, require_examples, require_finite
 from clients.training.single import LocalResult, draw_batches
-from fl.adapters.blend import MIXING, Blend, own
-from fl.adapters.config import PREFIX
+from fl.adapters.blend import MIXING, own
+from fl.adapters.split import tensor_kind
 from fl.adapters.state import State
-from fl.core.errors import AdapterError
+from fl.algorithms.base import SecondAdapter
+from fl.algorithms.plan import SecondPlan
 from fl.core.rng import derive_generator
 from fl.tasks.task import Example, Task
-
-
-@dataclass(frozen=True)
-class PersonalPlan:
-    """``batches`` batches with ``repeat`` steps on each. ``pull`` is lambda: the loss has lambda / 2 |own - shared|^2.
-
-    ``outer``: after the steps of a batch the shared adapter goes this share of the way to the own one (pFedMe); 0: never.
-    """
-
-    batches: int
-    batch_size: int
-    learning_rate: float
-    gate_learning_rate: float
-    mixing_learning_rate: float = 0.0
-    repeat: int = 1
-    pull: float = 0.0
-    outer: float = 0.0
-    clipping_norm: float = 1.0
-    weight_decay: float = 0.0
 
 
 @dataclass
 class _Own:
     """A person's own tensors as parameters, and the shared adapter beside them."""
 
-    blend: Blend
+    blend: SecondAdapter
     shared: State
-    plan: PersonalPlan
+    plan: SecondPlan
     parameters: dict[str, nn.Parameter]
-    optimizer: torch.optim.Optimizer = field(init=False)
+    optimizer: AdapterOptimizer = field(init=False)
 
     def __post_init__(self) -> None:
-        gates = [p for name, p in self.parameters.items() if f"{PREFIX}gate" in name]
-        self.clipped = [p for name, p in self.parameters.items() if name != MIXING]
-        factors = [p for p in self.clipped if all(p is not gate for gate in gates)]
-        groups = [
-            {"params": factors, "lr": self.plan.learning_rate, "weight_decay": self.plan.weight_decay},
-            {"params": gates, "lr": self.plan.gate_learning_rate, "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
+        trained = {name: p for name, p in self.parameters.items() if name != MIXING}
+        gates = [p for name, p in trained.items() if tensor_kind(name) == "gate"]
+        factors = [p for name, p in trained.items() if tensor_kind(name) != "gate"]
+        plan = self.plan
+        rates = Rates(plan.learning_rate, plan.gate_learning_rate, plan.weight_decay, plan.clipping_norm)
+        self.optimizer = AdapterOptimizer(factors, gates, [list(trained.values())], rates)
 
     def built(self) -> State:
         """The adapter that decodes, with a graph back to the own tensors."""
@@ -75,11 +56,6 @@ class _Own:
                 parameter = self.parameters[own(name)]
                 if parameter.grad is not None:
                     parameter.grad.add_(parameter.detach() - tensor, alpha=self.plan.pull)
-        norm = nn.utils.clip_grad_norm_([p for p in self.clipped if p.grad is not None], self.plan.clipping_norm)
-        if not bool(torch.isfinite(norm)):
-            raise AdapterError(
-                "training diverged: a gradient is not finite; lower learning-rate or private-learning-rate"
-            )
         self.optimizer.step()
         weight = self.parameters.get(MIXING)
         if weight is not None and weight.grad is not None:
@@ -95,22 +71,21 @@ class _Own:
 def train_own(
     model: nn.Module,
     parameters: dict[str, nn.Parameter],
-    blend: Blend,
+    blend: SecondAdapter,
     shared: State,
     personal: State,
     task: Task,
     examples: Sequence[Example],
-    plan: PersonalPlan,
+    plan: SecondPlan,
     *,
     seed: int,
 ) -> tuple[State, State, LocalResult]:
     """Train ``personal``; returns it, the shared adapter (moved only with ``plan.outer``) and what was done. Neither is changed in place.
 
     ``parameters`` are the live ones of the slot in ``model`` where the blend decodes; they end as what the last step saw. Raises
-    :class:`AdapterError` if there are no examples, or if the loss or a gradient stops being finite.
+    :class:`fl.core.errors.AdapterError` if there are no examples, or if the loss or a gradient stops being finite.
     """
-    if not examples:
-        raise AdapterError("device has no training examples: leave it out of training or give it data")
+    require_examples(examples)
     started = time.perf_counter()
     device = next(iter(parameters.values())).device
     mine = _Own(
@@ -148,8 +123,7 @@ def _step(mine: _Own, parameters: dict[str, nn.Parameter], loss_of: Callable[[],
             parameter.copy_(built[name])
             parameter.grad = None
     loss = loss_of()
-    if not bool(torch.isfinite(loss)):
-        raise AdapterError("training diverged: the loss is not finite; lower learning-rate or private-learning-rate")
+    require_finite(loss, "the loss")
     loss.backward()  # type: ignore[no-untyped-call]
     gradients = {n: p.grad for n, p in parameters.items() if p.grad is not None and built[n].requires_grad}
     mine.step(built, gradients)

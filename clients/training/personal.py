@@ -1,21 +1,4 @@
-"""What a device does for a model of its own (setting ``personalization``), and the adapter with which it decodes.
-
-The shared part is trained as the arm ``global`` trains it, to the bit, except by ``pfedme``. What is a person's own is trained
-beside it in the same round, on the shared adapter as it came with the round, and is kept in the device store under names that
-no message may hold. Papers: Ditto (arXiv 2012.04221), APFL (2003.13461), pFedMe (2006.08848), FedDPA (2403.19211).
-Where they leave freedom, or speak of whole models:
-
-- All train with AdamW and the run's schedule, as every arm does; a person's own part takes ``personal-steps`` steps a round, by
-  default as many as the shared part. Its batches are drawn from a seed of their own.
-- The own adapter of ``ditto``, ``apfl`` and ``interpolation`` starts as the shared one when the device first takes part.
-- ``apfl`` mixes the weights of the models, B A and B' A', not the factors, and alpha moves at every step on the own part.
-- ``pfedme`` does not solve its inner problem to a precision but by ``personal-steps`` steps on each batch, and takes as many batches
-  as keep the whole at ``local-steps``. The shared adapter follows by ``outer-rate``, eta lambda in the paper. The own one
-  starts at the shared one in each round.
-- ``feddpa`` trains the two adapters in turns in every round (FedDPA-T). The paper weighs them by how similar an input is to the
-  training data; here a gate learns to, with the weights of each rank coordinate apart, so that serving needs nothing new.
-- ``interpolation`` is the same with one weight that is divided between the two, and a second adapter that starts as the first.
-"""
+"""A device's second adapter beside the shared one, trained and kept by itself, and the adapter with which it decodes."""
 
 from __future__ import annotations
 
@@ -23,34 +6,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from clients.store import PrivateState
-from clients.training.own import PersonalPlan, train_own
-from clients.training.single import LocalPlan, LocalResult
+from clients.training.own import train_own
+from clients.training.single import LocalResult
 from clients.worker import Worker
 from fl.adapters import GatedLoraConfig, load_state
-from fl.adapters.blend import Blend, make_blend
+from fl.adapters.gates import GATES
 from fl.adapters.state import State, adapter_parameters
 from fl.algorithms.arms import Arm, adapter_name
+from fl.algorithms.base import SecondAdapter
+from fl.algorithms.plan import LocalPlan, Phase
 from fl.core.rng import derive_seed
-from fl.protocol.wire import FEDERATE, Job
-from fl.settings.config import RunConfig
+from fl.protocol.wire import Job
 from fl.tasks.task import Example
 
-PFEDME = "pfedme"
-PFEDME_STEPS = 3  # on each batch
 ALL_PRIVATE = "all-private"  # of an adapter in which shared and own are one
 
 
 @dataclass(frozen=True)
 class Placed:
-    """Where a device's adapter lies in the model, and which part of it is private."""
+    """Where a device's adapter lies in the model, which part of it is private, and whether it is a second adapter's."""
 
     slot: str
     split: str
-
-
-def arm_blend(config: RunConfig, arm: Arm) -> Blend | None:
-    """The blend of an arm, None if its devices have no second adapter."""
-    return make_blend(arm.personal, config.personal.mixing)
+    second: bool = False
 
 
 def own_folder(arm: Arm) -> str:
@@ -60,30 +38,30 @@ def own_folder(arm: Arm) -> str:
 
 def stored_own(worker: Worker, arm: Arm, device_id: str, shared: State, *, before: int) -> State | None:
     """A device's own tensors from before a round, None if it has none yet."""
-    blend = arm_blend(worker.config, arm)
-    if blend is None:
+    second = arm.personal.second
+    if second is None:
         return None
-    shapes = {name: tuple(tensor.shape) for name, tensor in _start(worker, blend, shared).items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in _start(worker, second, shared).items()}
     found = worker.store.load(own_folder(arm), device_id, shapes, before=before)
     return None if found is None else found.tensors
 
 
-def _start(worker: Worker, blend: Blend, shared: State) -> State:
-    return blend.start(shared, derive_seed(worker.config.seed, "personal-adapter"))
+def _start(worker: Worker, second: SecondAdapter, shared: State) -> State:
+    return second.start(shared, derive_seed(worker.config.seed, "personal-adapter"))
 
 
-def blend_slot(worker: Worker, blend: Blend) -> str:
-    """Make the adapter slot in which a blend decodes active, adding it at first use; returns its PEFT name."""
+def second_slot(worker: Worker, second: SecondAdapter) -> str:
+    """Make the adapter slot in which both decode active, adding it at first use; returns its PEFT name."""
     lone = worker.slot("none")
-    if blend.ranks == 1 and blend.gate == "none":
+    if second.ranks == 1 and not GATES.find(second.gate).parameters:
         return lone
-    name = f"blend-{blend.gate}"
+    name = f"blend-{second.gate}"
     if name not in worker.adapted.peft_config:
         plain = worker.recipe("none")
         config = GatedLoraConfig(
-            r=blend.ranks * plain.size,
-            lora_alpha=blend.ranks * plain.alpha,
-            gate=blend.gate,
+            r=second.ranks * plain.size,
+            lora_alpha=second.ranks * plain.alpha,
+            gate=second.gate,
             target_modules=worker.task.targets,
             init_seed=worker.config.seed,
         )
@@ -100,14 +78,14 @@ def place_device(
 
     With ``neutral``, and for a device that has nothing of its own yet, it is the shared adapter.
     """
-    blend = arm_blend(worker.config, arm)
-    personal = None if neutral or blend is None else stored_own(worker, arm, device_id, shared, before=before)
-    if blend is None or personal is None:
+    second = arm.personal.second
+    own = None if neutral or second is None else stored_own(worker, arm, device_id, shared, before=before)
+    if second is None or own is None:
         worker.place(arm, device_id, shared, before=before, neutral=neutral)
         return Placed(adapter_name(arm.gate), arm.split)
-    slot = blend_slot(worker, blend)
-    load_state(worker.adapted, blend.build(shared, personal), slot)
-    return Placed(slot, ALL_PRIVATE)
+    slot = second_slot(worker, second)
+    load_state(worker.adapted, second.build(shared, own), slot)
+    return Placed(slot, ALL_PRIVATE, second=True)
 
 
 def train_own_part(
@@ -115,44 +93,24 @@ def train_own_part(
 ) -> tuple[State, LocalResult] | None:
     """Train and keep what is a device's own in this round, beside ``incoming``; None where there is nothing to do.
 
-    Returns the shared adapter, which only ``pfedme`` moves, and what was done. ``plan`` is that of the shared part.
+    Returns the shared adapter, which moves only where it follows the own one, and what was done. ``plan`` is that of the
+    shared part.
     """
-    blend = arm_blend(worker.config, arm)
-    if blend is None or job.phase != FEDERATE or not plan.steps:
+    second = arm.personal.second
+    if second is None or job.phase is not Phase.FEDERATE or not plan.steps:
         return None
-    personal = None if arm.personal == PFEDME else stored_own(worker, arm, device_id, incoming, before=job.round)
-    slot = blend_slot(worker, blend)
+    own = None if second.follows else stored_own(worker, arm, device_id, incoming, before=job.round)
+    slot = second_slot(worker, second)
     trained, shared, result = train_own(
         worker.adapted,
         adapter_parameters(worker.adapted, slot),
-        blend,
+        second,
         incoming,
-        personal or _start(worker, blend, incoming),
+        own or _start(worker, second, incoming),
         worker.task,
         examples,
-        own_plan(worker.config, arm, plan),
+        second.plan(plan),
         seed=derive_seed(worker.config.seed, job.round, device_id, "train-own"),
     )
     worker.store.save(own_folder(arm), device_id, PrivateState(job.round, trained))
     return shared, result
-
-
-def own_plan(config: RunConfig, arm: Arm, plan: LocalPlan) -> PersonalPlan:
-    """What a device does for its own part in a round, given what it does for the shared one."""
-    ours = config.personal
-    repeat, batches = 1, ours.personal_steps or plan.steps
-    if arm.personal == PFEDME:
-        repeat = ours.personal_steps or PFEDME_STEPS
-        batches = max(1, plan.steps // repeat)
-    return PersonalPlan(
-        batches=batches,
-        batch_size=plan.batch_size,
-        learning_rate=plan.learning_rate,
-        gate_learning_rate=plan.private_learning_rate,
-        mixing_learning_rate=ours.mixing_learning_rate,
-        repeat=repeat,
-        pull=ours.personal_pull if arm.personal in ("ditto", PFEDME) else 0.0,
-        outer=ours.outer_rate if arm.personal == PFEDME else 0.0,
-        clipping_norm=plan.clipping_norm,
-        weight_decay=plan.weight_decay,
-    )

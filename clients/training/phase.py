@@ -6,21 +6,21 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from clients.training.control import Control, keep_control, load_control, without_controls
-from clients.training.personal import PFEDME, train_own_part
-from clients.training.single import LocalPlan, LocalResult, make_plan, train_locally
+from clients.store import PrivateState
+from clients.training.personal import train_own_part
+from clients.training.single import LocalResult, train_locally
 from clients.updates.reply import DeviceFailure, DeviceResult
 from clients.worker import Worker
-from fl.adapters.split import Split
-from fl.adapters.state import State
+from fl.adapters.split import CONTROL
+from fl.adapters.state import Shapes, State
 from fl.algorithms.arms import EVERYONE, Arm, trained_arm
+from fl.algorithms.base import Correction
+from fl.algorithms.plan import LocalPlan, Phase
 from fl.core.errors import ConfigError, GuardError, IdiolectError
 from fl.core.rng import derive_seed
-from fl.protocol.wire import FINETUNE, PERSONALIZE, Job, tensors_bytes
-from fl.settings.config import resting_factor
-from fl.tasks.task import Device, Example
+from fl.protocol.wire import Job, tensors_bytes
+from fl.tasks.task import DeviceExamples, Example
 
-FEDREP = "fedrep"
 # All data in one place: as many examples as all devices take together, in steps whose batch is those of so many devices. The
 # same examples in more and smaller steps diverged at the devices' learning rate, which averaging allows them.
 EVERYONE_BATCHES = 16
@@ -50,12 +50,12 @@ def one_by_one(step: DeviceStep) -> CohortStep:
     return steps
 
 
-def device_data(worker: Worker, device_id: str) -> Device:
+def device_data(worker: Worker, device_id: str) -> DeviceExamples:
     """One device's examples; for the arm ``centralized`` the training data of all devices as one."""
     if device_id != EVERYONE:
         return worker.task.device(device_id)
     everyone = [worker.task.device(d) for d in worker.task.device_ids() if not worker.task.is_new(d)]
-    return Device(EVERYONE, tuple(e for d in everyone for e in d.train), (), ())
+    return DeviceExamples(EVERYONE, tuple(e for d in everyone for e in d.train), (), ())
 
 
 def job_arm(worker: Worker, job: Job) -> Arm:
@@ -71,35 +71,47 @@ def participants(worker: Worker) -> int:
     return sum(not worker.task.is_new(d) for d in worker.task.device_ids())
 
 
-def local_steps(worker: Worker, job: Job, device_id: str) -> int:
-    """Optimizer steps of a device in this job; none where the task only measures the framework."""
-    train = worker.config.train
-    if not worker.task.learns:
-        return 0
+def local_plan(worker: Worker, job: Job, device_id: str, arm: Arm) -> LocalPlan:
+    """What a device does in this job: the arm's schedule, as its algorithms change it. No step where the task does not learn."""
+    plan = arm.schedule.plan(job.round)
     if device_id == EVERYONE:
         devices = participants(worker)
-        return math.ceil(train.local_steps * devices / min(devices, EVERYONE_BATCHES))
-    return train.finetune_steps if job.phase == FINETUNE else train.local_steps
-
-
-def local_plan(worker: Worker, job: Job, device_id: str, arm: Arm) -> LocalPlan:
-    """What a device does in this job. All data in one place has no others to stay close to, nor to alternate with."""
-    steps = local_steps(worker, job, device_id)
-    train = worker.config.train
-    # Finetuning goes on where the schedule ended: at the first round's rate it would unlearn what was learned together.
-    round_index = train.rounds if job.phase == FINETUNE else job.round
-    plan = make_plan(train, round_index, steps=steps, gated=arm.gate != "none" and not arm.joint)
-    if device_id == EVERYONE:
-        return replace(plan, proximal=0.0, batch_size=plan.batch_size * min(participants(worker), EVERYONE_BATCHES))
-    if arm.personal == FEDREP:
-        first = min(worker.config.personal.personal_steps or steps // 2, steps - 1) if steps else 0
-        plan = replace(plan, first_private=first, steps=plan.steps - first)
-    return replace(plan, rests=resting_factor(worker.config.federation.strategy, job.round))
+        together = min(devices, EVERYONE_BATCHES)
+        steps = math.ceil(plan.steps * devices / together)
+        plan = replace(plan, steps=steps, batch_size=plan.batch_size * together)
+    if not worker.task.learns:
+        plan = replace(plan, steps=0, private_steps=0)
+    for algorithm in arm.algorithms:
+        plan = algorithm.local(plan, job.round)
+    return plan
 
 
 def local_seed(worker: Worker, job: Job, device_id: str) -> int:
-    """The seed of a device's random choices in this job."""
-    return derive_seed(worker.config.seed, job.round, device_id, "train")
+    """The seed of a device's random choices in this job. Fine-tuning has one of its own: it goes on, it does not begin again."""
+    purpose = "fine-tune" if job.phase is Phase.FINETUNE else "train"
+    return derive_seed(worker.config.seed, job.round, device_id, purpose)
+
+
+def adapter_part(incoming: State) -> State:
+    """The shared tensors of a message, without what an algorithm sends beside them."""
+    return {name: tensor for name, tensor in incoming.items() if not name.startswith(CONTROL)}
+
+
+def correction_folder(arm: Arm) -> str:
+    """Under which name the device store keeps what an algorithm's correction needs from round to round."""
+    return f"{arm.name}-control"
+
+
+def begin_correction(worker: Worker, job: Job, arm: Arm, device_id: str, incoming: State) -> Correction | None:
+    """The correction of a device's gradients in this job, None if the arm's algorithm has none."""
+    if arm.shared is None:
+        return None
+
+    def load(shapes: Shapes) -> State | None:
+        found = worker.store.load(correction_folder(arm), device_id, shapes, before=job.round)
+        return None if found is None else found.tensors
+
+    return arm.shared.begin(incoming, load)
 
 
 def train_device(worker: Worker, job: Job, device_id: str, incoming: State) -> DeviceResult:
@@ -107,12 +119,12 @@ def train_device(worker: Worker, job: Job, device_id: str, incoming: State) -> D
     arm = job_arm(worker, job)
     examples = worker.vary(device_data(worker, device_id).train, local_seed(worker, job, device_id))
     plan = local_plan(worker, job, device_id, arm)
-    if arm.personal == PFEDME:  # its shared part follows the personal one
+    if arm.personal.second is not None and arm.personal.second.follows:  # the shared part follows the personal one
         done = train_own_part(worker, job, arm, device_id, incoming, examples, plan)
         shared, result = done or (dict(incoming), LocalResult(0.0, 0, 0, 0.0))
         return DeviceResult(device_id, training_numbers(len(examples), result, shared, incoming), shared=shared)
-    control = load_control(worker, arm, device_id, incoming, before=job.round)
-    worker.place(arm, device_id, without_controls(incoming), before=job.round)
+    correction = begin_correction(worker, job, arm, device_id, incoming)
+    worker.place(arm, device_id, adapter_part(incoming), before=job.round)
     result = train_locally(
         worker.adapted,
         worker.parameters(arm.gate),
@@ -121,10 +133,10 @@ def train_device(worker: Worker, job: Job, device_id: str, incoming: State) -> D
         examples,
         plan,
         seed=local_seed(worker, job, device_id),
-        control=control,
+        control=correction,
     )
     state = worker.state(arm.gate)
-    return finish_device(worker, job, arm, device_id, incoming, examples, state, result, plan, control)
+    return finish_device(worker, job, arm, device_id, incoming, examples, state, result, plan, correction)
 
 
 def finish_device(
@@ -137,23 +149,22 @@ def finish_device(
     state: State,
     result: LocalResult,
     plan: LocalPlan,
-    control: Control | None,
+    correction: Correction | None,
 ) -> DeviceResult:
-    """Keep what stays of a trained adapter ``state``, train what the device has beside it, and say what leaves."""
+    """Keep what stays of a trained adapter ``state``, train what the device has beside it, and say what leaves.
+
+    Nothing leaves in a phase without exchange.
+    """
     worker.keep_private(arm, device_id, job.round, state)
-    shared = shared_part(state, worker.split(arm), job)
-    if control is not None:
-        keep_control(worker, arm, device_id, job.round, control)
-        shared |= control.message()
-    done = train_own_part(worker, job, arm, device_id, without_controls(incoming), examples, plan)
+    sends = job.phase is Phase.FEDERATE
+    shared = {name: state[name] for name in worker.split(arm).shared} if sends else {}
+    if correction is not None:
+        worker.store.save(correction_folder(arm), device_id, PrivateState(job.round, correction.kept()))
+        shared |= correction.sent()
+    done = train_own_part(worker, job, arm, device_id, adapter_part(incoming), examples, plan)
     if done is not None:
         result = replace(result, seconds=result.seconds + done[1].seconds)
     return DeviceResult(device_id, training_numbers(len(examples), result, shared, incoming), shared=shared)
-
-
-def shared_part(state: State, split: Split, job: Job) -> State:
-    """What leaves the device: nothing of a phase in which the shared part rests."""
-    return {} if job.phase == PERSONALIZE else {name: state[name] for name in split.shared}
 
 
 def training_numbers(examples: int, result: LocalResult, shared: State, incoming: State) -> dict[str, int | float]:

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clients.training.single import LocalPlan
 from fl.adapters.split import Split, tensor_kind
 from fl.adapters.stacked import Slot, StackedAdapters, cut
 from fl.adapters.state import State
+from fl.algorithms.plan import LocalPlan
 from fl.core.errors import AdapterError
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # torch.optim.AdamW's defaults, which the single-device trainer uses
 SHARED, SHARED_GATES, FACTORS, GATES = "shared factors", "shared gates", "private factors", "private gates"
-RESTS = {
+SKIPPED = {
     SHARED: ("private",),
     SHARED_GATES: ("private", "neutral"),
     FACTORS: ("shared",),
@@ -74,11 +74,6 @@ class SlotParameters:
         self._leaves = {name: self._leaf(place) for name, place in self._places.items()}
         self.stack = self._as_stack({**fixed, **self._leaves})
 
-    @property
-    def bytes_per_slot(self) -> int:
-        """Bytes of one slot with its gradient and its two AdamW moments."""
-        return 4 * self.values.element_size() * self.values.shape[1]
-
     def _view(self, matrix: Tensor, place: _Place) -> Tensor:
         return matrix[:, place.start : place.stop].view(len(self.slots), *place.shape)
 
@@ -122,7 +117,7 @@ class SlotParameters:
 
 def _grouped(split: Split) -> dict[str, list[str]]:
     """Names by group, in the order of the columns: shared before private."""
-    groups: dict[str, list[str]] = {group: [] for group in RESTS}
+    groups: dict[str, list[str]] = {group: [] for group in SKIPPED}
     for names, factors, gates in ((split.shared, SHARED, SHARED_GATES), (split.private, FACTORS, GATES)):
         for name in names:
             groups[gates if tensor_kind(name) == "gate" else factors].append(name)
@@ -132,7 +127,7 @@ def _grouped(split: Split) -> dict[str, list[str]]:
 class SlotAdamW:
     """Gradient clipping and AdamW (Loshchilov & Hutter 2019), a state and a step count for each slot and group.
 
-    Equal to ``torch.optim.AdamW`` on each adapter alone, which skips a tensor without gradient (see :data:`RESTS`).
+    Equal to ``torch.optim.AdamW`` on each adapter alone, which skips a tensor without gradient (see :data:`SKIPPED`).
     """
 
     def __init__(self, parameters: SlotParameters, plans: Sequence[LocalPlan]) -> None:
@@ -161,8 +156,8 @@ class SlotAdamW:
 
     def step(self, kinds: Mapping[int, str]) -> None:
         """One update of the slots in ``kinds``: ``neutral`` leaves the gates, ``private`` the shared part, ``joint`` nothing."""
-        for group, resting in RESTS.items():
-            slots = [slot for slot, kind in kinds.items() if kind not in resting]
+        for group, skipping in SKIPPED.items():
+            slots = [slot for slot, kind in kinds.items() if kind not in skipping]
             if slots and self.parameters.columns(group).stop > self.parameters.columns(group).start:
                 self._update(group, slots)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 
-from clients.training.cohort import Member, Trained, divide, train_cohort
-from clients.training.control import load_control, without_controls
+from clients.training.cohort import Member, MemberResult, divide, train_cohort
 from clients.training.memory import budget_bytes
-from clients.training.personal import PFEDME
 from clients.training.phase import (
     DEVICE_FAULTS,
+    adapter_part,
+    begin_correction,
     finish_device,
     job_arm,
     local_plan,
@@ -35,10 +35,10 @@ def train_together(
 
     Data and private state are loaded as a cohort is made up. If a cohort's computation fails as a whole, its devices are
     trained one by one, so that the one at fault fails alone. What a device has beside its adapter is trained after its cohort,
-    alone; with ``pfedme`` that is all there is.
+    alone; where the shared part follows it, that is all there is.
     """
     arm = job_arm(worker, job)
-    if arm.personal == PFEDME:
+    if not arm.personal.can.cohorts:
         yield from one_by_one(train_device)(worker, job, devices, incoming)
         return
     failures: list[DeviceFailure] = []
@@ -64,8 +64,8 @@ def _members(
     for device_id in devices:
         try:
             examples = worker.vary(worker.task.device(device_id).train, local_seed(worker, job, device_id))
-            state = worker.assembled(arm, device_id, without_controls(incoming), before=job.round)
-            control = load_control(worker, arm, device_id, incoming, before=job.round)
+            state = worker.assembled(arm, device_id, adapter_part(incoming), before=job.round)
+            control = begin_correction(worker, job, arm, device_id, incoming)
         except DEVICE_FAULTS as error:
             failures.append(DeviceFailure(device_id, error))
             continue
@@ -74,7 +74,7 @@ def _members(
 
 
 def _result(
-    worker: Worker, arm: Arm, job: Job, one: Trained, member: Member, incoming: State
+    worker: Worker, arm: Arm, job: Job, one: MemberResult, member: Member, incoming: State
 ) -> DeviceResult | DeviceFailure:
     if one.state is None or one.result is None:
         return DeviceFailure(one.device_id, one.error or RuntimeError("no result"))

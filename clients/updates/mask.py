@@ -21,13 +21,14 @@ from clients.updates.reply import DeviceResult
 from fl.algorithms.arms import trained_arm
 from fl.core.files import write_atomically
 from fl.privacy.randomness import key_from_seed
-from fl.privacy.secure_sum.keys import PUBLIC_BYTES, SHARE_BYTES
-from fl.privacy.secure_sum.messages import KIND, Inbox, Masked, Roster, Survivors
-from fl.privacy.secure_sum.server import Client, SecureSumError, Setup, flatten
-from fl.protocol.forms import is_adaptive, weigher
+from fl.privacy.secure_sum.device import SecureSumClient
+from fl.privacy.secure_sum.keys import PUBLIC_BYTES, SHARE_BYTES, SecureSumError
+from fl.privacy.secure_sum.messages import KIND, Inbox, MaskedInput, Participants, SecureSumSetup, Survivors
+from fl.privacy.secure_sum.vector import flatten
+from fl.protocol.forms import Exchange
 from fl.protocol.wire import SECURE, WITHIN, Job, device_key, split_key
 from fl.settings.config import RunConfig
-from fl.settings.names import EDGE, NONE
+from fl.settings.names import NONE
 
 log = logging.getLogger("idiolect.client")
 MAX_SESSION_BYTES = 64 * 2**20
@@ -43,7 +44,7 @@ class Sessions:
     def _path(self, participant: str) -> Path:
         return self._root / f"{folder_name(participant)}.json"
 
-    def save(self, client: Client) -> None:
+    def save(self, client: SecureSumClient) -> None:
         """Durably store a participant's state, in place of any earlier one. :class:`SecureSumError` on a full disk."""
         text = json.dumps(dict(client.to_record()), default=lambda data: {"hex": data.hex()})
         try:
@@ -53,13 +54,13 @@ class Sessions:
                 f"the state of {client.device!r} could not be stored ({error}): it takes no part in this sum"
             ) from error
 
-    def load(self, participant: str) -> Client:
+    def load(self, participant: str) -> SecureSumClient:
         """A participant's state. :class:`SecureSumError` if there is none, or it is damaged."""
         path = self._path(participant)
         try:
             if path.stat().st_size > MAX_SESSION_BYTES:
                 raise SecureSumError(f"{path} has more than {MAX_SESSION_BYTES:,} bytes: it is no session")
-            return Client.from_record(json.loads(path.read_bytes(), object_hook=_bytes))
+            return SecureSumClient.from_record(json.loads(path.read_bytes(), object_hook=_bytes))
         except (OSError, ValueError) as error:
             raise SecureSumError(
                 f"{participant!r} has no session of a secure sum ({error}): it takes no part"
@@ -73,12 +74,12 @@ def _bytes(value: dict[str, Any]) -> object:
 def take_step(sessions: Sessions, record: Mapping[str, Any], participant: str) -> ConfigRecord:
     """One participant's answer to a step that is a query: keys for a setup, shares for a roster, shares of secrets for survivors."""
     kind = record.get(KIND)
-    if kind == Setup.__name__:
-        client = Client(participant, Setup.from_record(record))
+    if kind == SecureSumSetup.__name__:
+        client = SecureSumClient(participant, SecureSumSetup.from_record(record))
         answer: Any = client.advertise()
-    elif kind == Roster.__name__:
+    elif kind == Participants.__name__:
         client = sessions.load(participant)
-        answer = client.share(Roster.from_record(record))
+        answer = client.share(Participants.from_record(record))
     elif kind == Survivors.__name__:
         client = sessions.load(participant)
         answer = client.reveal(Survivors.from_record(record))
@@ -103,10 +104,11 @@ class Masking:
     ) -> None:
         self._sessions, self._config, self._job, self._inboxes = sessions, config, job, inboxes
         self._simulated = simulated
-        self._edge = config.federation.aggregation == EDGE
+        self._exchange = Exchange.of(config, trained_arm(job.arm, config), job.phase)
+        self._edge = self._exchange.edge
         if self._edge and len(inboxes) != 1:
             raise SecureSumError(f"{len(inboxes)} participants for one node: with edge sums it is one")
-        self._clients: dict[str, Client] = {}
+        self._clients: dict[str, SecureSumClient] = {}
         for participant in inboxes:
             try:
                 self._clients[participant] = sessions.load(participant)
@@ -125,9 +127,9 @@ class Masking:
 
     def add(self, result: DeviceResult, update: Mapping[str, np.ndarray]) -> int:
         """Take one device's clipped update; returns the bytes that this device sends for it in all steps together."""
-        weight = weigher(self._config, trained_arm(self._job.arm, self._config))(float(result.numbers["examples"]))
+        weight = self._exchange.weigh(result.numbers["examples"])
         sums = {name: np.multiply(value, weight, dtype=np.float64) for name, value in update.items()}
-        if is_adaptive(self._config):  # one more coordinate of the vector, worth half of the bound
+        if self._exchange.adaptive:  # one more coordinate of the vector, worth half of the bound
             sums[WITHIN] = np.array([self._job.bound * (0.5 if result.within else -0.5)])
         if self._edge:
             for name, value in sums.items():
@@ -141,11 +143,11 @@ class Masking:
         shares = sum(map(len, sealed.values())) + SHARE_BYTES * (len(sealed) + 1)
         return 2 * PUBLIC_BYTES + shares + len(masked.words) + len(masked.commitment)
 
-    def _mask(self, participant: str, sums: Mapping[str, np.ndarray], weight: float) -> Masked:
+    def _mask(self, participant: str, sums: Mapping[str, np.ndarray], weight: float) -> MaskedInput:
         client = self._clients[participant]
         setup = client.setup
-        # With a promise the divisor is public and the weights' sum would be one more thing to protect: it is not asked for.
-        said = weight if self._config.privacy.dp == NONE else 0.0
+        # With noise the divisor is public and the weights' sum would be one more thing to protect: it is not asked for.
+        said = weight if self._config.privacy.dp.mode == NONE else 0.0
         numbers = flatten(sums, said, setup.limit, setup.limit / self._job.bound)
         key = None
         if self._simulated:

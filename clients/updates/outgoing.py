@@ -1,4 +1,4 @@
-"""What becomes of a device's shared tensors before they leave: subtract, add what was lost before, clip, noise, encode or mask.
+"""What becomes of a device's update before it leaves: formed, what was lost before added, clipped, noised, encoded or masked.
 
 The order is that of docs/privacy.md. Everything here is a function of the job, the settings and the device's own state; the
 guard looks at what comes out of it as at everything else. :mod:`fl.protocol.forms` says in which form an update leaves.
@@ -7,7 +7,7 @@ guard looks at what comes out of it as at everything else. :mod:`fl.protocol.for
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -21,46 +21,39 @@ from clients.updates.reply import DeviceFailure, DeviceResult, ReplyWriter
 from clients.worker import Worker
 from fl.adapters.state import State
 from fl.algorithms.arms import EVERYONE, trained_arm
-from fl.codecs.compression import decode_all, encode_all, encoded_bytes, join, make_codec
+from fl.codecs.tensors import decode_all, encode_all, encoded_bytes, join
 from fl.core.errors import DemandError
 from fl.privacy.dp import CUT_SHORT, Update, add_noise, clip, difference, norm
 from fl.privacy.randomness import key_from_seed
-from fl.privacy.secure_sum.server import SecureSumError
-from fl.protocol.forms import (
-    ENCODED_FORM,
-    FULL_PRECISION,
-    MASKED,
-    PLAIN,
-    clips_at_device,
-    form_of,
-    is_adaptive,
-    weigher,
-)
-from fl.protocol.wire import ARRAY_HEADER_BYTES, ENCODED, FEDERATE, PAYLOAD, SHARED, Job
+from fl.privacy.secure_sum.keys import SecureSumError
+from fl.protocol.forms import Exchange, Form
+from fl.protocol.node import NodeConfig
+from fl.protocol.reply import ReplySchema
+from fl.protocol.wire import ARRAY_HEADER_BYTES, PAYLOAD, Job
 from fl.settings.config import RunConfig
-from fl.settings.names import EDGE, NONE, PAIRWISE
+from fl.settings.names import NONE
 
 log = logging.getLogger("idiolect.client")
 
 RESIDUAL = "residual"  # and the arm: where the store keeps what compression lost
 
 
-def check_demands(node_config: Mapping[str, object], config: RunConfig, job: Job) -> None:
-    """Raise :class:`DemandError` if a job promises less than this node's owner demands, or asks a real device to play a hostile one.
+def check_demands(node: NodeConfig, config: RunConfig, job: Job) -> None:
+    """Raise :class:`DemandError` if a job gives less than this node's owner demands, or asks a real device to play a hostile one.
 
     ``secure-sum='pairwise'`` in the node-config refuses to send an update unmasked, ``local-noise=0.8`` with less than that
     multiplier of noise added at the device: both without having to believe the aggregator.
     """
-    if config.federation.attack != NONE and "device-id" in node_config:
+    if config.attack.name != NONE and node.deployed:
         raise DemandError(
-            f"attack = {config.federation.attack!r} is for simulations, and this is a deployed device: it takes no part"
+            f"attack = {config.attack.name!r} is for simulations, and this is a deployed device: it takes no part"
         )
-    form = form_of(config, trained_arm(job.arm, config), job.phase)
-    if job.phase != FEDERATE or not job.devices:
+    form = Exchange.of(config, trained_arm(job.arm, config), job.phase).form
+    if form is Form.NOTHING or not job.devices:
         return
-    if node_config.get("secure-sum") == PAIRWISE and form != MASKED:
+    if node.masked_only and form is not Form.MASKED:
         raise DemandError("this node sends updates masked only, and the run has secure-sum = 'none': it takes no part")
-    least = float(str(node_config.get("local-noise", 0.0)))
+    least = node.local_noise
     if least and not job.noise >= least * job.bound > 0:
         raise DemandError(
             f"this node adds noise of at least {least:g} clipping norms, the run asks for {job.noise:g} at norm {job.bound:g}: "
@@ -71,7 +64,7 @@ def check_demands(node_config: Mapping[str, object], config: RunConfig, job: Job
 class Outgoing:
     """Prepares the results of one message's devices. ``masking`` takes vectors where the form is ``masked``.
 
-    ``simulated`` draws noise from the run's seed, so that a run comes again; a deployed device asks its operating system.
+    ``simulated`` draws noise from the run's seed, so that a run is deterministic; a deployed device asks its operating system.
     """
 
     def __init__(self, worker: Worker, job: Job, incoming: State, *, simulated: bool, masking: Masking | None) -> None:
@@ -79,35 +72,22 @@ class Outgoing:
         self._config: RunConfig = worker.config
         self._simulated = simulated
         self._incoming = {name: tensor.numpy() for name, tensor in incoming.items()}
-        self._arm = trained_arm(job.arm, worker.config)
-        self.form = form_of(self._config, self._arm, job.phase)
-        self._codec = make_codec(self._config.privacy.codec)
-        self._compresses = self._config.privacy.codec != FULL_PRECISION
-        self._clips = clips_at_device(self._config)
+        self.exchange = Exchange.of(self._config, trained_arm(job.arm, worker.config), job.phase)
         self._told = job.round != 1  # one device of the first message is enough
-        if self.form == MASKED and masking is None:
+        if self.exchange.form is Form.MASKED and masking is None:
             raise SecureSumError(
                 "a secure sum was agreed, and the message brings no session of one: nothing is trained"
             )
 
     def writer(self, capacity: int) -> ReplyWriter:
         """What collects the results of this message."""
-        return ReplyWriter(
-            capacity,
-            edge=self._config.federation.aggregation == EDGE,
-            record=ENCODED if self.form == ENCODED_FORM else SHARED,
-            weigh=weigher(self._config, self._arm),
-        )
-
-    @property
-    def idle(self) -> bool:
-        """Whether results leave as training made them."""
-        return self.form == PLAIN and not (self._compresses or self._clips)
+        shapes = {name: value.shape for name, value in self._incoming.items()}
+        return ReplyWriter(capacity, ReplySchema(shapes, self.exchange))
 
     def prepared(self, results: Iterable[DeviceResult | DeviceFailure]) -> Iterator[DeviceResult | DeviceFailure]:
-        """The same results as they may leave; a failure where one cannot."""
+        """The same results with updates as they may leave; a failure where one cannot."""
         for result in results:
-            if isinstance(result, DeviceFailure) or not result.shared or result.device_id == EVERYONE or self.idle:
+            if isinstance(result, DeviceFailure) or not result.shared:
                 yield result
                 continue
             try:
@@ -117,37 +97,39 @@ class Outgoing:
 
     def _prepare(self, result: DeviceResult) -> DeviceResult:
         update = difference({n: t.detach().cpu().numpy() for n, t in result.shared.items()}, self._incoming)
-        residual = self._residual(result.device_id, update)
-        for name, lost in residual.items():
+        if result.device_id == EVERYONE:
+            return replace(result, shared=_tensors(update))
+        for name, lost in self._residual(result.device_id, update).items():
             update[name] = update[name] + lost
-        if self._clips:
-            bound = self._job.bound if self._masking is None else self._masking.clipping_norm()
-            length = norm(update)
-            if is_adaptive(self._config):
-                result = replace(result, within=length <= self._job.bound)
-            elif 0 < CUT_SHORT * bound < length and not self._told:
-                self._told = True
-                log.warning(
-                    "update-norm = %g is short: the update of device %s has norm %.3g and loses %.0f %% of it, which "
-                    "slows training down; raise update-norm, or with dp let it follow clip-quantile",
-                    self._job.bound,
-                    result.device_id,
-                    length,
-                    100 * (1 - bound / length),
-                )
-            update = clip(update, bound, self._config.privacy.update_clipping)
+        if self.exchange.clips:
+            result, update = self._clipped(result, update)
         if self._job.noise:
             noisy = add_noise(update, self._job.noise, self._noise_key(result.device_id))
             update = {name: value.astype(np.float32) for name, value in noisy.items()}
-        if self.form == MASKED:
-            return replace(result, shared={name: torch.from_numpy(value) for name, value in update.items()})
-        if not self._compresses:
-            return replace(result, shared=self._moved(update))
+        if self.exchange.form is Form.MASKED or self.exchange.codec.lossless:
+            return replace(result, shared=_tensors(update))
         return self._encoded(result, update)
+
+    def _clipped(self, result: DeviceResult, update: Update) -> tuple[DeviceResult, Update]:
+        bound = self._job.bound if self._masking is None else self._masking.clipping_norm()
+        length = norm(update)
+        if self.exchange.adaptive:
+            result = replace(result, within=length <= self._job.bound)
+        elif 0 < CUT_SHORT * bound < length and not self._told:
+            self._told = True
+            log.warning(
+                "update-norm = %g is short: the update of device %s has norm %.3g and loses %.0f %% of it, which "
+                "slows training down; raise update-norm, or with dp let it follow clip-quantile",
+                self._job.bound,
+                result.device_id,
+                length,
+                100 * (1 - bound / length),
+            )
+        return result, clip(update, bound, self._config.privacy.update_clipping)
 
     def masked(self, result: DeviceResult | DeviceFailure) -> DeviceResult | DeviceFailure:
         """With ``masking`` the result without tensors, its update in a masked vector. Its private state must be durable by then."""
-        if isinstance(result, DeviceFailure) or self._masking is None or self.form != MASKED:
+        if isinstance(result, DeviceFailure) or self._masking is None or self.exchange.form is not Form.MASKED:
             return result
         try:
             sent = self._masking.add(result, {name: tensor.numpy() for name, tensor in result.shared.items()})
@@ -161,25 +143,17 @@ class Outgoing:
 
     def _encoded(self, result: DeviceResult, update: Update) -> DeviceResult:
         """With the update as bytes; for a node's sum as what those bytes decode to."""
-        encoded = encode_all(update, self._codec)
-        decoded = decode_all(encoded, {name: value.shape for name, value in update.items()}, self._codec)
-        if self._config.privacy.error_feedback:
+        codec = self.exchange.codec
+        encoded = encode_all(update, codec)
+        decoded = decode_all(encoded, {name: value.shape for name, value in update.items()}, codec)
+        if self._config.codec.error_feedback:
             lost = {name: torch.from_numpy(update[name] - decoded[name]) for name in update}
             self._worker.store.save(self._place, result.device_id, PrivateState(self._job.round, lost))
         sent = encoded_bytes(encoded) + ARRAY_HEADER_BYTES
         result = replace(result, numbers={**result.numbers, "bytes-up": sent})
-        if self.form == ENCODED_FORM:
+        if self.exchange.form is Form.ENCODED:
             return replace(result, shared={PAYLOAD: torch.from_numpy(join(encoded))})
-        return replace(result, shared=self._moved(decoded))
-
-    def _moved(self, update: Mapping[str, np.ndarray]) -> State:
-        """Where the update leads. In float64 for sums at nodes, so that a clipped update stays as short as it is."""
-        wide = self._config.federation.aggregation == EDGE
-        dtype = np.float64 if wide else np.float32
-        return {
-            name: torch.from_numpy(np.add(self._incoming[name], value, dtype=np.float64).astype(dtype))
-            for name, value in update.items()
-        }
+        return replace(result, shared=_tensors(decoded))
 
     @property
     def _place(self) -> str:
@@ -187,7 +161,7 @@ class Outgoing:
 
     def _residual(self, device_id: str, update: Update) -> dict[str, np.ndarray]:
         """What earlier encodings lost, from before this round; nothing without error feedback or in the first round."""
-        if not (self._compresses and self._config.privacy.error_feedback):
+        if self.exchange.codec.lossless or not self._config.codec.error_feedback:
             return {}
         shapes = {name: value.shape for name, value in update.items()}
         stored = self._worker.store.load(self._place, device_id, shapes, before=self._job.round)
@@ -197,3 +171,7 @@ class Outgoing:
         if not self._simulated:
             return None
         return key_from_seed(self._config.seed, self._job.arm, self._job.round, device_id, "local noise")
+
+
+def _tensors(update: Update) -> State:
+    return {name: torch.from_numpy(value) for name, value in update.items()}

@@ -6,7 +6,7 @@ serialize and check, and 144 large ones when stacked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,12 +14,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fl.metrics import Counts
-from fl.protocol.wire import COUNTS, DEVICES, IDS, SHARED, SUM, TOTALS, WITHIN, device_key, flat_counts
+from fl.protocol.reply import ReplySchema
+from fl.protocol.wire import COUNTS, DEVICES, IDS, SUM, TOTALS, UPDATES, WITHIN, device_key, flat_counts
 
 
 @dataclass(frozen=True)
 class DeviceResult:
-    """What one device did: its numbers, its counts by metric, and its shared tensors where it has any to send."""
+    """What one device did: its numbers, its counts by metric, and the shared tensors that it has to send: trained, or their update."""
 
     device_id: str
     numbers: Mapping[str, int | float]
@@ -37,29 +38,25 @@ class DeviceFailure:
 
 
 class ReplyWriter:
-    """Collects the results of up to ``capacity`` devices into one reply; tensors are copied, nothing is kept of a result.
+    """Collects the results of up to ``capacity`` devices into one reply of ``schema``; tensors are copied, nothing is kept of a result.
 
-    With ``edge`` the tensors are summed in float64, weighted by what ``weigh`` makes of the number ``examples``, in the order
-    in which they come. Stacks are called ``record``: the tensors themselves, or their encodings.
+    With ``edge`` the updates are summed in float64 with the devices' weights, in the order in which they come.
     """
 
-    def __init__(
-        self,
-        capacity: int,
-        *,
-        edge: bool = False,
-        record: str = SHARED,
-        weigh: Callable[[float], float] = float,
-    ) -> None:
+    def __init__(self, capacity: int, schema: ReplySchema | None = None) -> None:
         self._capacity = capacity
-        self._record, self._weigh = record, weigh
+        self._schema = schema or ReplySchema()
+        self._edge = self._schema.edge
         self._within: int | None = None
-        self._edge = edge
         self._ids: list[str] = []
         self._columns: dict[str, list[int | float]] = {}
         self._tensors: dict[str, np.ndarray] = {}  # stacks with room for all devices, or sums
         self._weight = 0.0
         self._alone: dict[str, dict[str, int | float]] = {}
+
+    def _weigh(self, numbers: Mapping[str, int | float]) -> float:
+        examples = float(numbers.get("examples", 0))
+        return examples if self._schema.exchange is None else self._schema.exchange.weigh(examples)
 
     def add(self, result: DeviceResult | DeviceFailure) -> None:
         """Add one device."""
@@ -76,7 +73,7 @@ class ReplyWriter:
             self._put(name, tensor.detach().cpu().numpy(), numbers)
         for name, value in numbers.items():
             self._columns.setdefault(name, []).append(value)
-        self._weight += self._weigh(float(numbers.get("examples", 0)))
+        self._weight += self._weigh(numbers)
         if result.within is not None:
             self._within = (self._within or 0) + int(result.within)
         self._ids.append(result.device_id)
@@ -84,7 +81,7 @@ class ReplyWriter:
     def _put(self, name: str, values: np.ndarray, numbers: Mapping[str, int | float]) -> None:
         if self._edge:
             total = self._tensors.setdefault(name, np.zeros(values.shape, np.float64))
-            total += np.multiply(values, self._weigh(float(numbers["examples"])), dtype=np.float64)
+            total += np.multiply(values, self._weigh(numbers), dtype=np.float64)
             return
         if name not in self._tensors:
             self._tensors[name] = np.empty((self._capacity, *values.shape), values.dtype)
@@ -102,7 +99,9 @@ class ReplyWriter:
             if self._within is not None:
                 reply.metric_records[TOTALS][WITHIN] = self._within
         elif self._tensors:
-            reply[self._record] = _arrays({name: stack[: len(self._ids)] for name, stack in self._tensors.items()})
+            reply[self._schema.arrays(len(self._ids))[0] or UPDATES] = _arrays(
+                {name: stack[: len(self._ids)] for name, stack in self._tensors.items()}
+            )
         for device_id, numbers in self._alone.items():
             reply[device_key(COUNTS, device_id)] = MetricRecord(dict(numbers))
         return reply

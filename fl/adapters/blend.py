@@ -17,8 +17,7 @@ B are halved. x is one input vector of a map, a frame or a token, so the weights
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -45,16 +44,17 @@ def _pairs(shared: Mapping[str, Tensor]) -> Iterator[tuple[str, str, str]]:
             yield path, name, f"{path}.{PREFIX}B"
 
 
-def _copied(shared: State, seed: int) -> State:
+def copied(shared: State) -> State:
     """A person's own adapter starts where the shared one is when the person first takes part."""
     return {own(name): tensor.detach().clone() for name, tensor in shared.items()}
 
 
-def _with_weight(start: float) -> Callable[[State, int], State]:
-    return lambda shared, seed: {**_copied(shared, seed), MIXING: torch.tensor(start)}
+def with_weight(shared: State, start: float) -> State:
+    """A copy, and the weight of the own adapter."""
+    return {**copied(shared), MIXING: torch.tensor(start)}
 
 
-def _beside(shared: State, seed: int) -> State:
+def beside(shared: State, seed: int) -> State:
     """A second, fresh adapter with a neutral gate over both: nothing is added to the shared one yet."""
     state: State = {}
     for path, a, b in _pairs(shared):
@@ -66,20 +66,22 @@ def _beside(shared: State, seed: int) -> State:
     return state
 
 
-def _with_switch(shared: State, seed: int) -> State:
+def with_switch(shared: State) -> State:
     """A copy of the shared adapter, and a switch at one half: the mixture is the shared adapter."""
-    state = _copied(shared, seed)
+    state = copied(shared)
     for path, a, _ in _pairs(shared):
         state[own(f"{path}.{PREFIX}gate_weight")] = shared[a].new_zeros(shared[a].shape[1])
         state[own(f"{path}.{PREFIX}gate_bias")] = shared[a].new_zeros(1)
     return state
 
 
-def _alone(shared: State, personal: State) -> State:
+def alone(shared: State, personal: State) -> State:
+    """The own adapter, which decodes alone."""
     return {name: personal[own(name)] for name in shared}
 
 
-def _weighted(shared: State, personal: State) -> State:
+def weighted(shared: State, personal: State) -> State:
+    """Both products, weighted by the learnt weight."""
     alpha = personal[MIXING]
     return _stacked(shared, personal, 1 - alpha, alpha)
 
@@ -93,12 +95,14 @@ def _stacked(shared: State, personal: State, of_shared: Tensor | float, of_own: 
     return state
 
 
-def _gated(shared: State, personal: State) -> State:
+def gated(shared: State, personal: State) -> State:
+    """Both, behind the own gate over both."""
     gates = {name.removeprefix(OWN): tensor for name, tensor in personal.items() if f"{PREFIX}gate" in name}
     return {**_stacked(shared, personal, 1.0, 1.0), **gates}
 
 
-def _switched(shared: State, personal: State) -> State:
+def switched(shared: State, personal: State) -> State:
+    """Both, with a switch between them."""
     state = _stacked(shared, personal, 0.5, 0.5)
     for path, a, _ in _pairs(shared):
         weight, bias = (personal[own(f"{path}.{PREFIX}gate_{part}")] for part in ("weight", "bias"))
@@ -109,42 +113,12 @@ def _switched(shared: State, personal: State) -> State:
     return state
 
 
-@dataclass(frozen=True)
-class Blend:
-    """``start(shared, seed)`` makes a person's own tensors, ``build(shared, own)`` the adapter that decodes.
-
-    That adapter has ``ranks`` times the shared one's rank and alpha, hence the same scale, and the gate ``gate``.
-    :meth:`build` can be differentiated with respect to the own tensors.
-    """
-
-    gate: str
-    ranks: int
-    start: Callable[[State, int], State]
-    build: Callable[[State, State], State]
-
-
-def make_blend(method: str, mixing: float = 0.5) -> Blend | None:
-    """The blend of a personalization; None for one whose devices have an adapter in parts or no part of their own."""
-    return {
-        "ditto": Blend("none", 1, _copied, _alone),
-        "pfedme": Blend("none", 1, _copied, _alone),
-        "apfl": Blend("none", 2, _with_weight(mixing), _weighted),
-        "feddpa": Blend("self", 2, _beside, _gated),
-        "interpolation": Blend("self", 2, _with_switch, _switched),
-    }.get(method)
-
-
-def require_room(method: str, blend: Blend, shared: State) -> None:
-    """Raise :class:`ConfigError` if a map is too small for the adapter that decodes."""
+def require_room(name: str, ranks: int, shared: State) -> None:
+    """Raise :class:`ConfigError` if a map is too small for the adapter that decodes, of ``ranks`` times the rank."""
     for path, a, b in _pairs(shared):
         rank, room = shared[a].shape[0], min(shared[a].shape[1], shared[b].shape[0])
-        if blend.ranks * rank > room:
+        if ranks * rank > room:
             raise ConfigError(
-                f"personalization = {method!r} decodes with rank {blend.ranks * rank}, and {path} has room for {room}: "
-                f"set rank to at most {room // blend.ranks}"
+                f"algorithm = {name!r} decodes with rank {ranks * rank}, and {path} has room for {room}: "
+                f"set adapter.rank to at most {room // ranks}"
             )
-
-
-def own_bytes(blend: Blend, shared: State) -> int:
-    """Bytes that a device keeps for itself."""
-    return sum(t.numel() * t.element_size() for t in blend.start(shared, 0).values())

@@ -9,17 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from importlib import import_module
 from math import inf
 
 from peft import PeftConfig
-from peft.mapping import (
-    PEFT_TYPE_TO_CONFIG_MAPPING,
-    PEFT_TYPE_TO_PREFIX_MAPPING,
-    PEFT_TYPE_TO_TUNER_MAPPING,
-)
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
 
+from fl.adapters.gates import GATES, SELF
 from fl.core.errors import ConfigError
-from fl.settings.names import GATES, MAX_RANK
+from fl.settings.names import MAX_RANK
 from fl.settings.names import SITES as SITE_NAMES
 
 PREFIX = "gated_lora_"
@@ -73,7 +71,7 @@ class GatedLoraConfig(PeftConfig):
 
     r: int = field(default=8, metadata={"help": "Rank of the low-rank pair A (r x d_in), B (d_out x r)."})
     lora_alpha: float = field(default=16.0, metadata={"help": "The update is scaled by lora_alpha / r."})
-    gate: str = field(default="self", metadata={"help": f"One of {', '.join(GATES)}."})
+    gate: str = field(default=SELF.name, metadata={"help": "A name in fl.adapters.gates.GATES."})
     target_modules: list[str] | str | None = field(default=None, metadata={"help": "Names or a pattern."})
     exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Names or a pattern to leave out."})
     layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "Only these layer indices."})
@@ -82,13 +80,25 @@ class GatedLoraConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        import_module("fl.adapters.model")  # whoever has a configuration can inject it
         self.peft_type = GatedLoraType.GATED_LORA
         if isinstance(self.r, bool) or not isinstance(self.r, int) or not 1 <= self.r <= MAX_RANK:
             raise ConfigError(f"rank {self.r!r} is not allowed: give a whole number from 1 to {MAX_RANK}")
         if not 0 < self.lora_alpha < inf:
             raise ConfigError(f"alpha {self.lora_alpha!r} is not allowed: give a positive number")
-        if self.gate not in GATES:
-            raise ConfigError(f"unknown gate {self.gate!r}: known gates are {', '.join(GATES)}")
+        GATES.find(self.gate)
+
+    @classmethod
+    def from_values(cls, values: object) -> GatedLoraConfig:
+        """The configuration that ``adapter_config.json`` holds; keys of other versions of PEFT are left out.
+
+        Raises :class:`ConfigError`, TypeError or ValueError for anything else.
+        """
+        kind = values.get("peft_type", values.get("method")) if isinstance(values, dict) else type(values).__name__
+        if not isinstance(values, dict) or kind != GatedLoraType.GATED_LORA.value:
+            raise ConfigError(f"it describes {kind!r}, not a GATED_LORA adapter: load it with PEFT itself")
+        known = cls.__dataclass_fields__.keys() - {"peft_type"}
+        return cls(**{key: value for key, value in values.items() if key in known})
 
     @property
     def scaling(self) -> float:
@@ -96,8 +106,5 @@ class GatedLoraConfig(PeftConfig):
         return self.lora_alpha / self.r
 
 
-def register(tuner: type) -> None:
-    """Make PEFT save, load and inject ``GATED_LORA``; idempotent, called when :mod:`fl.adapters.model` is imported."""
-    PEFT_TYPE_TO_CONFIG_MAPPING[GatedLoraType.GATED_LORA] = GatedLoraConfig
-    PEFT_TYPE_TO_TUNER_MAPPING[GatedLoraType.GATED_LORA] = tuner
-    PEFT_TYPE_TO_PREFIX_MAPPING[GatedLoraType.GATED_LORA] = PREFIX
+PEFT_TYPE_TO_CONFIG_MAPPING[GatedLoraType.GATED_LORA] = GatedLoraConfig
+PEFT_TYPE_TO_PREFIX_MAPPING[GatedLoraType.GATED_LORA] = PREFIX

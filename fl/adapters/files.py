@@ -8,9 +8,10 @@ Nothing is ever unpickled, and sizes are bounded before anything is read.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -21,6 +22,7 @@ from fl.adapters.state import State, size_of
 from fl.core.errors import AdapterError, AdapterMismatchError, ConfigError, IdiolectError, SplitError
 from fl.core.files import write_together
 from fl.core.tensorfile import tensor_bytes
+from fl.packed.folder import require_low_rank
 
 SCHEMA = 1
 CONFIG_NAME = "adapter_config.json"
@@ -29,28 +31,56 @@ MAX_ADAPTER_BYTES = 512 * 2**20
 MAX_CONFIG_BYTES = 2**20
 MAX_TENSORS = 20_000
 
+Parsed = TypeVar("Parsed")
+
 
 @dataclass(frozen=True)
-class AdapterInfo:
-    """What an adapter folder says of itself."""
+class TrainedInfo:
+    """What a folder of trained tensors says of itself; the last two are of the features of a speech task."""
 
     base_name: str
     base_fingerprint: str
     split: str
-    config: GatedLoraConfig
-    window: str = "trimmed"
-    language: str = ""
+    window: str = field(default="trimmed", kw_only=True)
+    language: str = field(default="", kw_only=True)
 
     def require_base(self, fingerprint: str) -> None:
-        """Raise :class:`AdapterMismatchError` unless the adapter was made for the base with this fingerprint."""
+        """Raise :class:`AdapterMismatchError` unless the tensors were made for the base with this fingerprint."""
         if self.base_fingerprint != fingerprint:
             raise AdapterMismatchError(
-                f"adapter was made for base {self.base_name!r} ({self.base_fingerprint}), not for {fingerprint}: load that base instead"
+                f"the adapter was made for base {self.base_name!r} ({self.base_fingerprint}), not for {fingerprint}: "
+                "load that base instead"
             )
+
+
+@dataclass(frozen=True)
+class AdapterInfo(TrainedInfo):
+    """What an adapter folder says of itself."""
+
+    config: GatedLoraConfig
 
 
 def save_adapter(folder: Path, tensors: State, info: AdapterInfo) -> None:
     """Write an adapter folder. A failed write, on a full disk for example, leaves the old adapter intact."""
+    config = {key: value for key, value in info.config.to_dict().items() if not isinstance(value, set)}
+    ours = {"peft_type": "GATED_LORA", "base_model_name_or_path": info.base_name, "inference_mode": True}
+    write_folder(folder, tensors, info, {**config, **ours})
+
+
+def load_adapter(folder: Path) -> tuple[State, AdapterInfo]:
+    """Read an adapter folder back. Raises :class:`AdapterError` with the reason for anything but a sound one."""
+
+    def parse(values: Any) -> GatedLoraConfig:
+        require_low_rank(values, str(folder / CONFIG_NAME))
+        return GatedLoraConfig.from_values(values)
+
+    config = read_config(folder, parse)
+    tensors, trained = read_folder(folder, MAX_ADAPTER_BYTES)
+    return tensors, AdapterInfo(**vars(trained), config=config)
+
+
+def write_folder(folder: Path, tensors: State, info: TrainedInfo, config: Mapping[str, Any]) -> None:
+    """Write trained tensors and their configuration."""
     metadata = {
         "format": "pt",
         "schema": str(SCHEMA),
@@ -61,34 +91,27 @@ def save_adapter(folder: Path, tensors: State, info: AdapterInfo) -> None:
         "language": info.language,
         "tensors": str(len(tensors)),
     }
-    weights = tensor_bytes(tensors, metadata)
-    config = json.dumps(_config_json(info), indent=2, sort_keys=True).encode()
+    text = json.dumps(config, indent=2, sort_keys=True).encode()
     try:
-        write_together(folder, {WEIGHTS_NAME: weights, CONFIG_NAME: config})
+        write_together(folder, {WEIGHTS_NAME: tensor_bytes(tensors, metadata), CONFIG_NAME: text})
     except OSError as error:
         raise AdapterError(
-            f"adapter could not be written to {folder}: {error}; free some space or choose another folder"
+            f"{folder} could not be written: {error}; free some space or choose another folder"
         ) from error
 
 
-def _config_json(info: AdapterInfo) -> dict[str, Any]:
-    config = {key: value for key, value in info.config.to_dict().items() if not isinstance(value, set)}
-    return {**config, "peft_type": "GATED_LORA", "base_model_name_or_path": info.base_name, "inference_mode": True}
+def read_config(folder: Path, parse: Callable[[Any], Parsed]) -> Parsed:
+    """What ``parse`` makes of the JSON in the configuration of ``folder``; :class:`AdapterError` if it is none."""
+    path = _bounded(folder / CONFIG_NAME, MAX_CONFIG_BYTES)
+    try:
+        return parse(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError, ConfigError) as error:
+        raise AdapterError(f"{path} is not such a configuration: {error}") from error
 
 
-def load_adapter(folder: Path) -> tuple[State, AdapterInfo]:
-    """Read an adapter folder back. Raises :class:`AdapterError` with the reason for anything but a sound one."""
-    weights, config_path = folder / WEIGHTS_NAME, folder / CONFIG_NAME
-    for path, limit in ((weights, MAX_ADAPTER_BYTES), (config_path, MAX_CONFIG_BYTES)):
-        if not path.is_file():
-            raise AdapterError(
-                f"no adapter at {folder}: {path.name} is missing; give the folder that 'idiolect run' wrote for a device"
-            )
-        if path.stat().st_size > limit:
-            raise AdapterError(
-                f"{path} has {path.stat().st_size:,} bytes, more than the {limit:,} that an adapter may have"
-            )
-    config = _read_config(config_path)
+def read_folder(folder: Path, limit: int) -> tuple[State, TrainedInfo]:
+    """The tensors of a folder, of at most ``limit`` bytes, and what it says of them, all of it checked."""
+    weights = _bounded(folder / WEIGHTS_NAME, limit)
     tensors, metadata = read_tensors(weights)
     if metadata.get("schema") != str(SCHEMA):
         raise AdapterError(
@@ -98,31 +121,31 @@ def load_adapter(folder: Path) -> tuple[State, AdapterInfo]:
         raise AdapterError(
             f"{weights} holds {len(tensors)} tensors but says {metadata.get('tensors')}: the file was altered"
         )
-    try:
-        make_split(metadata.get("split", ""), tensors)
-    except (ConfigError, SplitError) as error:
-        raise AdapterError(f"{weights} does not say what of it is private: {error}; get it again") from error
-    info = AdapterInfo(
-        base_name=metadata.get("base", ""),
-        base_fingerprint=metadata.get("base_fingerprint", ""),
-        split=metadata["split"],
-        config=config,
-        window=metadata.get("window", "trimmed"),
-        language=metadata.get("language", ""),
+    require_split(metadata.get("split", ""), tensors, str(weights))
+    facts = {key: metadata[key] for key in ("window", "language") if key in metadata}
+    return tensors, TrainedInfo(
+        metadata.get("base", ""), metadata.get("base_fingerprint", ""), metadata["split"], **facts
     )
-    return tensors, info
 
 
-def _read_config(path: Path) -> GatedLoraConfig:
+def require_split(split: str, tensors: State, where: str) -> None:
+    """Raise :class:`AdapterError` unless ``split`` says of each tensor whether it is private."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict) or values.get("peft_type") != "GATED_LORA":
-            kind = values.get("peft_type", values.get("method")) if isinstance(values, dict) else type(values).__name__
-            raise AdapterError(f"{path} describes {kind!r}, not a GATED_LORA adapter: load it with PEFT itself")
-        known = GatedLoraConfig.__dataclass_fields__
-        return GatedLoraConfig(**{key: value for key, value in values.items() if key in known and key != "peft_type"})
-    except (OSError, ValueError, TypeError, RecursionError, ConfigError) as error:
-        raise AdapterError(f"{path} is not an adapter configuration: {error}") from error
+        make_split(split, tensors)
+    except (ConfigError, SplitError) as error:
+        raise AdapterError(f"{where} does not say what of it is private: {error}; get it again") from error
+
+
+def _bounded(path: Path, limit: int) -> Path:
+    if not path.is_file():
+        raise AdapterError(
+            f"no adapter at {path.parent}: {path.name} is missing; give the folder that 'idiolect run' wrote for a device"
+        )
+    if path.stat().st_size > limit:
+        raise AdapterError(
+            f"{path} has {path.stat().st_size:,} bytes, more than the {limit:,} that an adapter may have"
+        )
+    return path
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 
 from fl.adapters.config import GatedLoraConfig
-from fl.adapters.layer import check_rank, gate_shapes, initial_a
+from fl.adapters.gates import GATES
+from fl.adapters.layer import fresh_tensors
+from fl.adapters.stacked import tensor_name
 from fl.adapters.state import State
 from fl.core.errors import ConfigError
 
@@ -23,12 +24,8 @@ def fresh_adapter(model: nn.Module, config: GatedLoraConfig) -> State:
         chosen = config.target_modules is not None and check_target_module_exists(config, name)
         if not chosen or not isinstance(module, nn.Linear):
             continue
-        check_rank(config.r, module.in_features, module.out_features, name)
-        prefix = f"base_model.model.{name}.gated_lora_"
-        state[prefix + "A"] = initial_a(config.r, module.in_features, config.init_seed, name)
-        state[prefix + "B"] = torch.zeros(module.out_features, config.r)
-        gates = gate_shapes(config.gate, module.in_features, module.out_features, config.r)
-        state.update({prefix + what: torch.zeros(shape) for what, shape in gates.items()})
+        tensors = fresh_tensors(GATES[config.gate], module, config.r, config.init_seed, name)
+        state.update({tensor_name(name, what): tensor for what, tensor in tensors.items()})
     if not state:
         raise ConfigError(f"target_modules {config.target_modules!r} matches no linear map of this base: check sites")
     return dict(sorted(state.items()))

@@ -1,23 +1,4 @@
-r"""One frozen linear map with Gated LoRA adapters on it.
-
-For a frozen map W0 (d_out x d_in), input x, rank r, scale s = alpha / r and sigma the logistic function::
-
-    z = A u            A: r x d_in      (kaiming-uniform at the start)
-    y = W0 x + s B v   B: d_out x r     (zero at the start)
-
-    gate       u                         v                              gate parameters
-    none       x                         z                              0
-    hidden     x * 2 sigma(g * x + c)    z                              2 d_in
-    low-rank   x                         z * 2 sigma(G z + c)           r^2 + r
-    self       x                         z * 2 sigma(G x + c)           r d_in + r
-    cross      x                         z * 2 sigma(G (W0 x) + c)      r d_out + r
-    scalar     x                         z * 2 sigma(c)                 1
-
-Gate parameters start at zero, and 2 sigma(0) is exactly 1, so a fresh gate is *neutral*: the layer equals LoRA (Hu et al.
-2021, arXiv 2106.09685) bit for bit. Gating a LoRA of a speech recognizer is the idea of arXiv 2406.02562, whose equations
-are not public text: the four gates with a G or g are our own readings of the four places that the paper names. ``scalar`` is a
-known relative that looks at no input, one learned factor for each adapted map; it can be merged.
-"""
+"""One frozen linear map with Gated LoRA adapters on it; :mod:`fl.adapters.gates` has the formulas."""
 
 from __future__ import annotations
 
@@ -30,32 +11,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fl.adapters.config import GatedLoraConfig
+from fl.adapters.config import PREFIX, GatedLoraConfig
+from fl.adapters.gates import GATES, NONE, OUTPUT, AdapterPath, Gate
 from fl.core.errors import AdapterError, ConfigError
 from fl.core.rng import derive_seed
-
-INPUT_FREE = ("none", "scalar")  # gates that do not look at the input: the update is linear and can be merged
-
-
-def gate_shapes(gate: str, d_in: int, d_out: int, r: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of a gate's ``gate_weight`` and ``gate_bias``, as far as it has them, for a map of ``d_out x d_in`` and rank ``r``."""
-    shapes: dict[str, dict[str, tuple[int, ...]]] = {
-        "none": {},
-        "hidden": {"gate_weight": (d_in,), "gate_bias": (d_in,)},
-        "low-rank": {"gate_weight": (r, r), "gate_bias": (r,)},
-        "self": {"gate_weight": (r, d_in), "gate_bias": (r,)},
-        "cross": {"gate_weight": (r, d_out), "gate_bias": (r,)},
-        "scalar": {"gate_bias": (1,)},
-    }
-    return shapes[gate]
-
-
-def check_rank(r: int, d_in: int, d_out: int, module_name: str) -> None:
-    """Raise :class:`ConfigError` if a low-rank pair of rank ``r`` would not be low-rank for a map of ``d_out x d_in``."""
-    if r > min(d_in, d_out):
-        raise ConfigError(
-            f"rank {r} is larger than {module_name} ({d_out} x {d_in}): give a rank of at most {min(d_in, d_out)}"
-        )
 
 
 def initial_a(r: int, d_in: int, seed: int | None, module_name: str) -> Tensor:
@@ -70,10 +29,29 @@ def initial_a(r: int, d_in: int, seed: int | None, module_name: str) -> Tensor:
     return weight.uniform_(-1.0, 1.0, generator=generator) / math.sqrt(d_in)
 
 
+def fresh_tensors(gate: Gate, linear: nn.Linear, r: int, seed: int | None, module_name: str) -> dict[str, Tensor]:
+    """The tensors of a fresh adapter of rank ``r`` on one map: A as :func:`initial_a` draws it, B and the gate zero.
+
+    Raises :class:`ConfigError` if the pair would not be low-rank for the map.
+    """
+    d_in, d_out = linear.in_features, linear.out_features
+    if r > min(d_in, d_out):
+        raise ConfigError(
+            f"rank {r} is larger than {module_name} ({d_out} x {d_in}): give a rank of at most {min(d_in, d_out)}"
+        )
+    zeros = {what: torch.zeros(shape) for what, shape in gate.shapes(d_in, d_out, r).items() if what != "A"}
+    return {"A": initial_a(r, d_in, seed, module_name), **zeros}
+
+
 class GatedLoraLinear(nn.Module, BaseTunerLayer):
     """A frozen ``nn.Linear`` and any number of named Gated LoRA adapters, of which one (or several, summed) is active."""
 
-    adapter_layer_names = ("gated_lora_A", "gated_lora_B", "gated_lora_gate_weight", "gated_lora_gate_bias")
+    adapter_layer_names: tuple[str, ...] = (
+        "gated_lora_A",
+        "gated_lora_B",
+        "gated_lora_gate_weight",
+        "gated_lora_gate_bias",
+    )
     other_param_names = ("r", "scaling", "gate")
 
     if TYPE_CHECKING:  # PEFT is untyped, and nn.Module types whatever it does not know as "Tensor | Module"
@@ -96,7 +74,7 @@ class GatedLoraLinear(nn.Module, BaseTunerLayer):
         self.module_name = module_name
         self.r: dict[str, int] = {}
         self.scaling: dict[str, float] = {}
-        self.gate: dict[str, str] = {}
+        self.gate: dict[str, Gate] = {}
         self.gated_lora_A = nn.ParameterDict()
         self.gated_lora_B = nn.ParameterDict()
         self.gated_lora_gate_weight = nn.ParameterDict()
@@ -109,18 +87,15 @@ class GatedLoraLinear(nn.Module, BaseTunerLayer):
 
     def update_layer(self, adapter_name: str, config: GatedLoraConfig, **_: Any) -> None:
         """Add the adapter ``adapter_name``, freshly initialised: B = 0 and the gate neutral."""
-        r = config.r
-        check_rank(r, self.in_features, self.out_features, self.module_name)
-        self.r[adapter_name] = r
-        self.scaling[adapter_name] = config.scaling
-        self.gate[adapter_name] = config.gate
-        self.gated_lora_A[adapter_name] = nn.Parameter(
-            initial_a(r, self.in_features, config.init_seed, self.module_name)
-        )
-        self.gated_lora_B[adapter_name] = nn.Parameter(torch.zeros(self.out_features, r))
-        for what, shape in gate_shapes(config.gate, self.in_features, self.out_features, r).items():
-            of_all = self.gated_lora_gate_weight if what == "gate_weight" else self.gated_lora_gate_bias
-            of_all[adapter_name] = nn.Parameter(torch.zeros(shape))
+        gate = GATES[config.gate]
+        fresh = fresh_tensors(gate, self.get_base_layer(), config.r, config.init_seed, self.module_name)
+        self.r[adapter_name], self.scaling[adapter_name], self.gate[adapter_name] = config.r, config.scaling, gate
+        for what, tensor in fresh.items():
+            name = PREFIX + what
+            if name not in self.adapter_layer_names:  # a parameter that only this gate has
+                self.adapter_layer_names = (*self.adapter_layer_names, name)
+                setattr(self, name, nn.ParameterDict())
+            getattr(self, name)[adapter_name] = nn.Parameter(tensor)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -142,44 +117,32 @@ class GatedLoraLinear(nn.Module, BaseTunerLayer):
 
     def _update(self, name: str, x: Tensor, frozen: Tensor) -> Tensor:
         """The scaled low-rank update s B v of one adapter, (..., d_out)."""
-        gate = "none" if self.gates_neutral else self.gate[name]
-        u = x * self._factor(name, x) if gate == "hidden" else x
-        z = functional.linear(u, self.gated_lora_A[name])
-        if gate in ("low-rank", "scalar"):
-            z = z * self._factor(name, z)
-        elif gate == "self":
-            z = z * self._factor(name, x)
-        elif gate == "cross":
-            z = z * self._factor(name, frozen.to(x.dtype))
+        path = _LayerPath(self, name, x, frozen)
         # Scaled where it is small: the same product (exactly, for a power of two) with one pass less over (..., d_out).
-        return functional.linear(z * self.scaling[name], self.gated_lora_B[name])
+        v = path.coordinates() * self.scaling[name]
+        return path.gated(OUTPUT, functional.linear(v, self.gated_lora_B[name]))
 
-    def _factor(self, name: str, source: Tensor) -> Tensor:
-        """2 sigma(G source + c), in (0, 2); elementwise g * source + c where the gate's weight is a vector, c where it has none."""
-        bias = self.gated_lora_gate_bias[name]
-        if name not in self.gated_lora_gate_weight:
-            return 2 * torch.sigmoid(bias)
-        weight = self.gated_lora_gate_weight[name]
-        logits = source * weight + bias if weight.dim() == 1 else functional.linear(source, weight, bias)
-        return 2 * torch.sigmoid(logits)
+    def gate_parameters(self, name: str) -> dict[str, Tensor]:
+        """The parameters of an adapter's gate."""
+        return {what: getattr(self, PREFIX + what)[name] for what in self.gate[name].parameters}
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
-        """s B A (d_out x d_in), times a scalar gate. Raises :class:`AdapterError` where the update depends on the input."""
-        product: Tensor = self.gated_up(adapter_name) @ self.gated_lora_A[adapter_name]
-        return product * self.scaling[adapter_name]
+        """s B A (d_out x d_in) with the gate multiplied in. Raises :class:`AdapterError` where the update depends on the input."""
+        a, b = self.merged_pair(adapter_name)
+        return b @ a * self.scaling[adapter_name]
 
-    def gated_up(self, adapter_name: str) -> Tensor:
-        """B (d_out x r) of an adapter whose update is linear, with its scalar gate multiplied in."""
+    def merged_pair(self, adapter_name: str) -> tuple[Tensor, Tensor]:
+        """A (r x d_in) and B (d_out x r) of an adapter whose update is linear, with its gate multiplied in."""
         self.require_mergeable(adapter_name)
-        up: Tensor = self.gated_lora_B[adapter_name]
-        return up * self._factor(adapter_name, up) if self.gate[adapter_name] == "scalar" else up
+        gate, a, b = self.gate[adapter_name], self.gated_lora_A[adapter_name], self.gated_lora_B[adapter_name]
+        return gate.merged(a, b, self.gate_parameters(adapter_name))
 
     def require_mergeable(self, adapter_name: str) -> None:
         """Raise :class:`AdapterError` if the adapter's gates depend on the input."""
-        gate = self.gate.get(adapter_name, "none")
-        if gate not in INPUT_FREE:
+        gate = self.gate.get(adapter_name, NONE)
+        if not gate.mergeable:
             raise AdapterError(
-                f"adapter {adapter_name!r} has {gate!r} gates, which depend on the input and cannot be merged into a weight: "
+                f"adapter {adapter_name!r} has {gate.name!r} gates, which depend on the input and cannot be merged into a weight: "
                 "keep it as an adapter, or set gate='none' to drop what the gates learned"
             )
 
@@ -203,4 +166,18 @@ class GatedLoraLinear(nn.Module, BaseTunerLayer):
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Whether PEFT may convert this adapter to ordinary LoRA: its update must be linear."""
-        return self.gate.get(adapter_name, "none") in INPUT_FREE
+        return self.gate.get(adapter_name, NONE).mergeable
+
+
+class _LayerPath(AdapterPath):
+    """The path of one adapter of one layer."""
+
+    def __init__(self, layer: GatedLoraLinear, name: str, x: Tensor, frozen: Tensor) -> None:
+        super().__init__(() if layer.gates_neutral else (layer.gate[name],), x, frozen)
+        self.layer, self.name = layer, name
+
+    def down(self, u: Tensor) -> Tensor:
+        return functional.linear(u, self.layer.gated_lora_A[self.name])
+
+    def times(self, gate: Gate, source: Tensor, value: Tensor) -> Tensor:
+        return value * gate.factor(source.to(value.dtype), self.layer.gate_parameters(self.name), functional.linear)

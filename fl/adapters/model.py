@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from peft import LoraConfig, PeftModel
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
-from fl.adapters.config import ATTENTION_TARGETS, PREFIX, GatedLoraConfig, register
+from fl.adapters.config import ATTENTION_TARGETS, PREFIX, GatedLoraConfig, GatedLoraType
 from fl.adapters.layer import GatedLoraLinear
 from fl.core.errors import AdapterError
 
@@ -71,7 +72,7 @@ class GatedLoraModel(BaseTuner):
                 layer.require_mergeable(name)
 
 
-register(GatedLoraModel)
+PEFT_TYPE_TO_TUNER_MAPPING[GatedLoraType.GATED_LORA] = GatedLoraModel
 
 
 def gated_layers(model: nn.Module) -> list[GatedLoraLinear]:
@@ -97,10 +98,10 @@ def neutral_gates(model: nn.Module) -> Iterator[None]:
 
 
 def export_lora(model: PeftModel, adapter_name: str = "default") -> tuple[LoraConfig, dict[str, Any]]:
-    """An adapter without gates, or with scalar ones, as an ordinary PEFT LoRA: its configuration and its tensors, named as PEFT names them.
+    """An adapter whose gates see no input as an ordinary PEFT LoRA: its configuration and its tensors, named as PEFT names them.
 
     Returns ``(config, state)``: ``get_peft_model(base, config)`` then ``set_peft_model_state_dict(model, state)`` computes
-    the same function; a scalar gate goes into B. Raises :class:`AdapterError` for gates that depend on the input, and for an
+    the same function; the gate is multiplied in. Raises :class:`AdapterError` for gates that depend on the input, and for an
     adapter that sits nowhere.
     """
     config = model.peft_config[adapter_name]
@@ -113,8 +114,8 @@ def export_lora(model: PeftModel, adapter_name: str = "default") -> tuple[LoraCo
         raise AdapterError(f"adapter {adapter_name!r} has no layers in this model: check its name")
     state: dict[str, Any] = {}
     for name, layer in layers:
-        state[f"base_model.model.{name}.lora_A.weight"] = layer.gated_lora_A[adapter_name].detach().clone()
-        state[f"base_model.model.{name}.lora_B.weight"] = layer.gated_up(adapter_name).detach().clone()
+        for factor, tensor in zip("AB", layer.merged_pair(adapter_name), strict=True):
+            state[f"base_model.model.{name}.lora_{factor}.weight"] = tensor.detach().clone()
     lora = LoraConfig(
         r=config.r,
         lora_alpha=config.lora_alpha,

@@ -18,7 +18,7 @@ from fl.core.errors import AggregationError
 ILL_CONDITIONED = 1e4
 
 
-class Pair(NamedTuple):
+class LowRankPair(NamedTuple):
     """The factors of one layer: the update is ``b @ a``."""
 
     a: np.ndarray
@@ -47,7 +47,7 @@ def _fit(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
     return len(a) == len(b) == 2 and b[1] == a[0]
 
 
-def truncated(pair: Pair, rank: int) -> Pair:
+def truncated(pair: LowRankPair, rank: int) -> LowRankPair:
     """The best approximation of ``pair`` of at most ``rank`` (Eckart & Young 1936): ``a`` has orthonormal rows, ``b`` the values.
 
     Where ``pair`` itself has a smaller rank the result has that one. Raises :class:`AggregationError` for a product that is not
@@ -58,21 +58,21 @@ def truncated(pair: Pair, rank: int) -> Pair:
     left, small_b = np.linalg.qr(pair.b.astype(np.float64))
     right, small_a = np.linalg.qr(pair.a.T.astype(np.float64))
     small = best_of(small_b @ small_a.T, rank)  # of the small square between two orthonormal bases
-    return Pair(small.a @ right.T, left @ small.b)
+    return LowRankPair(small.a @ right.T, left @ small.b)
 
 
-def best_of(product: np.ndarray, rank: int) -> Pair:
+def best_of(product: np.ndarray, rank: int) -> LowRankPair:
     """:func:`truncated` of a product (d_out, d_in) itself."""
     if not np.isfinite(product).all():
         raise AggregationError(
             "a product of the devices' factors is not finite: their updates are too large; lower the learning rates, or "
-            "choose a robust strategy"
+            "choose a robust algorithm"
         )
     u, values, vt = leading(product, rank)
-    return Pair(vt, u * values)
+    return LowRankPair(vt, u * values)
 
 
-def aligned(pair: Pair, reference: np.ndarray) -> Pair:
+def aligned(pair: LowRankPair, reference: np.ndarray) -> LowRankPair:
     """The same product in the basis that comes closest to ``reference`` (rank, d_in), e.g. the mean of the devices' ``a``.
 
     A decomposition may turn and swap the rank's coordinates in any way, but private gates act on them, and so does a
@@ -81,13 +81,13 @@ def aligned(pair: Pair, reference: np.ndarray) -> Pair:
     """
     turn = reference @ pair.a.T
     if np.linalg.cond(turn) < ILL_CONDITIONED:
-        return Pair(turn @ pair.a, np.linalg.solve(turn.T, pair.b.T).T)
+        return LowRankPair(turn @ pair.a, np.linalg.solve(turn.T, pair.b.T).T)
     u, _, vt = np.linalg.svd(turn)
     turn = u @ vt
-    return Pair(turn @ pair.a, pair.b @ turn.T)
+    return LowRankPair(turn @ pair.a, pair.b @ turn.T)
 
 
-def turned(pair: Pair, reference: np.ndarray) -> Pair:
+def turned(pair: LowRankPair, reference: np.ndarray) -> LowRankPair:
     """The same product in the orthogonal basis closest to ``reference`` (rank, d_in), with rows as long as its are on average.
 
     ``pair.a`` must have orthonormal rows. Unlike with :func:`aligned` all directions keep one size, however little of them
@@ -96,14 +96,18 @@ def turned(pair: Pair, reference: np.ndarray) -> Pair:
     u, _, vt = np.linalg.svd(reference @ pair.a.T)
     turn = u @ vt
     size = float(np.linalg.norm(reference)) / pair.rank**0.5 or 1.0
-    return Pair(size * (turn @ pair.a), pair.b @ turn.T / size)
+    return LowRankPair(size * (turn @ pair.a), pair.b @ turn.T / size)
 
 
-def resized(pair: Pair, rank: int) -> Pair:
+def resized(pair: LowRankPair, rank: int) -> LowRankPair:
     """``pair`` at another rank: filled up with zeros, or cut to its first directions (HetLoRA, arXiv 2401.06432).
 
     Filling up changes nothing of the product. Cutting keeps the most only if the directions are in order of their weight.
     """
     a, b = pair.a[:rank], pair.b[:, :rank]
     missing = rank - a.shape[0]
-    return Pair(np.pad(a, ((0, missing), (0, 0))), np.pad(b, ((0, 0), (0, missing)))) if missing else Pair(a, b)
+    return (
+        LowRankPair(np.pad(a, ((0, missing), (0, 0))), np.pad(b, ((0, 0), (0, missing))))
+        if missing
+        else LowRankPair(a, b)
+    )

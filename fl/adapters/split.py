@@ -69,7 +69,7 @@ def _by_kind(**roles: str) -> Rule:
     return rule
 
 
-PRESETS: dict[str, Rule] = {  # the names are those of fl.settings.config.SPLITS
+PRESETS: dict[str, Rule] = {  # the names are those of fl.settings.names.SPLITS
     "gates": _by_kind(A="shared", B="shared", gate="private"),
     "fedsa": _by_kind(A="shared", B="private", gate="private"),  # FedSA-LoRA, arXiv 2410.01463
     "ffa": _by_kind(A="fixed", B="shared", gate="private"),  # FFA-LoRA, arXiv 2403.12313
@@ -144,7 +144,7 @@ def _last(preset: str, names: Iterable[str]) -> Rule:
     if not number.isdecimal() or not 1 <= int(number) < len(groups):
         raise ConfigError(
             f"split {preset!r} keeps the last layers private and shares the others, and {len(groups)} layers are adapted: "
-            f"give a number from 1 to {len(groups) - 1} (setting personal-layers), or adapt more sites"
+            f"give a number from 1 to {len(groups) - 1} (setting fedper.layers or fedrep.layers), or adapt more sites"
         )
     private = {name for group in groups[-int(number) :] for name in group}
     return lambda name: "private" if name in private else "shared"

@@ -2,7 +2,7 @@
 
 The same code trains a cohort of K devices in one computation and serves K people in one batch. A :class:`StackedAdapters`
 holds the tensors of K adapters (*slots*) with a leading dimension of K; a :class:`StackedModel` is a frozen model whose
-targeted linear maps add the update of each row's own slot, with the formulas of :mod:`fl.adapters.layer`.
+targeted linear maps add the update of each row's own slot, with the formulas of :mod:`fl.adapters.gates`.
 
 Ranks may differ between slots: all are padded with zeros to the largest. The padding stays zero in training, since the
 gradient of a padded entry has a padded entry as a factor. Gates may differ too. A tensor with a leading dimension of 1
@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Protocol
 
 import torch
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fl.adapters.config import PREFIX, GatedLoraConfig
+from fl.adapters.gates import GATES, OUTPUT, RANK, AdapterPath, Gate
 from fl.adapters.split import tensor_kind
 from fl.adapters.state import State
 from fl.core.errors import AdapterError, AdapterMismatchError
@@ -59,20 +60,15 @@ def module_of(name: str) -> str:
     return name.removeprefix(PEFT_PREFIX).rsplit(f".{PREFIX}", 1)[0]
 
 
-def rank_axes(name: str, gate: str) -> tuple[int, ...]:
-    """The axes along which a tensor has the size of the rank."""
-    last = name.rsplit(f".{PREFIX}", 1)[-1]
-    if last in ("A", "B"):
-        return (0,) if last == "A" else (1,)
-    if gate in ("hidden", "scalar"):
-        return ()
-    return (0, 1) if last == "gate_weight" and gate == "low-rank" else (0,)
+def part_of(name: str) -> str:
+    """What a tensor is of its module: A, B or a gate's parameter."""
+    return name.rsplit(f".{PREFIX}", 1)[-1]
 
 
 def cut(name: str, slot: Slot) -> tuple[slice, ...]:
     """The part of a padded tensor that belongs to a slot of its rank."""
-    axes = rank_axes(name, slot.gate)
-    return tuple(slice(0, slot.rank) if axis in axes else slice(None) for axis in range(max(axes, default=-1) + 1))
+    dimensions = GATES[slot.gate].dimensions[part_of(name)]
+    return tuple(slice(0, slot.rank) if d == RANK else slice(None) for d in dimensions)
 
 
 @dataclass(frozen=True)
@@ -105,7 +101,7 @@ class StackedAdapters:
             raise AdapterMismatchError(
                 "shared tensors have one rank: stack adapters of different ranks without sharing"
             )
-        kinds = {s.gate for s in slots if s.gate != "none"}
+        kinds = {s.gate for s in slots if GATES[s.gate].parameters}
         chosen = {kind: [i for i, slot in enumerate(slots) if slot.gate == kind] for kind in sorted(kinds)}
         everyone = list(range(len(slots)))
         names = sorted({name for state in states for name in state} | set(shared))
@@ -151,8 +147,8 @@ def _stacked(
     if name in shared:
         return shared[name].unsqueeze(0)
     example = next(states[i][name] for i in members if name in states[i])
-    axes = rank_axes(name, slots[members[0]].gate)
-    shape = [rank if axis in axes else size for axis, size in enumerate(example.shape)]
+    dimensions = GATES[slots[members[0]].gate].dimensions[part_of(name)]
+    shape = [rank if d == RANK else size for d, size in zip(dimensions, example.shape, strict=True)]
     stacked = example.new_zeros((len(members), *shape))
     for position, i in enumerate(members):
         if name in states[i]:
@@ -172,7 +168,7 @@ class _Expanded:
 
     slots: Tensor  # (N,)
     scaling: Tensor  # (N, 1, 1)
-    gated: tuple[tuple[str, Tensor | None, Tensor], ...]
+    gated: Mapping[str, tuple[Tensor | None, Tensor]]
     neutral: Tensor | None  # (N, 1, 1), True where gates are taken as neutral
     base: Tensor | None  # (N, 1, 1), True where there is no adapter
 
@@ -205,7 +201,7 @@ class _Rows:
         index = [i for i in self.index for _ in range(times)]
         neutral = [n for n in self.neutral for _ in range(times)]
         slots = self.stack.slots
-        gated: list[tuple[str, Tensor | None, Tensor]] = []
+        gated: dict[str, tuple[Tensor | None, Tensor]] = {}
         for kind in self.stack.gates:
             place = {slot: position for position, slot in enumerate(self.stack.of_kind(kind))}
             rows = [row for row, i in enumerate(index) if i in place]
@@ -213,11 +209,11 @@ class _Rows:
                 # A row without adapter may take any slot's gate where all others have gates: its update is dropped.
                 everywhere = all(i in place or i == BASE for i in index)
                 taken = [place.get(i, 0) for i in index] if everywhere else [place[index[row]] for row in rows]
-                gated.append((kind, None if everywhere else self._tensor(rows), self._tensor(taken)))
+                gated[kind] = (None if everywhere else self._tensor(rows), self._tensor(taken))
         return _Expanded(
             slots=self._tensor([max(i, 0) for i in index]),
             scaling=self._tensor([slots[max(i, 0)].scaling for i in index], torch.float32)[:, None, None],
-            gated=tuple(gated),
+            gated=gated,
             neutral=self._tensor(neutral, torch.bool)[:, None, None] if any(neutral) else None,
             base=self._tensor([i == BASE for i in index], torch.bool)[:, None, None] if BASE in index else None,
         )
@@ -246,7 +242,7 @@ class StackedLinear(nn.Module):
         super().__init__()
         self.base_layer = base_layer
         self.module = module
-        self._names = {what: tensor_name(module, what) for what in ("A", "B", "gate_weight", "gate_bias")}
+        self._prefix = tensor_name(module, "")
         self.__dict__["host"] = host  # not a submodule of its own submodule
 
     @property
@@ -269,70 +265,66 @@ class StackedLinear(nn.Module):
 
     def _adapted(self, rows: _Rows, x: Tensor, frozen: Tensor) -> Tensor:
         """``frozen`` plus the update of each row's slot."""
-        if self._names["A"] not in rows.stack.factors:
+        a = rows.stack.factors.get(self._prefix + "A")
+        if a is None:
             return frozen
-        expanded = rows.expand(x.shape[0])
+        expanded, b = rows.expand(x.shape[0]), rows.stack.factors[self._prefix + "B"]
         wide, out = x.reshape(x.shape[0], -1, x.shape[-1]), frozen.reshape(x.shape[0], -1, frozen.shape[-1])
-        a, b = rows.stack.factors[self._names["A"]], rows.stack.factors[self._names["B"]]
-        z = self._low_rank(rows.stack, expanded, wide.to(a.dtype), out.to(a.dtype), a) * expanded.scaling.to(a.dtype)
-        if expanded.base is None and b.shape[0] > 1 and out.dtype == z.dtype == b.dtype:
-            return torch.baddbmm(out, z, _rows_of(b, expanded.slots).transpose(1, 2)).reshape(frozen.shape)
-        update = _per_row(z, b, expanded.slots)
+        path = _SlotPath(rows.stack, expanded, self._prefix, wide.to(a.dtype), out.to(a.dtype), a)
+        v = path.coordinates() * expanded.scaling.to(a.dtype)
+        plain = expanded.base is None and not path.touches(OUTPUT)
+        if plain and b.shape[0] > 1 and out.dtype == v.dtype == b.dtype:
+            return torch.baddbmm(out, v, _rows_of(b, expanded.slots).transpose(1, 2)).reshape(frozen.shape)
+        update = path.gated(OUTPUT, _per_row(v, b, expanded.slots))
         if expanded.base is not None:
             update = torch.where(expanded.base, torch.zeros_like(update), update)
         return frozen + update.reshape(frozen.shape).to(frozen.dtype)
 
-    def _low_rank(self, stack: StackedAdapters, rows: _Expanded, x: Tensor, frozen: Tensor, a: Tensor) -> Tensor:
-        """v for each row, (N, T, R)."""
-        weight = stack.gates.get("self", {}).get(self._names["gate_weight"])
-        if weight is not None and weight.shape[0] == a.shape[0] > 1:
-            # All slots have self gates: A and G see the same x, so one product computes both.
-            z, logits = _per_row(x, torch.cat((a, weight), dim=1), rows.slots).chunk(2, dim=2)
-            return z * _factor(logits, stack.gates["self"][self._names["gate_bias"]], rows.slots, rows.neutral)
-        u = x
-        for kind, positions, slots in rows.gated:
-            if kind == "hidden":
-                u = self._gate(stack, kind, rows, positions, slots, x, u)
-        z = _per_row(u, a, rows.slots)
-        for kind, positions, slots in rows.gated:
-            if kind != "hidden":
-                source = {"low-rank": z, "self": x, "cross": frozen, "scalar": z}[kind]
-                z = self._gate(stack, kind, rows, positions, slots, source, z)
+
+class _SlotPath(AdapterPath):
+    """The path of a batch (N, T, d_in) whose rows use slots of a stack."""
+
+    def __init__(
+        self, stack: StackedAdapters, rows: _Expanded, prefix: str, x: Tensor, frozen: Tensor, a: Tensor
+    ) -> None:
+        kinds = [GATES[kind] for kind in rows.gated]
+        self._own = {
+            gate.name: {what: stack.gates[gate.name][prefix + what] for what in gate.parameters}
+            for gate in kinds
+            if all(prefix + what in stack.gates[gate.name] for what in gate.parameters)  # or no slot has it here
+        }
+        super().__init__([gate for gate in kinds if gate.name in self._own], x, frozen)
+        self.rows, self.a = rows, a
+        # Where all slots have a matrix that sees what A sees, one product computes both.
+        matrices = [self._own[gate.name][gate.beside_a] for gate in self.gates if gate.beside_a]
+        self.beside = next((matrix for matrix in matrices if matrix.shape[0] == a.shape[0] > 1), None)
+
+    def down(self, u: Tensor) -> Tensor:
+        if self.beside is None:
+            return _per_row(u, self.a, self.rows.slots)
+        z, self.logits = _per_row(u, torch.cat((self.a, self.beside), dim=1), self.rows.slots).chunk(2, dim=2)
         return z
 
-    def _gate(
-        self,
-        stack: StackedAdapters,
-        kind: str,
-        rows: _Expanded,
-        positions: Tensor | None,
-        slots: Tensor,
-        source: Tensor,
-        value: Tensor,
-    ) -> Tensor:
-        """``value`` times 2 sigma(G source + c) in the rows at ``positions`` (all if None), unchanged elsewhere."""
-        gates = stack.gates[kind]
-        if self._names["gate_bias"] not in gates:
-            return value  # this module is not adapted in any slot of the kind
-        weight, bias = gates.get(self._names["gate_weight"]), gates[self._names["gate_bias"]]
-        chosen = source if positions is None else source[positions]
-        if weight is None:  # a scalar gate looks at nothing
-            logits = bias.new_zeros(())
-        elif kind == "hidden":
-            logits = chosen * _rows_of(weight, slots)[:, None, :]
-        else:
-            logits = _per_row(chosen, weight, slots)
-        neutral = rows.neutral if rows.neutral is None or positions is None else rows.neutral[positions]
-        factor = _factor(logits, bias, slots, neutral)
+    def times(self, gate: Gate, source: Tensor, value: Tensor) -> Tensor:
+        positions, slots = self.rows.gated[gate.name]  # all rows if positions is None
+        neutral = self.rows.neutral
+        chosen, multiplied = source, value
+        if positions is not None:
+            chosen, multiplied = source[positions], value[positions]
+            neutral = neutral if neutral is None else neutral[positions]
+        parameters = {
+            what: tensor if tensor.dim() == 3 else _rows_of(tensor, slots)[:, None]
+            for what, tensor in self._own[gate.name].items()
+        }
+        factor = gate.factor(chosen, parameters, partial(self._linear, slots))
+        if neutral is not None:
+            factor = torch.where(neutral, torch.ones_like(factor), factor)
         if positions is None:
             return value * factor
-        return value.index_copy(0, positions, (value[positions] * factor).to(value.dtype))
+        return value.index_copy(0, positions, (multiplied * factor).to(value.dtype))
 
-
-def _factor(logits: Tensor, bias: Tensor, slots: Tensor, neutral: Tensor | None) -> Tensor:
-    """2 sigma(logits + c) in (0, 2), and exactly 1 in neutral rows."""
-    factor = 2 * torch.sigmoid(logits + _rows_of(bias, slots)[:, None, :])
-    return factor if neutral is None else torch.where(neutral, torch.ones_like(factor), factor)
+    def _linear(self, slots: Tensor, source: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return (self.logits if weight is self.beside else _per_row(source, weight, slots)) + bias
 
 
 def _rows_of(tensor: Tensor, slots: Tensor) -> Tensor:

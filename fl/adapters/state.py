@@ -15,8 +15,8 @@ State = dict[str, Tensor]
 Shapes = dict[str, tuple[int, ...]]
 
 
-def _parameters(model: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
-    """Trainable tensors of one adapter, without the adapter's own name: ``...q_proj.gated_lora_A``."""
+def adapter_parameters(model: nn.Module, adapter: str = "default") -> dict[str, nn.Parameter]:
+    """The live parameters of ``adapter``, sorted by the names of ``peft.get_peft_model_state_dict``, ``...q_proj.gated_lora_A``."""
     suffix = f".{adapter}"
     found = {
         name.removesuffix(suffix): parameter
@@ -25,12 +25,7 @@ def _parameters(model: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
     }
     if not found:
         raise AdapterError(f"adapter {adapter!r} has no tensors in this model: check its name and target_modules")
-    return found
-
-
-def adapter_parameters(model: nn.Module, adapter: str = "default") -> dict[str, nn.Parameter]:
-    """The live parameters of ``adapter`` by name, sorted. Names are those of ``peft.get_peft_model_state_dict``."""
-    return dict(sorted(_parameters(model, adapter).items()))
+    return dict(sorted(found.items()))
 
 
 def adapter_state(model: nn.Module, adapter: str = "default") -> State:
@@ -48,7 +43,7 @@ def load_state(model: nn.Module, tensors: Mapping[str, Tensor], adapter: str = "
 
     Raises :class:`AdapterMismatchError` for an unknown name or a wrong shape, :class:`AdapterError` for a non-finite value.
     """
-    copy_state(tensors, _parameters(model, adapter))
+    copy_state(tensors, adapter_parameters(model, adapter))
 
 
 def copy_state(tensors: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
@@ -92,14 +87,14 @@ def check_tensors(
 
 
 @dataclass(frozen=True)
-class Size:
+class TensorSize:
     """Number of parameters, and bytes at the tensors' own precision."""
 
     parameters: int
     bytes: int
 
 
-def size_of(tensors: Mapping[str, Tensor], names: Iterable[str] | None = None) -> Size:
+def size_of(tensors: Mapping[str, Tensor], names: Iterable[str] | None = None) -> TensorSize:
     """Size of the tensors, or of those named."""
     chosen = [tensors[name] for name in names] if names is not None else list(tensors.values())
-    return Size(sum(t.numel() for t in chosen), sum(t.numel() * t.element_size() for t in chosen))
+    return TensorSize(sum(t.numel() for t in chosen), sum(t.numel() * t.element_size() for t in chosen))

@@ -6,25 +6,24 @@ gathering would cost as much as the product. So here adapters lie where their ro
 a row is written when it joins, moved when one before it left, and zeroed when it leaves.
 
 A row without adapter is a row of zeros: its update is exactly zero. A row whose adapter has another gate than its
-neighbours has zeros in their gate, and 2 sigma(0) is exactly 1. So rows of any rank and gate share one computation.
+neighbours has zeros in their gate, which is then exactly 1. So rows of any rank and gate share one computation.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from fl.adapters.config import PREFIX
-from fl.adapters.stacked import Slot, StackedModel, cut, module_of
+from fl.adapters.gates import GATES, INPUT, OUTPUT, AdapterPath, Gate
+from fl.adapters.stacked import Slot, StackedModel, cut, module_of, part_of
 from fl.adapters.state import State
 from fl.core.errors import AdapterError, AdapterMismatchError
 
 
-class AdapterTable:
+class ServingTable:
     """Room for the adapters of ``capacity`` rows on the modules of ``host``. Not for several threads at once."""
 
     def __init__(self, host: StackedModel, capacity: int) -> None:
@@ -36,11 +35,10 @@ class AdapterTable:
     def clear(self) -> None:
         """Forget every adapter, and give the memory back."""
         self.rank = 0
-        self.down: dict[
-            str, Tensor
-        ] = {}  # (capacity, 2 rank, d_in): A, and the weights of a self gate, which see the same
+        self.beside = ""  # the gate whose matrix lies behind A, since both see the same
+        self.down: dict[str, Tensor] = {}  # by module (capacity, 2 rank, d_in): A, and that matrix
         self.up: dict[str, Tensor] = {}  # (capacity, d_out, rank): B times the scaling
-        self.gates: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}  # kind -> module -> weight and bias of all rows
+        self.gates: dict[str, dict[str, dict[str, Tensor]]] = {}  # gate -> module -> its other parameters, of all rows
         self._slots: list[Slot | None] = [None] * self.capacity
 
     def __len__(self) -> int:
@@ -50,9 +48,7 @@ class AdapterTable:
     @property
     def bytes(self) -> int:
         """What the table occupies."""
-        tensors = [*self.down.values(), *self.up.values()]
-        tensors += [t for kind in self.gates.values() for pair in kind.values() for t in pair]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors())
 
     def put(self, row: int, slot: Slot | None, state: State | None = None) -> None:
         """Write an adapter into ``row``, or nothing (``slot`` None: the base).
@@ -96,17 +92,12 @@ class AdapterTable:
         with self.host.through(TableRows(self, first, count)) as model:
             yield model
 
-    def kinds(self, first: int, count: int) -> Counter[str]:
-        """How many of these rows have a gate of each kind."""
-        return Counter(slot.gate for slot in self._slots[first : first + count] if slot is not None)
-
     def _tensors(self) -> Iterator[Tensor]:
         yield from self.down.values()
         yield from self.up.values()
         for kind in self.gates.values():
-            for weight, bias in kind.values():
-                yield weight
-                yield bias
+            for parameters in kind.values():
+                yield from parameters.values()
 
     def _zero(self, row: int) -> None:
         for tensor in self._tensors():
@@ -123,25 +114,25 @@ class AdapterTable:
             )
         if slot.rank > self.rank:
             self._widen(slot.rank)
+        if not self.beside and GATES[slot.gate].beside_a:
+            self.beside = slot.gate
         for module in modules:
             linear = self._linear[module]
             if module not in self.down:
                 self.down[module] = self._zeros(linear, 2 * self.rank, linear.in_features)
                 self.up[module] = self._zeros(linear, linear.out_features, self.rank)
-            kind = self.gates.setdefault(slot.gate, {})
-            if slot.gate != "none" and module not in kind:
-                kind[module] = self._gate(slot.gate, linear)
+            of_gate = self.gates.setdefault(slot.gate, {})
+            if module not in of_gate:
+                of_gate[module] = self._parameters(slot.gate, linear)
 
-    def _gate(self, kind: str, linear: nn.Linear) -> tuple[Tensor, Tensor]:
-        shape = {
-            "hidden": (linear.in_features,),
-            "low-rank": (self.rank, self.rank),
-            "self": (0,),  # its weights are with A
-            "cross": (self.rank, linear.out_features),
-            "scalar": (0,),  # it has none
-        }[kind]
-        bias = {"hidden": linear.in_features, "scalar": 1}.get(kind, self.rank)
-        return self._zeros(linear, *shape), self._zeros(linear, bias)
+    def _parameters(self, name: str, linear: nn.Linear) -> dict[str, Tensor]:
+        gate = GATES[name]
+        shapes = gate.shapes(linear.in_features, linear.out_features, self.rank)
+        return {
+            what: self._zeros(linear, *shapes[what])
+            for what in gate.parameters
+            if (name, what) != (self.beside, gate.beside_a)
+        }
 
     def _zeros(self, linear: nn.Linear, *shape: int) -> Tensor:
         return linear.weight.new_zeros((self.capacity, *shape))
@@ -156,23 +147,22 @@ class AdapterTable:
             self.down[module][:, :old], self.down[module][:, rank : rank + old] = down[:, :old], down[:, old:]
             self.up[module] = self._zeros(linear, linear.out_features, rank)
             self.up[module][:, :, :old] = ups[module]
-        for kind, modules in gates.items():
-            for module, (weight, bias) in modules.items():
-                wide = self._gate(kind, self._linear[module])
-                for new, tensor in zip(wide, (weight, bias), strict=True):
-                    new[tuple(slice(0, size) for size in tensor.shape)] = tensor
-                self.gates.setdefault(kind, {})[module] = wide
+        for gate, modules in gates.items():
+            wide = self.gates[gate] = {module: self._parameters(gate, self._linear[module]) for module in modules}
+            for module, parameters in modules.items():
+                for what, tensor in parameters.items():
+                    wide[module][what][tuple(slice(0, size) for size in tensor.shape)] = tensor
 
     def _write(self, row: int, slot: Slot, name: str, tensor: Tensor) -> None:
-        module, what = module_of(name), name.rsplit(f".{PREFIX}", 1)[-1]
+        module, what = module_of(name), part_of(name)
         if what == "A":
             room = self.down[module][row, : self.rank]
         elif what == "B":
             room, tensor = self.up[module][row], tensor * slot.scaling
-        elif what == "gate_weight" and slot.gate == "self":
+        elif (slot.gate, what) == (self.beside, GATES[slot.gate].beside_a):
             room = self.down[module][row, self.rank :]
         else:
-            room = self.gates[slot.gate][module][what == "gate_bias"][row]
+            room = self.gates[slot.gate][module][what][row]
         room = room[cut(name, slot)]
         if room.shape != tensor.shape:
             raise ValueError(f"{name} is {tuple(tensor.shape)}, not {tuple(room.shape)}")
@@ -182,12 +172,12 @@ class AdapterTable:
 class TableRows:
     """``count`` rows of a table from ``first`` on, as the rows of a batch: what a linear map adds for each of them."""
 
-    def __init__(self, table: AdapterTable, first: int, count: int) -> None:
+    def __init__(self, table: ServingTable, first: int, count: int) -> None:
         self.table, self.host, self.count = table, table.host, count
         self._rows = slice(first, first + count)
-        kinds = table.kinds(first, count)
+        kinds = {slot.gate for slot in table._slots[self._rows] if slot is not None}
         self._adapted = bool(kinds)
-        self._kinds = {kind for kind in kinds if kind != "none"}
+        self._gates = [GATES[kind] for kind in sorted(kinds) if GATES[kind].parameters]
 
     def adapted(self, module: str, x: Tensor, frozen: Tensor) -> Tensor:
         """``frozen`` (N, ..., d_out) plus the update of each row for its ``x`` (N, ..., d_in).
@@ -199,34 +189,51 @@ class TableRows:
         table, rows = self.table, self._rows
         if not self._adapted or module not in table.down:
             return frozen
-        down, up = table.down[module][rows].transpose(1, 2), table.up[module][rows].transpose(1, 2)
-        gates = {kind: table.gates[kind][module] for kind in self._kinds if module in table.gates.get(kind, {})}
         wide, out = x.reshape(self.count, -1, x.shape[-1]), frozen.reshape(self.count, -1, frozen.shape[-1])
-        u = wide
-        if "hidden" in gates:
-            weight, bias = (tensor[rows, None] for tensor in gates["hidden"])
-            u = wide * _factor(wide * weight + bias)
-        # All gates but a row's own are zero there, that is a factor of exactly 1: one after the other is each row's own.
-        if "self" in gates and u is wide:
-            both = torch.bmm(u, down)
-            z = both[..., : table.rank] * _factor(both[..., table.rank :] + gates["self"][1][rows, None])
-        else:
-            z = torch.bmm(u, down[..., : table.rank])
-            if "self" in gates:
-                logits = torch.bmm(wide, down[..., table.rank :])
-                z = z * _factor(logits + gates["self"][1][rows, None])
-        if "scalar" in gates:
-            z = z * _factor(gates["scalar"][1][rows, None])
-        for kind, source in (("low-rank", z), ("cross", out)):
-            if kind in gates:
-                weight, bias = (tensor[rows] for tensor in gates[kind])
-                z = z * _factor(torch.baddbmm(bias[:, None], source, weight.transpose(1, 2)))
-        return torch.baddbmm(out, z, up).reshape(frozen.shape)
+        gates = [gate for gate in self._gates if module in table.gates[gate.name]]
+        path = _TablePath(table, module, rows, gates, wide, out)
+        v, up = path.coordinates(), table.up[module][rows].transpose(1, 2)
+        if path.touches(OUTPUT):
+            return (out + path.gated(OUTPUT, torch.bmm(v, up))).reshape(frozen.shape)
+        return torch.baddbmm(out, v, up).reshape(frozen.shape)
 
 
-def _factor(logits: Tensor) -> Tensor:
-    """2 sigma(logits) in (0, 2)."""
-    return 2 * torch.sigmoid(logits)
+class _TablePath(AdapterPath):
+    """The path of a batch (rows, T, d_in). A gate is 1 in the rows of others: one after the other is each row's own."""
+
+    def __init__(
+        self, table: ServingTable, module: str, rows: slice, gates: Sequence[Gate], x: Tensor, frozen: Tensor
+    ) -> None:
+        super().__init__(gates, x, frozen)
+        self.table, self.module, self.rows = table, module, rows
+        self.matrix = table.down[module][rows].transpose(1, 2)  # of A and of what lies behind it
+        self.beside: Tensor | None = None
+        self.logits: Tensor | None = None
+        for gate in gates:
+            if gate.name == table.beside:
+                self.beside = table.down[module][rows, table.rank :]
+
+    def down(self, u: Tensor) -> Tensor:
+        rank = self.table.rank
+        if self.beside is None or u is not self.seen[INPUT]:
+            return torch.bmm(u, self.matrix[..., :rank])
+        both = torch.bmm(u, self.matrix)
+        self.logits = both[..., rank:]
+        return both[..., :rank]
+
+    def times(self, gate: Gate, source: Tensor, value: Tensor) -> Tensor:
+        parameters = {
+            what: tensor[self.rows] if tensor.dim() == 3 else tensor[self.rows, None]
+            for what, tensor in self.table.gates[gate.name][self.module].items()
+        }
+        if self.beside is not None and gate.name == self.table.beside:
+            parameters[gate.beside_a] = self.beside
+        return value * gate.factor(source, parameters, self._linear)
+
+    def _linear(self, source: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        if weight is not self.beside:
+            return torch.baddbmm(bias, source, weight.transpose(1, 2))
+        return (torch.bmm(source, weight.transpose(1, 2)) if self.logits is None else self.logits) + bias
 
 
 def _linear_of(host: StackedModel, name: str) -> nn.Linear:

@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 
 def over_cores(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """``function`` of every item, shared out to as many threads as there are cores; which one has which changes nothing."""
+    """``function`` of every item, in as many threads as there are cores; the result does not depend on their number."""
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:  # copying, BLAS and LAPACK hold no Python lock
         return list(pool.map(function, items))
 

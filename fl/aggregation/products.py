@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from fl.aggregation.blocks import places, side_by_side
 
@@ -52,7 +51,9 @@ def factor_blocks(factors: Factors, weights: np.ndarray) -> Iterator[Block]:
 
 
 def means(factors: Factors, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The weighted means of b a (d_out, d_in), of a and of b, float64, in one look at the devices."""
+    """The weighted means of b a (d_out, d_in), of a and of b, float64, in one pass over the devices."""
+    import torch  # here, so that settings can be read without it
+
     (rank, d_in), d_out = factors[0][0].shape, factors[0][1].shape[0]
     product, mean_a, mean_b = np.zeros((d_out, d_in)), np.zeros(rank * d_in), np.zeros(d_out * rank)
     for block in factor_blocks(factors, weights):
@@ -68,8 +69,8 @@ def sketched_gap(factors: Factors, weights: np.ndarray, directions: int) -> tupl
 
     Each of the d_out rows gets a random sign and one of ``directions`` sums (Charikar, Chen & Farach-Colton 2002, a count sketch):
     the squared norm of the sums is an unbiased estimate of the matrix's, with a relative standard error of at most
-    sqrt(2 / directions). Both matrices are seen through the same sums. The same ones each time: a diagnostic must not differ
-    between two looks at the same replies.
+    sqrt(2 / directions). Both matrices are seen through the same sums, drawn from a fixed seed: a diagnostic of the same replies must
+    be deterministic.
     """
     (rank, d_in), d_out = factors[0][0].shape, factors[0][1].shape[0]
     generator = np.random.default_rng(0)
@@ -92,6 +93,8 @@ def sketched_gap(factors: Factors, weights: np.ndarray, directions: int) -> tupl
 
 def norms(factors: Factors) -> np.ndarray:
     """The Frobenius norm of each b a, (devices,), from rank x rank Gram matrices: tr(b^T b a a^T)."""
+    import torch
+
     found = []
     for block in factor_blocks(factors, np.ones(len(factors))):
         a, b = torch.from_numpy(block.a), torch.from_numpy(block.b)

@@ -1,70 +1,121 @@
-"""The arms of a comparison: who trains what, and whose tensors decode.
+"""The arms of a comparison: who trains what, by which algorithms and schedule, and whose tensors decode.
 
 A *trained* arm owns a federation (or its absence); a *derived* arm only evaluates what a trained one left.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
+from fl.adapters.gates import GATES
+from fl.algorithms.base import Algorithm
+from fl.algorithms.personal.finetune import Finetune
+from fl.algorithms.personal.gates import Gates
+from fl.algorithms.schedule import Schedule
+from fl.algorithms.shared.fedavg import FedAvg
+from fl.algorithms.table import Chosen, chosen, make_algorithm
 from fl.settings.config import RunConfig
-from fl.settings.names import LAST_PREFIX, PERSONALIZATIONS
 
-BY_GATES = PERSONALIZATIONS[0]  # what gate and split say, as opposed to a method by name
-SPLITTING = ("fedper", "fedrep")  # methods that keep the last layers private
 EVERYONE = "everyone"  # the virtual device of the arm "centralized": the training data of all devices in one place
+HELD_OUT = ("zero-shot", "global", "neutral", "centralized")  # the arms that mean something for people who never train
+PERSONALIZED, NEUTRAL = "personalized", "neutral"
+REPORTED = (PERSONALIZED, "global", "local", "centralized")  # whose sizes a report is about, the first that there is
 
 
 @dataclass(frozen=True)
 class Arm:
-    """How one arm is trained."""
+    """How one arm is trained. ``shared`` is None where its devices do not federate.
+
+    ``devices`` is ``each``, or ``everyone`` for all data as one device; ``starts_from`` the arm whose final shared tensors are the
+    starting point; ``joint`` says that its gates, if it has any, train with the rest in every step.
+    """
 
     name: str
     gate: str
     split: str
-    devices: str = "each"  # "each" device trains, or "everyone": all data as one device
-    starts_from: str = ""  # arm whose final shared tensors are the starting point of one local phase
-    joint: bool = False  # its gates, if it has any, train with the rest in every step, not in a phase of their own
-    personal: str = BY_GATES  # how the devices come to models of their own: one of fl.settings.config.PERSONALIZATIONS
+    schedule: Schedule
+    personal: Algorithm
+    shared: Algorithm | None = None
+    local: tuple[Algorithm, ...] = ()
+    devices: str = "each"
+    starts_from: str = ""
+
+    @property
+    def federates(self) -> bool:
+        """Whether devices of this arm send updates, so that there is something to aggregate."""
+        return self.shared is not None
+
+    @property
+    def algorithms(self) -> tuple[Algorithm, ...]:
+        """Those that have a word in its local plans, in the order in which they change it."""
+        if self.devices == EVERYONE:  # all data in one place has no others to stay close to, nor to alternate with
+            return ()
+        return (self.personal, *self.local, *([self.shared] if self.shared is not None else []))
 
 
+@lru_cache(maxsize=256)
 def trained_arm(name: str, config: RunConfig) -> Arm | None:
     """The training that arm ``name`` needs; None for arms that only evaluate (``zero-shot``, ``neutral``)."""
     gate = config.gate if config.adapter.gated_arms == "all" else "none"
-    table = {
-        "local": Arm("local", gate, split="all-private", joint=True),
-        "global": Arm("global", gate, split="all-shared", joint=True),
-        "global+finetune": Arm("global+finetune", gate, split="all-private", starts_from="global", joint=True),
-        "personalized": _personalized(config),
-        "centralized": Arm("centralized", gate, split="all-shared", devices=EVERYONE, joint=True),
+    found = chosen(config)
+    plain = make_algorithm(config, Gates.name)
+    if name == PERSONALIZED:
+        gate, split = found.personal.trained(config)
+        return _arm(config, name, gate, split, found, joint=False)
+    kinds = {
+        "local": ("all-private", "each", ""),
+        "global": ("all-shared", "each", ""),
+        "global+finetune": ("all-private", "each", "global"),
+        "centralized": ("all-shared", EVERYONE, ""),
     }
-    return table.get(name)
+    if name not in kinds:
+        return None
+    split, devices, starts_from = kinds[name]
+    shared = found.shared if not found.shared.split else make_algorithm(config, FedAvg.name)
+    return _arm(config, name, gate, split, Chosen(shared, plain, found.local), devices, starts_from)
 
 
-def _personalized(config: RunConfig) -> Arm:
-    """The arm ``personalized``: the gated adapter and its split, or a method of the literature on plain LoRA."""
-    method = config.personal.personalization
-    if method == BY_GATES:
-        return Arm("personalized", gate=config.gate, split=config.adapter.split)
-    split = f"{LAST_PREFIX}{config.personal.personal_layers}" if method in SPLITTING else "all-shared"
-    return Arm("personalized", gate="none", split=split, personal=method)
+def untrained_arm(name: str, config: RunConfig) -> Arm:
+    """What stands for an arm that evaluates the frozen base: nothing is trained or shared."""
+    arm = trained_arm("centralized", config)
+    assert arm is not None
+    return replace(arm, name=name, gate="none", devices="each")
 
 
-def federates(arm: Arm) -> bool:
-    """Whether devices of this arm put together what they learned, so that a strategy has something to do."""
-    return arm.devices != EVERYONE and not arm.starts_from and arm.split != "all-private"
+def _arm(
+    config: RunConfig,
+    name: str,
+    gate: str,
+    split: str,
+    found: Chosen,
+    devices: str = "each",
+    starts_from: str = "",
+    *,
+    joint: bool = True,
+) -> Arm:
+    federates = devices != EVERYONE and not starts_from and split != "all-private"
+    gates, finetune = make_algorithm(config, Gates.name), make_algorithm(config, Finetune.name)
+    schedule = Schedule(
+        config.train,
+        gates.options,  # type: ignore[arg-type]
+        config.federation.rounds,
+        finetune.options.finetune_steps,  # type: ignore[attr-defined]
+        gated=bool(GATES.find(gate).parameters) and not joint,
+        exchanges=federates,
+        finetunes=bool(starts_from),
+    )
+    shared = found.shared if federates else None
+    return Arm(name, gate, split, schedule, found.personal, shared, found.local, devices, starts_from)
 
 
 def evaluated_as(name: str, config: RunConfig) -> tuple[Arm | None, bool]:
     """Whose tensors decode in arm ``name``: the trained arm (None is the frozen base), and whether its gates are neutral."""
-    if name == "neutral":
-        return trained_arm("personalized", config), True
+    if name == NEUTRAL:
+        return trained_arm(PERSONALIZED, config), True
     return trained_arm(name, config), False
-
-
-ADAPTER_OF_GATE = "gated-{}"
 
 
 def adapter_name(gate: str) -> str:
     """PEFT's name of the adapter slot for a gate; hyphenated, since names like ``decoder`` collide with modules."""
-    return ADAPTER_OF_GATE.format(gate)
+    return f"gated-{gate}"

@@ -1,28 +1,22 @@
-"""Studies of hostile devices: which of a simulation's devices are hostile, and texts that they learn wrongly on purpose.
+"""Hostile devices of a study that learn wrong targets on purpose.
 
-Attacks on updates are the aggregator's part of a simulation (``strategies/hostile.py``), since some of them look at what the
+Attacks on updates are the aggregator's part of a simulation (:mod:`fl.algorithms.hostile`), since some of them look at what the
 honest devices sent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import replace
 from typing import Any, cast
 
-from fl.core.rng import derive_random, derive_seed
+from fl.algorithms.hostile import attackers
+from fl.core.rng import derive_random
 from fl.settings.config import RunConfig
 from fl.settings.names import LABEL_SWAP
-from fl.tasks.task import Device, Task
+from fl.tasks.task import DeviceExamples, Task
 
 
-def attackers(devices: Collection[str], share: float, seed: int) -> frozenset[str]:
-    """The hostile ones: ``share`` of ``devices``, at least one, the same for the seed in whatever order they are named."""
-    count = min(len(devices), max(1, round(share * len(devices))))
-    return frozenset(sorted(devices, key=lambda device: derive_seed(seed, "attacker", device))[:count])
-
-
-def swapped(device: Device, seed: int) -> Device:
+def swapped(device: DeviceExamples, seed: int) -> DeviceExamples:
     """The device with each training example's target replaced by another example's."""
     order = list(range(len(device.train)))
     derive_random(seed, LABEL_SWAP, device.device_id).shuffle(order)
@@ -42,7 +36,7 @@ class LabelSwapped:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._task, name)
 
-    def device(self, device_id: str) -> Device:
+    def device(self, device_id: str) -> DeviceExamples:
         """One device's data, as it is or with swapped targets."""
         device = self._task.device(device_id)
         return swapped(device, self._seed) if device_id in self._hostile else device
@@ -50,8 +44,8 @@ class LabelSwapped:
 
 def attacked(task: Task, config: RunConfig) -> Task:
     """``task``, or with the setting ``attack = label-swap`` one whose hostile devices learn other texts."""
-    if config.federation.attack != LABEL_SWAP:
+    if not config.attack.swaps_labels:
         return task
     trained = [device for device in task.device_ids() if not task.is_new(device)]
-    hostile = attackers(trained, config.federation.attacker_share, config.seed)
+    hostile = attackers(trained, config.attack.attacker_share, config.seed)
     return cast(Task, LabelSwapped(task, hostile, config.seed))

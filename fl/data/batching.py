@@ -20,7 +20,7 @@ def buckets(
     positions would be padding, the overhead is halved until it is not; groups of equal sizes, where it ends, have none.
 
     Deterministic, and a function of the sizes alone: equal sizes are taken in the order of their indices. ``sizes`` must
-    be positive. Raises :class:`ValueError` for sizes, ``rows`` or ``padding`` that are out of range.
+    be positive. Raises ``ValueError`` for sizes, ``rows`` or ``padding`` that are out of range.
     """
     if rows < 1 or not 0 <= padding < 1 or group_cost < 0 or any(size < 1 for size in sizes):
         raise ValueError(

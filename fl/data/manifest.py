@@ -8,10 +8,11 @@ Required keys: ``audio`` (path relative to the manifest), ``text``, ``speaker``.
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from fl.core.errors import ManifestError, MetricError, TextError
 from fl.core.files import PUBLIC, write_atomically
@@ -22,9 +23,6 @@ LEVELS = ("word", "phrase", "sentence")
 SPLITS = ("train", "validation", "test")
 MAX_LINE_BYTES = 1 << 20
 MAX_UTTERANCES = 5_000_000
-
-REQUIRED_KEYS = ("audio", "text", "speaker")
-OPTIONAL_KEYS = ("id", "start", "end", "lang", "spans", "level", "loanwords", "session", "split")
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def read_manifest(path: str | Path) -> list[Utterance]:
                 raise ManifestError(f"{where}: the line is longer than {MAX_LINE_BYTES} bytes; one utterance a line")
             if not raw.strip():
                 continue
-            utterance = _Line(where, _decode(raw, where)).utterance(path, number)
+            utterance = _utterance(_decode(raw, where), where, path, number)
             if utterance.id in lines:
                 raise ManifestError(f"{where}: id {utterance.id!r} was already used in line {lines[utterance.id]}")
             if len(utterances) >= MAX_UTTERANCES:
@@ -93,11 +91,8 @@ def _row(utterance: Utterance, folder: Path) -> dict[str, Any]:
         "text": utterance.text,
         "speaker": utterance.speaker,
     }
-    for key in ("start", "end", "lang", "spans", "level", "loanwords", "session", "split"):
-        value = getattr(utterance, key)
-        if value is not None and value != ():
-            row[key] = value
-    return row
+    rest = {key: getattr(utterance, key) for key in FIELDS if key not in row}
+    return row | {key: value for key, value in rest.items() if value is not None and value != ()}
 
 
 def _decode(raw: bytes, where: str) -> dict[str, Any]:
@@ -110,87 +105,82 @@ def _decode(raw: bytes, where: str) -> dict[str, Any]:
     return value
 
 
-class _Line:
-    """Typed access to the fields of one line; every error names the file and the line."""
-
-    def __init__(self, where: str, row: dict[str, Any]) -> None:
-        self._where, self._row = where, row
-        for key in row:
-            if key not in (*REQUIRED_KEYS, *OPTIONAL_KEYS):
-                self._fail(f"unknown key {key!r}; known: {', '.join((*REQUIRED_KEYS, *OPTIONAL_KEYS))}")
-        for key in REQUIRED_KEYS:
-            if row.get(key) is None:
-                self._fail(f"{key!r} is missing; required: {', '.join(REQUIRED_KEYS)}")
-
-    def utterance(self, manifest: Path, number: int) -> Utterance:
-        """The line as an Utterance, checked as a whole."""
-        start, end = self._seconds("start"), self._seconds("end")
-        if end is not None and (start or 0.0) >= end:
-            self._fail(f"'start' {start or 0.0} is not before 'end' {end} (seconds)")
-        text, spans = self._transcript(), self._pairs("spans", "a word part and its language")
+def _utterance(row: dict[str, Any], where: str, manifest: Path, number: int) -> Utterance:
+    """The utterance of one line; every error names the file and the line."""
+    if unknown := [key for key in row if key not in FIELDS]:
+        raise ManifestError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(FIELDS)}")
+    if missing := [key for key in REQUIRED if row.get(key) is None]:
+        raise ManifestError(f"{where}: {missing[0]!r} is missing; required: {', '.join(REQUIRED)}")
+    found: dict[str, Any] = {}
+    for key in (key for key in FIELDS if row.get(key) is not None):
         try:
-            check_spans(text, spans)  # now, and not when hours of training are to be scored
-        except MetricError as error:
-            self._fail(f"'spans': {error}")
-        return Utterance(
-            id=self._string("id") or f"{manifest.stem}:{number}",
-            audio=Path(os.path.abspath(manifest.parent / self._required("audio"))),
-            text=text,
-            speaker=self._required("speaker"),
-            start=start,
-            end=end,
-            lang=self._string("lang"),
-            spans=spans,
-            level=self._choice("level", LEVELS),
-            loanwords=self._pairs("loanwords", "a matrix and a latin spelling"),
-            session=self._string("session"),
-            split=self._choice("split", SPLITS),
-        )
-
-    def _transcript(self) -> str:
-        try:
-            return normalize_text(self._string("text") or "")
+            found[key] = FIELDS[key](row[key])
+        except ValueError as error:
+            raise ManifestError(f"{where}: {key!r} {error}, this is {row[key]!r}") from None
         except TextError as error:
-            self._fail(f"'text': {error}")
+            raise ManifestError(f"{where}: {key!r}: {error}") from error
+    start, end = found.get("start", 0.0), found.get("end")
+    if end is not None and start >= end:
+        raise ManifestError(f"{where}: 'start' {start} is not before 'end' {end} (seconds)")
+    try:
+        check_spans(found["text"], found.get("spans", ()))  # now, and not when hours of training are to be scored
+    except MetricError as error:
+        raise ManifestError(f"{where}: 'spans': {error}") from error
+    audio = Path(os.path.abspath(manifest.parent / found["audio"]))
+    return Utterance(**{**found, "id": found.get("id") or f"{manifest.stem}:{number}", "audio": audio})
 
-    def _required(self, key: str) -> str:
-        value = self._string(key)
-        if not value or "\0" in value:
-            self._fail(f"{key!r} is empty or holds a zero character")
-        return value
 
-    def _string(self, key: str) -> str | None:
-        value = self._row.get(key)
-        if value is not None and not isinstance(value, str):
-            self._fail(f"{key!r} must be a string, this is {value!r}")
-        return value
+# One value each, as JSON has it; ValueError says what it must be.
 
-    def _seconds(self, key: str) -> float | None:
-        value = self._row.get(key)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-            self._fail(f"{key!r} must be a number of seconds from 0 up, this is {value!r}")
-        return float(value)
 
-    def _choice(self, key: str, allowed: Sequence[str]) -> str | None:
-        value = self._string(key)
-        if value is not None and value not in allowed:
-            self._fail(f"{key!r} must be one of {', '.join(allowed)}, this is {value!r}")
-        return value
+def _string(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("must be a string")
+    return value
 
-    def _pairs(self, key: str, meaning: str) -> tuple[tuple[str, str], ...]:
-        value = self._row.get(key)
-        if value is None:
-            return ()
-        if not isinstance(value, list) or not all(
-            isinstance(pair, list) and len(pair) == 2 and all(isinstance(item, str) for item in pair) for pair in value
-        ):
-            self._fail(f"{key!r} must be a list of pairs of strings ({meaning}), this is {value!r}")
-        try:
-            return tuple((normalize_text(first), normalize_text(second)) for first, second in value)
-        except TextError as error:
-            self._fail(f"{key!r}: {error}")
 
-    def _fail(self, message: str) -> NoReturn:
-        raise ManifestError(f"{self._where}: {message}")
+def _filled(value: object) -> str:
+    if not (text := _string(value)) or "\0" in text:
+        raise ValueError("is empty or holds a zero character")
+    return text
+
+
+def _transcript(value: object) -> str:
+    return normalize_text(_string(value))
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        raise ValueError("must be a number of seconds from 0 up")
+    return float(value)
+
+
+def _choice(allowed: Sequence[str], value: object) -> str:
+    if _string(value) not in allowed:
+        raise ValueError(f"must be one of {', '.join(allowed)}")
+    return str(value)
+
+
+def _pairs(meaning: str, value: object) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(item, str) for item in pair) for pair in value
+    ):
+        raise ValueError(f"must be a list of pairs of strings ({meaning})")
+    return tuple((normalize_text(first), normalize_text(second)) for first, second in value)
+
+
+FIELDS: dict[str, Callable[[Any], Any]] = {
+    "audio": _filled,
+    "text": _transcript,
+    "speaker": _filled,
+    "id": _string,
+    "start": _seconds,
+    "end": _seconds,
+    "lang": _string,
+    "spans": partial(_pairs, "a word part and its language"),
+    "level": partial(_choice, LEVELS),
+    "loanwords": partial(_pairs, "a matrix and a latin spelling"),
+    "session": _string,
+    "split": partial(_choice, SPLITS),
+}
+REQUIRED = ("audio", "text", "speaker")

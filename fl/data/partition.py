@@ -1,4 +1,4 @@
-"""Who trains on what: train, validation and test of each device, and people who never take part.
+"""Who trains on what: train, validation and test of each device, and held-out speakers.
 
 Two rules hold for every population. No text of a validation or test set, of anybody, stands in anybody's train set,
 also not in the other spelling of a loanword; train utterances that would break this are dropped and counted. And where
@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fl.core.errors import ConfigError
 from fl.core.rng import derive_random, derive_seed
@@ -25,7 +26,7 @@ to splits for all devices together instead, and sessions are ignored."""
 
 @dataclass(frozen=True)
 class DeviceData:
-    """The utterances of one device. New people have only ``test``."""
+    """The utterances of one device. Held-out speakers have only ``test``."""
 
     device_id: str
     train: tuple[Utterance, ...]
@@ -35,7 +36,7 @@ class DeviceData:
 
 @dataclass(frozen=True)
 class Population:
-    """Devices that take part and people who do not, both ordered by name; ``dropped`` utterances would have leaked text."""
+    """Devices that train and held-out speakers, both ordered by name; ``dropped`` utterances would have leaked text."""
 
     devices: tuple[DeviceData, ...]
     new_people: tuple[DeviceData, ...]
@@ -43,23 +44,9 @@ class Population:
     manifest: Path
 
 
-def load_population(
-    manifest: str | Path,
-    *,
-    seed: int,
-    validation_share: float = 0.15,
-    test_share: float = 0.25,
-    new_people: int | Sequence[str] = 0,
-) -> Population:
-    """Read ``manifest`` and split it: see :func:`read_manifest` and :func:`split_population` for what they raise."""
-    population = split_population(
-        read_manifest(manifest),
-        seed=seed,
-        validation_share=validation_share,
-        test_share=test_share,
-        new_people=new_people,
-    )
-    return replace(population, manifest=Path(manifest).absolute())
+def load_population(manifest: str | Path, **options: Any) -> Population:
+    """Read ``manifest`` and split it: see :func:`read_manifest` and :func:`split_population` for options and errors."""
+    return replace(split_population(read_manifest(manifest), **options), manifest=Path(manifest).absolute())
 
 
 def split_population(
@@ -72,24 +59,21 @@ def split_population(
 ) -> Population:
     """Split by speaker (= device), then by session or text, the same way for the same arguments in any order.
 
-    ``new_people`` is how many speakers to keep out, chosen by ``seed``, or their names; all they said is test. Shares are
+    ``new_people`` is how many speakers to hold out, chosen by ``seed``, or their names; all they said is test. Shares are
     of each device's utterances. A device with 1 utterance trains on it and is never scored, one with 2 trains on one
-    and is tested on the other, one with 3 has one of each. An utterance with its own ``split`` keeps it (that of a new
-    person is test all the same). Raises ConfigError for impossible shares or new people.
+    and is tested on the other, one with 3 has one of each. An utterance with its own ``split`` keeps it (that of a held-out
+    speaker is test all the same). Raises ConfigError for impossible shares or speakers.
     """
-    if min(validation_share, test_share) < 0 or validation_share + test_share >= 1:
-        raise ConfigError(
-            f"validation_share={validation_share} and test_share={test_share} must be at least 0 and leave some to train on"
-        )
+    check_shares(validation_share, test_share)
     by_speaker: dict[str, list[Utterance]] = defaultdict(list)
     for utterance in utterances:
         by_speaker[utterance.speaker].append(utterance)
     if not by_speaker:
         raise ConfigError("there are no utterances to split; check the manifest")
-    strangers = _choose_new_people(sorted(by_speaker), new_people, seed)
-    devices = {name: by_speaker[name] for name in sorted(by_speaker) if name not in strangers}
+    held_out = _choose_new_people(sorted(by_speaker), new_people, seed)
+    devices = {name: by_speaker[name] for name in sorted(by_speaker) if name not in held_out}
     keys = {u.id: fold_text(u.text, u.loanwords) for group in by_speaker.values() for u in group}
-    foreign = {keys[u.id] for name in strangers for u in by_speaker[name]}
+    foreign = {keys[u.id] for name in held_out for u in by_speaker[name]}
     wanted = {name: split_sizes(len(group), validation_share, test_share) for name, group in devices.items()}
 
     labels = _label_by_session(devices, wanted, keys, seed)
@@ -102,15 +86,27 @@ def split_population(
 
     return Population(
         devices=tuple(DeviceData(n, part(n, "train"), part(n, "validation"), part(n, "test")) for n in devices),
-        new_people=tuple(DeviceData(name, (), (), tuple(by_speaker[name])) for name in strangers),
+        new_people=tuple(DeviceData(name, (), (), tuple(by_speaker[name])) for name in held_out),
         dropped=len(leaking),
         manifest=Path(),
     )
 
 
+def check_shares(validation_share: float, test_share: float) -> None:
+    """Raises :class:`ConfigError` for shares that are negative or leave nothing to train on."""
+    if min(validation_share, test_share) < 0 or validation_share + test_share >= 1:
+        raise ConfigError(
+            f"validation-share = {validation_share} and test-share = {test_share} leave nothing to train on, or are negative: "
+            "together they must be below 1"
+        )
+
+
 def split_sizes(count: int, validation_share: float, test_share: float) -> dict[str, int]:
     """How many of ``count`` utterances each split should get: nearest to the shares, at least one of each when there are
-    3, a train and a test utterance when there are 2, and train before everything when there is 1."""
+    3, a train and a test utterance when there are 2, and train before everything when there is 1.
+
+    Raises :class:`ConfigError` for impossible shares."""
+    check_shares(validation_share, test_share)
     test = max(1, round(count * test_share)) if count >= 2 and test_share > 0 else 0
     validation = max(1, round(count * validation_share)) if count >= 3 and validation_share > 0 else 0
     return {"train": count - validation - test, "validation": validation, "test": test}

@@ -1,17 +1,24 @@
-"""What a method of adaptation is: which tensors of a frozen model are trained, and how they change what it computes."""
+"""What a method of adaptation is: which tensors of a frozen model are trained, and how they change what it computes.
+
+Loads without torch: what a method can do is asked where settings are read.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Protocol
 
-from peft.tuners.tuners_utils import check_target_module_exists
-from torch import Tensor, nn
-
-from fl.adapters.config import GatedLoraConfig
-from fl.adapters.state import Shapes, State, copy_state
+from fl.adapters.gates import NONE
 from fl.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from fl.adapters.state import Shapes, State
 
 Targets = str | list[str]
 
@@ -50,21 +57,75 @@ class Attached:
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy ``tensors`` in; names that are not given keep their values. Checked as :func:`fl.adapters.load_state` does."""
+        from fl.adapters.state import copy_state  # torch
+
         copy_state(tensors, self.parameters)
 
 
 @dataclass(frozen=True)
-class Method:
-    """One row of the table of methods.
+class Adaptation:
+    """The code of a method, which needs torch.
 
     ``attach(model, recipe)`` changes ``model``, whose tensors stay frozen, and ``shapes(model, recipe)`` says what it would train
-    without touching it. ``largest(model, recipe)`` is the largest size that fits and the name of the module that bounds it, None
-    for a method without a size.
+    without touching it. ``largest(model, recipe)`` is the largest size that fits and the name of the module that bounds it, for a
+    method with a size. ``fresh(model, recipe)`` gives the fresh tensors without touching the model, where that can be done.
     """
 
     attach: Callable[[nn.Module, Recipe], Attached]
     shapes: Callable[[nn.Module, Recipe], Shapes]
     largest: Callable[[nn.Module, Recipe], tuple[int, str]] | None = None
+    fresh: Callable[[nn.Module, Recipe], State] | None = None
+
+
+class AdapterSettings(Protocol):
+    """What a method asks of a run's settings."""
+
+    @property
+    def gate(self) -> str:
+        """The gate that is set."""
+        ...
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of adaptation: what it can do, and where its code is (``module:NAME`` of an :class:`Adaptation`).
+
+    ``low_rank``: what it trains are pairs A, B with a gate (:mod:`fl.adapters`), so it can be split by factor, trained in cohorts,
+    packed, served and given to devices of different ranks. ``sized``: it has a rank, width or length to choose; what others train
+    are tensors of the base itself. ``whole``: it trains all of the base. ``own_gate`` is the gate of its adapters; None takes
+    the one that is set.
+    """
+
+    name: str
+    code: str
+    low_rank: bool = False
+    sized: bool = True
+    whole: bool = False
+    own_gate: str | None = NONE.name
+
+    def gate(self, settings: AdapterSettings) -> str:
+        """The gate of the method's adapters in an arm with gates."""
+        return settings.gate if self.own_gate is None else self.own_gate
+
+    @cached_property
+    def adaptation(self) -> Adaptation:
+        """The code, loaded when it is first needed."""
+        found: Adaptation = resolve_name(self.code)
+        return found
+
+    def attach(self, model: nn.Module, recipe: Recipe) -> Attached:
+        """Put the method on ``model``, in place; the model's own tensors stay frozen."""
+        return self.adaptation.attach(model, recipe)
+
+    def shapes(self, model: nn.Module, recipe: Recipe) -> Shapes:
+        """Shapes of what the method would train, by name, sorted; ``model`` is not touched."""
+        return self.adaptation.shapes(model, recipe)
+
+    def largest(self, model: nn.Module, recipe: Recipe) -> tuple[int, str]:
+        """The largest size that fits, and the name of the module that bounds it. Raises :class:`ConfigError` without a size."""
+        if self.adaptation.largest is None:
+            raise ConfigError(f"method = {self.name!r} has no size to choose: its tensors are those of the base")
+        return self.adaptation.largest(model, recipe)
 
     def count(self, model: nn.Module, recipe: Recipe) -> int:
         """Trained parameters."""
@@ -72,72 +133,10 @@ class Method:
 
     def require_fit(self, model: nn.Module, recipe: Recipe) -> None:
         """Raise :class:`ConfigError` for a size that is larger than a layer, with the layer's name."""
-        if self.largest is None:
+        if not self.sized:
             return
         limit, module = self.largest(model, recipe)
         if recipe.size > limit:
             raise ConfigError(
                 f"rank = {recipe.size} is larger than {module} allows for method = {recipe.method!r}: at most {limit}"
             )
-
-
-WRAPPED = ".base_layer"  # what PEFT adds to the name of a map that it wraps
-
-
-def targeted(model: nn.Module, targets: Targets) -> list[tuple[str, nn.Linear]]:
-    """The linear maps that ``targets`` select, by name. Raises :class:`ConfigError` if there is none.
-
-    A map that carries an adapter of PEFT already, which wraps it, is found by the name that it had without.
-    """
-    config = GatedLoraConfig(target_modules=targets)
-    linear = [
-        (name.removesuffix(WRAPPED), module) for name, module in model.named_modules() if isinstance(module, nn.Linear)
-    ]
-    found = [(name, module) for name, module in linear if name and check_target_module_exists(config, name)]
-    if not found:
-        raise ConfigError(f"target_modules {targets!r} matches no linear map of this base: check sites")
-    return found
-
-
-def smallest_side(model: nn.Module, recipe: Recipe) -> tuple[int, str]:
-    """The rank that no targeted map exceeds, and the name of the map that bounds it."""
-    return min((min(linear.in_features, linear.out_features), name) for name, linear in targeted(model, recipe.targets))
-
-
-HEAD = "head"  # a task's own classifier on the base
-
-
-def heads(model: nn.Module, recipe: Recipe) -> list[tuple[str, nn.Linear]]:
-    """The targeted classifiers: a task puts a random one on the base, so a method that has nothing there trains it as it is."""
-    return [(name, linear) for name, linear in targeted(model, recipe.targets) if name.rpartition(".")[2] == HEAD]
-
-
-def head_shapes(model: nn.Module, recipe: Recipe) -> Shapes:
-    """Shapes of the parameters of :func:`heads`."""
-    return {
-        f"{name}.{n}": tuple(p.shape) for name, linear in heads(model, recipe) for n, p in linear.named_parameters()
-    }
-
-
-def own_heads(model: nn.Module, recipe: Recipe) -> dict[str, nn.Parameter]:
-    """Trained copies of the parameters of :func:`heads`, in their places."""
-    return {
-        f"{name}.{n}": own_parameter(linear, n, p.data)
-        for name, linear in heads(model, recipe)
-        for n, p in list(linear.named_parameters())
-    }
-
-
-def own_parameter(module: nn.Module, name: str, values: Tensor) -> nn.Parameter:
-    """A trained copy of ``values`` in the place of a module's parameter ``name``: the frozen tensor is untouched."""
-    parameter = nn.Parameter(values.detach().clone())
-    module._parameters[name] = parameter  # a parametrized module refuses setattr
-    return parameter
-
-
-def places(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
-    """``(full name, module, name in it, parameter)`` of every parameter, one that is tied at each of its places."""
-    for path, module in model.named_modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                yield (f"{path}.{name}" if path else name), module, name, parameter

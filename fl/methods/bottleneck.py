@@ -16,7 +16,8 @@ from torch.nn import functional
 from fl.adapters.layer import initial_a
 from fl.adapters.state import Shapes
 from fl.core.errors import ConfigError
-from fl.methods.base import Attached, Method, Recipe, head_shapes, own_heads, targeted
+from fl.methods.base import Adaptation, Attached, Recipe
+from fl.methods.targets import head_shapes, own_heads, targeted
 
 OUTPUTS = ("out_proj", "fc2", "output_dense", "output.dense", "o_proj")  # last linear maps of their sublayers
 
@@ -75,4 +76,4 @@ def _largest(model: nn.Module, recipe: Recipe) -> tuple[int, str]:
     return min((linear.out_features, name) for name, linear in _outputs(model, recipe))
 
 
-BOTTLENECK = Method(_attach, _shapes, _largest)
+BOTTLENECK = Adaptation(_attach, _shapes, _largest)

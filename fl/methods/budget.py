@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from fl.core.errors import ConfigError
 from fl.methods.base import Method, Recipe
 from fl.settings.names import MAX_RANK
+
+if TYPE_CHECKING:
+    from torch import nn
 
 FAR = 2.0  # a budget that even the closest size misses by this factor is refused
 
@@ -19,7 +21,7 @@ def budget_rank(method: Method, base: nn.Module, recipe: Recipe, parameters: int
     ``recipe`` gives everything but the size. Raises :class:`ConfigError` for a method without a size, and for a budget that no
     size comes near.
     """
-    if method.largest is None:
+    if not method.sized:
         raise ConfigError(
             f"parameter-budget = {parameters} and method = {recipe.method!r}: its tensors are those of the base, so it has no "
             "size to choose; set parameter-budget = 0"

@@ -16,7 +16,8 @@ from torch import nn
 from fl.adapters.layer import initial_a
 from fl.adapters.stacked import PEFT_PREFIX
 from fl.adapters.state import Shapes
-from fl.methods.base import Attached, Method, Recipe, smallest_side, targeted
+from fl.methods.base import Adaptation, Attached, Recipe
+from fl.methods.targets import smallest_side, targeted
 
 SLOT = "dora-method"  # hyphenated, since names like "decoder" collide with modules
 _PARTS = re.compile(rf"\.{SLOT}(?=\.|$)")
@@ -47,4 +48,4 @@ def _shapes(model: nn.Module, recipe: Recipe) -> Shapes:
     return dict(sorted(shapes.items()))
 
 
-DORA = Method(_attach, _shapes, smallest_side)
+DORA = Adaptation(_attach, _shapes, smallest_side)

@@ -1,7 +1,4 @@
-"""LoRA and its gated relatives (:mod:`fl.adapters`).
-
-``lora`` is ``gated-lora`` with the gate none, ``scalar-gate`` is ``gated-lora`` with the gate scalar.
-"""
+"""LoRA and its gated relatives (:mod:`fl.adapters`): one method, whose rows in the table differ by the gate."""
 
 from __future__ import annotations
 
@@ -9,10 +6,12 @@ from peft import get_peft_model
 from torch import nn
 
 from fl.adapters.config import GatedLoraConfig
-from fl.adapters.layer import gate_shapes
+from fl.adapters.fresh import fresh_adapter
+from fl.adapters.gates import GATES
 from fl.adapters.stacked import tensor_name
-from fl.adapters.state import Shapes, adapter_parameters
-from fl.methods.base import Attached, Method, Recipe, smallest_side, targeted
+from fl.adapters.state import Shapes, State, adapter_parameters
+from fl.methods.base import Adaptation, Attached, Recipe
+from fl.methods.targets import smallest_side, targeted
 
 SLOT = "gated-method"
 
@@ -36,10 +35,13 @@ def _attach(model: nn.Module, recipe: Recipe) -> Attached:
 def _shapes(model: nn.Module, recipe: Recipe) -> Shapes:
     shapes: Shapes = {}
     for name, linear in targeted(model, recipe.targets):
-        d_in, d_out, rank = linear.in_features, linear.out_features, recipe.size
-        own = {"A": (rank, d_in), "B": (d_out, rank), **gate_shapes(recipe.gate, d_in, d_out, rank)}
+        own = GATES[recipe.gate].shapes(linear.in_features, linear.out_features, recipe.size)
         shapes.update({tensor_name(name, what): shape for what, shape in own.items()})
     return dict(sorted(shapes.items()))
 
 
-LOW_RANK = Method(_attach, _shapes, smallest_side)
+def _fresh(model: nn.Module, recipe: Recipe) -> State:
+    return fresh_adapter(model, peft_config(recipe))
+
+
+LOW_RANK = Adaptation(_attach, _shapes, smallest_side, _fresh)

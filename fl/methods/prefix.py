@@ -25,7 +25,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from fl.adapters.state import Shapes
 from fl.core.errors import ConfigError
 from fl.core.rng import derive_seed
-from fl.methods.base import Attached, Method, Recipe, head_shapes, own_heads, targeted
+from fl.methods.base import Adaptation, Attached, Recipe
+from fl.methods.targets import head_shapes, own_heads, targeted
 
 ATTENTION = "idiolect-prefix"  # transformers' name of the attention function below
 START_STD = 0.02  # of keys and values, as that of a transformer's embeddings
@@ -131,4 +132,4 @@ def _largest(model: nn.Module, recipe: Recipe) -> tuple[int, str]:
     return min((heads * width, path) for path, (_, heads, width) in _attentions(model, recipe).items())
 
 
-PREFIX = Method(_attach, _shapes, _largest)
+PREFIX = Adaptation(_attach, _shapes, _largest)

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from fl.adapters.state import Shapes
 from fl.core.errors import ConfigError
 from fl.core.rng import derive_seed
-from fl.methods.base import Attached, Method, Recipe, head_shapes, heads, own_parameter, places
+from fl.methods.base import Adaptation, Attached, Recipe
+from fl.methods.targets import head_shapes, heads, own_parameter, places
 
 FIXED = ("encoder.embed_positions.weight",)  # Whisper's sinusoids are no weights: they are never trained, nor drawn
 Chosen = Callable[[nn.Module, Recipe], Callable[[str], bool]]
@@ -88,6 +89,6 @@ def _drawn(model: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
     return {f"{path}.{name}" if path else name: p.data for name, p in twin.named_parameters()}
 
 
-FULL = Method(_attach_by(_everything), _shapes_by(_everything))
-BITFIT = Method(_attach_by(_biases), _shapes_by(_biases))
-SCRATCH = Method(_attach_scratch, _shapes_by(_everything))
+FULL = Adaptation(_attach_by(_everything), _shapes_by(_everything))
+BITFIT = Adaptation(_attach_by(_biases), _shapes_by(_biases))
+SCRATCH = Adaptation(_attach_scratch, _shapes_by(_everything))

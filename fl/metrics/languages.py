@@ -4,10 +4,11 @@ A language is a code such as ``ko``; ``None`` is language-independent (digits, s
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from fl.core.errors import MetricError
-from fl.metrics.tokens import is_han, is_hangul_syllable, nfc, normalize_for_scoring, words
+from fl.metrics.tokens import nfc, normalize_for_scoring, words
+from fl.speech.text import script
 
 Spans = Sequence[tuple[str, str]]
 
@@ -19,14 +20,8 @@ _POINT = "."  # a decimal point inside one span is lost when spans cut a number 
 
 def letter_script(char: str) -> str | None:
     """``hangul``, ``han``, ``kana`` or ``alphabetic`` for a letter, ``None`` for digits, marks and signs."""
-    code = ord(char)
-    if is_hangul_syllable(char) or 0x1100 <= code <= 0x11FF or 0x3131 <= code <= 0x318E:
-        return "hangul"
-    if is_han(char):
-        return "han"
-    if 0x3041 <= code <= 0x30FF:
-        return "kana"
-    return "alphabetic" if char.isalpha() else None
+    found = script(char)
+    return found if found in SCRIPT_LANGUAGES else "alphabetic" if char.isalpha() else None
 
 
 def word_script(word: str) -> str | None:
@@ -68,6 +63,14 @@ def matrix_language(tags: Sequence[str | None]) -> str | None:
     """The language of most words, the first of them on a tie; ``None`` where no word has one."""
     counts = Counter(tag for tag in tags if tag is not None)
     return max(counts, key=counts.__getitem__) if counts else None  # max and Counter both keep first come, first
+
+
+def corpus_matrix_language(annotations: Iterable[Spans]) -> str | None:
+    """The language of most annotated words of a corpus, given the spans of each utterance once; ``None`` without annotations.
+
+    PIER counts errors at the words of all other languages, so that a sentence wholly in an embedded language counts whole.
+    """
+    return matrix_language([tag for spans in annotations for tag in span_tags(spans)])
 
 
 def span_tags(spans: Spans) -> list[str | None]:

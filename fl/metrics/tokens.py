@@ -10,20 +10,16 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Literal
 
-JamoForm = Literal["nfd", "compat", "compat_split"]
+from fl.speech.hangul import is_syllable, letters_of
+from fl.speech.text import script
 
-HANGUL_FIRST, HANGUL_LAST = 0xAC00, 0xD7A3
-_VOWELS_PER_LEAD, _TAILS_PER_VOWEL = 21, 28  # Unicode 3.12: syllable = (lead * 21 + vowel) * 28 + tail
-_LEADS = "ㄱㄲㄴㄷㄸㄹㅁㅂㅃㅅㅆㅇㅈㅉㅊㅋㅌㅍㅎ"
-_VOWELS = "ㅏㅐㅑㅒㅓㅔㅕㅖㅗㅘㅙㅚㅛㅜㅝㅞㅟㅠㅡㅢㅣ"
-_TAILS = " ㄱㄲㄳㄴㄵㄶㄷㄹㄺㄻㄼㄽㄾㄿㅀㅁㅂㅄㅅㅆㅇㅈㅊㅋㅌㅍㅎ"
+JamoForm = Literal["nfd", "compat", "compat_split"]
+JAMO_FORMS: tuple[JamoForm, ...] = ("nfd", "compat", "compat_split")
+
 _CLUSTERS = {
     **{"ㄳ": "ㄱㅅ", "ㄵ": "ㄴㅈ", "ㄶ": "ㄴㅎ", "ㅄ": "ㅂㅅ"},
     **{"ㄺ": "ㄹㄱ", "ㄻ": "ㄹㅁ", "ㄼ": "ㄹㅂ", "ㄽ": "ㄹㅅ", "ㄾ": "ㄹㅌ", "ㄿ": "ㄹㅍ", "ㅀ": "ㄹㅎ"},
 }
-
-_HAN_RANGES = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x323AF))
-_HAN_SINGLES = frozenset("々〇")
 
 _BRACKETED_EVENT = re.compile(r"\[[^\[\]]*\]")
 _THOUSANDS_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
@@ -32,17 +28,6 @@ _POINT_HOLDER = "\ue000"  # a private-use character that stands for a decimal po
 _SPOKEN_SIGNS = frozenset("%&@#")  # read aloud as words, although Unicode calls them punctuation
 _JOINING_SIGNS = frozenset("\"'`´")  # no space where they stood: don't, "bug"는
 _SPACING_SIGNS = frozenset("~～")
-
-
-def is_hangul_syllable(char: str) -> bool:
-    """Whether ``char`` is a precomposed Hangul syllable, U+AC00 to U+D7A3."""
-    return HANGUL_FIRST <= ord(char) <= HANGUL_LAST
-
-
-def is_han(char: str) -> bool:
-    """Whether ``char`` is a Han character (unified ideographs and extensions, the iteration mark, the zero)."""
-    code = ord(char)
-    return any(first <= code <= last for first, last in _HAN_RANGES) or char in _HAN_SINGLES
 
 
 def nfc(text: str) -> str:
@@ -93,7 +78,7 @@ def mixed_tokens(text: str) -> list[str]:
     for word in words(text):
         run = ""
         for char in word:
-            if is_hangul_syllable(char) or is_han(char):
+            if is_syllable(char) or script(char) == "han":
                 tokens.extend([run, char] if run else [char])
                 run = ""
             else:
@@ -112,20 +97,14 @@ def jamo(text: str, form: JamoForm) -> list[str]:
     """
     letters: list[str] = []
     for char in characters(text):
-        if not is_hangul_syllable(char):
-            letters.extend(_CLUSTERS.get(char, char) if form == "compat_split" else char)
-        elif form == "nfd":
-            letters.extend(unicodedata.normalize("NFD", char))
-        else:
-            letters.extend(_compatibility_jamo(char, split=form == "compat_split"))
+        if is_syllable(char):
+            char = unicodedata.normalize("NFD", char) if form == "nfd" else letters_of(char)
+        letters.extend(_split_clusters(char) if form == "compat_split" else char)
     return letters
 
 
-def _compatibility_jamo(syllable: str, *, split: bool) -> str:
-    rest, tail = divmod(ord(syllable) - HANGUL_FIRST, _TAILS_PER_VOWEL)
-    lead, vowel = divmod(rest, _VOWELS_PER_LEAD)
-    final = _TAILS[tail] if tail else ""
-    return _LEADS[lead] + _VOWELS[vowel] + (_CLUSTERS.get(final, final) if split else final)
+def _split_clusters(letters: str) -> str:
+    return "".join(_CLUSTERS.get(letter, letter) for letter in letters)
 
 
 def fold_loanwords(text: str, pairs: Sequence[tuple[str, str]]) -> str:

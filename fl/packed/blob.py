@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fl.core.errors import AdapterError
-from fl.packed.header import CODES, SCALES, Entry, PackedInfo, Part, parse, refuse, write_header
+from fl.packed.header import CODES, SCALES, PackedInfo, TensorEntry, TensorPart, parse, refuse, write_header
 
 __all__ = ["PackedInfo", "digest", "pack", "read_info", "unpack"]
 
@@ -42,27 +42,32 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def pack(tensors: Mapping[str, npt.NDArray[Any]], info: PackedInfo) -> bytes:
+def pack(tensors: Mapping[str, npt.NDArray[Any]], info: PackedInfo, like: bytes = b"") -> bytes:
     """``tensors`` (of one or two dimensions, by dotted name) with ``info`` as one blob in the precision ``info.dtype``.
 
+    A tensor that is bit-equal in the int8 blob ``like`` is stored as it is there: where a scale is below the normal range of
+    float16 an int8 tensor is not always its own nearest, so that it would drift by being unpacked and packed again.
     Raises :class:`AdapterError` for NaN, infinity, a value beyond float16, and for whatever :func:`unpack` would refuse.
     """
     if info.dtype not in CODES:
         raise AdapterError(f"precision {info.dtype!r} is not known: give one of {', '.join(CODES)}")
     code, _ = CODES[info.dtype]
-    parts: list[Part] = []
-    scales: list[npt.NDArray[np.float16]] = []
+    parts: list[TensorPart] = []
+    scales: list[npt.NDArray[Any]] = []
+    kept = _stored(like)[1] if like and info.dtype == read_info(like).dtype == "int8" else {}
     for name in sorted(tensors):
         values = _float32(name, tensors[name])
         if info.dtype == "int8":
             stored, scale = _quantize(values)
+            if name in kept and np.array_equal(_value(name, *kept[name]), values):
+                stored, scale = kept[name]
             scales.append(scale)
         else:
             stored = values.astype(_NUMPY[info.dtype])
-        parts.append(Part(name, code, values.shape, stored.tobytes()))
+        parts.append(TensorPart(name, code, values.shape, stored.tobytes()))
     if scales:  # two bytes an entry before one byte an entry: every tensor is aligned
         joined = np.concatenate(scales).astype("<f2")
-        parts.insert(0, Part(SCALES, "F16", joined.shape, joined.tobytes()))
+        parts.insert(0, TensorPart(SCALES, "F16", joined.shape, joined.tobytes()))
     data = write_header(parts, info) + b"".join(part.content for part in parts)
     parse(data)  # nothing is packed that could not be unpacked
     return data
@@ -81,7 +86,7 @@ def _float32(name: str, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     return np.ascontiguousarray(values, dtype=np.float32)
 
 
-def _quantize(values: npt.NDArray[np.float32]) -> tuple[npt.NDArray[Any], npt.NDArray[np.float16]]:
+def _quantize(values: npt.NDArray[np.float32]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Entries of int8 in the shape of ``values``, and the scale of each row ``(rows,)``."""
     rows = np.atleast_2d(values).astype(np.float64)  # exact enough that an entry never rounds away from its nearest
     exact = np.abs(rows).max(axis=1) / 127
@@ -101,32 +106,43 @@ def unpack(data: bytes) -> tuple[Arrays, PackedInfo]:
 
     Raises :class:`AdapterError`, and nothing else, for anything that :func:`pack` would not have written.
     """
+    info, found = _stored(data)
+    return {name: _value(name, stored, scale) for name, (stored, scale) in found.items()}, info
+
+
+def _stored(data: bytes) -> tuple[PackedInfo, dict[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]]]:
+    """What a blob says of itself; of each tensor the entries as they are stored, and the scale of each row, none but in int8."""
     info, entries, start = parse(data)
-    scales = _scales(data, entries.pop(SCALES), start) if info.dtype == "int8" else None
-    tensors: Arrays = {}
+    scales = _scales(data, entries.pop(SCALES), start) if info.dtype == "int8" else np.empty(0, np.float32)
+    found = {}
     row = 0
     for name in sorted(entries):
         entry = entries[name]
-        values = _read(data, entry, start, _NUMPY[info.dtype])
-        if scales is not None:
-            if bool(np.any(values == -128)):
-                refuse(f"tensor {name!r} holds -128, which symmetric int8 has not")
-            values = (np.atleast_2d(values) * scales[row : row + entry.rows, None]).reshape(entry.shape)
-            values = np.clip(values, -MAX_VALUE, MAX_VALUE)  # a scale is rounded up, and 127 times it may be beyond
-            row += entry.rows
-        if not bool(np.all(np.abs(values) <= MAX_VALUE)):
-            refuse(f"tensor {name!r} holds NaN, infinity or a value beyond float16", "use an earlier one")
-        tensors[name] = values.astype(np.float32)
-    return tensors, info
+        found[name] = _read(data, entry, start, _NUMPY[info.dtype]), scales[row : row + entry.rows]
+        row += entry.rows
+    return info, found
 
 
-def _scales(data: bytes, entry: Entry, start: int) -> npt.NDArray[np.float32]:
+def _value(name: str, stored: npt.NDArray[Any], scale: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """The values of a tensor from what is stored of it."""
+    values = stored
+    if scale.size:
+        if bool(np.any(stored == -128)):
+            refuse(f"tensor {name!r} holds -128, which symmetric int8 has not")
+        values = (np.atleast_2d(stored) * scale[:, None]).reshape(stored.shape)
+        values = np.clip(values, -MAX_VALUE, MAX_VALUE)  # a scale is rounded up, and 127 times it may be beyond
+    if not bool(np.all(np.abs(values) <= MAX_VALUE)):
+        refuse(f"tensor {name!r} holds NaN, infinity or a value beyond float16", "use an earlier one")
+    return values.astype(np.float32)
+
+
+def _scales(data: bytes, entry: TensorEntry, start: int) -> npt.NDArray[np.float32]:
     scales = _read(data, entry, start, _NUMPY["float16"]).astype(np.float32)
     if not bool(np.all((scales >= 0) & (scales <= MAX_SCALE))):
         refuse(f"a scale is negative, NaN or above {MAX_SCALE:.0f}")
     return scales
 
 
-def _read(data: bytes, entry: Entry, start: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+def _read(data: bytes, entry: TensorEntry, start: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """A view of the blob."""
     return np.frombuffer(data, dtype, math.prod(entry.shape), start + entry.start).reshape(entry.shape)

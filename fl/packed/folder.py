@@ -67,9 +67,23 @@ def _read_config(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise AdapterError(f"{path} is not an adapter configuration: {error}; get it again") from error
-    if not isinstance(values, dict) or values.get("peft_type") != PEFT_TYPE:
-        raise AdapterError(f"{path} does not describe a {PEFT_TYPE} adapter: only those are packed")
-    return values
+    require_low_rank(values, str(path))
+    return dict(values)
+
+
+def require_low_rank(values: object, source: str) -> None:
+    """Raise :class:`AdapterError`, which says why and what to do, unless ``values`` configure an adapter of low rank."""
+    if not isinstance(values, dict):
+        raise AdapterError(f"{source} holds {type(values).__name__}, not the configuration of an adapter: get it again")
+    if "method" in values:
+        raise AdapterError(
+            f"{source} is of method {str(values['method'])[:40]!r}: only low-rank adapters are rows of a batch, so only those are packed "
+            "and served; decode it with 'idiolect transcribe --adapter FOLDER', or train with method = 'gated-lora' or 'lora'"
+        )
+    if values.get("peft_type") != PEFT_TYPE:
+        raise AdapterError(
+            f"{source} describes {str(values.get('peft_type'))[:40]!r}, not a {PEFT_TYPE} adapter: load it with PEFT itself"
+        )
 
 
 def _read_tensors(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:

@@ -41,7 +41,7 @@ _REMEDY = "pack it again with 'idiolect device adapter export', or get it again"
 class PackedInfo:
     """What a blob says of itself. ``tokenizer`` is the hexadecimal SHA-256 of the tokenizer that it was trained with, or
     empty where that is not known; ``config`` is what ``adapter_config.json`` has (``r``, ``lora_alpha``, ``gate``, ...);
-    ``tensors`` is their number, which :func:`pack` counts itself."""
+    ``tensors`` is their number, which :func:`fl.packed.blob.pack` counts itself."""
 
     base_name: str
     base_fingerprint: str
@@ -55,7 +55,7 @@ class PackedInfo:
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """Where a tensor lies in the data."""
 
     dtype: str
@@ -70,7 +70,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Part:
+class TensorPart:
     """A tensor as it is written: ``content`` is its bytes, little-endian, row by row."""
 
     name: str
@@ -84,7 +84,7 @@ def refuse(reason: str, remedy: str = _REMEDY) -> NoReturn:
     raise AdapterError(f"not a sound packed adapter: {reason}; {remedy}")
 
 
-def write_header(parts: Sequence[Part], info: PackedInfo) -> bytes:
+def write_header(parts: Sequence[TensorPart], info: PackedInfo) -> bytes:
     """Everything before the data of ``parts``, which lie one behind the other. The same bytes for the same content."""
     header: dict[str, object] = {"__metadata__": _metadata(info, sum(part.name != SCALES for part in parts))}
     offset = 0
@@ -107,7 +107,7 @@ def _metadata(info: PackedInfo, tensors: int) -> dict[str, str]:
     return {**texts, **fixed, "config": config}
 
 
-def parse(data: bytes) -> tuple[PackedInfo, dict[str, Entry], int]:
+def parse(data: bytes) -> tuple[PackedInfo, dict[str, TensorEntry], int]:
     """The header of a blob, checked: what it says, where its tensors are (``scales`` too), and where the data begins."""
     if len(data) > MAX_PACKED_BYTES:
         refuse(f"it has {len(data):,} bytes, more than the {MAX_PACKED_BYTES:,} that an adapter may have")
@@ -189,7 +189,7 @@ def _check_setting(value: object, depth: int) -> None:
         refuse(f"its configuration is nested more than {MAX_DEPTH} deep")
 
 
-def _entry(name: str, value: dict[str, Any]) -> Entry:
+def _entry(name: str, value: dict[str, Any]) -> TensorEntry:
     if value.keys() != _ENTRY_KEYS or not isinstance(value["dtype"], str):
         refuse(f"entry {name[:99]!r} is not of the form dtype, shape, data_offsets")
     if name != SCALES and (len(name) > MAX_TEXT or not _NAME.fullmatch(name)):
@@ -198,7 +198,7 @@ def _entry(name: str, value: dict[str, Any]) -> Entry:
     start, end = _numbers(name, value["data_offsets"], (2,))
     if 0 in shape:
         refuse(f"tensor {name!r} is empty")
-    return Entry(value["dtype"], shape, start, end)
+    return TensorEntry(value["dtype"], shape, start, end)
 
 
 def _numbers(name: str, value: object, lengths: tuple[int, ...]) -> tuple[int, ...]:
@@ -209,7 +209,7 @@ def _numbers(name: str, value: object, lengths: tuple[int, ...]) -> tuple[int, .
     return tuple(value)
 
 
-def _check_entries(info: PackedInfo, entries: Mapping[str, Entry], data_bytes: int) -> None:
+def _check_entries(info: PackedInfo, entries: Mapping[str, TensorEntry], data_bytes: int) -> None:
     """Dtypes, counts and scales, and that the tensors tile the data: no gap, no overlap, nothing behind."""
     tensors = {name: entry for name, entry in entries.items() if name != SCALES}
     if not 1 <= len(tensors) <= MAX_TENSORS:

@@ -1,1 +1,4 @@
-"""Keeping private what is private."""
+"""Differential privacy, secure sums and the attackers of an audit: clipping, noise, accounting, masks.
+
+Knows updates as arrays by name; not how they were trained, nor the messages that carry them.
+"""

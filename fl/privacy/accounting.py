@@ -1,6 +1,6 @@
 """What rounds of noisy sums cost: epsilon and delta, by Google's dp-accounting library.
 
-A round is a :class:`Mechanism`: how devices were sampled, and the noise multiplier z, the noise's standard deviation over the
+A round is a :class:`Scheme`, which says how devices are sampled, and a noise multiplier z, the noise's standard deviation over the
 clipping norm C. *Neighbouring* runs differ in one person: ``add-remove`` (present or absent; the sum moves by at most C) or
 ``replace-one`` (the same number of people, one is another; it moves by at most 2 C).
 
@@ -10,8 +10,7 @@ clipping norm C. *Neighbouring* runs differ in one person: ``add-remove`` (prese
 | ``poisson`` | each with the same probability, independently | add-remove | pld, rdp |
 | ``fixed`` | a fixed number, drawn without replacement | replace-one | rdp |
 
-pld (privacy loss distributions, Koskela et al. 2020,
-Doroshenko et al. 2022) is the tighter one; rdp (Renyi, Mironov 2017) is faster.
+pld (privacy loss distributions, Koskela et al. 2020, Doroshenko et al. 2022) is the tighter one; rdp (Renyi, Mironov 2017) is faster.
 """
 
 from __future__ import annotations
@@ -151,7 +150,7 @@ RELATION_TEXT = {
     REPLACE_ONE: "two runs are neighbours if one person's data is replaced by anything else; the number of people is public",
 }
 TRUST_TEXT = {
-    "server": "the aggregator sees each update, adds the noise itself and is trusted to; the promise is against those who see "
+    "server": "the aggregator sees each update, adds the noise itself and is trusted to; the guarantee is against those who see "
     "the models it releases",
     "distributed": "the aggregator sees only noisy sums (secure aggregation), and as many devices as planned add their share "
     "of the noise honestly and keep it to themselves",
@@ -194,6 +193,6 @@ def statement(
     ]
     if delta >= 1.0 / scheme.population:
         lines.append(
-            f"- WARNING: delta is not below 1 / population = {1.0 / scheme.population:g}: this promises one person little"
+            f"- WARNING: delta is not below 1 / population = {1.0 / scheme.population:g}: this protects one person little"
         )
     return "\n".join(lines)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from fl.privacy.dp import PrivacyError, check_positive, norm
+from fl.privacy.dp import PrivacyError, check_positive
 from fl.privacy.randomness import fresh_key, standard_normal
 
 
@@ -41,10 +38,6 @@ class AdaptiveClipping:
     def update_multiplier(self) -> float:
         """``(z^-2 - (2 sigma_b)^-2)^(-1/2)``: the multiplier of the noise on the updates; a bit moves its sum by 1/2."""
         return float((self.noise_multiplier**-2 - (2.0 * self.count_deviation) ** -2) ** -0.5)
-
-    def bit(self, update: Mapping[str, np.ndarray]) -> float:
-        """A device's contribution to the second sum: 1/2 if its norm is within the bound, else -1/2."""
-        return 0.5 if norm(update) <= self.bound else -0.5
 
     def next(self, bits: float, devices: float, key: bytes | None = None, *, noisy: bool = False) -> AdaptiveClipping:
         """The setting for the next round from the sum of ``bits`` and the public number of ``devices``.

@@ -30,7 +30,7 @@ _SLACK = 1.0 - 2.0**-20  # rounding to float32 must not lift a clipped norm abov
 
 
 class PrivacyError(IdiolectError):
-    """Settings, updates or records with which no privacy can be promised. Nothing was released."""
+    """Settings, updates or records for which there is no privacy guarantee. Nothing was released."""
 
 
 def difference(new: Mapping[str, np.ndarray], old: Mapping[str, np.ndarray]) -> Update:
@@ -77,45 +77,35 @@ def layer_of(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _factor(update: Mapping[str, np.ndarray], bound: float) -> float:
-    """What to multiply all tensors with so that their norm is at most ``bound``: 1 if it is."""
-    before = norm(update)
-    if not math.isfinite(before):
-        _check_finite(update)
-    return 1.0 if before <= bound else bound / before * _SLACK
+# What is clipped together. One loud layer cannot silence the others where each has its own bound.
+CLIPPING: dict[str, Callable[[str], str]] = {"flat": lambda name: "", "per-layer": layer_of}
 
 
-def flat_factors(update: Mapping[str, np.ndarray], bound: float) -> dict[str, float]:
-    """Flat clipping: one factor for the whole update, so that its direction stays."""
-    return dict.fromkeys(update, _factor(update, bound))
+def clip_factors(update: Mapping[str, np.ndarray], bound: float, clipping: str = "flat") -> dict[str, float]:
+    """What to multiply each tensor with so that the norm of all is at most ``bound``; 1 where nothing needs to be clipped.
 
-
-def layer_factors(update: Mapping[str, np.ndarray], bound: float) -> dict[str, float]:
-    """Each of the L layers is clipped to ``bound / sqrt(L)``, so that the whole is within ``bound`` again.
-
-    One loud layer then cannot silence the others. Which layers there are must be the same for all devices.
+    ``flat`` has one factor for the whole update, so that its direction stays. With ``per-layer`` each of the L layers is
+    clipped to ``bound / sqrt(L)``; which layers there are must be the same for all devices. :class:`PrivacyError` names a
+    tensor with NaN or infinity.
     """
-    layers: dict[str, dict[str, np.ndarray]] = {}
+    if clipping not in CLIPPING:
+        raise PrivacyError(f"clipping {clipping!r} is unknown: use one of {', '.join(CLIPPING)}")
+    group_of = CLIPPING[clipping]
+    groups: dict[str, dict[str, np.ndarray]] = {}
     for name, value in update.items():
-        layers.setdefault(layer_of(name), {})[name] = value
-    each = bound / math.sqrt(max(1, len(layers)))
-    factors = {layer: _factor(part, each) for layer, part in layers.items()}
-    return {name: factors[layer_of(name)] for name in update}
-
-
-CLIPPING = {"flat": flat_factors, "per-layer": layer_factors}
+        groups.setdefault(group_of(name), {})[name] = value
+    each = check_positive(bound, "clipping norm") / math.sqrt(max(1, len(groups)))
+    norms = {group: norm(part) for group, part in groups.items()}
+    if not all(map(math.isfinite, norms.values())):
+        _check_finite(update)
+    factors = {group: 1.0 if length <= each else each / length * _SLACK for group, length in norms.items()}
+    return {name: factors[group_of(name)] for name in update}
 
 
 def clip(update: Mapping[str, np.ndarray], bound: float, clipping: str = "flat") -> Update:
-    """The update scaled so that its norm is at most ``bound``. :class:`PrivacyError` names a tensor with NaN or infinity."""
-    factors = _clipping(clipping)(update, check_positive(bound, "clipping norm"))
+    """The update times its :func:`clip_factors`, in float32."""
+    factors = clip_factors(update, bound, clipping)
     return {name: np.multiply(v, factors[name], dtype=np.float64).astype(np.float32) for name, v in update.items()}
-
-
-def _clipping(name: str) -> Callable[[Mapping[str, np.ndarray], float], dict[str, float]]:
-    if name not in CLIPPING:
-        raise PrivacyError(f"clipping {name!r} is unknown: use one of {', '.join(CLIPPING)}")
-    return CLIPPING[name]
 
 
 def weight_of(examples: float, cap: float | None) -> float:
@@ -136,14 +126,10 @@ def add_noise(sums: Mapping[str, np.ndarray], deviation: float, key: bytes | Non
     if not math.isfinite(deviation) or deviation < 0:
         raise PrivacyError(f"standard deviation of noise is {deviation}: it must be 0 or more")
     names = sorted(sums)
-    noise = standard_normal(key or fresh_key(), sum(sums[name].size for name in names)) * deviation
-    noisy: Sums = {}
-    start = 0
-    for name in names:
-        size = sums[name].size
-        noisy[name] = sums[name] + noise[start : start + size].reshape(sums[name].shape)
-        start += size
-    return noisy
+    sizes = [sums[name].size for name in names]
+    noise = standard_normal(key or fresh_key(), sum(sizes)) * deviation
+    parts = np.split(noise, np.cumsum(sizes, dtype=int))
+    return {name: sums[name] + part.reshape(sums[name].shape) for name, part in zip(names, parts, strict=False)}
 
 
 def noisy_mean(
@@ -157,27 +143,20 @@ def noisy_mean(
 ) -> Sums:
     """Noise at the server: the formula at the top of this module for ``(weight, update)`` of each device that answered.
 
-    Devices that dropped out are simply not there: the noise stays as it is, and so does the promise. ``total_weight`` is W,
+    Devices that dropped out are simply not there: the noise stays as it is, and so does the guarantee. ``total_weight`` is W,
     for example the expected number of devices; it must not be computed from who answered. Updates are streamed.
     """
-    find_factors = _clipping(clipping)
-    check_positive(bound, "clipping norm")
     sums: Sums = {}
-    shapes: dict[str, tuple[int, ...]] | None = None
     for weight, update in updates:
         if not 0.0 <= weight <= 1.0:
             raise PrivacyError(f"weight {weight} is outside 0 to 1: form it with weight_of")
-        found = {name: value.shape for name, value in update.items()}
-        if shapes is not None and found != shapes:
+        factors = clip_factors(update, bound, clipping)
+        terms = {name: np.multiply(v, weight * factors[name], dtype=np.float64) for name, v in update.items()}
+        sums = sums or {name: np.zeros(term.shape) for name, term in terms.items()}
+        if {name: term.shape for name, term in terms.items()} != {name: total.shape for name, total in sums.items()}:
             raise PrivacyError("devices sent tensors of other names or shapes: all must share the same ones")
-        shapes = found
-        factors = find_factors(update, bound)
-        for name, value in update.items():
-            term = np.multiply(value, weight * factors[name], dtype=np.float64)
-            if name in sums:
-                sums[name] += term
-            else:
-                sums[name] = term
+        for name, term in terms.items():
+            sums[name] += term
     if not sums:
         raise PrivacyError("no device answered: there is nothing to add noise to; skip the round")
     noisy = add_noise(sums, noise_multiplier * bound, key)
@@ -188,7 +167,7 @@ def noisy_mean(
 class DistributedNoise:
     """Each device adds its share of the noise, and nobody adds it all: for sums that the server sees only as sums.
 
-    A share has standard deviation ``z C / sqrt(honest)``. The sum has the promised noise as long as at least ``honest``
+    A share has standard deviation ``z C / sqrt(honest)``. The sum has the planned noise as long as at least ``honest``
     devices that answered added their share and keep it to themselves; a device that works with the server does not count.
     """
 
@@ -217,18 +196,12 @@ class DistributedNoise:
         """Standard deviation of what one device adds to its clipped, weighted update."""
         return self.noise_multiplier * self.bound / math.sqrt(self.honest)
 
-    def effective(self, answered: int, colluding: int = 0) -> float:
-        """The noise multiplier that a sum over ``answered`` devices really has: at least z while the assumption holds."""
-        return self.noise_multiplier * math.sqrt(max(0, answered - colluding) / self.honest)
 
+def privatize(update: Mapping[str, np.ndarray], bound: float, deviation: float, key: bytes | None = None) -> Update:
+    """Clip at the device and add noise of standard deviation ``deviation`` there, float32.
 
-def privatize_locally(
-    update: Mapping[str, np.ndarray], bound: float, noise_multiplier: float, key: bytes | None = None
-) -> Update:
-    """Clip at the device and add all the noise there, ``z * C``: the server need not be trusted with anything.
-
-    Two different updates are up to 2 C apart: one message alone is a Gaussian mechanism of multiplier ``z / 2``.
+    With all the noise, z C, the server need not be trusted with anything. Two different updates are up to 2 C apart, so one
+    message alone is a Gaussian mechanism of multiplier z / 2.
     """
-    clipped = clip(update, bound)
-    noisy = add_noise(clipped, check_positive(noise_multiplier, "noise multiplier") * bound, key)
+    noisy = add_noise(clip(update, bound), check_positive(deviation, "standard deviation of noise"), key)
     return {name: value.astype(np.float32) for name, value in noisy.items()}

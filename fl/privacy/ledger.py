@@ -13,8 +13,9 @@ import hashlib
 import json
 import math
 import os
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -56,6 +57,10 @@ class Charge:
     part: str = ""
 
 
+def _by_noise(charges: Iterable[Charge]) -> Counter[float]:
+    return Counter(charge.noise_multiplier for charge in charges)
+
+
 def _line(content: Mapping[str, object]) -> bytes:
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
@@ -65,9 +70,9 @@ def _hash(data: bytes) -> str:
 
 
 class Ledger:
-    """The account at ``path``, opened or begun. ``settings`` are all that the promise rests on beside scheme and budget.
+    """The account at ``path``, opened or begun. ``settings`` are what the guarantee depends on beside scheme and budget.
 
-    Raises :class:`PrivacyError` if the file is damaged or belongs to other settings: a promise cannot change half way.
+    Raises :class:`PrivacyError` if the file is damaged or belongs to other settings: a guarantee cannot change half way.
     """
 
     def __init__(
@@ -107,7 +112,7 @@ class Ledger:
             return [], 0, _hash(self._header)
         if lines[0] != self._header:
             raise PrivacyError(
-                f"{self.path} was begun with other settings, or is damaged: what was promised then cannot change; "
+                f"{self.path} was begun with other settings, or is damaged: the guarantee given then cannot change; "
                 "go on with those settings, or start a run of its own with a new budget"
             )
         charges: list[Charge] = []
@@ -137,33 +142,29 @@ class Ledger:
 
     def rounds(self) -> dict[float, int]:
         """Number of paid rounds by noise multiplier."""
-        return dict(Counter(charge.noise_multiplier for charge in self.charges))
+        return _by_noise(self.charges)
 
     def spent(self) -> float:
         """Epsilon of all paid rounds at the budget's delta."""
-        return epsilon(self.scheme, self.rounds(), self.budget.delta)
+        return self._cost(self.charges)
+
+    def _cost(self, charges: Iterable[Charge]) -> float:
+        return epsilon(self.scheme, _by_noise(charges), self.budget.delta)
 
     def charge(self, round_index: int, noise_multiplier: float, part: str = "") -> float:
         """Pay for a round before it runs; returns epsilon with it. :class:`BudgetError` if that is above the budget."""
         with self._locked():
             charges, size, before = self._read()
-            rounds = Counter(charge.noise_multiplier for charge in charges)
-            rounds[noise_multiplier] += 1
-            after = epsilon(self.scheme, rounds, self.budget.delta)
+            charge = Charge(round_index, float(noise_multiplier), part)
+            after = self._cost([*charges, charge])
             if after > self.budget.epsilon:
                 raise BudgetError(
                     f"round {round_index} would bring epsilon to {after:.4g} at delta {self.budget.delta:g}, the budget is "
                     f"{self.budget.epsilon:g} ({len(charges)} rounds are paid): stop here, or begin a new run with more noise, "
                     "a smaller sample or a larger budget"
                 )
-            entry: dict[str, object] = {
-                "round": round_index,
-                "noise_multiplier": float(noise_multiplier),
-                "epsilon": after,
-                "before": before,
-            }
-            if part:
-                entry["part"] = part
+            entry = {name: value for name, value in asdict(charge).items() if value != ""}  # most runs have one part
+            entry |= {"epsilon": after, "before": before}
             self._append(size, (b"" if size else self._header) + _line(entry))
             return after
 
@@ -185,20 +186,12 @@ class Ledger:
 
     def affordable(self, noise_multiplier: float, most: int = 100_000) -> int:
         """How many further rounds at ``noise_multiplier`` the budget allows, up to ``most``."""
-        paid = self.rounds()
+        paid, further = self.charges, Charge(0, noise_multiplier)
 
-        def fits(count: int) -> bool:
-            rounds = Counter(paid)
-            rounds[noise_multiplier] += count
-            return epsilon(self.scheme, rounds, self.budget.delta) <= self.budget.epsilon
+        def cost(count: int) -> float:
+            return self._cost([*paid, *[further] * count])
 
-        if not fits(1):
-            return 0
-        low = 1
-        while low < most and fits(min(2 * low, most)):
-            low = min(2 * low, most)
-        high = min(2 * low, most + 1)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if fits(middle) else (low, middle)
-        return low
+        high = 1  # the first power of two that does not fit, so that no account of needlessly many rounds is formed
+        while high <= most and cost(high) <= self.budget.epsilon:
+            high *= 2
+        return bisect_right(range(min(high, most + 1)), self.budget.epsilon, lo=high // 2 + 1, key=cost) - 1

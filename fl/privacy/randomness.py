@@ -2,7 +2,7 @@
 
 NumPy's generators are made for statistics: their state can be computed from their output. Whoever knows the noise takes it
 off, so the noise of differential privacy needs the same bits as encryption. A key from a seed (:func:`key_from_seed`) is for
-tests and simulations, where a result must come again.
+tests and simulations, where a result must be deterministic.
 """
 
 from __future__ import annotations

@@ -1,37 +1,42 @@
 """What a message between aggregator and device is made of, as Flower records.
 
-Aggregator to node: ``job`` (what to do, for which devices), ``settings`` (the run's configuration, flat) and ``shared`` (the
-shared tensors). Node to aggregator, for all its devices together:
+Aggregator to node: ``job`` (what to do, for which devices), ``settings`` (the run's configuration, flat), ``shared`` (the
+shared tensors) and, to evaluate with, ``corrections`` of frozen weights (:mod:`fl.adapters.correction`). Node to aggregator, for
+all its devices together:
 
 | record | holds |
 | --- | --- |
 | ``devices`` | ``ids`` of the devices that answered, one for each row of what follows |
 | ``counts`` | their numbers in columns: a list for each name |
-| ``shared`` | their shared tensors, each with a leading dimension of devices; not with ``edge`` aggregation |
-| ``encoded`` | instead of ``shared``: their updates as bytes of a codec, each with a leading dimension of devices |
-| ``sum``, ``totals`` | with ``edge`` aggregation: float64 sums of weight times tensor, their ``weight`` and number of ``devices`` |
+| ``updates`` | their updates (difference to what was sent), each with a leading dimension of devices; not with ``edge`` aggregation |
+| ``encoded`` | instead of ``updates``: as bytes of a codec, each with a leading dimension of devices |
+| ``sum``, ``totals`` | with ``edge`` aggregation: float64 sums of weight times update, their ``weight`` and number of ``devices`` |
 | ``secure-sum:<participant>`` | a message of a secure sum; the masked vector instead of any tensor |
 | ``counts:<device>`` | of a device that failed, or has other numbers than the first |
 
-A node may also answer device by device, with ``shared:<device>`` and ``counts:<device>``. Nothing else may come back:
-:mod:`fl.protocol.guard` checks it.
+Nothing else may come back: :class:`fl.protocol.reply.ReplySchema` is the one definition, by which the client writes, the guard checks
+and the aggregator reads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
+from fl.algorithms.plan import Phase
 from fl.core.errors import ConfigError, IdiolectError
 from fl.metrics import Counts
 from fl.settings.config import RunConfig, flat, make_config
+from fl.settings.fields import Value
 
-JOB, SETTINGS_RECORD, SHARED = "job", "settings", "shared"
+JOB, SETTINGS_RECORD, SHARED, CORRECTIONS = "job", "settings", "shared", "corrections"
+UPDATES = "updates"
 COUNTS, DEVICES, SUM, TOTALS = "counts", "devices", "sum", "totals"
 ENCODED, SECURE = "encoded", "secure-sum"
 PAYLOAD = "update"  # the one array of ENCODED: a device's encodings end to end
@@ -43,9 +48,6 @@ ARRAY_HEADER_BYTES = 128  # of a tensor as Flower serializes it: NumPy's header
 FIELDS = ("substitutions", "deletions", "insertions", "reference")
 
 
-FEDERATE, PERSONALIZE, FINETUNE = "federate", "personalize", "finetune"
-
-
 @dataclass(frozen=True)
 class Job:
     """What a node is asked to do in one message."""
@@ -53,7 +55,7 @@ class Job:
     arm: str
     round: int
     devices: tuple[str, ...]
-    phase: str = FEDERATE  # or one that sends nothing shared back: PERSONALIZE (the last rounds), FINETUNE (after them)
+    phase: Phase = Phase.FEDERATE  # only this one sends updates back
     split: str = "validation"  # data to evaluate on
     final: bool = False  # write transcripts and adapters to the device's own disk
     parallel: int = 1  # messages in flight beside this one, itself included: sets the threads of a step
@@ -67,7 +69,7 @@ class Job:
                 "arm": self.arm,
                 "round": self.round,
                 "device-ids": list(self.devices),
-                "phase": self.phase,
+                "phase": self.phase.value,
                 "split": self.split,
                 "final": self.final,
                 "parallel": self.parallel,
@@ -84,7 +86,7 @@ class Job:
                 arm=str(record["arm"]),
                 round=int(record["round"]),  # type: ignore[call-overload]
                 devices=tuple(str(d) for d in record["device-ids"]),  # type: ignore[attr-defined]
-                phase=str(record["phase"]),
+                phase=Phase(str(record["phase"])),
                 split=str(record["split"]),
                 final=bool(record["final"]),
                 parallel=int(record["parallel"]),  # type: ignore[call-overload]
@@ -103,8 +105,13 @@ def settings_record(config: RunConfig) -> ConfigRecord:
 
 
 def read_settings(content: RecordDict) -> RunConfig:
-    """The configuration that a message carries."""
-    return make_config(dict(content.config_records.get(SETTINGS_RECORD, {})))
+    """The configuration that a message carries; the same object for the same values."""
+    return _config(tuple(sorted(content.config_records.get(SETTINGS_RECORD, {}).items())))
+
+
+@lru_cache(maxsize=16)
+def _config(values: tuple[tuple[str, Value], ...]) -> RunConfig:
+    return make_config(dict(values))
 
 
 def to_arrays(tensors: Mapping[str, Tensor]) -> ArrayRecord:
@@ -117,13 +124,8 @@ def from_arrays(record: ArrayRecord) -> dict[str, Tensor]:
     return {name: torch.from_numpy(np.array(array.numpy())) for name, array in record.items()}
 
 
-def arrays_bytes(record: ArrayRecord) -> int:
-    """Bytes of the tensors as Flower serializes them: each with NumPy's header of 128 bytes, without the envelope."""
-    return sum(len(array.data) for array in record.values())
-
-
 def tensors_bytes(tensors: Iterable[Tensor]) -> int:
-    """What :func:`arrays_bytes` would be of these tensors alone, without serializing them."""
+    """Bytes of tensors as Flower serializes them: each with NumPy's header of 128 bytes, without the envelope."""
     return sum(t.numel() * t.element_size() + ARRAY_HEADER_BYTES for t in tensors)
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves on disk: names, rows and files.
+"""What a run leaves on disk: the names of its files, what each holds, and how they are written and read.
 
-Knows no strategy and no page that shows it.
+Knows no strategy, no device and no page that shows it: values go in and come out as plain numbers, texts and counts.
 """

@@ -25,7 +25,7 @@ _SCAN_SHARE = 1 / 16  # of the budget: after so many bytes of its own a process 
 
 
 @dataclass(frozen=True)
-class Kind:
+class ArrayKind:
     """A type of values and the four bytes that say so in a file."""
 
     magic: bytes
@@ -42,7 +42,7 @@ class ArrayCache:
     writes and look at the folder now and then, so N of them may go over by N/16 of the budget before one notices.
     """
 
-    def __init__(self, root: Path, suffix: str, kinds: tuple[Kind, ...], *, budget: int, largest: int) -> None:
+    def __init__(self, root: Path, suffix: str, kinds: tuple[ArrayKind, ...], *, budget: int, largest: int) -> None:
         self.root, self.suffix, self.kinds = root, suffix, kinds
         self.budget = budget
         self.largest = largest  # bytes of a file that could be ours; anything above is not read

@@ -44,15 +44,21 @@ def load_audio(path: str | Path, start: float | None = None, end: float | None =
         with soundfile.SoundFile(str(path)) as file:
             rate = int(file.samplerate)
             first, count = _frame_range(path, start, end, rate, len(file))
-            file.seek(first)
-            samples = file.read(count, dtype="float32", always_2d=True)
+            audio = read_mono(file, first, count)
     except (soundfile.SoundFileError, RuntimeError) as error:
         raise AudioError(f"{path}: cannot be read as audio ({error}); use {_FORMATS}") from error
-    if samples.shape[0] == 0:
+    if not len(audio):
         raise AudioError(f"{path}: holds no samples; record it again or leave it out")
+    return audio
+
+
+def read_mono(file: soundfile.SoundFile, first: int, count: int) -> Waveform:
+    """``count`` frames from frame ``first`` on of an open file, as float32 ``(samples,)`` at 16 kHz: channels averaged, resampled."""
+    file.seek(first)
+    samples = file.read(count, dtype="float32", always_2d=True)
     mono = samples.mean(axis=1, dtype=np.float32)
-    if rate != SAMPLE_RATE:
-        mono = soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ").astype(np.float32)
+    if file.samplerate != SAMPLE_RATE and len(mono):
+        mono = soxr.resample(mono, file.samplerate, SAMPLE_RATE, quality="HQ").astype(np.float32)
     return np.ascontiguousarray(mono)
 
 

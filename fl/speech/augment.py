@@ -7,25 +7,23 @@ whatever the backend. Nothing of it reaches a cache, and without it examples are
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, overload
+from dataclasses import dataclass
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 import soxr
 
-from fl.core.rng import derive_generator
-from fl.settings.config import TrainConfig
+from fl.settings.tables import AugmentationTable
 from fl.speech.audio import MAX_SECONDS, MIN_SECONDS, SAMPLE_RATE, Waveform
-from fl.tasks.task import Example
 
 BAND_SHARE = 27 / 80  # of the mel bands: the widest frequency mask at strength 1, F of SpecAugment's policies
 SPAN_SHARE, SPAN_FRAMES = 0.2, 100  # of an utterance, and frames of 10 ms: the longest time mask, p and T
 MASKS = 2  # of each kind
 QUIETER_DB = 20.0  # noise is drawn between the setting and this much less of it
-VARIED = "varied"  # in an example's details: its features are its own alone, no cache holds them
 
 Array = npt.NDArray[Any]
+Item = TypeVar("Item")
 
 
 def change_speed(audio: Waveform, factor: float) -> Waveform:
@@ -74,59 +72,45 @@ class Augmentation:
     noise_snr_db: float = 0.0
 
     @classmethod
-    def of(cls, train: TrainConfig) -> Augmentation:
+    def of(cls, settings: AugmentationTable) -> Augmentation:
         """That of the settings."""
-        return cls(train.spec_augment, train.speed_perturbation, train.noise_snr)
+        return cls(settings.spec_augment, settings.speed_perturbation, settings.noise_snr)
 
     @property
     def active(self) -> bool:
         """Whether anything is done."""
         return self != Augmentation()
 
-    def heard(self, audio: Waveform, generator: np.random.Generator) -> Waveform:
+    def of_audio(self, audio: Waveform, generator: np.random.Generator) -> Waveform:
         """One drawing of ``audio`` (samples,)."""
         speed, less = 1 + self.speed * generator.uniform(-1, 1), QUIETER_DB * generator.random()
         if self.speed:
             audio = change_speed(audio, speed)
         return add_noise(audio, self.noise_snr_db + less, generator) if self.noise_snr_db else audio
 
+    def of_features(self, features: Array, frames: int, generator: np.random.Generator) -> Array:
+        """One drawing of ``features`` (bands, columns) of ``frames`` frames, after that of their audio."""
+        return mask_features(features, frames, self.spec_augment, generator) if self.spec_augment else features
 
-class VariedExamples(Sequence[Example]):
-    """Examples of which each is drawn when it is first used: a local phase uses few of a device's."""
 
-    def __init__(
-        self,
-        examples: Sequence[Example],
-        augmentation: Augmentation,
-        seed: int,
-        audio_of: Callable[[Example], Waveform],
-        features_of: Callable[[Waveform], Array],
-        frames_of: Callable[[Array], int],
-    ) -> None:
-        self._examples, self._augmentation, self._seed = examples, augmentation, seed
-        self._audio_of, self._features_of, self._frames_of = audio_of, features_of, frames_of
-        self._drawn: dict[int, Example] = {}
+class DrawnLater(Sequence[Item]):
+    """``draw`` of each item, made when it is first used: a local phase uses few of a device's examples."""
+
+    def __init__(self, items: Sequence[Item], draw: Callable[[Item], Item]) -> None:
+        self._items, self._draw = items, draw
+        self._drawn: dict[int, Item] = {}
 
     def __len__(self) -> int:
-        return len(self._examples)
+        return len(self._items)
 
     @overload
-    def __getitem__(self, index: int) -> Example: ...
+    def __getitem__(self, index: int) -> Item: ...
     @overload
-    def __getitem__(self, index: slice) -> Sequence[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
+    def __getitem__(self, index: slice) -> Sequence[Item]: ...
+    def __getitem__(self, index: int | slice) -> Item | Sequence[Item]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         place = range(len(self))[index]
         if place not in self._drawn:
-            self._drawn[place] = self._draw(self._examples[place])
+            self._drawn[place] = self._draw(self._items[place])
         return self._drawn[place]
-
-    def _draw(self, example: Example) -> Example:
-        generator = derive_generator(self._seed, "augment", example.key)
-        features = self._features_of(self._augmentation.heard(self._audio_of(example), generator))
-        frames = self._frames_of(features)
-        if self._augmentation.spec_augment:
-            features = mask_features(features, frames, self._augmentation.spec_augment, generator)
-        utterance = example.inputs[0]
-        return replace(example, inputs=(utterance, features), size=frames, details={**example.details, VARIED: True})

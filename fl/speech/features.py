@@ -12,9 +12,10 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
+from transformers.audio_utils import mel_filter_bank
 
 from fl.core.errors import AudioError
-from fl.speech.arrays import GIB, ArrayCache, Kind
+from fl.speech.arrays import GIB, ArrayCache, ArrayKind
 
 Window = Literal["trimmed", "full"]
 WINDOWS: tuple[Window, ...] = ("trimmed", "full")
@@ -59,20 +60,16 @@ def heard_frames(samples: int) -> int:
 
 @lru_cache(maxsize=4)
 def mel_filters(mels: int) -> npt.NDArray[np.float64]:
-    """Triangular filters (201 frequencies, ``mels``) from 0 to 8 kHz on Slaney's scale, each of equal area.
-
-    Slaney's scale is linear under 1 kHz (200/3 Hz a mel) and logarithmic above it (27 mel for a factor of 6.4).
-    """
-    knee_mel, log_step = 1000 / (200 / 3), np.log(6.4) / 27
-    top = knee_mel + np.log(SAMPLE_RATE / 2 / 1000) / log_step
-    points = np.linspace(0, top, mels + 2)
-    hertz = np.where(points < knee_mel, points * (200 / 3), 1000 * np.exp(log_step * (points - knee_mel)))
-    bins = np.linspace(0, SAMPLE_RATE / 2, FFT_SAMPLES // 2 + 1)
-    widths = np.diff(hertz)
-    offsets = hertz[None, :] - bins[:, None]
-    rising, falling = -offsets[:, :-2] / widths[:-1], offsets[:, 2:] / widths[1:]
-    triangles = np.maximum(0, np.minimum(rising, falling))
-    filters: npt.NDArray[np.float64] = triangles * (2 / (hertz[2:] - hertz[:-2]))[None, :]
+    """Triangular filters (201 frequencies, ``mels``) from 0 to 8 kHz on Slaney's scale, each of equal area."""
+    filters: npt.NDArray[np.float64] = mel_filter_bank(
+        num_frequency_bins=FFT_SAMPLES // 2 + 1,
+        num_mel_filters=mels,
+        min_frequency=0.0,
+        max_frequency=SAMPLE_RATE / 2,
+        sampling_rate=SAMPLE_RATE,
+        norm="slaney",
+        mel_scale="slaney",
+    )
     return filters
 
 
@@ -117,7 +114,7 @@ class FeatureCache:
 
     def __init__(self, root: Path, budget: int = BUDGET) -> None:
         largest = 64 + 2 * MAX_MELS * FULL_SAMPLES // HOP_SAMPLES
-        self._arrays = ArrayCache(root, ".mel", (Kind(self._MAGIC, "<f2"),), budget=budget, largest=largest)
+        self._arrays = ArrayCache(root, ".mel", (ArrayKind(self._MAGIC, "<f2"),), budget=budget, largest=largest)
 
     def path(self, audio: Audio, mels: int, window: Window) -> Path:
         """Where the features of ``audio`` are or would be."""

@@ -10,35 +10,22 @@ import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import nn
 from transformers import Wav2Vec2ForCTC, WhisperForConditionalGeneration
 
+from fl.bases.base import SpeechBase
 from fl.core.errors import BaseModelError
-from fl.speech.arrays import GIB, ArrayCache, Kind
+from fl.speech.arrays import GIB, ArrayCache, ArrayKind
 
 BUDGET = 8 * GIB  # about 12,000 minutes of speech at d_model 512
 LARGEST = 1 << 25  # bytes; 1,500 states of 4,096 values in float32 are under it
 _VERSION = b"IDP1"
 
 States = npt.NDArray[Any]
-
-
-class Encoder(Protocol):
-    """A base, as far as frozen activations care."""
-
-    fingerprint: str
-
-    def state_count(self, features: npt.NDArray[Any]) -> int:
-        """Encoder states of an utterance."""
-        ...
-
-    def prefix_states(self, features: npt.NDArray[Any], layers: int) -> npt.NDArray[np.float32]:
-        """Activations (states, d_model) entering layer ``layers`` of the frozen encoder."""
-        ...
 
 
 def frozen_layers(model: nn.Module, targets: str | Sequence[str]) -> int:
@@ -110,10 +97,10 @@ class PrefixCache:
 
     def __init__(self, root: Path, budget: int = BUDGET) -> None:
         # Activations beyond half precision's range are kept in full: some models have a few large ones.
-        kinds = (Kind(b"IDPh", "<f2"), Kind(b"IDPf", "<f4"))
+        kinds = (ArrayKind(b"IDPh", "<f2"), ArrayKind(b"IDPf", "<f4"))
         self._arrays = ArrayCache(root, ".states", kinds, budget=budget, largest=LARGEST)
 
-    def states(self, base: Encoder, features: npt.NDArray[Any], layers: int) -> States:
+    def states(self, base: SpeechBase, features: npt.NDArray[Any], layers: int) -> States:
         """What enters layer ``layers`` (states, d_model) for ``features`` (mels, frames); the encoder's output for all.
 
         float16, or float32 where a value would overflow. Computed alone, so that it is a function of the features.
@@ -129,7 +116,7 @@ class PrefixCache:
         self._arrays.write(key, made)
         return made
 
-    def path(self, base: Encoder, features: npt.NDArray[Any], layers: int) -> Path:
+    def path(self, base: SpeechBase, features: npt.NDArray[Any], layers: int) -> Path:
         """Where the states of ``features`` are or would be."""
         return self._arrays.path(self._key(base.fingerprint, features, layers))
 

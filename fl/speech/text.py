@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Literal
 
 from fl.core.errors import TextError
@@ -52,6 +53,7 @@ def normalize_text(text: str) -> str:
     return folded
 
 
+@lru_cache(maxsize=4096)
 def script(char: str) -> Script:
     """Script of one character. ``digit`` is any decimal digit, ``other`` punctuation, spaces and all other scripts."""
     code = ord(char)

@@ -7,18 +7,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peft import get_peft_model
+from torch import Tensor, nn
 
-from fl.adapters.config import GatedLoraConfig
-from fl.adapters.files import load_adapter
-from fl.adapters.state import adapter_shapes, check_tensors, load_state
-from fl.bases.speech import load_speech_base
-from fl.core.errors import AudioError
-from fl.speech.audio import MAX_SECONDS, SAMPLE_RATE, check_speech, load_audio, split_at_silence
+from fl.adapters.correction import (
+    corrected,
+    corrected_fingerprint,
+    find_correction,
+    load_correction,
+    require_fingerprint,
+    split_fingerprint,
+)
+from fl.adapters.files import AdapterInfo, load_adapter
+from fl.adapters.state import State, check_tensors
+from fl.bases.base import SpeechBase
+from fl.bases.resolve import load_speech_base
+from fl.core.errors import AdapterError, AudioError
+from fl.methods import MethodInfo, Recipe, attach, load_method
+from fl.methods.files import is_method
+from fl.speech.audio import MAX_SECONDS, SAMPLE_RATE, Waveform, check_speech, load_audio, split_at_silence
 from fl.speech.features import Window, heard_frames
 
 SILENCE_PEAK = 1e-3  # -60 dB of full scale: a piece under it has no words
-SLOT = "gated-transcribe"
 
 
 @dataclass(frozen=True)
@@ -30,34 +39,88 @@ class Piece:
     text: str
 
 
-def transcribe_file(
-    path: Path, base_name: str, adapter: Path | None, *, beams: int = 1, language: str = ""
-) -> list[Piece]:
-    """Transcribe ``path`` with a person's adapter, or with the frozen base alone.
+@dataclass(frozen=True)
+class Trained:
+    """What a run wrote for a device, by any method: tensors, how to attach them, and what they are for."""
 
+    tensors: State
+    recipe: Recipe
+    info: AdapterInfo | MethodInfo
+
+    @classmethod
+    def read(cls, folder: Path) -> Trained:
+        """Read a folder. Raises :class:`fl.core.errors.AdapterError` for one that is damaged."""
+        if is_method(folder):
+            tensors, method = load_method(folder)
+            return cls(tensors, method.recipe, method)
+        tensors, info = load_adapter(folder)
+        chosen = info.config.target_modules
+        targets = chosen if isinstance(chosen, str) else sorted(chosen or ())
+        return cls(
+            tensors, Recipe("gated-lora", info.config.r, info.config.lora_alpha, info.config.gate, targets, 0), info
+        )
+
+    def corrections(self, folder: Path, given: Path | None, base: SpeechBase) -> dict[str, Tensor]:
+        """What is to be added to the weights of ``base``: of the file ``given``, else of the run's file that the fingerprint names.
+
+        Raises :class:`fl.core.errors.AdapterError` if tensors, base and correction do not go together.
+        """
+        digest = split_fingerprint(self.info.base_fingerprint)[1]
+        path = given or (find_correction(folder, digest) if digest else None)
+        corrections = {} if path is None else load_correction(path, base.fingerprint)
+        fingerprint = corrected_fingerprint(base.fingerprint, corrections) if digest else base.fingerprint
+        require_fingerprint(self.info.base_fingerprint, fingerprint)
+        self.info.require_base(fingerprint)
+        return corrections
+
+    def on(self, base: SpeechBase) -> nn.Module:
+        """A model of ``base`` with all tensors in their places."""
+        attached = attach(base.new_model(), self.recipe)
+        check_tensors(self.tensors, attached.shapes())
+        attached.load(self.tensors)
+        return attached.model
+
+
+def transcribe_file(
+    path: Path,
+    base_name: str,
+    adapter: Path | None,
+    *,
+    beams: int = 1,
+    language: str = "",
+    correction: Path | None = None,
+) -> list[Piece]:
+    """Transcribe ``path`` with what a person's device trained, by any method, or with the frozen base alone.
+
+    ``correction`` is a file of :mod:`fl.adapters.correction`; an adapter that was trained under one finds it in its run's folder.
     Audio longer than the window is split at silence. Raises :class:`fl.core.errors.AudioError` for unusable audio and
     :class:`fl.core.errors.AdapterError` for an adapter that is damaged or belongs to another base.
     """
     audio = load_audio(path)
     if len(audio) / SAMPLE_RATE <= MAX_SECONDS:
         check_speech(audio, str(path))
-    tensors, info = load_adapter(adapter) if adapter is not None else (None, None)
-    base = load_speech_base(info.base_name if info is not None and not base_name else base_name or "whisper-base")
-    model = base.new_model()
-    window: Window = base.alone_window or "trimmed"
-    if info is not None and tensors is not None:
-        info.require_base(base.fingerprint)
-        config = GatedLoraConfig(
-            r=info.config.r,
-            lora_alpha=info.config.lora_alpha,
-            gate=info.config.gate,
-            target_modules=info.config.target_modules,
-        )
-        model = get_peft_model(model, config, adapter_name=SLOT).eval()
-        check_tensors(tensors, adapter_shapes(model, SLOT))
-        load_state(model, tensors, SLOT)
-        window = "full" if info.window == "full" else "trimmed"
-        language = language or info.language
+    if adapter is None:
+        if correction is not None:
+            raise AdapterError(
+                f"{correction} corrects the mean of adapters: give the adapter too, with --adapter FOLDER"
+            )
+        base = load_speech_base(base_name or "whisper-base")
+        pieces = _transcribed(audio, base, base.new_model(), base.alone_window or "trimmed", beams, language)
+    else:
+        trained = Trained.read(adapter)
+        base = load_speech_base(base_name or trained.info.base_name)
+        corrections, info = trained.corrections(adapter, correction, base), trained.info
+        window: Window = "full" if info.window == "full" else "trimmed"
+        with corrected(trained.on(base), corrections) as model:
+            pieces = _transcribed(audio, base, model, window, beams, language or info.language)
+    if not pieces:
+        raise AudioError(f"{path}: silent throughout; check the recording")
+    return pieces
+
+
+def _transcribed(
+    audio: Waveform, base: SpeechBase, model: nn.Module, window: Window, beams: int, language: str
+) -> list[Piece]:
     pieces = []
     for start, end in split_at_silence(audio):
         part = audio[start:end]
@@ -67,6 +130,4 @@ def transcribe_file(
             batch = base.collate([base.features(part, window)], None, window, language or None)
             text = base.generate(model, batch, beams=beams, heard=[heard_frames(len(part))])[0]
         pieces.append(Piece(start / SAMPLE_RATE, end / SAMPLE_RATE, text))
-    if not pieces:
-        raise AudioError(f"{path}: silent throughout; check the recording")
     return pieces

@@ -1,37 +1,94 @@
-"""What tasks with a classifier on a frozen transformer encoder have in common: modules, targets, the head, losses, memory."""
+"""A task of classes on a frozen transformer encoder: the model with its head, losses, memory; a subclass has the examples."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fl.core.compute import choose_device, precision
 from fl.core.errors import ConfigError
 from fl.core.rng import derive_seed
-from fl.settings.config import SETTINGS, RunConfig
+from fl.settings.config import RunConfig
+from fl.tasks.devices import NamedDevices
+from fl.tasks.task import Example
 
 ENCODER_SELF, FFN = "encoder.self", "ffn"
 HEAD = "head"  # what a model's classifier is called
 HEAD_STD = 0.02  # as transformers draws the heads of its models
 FLOAT = 4  # bytes
 
-Module = TypeVar("Module", bound=nn.Module)
 
+class ClassifierTask(NamedDevices):
+    """Half of a :class:`fl.tasks.task.Task`: what is left to a subclass are examples, batches, predictions and scores.
 
-def own_base(config: RunConfig, default: str) -> str:
-    """The base that was asked for; ``default`` where the setting ``base`` was left as it is, since that is a recognizer."""
-    return default if config.base.base == SETTINGS["base"].default else config.base.base
+    ``model`` is an encoder with a head of :func:`make_head`, ``encoder`` the encoder's configuration as transformers has it.
+    """
 
+    sites: ClassVar[Mapping[str, str]]  # a pattern over names of linear maps for each site
+    rows: ClassVar[int]  # to predict together
 
-def twin(model: Module) -> Module:
-    """A further model of its own modules on the same parameters and buffers."""
-    kept = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, kept)
+    def __init__(self, config: RunConfig, model: nn.Module, encoder: Any, held_out: Mapping[str, bool]) -> None:
+        super().__init__(held_out)
+        self.compute = choose_device(config.base.compute)
+        self._frozen = model.to(self.compute).eval()
+        self._encoder = encoder
+        self.model: nn.Module = self.new_model()
+        self.targets: str | list[str] = site_targets(config.sites, self.sites)
+
+    def new_model(self) -> nn.Module:
+        """A further model of its own modules on the same frozen tensors."""
+        kept = {id(tensor): tensor for tensor in (*self._frozen.parameters(), *self._frozen.buffers())}
+        return copy.deepcopy(self._frozen, kept)
+
+    @abstractmethod
+    def _batch(self, examples: Sequence[Example]) -> tuple[Tensor, ...]:
+        """What the model takes, where the base computes; its logits are (N, L, classes)."""
+
+    @abstractmethod
+    def _labels(self, examples: Sequence[Example]) -> Tensor:
+        """The class of each label (N, L), -1 where a row has none."""
+
+    def loss(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
+        """Mean cross-entropy in nats over all labels of the batch."""
+        sums, labels = self.losses(model, examples)
+        return sums.sum() / labels.sum()
+
+    def losses(self, model: nn.Module, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
+        """Each example's cross-entropy in nats, summed over its labels (N,), and how many it has (N,)."""
+        labels = self._labels(examples).to(self.compute)
+        with precision(self.compute):
+            logits = model(*self._batch(examples))
+        wanted = labels.clamp(min=0).flatten()
+        each = functional.cross_entropy(logits.float().flatten(0, 1), wanted, reduction="none").view(labels.shape)
+        return (each * (labels >= 0)).sum(1), (labels >= 0).sum(1)
+
+    def classes(self, model: nn.Module, examples: Sequence[Example]) -> list[list[int]]:
+        """The likeliest class of each label (N, L)."""
+        with torch.inference_mode(), precision(self.compute):
+            found: list[list[int]] = model(*self._batch(examples)).argmax(2).tolist()
+        return found
+
+    def training_bytes(self, example: Example) -> int:
+        """Bytes of activations of one row in a training step, estimated from above.
+
+        For each position and layer about 20 numbers of the encoder's width (inputs of both layer norms, normed states, q, k, v,
+        attention output, low-rank updates) and 4 of the inner width, and the attention weights twice.
+        """
+        shape, positions = self._encoder, example.size
+        numbers = positions * (20 * shape.hidden_size + 4 * shape.intermediate_size)
+        layer = numbers + 2 * shape.num_attention_heads * positions**2
+        return int(FLOAT * (shape.num_hidden_layers * layer + 8 * positions * shape.hidden_size))
+
+    def prediction_rows(self, examples: Sequence[Example], *, adapted: bool) -> int:
+        """A good number, whatever the examples."""
+        return self.rows
 
 
 def site_targets(sites: Sequence[str], patterns: Mapping[str, str]) -> str:
@@ -64,15 +121,6 @@ def make_head(states: int, classes: int, rank: int, seed: str, start: Mapping[st
     return head.requires_grad_(False)
 
 
-def summed_cross_entropy(logits: Tensor, labels: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row's cross-entropy in nats, summed over its labels (N,), and how many it has (N,).
-
-    ``logits`` are (N, L, classes), ``labels`` (N, L), ``labelled`` (N, L) is False where a row has no label.
-    """
-    each = functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
-    return (each * labelled).sum(1), labelled.sum(1)
-
-
 def weights_digest(model: nn.Module) -> str:
     """16 hexadecimal digits over names, shapes and float32 values of all parameters."""
     digest = hashlib.sha256()
@@ -80,13 +128,3 @@ def weights_digest(model: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def encoder_bytes(positions: int, *, width: int, inner: int, heads: int, layers: int) -> int:
-    """Bytes of activations of one row in a training step, estimated from above.
-
-    For each position and layer about 20 numbers of the encoder's width (inputs of both layer norms, normed states, q, k, v,
-    attention output, low-rank updates) and 4 of the inner width, and the attention weights twice.
-    """
-    layer = positions * (20 * width + 4 * inner) + 2 * heads * positions**2
-    return FLOAT * (layers * layer + 8 * positions * width)

@@ -27,8 +27,8 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Device:
-    """The data of one device by split."""
+class DeviceExamples:
+    """The examples of one device by split."""
 
     device_id: str
     train: tuple[Example, ...]
@@ -70,7 +70,7 @@ class Task(Protocol):
         """Whether this person never takes part in training."""
         ...
 
-    def device(self, device_id: str) -> Device:
+    def device(self, device_id: str) -> DeviceExamples:
         """The data of one device, loaded on demand."""
         ...
 

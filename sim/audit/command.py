@@ -13,7 +13,7 @@ from rich.console import Console
 from fl.privacy.audit.views import DEFAULT
 from fl.settings.config import RunConfig, make_config
 from sim.audit.report import END, START, print_audit, write_audit
-from sim.audit.run import SPLITS, Plan, parse_words, run_audit, with_sizes
+from sim.audit.run import SPLITS, AuditPlan, parse_words, run_audit, with_sizes
 from sim.cli.app import progress_bars
 from sim.cli.options import with_settings
 from sim.section import page_parts
@@ -61,12 +61,12 @@ def audit(
     """Measure what shared updates leak: speakers linked between rounds, attributes, and which utterances were trained on.
 
     Trains once for each split and attacks the recorded updates as they are and under each protection. An audit that was
-    stopped goes on when it is started again. docs/audit.md explains the attackers and what the figures do not show.
+    stopped resumes when it is started again. docs/audit.md explains the attackers and what the figures do not show.
     """
     if smoke:
         config = with_sizes(config, SMOKE, make_config(FULL))
     chosen = protections or (SMOKE_PROTECTIONS if smoke else DEFAULT)
-    plan = Plan(config, parse_words(splits), parse_words(chosen))
+    plan = AuditPlan(config, parse_words(splits), parse_words(chosen))
     if write is not None:
         page_parts(write, START, END)  # now, not after hours of training
     with progress_bars(as_json) as show:

@@ -1,8 +1,8 @@
-"""Losses of utterances under the models that an attacker can put together: what membership inference is made of."""
+"""Losses of utterances under the models that an attacker can form: the input of membership inference."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +13,19 @@ from fl.adapters.files import load_adapter
 from fl.adapters.state import load_state
 from fl.algorithms.arms import Arm, trained_arm
 from fl.data.batching import buckets
-from fl.privacy.audit.attackers import AuditError, Floats
+from fl.privacy.audit.attackers import Floats
 from fl.privacy.audit.membership import Losses
-from fl.privacy.audit.views import Seen
+from fl.privacy.audit.views import ServerView
 from fl.settings.config import RunConfig
 from fl.tasks.task import Example
-from sim.audit.record import ARM, Recorded
+from sim.audit.record import ARM, RecordedRound
 
 ROWS = 16  # of a batch
 Chosen = Sequence[tuple[str, bool, Example]]  # person, whether trained on, utterance
 
 
 class LossMeter:
-    """The frozen base of one recorded run, into which adapters are put to see what they say of utterances."""
+    """The frozen base of one recorded run, and the losses of utterances under adapters loaded into it."""
 
     def __init__(self, config: RunConfig) -> None:
         arm = trained_arm(ARM, config)
@@ -51,44 +51,46 @@ class LossMeter:
         """Losses under the adapter before any training: it equals the frozen base, which has seen nobody."""
         return self.losses({}, [example for _, _, example in chosen])
 
-    def under_views(self, recorded: Recorded, seen: Seen, chosen: Chosen, reference: Floats) -> Losses:
-        """Losses under what the server can put together for each person: the round's start plus its guess of the update.
+    def under_view(self, recorded: RecordedRound, seen: ServerView, chosen: Chosen, reference: Floats) -> Losses:
+        """Losses under what the server can form for each person: the round's start plus its guess of the update.
 
         Private tensors are not there, so they are as at the start: gates neutral, a private A or B untrained.
         """
-        found = np.zeros(len(chosen))
-        if seen.mean is not None:
-            groups = {"": list(range(len(chosen)))}
-        else:
-            groups = {}
-            for place, (person, _, _) in enumerate(chosen):
-                groups.setdefault(person, []).append(place)
-        for person, places in groups.items():
+
+        def tensors(person: str) -> dict[str, np.ndarray]:
             guess = seen.guess(person)
-            tensors = {name: recorded.old[name] + guess[name] for name in recorded.old}
-            found[places] = self.losses(tensors, [chosen[place][2] for place in places])
-        return _losses(chosen, found, reference)
+            return {name: value + guess[name] for name, value in recorded.old.items()}
+
+        return self._by_person(chosen, reference, tensors, one_model=seen.mean is not None)
 
     def under_adapters(self, chosen: Chosen, reference: Floats) -> Losses:
         """Losses under each person's finished adapter with its private part: what a serving host is sent."""
-        found = np.zeros(len(chosen))
-        for person in dict.fromkeys(person for person, _, _ in chosen):
-            places = [place for place, row in enumerate(chosen) if row[0] == person]
-            folder = self.worker.store.folder(ARM, person) / "adapter"
-            tensors, info = load_adapter(folder)
+
+        def tensors(person: str) -> dict[str, np.ndarray]:
+            found, info = load_adapter(self.worker.store.folder(ARM, person) / "adapter")
             info.require_base(self.worker.task.fingerprint)
-            values = {name: tensor.float().numpy() for name, tensor in tensors.items()}
-            found[places] = self.losses(values, [chosen[place][2] for place in places])
-        return _losses(chosen, found, reference)
+            return {name: tensor.float().numpy() for name, tensor in found.items()}
 
-    def chosen_people(self, recorded: Recorded) -> tuple[str, ...]:
-        """The people of a round, sorted; :class:`AuditError` if the task no longer knows one."""
-        unknown = [name for name in recorded.updates if name not in self.worker.task.device_ids()]
-        if unknown:
-            raise AuditError(f"{unknown[0]!r} is in the recorded updates and not in the data: the manifest has changed")
-        return tuple(sorted(recorded.updates))
+        return self._by_person(chosen, reference, tensors)
+
+    def _by_person(
+        self,
+        chosen: Chosen,
+        reference: Floats,
+        tensors: Callable[[str], Mapping[str, np.ndarray]],
+        *,
+        one_model: bool = False,
+    ) -> Losses:
+        """Losses of each person's utterances under this person's tensors, or all under the same ones."""
+        groups: dict[str, list[int]] = {}
+        for place, (person, _, _) in enumerate(chosen):
+            groups.setdefault("" if one_model else person, []).append(place)
+        found = np.zeros(len(chosen))
+        for person, places in groups.items():
+            found[places] = self.losses(tensors(person), [chosen[place][2] for place in places])
+        return with_losses(chosen, found, reference)
 
 
-def _losses(chosen: Chosen, found: Floats, reference: Floats) -> Losses:
-    people, members = tuple(row[0] for row in chosen), np.array([row[1] for row in chosen])
-    return Losses(people, members, found, reference)
+def with_losses(chosen: Chosen, found: Floats, reference: Floats) -> Losses:
+    """The chosen utterances with their losses under a model and under the reference model."""
+    return Losses(tuple(row[0] for row in chosen), np.array([row[1] for row in chosen]), found, reference)

@@ -13,7 +13,7 @@ from fl.data.synthetic.population import POPULATION_NAME
 from fl.privacy.audit.attackers import AuditError
 from fl.privacy.audit.attributes import check_classes
 from fl.privacy.audit.membership import balanced_choice
-from fl.tasks.task import Device, Example
+from fl.tasks.task import DeviceExamples, Example
 
 FEMALE_VOICES, MALE_VOICES = ("f", "Annie", "steph"), ("m", "Mike", "Gene")  # how espeak's variants begin
 Labels = dict[str, bool]
@@ -56,7 +56,7 @@ def _share_of_latin(examples: Sequence[Example]) -> float | None:
     return sum(latin in target for target, latin in pairs) / len(pairs) if pairs else None
 
 
-def attributes(devices: Sequence[Device], manifest: Path | None) -> tuple[dict[str, Labels], dict[str, str]]:
+def attributes(devices: Sequence[DeviceExamples], manifest: Path | None) -> tuple[dict[str, Labels], dict[str, str]]:
     """What is known of the people, as two classes each, and why the others cannot be inferred.
 
     ``voice``: female; ``dominance``: more words in the embedded language than the median person says (the language of most
@@ -95,7 +95,7 @@ def agreements(labels: Mapping[str, Labels]) -> dict[str, float]:
     }
 
 
-Loader = Callable[[str], Device]
+Loader = Callable[[str], DeviceExamples]
 
 
 def utterances(devices: Sequence[str], load: Loader, seed: int) -> list[tuple[str, bool, Example]]:

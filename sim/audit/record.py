@@ -8,9 +8,8 @@ device, stacked. It is written before the run's own checkpoint of that round, so
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,24 +18,28 @@ from flwr.app import Message, MessageType
 from flwr.clientapp import ClientApp
 from safetensors import SafetensorError, safe_open
 
+from fl.aggregation.updates import DeviceUpdate
+from fl.algorithms.arms import trained_arm
+from fl.algorithms.plan import Phase
 from fl.core.files import write_atomically
 from fl.core.tensorfile import tensor_bytes
 from fl.privacy.audit.attackers import AuditError
-from fl.privacy.dp import Update, difference
-from fl.protocol.wire import FEDERATE, JOB, SHARED, Job
+from fl.privacy.dp import Update
+from fl.protocol.forms import Exchange, Form
+from fl.protocol.reply import ReplySchema
+from fl.protocol.wire import JOB, SHARED, Job, read_settings
 from fl.settings.config import RunConfig
 from sim.backends.serial import SerialGrid
 from strategies.loop import Progress
-from strategies.node import DeviceReply, read_node
+from strategies.replies import read_node
 
 ARM = "personalized"  # the arm whose split and gate can be set
 UPDATES = "updates"
 SCHEMA = 1
-_FILE = re.compile(r"round-(\d{6,})\.safetensors")
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecordedRound:
     """One round: the shared tensors that it began with, and each device's update."""
 
     round: int
@@ -55,43 +58,53 @@ class RecordingGrid(SerialGrid):
         reply = super()._handle(message)
         if message.metadata.message_type == MessageType.TRAIN and reply.has_content():
             job = Job.from_record(message.content.config_records[JOB])
-            if job.phase == FEDERATE and SHARED in message.content:
+            if job.phase is Phase.FEDERATE and SHARED in message.content:
                 self._record(job, message, reply)
         return reply
 
     def _record(self, job: Job, message: Message, reply: Message) -> None:
         old = {name: array.numpy() for name, array in message.content.array_records[SHARED].items()}
         shapes = {name: tuple(values.shape) for name, values in old.items()}
-        answers = read_node("node 1", reply.content, shapes, edge=False).answers
+        config = read_settings(message.content)
+        exchange = Exchange.of(config, trained_arm(job.arm, config), job.phase)
+        plain = exchange.form is Form.PLAIN and not exchange.edge
+        answers = (
+            read_node("node 1", reply.content, ReplySchema(shapes, exchange), trains=True).answers if plain else []
+        )
         found = {
-            device: difference(answer.shared, old)
+            device: dict(answer.tensors)
             for device, answer in answers
-            if isinstance(answer, DeviceReply) and answer.shared
+            if isinstance(answer, DeviceUpdate) and answer.tensors
         }
         if not found:
             raise AuditError(
-                f"round {job.round}: no device sent its shared tensors as they are, so there is nothing to protect and attack; "
+                f"round {job.round}: no device sent its update as it is, so there is nothing to protect and attack; "
                 "leave out settings that change what travels (aggregation = 'edge', noise, secure sums, codecs): "
                 "the audit applies protections itself"
             )
-        save_round(self.folder, Recorded(job.round, old, found))
+        save_round(self.folder, RecordedRound(job.round, old, found))
 
 
-def save_round(folder: Path, recorded: Recorded) -> None:
+def round_path(folder: Path, number: int) -> Path:
+    """The file of one round."""
+    return folder / f"round-{number:06d}.safetensors"
+
+
+def save_round(folder: Path, recorded: RecordedRound) -> None:
     """Write one round, whole or not at all."""
     devices = sorted(recorded.updates)
     tensors = {f"old:{name}": torch.from_numpy(np.array(values, np.float32)) for name, values in recorded.old.items()}
     for name in recorded.old:
         tensors[f"update:{name}"] = torch.from_numpy(np.stack([recorded.updates[device][name] for device in devices]))
     metadata = {"schema": str(SCHEMA), "round": str(recorded.round), "devices": json.dumps(devices, ensure_ascii=False)}
-    path = folder / f"round-{recorded.round:06d}.safetensors"
+    path = round_path(folder, recorded.round)
     try:
         write_atomically(path, tensor_bytes(tensors, metadata))
     except OSError as error:
         raise AuditError(f"updates could not be kept in {path}: {error}; free some space and start again") from error
 
 
-def load_round(path: Path) -> Recorded:
+def load_round(path: Path) -> RecordedRound:
     """The inverse of :func:`save_round`; :class:`AuditError` for a damaged file."""
     try:
         with safe_open(path, framework="np") as file:
@@ -103,7 +116,7 @@ def load_round(path: Path) -> Recorded:
             kind, _, name = key.partition(":")
             parts[kind][name] = values
         updates = {d: {n: stack[i] for n, stack in parts["update"].items()} for i, d in enumerate(devices)}
-        return Recorded(int(metadata["round"]), parts["old"], updates)
+        return RecordedRound(int(metadata["round"]), parts["old"], updates)
     except (SafetensorError, OSError, ValueError, KeyError, IndexError) as error:
         raise AuditError(
             f"recorded updates {path} are damaged ({error!r}): remove the folder {path.parent.parent} to record again"
@@ -112,38 +125,34 @@ def load_round(path: Path) -> Recorded:
 
 def recorded_files(folder: Path, rounds: int) -> list[Path]:
     """The files of rounds 1 to ``rounds``. :class:`AuditError` if one is missing: the run will not do that round again."""
-    found = {int(match.group(1)): path for path in folder.glob("*") if (match := _FILE.fullmatch(path.name))}
-    missing = [number for number in range(1, rounds + 1) if number not in found]
-    if missing:
-        raise AuditError(
-            f"{folder} lacks the updates of round {missing[0]}, which the run has behind it: "
-            f"remove the folder {folder.parent} to record again"
-        )
-    return [found[number] for number in range(1, rounds + 1)]
+    files = [round_path(folder, number) for number in range(1, rounds + 1)]
+    for number, path in enumerate(files, 1):
+        if not path.is_file():
+            raise AuditError(
+                f"{folder} lacks the updates of round {number}, which the run has behind it: "
+                f"remove the folder {folder.parent} to record again"
+            )
+    return files
 
 
 def federated_rounds(config: RunConfig) -> int:
-    """Rounds in which shared tensors travel: the last ones train gates alone."""
-    return config.train.rounds - (config.train.private_rounds if config.adapter.gate != "none" else 0)
+    """Rounds in which shared tensors travel: all but those of a private phase, which only an arm with gates has."""
+    arm = trained_arm(ARM, config)
+    assert arm is not None
+    return arm.schedule.federated_rounds
 
 
 def split_config(config: RunConfig, split: str, folder: Path) -> RunConfig:
     """The run that is recorded for one split: nothing but the arm with that split, decoded nowhere.
 
     ``all-shared`` means that gates travel too, so they are trained in every step, as the other tensors are: with the default
-    schedule they would rest until the last rounds, and be shared untouched.
+    schedule they would be frozen until the last rounds, and be shared untrained.
     """
-    train = config.train
+    values: dict[str, object] = {"split": split, "validation-share": 0.0, "new-people": 0, "output": str(folder)}
+    values |= {"arms": ARM, "evaluate-every": 0, "final-split": "validation"}
     if split == "all-shared":
-        train = replace(train, gate_dropout=0.0, private_share=0.0)
-    return replace(
-        config,
-        adapter=replace(config.adapter, split=split),
-        data=replace(config.data, validation_share=0.0, new_people=0),
-        train=train,
-        federation=replace(config.federation, arms=ARM, evaluate_every=0, final_split="validation"),
-        output=str(folder),
-    )
+        values |= {"gate-dropout": 0.0, "private-share": 0.0}
+    return config.changed(values)
 
 
 def record(config: RunConfig, progress: Progress | None = None) -> list[Path]:

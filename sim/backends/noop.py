@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
+from fl.runs.files import read_costs
+from fl.runs.schema import RESULTS_NAME
 from fl.settings.config import RunConfig
 from fl.settings.names import ARMS, NO_OP
 from sim.backends.memory import peak_memory
 from sim.backends.run import run_simulation
 from strategies.loop import Progress
-from strategies.results import COSTS_NAME, RESULTS_NAME
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,7 @@ class NoOpSummary:
 def no_op_config(config: RunConfig) -> RunConfig:
     """``config`` for the no-op task: one arm unless others were chosen, no evaluation, nobody new, updates in every round."""
     arms = "personalized" if config.federation.arms == ",".join(ARMS) else config.federation.arms
-    return replace(
-        config,
-        data=replace(config.data, task=NO_OP, new_people=0),
-        train=replace(config.train, private_share=0.0),
-        federation=replace(config.federation, arms=arms, evaluate_every=0),
-    )
+    return config.changed({"task": NO_OP, "new-people": 0, "private-share": 0.0, "arms": arms, "evaluate-every": 0})
 
 
 def run_no_op(
@@ -55,15 +50,19 @@ def run_no_op(
     started = time.perf_counter()
     with _folder(config.output) as output, peak_memory() as peak:
         folder = run_simulation(
-            replace(config, output=output), workers=workers, serial=serial, ray_address=ray_address, progress=progress
+            config.changed({"output": output}),
+            workers=workers,
+            serial=serial,
+            ray_address=ray_address,
+            progress=progress,
         )
-        costs = json.loads((folder / COSTS_NAME).read_text(encoding="utf-8"))
+        costs = read_costs(folder)
         with (folder / RESULTS_NAME).open(encoding="utf-8") as file:
             trained = sum(1 for _ in file)
-    seconds_rounds = sum(costs["seconds"].values())
+    seconds_rounds = sum(costs.seconds.values())
     return NoOpSummary(
-        devices=costs["devices"],
-        rounds=config.train.rounds,
+        devices=costs.devices,
+        rounds=config.federation.rounds,
         trained=trained,
         seconds=round(time.perf_counter() - started, 2),
         seconds_rounds=round(seconds_rounds, 2),

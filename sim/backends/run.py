@@ -8,7 +8,6 @@ import os
 import sys
 import warnings
 from contextlib import redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
@@ -54,7 +53,7 @@ def run_simulation(
     from clients.app import app as client_app
     from strategies.app import make_server_app, run_server
 
-    config = replace(config, output=str(Path(config.output or "runs/last").expanduser().resolve()))
+    config = config.changed({"output": str(Path(config.output or "runs/last").expanduser().resolve())})
     if serial:
         from sim.backends.serial import SerialGrid
 
@@ -66,7 +65,7 @@ def run_simulation(
     from flwr.simulation import run_simulation as flower_simulation
 
     workers = workers or (cluster_cores(ray_address) if ray_address else available_cores())
-    done: list[Path] = []
+    done: list[Path | IdiolectError] = []
     logging.getLogger("flwr").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), redirect_stdout(_Notices(sys.stderr)):  # type: ignore[type-var]
@@ -77,14 +76,18 @@ def run_simulation(
                 num_supernodes=workers,
                 backend_config=_backend(workers, ray_address),  # type: ignore[arg-type]
             )
-    except IdiolectError:
-        raise
     except Exception as error:
+        if done and isinstance(done[0], IdiolectError):  # Flower may see the end of the simulation before its cause
+            raise done[0] from None
+        if isinstance(error, IdiolectError):
+            raise
         raise RunError(f"the simulation failed: {type(error).__name__}: {error}") from error
     if not done:
         raise RunError(
             f"the simulation ended without a result; its log is above, what was finished is in {config.output}"
         )
+    if isinstance(done[0], IdiolectError):
+        raise done[0]
     return done[0]
 
 

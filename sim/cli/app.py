@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +22,6 @@ from rich.table import Table
 from fl import __version__
 from fl.core.errors import IdiolectError
 from fl.settings.config import RunConfig
-from fl.settings.names import NO_OP
 from sim.cli.late import LateGroup
 from sim.cli.options import with_settings
 
@@ -97,16 +96,14 @@ def _run_no_op(config: RunConfig, *, workers: int, serial: bool, ray_address: st
 def _run_and_report(config: RunConfig, *, workers: int, serial: bool, as_json: bool, ray_address: str = "") -> None:
     from fl.tasks.table import task_kind
     from sim.backends.run import run_simulation
-    from sim.report import print_summary, read_run, summarize, write_page, write_summary
+    from sim.report import print_summary, write_report
 
     with progress_bars(as_json) as show:
-        task_kind(config.data.task).prepare(config, lambda done, total: show(config.data.task, done, total))
+        task_kind(config.task).prepare(config, lambda done, total: show(config.task, done, total))
         show("starting workers", 0, 1)
         folder = run_simulation(config, workers=workers or None, progress=show, serial=serial, ray_address=ray_address)
         show("starting workers", 1, 1)
-    summary = summarize([folder])
-    write_summary(summary, folder / "summary.json")
-    write_page(folder, summary, read_run(folder).transcripts)
+    summary = write_report([folder], folder)
     if as_json:
         print(json.dumps(summary, ensure_ascii=False))
     else:
@@ -120,11 +117,10 @@ def _run_and_report(config: RunConfig, *, workers: int, serial: bool, as_json: b
 
 def _print_promise(folder: Path) -> None:
     """What a private run promises, with every assumption."""
-    from strategies.account import PRIVACY_NAME
+    from fl.runs.files import read_privacy
 
-    if (folder / PRIVACY_NAME).exists():
-        said = json.loads((folder / PRIVACY_NAME).read_text(encoding="utf-8"))["statement"]
-        console.print(f"\n[bold]Privacy[/bold]\n{escape(said)}", highlight=False)
+    if (privacy := read_privacy(folder)) is not None:
+        console.print(f"\n[bold]Privacy[/bold]\n{escape(privacy.statement)}", highlight=False)
 
 
 def _relative(path: Path) -> str:
@@ -178,10 +174,12 @@ def run(
     The run folder (--output) holds the configuration, results.jsonl, transcripts.jsonl, checkpoints, every device's
     adapter, summary.json and report.html. A run that was stopped resumes when it is started again with the same settings.
     """
-    if no_op or config.data.task == NO_OP:
+    from fl.tasks.table import task_kind
+
+    if no_op or not task_kind(config.task).learns:
         _run_no_op(config, workers=workers, serial=serial, ray_address=ray_address, as_json=as_json)
         return
-    config = replace(config, output=config.output or "runs/last")
+    config = config.changed({"output": config.output or "runs/last"})
     _run_and_report(config, workers=workers, serial=serial, ray_address=ray_address, as_json=as_json)
 
 
@@ -227,14 +225,11 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Summarize a run: error rates with intervals in the terminal, and one self-contained HTML page."""
-    from sim.report import print_summary, read_run, summarize, transcripts_of, write_page, write_summary
+    from sim.report import print_summary, write_report
 
-    with errors.status("resampling for intervals"):
-        summary = summarize(folders)
     target = out or folders[0]
-    target.mkdir(parents=True, exist_ok=True)
-    write_summary(summary, target / "summary.json")
-    write_page(target, summary, transcripts_of([read_run(folder) for folder in folders]))
+    with errors.status("resampling for intervals"):
+        summary = write_report(folders, target)
     if as_json:
         print(json.dumps(summary, ensure_ascii=False))
     else:
@@ -246,18 +241,22 @@ def report(
 def transcribe(
     file: Annotated[Path, typer.Argument(help="Audio file, of any format, rate and length.")],
     adapter: Annotated[
-        Path | None, typer.Option(help="A device's adapter folder; without it the frozen base transcribes.")
+        Path | None,
+        typer.Option(help="A device's adapter folder, of any method; without it the frozen base transcribes."),
     ] = None,
     base: Annotated[str, typer.Option(help="Base; by default the adapter's own.")] = "",
     beams: Annotated[int, typer.Option(min=1, max=16, help="Beam width.")] = 1,
     language: Annotated[str, typer.Option(help="Language token; by default the adapter's own, or detected.")] = "",
+    correction: Annotated[
+        Path | None, typer.Option(help="Correction of flora or fedex; by default that of the adapter's own run.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Transcribe a file with a person's adapter. Audio longer than 29 s is split at silence."""
     from fl.speech.transcribe import transcribe_file
 
     with errors.status("loading the base and listening"):
-        pieces = transcribe_file(file, base, adapter, beams=beams, language=language)
+        pieces = transcribe_file(file, base, adapter, beams=beams, language=language, correction=correction)
     if as_json:
         print(
             json.dumps(

@@ -1,4 +1,4 @@
-"""The entry point of ``idiolect``: the thin client without anything heavy, all other commands by Typer."""
+"""The entry point of ``idiolect``: a thin device without heavy imports, all other commands by Typer."""
 
 from __future__ import annotations
 

@@ -6,9 +6,8 @@ import json
 import statistics
 import sys
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -16,37 +15,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from fl.core.errors import ConfigError
-from fl.data.importers import FORMATS
-from fl.data.importers.build import Plan, import_corpus
-from fl.data.importers.records import FIELDS, Options
-from fl.data.importers.summary import SPEAKERS, Summary
-from fl.data.importers.vocabulary import Writer
+from fl.data.importers.build import ImportPlan, import_corpus
+from fl.data.importers.devices import DevicesBy, Splits
+from fl.data.importers.records import FIELDS, Options, Transcript
+from fl.data.importers.summary import SPEAKERS, ImportSummary
+from fl.data.importers.table import IMPORTERS
+from fl.data.importers.vocabulary import TextIds
 from sim.cli.app import progress_bars
 
 console = Console(width=None if sys.stdout.isatty() else 140)
 
 
-class _Devices(StrEnum):
-    auto = "auto"
-    speaker = "speaker"
-    topic = "topic"
-    session = "session"
-
-
-class _Splits(StrEnum):
-    auto = "auto"
-    official = "official"
-    own = "own"
-
-
-class _Order(StrEnum):
-    spelling_first = "spelling-first"
-    pronunciation_first = "pronunciation-first"
-
-
-class _Transcript(StrEnum):
-    spelling = "spelling"
-    pronunciation = "pronunciation"
+COLUMNS = ("title", "layout", "speakers", "licence", "get")  # of an importer, in the list
 
 
 def formats_table() -> Table:
@@ -54,12 +34,16 @@ def formats_table() -> Table:
     table = Table(title="Importers: idiolect import NAME SOURCE --out DIR", title_justify="left")
     for heading in ("name", "corpus", "layout", "devices", "licence", "how to get it"):
         table.add_column(heading, overflow="fold")
-    for form in FORMATS.values():
-        table.add_row(form.name, form.title, form.layout, form.speakers, form.licence, form.get)
+    for row in _importers():
+        table.add_row(*row.values())
     return table
 
 
-def summary_table(summary: Summary) -> Table:
+def _importers() -> list[dict[str, str]]:
+    return [{"name": name, **{key: getattr(form, key) for key in COLUMNS}} for name, form in IMPORTERS.items()]
+
+
+def summary_table(summary: ImportSummary) -> Table:
     """What an import did, as a table for a person."""
     table = Table(
         title=escape(f"{summary.format}: {summary.source}"), box=None, show_header=False, title_justify="left"
@@ -83,7 +67,7 @@ def summary_table(summary: Summary) -> Table:
     return table
 
 
-def _devices(summary: Summary) -> str:
+def _devices(summary: ImportSummary) -> str:
     counts = [int(entry["utterances"]) for entry in summary.devices.values()]
     spread = f"{min(counts):,} to {max(counts):,} utterances each, median {statistics.median(counts):,.0f}"
     if summary.devices_are == SPEAKERS:
@@ -126,17 +110,20 @@ def import_command(
         typer.Option(metavar="FIELD=NAME", help=f"What a field is called in the corpus; FIELD: {', '.join(FIELDS)}."),
     ] = None,
     devices_by: Annotated[
-        _Devices, typer.Option(help="What becomes a device; auto: speakers, else topics, else sessions.")
-    ] = _Devices.auto,
+        DevicesBy, typer.Option(help="What becomes a device; auto: speakers, else topics, else sessions.")
+    ] = "auto",
     local_speakers: Annotated[
         bool, typer.Option("--local-speakers", help="Speakers are numbered anew in each label file (aihub).")
     ] = False,
     splits: Annotated[
-        _Splits,
+        Splits,
         typer.Option(help="Keep the official split, or divide each device; auto: official where every device trains."),
-    ] = _Splits.auto,
-    order: Annotated[_Order | None, typer.Option(help="Which half of (A)/(B) comes first; never guessed.")] = None,
-    transcript: Annotated[_Transcript, typer.Option(help="Which half becomes the text.")] = _Transcript.spelling,
+    ] = "auto",
+    order: Annotated[
+        Literal["spelling-first", "pronunciation-first"] | None,
+        typer.Option(help="Which half of (A)/(B) comes first; never guessed."),
+    ] = None,
+    transcript: Annotated[Transcript, typer.Option(help="Which half becomes the text.")] = "spelling",
     keep_events: Annotated[
         bool, typer.Option("--keep-events", help="Keep marks of noise and hesitation in the text.")
     ] = False,
@@ -169,17 +156,17 @@ def import_command(
         audio=audio,
         fields=_fields(field or []),
         parts=tuple(part or ()),
-        order=order.value if order else "",
-        transcript=transcript.value,
+        order=order or "",
+        transcript=transcript,
         events="keep" if keep_events else "remove",
         local_speakers=local_speakers,
     )
-    plan = Plan(
+    plan = ImportPlan(
         out=out,
         copy=copy,
         plain=plain,
-        devices=devices_by.value,
-        splits=splits.value,
+        devices=devices_by,
+        splits=splits,
         drop_leaking=drop_leaking,
         drop_bad=drop_bad,
     )
@@ -198,28 +185,17 @@ def import_command(
         console.print("\nNothing was written; --out DIR writes the manifest.")
 
 
-def _writer(name: str) -> Writer:
+def _writer(name: str) -> TextIds:
     """What turns text into ids in base ``name``: a Whisper's tokenizer, or the vocabulary of a CTC head."""
     from fl.bases.resolve import load_base  # it loads torch
 
     base: Any = load_base(name)
-    found: Writer = getattr(base, "tokenizer", None) or base.vocabulary
+    found: TextIds = getattr(base, "tokenizer", None) or base.vocabulary
     return found
 
 
 def _print_formats(as_json: bool) -> None:
     if as_json:
-        rows = [
-            {
-                "name": f.name,
-                "title": f.title,
-                "layout": f.layout,
-                "speakers": f.speakers,
-                "licence": f.licence,
-                "get": f.get,
-            }
-            for f in FORMATS.values()
-        ]
-        print(json.dumps(rows, ensure_ascii=False))
+        print(json.dumps(_importers(), ensure_ascii=False))
         return
     console.print(formats_table())

@@ -24,8 +24,8 @@ class Late:
 LATE = {
     "serve": Late("sim.cli.serve", "serve", "Serve one frozen base to many people, each with an adapter of their own."),
     "token": Late("sim.cli.serve", "token", "Make a bearer token for a server."),
-    "strategies": Late(
-        "sim.cli.strategies", "strategies", "List the strategies: what each shares, keeps, and its paper."
+    "algorithms": Late(
+        "sim.cli.algorithms", "algorithms", "List the algorithms: what each shares, keeps, and its paper."
     ),
     "import": Late(
         "sim.cli.importing", "import_command", "Turn a corpus into a manifest; --list shows which and how to get them."
@@ -39,7 +39,7 @@ LATE = {
     "audit": Late(
         "sim.audit.command", "audit", "Measure what shared updates leak: speakers, attributes, training data."
     ),
-    "device": Late("", "", "What a low-spec device does: keep its adapter, ask a server (no torch needed)."),
+    "device": Late("", "", "What a thin device does: keep its adapter, ask a server (no torch needed)."),
 }
 
 

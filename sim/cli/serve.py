@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, cast
 
-import typer
 from peft import get_peft_model
 from torch import Tensor, nn
+from typer import Argument, Option
 
-from clients.training.single import LocalPlan, train_locally
+from clients.training.single import train_locally
+from fl.adapters.correction import load_correction
 from fl.adapters.state import adapter_parameters, adapter_state, load_state
+from fl.algorithms.plan import LocalPlan
 from fl.bases.resolve import load_base
 from fl.bases.whisper.base import WhisperBase
 from fl.core.compute import choose_device
@@ -22,17 +24,18 @@ from fl.core.errors import ConfigError
 from fl.serving.engine.engine import BatchEngine, EngineSettings
 from fl.serving.http.app import create_app
 from fl.serving.http.auth import TokenFile, add_token
-from fl.serving.http.limits import Settings
+from fl.serving.http.limits import MIB, ServerLimits
 from fl.serving.http.server import Address, make_server
 from fl.serving.training.adapt import Adapt, AdaptJob, AdaptResult
 from fl.speech.features import Window
 from fl.tasks.task import Example, Task
 
 SLOT = "gated-adapt"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Lesson:
+class _UtteranceLoss:
     """What :func:`train_locally` needs of a task: the loss of labelled utterances that are there already."""
 
     base: WhisperBase
@@ -40,7 +43,7 @@ class _Lesson:
     window: Window
 
     def loss(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
-        """Mean cross-entropy in nats; raises where nobody waits for the result any more."""
+        """Mean cross-entropy in nats; raises where the client has hung up."""
         self.job.check()
         features, texts = [example.inputs for example in examples], [example.target for example in examples]
         batch = self.base.collate(features, texts, self.window, self.job.language or None)
@@ -48,95 +51,92 @@ class _Lesson:
 
 
 def local_steps(base: WhisperBase) -> Adapt:
-    """Training on modules of its own around the frozen ``base``: what is served meanwhile does not notice."""
+    """Training on modules of its own around the frozen ``base``: requests that are served meanwhile are not affected."""
 
     def adapt(job: AdaptJob) -> AdaptResult:
         info, fields = job.adapter.info, job.fields
-        window: Window = "full" if info.window == "full" else "trimmed"
+        window = cast(Window, info.window)  # one of them: checked when the adapter was admitted
         model = get_peft_model(base.new_model(), replace(info.config), adapter_name=SLOT).eval()
         load_state(model, job.adapter.tensors, SLOT)
         examples = []
-        for number, utterance in enumerate(job.utterances):
+        for number, (audio, text) in enumerate(job.utterances):
             job.check()
-            features = base.features(utterance.audio, window)
-            examples.append(Example(str(number), features, utterance.text, int(features.shape[1]), {}))
+            features = base.features(audio, window)
+            examples.append(Example(str(number), features, text, int(features.shape[1]), {}))
         plan = LocalPlan(
             steps=fields.steps,
             batch_size=fields.batch_size,
             learning_rate=fields.learning_rate,
             private_learning_rate=fields.private_learning_rate,
-            gate_dropout=fields.gate_dropout if info.config.gate != "none" else 0.0,
+            gate_dropout=fields.gate_dropout,
             private_steps=fields.private_steps,
         )
-        lesson = cast(Task, _Lesson(base, job, window))  # of a task, training itself only asks for the loss
+        task = cast(Task, _UtteranceLoss(base, job, window))  # of a task, training itself only asks for the loss
         result = train_locally(
-            model, adapter_parameters(model, SLOT), job.split, lesson, examples, plan, seed=fields.seed
+            model, adapter_parameters(model, SLOT), job.split, task, examples, plan, seed=fields.seed
         )
         return AdaptResult(adapter_state(model, SLOT), result.loss, result.examples, result.steps, result.seconds)
 
     return adapt
 
 
-Tokens = Annotated[Path | None, typer.Option(help="Token file; 'idiolect token NAME --tokens FILE' adds to it.")]
-_LIMITS = Settings()
+LIMITS = ServerLimits()
 
 
 def serve(
-    base: Annotated[
-        str, typer.Option(help="Base: a name of 'idiolect bases', a directory, a Hub name.")
-    ] = "whisper-base",
-    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 takes a free one and prints it.")] = 8000,
-    tokens: Tokens = None,
-    no_auth: Annotated[bool, typer.Option("--no-auth", help="No tokens; only on a loopback address.")] = False,
-    tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate chain.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="PEM private key.")] = None,
-    compute: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    rows: Annotated[int, typer.Option(help="Rows that are decoded at once.", min=1)] = EngineSettings().rows,
-    waiting: Annotated[int, typer.Option(help="Requests in the queue at most.", min=1)] = EngineSettings().waiting,
-    languages: Annotated[str, typer.Option(help="Languages to detect among, such as ko,en; empty: all.")] = "",
-    adapt: Annotated[bool, typer.Option(help="Whether devices may have their adapters trained here.")] = True,
-    max_body_mib: Annotated[int, typer.Option(help="Body of a request.", min=1)] = _LIMITS.max_body_bytes // 2**20,
-    max_audio_seconds: Annotated[float, typer.Option(help="Audio of a request.")] = _LIMITS.max_audio_seconds,
-    request_seconds: Annotated[float, typer.Option(help="Deadline of a request.")] = _LIMITS.request_seconds,
-    open_requests: Annotated[
-        int, typer.Option(help="Requests that are open at once.", min=1)
-    ] = _LIMITS.max_open_requests,
-    requests_per_minute: Annotated[
-        float, typer.Option(help="Of one token; 0: any number.")
-    ] = _LIMITS.requests_per_minute,
+    base: Annotated[str, Option(help="Base: a name of 'idiolect bases', a directory, a Hub name.")] = "whisper-base",
+    correction: Annotated[
+        Path | None, Option(help="Correction of flora or fedex: a file of the folder 'corrections' of a run.")
+    ] = None,
+    host: Annotated[str, Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, Option(help="Port; 0 takes a free one and prints it.")] = 8000,
+    tokens: Annotated[Path | None, Option(help="Token file; 'idiolect token NAME --tokens FILE' adds to it.")] = None,
+    no_auth: Annotated[bool, Option("--no-auth", help="No tokens; only on a loopback address.")] = False,
+    tls_cert: Annotated[Path | None, Option(help="PEM certificate chain.")] = None,
+    tls_key: Annotated[Path | None, Option(help="PEM private key.")] = None,
+    compute: Annotated[str, Option(help="auto, cpu or cuda.")] = "auto",
+    rows: Annotated[int, Option(help="Rows that are decoded at once.", min=1)] = EngineSettings.rows,
+    waiting: Annotated[int, Option(help="Requests in the queue at most.", min=1)] = EngineSettings.waiting,
+    languages: Annotated[str, Option(help="Languages to detect among, such as ko,en; empty: all.")] = "",
+    adapt: Annotated[bool, Option(help="Whether devices may have their adapters trained here.")] = True,
+    max_body_mib: Annotated[int, Option(help="Body of a request.", min=1)] = LIMITS.max_body_bytes // MIB,
+    max_audio_seconds: Annotated[float, Option(help="Audio of a request.")] = LIMITS.max_audio_seconds,
+    request_seconds: Annotated[float, Option(help="Deadline of a request.")] = LIMITS.request_seconds,
+    open_requests: Annotated[int, Option(help="Requests that are open at once.", min=1)] = LIMITS.max_open_requests,
+    requests_per_minute: Annotated[float, Option(help="Of one token; 0: no limit.")] = LIMITS.requests_per_minute,
     audio_per_minute: Annotated[
-        float, typer.Option(help="Seconds, of one token; 0: any.")
-    ] = _LIMITS.audio_seconds_per_minute,
-    handle_mib: Annotated[int, typer.Option(help="Memory for adapters behind handles.", min=1)] = _LIMITS.handle_bytes
-    // 2**20,
-    handle_seconds: Annotated[float, typer.Option(help="How long an unused handle stays.")] = _LIMITS.handle_seconds,
+        float, Option(help="Seconds, of one token; 0: no limit.")
+    ] = LIMITS.audio_seconds_per_minute,
+    handle_mib: Annotated[int, Option(help="Memory for adapters behind handles.", min=1)] = LIMITS.handle_bytes // MIB,
+    handle_seconds: Annotated[float, Option(help="How long an unused handle stays.")] = LIMITS.handle_seconds,
 ) -> None:
     """Serve one frozen base to many people, each with an adapter of their own: OpenAI's transcription API and a web page.
 
     It needs [bold]--tokens[/bold] FILE, or [bold]--no-auth[/bold] on a loopback address. See docs/serving.md.
     """
     address = Address(host, port, tls_cert, tls_key)
-    settings = Settings(
-        max_body_bytes=max_body_mib * 2**20,
+    limits = ServerLimits(
+        max_body_bytes=max_body_mib * MIB,
         max_audio_seconds=max_audio_seconds,
         request_seconds=request_seconds,
         max_open_requests=open_requests,
         requests_per_minute=requests_per_minute,
         audio_seconds_per_minute=audio_per_minute,
-        handle_bytes=handle_mib * 2**20,
+        handle_bytes=handle_mib * MIB,
         handle_seconds=handle_seconds,
     )
     known = choose_tokens(tokens, no_auth, address)
     chosen = tuple(code.strip() for code in languages.split(",") if code.strip())
     loaded = load_base(base).to(choose_device(compute))
+    if correction is not None:
+        loaded = loaded.with_correction(load_correction(correction, loaded.fingerprint))
     for code in chosen:
         loaded.prefix_ids(code)
     engine = BatchEngine(loaded, EngineSettings(rows=rows, waiting=waiting, languages=chosen))
     try:
-        app = create_app(engine, loaded, settings, tokens=known, adapt=local_steps(loaded) if adapt else None)
-        server = make_server(app, address, settings)
-        for name in ("fl.serving.http.gate", "uvicorn.error"):  # one line for each request, and where it listens
+        app = create_app(engine, loaded, limits, tokens=known, adapt=local_steps(loaded) if adapt else None)
+        server = make_server(app, address, limits)
+        for name in ("fl.serving.http.admission", "uvicorn.error"):  # one line for each request, and where it listens
             logging.getLogger(name).setLevel(logging.INFO)
         with suppress(KeyboardInterrupt):
             server.run()
@@ -149,30 +149,22 @@ def serve(
 
 
 def choose_tokens(path: Path | None, no_auth: bool, address: Address) -> TokenFile | None:
-    """The tokens of the server; None without. :class:`ConfigError` where strangers could reach a server without tokens."""
+    """The tokens of the server; None without. :class:`ConfigError` where a server without tokens could be reached from outside."""
     if path is not None and no_auth:
         raise ConfigError("--tokens and --no-auth exclude each other: give one of them")
-    if path is not None:
-        if address.cert is None and not address.loopback:
-            logging.getLogger(__name__).warning(
-                "without TLS tokens and speech travel readable; put a proxy with TLS before it"
-            )
-        return TokenFile(path)
-    if not no_auth:
+    if path is None and not no_auth:
         raise ConfigError("tokens are needed: make some with 'idiolect token NAME --tokens FILE', or give --no-auth")
-    if not address.loopback:
-        raise ConfigError(f"--no-auth at {address.host} would serve strangers: use --host 127.0.0.1, or --tokens FILE")
-    return None
+    if no_auth and not address.loopback:
+        raise ConfigError(f"--no-auth at {address.host} would serve everybody: use --host 127.0.0.1, or --tokens FILE")
+    if path is not None and address.cert is None and not address.loopback:
+        logger.warning("without TLS tokens and speech travel readable; put a proxy with TLS before it")
+    return None if path is None else TokenFile(path)
 
 
 def token(
-    name: Annotated[
-        str, typer.Argument(help="Whose token it is: a device or a person. It stands in the file, not in logs.")
-    ],
-    tokens: Annotated[Path, typer.Option(help="Token file to add it to; made if it is not there.")] = Path(
-        "tokens.txt"
-    ),
+    name: Annotated[str, Argument(help="Whose token it is: a device or a person. It stands in the file, not in logs.")],
+    tokens: Annotated[Path, Option(help="Token file to add it to; made if it is not there.")] = Path("tokens.txt"),
 ) -> None:
     """Make a bearer token: it is printed once, and the file gets its hash."""
     print(add_token(tokens, name))
-    logging.getLogger(__name__).info("added %s to %s", name, tokens)
+    logger.info("added %s to %s", name, tokens)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import typer
 
-from sim.network.command import network
-from sim.study.catalog import PLANS
+from sim.study.catalog import STUDIES
 from sim.study.command import run_all, study_command, tables
+from sim.study.network.command import network
 
 app = typer.Typer(
     name="study",
@@ -16,11 +18,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _plan in PLANS.values():
-    app.command(_plan.name, help=study_command(_plan).__doc__)(study_command(_plan))
-app.command("all")(run_all)
-app.command("tables")(tables)
-app.command()(network)
+COMMANDS: dict[str, Callable[..., None]] = {
+    **{study.name: study_command(study) for study in STUDIES.values()},
+    "network": network,
+    "all": run_all,
+    "tables": tables,
+}
+for _name, _command in COMMANDS.items():
+    app.command(_name)(_command)
 
 
 @app.callback()

@@ -75,7 +75,7 @@ class PretrainFacts:
 
 
 @dataclass(frozen=True)
-class Heard:
+class SpokenText:
     """One utterance: its waveform (1, samples) and its text."""
 
     features: np.ndarray
@@ -155,23 +155,23 @@ class _Training:
         self.model.requires_grad_(True)
         self.base = CtcBase(settings.architecture, "", start, vocabulary)
         vocabulary.require((u.text for u in utterances), "the speech to learn from")
-        self.train, self.held_out = self._divided([_hear(self.base, u) for u in utterances])
+        self.train, self.held_out = self._divided([_read_utterance(self.base, u) for u in utterances])
         self.parameters = dict(self.model.named_parameters())
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=0.0, weight_decay=WEIGHT_DECAY)
         self.step = 0
         self.losses: list[float] = []
 
-    def _divided(self, heard: list[Heard]) -> tuple[list[Heard], list[Heard]]:
+    def _divided(self, spoken: list[SpokenText]) -> tuple[list[SpokenText], list[SpokenText]]:
         """Training and held-out utterances; a text is never in both."""
-        texts = sorted({one.text for one in heard})
+        texts = sorted({one.text for one in spoken})
         count = max(1, round(HELD_OUT_SHARE * len(texts)))
         if len(texts) < 3:
             raise ConfigError(f"{len(texts)} different sentences in one language are too few to learn from: give more")
         order = derive_generator(self.settings.seed, "held out").permutation(len(texts))
         chosen = {texts[int(index)] for index in order[:count]}
-        return [one for one in heard if one.text not in chosen], [one for one in heard if one.text in chosen]
+        return [one for one in spoken if one.text not in chosen], [one for one in spoken if one.text in chosen]
 
-    def batch(self, step: int) -> list[Heard]:
+    def batch(self, step: int) -> list[SpokenText]:
         """The utterances of a step: shuffled passes over all, cut into batches."""
         size = min(self.settings.batch_size, len(self.train))
         each = len(self.train) // size
@@ -264,11 +264,11 @@ class _Training:
         self.base.vocabulary.save(folder)
 
 
-def _hear(base: CtcBase, utterance: Utterance) -> Heard:
+def _read_utterance(base: CtcBase, utterance: Utterance) -> SpokenText:
     audio = load_audio(utterance.audio, utterance.start, utterance.end)
     check_speech(audio, str(utterance.audio))
-    heard = Heard(base.features(audio), utterance.text)
+    spoken = SpokenText(base.features(audio), utterance.text)
     base.collate(
-        [heard.features], [heard.text]
+        [spoken.features], [spoken.text]
     )  # a text that does not fit its recording is refused before the first step
-    return heard
+    return spoken

@@ -1,19 +1,19 @@
-"""The report of a run: read its rows, sum them up, show them in a terminal and on one page."""
+"""The report of a run: read its rows, sum them up, show them in a terminal and on one page.
 
-from sim.report.page import write_page
-from sim.report.rows import RunFiles, read_run
-from sim.report.summary import Summary, pool, summarize, summarize_files, transcripts_of, write_summary
+Knows the files of a run folder and the words of each task; not how the run was made.
+"""
+
+from sim.report.page import write_page, write_report
+from sim.report.summary import RunSummary, pool, summarize, transcripts_of, write_summary
 from sim.report.table import print_summary
 
 __all__ = [
-    "RunFiles",
-    "Summary",
+    "RunSummary",
     "pool",
     "print_summary",
-    "read_run",
     "summarize",
-    "summarize_files",
     "transcripts_of",
     "write_page",
+    "write_report",
     "write_summary",
 ]

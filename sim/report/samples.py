@@ -9,9 +9,9 @@ from pathlib import Path
 
 import soundfile
 
-from fl.settings.names import SPEECH
-from sim.report.rows import ARMS, TranscriptRow
-from sim.report.scoring import Scored, kind_of_run, score
+from fl.runs.schema import PredictionRow
+from fl.settings.names import ARMS, DEFAULT_TASK
+from sim.report.scoring import ScoredRow, kind_of_run, score
 
 MAX_SAMPLES = 24
 MAX_AUDIO_BYTES = 5 << 20  # of all samples together, before base64 adds a third
@@ -22,7 +22,7 @@ KINDS = {  # in the order in which they take turns; the share of the samples tha
     "better": ("Personalized is better", 5),
     "worse": ("Personalized is worse", 3),
     "both": ("Both err", 2),
-    "new": ("New person", 4),
+    "new": ("Held-out person", 4),
     "right": ("All right", 1),
 }
 
@@ -32,8 +32,8 @@ class Sample:
     """One utterance with what each arm wrote (in the order of the arms) and why it is shown."""
 
     kind: str
-    row: TranscriptRow
-    arms: tuple[Scored, ...]
+    row: PredictionRow
+    arms: tuple[ScoredRow, ...]
     metric: str  # the main one of the task
 
     def errors(self, arm: str, metric: str = "") -> int | None:
@@ -41,15 +41,15 @@ class Sample:
         return next((each.counts[metric or self.metric].errors for each in self.arms if each.row.arm == arm), None)
 
 
-def choose(transcripts: Sequence[TranscriptRow], task: str = SPEECH, limit: int = MAX_SAMPLES) -> list[Sample]:
-    """Up to ``limit`` telling utterances: wins by spelling, other wins, failures, new people, spread over devices.
+def choose(transcripts: Sequence[PredictionRow], task: str = DEFAULT_TASK, limit: int = MAX_SAMPLES) -> list[Sample]:
+    """Up to ``limit`` telling utterances: wins by spelling, other wins, failures, held-out people, spread over devices.
 
     A function of the transcripts alone. What one kind leaves free goes to the others in the order of :data:`KINDS`.
     """
     metric = kind_of_run(task).main
-    groups: dict[tuple[str, str], list[Scored]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[ScoredRow]] = defaultdict(list)
     for each in score(transcripts, task):
-        groups[each.row.device, each.row.utterance].append(each)
+        groups[each.utterance].append(each)
     by_kind: dict[str, list[Sample]] = defaultdict(list)
     for key in sorted(groups):
         arms = tuple(sorted(groups[key], key=lambda each: ARMS.index(each.row.arm)))

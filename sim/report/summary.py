@@ -9,24 +9,28 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from fl.core.errors import RunError
-from fl.core.files import PUBLIC, write_atomically
+from fl.core.files import PUBLIC
 from fl.core.rng import derive_seed
-from fl.metrics import Counts
-from sim.report.rows import ARMS, SCHEMA, ResultRow, RunFiles, TranscriptRow, read_run
+from fl.runs.files import RunFiles, write_whole
+from fl.runs.schema import SCHEMA, PredictionRow, ResultRow
+from fl.settings.names import ARMS
 from sim.report.scoring import (
-    Rate,
+    SAMPLES,
+    PooledRate,
     RateInterval,
-    Scored,
+    ScoredRow,
+    by_device,
     by_metric,
     compare,
+    grouped,
     intervals,
     kind_of_run,
     metrics_of,
     pooled,
     score,
+    worst_tenth,
 )
 
-SAMPLES = 2000  # bootstrap resamples of each interval
 COMPARISONS = (
     ("personalized", "global"),
     ("personalized", "local"),
@@ -41,42 +45,30 @@ COMPARISONS = (
 _SAME_SETTINGS = ("base", "rounds", "local_steps", "batch_size")
 
 
-class Device(TypedDict):
+class DeviceSummary(TypedDict):
     """One person: every arm's pooled rates over their test utterances."""
 
     new_person: bool
     utterances: int
-    arms: dict[str, dict[str, Rate]]
+    arms: dict[str, dict[str, PooledRate]]
 
 
-class Summary(TypedDict):
-    """The content of summary.json, see docs of each field in :func:`summarize`."""
+class RunSummary(TypedDict):
+    """The content of summary.json, see :func:`summarize`."""
 
     schema: int
     arms: dict[str, dict[str, RateInterval]]
     comparisons: dict[str, dict[str, dict[str, Any]]]
-    devices: dict[str, Device]
+    devices: dict[str, DeviceSummary]
     worst_tenth: dict[str, dict[str, float | None]]
     harmed: dict[str, Any]
     new_people: dict[str, dict[str, RateInterval]]
     new_people_comparisons: dict[str, dict[str, dict[str, Any]]]
-    by_level: dict[str, dict[str, dict[str, Rate]]]
-    by_language: dict[str, dict[str, Rate]]
+    by_level: dict[str, dict[str, dict[str, PooledRate]]]
+    by_language: dict[str, dict[str, PooledRate]]
     curves: dict[str, list[dict[str, Any]]]
     costs: dict[str, Any]
     run: dict[str, Any]
-
-
-def summarize(runs: Sequence[Path], *, samples: int = SAMPLES) -> Summary:
-    """The summary of one run folder, or of several that differ in nothing but their seed.
-
-    ``arms``, ``comparisons``, ``worst_tenth``, ``by_level`` and ``by_language`` cover the devices that took part, new
-    people stand apart. All rates are summed errors over summed reference. Comparisons are named ``a_vs_b`` and hold
-    the fields of :class:`fl.metrics.PairedDifference` by metric, negative where a makes fewer errors. Several runs are
-    pooled with their devices as ``seed<k>/<device>``. Raises :class:`RunError` for folders that cannot be read or pooled.
-    The result depends on the files alone: a second call gives the same.
-    """
-    return summarize_files(pool([read_run(folder) for folder in runs]), samples=samples)
 
 
 def pool(runs: Sequence[RunFiles]) -> list[RunFiles]:
@@ -92,10 +84,11 @@ def pool(runs: Sequence[RunFiles]) -> list[RunFiles]:
                 f"{run.folder} and {first.folder} cannot be pooled: the tasks are {run.task!r} and {first.task!r}"
             )
         for name in _SAME_SETTINGS:
-            if run.costs[name] != first.costs[name]:
+            own, others = getattr(run.costs, name), getattr(first.costs, name)
+            if own != others:
                 raise RunError(
-                    f"{run.folder} and {first.folder} cannot be pooled: {name} is {run.costs[name]!r} and "
-                    f"{first.costs[name]!r}; pool seeds of one configuration only"
+                    f"{run.folder} and {first.folder} cannot be pooled: {name} is {own!r} and {others!r}; "
+                    "pool seeds of one configuration only"
                 )
         twin = next((other for other in runs[:index] if other.seed == run.seed), None)
         if twin is not None:
@@ -103,12 +96,18 @@ def pool(runs: Sequence[RunFiles]) -> list[RunFiles]:
     return [run.renamed(f"seed{run.seed}/") for run in runs]
 
 
-def summarize_files(runs: Sequence[RunFiles], *, samples: int = SAMPLES) -> Summary:
-    """:func:`summarize` for runs that are read, and pooled, already."""
+def summarize(runs: Sequence[RunFiles], *, samples: int = SAMPLES) -> RunSummary:
+    """The summary of one run, or of several that :func:`pool` has put side by side.
+
+    ``arms``, ``comparisons``, ``worst_tenth``, ``by_level`` and ``by_language`` cover the devices that took part, held-out
+    people stand apart. All rates are summed errors over summed reference. Comparisons are named ``a_vs_b`` and hold
+    the fields of :class:`fl.metrics.intervals.PairedDifference` by metric, negative where a makes fewer errors. The result depends on
+    the files alone: a second call gives the same. Raises :class:`RunError` where arms do not cover the same utterances.
+    """
     task = runs[0].task
     scored = score([row for run in runs for row in run.transcripts], task)
     taking_part = _by_arm(each for each in scored if not each.row.new_person)
-    newcomers = _by_arm(each for each in scored if each.row.new_person)
+    held_out = _by_arm(each for each in scored if each.row.new_person)
     seed = derive_seed(*(run.seed for run in runs), "report")
     devices = _devices(scored)
     return {
@@ -116,10 +115,12 @@ def summarize_files(runs: Sequence[RunFiles], *, samples: int = SAMPLES) -> Summ
         "arms": {arm: intervals(rows, seed, samples) for arm, rows in taking_part.items()},
         "comparisons": _comparisons(taking_part, seed, samples),
         "devices": devices,
-        "worst_tenth": {arm: _worst_tenth(rows) for arm, rows in taking_part.items()},
+        "worst_tenth": {
+            arm: {metric: worst_tenth(rows, metric) for metric in metrics_of(rows)} for arm, rows in taking_part.items()
+        },
         "harmed": _harmed(devices, kind_of_run(task).main),
-        "new_people": {arm: intervals(rows, seed, samples) for arm, rows in newcomers.items()},
-        "new_people_comparisons": _comparisons(newcomers, seed, samples),
+        "new_people": {arm: intervals(rows, seed, samples) for arm, rows in held_out.items()},
+        "new_people_comparisons": _comparisons(held_out, seed, samples),
         "by_level": {arm: _by_level(rows) for arm, rows in taking_part.items()},
         "by_language": {arm: _by_language(rows) for arm, rows in taking_part.items()},
         "curves": _curves(row for run in runs for row in run.results),
@@ -128,61 +129,35 @@ def summarize_files(runs: Sequence[RunFiles], *, samples: int = SAMPLES) -> Summ
     }
 
 
-def write_summary(summary: Summary, path: Path) -> None:
+def write_summary(summary: RunSummary, path: Path) -> None:
     """``summary`` as JSON, written beside ``path``, synced and renamed: never half a file."""
     text = json.dumps(summary, ensure_ascii=False, indent=1, allow_nan=False)
-    write_whole(path, text + "\n")
+    write_whole(path, text + "\n", mode=PUBLIC)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """UTF-8 ``text`` to ``path``, whole or not at all. Raises :class:`RunError` if it cannot be written."""
-    try:
-        write_atomically(path, text.encode(), mode=PUBLIC)
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error.strerror}); free space or choose another folder") from None
-
-
-def _by_arm(scored: Iterable[Scored]) -> dict[str, list[Scored]]:
-    groups: dict[str, list[Scored]] = defaultdict(list)
-    for each in scored:
-        groups[each.row.arm].append(each)
+def _by_arm(scored: Iterable[ScoredRow]) -> dict[str, list[ScoredRow]]:
+    groups = grouped(scored, lambda row: row.arm)
     return {arm: groups[arm] for arm in ARMS if arm in groups}
 
 
-def _by_device(scored: Iterable[Scored]) -> dict[str, list[Scored]]:
-    groups: dict[str, list[Scored]] = defaultdict(list)
-    for each in scored:
-        groups[each.row.device].append(each)
-    return groups
-
-
-def _comparisons(arms: Mapping[str, Sequence[Scored]], seed: int, samples: int) -> dict[str, dict[str, dict[str, Any]]]:
+def _comparisons(
+    arms: Mapping[str, Sequence[ScoredRow]], seed: int, samples: int
+) -> dict[str, dict[str, dict[str, Any]]]:
     return {f"{a}_vs_{b}": compare(arms[a], arms[b], seed, samples) for a, b in COMPARISONS if a in arms and b in arms}
 
 
-def _devices(scored: Sequence[Scored]) -> dict[str, Device]:
-    devices: dict[str, Device] = {}
-    for device, rows in _by_device(scored).items():
-        devices[device] = {
+def _devices(scored: Sequence[ScoredRow]) -> dict[str, DeviceSummary]:
+    return {
+        device: {
             "new_person": rows[0].row.new_person,
-            "utterances": len({each.row.utterance for each in rows}),
+            "utterances": len({each.utterance for each in rows}),
             "arms": {arm: by_metric(own) for arm, own in _by_arm(rows).items()},
         }
-    return devices
+        for device, rows in by_device(scored).items()
+    }
 
 
-def _worst_tenth(scored: Sequence[Scored]) -> dict[str, float | None]:
-    """The pooled rate over the tenth of the devices (rounded up, so at least one) with the highest rates."""
-    devices = list(_by_device(scored).values())
-    worst: dict[str, float | None] = {}
-    for metric in metrics_of(scored):
-        totals = [sum((each.counts[metric] for each in rows), Counts()) for rows in devices]
-        totals.sort(key=lambda total: -1.0 if total.rate is None else total.rate, reverse=True)
-        worst[metric] = pooled(totals[: math.ceil(len(totals) / 10)])["rate"]
-    return worst
-
-
-def _harmed(devices: Mapping[str, Device], metric: str) -> dict[str, Any]:
+def _harmed(devices: Mapping[str, DeviceSummary], metric: str) -> dict[str, Any]:
     """Devices that took part whose personalized model makes more errors than the global one by the main metric."""
     judged = {
         name: device["arms"]
@@ -197,16 +172,13 @@ def _harmed(devices: Mapping[str, Device], metric: str) -> dict[str, Any]:
     return {"share": len(harmed) / len(judged) if judged else None, "devices": harmed, "of": len(judged)}
 
 
-def _by_level(scored: Sequence[Scored]) -> dict[str, dict[str, Rate]]:
-    levels: dict[str, list[Scored]] = defaultdict(list)
-    for each in scored:
-        if each.row.level is not None:
-            levels[each.row.level].append(each)
+def _by_level(scored: Sequence[ScoredRow]) -> dict[str, dict[str, PooledRate]]:
+    levels = grouped(scored, lambda row: row.level)
     order = {"word": 0, "phrase": 1, "sentence": 2}
     return {level: by_metric(levels[level]) for level in sorted(levels, key=lambda name: (order.get(name, 3), name))}
 
 
-def _by_language(scored: Sequence[Scored]) -> dict[str, Rate]:
+def _by_language(scored: Sequence[ScoredRow]) -> dict[str, PooledRate]:
     languages = sorted({language for each in scored for language in each.by_language})
     return {
         language: pooled(each.by_language[language] for each in scored if language in each.by_language)
@@ -235,11 +207,12 @@ def _curves(rows: Iterable[ResultRow]) -> dict[str, list[dict[str, Any]]]:
 
 def _costs(runs: Sequence[RunFiles]) -> dict[str, Any]:
     """costs.json of the first run, with the mean seconds over all runs and the sizes set against each other."""
-    costs = dict(runs[0].costs)
-    arms = sorted({arm for run in runs for arm in run.costs["seconds"]}, key=_arm_order)
-    costs["seconds"] = {arm: _mean(run.costs["seconds"].get(arm) for run in runs) for arm in arms}
+    costs = asdict(runs[0].costs)
+    del costs["schema"]
+    arms = sorted({arm for run in runs for arm in run.costs.seconds}, key=_arm_order)
+    costs["seconds"] = {arm: _mean(run.costs.seconds.get(arm) for run in runs) for arm in arms}
     for name in ("bytes_up_per_device_round", "bytes_down_per_device_round"):
-        costs[name] = _mean(run.costs[name] for run in runs)
+        costs[name] = _mean(getattr(run.costs, name) for run in runs)
     costs["arms"] = {arm: _arm_costs(arm, runs) for arm in arms}
     costs["adapter_share_of_base"] = costs["adapter_bytes"] / costs["base_bytes"] if costs["base_bytes"] else None
     costs["bytes_up_per_device"] = costs["bytes_up_per_device_round"] * costs["rounds"]
@@ -258,12 +231,12 @@ def _arm_costs(arm: str, runs: Sequence[RunFiles]) -> dict[str, Any]:
     final = [
         row.seconds_evaluate
         for row, run in own
-        if row.round == last[run.seed] and row.split == run.config.get("federation", {}).get("final_split", "test")
+        if row.round == last[run.seed] and row.split == run.config.get("federation", {}).get("final-split", "test")
     ]
     audio = math.fsum(row.seconds_audio for run in runs for row in run.transcripts if row.arm == arm)
     evaluating = math.fsum(final)
     return {
-        **runs[0].costs.get("arms", {}).get(arm, {}),
+        **(asdict(sizes) if (sizes := runs[0].costs.arms.get(arm)) else {}),
         "bytes_up": sum(row.bytes_up for row, _ in own if row.steps),
         "bytes_down": sum(row.bytes_down for row, _ in own if row.steps),
         "seconds_train": round(math.fsum(row.seconds_train for row, _ in own), 3),
@@ -283,22 +256,22 @@ def _arm_order(arm: str) -> tuple[int, str]:
 
 
 def _run(
-    runs: Sequence[RunFiles], devices: Mapping[str, Device], scored: Sequence[Scored], samples: int
+    runs: Sequence[RunFiles], devices: Mapping[str, DeviceSummary], scored: Sequence[ScoredRow], samples: int
 ) -> dict[str, Any]:
     """What was run: names of the folders, seeds, sizes, languages, settings; the task with its metrics and words for it."""
-    newcomers = sum(device["new_person"] for device in devices.values())
-    utterances = {(each.row.device, each.row.utterance): each.row for each in scored}
+    held_out = sum(device["new_person"] for device in devices.values())
+    utterances = {each.utterance: each.row for each in scored}
     kind = kind_of_run(runs[0].task)
     spoken = {language for row in utterances.values() for _, language in row.spans}
     return {
         "names": [run.folder.resolve().name for run in runs],
         "seeds": [run.seed for run in runs],
-        "devices": len(devices) - newcomers,
-        "new_people": newcomers,
+        "devices": len(devices) - held_out,
+        "new_people": held_out,
         "test_utterances": len(utterances),
         "test_seconds": round(math.fsum(row.seconds_audio for row in utterances.values()), 3),
         "languages": sorted(spoken),
-        "rounds": runs[0].costs["rounds"],
+        "rounds": runs[0].costs.rounds,
         "bootstrap_samples": samples,
         "task": runs[0].task,
         "main_metric": kind.main,
@@ -308,6 +281,6 @@ def _run(
     }
 
 
-def transcripts_of(runs: Sequence[RunFiles]) -> list[TranscriptRow]:
+def transcripts_of(runs: Sequence[RunFiles]) -> list[PredictionRow]:
     """The transcripts of all (pooled) runs in one list, as the page wants them."""
     return [row for run in runs for row in run.transcripts]

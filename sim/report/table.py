@@ -5,22 +5,22 @@ from rich.table import Table
 from rich.text import Text
 
 from sim.report.charts import percent
-from sim.report.summary import Summary
+from sim.report.summary import RunSummary
 from sim.report.words import (
+    HELD_OUT_COMPARISONS,
     KEY_COMPARISONS,
-    comparison,
+    comparisons,
     duration,
     harmed,
     label,
     noun,
     people,
     sentences_compared,
-    shown_metrics,
     size,
 )
 
 
-def print_summary(summary: Summary, console: Console) -> None:
+def print_summary(summary: RunSummary, console: Console) -> None:
     """Prints the summary. 100 columns are enough; the best arm is starred as well as bold, nothing is colour alone."""
     run = summary["run"]
     console.print(
@@ -28,19 +28,21 @@ def print_summary(summary: Summary, console: Console) -> None:
             f"{', '.join(run['names'])}: {people(summary)}, {sentences_compared(summary)} test {noun(summary, 'example', 2)}"
         )
     )
-    console.print(_arms(summary, "arms", "Error rates in % with 95 % intervals, all devices that took part"))
+    console.print(_arms(summary, "arms", "Error rates in % with 95 % CI, all devices that took part"))
     if summary["new_people"]:
-        console.print(_arms(summary, "new_people", f"New people: {run['new_people']} who never took part"))
+        console.print(
+            _arms(summary, "new_people", f"Held-out people: {run['new_people']} who took no part in training")
+        )
     for line in _sentences(summary):
         console.print(Text(f"• {line}"))
     console.print(Text(_costs(summary)))
 
 
-def _arms(summary: Summary, part: str, title: str) -> Table:
+def _arms(summary: RunSummary, part: str, title: str) -> Table:
     rows = summary["new_people"] if part == "new_people" else summary["arms"]
     table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left", padding=(0, 1))
     table.add_column("arm", no_wrap=True)
-    metrics_shown = shown_metrics(summary)
+    metrics_shown = list(summary["run"]["measures"])
     for metric in metrics_shown:
         table.add_column(label(summary, metric).replace("Folded MER", "MER folded"), justify="right", no_wrap=True)
     trained = [arm for arm in rows if arm != "centralized"]
@@ -64,14 +66,13 @@ def _arms(summary: Summary, part: str, title: str) -> Table:
     return table
 
 
-def _sentences(summary: Summary) -> list[str]:
-    lines = [comparison(summary, a, b) for a, b in KEY_COMPARISONS]
-    new = comparison(summary, "neutral", "global", newcomers=True)
-    lines += [f"for new people, {new}" if new else None, harmed(summary)]
+def _sentences(summary: RunSummary) -> list[str]:
+    new = comparisons(summary, HELD_OUT_COMPARISONS[:1], held_out=True)
+    lines = [*comparisons(summary, KEY_COMPARISONS), *(f"for held-out people, {text}" for text in new), harmed(summary)]
     return [line for line in lines if line]
 
 
-def _costs(summary: Summary) -> str:
+def _costs(summary: RunSummary) -> str:
     costs = summary["costs"]
     seconds = ", ".join(f"{arm} {duration(value)}" for arm, value in costs["seconds"].items())
     share = percent(costs["adapter_share_of_base"], 2)

@@ -1,10 +1,10 @@
 """The report in words: names and meanings of arms and metrics, and comparisons as sentences. For terminal and page."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sim.report.charts import percent
-from sim.report.summary import Summary
+from sim.report.summary import RunSummary
 
 ARM_MEANINGS = {
     "zero-shot": "the base as it comes",
@@ -24,30 +24,21 @@ LANGUAGES = {
     "other": "no language",
 }
 KEY_COMPARISONS = (("personalized", "global"), ("personalized", "local"), ("neutral", "global"))
+HELD_OUT_COMPARISONS = (("neutral", "global"), ("neutral", "zero-shot"))
 _UNITS = ("bytes", "KB", "MB", "GB", "TB")
 
 
-def main_metric(summary: Summary) -> str:
+def main_metric(summary: RunSummary) -> str:
     """The name of the metric by which the task of the run is judged."""
     return str(summary["run"]["main_metric"])
 
 
-def label(summary: Summary, metric: str) -> str:
+def label(summary: RunSummary, metric: str) -> str:
     """What a metric is called: ``MER``."""
     return str(summary["run"]["measures"][metric]["label"])
 
 
-def meaning(summary: Summary, metric: str) -> str:
-    """What a metric is, in words."""
-    return str(summary["run"]["measures"][metric]["meaning"])
-
-
-def shown_metrics(summary: Summary) -> list[str]:
-    """The metrics that a table shows, in their order."""
-    return list(summary["run"]["measures"])
-
-
-def noun(summary: Summary, what: str, many: int = 1) -> str:
+def noun(summary: RunSummary, what: str, many: int = 1) -> str:
     """The task's word for its ``field``, a ``model`` or an ``example``; in the plural unless ``many`` is 1."""
     return str(summary["run"]["words"][what]) + ("" if many == 1 else "s")
 
@@ -96,30 +87,38 @@ def relative_range(difference: Mapping[str, Any]) -> str:
     return " to ".join(f"{share:.0f}" for share in sorted(100 * abs(end) for end in ends))
 
 
-def comparison(summary: Summary, a: str, b: str, *, newcomers: bool = False) -> str | None:
+def comparison(summary: RunSummary, a: str, b: str, *, held_out: bool = False) -> str | None:
     """One sentence on arm ``a`` against arm ``b`` by the main metric; ``None`` where the run has not both.
 
     Whether one beats the other is decided by the interval of the difference, not by the difference.
     """
-    found = summary["new_people_comparisons" if newcomers else "comparisons"].get(f"{a}_vs_{b}")
+    found = summary["new_people_comparisons" if held_out else "comparisons"].get(f"{a}_vs_{b}")
     metric = main_metric(summary)
     if found is None or found[metric]["difference"] is None:
         return None
     difference, name = found[metric], label(summary, metric)
-    absolute = f"{points(difference['low'])} to {points(difference['high'])}"
+    amount = f"{points(difference['difference'])} points"
+    interval = f"95 % CI {points(difference['low'])} to {points(difference['high'])}"
     if not difference["excludes_zero"]:
-        return (
-            f"{a} and {b} cannot be told apart: {name} differs by {points(difference['difference'])} points "
-            f"(95 % interval {absolute})"
-        )
+        return f"no significant difference between {a} and {b} in {name} ({amount}, {interval})"
     verb = "beats" if difference["difference"] < 0 else "is worse than"
     if difference["relative"] is None:
-        return f"{a} {verb} {b} by {points(difference['difference'])} points of {name} (95 % interval {absolute})"
-    amount = f"{abs(100 * difference['relative']):.0f} %"
-    return f"{a} {verb} {b} by {amount} relative {name} (95 % interval {relative_range(difference)})"
+        return f"{a} {verb} {b} by {amount} of {name} ({interval})"
+    relative = f"{abs(100 * difference['relative']):.0f} %"
+    return f"{a} {verb} {b} by {relative} relative {name} (95 % CI {relative_range(difference)})"
 
 
-def harmed(summary: Summary) -> str | None:
+def comparisons(summary: RunSummary, pairs: Iterable[tuple[str, str]], *, held_out: bool = False) -> list[str]:
+    """One for each of ``pairs`` that the run has."""
+    return [text for a, b in pairs if (text := comparison(summary, a, b, held_out=held_out))]
+
+
+def sentence(text: str | None) -> str:
+    """The words as a sentence of their own; empty without words."""
+    return f"{text[0].upper()}{text[1:]}." if text else ""
+
+
+def harmed(summary: RunSummary) -> str | None:
     """How many devices personalization made worse, in words."""
     found = summary["harmed"]
     if found["share"] is None:
@@ -129,7 +128,7 @@ def harmed(summary: Summary) -> str | None:
     return f"personalization made {len(found['devices'])} of {found['of']} devices worse: {listing(found['devices'])}"
 
 
-def people(summary: Summary) -> str:
+def people(summary: RunSummary) -> str:
     """``8 people who mix English and Korean``, from the run's annotation."""
     run = summary["run"]
     names = [language(code) for code in run["languages"] if code not in ("other", "und", "zxx")]
@@ -137,7 +136,7 @@ def people(summary: Summary) -> str:
     return f"{run['devices']} {'person' if run['devices'] == 1 else 'people'}{mixing}"
 
 
-def sentences_compared(summary: Summary) -> int:
+def sentences_compared(summary: RunSummary) -> int:
     """Test examples behind the main rows: those of the devices that took part."""
     return sum(device["utterances"] for device in summary["devices"].values() if not device["new_person"])
 

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import product
 
+from fl.algorithms.base import Role
+from fl.algorithms.personal.gates import Gates
+from fl.algorithms.table import names_of
 from fl.core.rng import derive_generator
-from fl.settings.names import ATTACKS, PERSONALIZATIONS, STRATEGIES, UNSIZED_METHODS
-from fl.settings.setting import Value
-from sim.study.plan import Cell, Plan
+from fl.methods.table import METHODS
+from fl.settings.fields import Value
+from fl.settings.names import ATTACKS
+from sim.study.plan import Study
+from sim.study.plan import StudyCell as Cell
 
 # Products of two settings would be 80 runs: the small size has one robust rule against one attack, and one that is not robust.
 ROBUST_RULES = ("fedavg", "median", "trimmed-mean", "krum", "multi-krum", "bulyan", "norm-bound", "geometric-median")
+# Of the algorithms without an attack: not in the small size, or (None) nothing to show where few devices are all honest
+PLACES: dict[str, bool | None] = {"krum": None, "bulyan": None} | dict.fromkeys(
+    ("median", "trimmed-mean", "multi-krum", "norm-bound", "geometric-median"), False
+)
 SPANISH_CTC, KOREAN_CTC = "runs/pretrain/es", "runs/pretrain/ko"  # made by idiolect pretrain
 GLOBAL_ALONE: dict[str, dict[str, Value]] = {"smoke": {"arms": "global"}}
 OWN_SPLIT: dict[
@@ -30,9 +40,9 @@ def _cells(
     )
 
 
-def _repeats() -> Plan:
+def _repeats() -> Study:
     """What no interval over sentences contains: the chance in training."""
-    return Plan(
+    return Study(
         "repeats",
         "How far apart are runs that differ in nothing but initialisation and order of batches?",
         (Cell("first", {}), *(Cell(f"again {k}", {}, k == 1, again=k) for k in range(1, 5))),
@@ -41,20 +51,20 @@ def _repeats() -> Plan:
     )
 
 
-def _strategies() -> Plan:
+def _strategies() -> Study:
     cells = tuple(
-        Cell(name, {"strategy": name, **OWN_SPLIT.get(name, {})}, name not in ROBUST_RULES or name == "fedavg")
-        for name in STRATEGIES
-        if name not in ("krum", "bulyan")  # with few devices and no attack they have nothing to show
+        Cell(name, {"algorithm": name, **OWN_SPLIT.get(name, {})}, smoke)
+        for name in names_of(Role.AGGREGATION)
+        if (smoke := PLACES.get(name, True)) is not None
     )
     optimizers = tuple(
         Cell(name, {"server-optimizer": name}, name == "fedadam")
         for name in ("fedavgm", "fedadagrad", "fedyogi", "fedadam")
     )
-    drift = (Cell("fedprox", {"proximal": 0.01}, False),)
-    return Plan(
+    drift = (Cell("fedprox", {"algorithm": "fedprox"}, False),)
+    return Study(
         "strategies",
-        "Which way to aggregate low-rank factors is best, for the model of all and for the personal ones?",
+        "Which aggregation of low-rank factors is best, for the shared model and for the personalized ones?",
         (*cells, *optimizers, *drift),
         "fedavg",
         compared=("global", "personalized"),
@@ -62,14 +72,14 @@ def _strategies() -> Plan:
     )
 
 
-def _personalization() -> Plan:
+def _personalization() -> Study:
     # All share what the arm global of the baseline shares, so that is trained once.
     own: dict[str, Value] = {"arms": "personalized"}
-    cells = (Cell(name, {"personalization": name, **own}) for name in PERSONALIZATIONS[1:])
+    cells = (Cell(name, {"algorithm": name, **own}) for name in names_of(Role.PERSONALIZATION) if name != Gates.name)
     tuned: dict[str, Value] = {"arms": "global,global+finetune"}
-    return Plan(
+    return Study(
         "personalization",
-        "Which way to a model of one's own is best?",
+        "Which personalization is best?",
         (
             Cell("gates", {}),
             *cells,
@@ -80,14 +90,14 @@ def _personalization() -> Plan:
     )
 
 
-def _robust() -> Plan:
+def _robust() -> Study:
     attacks = [name for name in ATTACKS if name != "none"]
-    cells = [Cell("no attack", {"strategy": "fedavg"})]
-    for rule in ROBUST_RULES:
-        for attack in attacks:
-            smoke = rule in ("fedavg", "median") and attack in ("scale", "label-swap")
-            cells.append(Cell(f"{rule}, {attack}", {"strategy": rule, "attack": attack, "attacker-share": 0.2}, smoke))
-    return Plan(
+    small = dict.fromkeys(product(("fedavg", "median"), ("scale", "label-swap")), True)
+    cells = [Cell("no attack", {"algorithm": "fedavg"})]
+    for rule, attack in product(ROBUST_RULES, attacks):
+        settings: dict[str, Value] = {"algorithm": rule, "attack": attack, "attacker-share": 0.2}
+        cells.append(Cell(f"{rule}, {attack}", settings, small.get((rule, attack), False)))
+    return Study(
         "robust",
         "A fifth of the devices is hostile: which rule still gives a good model?",
         tuple(cells),
@@ -99,7 +109,7 @@ def _robust() -> Plan:
     )
 
 
-def _privacy() -> Plan:
+def _privacy() -> Study:
     noisy = [
         Cell(
             f"{where}, z = {z:g}",
@@ -119,7 +129,7 @@ def _privacy() -> Plan:
             {"secure-sum": "pairwise", "dp": "distributed", "noise-multiplier": 0.1, "epsilon-budget": 1e6},
         ),
     )
-    return Plan(
+    return Study(
         "privacy",
         "What do noise and secure sums cost in recognition?",
         (Cell("plain", {}), *noisy, *others),
@@ -129,14 +139,14 @@ def _privacy() -> Plan:
     )
 
 
-def _compression() -> Plan:
+def _compression() -> Study:
     codecs = ("fp16", "int8", "int4", "top-k:0.1", "top-k:0.1+int8")
     cells = [Cell("fp32", {})]
     for codec in codecs:
         cells.append(Cell(codec, {"codec": codec}, codec in ("int8", "top-k:0.1")))
         if codec != "fp16":
             cells.append(Cell(f"{codec}, feedback", {"codec": codec, "error-feedback": True}, codec == "int8"))
-    return Plan(
+    return Study(
         "compression",
         "How many bytes can a device's update do without?",
         tuple(cells),
@@ -146,23 +156,22 @@ def _compression() -> Plan:
     )
 
 
-def _rank() -> Plan:
+def _rank() -> Study:
     ranks = (1, 2, 4, 8, 16, 32, 64)
     # alpha stays twice the rank, so that the scale of the update is the same for all.
     cells = [Cell(f"rank {r}", {"rank": r, "alpha": 2.0 * r}, r in (1, 8, 64)) for r in ranks]
-    return Plan(
+    return Study(
         "rank",
         "Which rank, with gates and without?",
         tuple(cells),
         "rank 8",
         compared=("global", "personalized"),
-        axis="rank",
     )
 
 
-def _budget() -> Plan:
+def _budget() -> Study:
     """LoRA in the arm ``global``, which is gateless, beside a smaller rank with gates in the arm ``personalized``."""
-    return Plan(
+    return Study(
         "budget",
         "At equal numbers of trained parameters, gates counted in: does Gated LoRA beat LoRA?",
         (
@@ -174,20 +183,19 @@ def _budget() -> Plan:
     )
 
 
-def _sites() -> Plan:
+def _sites() -> Study:
     sites = ("encoder.self", "decoder.self", "decoder.cross", "ffn", "decoder.self,decoder.cross")
     default = "encoder.self,decoder.self,decoder.cross"
-    gates = ("none", "hidden", "low-rank", "self", "cross", "scalar")
-    return Plan(
+    gates = (("hidden", 7e-3, False), ("low-rank", 3e-2, True), ("cross", 7e-3, False), ("scalar", 3e-2, False))
+    return Study(
         "sites",
         "Where do adapters sit best, and which gate?",
         (
             *(Cell(name.replace(",", " + "), {"sites": name}, name in ("encoder.self", "ffn")) for name in sites),
             Cell("all attention", {"sites": default}),
             *(
-                Cell(f"gate {gate}", {"gate": gate, "private-learning-rate": rate}, gate == "low-rank")
-                for gate, rate in zip(gates[1:], (7e-3, 3e-2, 7e-3, 7e-3, 3e-2), strict=True)
-                if gate != "self"
+                Cell(f"gate {gate}", {"gate": gate, "private-learning-rate": rate}, smoke)
+                for gate, rate, smoke in gates
             ),
         ),
         "all attention",
@@ -195,18 +203,18 @@ def _sites() -> Plan:
     )
 
 
-def _adapters() -> Plan:
+def _adapters() -> Study:
     """All trained on everybody's data in one place, at the parameters of LoRA of rank 8 where a method has a size to choose."""
     budget: dict[str, Value] = {"parameter-budget": 589_824}
     gated: dict[str, Value] = {"gated-arms": "all", **budget}
-    return Plan(
+    return Study(
         "adapters",
         "Gated LoRA against training from scratch, full fine-tuning and other small adapters",
         (
             Cell("lora", {"method": "lora", **budget}),
             *(
-                Cell(f"gate {gate}", {"gate": gate, **gated}, gate == "self")
-                for gate in ("self", "hidden", "low-rank", "cross")
+                Cell(f"gate {gate}", {"gate": gate, **gated}, smoke)
+                for gate, smoke in (("self", True), ("hidden", False), ("low-rank", False), ("cross", False))
             ),
             Cell("scalar gate", {"method": "scalar-gate", **gated}),
             Cell("bottleneck", {"method": "bottleneck", **budget}),
@@ -225,7 +233,7 @@ def _adapters() -> Plan:
     )
 
 
-def _rates() -> Plan:
+def _rates() -> Study:
     """What the study of adapters takes its learning rates from: people and sentences that no result uses."""
     budget: dict[str, Value] = {"parameter-budget": 589_824}
     rates: dict[str, tuple[float, ...]] = {
@@ -235,31 +243,32 @@ def _rates() -> Plan:
         "bitfit": (1e-3, 4e-3, 1.6e-2, 6.4e-2),
         "full": (1e-5, 4e-5, 8e-5, 1.6e-4, 6.4e-4),
     }
+    small = {"lora": 4e-3, "prefix": 1e-3}
     cells = (
         Cell(
             f"{method} {rate:g}",
-            {"method": method, "learning-rate": rate, **(budget if method not in UNSIZED_METHODS else {})},
-            (method, rate) in (("lora", 4e-3), ("prefix", 1e-3)),
+            {"method": method, "learning-rate": rate, **(budget if METHODS[method].sized else {})},
+            small.get(method) == rate,
         )
         for method, several in rates.items()
         for rate in several
     )
-    return Plan(
+    return Study(
         "rates",
         "Which learning rate for which kind of adapter? (validation data)",
         tuple(cells),
         "lora 0.004",
         arms=("centralized",),
         compared=("centralized",),
-        base={"cohort": 1, "final-split": "validation", "data-seed": 101},
+        base={"cohort": 1, "final-split": "validation", "data.seed": 101},
     )
 
 
-def _utterances() -> Plan:
+def _utterances() -> Study:
     counts = (1, 2, 5, 10, 20, 40)
-    return Plan(
+    return Study(
         "utterances",
-        "How much speech of one's own does it take?",
+        "How much speech of a person does personalization need?",
         (
             # Whoever says nothing gets what the others' speech made: neutral, the shared part without gates.
             Cell(
@@ -275,12 +284,11 @@ def _utterances() -> Plan:
         "all",
         compared=("global", "personalized"),
         sizes=GLOBAL_ALONE,
-        axis="train-utterances",
     )
 
 
-def _devices() -> Plan:
-    return Plan(
+def _devices() -> Study:
+    return Study(
         "devices",
         "How many people, and how many of them in a round?",
         (
@@ -294,8 +302,8 @@ def _devices() -> Plan:
     )
 
 
-def _switching() -> Plan:
-    return Plan(
+def _switching() -> Study:
+    return Study(
         "switching",
         "At which kind of switch, and how much switching, does it fail?",
         (Cell("default", {}),),
@@ -305,8 +313,8 @@ def _switching() -> Plan:
     )
 
 
-def _tasks() -> Plan:
-    return Plan(
+def _tasks() -> Study:
+    return Study(
         "tasks",
         "The same adapters, split, clients and strategies on text and on images",
         (
@@ -320,12 +328,12 @@ def _tasks() -> Plan:
     )
 
 
-def _tokens() -> Plan:
+def _tokens() -> Study:
     """An English recognizer that learns Hangul, and a CTC recognizer whose vocabulary has it."""
     forms = ("syllables", "jamo", "compat-jamo")
     english: dict[str, Value] = {"base": "whisper-tiny.en"}
     ctc: dict[str, Value] = {"base": SPANISH_CTC}
-    return Plan(
+    return Study(
         "tokens",
         "In which symbols is Korean best learnt: bytes, syllables, U+11xx or U+31xx jamo?",
         (
@@ -339,9 +347,9 @@ def _tokens() -> Plan:
     )
 
 
-def _ctc() -> Plan:
+def _ctc() -> Study:
     """The small size adapts random weights: it shows that this runs without an hour of pretraining."""
-    return Plan(
+    return Study(
         "ctc",
         "Adapting a pretrained Wav2Vec2-CTC against training it from scratch",
         (
@@ -358,9 +366,9 @@ def _ctc() -> Plan:
     )
 
 
-def _ctc_tokens() -> Plan:
+def _ctc_tokens() -> Study:
     """All weights and thousands of sentences: new symbols of a CTC head want more than an adapter's few steps."""
-    return Plan(
+    return Study(
         "ctc-tokens",
         "In which symbols does a Spanish CTC recognizer best learn Korean?",
         (
@@ -380,7 +388,7 @@ def _ctc_tokens() -> Plan:
     )
 
 
-def _search() -> Plan:
+def _search() -> Study:
     """Random search (Bergstra and Bengio 2012) on validation data of a population that no result uses."""
     generator = derive_generator(101, "search")
 
@@ -398,13 +406,13 @@ def _search() -> Plan:
         }
         return Cell(f"draw {i + 1}", settings, int(settings["batch-size"]) * int(settings["local-steps"]) <= 2)
 
-    return Plan(
+    return Study(
         "search",
         "Which hyperparameters matter? (validation data)",
         (Cell("default", {}), *(draw(i) for i in range(24))),
         "default",
         compared=("global", "personalized"),
-        base={"final-split": "validation", "data-seed": 101},
+        base={"final-split": "validation", "data.seed": 101},
         drawn=True,
     )
 
@@ -430,4 +438,4 @@ _MAKERS = (
     _privacy,
     _compression,
 )
-PLANS: dict[str, Plan] = {plan.name: plan for plan in (make() for make in _MAKERS)}
+STUDIES: dict[str, Study] = {study.name: study for study in (make() for make in _MAKERS)}

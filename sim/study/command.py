@@ -14,9 +14,9 @@ from rich.console import Console
 
 from fl.core.errors import ConfigError
 from sim.cli.app import progress_bars
-from sim.study.catalog import PLANS
+from sim.study.catalog import STUDIES
 from sim.study.page import PAGE, STORE, rewrite, store, stored_at, write_study
-from sim.study.plan import SIZES, Plan
+from sim.study.plan import SIZES, Study
 from sim.study.rows import StudyResult
 from sim.study.run import CellRun, StudyRun
 from sim.study.side_by_side import carry_out_side_by_side
@@ -47,48 +47,48 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 200)
 
 
-def make_study(plan: Plan, *, size: str, root: Path, cells: str = "", workers: int = 0) -> StudyRun:
+def make_run(study: Study, *, size: str, root: Path, cells: str = "", workers: int = 0) -> StudyRun:
     """What the options of a command ask for."""
     if size not in SIZES:
         raise ConfigError(f"size {size!r} is unknown: {', '.join(SIZES)}")
     names = tuple(name.strip() for name in cells.split(";") if name.strip())
-    return StudyRun(plan, SIZES[size], root / size, names, workers)
+    return StudyRun(study, SIZES[size], root / size, names, workers)
 
 
-def run_ahead(studies: list[StudyRun], jobs: int, *, quiet: bool = False) -> None:
-    """Carry out what the studies need, ``jobs`` runs side by side; with one job each study does so itself."""
+def run_ahead(runs: list[StudyRun], jobs: int, *, quiet: bool = False) -> None:
+    """Carry out what ``studies`` need, ``jobs`` runs side by side; with one job each study does so itself."""
     if jobs == 1:
         return
-    if any(study.workers for study in studies):
+    if any(run.workers for run in runs):
         raise ConfigError("jobs and workers are two ways to use the cores: give one of them")
-    for study in studies:
-        study.check()
+    for run in runs:
+        run.check()
     pending: dict[str, CellRun] = {}
-    for study in studies:
-        pending |= study.pending()
+    for run in runs:
+        pending |= run.pending()
     if pending:
         with progress_bars(quiet) as show:
             carry_out_side_by_side(list(pending.values()), jobs, show)
 
 
-def run_study(study: StudyRun, *, write: Path | None, quiet: bool = False) -> StudyResult:
+def run_study(run: StudyRun, *, write: Path | None, quiet: bool = False) -> StudyResult:
     """Run or resume one study, and store it where ``write`` says."""
-    plan, names = study.plan, study.cells
+    study = run.study
     with progress_bars(quiet) as show:
-        result = study.run(show)
+        result = run.run(show)
     if write is not None:
-        stored = stored_at(plan.name, result.size, STORE)
-        if names and stored.is_file():
-            again = plan.baseline if plan.baseline not in names else ""
-            result = result.merged(StudyResult.read(stored), keep=again).ordered([cell.name for cell in plan.cells])
+        stored = stored_at(study.name, result.size, STORE)
+        if run.cells and stored.is_file():
+            again = study.baseline if study.baseline not in run.cells else ""
+            result = result.merged(StudyResult.read(stored), keep=again).ordered([cell.name for cell in study.cells])
         write_study(result, write, STORE)
     else:
-        store(result, study.root)
+        store(result, run.root)
     return result
 
 
-def study_command(plan: Plan) -> Callable[..., None]:
-    """The command of one plan."""
+def study_command(study: Study) -> Callable[..., None]:
+    """The command of one study."""
 
     def command(
         smoke: Smoke = False,
@@ -100,16 +100,16 @@ def study_command(plan: Plan) -> Callable[..., None]:
         write: Write = None,
         as_json: Json = False,
     ) -> None:
-        study = make_study(plan, size="smoke" if smoke else size, root=runs, cells=cells, workers=workers)
-        run_ahead([study], jobs, quiet=as_json)
-        result = run_study(study, write=write, quiet=as_json)
+        run = make_run(study, size="smoke" if smoke else size, root=runs, cells=cells, workers=workers)
+        run_ahead([run], jobs, quiet=as_json)
+        result = run_study(run, write=write, quiet=as_json)
         if as_json:
             print(json.dumps(asdict(result), ensure_ascii=False))
         else:
             print_result(result, console())
 
     command.__doc__ = (
-        f"{plan.question}\n\n{len(plan.cells)} cells; arms {', '.join(plan.arms)}. "
+        f"{study.question}\n\n{len(study.cells)} cells; arms {', '.join(study.arms)}. "
         "A study that was stopped goes on where it stopped."
     )
     return command
@@ -125,10 +125,10 @@ def run_all(
 ) -> None:
     """Run every study of the catalogue; runs that two of them have in common are made once."""
     size = "smoke" if smoke else size
-    studies = [make_study(plan, size=size, root=runs, workers=workers) for plan in PLANS.values()]
-    run_ahead(studies, jobs)
-    for study in studies:
-        print_result(run_study(study, write=write), console())
+    each = [make_run(study, size=size, root=runs, workers=workers) for study in STUDIES.values()]
+    run_ahead(each, jobs)
+    for run in each:
+        print_result(run_study(run, write=write), console())
 
 
 def tables(

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from fl.core.files import PUBLIC, write_atomically
 from sim.section import page_parts, write_section
-from sim.study.chart import svg
-from sim.study.influence import influence_svg, influence_table, influences
+from sim.study.influence import influence_table, influences
 from sim.study.plan import SIZES
 from sim.study.repetition import spread_table
 from sim.study.rows import StudyResult
@@ -29,9 +28,11 @@ def stored_at(name: str, size: str, folder: Path) -> Path:
 
 def store(result: StudyResult, folder: Path) -> Path:
     """Rows and plot as files of ``folder``."""
+    from sim.study.plots import influence_svg, results_svg  # matplotlib: nothing else of a study waits for it
+
     path = stored_at(result.name, result.size, folder)
     result.write(path)
-    write_atomically(path.with_suffix(".svg"), svg(result).encode(), mode=PUBLIC)
+    write_atomically(path.with_suffix(".svg"), results_svg(result).encode(), mode=PUBLIC)
     if searched(result):
         write_atomically(_influence(path), influence_svg(result).encode(), mode=PUBLIC)
     return path

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 from fl.core.errors import ConfigError
 from fl.settings.config import RunConfig, make_config
-from fl.settings.setting import Value
+from fl.settings.fields import Value
 
 Settings = Mapping[str, Value]
 REPETITION = 1000  # added to a run's seed for each repetition: seeds of runs stay below
 
 
 @dataclass(frozen=True)
-class Size:
+class StudySize:
     """How large the runs of a study are. ``settings`` are put below those of a cell; a cell may be larger or smaller."""
 
     name: str
@@ -22,7 +22,7 @@ class Size:
     seeds: tuple[int, ...]
 
 
-SMOKE = Size(
+SMOKE = StudySize(
     "smoke",
     {
         "devices": 3,
@@ -39,7 +39,7 @@ SMOKE = Size(
     },
     seeds=(1,),
 )
-SHORT = Size(
+SHORT = StudySize(
     "short",
     {
         "new-people": 0,
@@ -53,12 +53,12 @@ SHORT = Size(
     },
     seeds=(1,),
 )
-FULL = Size("full", {"new-people": 0, "evaluate-every": 0, "cohort": 3}, seeds=(1, 2, 3))
+FULL = StudySize("full", {"new-people": 0, "evaluate-every": 0, "cohort": 3}, seeds=(1, 2, 3))
 SIZES = {size.name: size for size in (SMOKE, SHORT, FULL)}
 
 
 @dataclass(frozen=True)
-class Cell:
+class StudyCell:
     """One row of a study's table: a name, and the settings in which it differs from the others.
 
     ``smoke`` says whether the small size has it: the small size is to show that a study runs, not what it finds. ``compared``
@@ -75,11 +75,11 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Study:
     """A study. ``arms`` are trained and evaluated in each cell; of them ``compared`` is what the table is about.
 
-    Every cell is set beside the cell ``baseline`` where both were tested on the same sentences, and beside the arm ``global``, its
-    own or else that of the baseline. ``axis`` names the setting that grows along the cells; ``drawn`` says that all settings of the
+    Every cell is compared with the cell ``baseline`` where both were tested on the same sentences, and with the arm ``global``, its
+    own or else that of the baseline. ``drawn`` says that all settings of the
     cells but the baseline's were drawn at random. ``slices`` are further rows for
     parts of the test sentences: ``level`` of the switch, ``mixing`` by thirds of how much of a sentence is embedded language.
     ``base`` are settings of all cells, ``sizes`` replace those of a size.
@@ -87,11 +87,10 @@ class Plan:
 
     name: str
     question: str
-    cells: tuple[Cell, ...]
+    cells: tuple[StudyCell, ...]
     baseline: str
     arms: tuple[str, ...] = ("global", "personalized")
     compared: tuple[str, ...] = ("personalized",)
-    axis: str = ""
     drawn: bool = False
     slices: tuple[str, ...] = ()
     base: Settings = field(default_factory=dict)
@@ -107,7 +106,7 @@ class Plan:
         """Whether its cells are repetitions of one run."""
         return any(cell.again for cell in self.cells)
 
-    def chosen(self, size: Size, names: tuple[str, ...] = ()) -> tuple[Cell, ...]:
+    def chosen(self, size: StudySize, names: tuple[str, ...] = ()) -> tuple[StudyCell, ...]:
         """The cells of a size, or those with ``names``; :class:`ConfigError` lists the known ones."""
         known = {cell.name: cell for cell in self.cells}
         unknown = [name for name in names if name not in known]
@@ -117,11 +116,11 @@ class Plan:
             return tuple(cell for cell in self.cells if cell.name in names)
         return tuple(cell for cell in self.cells if cell.smoke or size.name != "smoke" or cell.name == self.baseline)
 
-    def config(self, cell: Cell, size: Size, seed: int, output: str) -> RunConfig:
+    def config(self, cell: StudyCell, size: StudySize, seed: int, output: str) -> RunConfig:
         """The settings of one run. Raises :class:`ConfigError` for what no run could be made of."""
         values: dict[str, object] = {"arms": ",".join(self.arms)}
         for settings in (size.settings, self.base, self.sizes.get(size.name, {}), cell.settings):  # the later wins
             values.update(settings)
         if cell.again:
-            values["data-seed"] = values.get("data-seed") or seed
+            values["data.seed"] = values.get("data.seed") or seed
         return make_config({**values, "seed": seed + REPETITION * cell.again, "output": output})

@@ -3,59 +3,31 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
 
-from sim.study.rows import StudyResult, StudyRow
+from sim.section import markdown_table
+from sim.study.rows import StudyResult
 
 FEWEST = 3  # runs, below which a standard deviation says nothing
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Of one arm over ``runs``: the main rate of each, and its difference from ``global`` where there is one."""
-
-    arm: str
-    rates: tuple[float, ...]
-    differences: tuple[float, ...]
-
-
-def spreads(result: StudyResult) -> list[Spread]:
-    """One for each arm with at least :data:`FEWEST` runs."""
-    arms: dict[str, list[StudyRow]] = {}
-    for row in result.rows:
-        if not row.failed:
-            arms.setdefault(row.arm, []).append(row)
-    return [
-        Spread(
-            arm,
-            tuple(row.rates[row.metric]["rate"] for row in rows),
-            tuple(row.against_global["difference"] for row in rows if row.against_global),
-        )
-        for arm, rows in arms.items()
-        if len(rows) >= FEWEST
-    ]
-
-
 def spread_table(result: StudyResult) -> str:
-    """The spreads as Markdown; empty where there are none."""
-    found = spreads(result)
-    if not found:
-        return ""
-    of_each = "mean | standard deviation | range"
-    lines = [
-        f"| arm | runs | {result.metric.upper()}, %: {of_each} | against global, points: {of_each} |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for one in found:
-        lines.append(
-            f"| {one.arm} | {len(one.rates)} | {_cells(one.rates, '.1f')} | {_cells(one.differences, '+.1f')} |"
-        )
-    return "\n".join(lines) + "\n"
+    """Mean, deviation and range of each arm with at least :data:`FEWEST` runs as Markdown; empty where there is none."""
+    rows = []
+    for arm in dict.fromkeys(row.arm for row in result.rows):
+        own = [row for row in result.rows if row.arm == arm and not row.failed]
+        rates = [row.rates[row.metric]["rate"] for row in own]
+        differences = [row.against_global["difference"] for row in own if row.against_global]
+        if len(own) >= FEWEST:
+            rows.append((arm, str(len(own)), *_spread(rates, ".1f"), *_spread(differences, "+.1f")))
+    of_each = "mean", "standard deviation", "range"
+    heads = ["arm", "runs", *of_each, *of_each]
+    heads[2], heads[5] = f"{result.metric.upper()}, %: mean", "against global, points: mean"
+    return markdown_table(heads, rows) if rows else ""
 
 
-def _cells(values: tuple[float, ...], form: str) -> str:
+def _spread(values: list[float], form: str) -> tuple[str, str, str]:
     if len(values) < FEWEST:
-        return "- | - | -"
+        return "-", "-", "-"
     points = [100 * value for value in values]
     mean, deviation = statistics.mean(points), statistics.stdev(points)
-    return f"{mean:{form}} | {deviation:.1f} | {min(points):{form}} to {max(points):{form}}"
+    return f"{mean:{form}}", f"{deviation:.1f}", f"{min(points):{form}} to {max(points):{form}}"

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fl.core.errors import RunError
-from fl.core.files import PUBLIC, write_atomically
+from fl.core.files import PUBLIC
+from fl.runs.files import write_whole
 
 SCHEMA = 2  # 2: each row names the machine that it was run on
 
@@ -19,7 +20,7 @@ class StudyRow:
     """One arm of one cell, over all seeds.
 
     ``rates`` maps a metric to ``rate``, ``low``, ``high``, ``errors``, ``reference``; ``against_baseline`` and
-    ``against_global`` are paired differences of the main metric (:class:`fl.metrics.PairedDifference` as a dictionary), None
+    ``against_global`` are paired differences of the main metric (:class:`fl.metrics.intervals.PairedDifference` as a dictionary), None
     where there is nothing to pair with. ``failed`` is why there is no result, which in a study of attacks is one. ``machine``
     has ``processor``, ``cores``, ``system`` and ``python``: rows of one study may come from several machines.
     """
@@ -28,7 +29,7 @@ class StudyRow:
     arm: str
     settings: dict[str, Any]
     seeds: tuple[int, ...]
-    metric: str = ""  # the main one of what was learnt
+    metric: str = ""  # the main one of the task
     rates: dict[str, dict[str, Any]] = field(default_factory=dict)
     against_baseline: dict[str, Any] | None = None
     against_global: dict[str, Any] | None = None
@@ -51,14 +52,8 @@ class StudyResult:
 
     def write(self, path: Path) -> None:
         """As JSON, whole or not at all."""
-        document = {"schema": SCHEMA, **asdict(self)}
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, (json.dumps(document, ensure_ascii=False, indent=1) + "\n").encode(), mode=PUBLIC)
-        except OSError as error:
-            raise RunError(
-                f"{path} cannot be written: {error.strerror}; free space or choose another folder"
-            ) from error
+        text = json.dumps({"schema": SCHEMA, **asdict(self)}, ensure_ascii=False, indent=1)
+        write_whole(path, text + "\n", mode=PUBLIC)
 
     @classmethod
     def read(cls, path: Path) -> StudyResult:
@@ -77,7 +72,7 @@ class StudyResult:
     def merged(self, earlier: StudyResult, *, keep: str = "") -> StudyResult:
         """These rows, and of ``earlier`` those of cells that are not among them; of the cell ``keep`` those of ``earlier``.
 
-        ``keep`` is a baseline that was run again only to set other cells beside it: the rows of ``earlier`` stand beside theirs.
+        ``keep`` is a baseline that was run again only to compare other cells with it: its rows are those of ``earlier``.
         """
         stays = keep in {row.cell for row in earlier.rows}
         own = tuple(row for row in self.rows if not (stays and row.cell == keep))

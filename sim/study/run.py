@@ -1,4 +1,4 @@
-"""Run the cells of a study, one after the other, and keep a row of each. A stopped study goes on."""
+"""Run the cells of a study, one after the other, and keep a row of each. A study that was stopped resumes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from fl.core.errors import AggregationError, IdiolectError, RunError
+from fl.core.machine import machine
+from fl.runs.files import is_finished
+from fl.runs.schema import CHECKPOINTS, DEVICES
 from fl.settings.config import RunConfig, flat
 from sim.backends.run import run_simulation
-from sim.study.plan import Cell, Plan, Size
+from sim.study.plan import Study, StudyCell, StudySize
 from sim.study.rows import StudyResult, StudyRow
 from sim.study.scores import CellScores
-from strategies.app import machine
 
 log = logging.getLogger("idiolect.study")
 Progress = Callable[[str, int, int], None]
@@ -44,7 +46,7 @@ class CellRun:
     @property
     def finished(self) -> bool:
         """Whether there is nothing left to do."""
-        return (self.folder / "costs.json").exists() or (self.folder / FAILURE).exists()
+        return is_finished(self.folder) or (self.folder / FAILURE).exists()
 
     def carry_out(self, workers: int = 0) -> None:
         """Begin or go on, in this process or with ``workers`` that train side by side. What it raises names the cell."""
@@ -63,25 +65,25 @@ class CellRun:
 class StudyRun:
     """One study at one size under ``root``; ``cells`` are names, all of the size's unless given."""
 
-    plan: Plan
-    size: Size
+    study: Study
+    size: StudySize
     root: Path
     cells: tuple[str, ...] = ()
     workers: int = 0  # 0 stays in this process, which loads the base once
 
-    def folder(self, cell: Cell, seed: int) -> Path:
+    def folder(self, cell: StudyCell, seed: int) -> Path:
         """Where one run lives: by what it is, so that studies with the same run share it."""
-        config = self.plan.config(cell, self.size, seed, "")
+        config = self.study.config(cell, self.size, seed, "")
         digest = hashlib.sha256(json.dumps(flat(config), sort_keys=True).encode()).hexdigest()[:8]
-        slug = re.sub(r"[^a-z0-9.]+", "-", f"{self.plan.name}-{cell.name}".lower()).strip("-")
+        slug = re.sub(r"[^a-z0-9.]+", "-", f"{self.study.name}-{cell.name}".lower()).strip("-")
         shared = sorted(self.root.glob(f"*-seed{seed}-{digest}"))
         return shared[0] if shared else self.root / f"{slug}-seed{seed}-{digest}"
 
     def check(self) -> None:
         """Make every configuration, so that a wrong one is refused before the first hour."""
-        for cell in self.plan.chosen(self.size, self.cells):
+        for cell in self.study.chosen(self.size, self.cells):
             for seed in self.size.seeds:
-                self.plan.config(cell, self.size, seed, "")
+                self.study.config(cell, self.size, seed, "")
 
     def pending(self) -> dict[str, CellRun]:
         """The runs that :meth:`run` would carry out, by their settings: what cells and studies have in common is there once."""
@@ -92,20 +94,20 @@ class StudyRun:
                     found.setdefault(json.dumps({**flat(run.config), "output": ""}, sort_keys=True), run)
         return found
 
-    def _chosen(self) -> tuple[Cell, ...]:
-        """The cells to run: the baseline too, since others are set beside it."""
-        cells = self.plan.chosen(self.size, self.cells)
-        if self.plan.baseline in [cell.name for cell in cells]:
+    def _chosen(self) -> tuple[StudyCell, ...]:
+        """The cells to run: the baseline too, since the others are compared with it."""
+        cells = self.study.chosen(self.size, self.cells)
+        if self.study.baseline in [cell.name for cell in cells]:
             return cells
-        return (*self.plan.chosen(self.size, (self.plan.baseline,)), *cells)
+        return (*self.study.chosen(self.size, (self.study.baseline,)), *cells)
 
-    def _runs(self, cell: Cell) -> list[CellRun]:
+    def _runs(self, cell: StudyCell) -> list[CellRun]:
         """The runs of a cell, one for each seed."""
         found = []
         for seed in self.size.seeds:
             folder = self.folder(cell, seed)
-            title = f"study {self.plan.name}, cell {cell.name!r}, seed {seed}"
-            found.append(CellRun(title, self.plan.config(cell, self.size, seed, str(folder)), folder))
+            title = f"study {self.study.name}, cell {cell.name!r}, seed {seed}"
+            found.append(CellRun(title, self.study.config(cell, self.size, seed, str(folder)), folder))
         return found
 
     def run(self, progress: Progress = lambda what, done, total: None) -> StudyResult:
@@ -114,17 +116,17 @@ class StudyRun:
         cells = self._chosen()
         scores: dict[str, CellScores | str] = {}
         for done, cell in enumerate(cells):
-            progress(f"{self.plan.name}: {cell.name}", done, len(cells))
+            progress(f"{self.study.name}: {cell.name}", done, len(cells))
             scores[cell.name] = self._cell(cell)
-        progress(f"{self.plan.name}", len(cells), len(cells))
+        progress(f"{self.study.name}", len(cells), len(cells))
         rows = [row for cell in cells for row in self._rows(cell, scores)]
-        baseline = scores[self.plan.baseline]
+        baseline = scores[self.study.baseline]
         metric = baseline.metric if isinstance(baseline, CellScores) else "mer"
         return StudyResult(
-            self.plan.name, self.plan.question, self.size.name, metric, tuple(rows), self._conditions(scores)
+            self.study.name, self.study.question, self.size.name, metric, tuple(rows), self._conditions(scores)
         )
 
-    def _cell(self, cell: Cell) -> CellScores | str:
+    def _cell(self, cell: StudyCell) -> CellScores | str:
         """The scores of one cell, or why there are none."""
         runs = self._runs(cell)
         for run in runs:
@@ -134,28 +136,28 @@ class StudyRun:
                 return run.failure
         return CellScores.read([run.folder for run in runs], seeds=self.size.seeds, new_people=cell.new_people)
 
-    def _rows(self, cell: Cell, scores: dict[str, CellScores | str]) -> list[StudyRow]:
-        """The rows of one cell: of each compared arm, and of each slice of the sentences that the plan wants."""
-        own, baseline = scores[cell.name], scores[self.plan.baseline]
-        trained = self.plan.config(cell, self.size, self.size.seeds[0], "").arms  # a small size may leave some out
-        arms = [arm for arm in cell.compared or self.plan.compared if arm in trained]
+    def _rows(self, cell: StudyCell, scores: dict[str, CellScores | str]) -> list[StudyRow]:
+        """The rows of one cell: of each compared arm, and of each slice of the sentences that the study wants."""
+        own, baseline = scores[cell.name], scores[self.study.baseline]
+        trained = self.study.config(cell, self.size, self.size.seeds[0], "").arms  # a small size may leave some out
+        arms = [arm for arm in cell.compared or self.study.compared if arm in trained]
         if isinstance(own, str):
             return [
                 StudyRow(cell.name, arm, dict(cell.settings), self.size.seeds, failed=own, machine=machine())
                 for arm in arms
             ]
-        beside = None if isinstance(baseline, str) or cell.name == self.plan.baseline else baseline
+        beside = None if isinstance(baseline, str) or cell.name == self.study.baseline else baseline
         rows = [self._row(cell.name, cell, arm, own, beside) for arm in arms]
-        for kind in self.plan.slices:
+        for kind in self.study.slices:
             for name, part in own.sliced(kind).items():
                 rows += [self._row(name, cell, arm, part, None) for arm in arms]
         return rows
 
-    def _row(self, name: str, cell: Cell, arm: str, own: CellScores, beside: CellScores | None) -> StudyRow:
+    def _row(self, name: str, cell: StudyCell, arm: str, own: CellScores, beside: CellScores | None) -> StudyRow:
         if arm not in own.arms:
-            raise RunError(f"cell {cell.name!r} of study {self.plan.name!r} has no arm {arm!r}: add it to its arms")
+            raise RunError(f"cell {cell.name!r} of study {self.study.name!r} has no arm {arm!r}: add it to its arms")
         known = beside.arms if beside is not None else {}
-        other = known.get(arm, known.get(self.plan.compared[-1]))
+        other = known.get(arm, known.get(self.study.compared[-1]))
         everyone = own.arms.get("global", known.get("global")) if arm != "global" else None
         return StudyRow(
             name,
@@ -172,26 +174,27 @@ class StudyRun:
         )
 
     def _conditions(self, scores: dict[str, CellScores | str]) -> dict[str, Any]:
-        baseline_first = (scores[self.plan.baseline], *scores.values())
+        baseline_first = (scores[self.study.baseline], *scores.values())
         found = next((one for one in baseline_first if isinstance(one, CellScores)), None)
         packages = ("flwr", "torch", "transformers", "peft", "jiwer", "numpy")
         conditions: dict[str, Any] = {
             "seeds": list(self.size.seeds),
             "versions": {name: version(name) for name in packages},
-            "baseline": self.plan.baseline,
-            "axis": self.plan.axis,
-            "drawn": self.plan.drawn,
-            "repeated": self.plan.repeated,
+            "baseline": self.study.baseline,
+            "drawn": self.study.drawn,
+            "repeated": self.study.repeated,
         }
         if found is not None:
             costs = found.runs[0].costs
             sentences = {(each.row.device, each.row.utterance) for rows in found.arms.values() for each in rows}
-            conditions |= {name: costs[name] for name in ("base", "devices", "rounds", "local_steps", "batch_size")}
+            conditions |= {
+                name: getattr(costs, name) for name in ("base", "devices", "rounds", "local_steps", "batch_size")
+            }
             conditions["sentences"] = len(sentences)
         return conditions
 
 
 def _drop_checkpoints(folder: Path) -> None:
     """A finished run of a study is only read: its rounds need not be kept, its private parts neither."""
-    for name in ("checkpoints", "devices"):
+    for name in (CHECKPOINTS, DEVICES):
         shutil.rmtree(folder / name, ignore_errors=True)

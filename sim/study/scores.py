@@ -10,17 +10,16 @@ from typing import Any
 
 from fl.core.rng import derive_seed
 from fl.metrics import Counts, macro_rate
-from sim.report import pool, read_run
-from sim.report.rows import RunFiles
-from sim.report.scoring import Scored, compare, intervals, kind_of_run, score
-from sim.report.summary import SAMPLES
+from fl.runs.files import RunFiles, read_run
+from sim.report import pool
+from sim.report.scoring import ScoredRow, by_device, compare, intervals, kind_of_run, pooled, score, worst_tenth
 
 
-def _level(scored: Scored) -> str:
+def _level(scored: ScoredRow) -> str:
     return f"switch of a {scored.row.level}" if scored.row.level else ""
 
 
-def _mixing(scored: Scored) -> str:
+def _mixing(scored: ScoredRow) -> str:
     """By the share of words that are not in the sentence's most frequent language."""
     languages = [language for _, language in scored.row.spans]
     if not languages:
@@ -31,7 +30,7 @@ def _mixing(scored: Scored) -> str:
     )
 
 
-SLICES: Mapping[str, Callable[[Scored], str]] = {"level": _level, "mixing": _mixing}
+SLICES: Mapping[str, Callable[[ScoredRow], str]] = {"level": _level, "mixing": _mixing}
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class CellScores:
     """The test sentences of one cell by arm, of devices that took part or else of ``new_people``, named ``seed<k>/<device>``."""
 
     runs: tuple[RunFiles, ...]
-    arms: Mapping[str, tuple[Scored, ...]]
+    arms: Mapping[str, tuple[ScoredRow, ...]]
     metric: str  # the main one of the task
     new_people: bool = False
 
@@ -53,7 +52,7 @@ class CellScores:
             pool(runs)  # refuses what does not belong together
         names = seeds or [run.seed for run in runs]
         runs = [run.renamed(f"seed{name}/") for run, name in zip(runs, names, strict=True)]
-        arms: dict[str, list[Scored]] = {}
+        arms: dict[str, list[ScoredRow]] = {}
         task = runs[0].task
         tested = [row for run in runs for row in run.transcripts if row.new_person == new_people]
         for each in score(tested, task):
@@ -77,55 +76,53 @@ class CellScores:
     @property
     def machine(self) -> dict[str, Any]:
         """What the runs were carried out on; where they differ, all of it with ``or`` between."""
-        found = [run.costs["machine"] for run in self.runs]
+        found = [run.costs.machine for run in self.runs]
         return {name: " or ".join(sorted({str(one[name]) for one in found})) for name in found[0]}
 
-    def rates(self, arm: str, samples: int = SAMPLES) -> dict[str, dict[str, Any]]:
+    def rates(self, arm: str) -> dict[str, dict[str, Any]]:
         """Pooled rates with intervals, by metric."""
-        return {metric: dict(found) for metric, found in intervals(self.arms[arm], self.seed, samples).items()}
+        return {metric: dict(found) for metric, found in intervals(self.arms[arm], self.seed).items()}
 
-    def difference(self, arm: str, others: Sequence[Scored], samples: int = SAMPLES) -> dict[str, Any] | None:
+    def difference(self, arm: str, others: Sequence[ScoredRow]) -> dict[str, Any] | None:
         """The paired difference of the main metric from ``others``; None if those are other sentences."""
         own = self.arms[arm]
         if _sentences(own) != _sentences(others):
             return None
-        return compare(own, others, self.seed, samples)[self.metric]
+        return compare(own, others, self.seed)[self.metric]
 
-    def facts(self, arm: str, everyone: Sequence[Scored] | None = None) -> dict[str, Any]:
+    def facts(self, arm: str, everyone: Sequence[ScoredRow] | None = None) -> dict[str, Any]:
         """What a pooled rate hides: means over people and sentences, the worst tenth, insertions, devices harmed beside ``everyone``."""
         rows = self.arms[arm]
         counts = [each.counts[self.metric] for each in rows]
         errors, reference = [c.errors for c in counts], [c.reference for c in counts]
-        devices = _by_device(rows, self.metric)
-        worst = sorted(devices.values(), key=lambda total: -(total.rate or 0.0))[: math.ceil(len(devices) / 10)]
+        devices = _errors(rows, self.metric)
         words = sum((each.counts["wer"] for each in rows if "wer" in each.counts), Counts())
         facts: dict[str, Any] = {
             "macro_devices": macro_rate(errors, reference, [each.row.device for each in rows]),
             "macro_sentences": macro_rate(errors, reference),
-            "worst_tenth": sum(worst, Counts()).rate,
+            "worst_tenth": worst_tenth(rows, self.metric),
             "insertions_per_word": words.insertions / words.reference if words.reference else None,
         }
         if everyone:
-            others = _by_device(everyone, self.metric)
+            others = _errors(everyone, self.metric)
             if others.keys() == devices.keys():
-                harmed = [name for name, total in devices.items() if total.errors > others[name].errors]
-                facts["harmed"] = len(harmed) / len(devices)
+                facts["harmed"] = sum(devices[name] > others[name] for name in devices) / len(devices)
         return facts
 
     def costs(self, arm: str) -> dict[str, float]:
-        """Means over the runs: parameters, bytes, seconds of training and of decoding, seconds of audio heard in one second."""
+        """Means over the runs: parameters, bytes, seconds of training and of decoding, seconds of audio decoded in one second."""
         found: dict[str, list[float]] = {}
         for run in self.runs:
             trained = [row for row in run.results if row.arm == arm and row.steps]
             whose = [row for row in run.results if row.arm == arm and row.new_person == self.new_people]
             tested = [row for row in whose if row.split == "test"]
-            heard = [row for row in run.transcripts if row.arm == arm and row.new_person == self.new_people]
-            audio = math.fsum(row.seconds_audio for row in heard)
+            decoded = [row for row in run.transcripts if row.arm == arm and row.new_person == self.new_people]
+            audio = math.fsum(row.seconds_audio for row in decoded)
             decoding = math.fsum(row.seconds_evaluate for row in tested)
-            size = run.costs["arms"].get(arm, {"parameters": 0})  # the frozen base has none
+            size = run.costs.arms.get(arm)  # the frozen base has none
             values = {
-                "parameters": float(size["parameters"]),
-                "private_bytes": float(run.costs["private_bytes"] if arm == "personalized" else 0),
+                "parameters": float(size.parameters if size else 0),
+                "private_bytes": float(run.costs.private_bytes if arm == "personalized" else 0),
                 "bytes_up": float(max((row.bytes_up for row in trained), default=0)),
                 "seconds_train": math.fsum(row.seconds_train for row in trained),
                 "seconds_test": decoding,
@@ -136,12 +133,9 @@ class CellScores:
         return {name: math.fsum(values) / len(values) for name, values in found.items()}
 
 
-def _sentences(rows: Sequence[Scored]) -> set[tuple[str, str, str]]:
+def _sentences(rows: Sequence[ScoredRow]) -> set[tuple[str, str, str]]:
     return {(each.row.device, each.row.utterance, each.row.reference) for each in rows}
 
 
-def _by_device(rows: Sequence[Scored], metric: str) -> dict[str, Counts]:
-    totals: dict[str, Counts] = {}
-    for each in rows:
-        totals[each.row.device] = totals.get(each.row.device, Counts()) + each.counts[metric]
-    return totals
+def _errors(rows: Sequence[ScoredRow], metric: str) -> dict[str, int]:
+    return {name: pooled(each.counts[metric] for each in own)["errors"] for name, own in by_device(rows).items()}

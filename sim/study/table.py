@@ -2,56 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from sim.section import markdown_table
 from sim.study.rows import StudyResult, StudyRow
 
-HEADS = (
-    "{metric}, %",
-    "loanwords folded",
-    "WER, %",
-    "CER, %",
-    "JER, %",
-    "against {baseline}, points",
-    "against global, points",
-    "inserted, %",
-    "other language, %",
-    "worst tenth",
-    "harmed, %",
-    "parameters",
-    "KiB up",
-    "training, s",
-    "audio s / s",
-)
-
-
-ON_PAGES = ("WER, %", "inserted, %", "other language, %", "audio s / s")
 WIDE = 240  # characters
-METRICS = ("mer_folded", "wer", "cer", "jer_nfd")  # beside the main one, where a task has them
+ON_PAGES = ("WER, %", "inserted, %", "other language, %", "audio s / s")  # no room in a narrow terminal
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{100 * value:.{digits}f}"
+
+
+def _rate(metric: str) -> Callable[[StudyRow], str]:
+    return lambda row: _percent(row.rates[metric]["rate"]) if metric in row.rates else "-"
+
+
+def _interval(row: StudyRow) -> str:
+    found = row.rates[row.metric]
+    return f"{_percent(found['rate'])} ({_percent(found['low'])} to {_percent(found['high'])})"
+
+
+def _difference(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "-"
+    star = "*" if found["excludes_zero"] else ""
+    return f"{100 * found['difference']:+.1f} ({100 * found['low']:+.1f} to {100 * found['high']:+.1f}){star}"
+
+
+COLUMNS: Mapping[str, Callable[[StudyRow], str]] = {
+    "{metric}, %": _interval,
+    "loanwords folded": _rate("mer_folded"),
+    "WER, %": _rate("wer"),
+    "CER, %": _rate("cer"),
+    "JER, %": _rate("jer_nfd"),
+    "against {baseline}, points": lambda row: _difference(row.against_baseline),
+    "against global, points": lambda row: _difference(row.against_global),
+    "inserted, %": lambda row: _percent(row.facts.get("insertions_per_word")),
+    "other language, %": _rate("other_language"),
+    "worst tenth": lambda row: _percent(row.facts["worst_tenth"]),
+    "harmed, %": lambda row: _percent(row.facts.get("harmed"), 0),
+    "parameters": lambda row: f"{row.costs['parameters']:,.0f}",
+    "KiB up": lambda row: f"{row.costs['bytes_up'] / 1024:,.0f}",
+    "training, s": lambda row: f"{row.costs['seconds_train']:.1f}",
+    "audio s / s": lambda row: f"{speed:.1f}" if (speed := row.costs["audio_per_second"]) else "-",
+}
 
 
 def cells(row: StudyRow) -> tuple[str, ...]:
-    """The texts of one row, as many as :data:`HEADS`; a failed row says why in the first."""
+    """The texts of one row, one for each of :data:`COLUMNS`; a failed row says why in the first."""
     if row.failed:
-        return (f"no result: {row.failed.splitlines()[0][:90]}", *[""] * (len(HEADS) - 1))
-    return (
-        _interval(row.rates[row.metric]),
-        *(_percent(row.rates[metric]["rate"] if metric in row.rates else None) for metric in METRICS),
-        _difference(row.against_baseline),
-        _difference(row.against_global),
-        _percent(row.facts.get("insertions_per_word")),
-        _percent(row.rates["other_language"]["rate"] if "other_language" in row.rates else None),
-        _percent(row.facts["worst_tenth"]),
-        _percent(row.facts.get("harmed"), 0),
-        f"{row.costs['parameters']:,.0f}",
-        f"{row.costs['bytes_up'] / 1024:,.0f}",
-        f"{row.costs['seconds_train']:.1f}",
-        f"{row.costs['audio_per_second']:.1f}" if row.costs["audio_per_second"] else "-",
-    )
+        return (f"no result: {row.failed.splitlines()[0][:90]}", *[""] * (len(COLUMNS) - 1))
+    return tuple(column(row) for column in COLUMNS.values())
 
 
 def table(result: StudyResult) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -59,11 +66,8 @@ def table(result: StudyResult) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     metrics = {row.metric.upper() for row in result.rows if row.metric}
     main = metrics.pop() if len(metrics) == 1 else "errors"
     several = len({row.arm for row in result.rows}) > 1
-    heads = (
-        "cell",
-        *(["arm"] if several else []),
-        *(h.format(baseline=result.conditions["baseline"], metric=main) for h in HEADS),
-    )
+    columns = (head.format(baseline=result.conditions["baseline"], metric=main) for head in COLUMNS)
+    heads = ("cell", *(["arm"] if several else []), *columns)
     rows = [(row.cell, *([row.arm] if several else []), *cells(row)) for row in result.rows]
     kept = [i for i in range(len(heads)) if i < 2 + several or any(row[i] not in ("", "-") for row in rows)]
     return tuple(heads[i] for i in kept), [tuple(row[i] for i in kept) for row in rows]
@@ -71,10 +75,7 @@ def table(result: StudyResult) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
 
 def markdown(result: StudyResult) -> str:
     """The table with the conditions under it."""
-    heads, rows = table(result)
-    lines = [f"| {' | '.join(heads)} |", "| --- |" + " --- |" * (len(heads) - 1)]
-    lines += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
-    return "\n".join([*lines, "", conditions(result)]) + "\n"
+    return f"{markdown_table(*table(result))}\n{conditions(result)}\n"
 
 
 def print_result(result: StudyResult, console: Console) -> None:
@@ -104,7 +105,7 @@ def conditions(result: StudyResult) -> str:
     return (
         f"Size {result.size}, seeds {', '.join(map(str, found['seeds']))}; {sizes}{_machines(result)}; "
         + ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-        + ". 95 % bootstrap intervals, sentences within people. Against another: paired, negative is better; * excludes zero."
+        + ". 95 % bootstrap CI, sentences resampled within people. Differences are paired, negative is better; * excludes zero."
     )
 
 
@@ -136,19 +137,4 @@ def _beside(result: StudyResult, machine: str) -> str:
         if row.against_baseline is not None and _machine(row.machine) == machine
     ]
     others = sorted({_percent(rate) for rate in again if all(abs(rate - one) > 1e-9 for one in stated)})
-    return f", set beside a run of {name} there: {' and '.join(others)} %" if others else ""
-
-
-def _percent(value: float | None, digits: int = 1) -> str:
-    return "-" if value is None else f"{100 * value:.{digits}f}"
-
-
-def _interval(rate: Mapping[str, Any]) -> str:
-    return f"{_percent(rate['rate'])} ({_percent(rate['low'])} to {_percent(rate['high'])})"
-
-
-def _difference(found: Mapping[str, Any] | None) -> str:
-    if found is None:
-        return "-"
-    star = "*" if found["excludes_zero"] else ""
-    return f"{100 * found['difference']:+.1f} ({100 * found['low']:+.1f} to {100 * found['high']:+.1f}){star}"
+    return f", where the baseline {name} has {' and '.join(others)} %" if others else ""

@@ -24,7 +24,7 @@ DTYPES = ("float32", "float16", "int8")
 @pytest.fixture
 def folder(tmp_path, gated):
     model = gated("self")
-    info = AdapterInfo("whisper-nano", FINGERPRINT, "gates", model.peft_config["default"], "full", "ko")
+    info = AdapterInfo("whisper-nano", FINGERPRINT, "gates", model.peft_config["default"], window="full", language="ko")
     save_adapter(tmp_path / "adapter", adapter_state(model), info)
     return tmp_path / "adapter"
 

@@ -80,7 +80,7 @@ def test_adapters_of_different_gates_live_side_by_side(gated, logits, tmp_path):
         model.save_pretrained(tmp_path / name)
         host.load_adapter(str(tmp_path / name), adapter_name=f"gated-{name}")
     host.eval()
-    for name in reversed(GATES):
+    for name in reversed(list(GATES)):
         host.set_adapter(f"gated-{name}")
         assert difference(logits(host), logits(models[name])) == 0.0
 

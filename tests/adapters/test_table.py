@@ -10,7 +10,7 @@ from fl.adapters import GATES, GatedLoraConfig, target_pattern
 from fl.adapters.fresh import fresh_adapter
 from fl.adapters.stacked import BASE, Slot, StackedAdapters, StackedModel
 from fl.adapters.state import State
-from fl.adapters.table import AdapterTable
+from fl.adapters.table import ServingTable
 from fl.core.errors import AdapterError, AdapterMismatchError
 from fl.settings.names import SITES
 
@@ -68,7 +68,7 @@ def test_rows_of_every_gate_and_rank_equal_a_stack_of_them(host, adapter) -> Non
     adapters = [adapter(i, gate, rank=(2, 5, 3)[i % 3]) for i, gate in enumerate(GATES)]
     adapters.insert(2, None)
     mel, tokens = make_rows(len(adapters))
-    table = AdapterTable(host, 8)
+    table = ServingTable(host, 8)
     for row, one in enumerate(adapters):
         table.put(row, *(one or (None,)))
     with table.rows(0, len(adapters)) as model:
@@ -83,7 +83,7 @@ def test_rows_of_every_gate_and_rank_equal_a_stack_of_them(host, adapter) -> Non
 def test_a_part_of_the_table_and_several_rows_for_each_of_it(host, adapter, rows, gate: str) -> None:
     """The first rows of a table belong to others; a batch may have a multiple of the rows, as for beams."""
     adapters = [adapter(i, gate) for i in range(5)]
-    table = AdapterTable(host, 5)
+    table = ServingTable(host, 5)
     for row, one in enumerate(adapters):
         table.put(row, *one)
     with table.rows(2, 3) as model:
@@ -95,7 +95,7 @@ def test_a_part_of_the_table_and_several_rows_for_each_of_it(host, adapter, rows
 def test_a_wider_adapter_moves_in_beside_narrow_ones(host, adapter) -> None:
     rows = make_rows(7)
     adapters = [adapter(i, gate, rank=2) for i, gate in enumerate(GATES)]
-    table = AdapterTable(host, 7)
+    table = ServingTable(host, 7)
     for row, one in enumerate(adapters):
         table.put(row, *one)
     adapters.append(adapter(9, "low-rank", rank=7))
@@ -108,7 +108,7 @@ def test_a_wider_adapter_moves_in_beside_narrow_ones(host, adapter) -> None:
 
 def test_rows_move_and_leave_zeros_behind(host, adapter, rows) -> None:
     first, second, third = (adapter(i, gate) for i, gate in enumerate(("cross", "hidden", "self")))
-    table = AdapterTable(host, 3)
+    table = ServingTable(host, 3)
     for row, one in enumerate((first, second, third)):
         table.put(row, *one)
     table.drop(0)
@@ -128,7 +128,7 @@ def test_rows_move_and_leave_zeros_behind(host, adapter, rows) -> None:
 
 def test_an_adapter_of_some_sites_leaves_the_others_alone(host, adapter, rows) -> None:
     some, all_sites = adapter(1, "self", sites=("decoder.cross",)), adapter(2, "self")
-    table = AdapterTable(host, 2)
+    table = ServingTable(host, 2)
     table.put(0, *some)
     table.put(1, *all_sites)
     with table.rows(0, 2) as model:
@@ -146,7 +146,7 @@ def test_what_does_not_fit_is_refused_and_leaves_an_empty_row(host, adapter, row
         state = {**state, name.replace("q_proj", "nowhere").replace("k_proj", "nowhere"): state[name]}
     else:
         slot = Slot(slot.rank, slot.scaling, "cross")
-    table = AdapterTable(host, 2)
+    table = ServingTable(host, 2)
     table.put(1, *adapter(2))
     with pytest.raises(AdapterMismatchError, match="base"):
         table.put(0, slot, state)
@@ -157,7 +157,7 @@ def test_what_does_not_fit_is_refused_and_leaves_an_empty_row(host, adapter, row
 
 
 def test_a_batch_that_is_no_multiple_of_the_rows_is_refused(host, adapter, rows) -> None:
-    table = AdapterTable(host, 4)
+    table = ServingTable(host, 4)
     for row in range(4):
         table.put(row, *adapter(row))
     with pytest.raises(AdapterError, match="multiple"), table.rows(0, 4) as model:

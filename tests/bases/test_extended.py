@@ -13,9 +13,10 @@ from torch import nn
 from fl.adapters import GatedLoraConfig, adapter_state, make_split, target_pattern
 from fl.adapters.fresh import fresh_adapter
 from fl.adapters.stacked import Slot, StackedAdapters, StackedModel
+from fl.bases.base import SpeechBase
 from fl.bases.ctc.vocabulary import make_vocabulary
 from fl.bases.extended import ExtendedCtc, ExtendedTokenizer, ExtendedWhisper
-from fl.bases.speech import SpeechBase, load_speech_base
+from fl.bases.resolve import load_speech_base
 from fl.bases.whisper.tokenizer import FileTokenizer
 from fl.core.errors import ConfigError
 from fl.speech.hangul import ALL_SYLLABLES, COMPAT_JAMO, FORMS, JAMO, SYLLABLES

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from fl.bases import resolve
-from fl.bases.fingerprint import FingerprintMemo, fingerprint_of
+from fl.bases.fingerprint import fingerprint_of, remembered
 from fl.bases.resolve import known_bases, load_base
 from fl.bases.sources import hub
 from fl.bases.sources.catalog import ARCHITECTURES, WHEEL_BASES
@@ -51,13 +51,13 @@ def test_one_changed_weight_changes_the_fingerprint(nano):
 def test_a_remembered_fingerprint_is_forgotten_when_the_file_changes(tmp_path, nano):
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"first")
-    memo = FingerprintMemo(tmp_path / "memo")
-    remembered = memo.of(nano.model, [file])
+    marks = tmp_path / "marks"
+    first = remembered(marks, [file], lambda: fingerprint_of(nano.model))
     changed = nano.new_model()
     changed.model.encoder.conv1.bias = torch.nn.Parameter(torch.ones(64), requires_grad=False)
-    assert memo.of(changed, [file]) == remembered
+    assert remembered(marks, [file], lambda: fingerprint_of(changed)) == first
     os.utime(file, ns=(1, 1))
-    assert memo.of(changed, [file]) != remembered
+    assert remembered(marks, [file], lambda: fingerprint_of(changed)) != first
 
 
 def test_the_same_name_is_the_same_object_in_a_process():
@@ -134,7 +134,7 @@ def test_a_hub_name_in_its_cache_needs_no_network(monkeypatch, folder, tmp_path,
     ("file", "content", "message"),
     [
         ("config.json", None, r"no config\.json"),
-        ("config.json", b'{"model_type": "wav2vec2"}', "needs 'whisper'"),
+        ("config.json", b'{"model_type": "bert"}', "needs 'whisper'"),
         ("config.json", b"{", "cannot be read as JSON"),
         ("config.json", b"[]", "where an object should be"),
         ("model.safetensors", None, "no model.safetensors"),

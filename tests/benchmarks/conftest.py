@@ -7,19 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks._report import Row
+from benchmarks._report import BenchmarkRow
 from fl.data.manifest import Utterance, write_manifest
 from fl.settings.config import RunConfig, make_config
 from fl.speech.audio import save_audio
 
-MakeRow = Callable[..., Row]
+MakeRow = Callable[..., BenchmarkRow]
 
 
 @pytest.fixture
 def make_row() -> MakeRow:
-    def make(name: str = "speed", **changes: Any) -> Row:
+    def make(name: str = "speed", **changes: Any) -> BenchmarkRow:
         values = {"value": 2.5, "unit": "rounds/s", "ratio": 15.0, "target": 12.0, "conditions": {}, **changes}
-        return Row(name, **values)
+        return BenchmarkRow(name, **values)
 
     return make
 

@@ -101,5 +101,5 @@ def test_settings_reach_ours_and_the_sizes_are_shared(monkeypatch: pytest.Monkey
     assert client_round.main() == 0
     assert seen["ours"].adapter.gate == "cross"
     for config in seen.values():
-        assert (config.train.rounds, config.train.local_steps, config.federation.evaluate_every) == (8, 5, 0)
+        assert (config.federation.rounds, config.train.local_steps, config.federation.evaluate_every) == (8, 5, 0)
     assert seen["stock"].data == seen["ours"].data

@@ -38,7 +38,7 @@ def test_without_its_environment_pfl_is_left_out_with_a_word(monkeypatch: pytest
     monkeypatch.setenv("PFL_PYTHON", str(tmp_path / "nothing"))
     monkeypatch.setattr("subprocess.run", lambda *_, **__: pytest.fail("it ran"))
     screen = io.StringIO()
-    assert run_script(Script("peers.pfl_round", pfl=True), True, Console(file=screen))
+    assert run_script(Script("peers.pfl_round"), True, Console(file=screen))
     assert "make peers" in screen.getvalue()
 
 

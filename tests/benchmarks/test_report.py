@@ -4,16 +4,16 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks._report import Row, machine, matrix_rate, spread, write_row
+from benchmarks._report import BenchmarkRow, machine, matrix_rate, spread, write_row
 
 
-def test_a_figure_that_should_be_large_is_met_from_its_target_upwards(make_row: Callable[..., Row]) -> None:
+def test_a_figure_that_should_be_large_is_met_from_its_target_upwards(make_row: Callable[..., BenchmarkRow]) -> None:
     assert make_row(ratio=12.0, target=12.0).met
     assert not make_row(ratio=11.9, target=12.0).met
     assert make_row(ratio=18.0, target=12.0).of_target == 1.5
 
 
-def test_a_figure_that_should_be_small_is_met_from_its_target_downwards(make_row: Callable[..., Row]) -> None:
+def test_a_figure_that_should_be_small_is_met_from_its_target_downwards(make_row: Callable[..., BenchmarkRow]) -> None:
     assert make_row(ratio=2.0, target=2.0, at_most=True).met
     assert not make_row(ratio=2.1, target=2.0, at_most=True).met
     assert make_row(ratio=30.0, target=60.0, at_most=True).of_target == 2.0
@@ -23,7 +23,7 @@ def test_spread_is_median_and_range() -> None:
     assert spread([3.0, 1.0, 8.0]) == {"median": 3.0, "min": 1.0, "max": 8.0, "repeats": 3}
 
 
-def test_a_row_on_disk_says_whether_its_target_was_met(tmp_path: Path, make_row: Callable[..., Row]) -> None:
+def test_a_row_on_disk_says_whether_its_target_was_met(tmp_path: Path, make_row: Callable[..., BenchmarkRow]) -> None:
     path = write_row(make_row("slow", ratio=3.0, target=4.0), tmp_path)
     found = json.loads(path.read_text())
     assert path.name == "slow.json"

@@ -14,10 +14,11 @@ import clients.training.single
 from benchmarks.stock_recipe import StockProcess, TimedFedAvg, initial_state, make_lora, stock_counts, training_people
 from fl.adapters import GatedLoraConfig, make_split
 from fl.adapters.state import adapter_parameters, adapter_state
+from fl.algorithms.arms import trained_arm
 from fl.bases.resolve import load_base
 from fl.core.rng import derive_seed
 from fl.settings.config import RunConfig
-from fl.tasks.speech import SpeechTask
+from fl.tasks.speech.task import SpeechTask
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def process(two_people: RunConfig) -> StockProcess:
 
 
 def test_it_starts_from_our_adapter_under_the_names_of_peft(two_people: RunConfig) -> None:
-    base = load_base(two_people.base.base)
+    base = load_base(two_people.base.name)
     own = get_peft_model_state_dict(get_peft_model(base.new_model(), make_lora(two_people)))
     start = initial_state(base, two_people)
     assert {name: tensor.shape for name, tensor in start.items()} == {n: t.shape for n, t in own.items()}
@@ -72,13 +73,15 @@ def test_it_trains_on_the_batches_of_ours(
     device = task.device(training_people(two_people)[1].device_id)
     adapter = GatedLoraConfig(r=2, lora_alpha=16.0, gate="none", target_modules=task.targets, init_seed=1)
     model = get_peft_model(task.base.new_model(), adapter)
+    arm = trained_arm("global", two_people)
+    assert arm is not None
     clients.training.single.train_locally(
         model,
         adapter_parameters(model),
         make_split("all-shared", adapter_state(model)),
         task,
         device.train,
-        clients.training.single.make_plan(two_people.train, 2, steps=two_people.train.local_steps, gated=False),
+        arm.schedule.plan(2),
         seed=derive_seed(two_people.seed, 2, device.device_id, "train"),
     )
     assert len(drawn["stock"]) == two_people.train.local_steps
@@ -105,7 +108,7 @@ def test_every_test_utterance_is_scored_in_the_window_that_was_trained(
 
     own = clients.training.evaluate.evaluate
     monkeypatch.setattr(stock_recipe, "evaluate", evaluate)
-    counts = stock_counts(two_people, initial_state(load_base(two_people.base.base), two_people))
+    counts = stock_counts(two_people, initial_state(load_base(two_people.base.name), two_people))
     task = SpeechTask(two_people)
     test = [example for d in task.device_ids() for example in task.device(d).test]
     assert counts["wer"].reference == sum(len(example.target.split()) for example in test) > 0

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmarks._report import Row, write_row
+from benchmarks._report import BenchmarkRow, write_row
 from benchmarks.table import (
     END,
     FIGURES,
@@ -28,7 +28,7 @@ SECONDS = Figure("seconds", "time of a run", 60.0, "population", "s", at_most=Tr
 GPU = Figure("gpu_speed", "on a GPU", 15.0, "client_round", gpu=True)
 
 
-def test_a_measured_figure_stands_beside_its_target(make_row: Callable[..., Row]) -> None:
+def test_a_measured_figure_stands_beside_its_target(make_row: Callable[..., BenchmarkRow]) -> None:
     row = make_row(conditions={"spread": {"min": 14.0, "max": 16.25}, "note": "WER 31.5 %"})
     (line,) = make_lines({"speed": row}, [SPEED])
     assert line.measured == "2.5 rounds/s"
@@ -36,17 +36,17 @@ def test_a_measured_figure_stands_beside_its_target(make_row: Callable[..., Row]
     assert line.cells[-1] == "met; WER 31.5 %"
 
 
-def test_a_figure_under_its_target_is_missed(make_row: Callable[..., Row]) -> None:
+def test_a_figure_under_its_target_is_missed(make_row: Callable[..., BenchmarkRow]) -> None:
     (line,) = make_lines({"speed": make_row(ratio=6.0)}, [SPEED])
     assert (line.state, line.of_target) == ("missed", "0.50")
 
 
-def test_the_projects_target_holds_and_not_the_one_in_the_file(make_row: Callable[..., Row]) -> None:
+def test_the_projects_target_holds_and_not_the_one_in_the_file(make_row: Callable[..., BenchmarkRow]) -> None:
     (line,) = make_lines({"speed": make_row(ratio=6.0, target=5.0)}, [SPEED])
     assert (line.state, line.target) == ("missed", "at least 12x")
 
 
-def test_an_upper_bound_is_met_from_below(make_row: Callable[..., Row]) -> None:
+def test_an_upper_bound_is_met_from_below(make_row: Callable[..., BenchmarkRow]) -> None:
     below, above = (make_row("seconds", value=s, unit="s", ratio=s, target=60.0) for s in (40.0, 80.0))
     (good,), (bad,) = make_lines({"seconds": below}, [SECONDS]), make_lines({"seconds": above}, [SECONDS])
     assert (good.state, good.of_target, good.ratio, good.target) == ("met", "1.50", "40 s", "at most 60 s")
@@ -60,13 +60,13 @@ def test_a_missing_figure_is_open_and_names_its_script() -> None:
     assert lines[1].cells[-1] == "open: needs a GPU"
 
 
-def test_a_result_that_no_figure_names_is_shown_with_its_own_target(make_row: Callable[..., Row]) -> None:
+def test_a_result_that_no_figure_names_is_shown_with_its_own_target(make_row: Callable[..., BenchmarkRow]) -> None:
     lines = make_lines({"extra_row": make_row("extra_row", ratio=3.0, target=4.0)}, [SPEED])
     assert [line.title for line in lines] == [SPEED.title, "extra row"]
     assert (lines[1].state, lines[1].target) == ("missed", "at least 4x")
 
 
-def test_rows_come_back_from_disk_as_they_were_written(tmp_path: Path, make_row: Callable[..., Row]) -> None:
+def test_rows_come_back_from_disk_as_they_were_written(tmp_path: Path, make_row: Callable[..., BenchmarkRow]) -> None:
     rows = {"speed": make_row(), "seconds": make_row("seconds", at_most=True)}
     for row in rows.values():
         write_row(row, tmp_path)
@@ -89,7 +89,7 @@ def test_results_in_the_repository_are_rows() -> None:
     assert "local_step" in read_rows()
 
 
-def test_markdown_has_one_row_for_each_line_and_escapes_bars(make_row: Callable[..., Row]) -> None:
+def test_markdown_has_one_row_for_each_line_and_escapes_bars(make_row: Callable[..., BenchmarkRow]) -> None:
     lines = make_lines({"speed": make_row(conditions={"note": "a|b"})}, [SPEED, GPU])
     table = markdown(lines, ["machine: one"]).splitlines()
     assert table[0] == "| " + " | ".join(HEADINGS) + " |"
@@ -98,7 +98,7 @@ def test_markdown_has_one_row_for_each_line_and_escapes_bars(make_row: Callable[
     assert table[-1] == "machine: one"
 
 
-def test_the_terminal_table_says_what_the_page_says(make_row: Callable[..., Row]) -> None:
+def test_the_terminal_table_says_what_the_page_says(make_row: Callable[..., BenchmarkRow]) -> None:
     lines = make_lines({"speed": make_row(conditions={"note": "WER 31.5 %"})}, [SPEED, GPU])
     screen = io.StringIO()
     Console(file=screen, width=200).print(rich_table(lines))
@@ -124,7 +124,7 @@ def test_a_page_without_markers_is_refused_and_left_as_it_is(tmp_path: Path, tex
     assert page.read_text() == text
 
 
-def test_footnotes_bring_rows_of_one_machine_together(make_row: Callable[..., Row]) -> None:
+def test_footnotes_bring_rows_of_one_machine_together(make_row: Callable[..., BenchmarkRow]) -> None:
     machine = {"processor": "P", "cores": 2, "python": "3.11", "versions": {"torch": "2.13"}}
     here = {"machine": machine, "seed": 1}
     there = {"machine": {**machine, "gpu": "G"}, "seed": 1}

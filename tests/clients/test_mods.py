@@ -1,8 +1,8 @@
 """The guard at the boundary: whatever goes wrong further in, only shared tensors and counts of the right devices leave."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +11,18 @@ from flwr.clientapp import ClientApp
 
 from clients.mods import discreet_mod, guard_mod
 from fl.core.errors import ManifestError
-from fl.protocol.wire import COUNTS, JOB, SETTINGS_RECORD, SHARED, Job, device_key, settings_record
+from fl.protocol.wire import (
+    COUNTS,
+    DEVICES,
+    IDS,
+    JOB,
+    SETTINGS_RECORD,
+    SHARED,
+    UPDATES,
+    Job,
+    device_key,
+    settings_record,
+)
 from fl.settings.config import RunConfig
 from sim.backends.serial import SerialGrid
 
@@ -44,7 +55,14 @@ def answer(config: RunConfig) -> Callable[..., Message]:
     return send
 
 
-GOOD: Content = {device_key(SHARED, "ann"): arrays(A), device_key(COUNTS, "ann"): MetricRecord({"examples": 3})}
+def of(device: str, *names: str, **values: Any) -> Content:
+    """One device's counts in columns, and its update as a stack of one."""
+    counts = {DEVICES: ConfigRecord({IDS: [device]}), COUNTS: MetricRecord({"examples": [3]})}
+    shape = values.pop("shape", (2, 2))
+    return {**counts, UPDATES: arrays(*names, shape=(1, *shape), **values)}
+
+
+GOOD = of("ann", A)
 
 
 def test_shared_tensors_and_counts_pass(answer: Callable[..., Message]) -> None:
@@ -56,11 +74,11 @@ def test_shared_tensors_and_counts_pass(answer: Callable[..., Message]) -> None:
 @pytest.mark.parametrize(
     ("content", "asked", "reason"),
     [
-        ({device_key(SHARED, "ann"): arrays(A, GATE)}, arrays(A), "private tensor|not a shared tensor"),
-        ({device_key(SHARED, "ann"): arrays(A, GATE)}, arrays(A, GATE), "private tensor"),
-        ({device_key(SHARED, "ann"): arrays(A, value=float("nan"))}, arrays(A), "NaN"),
-        ({device_key(SHARED, "ann"): arrays(A, shape=(3, 2))}, arrays(A), "shape"),
-        ({device_key(SHARED, "bob"): arrays(A)}, arrays(A), "not asked"),
+        (of("ann", A, GATE), arrays(A), "private tensor|not a shared tensor|not agreed"),
+        (of("ann", A, GATE), arrays(A, GATE), "private tensor|not agreed"),
+        (of("ann", A, value=float("nan")), arrays(A), "NaN|not agreed"),
+        (of("ann", A, shape=(3, 2)), arrays(A), "float32|not agreed"),
+        (of("bob", A), arrays(A), "not asked"),
         ({device_key(COUNTS, "bob"): MetricRecord({"examples": 3})}, arrays(A), "not asked"),
         ({device_key(COUNTS, "ann"): MetricRecord({"pitch": 3})}, arrays(A), "no count"),
         ({"transcripts:ann": ConfigRecord({"text": "나는 meeting 있어"})}, arrays(A), "neither"),
@@ -71,7 +89,8 @@ def test_shared_tensors_and_counts_pass(answer: Callable[..., Message]) -> None:
 def test_everything_else_is_stopped_and_nothing_is_sent(
     answer: Callable[..., Message], content: Content, asked: ArrayRecord, reason: str, kind: str
 ) -> None:
-    reply = answer({**GOOD, **content}, asked=asked, kind=kind)
+    usual = {name: GOOD[name] for name in GOOD if kind == MessageType.TRAIN or name != UPDATES}
+    reply = answer({**usual, **content}, asked=asked, kind=kind)
     assert reply.has_error()
     assert not reply.has_content()
     assert "GuardError" in str(reply.error.reason)
@@ -119,15 +138,11 @@ def deployed(config: RunConfig, tmp_path: Path) -> Callable[..., Message]:
 
 def with_shared_gates(config: RunConfig) -> RunConfig:
     """The settings of a run whose arm ``global`` shares gates too."""
-    return replace(config, adapter=replace(config.adapter, gated_arms="all"))
+    return config.changed({"gated-arms": "all"})
 
 
 def shares(*names: str) -> Callable[[], RecordDict]:
-    content: Content = {
-        device_key(SHARED, "ann"): arrays(*names),
-        device_key(COUNTS, "ann"): MetricRecord({"examples": 3}),
-    }
-    return lambda: RecordDict(content)
+    return lambda: RecordDict(of("ann", *names))
 
 
 def test_a_deployed_device_shares_no_gate_even_if_the_run_calls_gates_shared(deployed: Callable[..., Message]) -> None:

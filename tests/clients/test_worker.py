@@ -9,8 +9,14 @@ from fl.algorithms.arms import Arm, adapter_name, trained_arm
 from fl.core.errors import AdapterError, StoreError
 from fl.settings.config import RunConfig
 
-PERSONAL = Arm("personalized", gate="self", split="gates")
-LOCAL = Arm("local", gate="none", split="all-private")
+
+def arm_of(name: str) -> Arm:
+    arm = trained_arm(name, RunConfig())
+    assert arm is not None
+    return arm
+
+
+PERSONAL, LOCAL = arm_of("personalized"), arm_of("local")
 
 
 def in_slot(worker: Worker, arm: Arm) -> State:
@@ -76,7 +82,7 @@ def test_the_store_holds_private_tensors_only(worker: Worker) -> None:
 
 
 def test_one_slot_serves_several_arms_without_mixing_them(worker: Worker) -> None:
-    glob = Arm("global", gate="none", split="all-shared")
+    glob = arm_of("global")
     worker.place(glob, "ann", shared_of(worker, glob, 0.25), before=1)
     worker.place(LOCAL, "ann", {}, before=1)
     assert equal(in_slot(worker, LOCAL), worker.initial("none"))

@@ -85,13 +85,13 @@ def test_a_text_in_the_other_spelling_of_a_loanword_is_the_same_text(say):
 
 def test_what_a_new_person_says_is_never_trained_on(say):
     utterances = [*people(say, ["a", "b"], 20, 5), say("a", 99, "shared words", session="day 0")]
-    utterances += [say("stranger", 1, "Shared words!"), say("stranger", 2, split="train")]
-    population = split_population(utterances, seed=0, new_people=["stranger"])
-    (stranger,) = population.new_people
-    assert sizes(stranger) == (0, 0, 2)
+    utterances += [say("guest", 1, "Shared words!"), say("guest", 2, split="train")]
+    population = split_population(utterances, seed=0, new_people=["guest"])
+    (guest,) = population.new_people
+    assert sizes(guest) == (0, 0, 2)
     trained = [u for d in population.devices for u in d.train]
     assert "shared words" not in folded(trained)
-    assert "stranger" not in {u.speaker for u in trained}
+    assert "guest" not in {u.speaker for u in trained}
 
 
 def test_new_people_by_number_are_drawn_by_the_seed_and_take_part_nowhere(say):
@@ -123,8 +123,8 @@ def test_an_utterance_keeps_the_split_that_the_manifest_gives_it(say):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"test_share": 0.9, "validation_share": 0.2}, "test_share=0.9"),
-        ({"test_share": -0.1}, "test_share=-0.1"),
+        ({"test_share": 0.9, "validation_share": 0.2}, "test-share = 0.9"),
+        ({"test_share": -0.1}, r"test-share = -0.1"),
         ({"new_people": 2}, "leaves none of the 2 speakers"),
         ({"new_people": -1}, "must be 0 or more"),
         ({"new_people": ["nobody"]}, r"unknown speakers \['nobody'\]; the manifest has a, b"),

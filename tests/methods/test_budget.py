@@ -4,10 +4,8 @@ import pytest
 
 from fl.adapters import target_pattern
 from fl.core.errors import ConfigError
-from fl.methods import METHODS as TABLE
-from fl.methods import budget_rank, make_recipe
+from fl.methods import METHODS, budget_rank, make_recipe
 from fl.settings.config import make_config
-from fl.settings.names import UNSIZED_METHODS
 from fl.tasks.table import load_task
 
 from .conftest import recipe_of
@@ -31,11 +29,11 @@ def test_the_size_is_the_closest_to_the_budget(method, per_size, once, base):
     recipe = recipe_of(method, targets=CROSS)
     for size in (1, 5, 64):
         exact = LAYERS * (per_size * size + once)
-        assert TABLE[method].count(base.model, recipe_of(method, targets=CROSS, size=size)) == exact
-        assert budget_rank(TABLE[method], base.model, recipe, exact) == size
+        assert METHODS[method].count(base.model, recipe_of(method, targets=CROSS, size=size)) == exact
+        assert budget_rank(METHODS[method], base.model, recipe, exact) == size
     between = LAYERS * (per_size * 5 + once) + LAYERS * per_size // 2
-    assert budget_rank(TABLE[method], base.model, recipe, between - 1) == 5
-    assert budget_rank(TABLE[method], base.model, recipe, between + 2) == 6
+    assert budget_rank(METHODS[method], base.model, recipe, between - 1) == 5
+    assert budget_rank(METHODS[method], base.model, recipe, between + 2) == 6
 
 
 @pytest.mark.parametrize("budget", [10, 10_000_000])
@@ -43,13 +41,13 @@ def test_a_budget_out_of_reach_is_refused_with_the_closest(budget, base):
     with pytest.raises(
         ConfigError, match=rf"parameter-budget = {budget} is out of reach.*'lora'.*the closest there is"
     ):
-        budget_rank(TABLE["lora"], base.model, recipe_of("lora"), budget)
+        budget_rank(METHODS["lora"], base.model, recipe_of("lora"), budget)
 
 
-@pytest.mark.parametrize("method", UNSIZED_METHODS)
+@pytest.mark.parametrize("method", ["bitfit", "full", "scratch"])
 def test_what_has_no_size_has_no_budget(method, base):
     with pytest.raises(ConfigError, match="no size to choose"):
-        budget_rank(TABLE[method], base.model, recipe_of(method), 1000)
+        budget_rank(METHODS[method], base.model, recipe_of(method), 1000)
 
 
 def test_a_budget_changes_the_rank_and_not_the_scale(noise_manifest):

@@ -4,8 +4,8 @@ import pytest
 
 from fl.algorithms.arms import trained_arm
 from fl.core.errors import ConfigError
+from fl.methods.table import METHODS
 from fl.settings.config import make_config
-from fl.settings.names import LOW_RANK_METHODS, METHODS
 
 ARMS = "zero-shot,local,global,centralized"
 
@@ -17,7 +17,7 @@ ARMS = "zero-shot,local,global,centralized"
         ({"method": "full", "arms": ARMS, "parameter-budget": 1000}, "no size to choose"),
         ({"method": "lora"}, "method = 'lora' with split = 'gates' leaves nothing private"),
         ({"method": "prefix", "split": "fedsa"}, "A and B, which method = 'prefix' has not"),
-        ({"method": "dora", "personalization": "ditto"}, "personalization = 'ditto' is about A and B"),
+        ({"method": "dora", "algorithm": "ditto"}, "algorithm = 'ditto' is about A and B"),
         ({"method": "adapterdrop"}, "one of gated-lora, lora"),
     ],
 )
@@ -35,7 +35,7 @@ def test_every_method_trains_the_arms_that_compare_methods(method):
 def test_methods_of_low_rank_are_gated_lora_with_a_gate_of_their_own():
     gates = {m: make_config({"method": m, "gate": "cross", "split": "all-shared"}).gate for m in METHODS}
     assert {m: gate for m, gate in gates.items() if gate != "none"} == {"gated-lora": "cross", "scalar-gate": "scalar"}
-    assert set(LOW_RANK_METHODS) == {"gated-lora", "lora", "scalar-gate"}
+    assert {name for name, method in METHODS.items() if method.low_rank} == {"gated-lora", "lora", "scalar-gate"}
 
 
 def test_gates_are_in_the_personalized_arm_unless_all_are_to_have_them():
@@ -46,5 +46,5 @@ def test_gates_are_in_the_personalized_arm_unless_all_are_to_have_them():
     trained = {"local", "global", "global+finetune", "personalized", "centralized"}
     assert gates() == {name: "self" if name == "personalized" else "none" for name in trained}
     assert gates(gated_arms="all") == dict.fromkeys(trained, "self")
-    joint = {name for name in trained if trained_arm(name, make_config({})).joint}
-    assert joint == trained - {"personalized"}
+    alone = {name for name in trained if trained_arm(name, make_config({"gated-arms": "all"})).schedule.alternating}
+    assert alone == {"personalized"}, "elsewhere gates train together with the rest, in every step"

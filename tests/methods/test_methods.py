@@ -1,20 +1,21 @@
 """What each method trains, what it computes, and that it leaves the base alone."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 from transformers import WhisperForConditionalGeneration
-from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from fl.adapters import target_pattern
 from fl.bases.whisper import forward
+from fl.bases.whisper.decoder import RowDecoder
 from fl.core.errors import AdapterError, AdapterMismatchError, ConfigError
-from fl.methods import METHODS as TABLE
+from fl.methods import METHODS
 from fl.methods.bottleneck import BottleneckLinear
 from fl.methods.prefix import prefixed_attention
-from fl.settings.names import LOW_RANK_METHODS, METHODS, SITES, UNSIZED_METHODS
+from fl.settings.names import SITES
 
 from .conftest import recipe_of
 
@@ -22,17 +23,17 @@ NEUTRAL = [m for m in METHODS if m != "scratch"]
 
 
 def test_the_table_has_a_row_for_every_name_of_the_setting():
-    assert tuple(TABLE) == METHODS
-    assert {name for name, method in TABLE.items() if method.largest is None} == set(UNSIZED_METHODS)
+    assert {name for name, method in METHODS.items() if not method.sized} == {"bitfit", "full", "scratch"}
+    assert {name for name, method in METHODS.items() if method.low_rank} == {"gated-lora", "lora", "scalar-gate"}
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_shapes_are_known_before_anything_is_attached(method, base, make):
     attached = make(method)
-    shapes = TABLE[method].shapes(base.model, recipe_of(method))
+    shapes = METHODS[method].shapes(base.model, recipe_of(method))
     assert shapes == attached.shapes()
     assert list(shapes) == sorted(shapes)
-    assert TABLE[method].count(base.model, recipe_of(method)) == sum(p.numel() for p in attached.parameters.values())
+    assert METHODS[method].count(base.model, recipe_of(method)) == sum(p.numel() for p in attached.parameters.values())
 
 
 @pytest.mark.parametrize("method", NEUTRAL)
@@ -101,11 +102,14 @@ def test_decoding_token_by_token_equals_decoding_at_once(method, prefix_gate, ba
     with torch.inference_mode():
         states, mask = base.encode(model, batch)
         ids = batch.decoder_input_ids[:, :6]
-        whole = forward.decode(model, ids, states, mask)
-        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        parts = [forward.decode(model, ids[:, :3], states, mask, cache)]
-        parts += [forward.decode(model, ids[:, i : i + 1], states, mask, cache) for i in range(3, 6)]
-    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-4)
+        logits = forward.unwrap(model).proj_out(forward.decode(model, ids, states, mask))
+        decoder = RowDecoder(model, replace(base.rules, suppress=(), begin_suppress=()), len(ids))
+        prompted = decoder.read(ids[:, :3].tolist(), states, mask)
+        counts = [states.shape[1]] * len(ids) if mask is None else mask.sum(dim=1).tolist()
+        decoder.cache.fill(prompted.own, prompted.speech, counts)
+        parts = [prompted.log_probs, *(decoder.next(ids[:, i].tolist()) for i in range(3, 6))]
+    whole = torch.log_softmax(logits[:, 2:], dim=-1)
+    torch.testing.assert_close(torch.stack(parts, dim=1), whole, rtol=1e-4, atol=1e-4)
 
 
 def test_tensors_come_out_as_they_went_in_and_unsound_ones_do_not(make, randomize):
@@ -243,7 +247,7 @@ def test_scratch_has_the_architecture_without_what_the_base_learnt(base, make):
 def test_scratch_needs_a_model_that_knows_how_its_weights_are_drawn():
     model = nn.Sequential(nn.Linear(4, 4))
     with pytest.raises(ConfigError, match="Sequential"):
-        TABLE["scratch"].attach(model, recipe_of("scratch", targets=["0"]))
+        METHODS["scratch"].attach(model, recipe_of("scratch", targets=["0"]))
 
 
 def test_dora_has_the_magnitudes_of_the_base(base, make):
@@ -256,15 +260,15 @@ def test_dora_has_the_magnitudes_of_the_base(base, make):
     assert torch.equal(state[f"base_model.model.{name}.lora_A.weight"], a)  # the same start for both
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in UNSIZED_METHODS])
+@pytest.mark.parametrize("method", [m for m in METHODS if METHODS[m].sized])
 def test_a_size_larger_than_a_layer_is_refused_with_its_name(method, base):
     largest = 64  # the width of the nano base; 3 x it in no layer
-    TABLE[method].require_fit(base.model, recipe_of(method, size=largest))
+    METHODS[method].require_fit(base.model, recipe_of(method, size=largest))
     with pytest.raises(ConfigError, match=rf"rank = 65 is larger than model\..* allows.*'{method}': at most 64"):
-        TABLE[method].require_fit(base.model, recipe_of(method, size=largest + 1))
+        METHODS[method].require_fit(base.model, recipe_of(method, size=largest + 1))
 
 
 def test_methods_of_low_rank_are_the_adapters(make):
     for method in METHODS:
         adapters = all(".gated_lora_" in name for name in make(method).parameters)
-        assert adapters == (method in LOW_RANK_METHODS)
+        assert adapters == METHODS[method].low_rank

@@ -3,7 +3,7 @@ import pytest
 
 from fl.core.errors import MetricError
 from fl.core.rng import derive_generator
-from fl.metrics import Interval, macro_rate, paired_difference, rate_interval
+from fl.metrics.intervals import Interval, macro_rate, paired_difference, rate_interval
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl.metrics import language_tags, mixing_indices
+from fl.metrics.languages import language_tags
+from fl.metrics.mixing import mixing_indices
 
 TAGS = st.lists(st.sampled_from(["ko", "en", "zh", None]), max_size=12)
 

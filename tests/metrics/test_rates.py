@@ -5,19 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl.core.errors import MetricError
-from fl.metrics import (
-    METRICS,
-    Counts,
-    align,
-    check_spans,
-    count_errors,
-    language_tags,
-    matrix_language,
-    normalize_for_scoring,
-    score_utterance,
-    switch_words,
-)
+from fl.core.errors import ConfigError, MetricError
+from fl.metrics import METRICS, Counts, score_utterance
+from fl.metrics.align import align, count_errors
+from fl.metrics.languages import check_spans, language_tags, matrix_language, switch_words
+from fl.metrics.tokens import normalize_for_scoring
 
 WORDS = ["나", "커피는", "coffee", "bug는", "값", "meeting", "에", "갔어", "3시", "the", "我想", "niño", "각"]
 SENTENCES = st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join)
@@ -202,7 +194,7 @@ def test_spans_that_do_not_spell_the_reference_are_refused_with_both_texts():
 
 
 def test_an_unknown_metric_is_refused_by_a_list_of_the_known_ones():
-    with pytest.raises(MetricError, match=r"'weer'.*wer, cer, mer.*pier"):
+    with pytest.raises(ConfigError, match=r"'weer'.*wer, cer, mer.*pier"):
         score_utterance("a", "a", metrics=["wer", "weer"])
 
 

@@ -3,7 +3,8 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl.metrics import fold_loanwords, jamo, mixed_tokens, normalize_for_scoring, switch_words, words
+from fl.metrics.languages import switch_words
+from fl.metrics.tokens import fold_loanwords, jamo, mixed_tokens, normalize_for_scoring, words
 
 MIXED_TEXT = st.text(
     alphabet=st.one_of(st.characters(), st.sampled_from("가각값한글 bugé 我想,.!'\"-[]()12 ㄱㅄ")), max_size=30

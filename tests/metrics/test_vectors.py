@@ -6,7 +6,8 @@ from dataclasses import asdict
 
 import pytest
 
-from fl.metrics import mixing_indices, score_utterance
+from fl.metrics import score_utterance
+from fl.metrics.mixing import mixing_indices
 
 JER_METRICS = {"nfd": "jer_nfd", "compat": "jer_compat", "compat_split": "jer_compat_split", "cer": "cer"}
 

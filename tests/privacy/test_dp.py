@@ -1,4 +1,4 @@
-"""Clipping bounds what one person can do to a sum; the noise on it is Gaussian, of the promised size, and nobody's secret."""
+"""Clipping bounds what one person can do to a sum; the noise on it is Gaussian, as large as accounted for, and unpredictable."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_one_person_moves_the_sum_by_at_most_the_bound_and_another_in_its_place_
     assert distance(clipped_sum([*rest, one], clipping, bound), replaced) <= 2 * bound + slack
 
 
-def test_the_bounds_are_reached_so_they_cannot_be_promised_smaller():
+def test_the_bounds_are_reached_so_no_smaller_one_holds():
     loud = {"a.A": np.array([100.0], np.float32)}
     moved = dp.clip(loud, 1.0)["a.A"] - dp.clip({"a.A": -loud["a.A"]}, 1.0)["a.A"]
     assert moved == pytest.approx([2.0], rel=1e-5)
@@ -136,7 +136,7 @@ def test_the_noise_is_standard_normal():
     assert abs(np.corrcoef(values[:-1], values[1:])[0, 1]) < 5 / math.sqrt(len(values))
 
 
-def test_noise_comes_again_with_its_key_and_never_without():
+def test_noise_is_deterministic_with_its_key_and_never_without():
     assert np.array_equal(standard_normal(KEY, 100), standard_normal(KEY, 100))
     assert key_from_seed(1, "ab") != key_from_seed(1, "a", "b") != key_from_seed("1", "ab")
     zeros = {"a": np.zeros(50)}
@@ -151,7 +151,7 @@ def test_noise_at_the_server_has_the_multiplier_times_the_bound():
     assert found.std() * 3 == pytest.approx(multiplier * bound, rel=5 / math.sqrt(2 * size))
 
 
-def test_the_mean_is_over_the_promised_weight_whoever_dropped_out():
+def test_the_mean_is_over_the_fixed_weight_whoever_dropped_out():
     people = [(1.0, update(0)), (0.5, update(1)), (0.25, update(2))]
     for answered in (people, people[:2]):
         found = dp.noisy_mean(answered, bound=0.5, noise_multiplier=0.0, total_weight=4.0)
@@ -165,10 +165,8 @@ def test_shares_of_noise_suffice_as_long_as_the_assumption_holds(asked, dropouts
     if remaining < 1:
         return
     noise = DistributedNoise.planned(1.2, 0.5, asked, dropouts=dropouts, colluding=colluding)
-    assert noise.share * math.sqrt(remaining) >= 1.2 * 0.5 * (1 - 1e-9)
-    assert noise.effective(noise.honest) == pytest.approx(1.2)
-    assert noise.effective(noise.honest - 1) < 1.2
-    assert noise.effective(asked, colluding) >= 1.2 * (1 - 1e-9)
+    assert noise.honest <= remaining
+    assert noise.share * math.sqrt(noise.honest) == pytest.approx(1.2 * 0.5)  # with more devices there is more noise
 
 
 def test_the_sum_of_shares_is_the_planned_noise():
@@ -181,7 +179,7 @@ def test_the_sum_of_shares_is_the_planned_noise():
 
 def test_a_device_can_add_all_the_noise_itself():
     one = {"a.A": np.full(20_000, 5.0, np.float32)}
-    found = dp.privatize_locally(one, 0.5, 3.0, KEY)["a.A"]
+    found = dp.privatize(one, 0.5, 3.0 * 0.5, KEY)["a.A"]
     assert found.dtype == np.float32
     assert found.std() == pytest.approx(1.5, rel=5 / math.sqrt(2 * 20_000))
     assert dp.norm({"": found.astype(float) - standard_normal(KEY, 20_000) * 1.5}) <= 0.5 * (1 + 1e-3)
@@ -209,9 +207,9 @@ def test_a_step_follows_the_paper():
 def test_the_bound_settles_at_the_quantile_of_the_norms(quantile, start):
     norms = np.linspace(1.0, 3.0, 100)
     setting = AdaptiveClipping(start, 1.0, 1.0, quantile=quantile)
-    people = [{"a.A": np.array([value], np.float32)} for value in norms]
     for turn in range(200):
-        setting = setting.next(sum(map(setting.bit, people)), len(people), key_from_seed(turn))
+        bits = np.where(norms <= setting.bound, 0.5, -0.5).sum()  # what each device adds to the second sum
+        setting = setting.next(float(bits), len(norms), key_from_seed(turn))
     assert setting.bound == pytest.approx(np.quantile(norms, quantile), rel=0.1)
 
 
@@ -241,7 +239,7 @@ def test_updates_of_other_tensors_are_refused():
     "change",
     [{"bound": 0.0}, {"bound": np.nan}, {"noise_multiplier": -1.0}, {"total_weight": 0.0}, {"clipping": "soft"}],
 )
-def test_settings_that_promise_nothing_are_refused(change):
+def test_settings_without_a_guarantee_are_refused(change):
     arguments = {"bound": 1.0, "noise_multiplier": 1.0, "total_weight": 1.0, **change}
     with pytest.raises(PrivacyError):
         dp.noisy_mean([(1.0, update(0))], **arguments)
@@ -270,7 +268,7 @@ def test_a_round_without_devices_is_no_release():
         lambda: AdaptiveClipping(1.0, 1.0, 0.5),
         lambda: AdaptiveClipping(1.0, 1.0, 5.0, quantile=1.0),
         lambda: AdaptiveClipping(-1.0, 1.0, 5.0),
-        lambda: dp.privatize_locally(update(0), 1.0, 0.0),
+        lambda: dp.privatize(update(0), 1.0, 0.0),
         lambda: dp.add_noise({"a": np.zeros(2)}, math.nan),
     ],
 )

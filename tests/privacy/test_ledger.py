@@ -121,7 +121,7 @@ def test_a_full_disk_charges_nothing(path, monkeypatch):
     ],
     ids=["population", "accountant", "sampling", "epsilon", "delta", "clipping norm"],
 )
-def test_a_promise_cannot_change_half_way(path, other):
+def test_a_guarantee_cannot_change_half_way(path, other):
     open_ledger(path).charge(1, 2.0)
     with pytest.raises(PrivacyError, match="begun with other settings"):
         other(path)

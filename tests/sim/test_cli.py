@@ -15,10 +15,8 @@ from fl.adapters.fresh import fresh_adapter
 from fl.bases.resolve import load_base
 from fl.core.errors import AdapterMismatchError, AudioError, ConfigError, RunError
 from fl.data.manifest import Utterance, write_manifest
-from fl.settings.config import SETTINGS
 from fl.speech.audio import SAMPLE_RATE, save_audio
 from sim.cli.app import app
-from sim.cli.options import describe_settings
 
 NANO = "random:whisper-nano"
 ROOT = Path(__file__).parents[2]
@@ -76,7 +74,7 @@ def invoke(*arguments):
 def test_a_run_on_a_manifest_ends_with_a_report_of_all_seven_arms(manifest, home):
     result = invoke(
         "run", "--manifest", manifest, "--output", home / "out", "--base", NANO, "--serial", "--rounds", 1,
-        "--local-steps", 1, "--rank", 2, "--new-people", 1, "--finetune-steps", 1, "--json",
+        "--local-steps", 1, "--rank", 2, "--new-people", 1, "--set", "finetune-steps=1", "--json",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     summary = json.loads(result.stdout)
@@ -146,20 +144,3 @@ def test_the_process_exits_with_1_and_one_line_on_a_user_error(home):
     assert done.stdout == ""
     assert "idiolect: no adapter at" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_every_setting_is_an_option_of_run_and_a_row_of_the_documentation():
-    documented = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
-    assert describe_settings() in documented, "docs/settings.md is out of date: write describe_settings() into it"
-    text = invoke("run", "--help").output
-    assert all(f"--{row.key}" in text for row in SETTINGS.values())
-
-
-def test_flower_gets_every_setting_so_that_run_config_can_override_it():
-    import tomllib
-
-    from fl.settings.config import make_config
-
-    table = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["flwr"]["app"]["config"]
-    assert set(table) == {row.key for row in SETTINGS.values()}
-    make_config(table)

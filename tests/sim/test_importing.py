@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fl.core.errors import ConfigError, CorpusError
-from fl.data.importers import FORMATS
+from fl.data.importers.table import IMPORTERS
 from fl.data.partition import load_population
 from fl.speech.audio import SAMPLE_RATE, save_audio
 from sim.cli.app import app
@@ -42,7 +42,9 @@ def test_the_list_names_every_importer_with_licence_and_where_to_get_it():
     table = invoke("--list")
     assert table.exit_code == 0, table.output
     rows = {row["name"]: row for row in json.loads(invoke("--list", "--json").stdout)}
-    assert set(rows) == set(FORMATS) >= {"aihub", "hike", "ascend", "seame", "zeroth", "common-voice", "kaldi", "table"}
+    assert (
+        set(rows) == set(IMPORTERS) >= {"aihub", "hike", "ascend", "seame", "zeroth", "common-voice", "kaldi", "table"}
+    )
     assert all(name in table.output and all(row.values()) for name, row in rows.items())
 
 
@@ -80,7 +82,7 @@ def test_pseudo_devices_are_called_so(people):
         (("table",), ConfigError, "give FORMAT and SOURCE"),
         (("table", "x.csv", "--field", "words=text"), ConfigError, "FIELD is one of id, audio, text"),
         (("table", "none.csv"), CorpusError, "no such file or folder"),
-        (("nothing", "none.csv"), CorpusError, "importer 'nothing' is unknown"),
+        (("nothing", "none.csv"), ConfigError, "unknown importer 'nothing'"),
     ],
 )
 def test_bad_arguments_are_typed_errors(arguments, kind, message):

@@ -17,11 +17,12 @@ from typer.testing import CliRunner
 from clients import app as client
 from clients.app import app as client_app
 from clients.worker import Worker
+from fl.algorithms.arms import trained_arm
 from fl.protocol.wire import Job, from_arrays
 from fl.settings.config import RunConfig, make_config
 from fl.settings.names import EDGE, NO_OP
-from fl.tasks.noop import NoOpTask
-from fl.tasks.task import Device
+from fl.tasks.noop.task import NoOpTask
+from fl.tasks.task import DeviceExamples
 from sim.backends.memory import peak_memory
 from sim.backends.noop import no_op_config, run_no_op
 from sim.backends.run import run_simulation
@@ -45,7 +46,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 def test_every_round_of_a_run_without_training_moves_updates() -> None:
     own = no_op_config(make_config({"rounds": 5}))
-    assert own.train.private_rounds == 0
+    assert trained_arm("personalized", own).schedule.private_rounds == 0
     assert own.arms == ("personalized",)
     assert no_op_config(make_config({"arms": "global"})).arms == ("global",)
 
@@ -143,7 +144,7 @@ def test_a_device_without_data_is_a_counted_failure_of_that_device_alone(
     whole, train = NoOpTask.device, client.train_device
     empty, gone = "device-000003", []
 
-    def device(task: NoOpTask, device_id: str) -> Device:
+    def device(task: NoOpTask, device_id: str) -> DeviceExamples:
         found = whole(task, device_id)
         return replace(found, train=()) if device_id == empty and gone else found
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fl.bases.ctc.base import CtcBase
-from fl.bases.speech import load_speech_base
+from fl.bases.resolve import load_speech_base
 from fl.core.errors import ConfigError, RunError, VocabularyError
 from fl.data.manifest import Utterance, read_manifest
 from sim.cli.late import load

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ def test_the_folder_of_a_run_may_be_given_relative_to_where_one_is(
     tiny_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    folder = run_simulation(replace(tiny_run(rounds=1), output="here"), serial=True)
+    folder = run_simulation(tiny_run(rounds=1).changed({"output": "here"}), serial=True)
     assert folder == tmp_path / "here"
     assert (folder / "results.jsonl").exists()
 

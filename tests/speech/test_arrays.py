@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from fl.speech.arrays import ArrayCache, Kind
+from fl.speech.arrays import ArrayCache, ArrayKind
 
-HALF, FULL = Kind(b"TSTh", "<f2"), Kind(b"TSTf", "<f4")
+HALF, FULL = ArrayKind(b"TSTh", "<f2"), ArrayKind(b"TSTf", "<f4")
 SIZE = 16 + 2 * 100  # bytes of a file with 100 values in half precision
 
 

@@ -6,8 +6,7 @@ import pytest
 from fl.core.errors import ConfigError
 from fl.settings.config import make_config
 from fl.speech.audio import SAMPLE_RATE
-from fl.speech.augment import VARIED, Augmentation, VariedExamples, add_noise, change_speed, mask_features
-from fl.tasks.task import Example
+from fl.speech.augment import Augmentation, DrawnLater, add_noise, change_speed, mask_features
 
 TONE = (0.3 * np.sin(2 * np.pi * 440 * np.arange(SAMPLE_RATE) / SAMPLE_RATE)).astype(np.float32)
 
@@ -56,44 +55,17 @@ def test_a_waveform_has_spans_alone():
     assert 0 < (masked != wave).sum() <= 2 * 60 * 160
 
 
-EXAMPLES = [Example(f"u{i}", (None, TONE[None]), "", 100, {"level": "word"}) for i in range(3)]
-
-
-def varied(seed=1, **settings):
+def test_items_are_drawn_once_and_when_they_are_used():
     drawn = []
-
-    def audio_of(example):
-        drawn.append(example.key)
-        return TONE
-
-    return drawn, VariedExamples(
-        EXAMPLES,
-        Augmentation(**settings),
-        seed,
-        audio_of,
-        lambda audio: audio[None],
-        lambda features: features.shape[1] // 160,
-    )
-
-
-def test_examples_are_drawn_when_they_are_used_each_by_its_own_name():
-    drawn, examples = varied(speed=0.2, noise_snr_db=10.0, spec_augment=0.5)
-    assert len(examples) == 3
+    items = DrawnLater("abc", lambda item: drawn.append(item) or item.upper())
+    assert len(items) == 3
     assert drawn == []
-    one = examples[1]
-    assert examples[1] is one
-    assert drawn == ["u1"]
-    assert one.size == one.inputs[1].shape[1] // 160
-    assert one.details == {"level": "word", VARIED: True}
-    _, others = varied(speed=0.2, noise_snr_db=10.0, spec_augment=0.5)
-    assert [e.key for e in others[:2]] == ["u0", "u1"]
-    assert (others[1].inputs[1] == one.inputs[1]).all()  # whatever was drawn before it
-    assert others[0].inputs[1].shape != one.inputs[1].shape
-    assert varied(seed=2, speed=0.2)[1][1].size != one.size
+    assert (items[1], items[1], items[:2]) == ("B", "B", ["A", "B"])
+    assert drawn == ["b", "a"]
 
 
 def test_nothing_is_varied_by_default_and_only_speech_can_be():
-    assert not Augmentation.of(make_config({}).train).active
-    assert Augmentation.of(make_config({"noise-snr": 20}).train).active
+    assert not Augmentation.of(make_config({}).train.augmentation).active
+    assert Augmentation.of(make_config({"noise-snr": 20}).train.augmentation).active
     with pytest.raises(ConfigError, match="noise-snr varies speech, and task = 'no-op' has none"):
         make_config({"noise-snr": 20, "task": "no-op", "arms": "global"})

@@ -16,7 +16,7 @@ from fl.bases.resolve import load_base
 from fl.core.errors import BaseModelError
 from fl.settings.config import make_config
 from fl.speech.prefix import PrefixCache, check_frozen, frozen_layers
-from fl.tasks.speech import SpeechTask
+from fl.tasks.speech.task import SpeechTask
 
 DECODER = "decoder.self,decoder.cross"
 

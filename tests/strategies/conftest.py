@@ -1,7 +1,7 @@
 """Devices that answer by arithmetic, for what the aggregator does; and a tiny population for whole runs."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 
-from fl.protocol.wire import COUNTS, JOB, SHARED, Job, device_key
+from fl.algorithms.arms import trained_arm
+from fl.algorithms.plan import Phase
+from fl.privacy.plan import PrivacyPlan
+from fl.protocol.wire import COUNTS, DEVICES, IDS, JOB, SHARED, UPDATES, Job, device_key
 from fl.settings.config import RunConfig, make_config
 from sim.backends.serial import SerialGrid
-from strategies.base import Roster, SharedFedAvg
+from strategies.arm import ArmStrategy
+from strategies.roster import Roster
 
 START = {"layer.A": np.zeros((2, 3), np.float32), "layer.B": np.ones((4,), np.float32)}
 
@@ -24,31 +28,44 @@ def record(values: Mapping[str, np.ndarray]) -> ArrayRecord:
 
 @dataclass
 class Devices:
-    """A ClientApp in which device ``d`` adds ``steps[d]`` to every shared tensor and says that it has ``examples[d]``."""
+    """A ClientApp in which device ``d`` moves every shared tensor by ``steps[d]`` and says that it has ``examples[d]``."""
 
     steps: dict[str, float]
     examples: dict[str, int]
     failing: dict[str, int] = field(default_factory=dict)  # device -> round in which it fails
     jobs: list[tuple[str, Job]] = field(default_factory=list)
+    got: list[tuple[tuple[str, ...], ArrayRecord | None]] = field(default_factory=list)  # by message
 
     def __call__(self, message: Message, context: Context) -> Message:
         job = Job.from_record(message.content.config_records[JOB])
         self.jobs.append((message.metadata.message_type, job))
-        reply = RecordDict()
-        for device_id in job.devices:
-            reply.update(self.answer(device_id, job, message))
-        return Message(reply, reply_to=message)
-
-    def answer(self, device_id: str, job: Job, message: Message) -> dict[str, Any]:
+        self.got.append((job.devices, message.content.array_records.get(SHARED)))
         if message.metadata.message_type == MessageType.EVALUATE:
             counts = {"wer.substitutions": 1, "wer.deletions": 0, "wer.insertions": 2, "wer.reference": 10}
-            return {device_key(COUNTS, device_id): MetricRecord({**counts, "examples": 4, "seconds-evaluate": 0.5})}
-        if self.failing.get(device_id) == job.round:
-            return {device_key(COUNTS, device_id): MetricRecord({"failed": 1})}
-        shared = message.content.array_records[SHARED]
-        new = {n: a.numpy() + np.float32(self.steps[device_id]) for n, a in shared.items()}
-        numbers = {"examples": self.examples[device_id], "loss": self.steps[device_id], "steps": 2, "bytes-up": 40}
-        return {device_key(SHARED, device_id): record(new), device_key(COUNTS, device_id): MetricRecord(numbers)}
+            columns = {name: [n] * len(job.devices) for name, n in {**counts, "examples": 4}.items()}
+            return self._reply(message, job.devices, {**columns, "seconds-evaluate": [0.5] * len(job.devices)})
+        sound = tuple(d for d in job.devices if self.failing.get(d) != job.round)
+        columns = {
+            "examples": [self.examples[d] for d in sound],
+            "loss": [self.steps[d] for d in sound],
+            "steps": [2] * len(sound),
+            "bytes-up": [40] * len(sound),
+        }
+        reply = self._reply(message, sound, columns)
+        if sound and job.phase is Phase.FEDERATE:
+            shared = message.content.array_records[SHARED]
+            stacks = {
+                n: np.stack([np.full(a.shape, self.steps[d], np.float32) for d in sound]) for n, a in shared.items()
+            }
+            reply.content[UPDATES] = record(stacks)
+        for device_id in job.devices:
+            if device_id not in sound:
+                reply.content[device_key(COUNTS, device_id)] = MetricRecord({"failed": 1})
+        return reply
+
+    def _reply(self, message: Message, ids: tuple[str, ...], columns: Mapping[str, Any]) -> Message:
+        content = {DEVICES: ConfigRecord({IDS: list(ids)}), COUNTS: MetricRecord(dict(columns))} if ids else {}
+        return Message(RecordDict(content), reply_to=message)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -64,14 +81,28 @@ def start() -> ArrayRecord:
 
 
 @pytest.fixture
-def make_strategy() -> Callable[..., SharedFedAvg]:
-    """A strategy for devices on two nodes."""
+def make_strategy() -> Callable[..., ArmStrategy]:
+    """A strategy for devices on two nodes; settings by their keys. ``arm`` is ``global`` unless given."""
 
-    def make(devices: Devices, **changes: Any) -> SharedFedAvg:
+    def make(
+        devices: Devices,
+        *,
+        arm: str = "global",
+        roster: Roster | None = None,
+        order: Sequence[str] = (),
+        kind: type[ArmStrategy] = ArmStrategy,
+        charge: Callable[[str, int], object] | None = None,
+        plan: PrivacyPlan | None = None,
+        **settings: Any,
+    ) -> ArmStrategy:
         names = sorted(devices.steps)
-        roster = Roster({d: 1 + i % 2 for i, d in enumerate(names)}, devices.examples)
-        job = Job(arm="global", round=0, devices=tuple(names))
-        return SharedFedAvg(**{"roster": roster, "settings": ConfigRecord(), "job": job, "seed": 1, **changes})
+        config = make_config(settings)
+        trained = trained_arm(arm, config)
+        assert trained is not None
+        placed = roster or Roster({d: 1 + i % 2 for i, d in enumerate(names)}, devices.examples)
+        job = Job(arm=arm, round=0, devices=tuple(order or names))
+        more: dict[str, Any] = {"charge": charge} if charge is not None else {}
+        return kind(config, trained, placed, job, plan=plan, **more)  # type: ignore[arg-type]
 
     return make
 
@@ -114,7 +145,7 @@ def manifest(noise_manifest: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def make_run(manifest: Path) -> Callable[..., RunConfig]:
-    """A run of two rounds of two steps; ``changes`` by the settings' names with underscores."""
+    """A run of three rounds of two steps; ``changes`` by the settings' keys."""
 
     def make(output: Path, **changes: Any) -> RunConfig:
         values: dict[str, Any] = {
@@ -165,34 +196,25 @@ def tensors_of() -> Callable[[Path], dict[str, bytes]]:
 
 @pytest.fixture
 def round_of(message_with: Callable[..., Message]) -> Callable[..., dict[str, np.ndarray]]:
-    """One round of a strategy class: the shared tensors after it, from those before and each device's tensors.
-
-    ``devices`` maps a device to ``(examples, tensors)``; ``numbers`` adds to what it says. The strategy goes into ``made``.
-    """
+    """One round of a strategy: the shared tensors after it, from those before and each device's examples and update."""
 
     def run(
-        kind: type[SharedFedAvg],
+        strategy: ArmStrategy,
         before: Mapping[str, np.ndarray],
         devices: Mapping[str, tuple[float, Mapping[str, np.ndarray]]],
-        *,
         server_round: int = 1,
-        numbers: Mapping[str, Mapping[str, float]] | None = None,
-        made: list[Any] | None = None,
-        **options: Any,
     ) -> dict[str, np.ndarray]:
-        roster = Roster(dict.fromkeys(devices, 1), {d: int(np.ceil(n)) for d, (n, _) in devices.items()})
-        job = Job(arm="global", round=0, devices=tuple(sorted(devices)))
-        strategy = kind(roster=roster, settings=ConfigRecord(), job=job, **options)
-        started = record(before)
-        list(strategy.configure_train(server_round, started, ConfigRecord(), SerialGrid(lambda m, c: m, nodes=1)))  # type: ignore[arg-type]
-        content: dict[str, Any] = {}
-        for device_id, (examples, tensors) in devices.items():
-            said = {"examples": examples, "loss": 1.0, "steps": 2, **(numbers or {}).get(device_id, {})}
-            content[device_key(COUNTS, device_id)] = MetricRecord(said)
-            content[device_key(SHARED, device_id)] = record(tensors)
-        new, metrics = strategy.aggregate_train(server_round, [message_with(content)])
-        if made is not None:
-            made[:] = [strategy, metrics]
+        list(strategy.configure_train(server_round, record(before), ConfigRecord(), SerialGrid(None, nodes=1)))  # type: ignore[arg-type]
+        examples = [n for n, _ in devices.values()]
+        columns = {"examples": examples, "loss": [1.0] * len(devices), "steps": [2] * len(devices)}
+        names = next(iter(devices.values()))[1]
+        stacks = {name: np.stack([update[name] for _, update in devices.values()]) for name in names}
+        content = {
+            DEVICES: ConfigRecord({IDS: list(devices)}),
+            COUNTS: MetricRecord(columns),  # type: ignore[arg-type]
+            UPDATES: record(stacks),
+        }
+        new, _ = strategy.aggregate_train(server_round, [message_with(content)])
         assert new is not None
         return {name: array.numpy() for name, array in new.items()}
 

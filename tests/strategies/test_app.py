@@ -17,15 +17,15 @@ from clients.app import app as client_app
 from clients.store import folder_name
 from clients.training import phase
 from fl.adapters.files import load_adapter
-from fl.algorithms.arms import EVERYONE
+from fl.algorithms.arms import EVERYONE, HELD_OUT, trained_arm
 from fl.core.errors import AdapterError, BaseModelError, ConfigError, RunError
 from fl.data.manifest import read_manifest, write_manifest
-from fl.protocol.wire import COUNTS, DEVICES, JOB, SHARED, Job, split_key
+from fl.protocol.wire import COUNTS, DEVICES, JOB, UPDATES, Job, split_key
 from fl.settings.config import RunConfig
 from fl.settings.names import ARMS
 from sim.backends.serial import SerialGrid
 from strategies import app as server_app
-from strategies.app import NEW_PEOPLE_ARMS, ask_roster, run_server
+from strategies.app import run_server
 
 MakeRun = Callable[..., RunConfig]
 Rows = Callable[[Path], list[dict[str, Any]]]
@@ -139,9 +139,9 @@ def test_a_run_has_a_checkpoint_and_the_private_state_of_each_device(
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"rounds": 4}, "rounds was 3, is 4"),
-        ({"gate": "low-rank"}, "gate was 'self', is 'low-rank'"),
-        ({"learning_rate": 0.5, "seed": 2}, "learning-rate was 0.001, is 0.5, seed was 1, is 2"),
+        ({"rounds": 4}, "federation.rounds was 3, is 4"),
+        ({"gate": "low-rank"}, "adapter.gate was 'self', is 'low-rank'"),
+        ({"learning_rate": 0.5, "seed": 2}, "seed was 1, is 2, train.learning-rate was 0.001, is 0.5"),
     ],
 )
 def test_a_folder_of_a_run_with_other_settings_is_refused_by_their_names(
@@ -161,8 +161,8 @@ def test_a_run_that_was_refused_before_it_began_leaves_its_folder_free_for_other
     with pytest.raises(BaseModelError):
         run_server(SerialGrid(client_app), make_run(tmp_path / "run", base="random:nano"), 1)
     assert not list((tmp_path / "run").iterdir())
-    with pytest.raises(ConfigError, match="Bulyan needs at least 7"):
-        run_server(SerialGrid(client_app), make_run(tmp_path / "run", strategy="bulyan", hostile_share=0.4), 1)
+    with pytest.raises(ConfigError, match="bulyan needs at least 11"):
+        run_server(SerialGrid(client_app), make_run(tmp_path / "run", algorithm="bulyan", hostile_share=0.4), 1)
     assert not list((tmp_path / "run").iterdir())
     assert (run_server(SerialGrid(client_app), make_run(tmp_path / "run"), 1) / "config.toml").exists()
 
@@ -201,7 +201,7 @@ def test_the_number_of_nodes_does_not_change_the_numbers(
 
 
 def test_another_seed_gives_other_numbers(make_run: MakeRun, rows_of: Rows, whole: Path, tmp_path: Path) -> None:
-    folder = run_server(SerialGrid(client_app), make_run(tmp_path / "run", seed=2, data_seed=1), 1)
+    folder = run_server(SerialGrid(client_app), make_run(tmp_path / "run", seed=2, **{"data.seed": 1}), 1)
     losses = [[row["train_loss"] for row in rows_of(f)] for f in (folder, whole)]
     assert losses[0] != losses[1]
 
@@ -288,27 +288,6 @@ def test_a_run_without_any_device_that_trains_says_so(make_run: MakeRun, manifes
         run_server(SerialGrid(client_app), make_run(tmp_path / "run", manifest=str(data)), 1)
 
 
-def test_a_node_that_cannot_start_is_named_with_its_reason(make_run: MakeRun, tmp_path: Path) -> None:
-    def crash(message: Message, context: Context) -> Message:
-        raise ConfigError("no such corpus")
-
-    with pytest.raises(RunError, match=r"node 1: ConfigError: no such corpus"):
-        ask_roster(SerialGrid(crash), make_run(tmp_path / "run"))  # type: ignore[arg-type]
-
-
-def test_two_nodes_with_the_same_device_are_refused(make_run: MakeRun, tmp_path: Path) -> None:
-    grid = SerialGrid(client_app)
-    for context in grid._contexts.values():
-        context.node_config = {"device-id": "화자 0", "store": str(tmp_path / "store")}
-    with pytest.raises(RunError, match="two nodes say that they host device '화자 0'"):
-        ask_roster(grid, make_run(tmp_path / "run"))
-
-
-def test_no_node_at_all_is_an_error_and_not_an_endless_wait(make_run: MakeRun, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="no node came up"):
-        ask_roster(SerialGrid(client_app, nodes=0), make_run(tmp_path / "run"), wait=0.0)
-
-
 # All seven arms, with a tap on the wire
 
 
@@ -341,26 +320,26 @@ def test_every_arm_is_in_the_results_and_in_the_transcripts(comparison: tuple[Pa
 
 def test_every_arm_is_tested_on_the_same_sentences(comparison: tuple[Path, Wiretap, RunConfig]) -> None:
     folder, _, _ = comparison
-    heard: dict[str, set[tuple[str, str]]] = {arm: set() for arm in ARMS}
+    tested: dict[str, set[tuple[str, str]]] = {arm: set() for arm in ARMS}
     for row in lines(folder, "transcripts.jsonl"):
         if not row["new_person"]:
-            heard[row["arm"]].add((row["device"], row["utterance"]))
-    assert len({frozenset(sentences) for sentences in heard.values()}) == 1
-    assert {device for device, _ in heard["global"]} == {
+            tested[row["arm"]].add((row["device"], row["utterance"]))
+    assert len({frozenset(sentences) for sentences in tested.values()}) == 1
+    assert {device for device, _ in tested["global"]} == {
         row["device"] for row in lines(folder, "results.jsonl") if row["arm"] == "local" and row["steps"]
     }
 
 
-def test_new_people_are_never_trained_and_are_tested_where_it_means_something(
+def test_held_out_speakers_are_never_trained_and_are_tested_where_it_means_something(
     comparison: tuple[Path, Wiretap, RunConfig],
 ) -> None:
     folder, tap, _ = comparison
     rows = [row for row in lines(folder, "results.jsonl") if row["new_person"]]
     (new,) = {row["device"] for row in rows}
-    assert {row["arm"] for row in rows} == set(NEW_PEOPLE_ARMS)
+    assert {row["arm"] for row in rows} == set(HELD_OUT)
     assert all(row["split"] == "test" and row["steps"] == 0 for row in rows)
-    assert {row["arm"] for row in lines(folder, "transcripts.jsonl") if row["device"] == new} == set(NEW_PEOPLE_ARMS)
-    assert not any(SHARED in reply and new in answered(reply) for reply in tap.replies)
+    assert {row["arm"] for row in lines(folder, "transcripts.jsonl") if row["device"] == new} == set(HELD_OUT)
+    assert not any(UPDATES in reply and new in answered(reply) for reply in tap.replies)
     trained = {p.parent.name for p in (folder / "devices").rglob("state-*")}
     assert len(trained) == 3
     assert folder_name(new) not in trained
@@ -375,7 +354,7 @@ def test_centralized_takes_as_many_steps_as_one_device(
         steps[row["arm"]] += row["steps"]
     assert steps["global"] == steps["local"] == steps["personalized"] == 3 * config.train.local_steps
     assert steps["centralized"] == config.train.local_steps
-    assert steps["global+finetune"] == 3 * config.train.finetune_steps
+    assert steps["global+finetune"] == 3 * 3
     assert steps["zero-shot"] == steps["neutral"] == 0
     assert {
         row["device"] for row in lines(folder, "results.jsonl") if row["arm"] == "centralized" and row["steps"]
@@ -406,7 +385,7 @@ def test_an_arm_that_shares_nothing_sends_no_tensor(comparison: tuple[Path, Wire
     for request, reply in zip(tap.requests, tap.replies, strict=True):
         if JOB in request:
             job = Job.from_record(request.config_records[JOB])
-            sent[job.arm] += SHARED in reply
+            sent[job.arm] += UPDATES in reply
     assert {arm for arm, count in sent.items() if count} == {"global", "personalized", "centralized"}
 
 
@@ -431,13 +410,15 @@ def test_a_reply_holds_counts_of_the_devices_that_were_asked_and_shared_tensors(
 ) -> None:
     _, tap, _ = comparison
     for request, reply in zip(tap.requests, tap.replies, strict=True):
-        assert {split_key(key)[0] for key in reply} <= {COUNTS, SHARED, DEVICES}
+        assert {split_key(key)[0] for key in reply} <= {COUNTS, UPDATES, DEVICES}
         if JOB in request:
             asked = set(Job.from_record(request.config_records[JOB]).devices)
             assert sorted(answered(reply)) == sorted(asked)
 
 
-def test_personal_gates_are_heard_and_neutral_ones_are_not_them(comparison: tuple[Path, Wiretap, RunConfig]) -> None:
+def test_the_personalized_arm_decodes_with_trained_gates_and_the_neutral_arm_with_zeros(
+    comparison: tuple[Path, Wiretap, RunConfig],
+) -> None:
     folder, _, _ = comparison
     devices = folder / "devices"
     weights = {
@@ -509,7 +490,9 @@ def test_rounds_that_global_and_personalized_have_in_common_are_trained_once_wit
         grid = CountingGrid()
         run_server(grid, make_run(tmp_path / arms, arms=arms, **settings), 1)
         asked[arms] = grid.trained
-    common = make_run(tmp_path / "unused", **settings).train.neutral_rounds
+    arm = trained_arm("personalized", make_run(tmp_path / "unused", **settings))
+    assert arm is not None
+    common = arm.schedule.neutral_rounds
     assert common >= 2
     assert sorted(set(asked["personalized"])) == [("personalized", r) for r in range(1, 5)]
     assert sorted(set(asked["global,personalized"])) == [
@@ -530,3 +513,12 @@ def test_arms_that_share_other_tensors_have_nothing_in_common(tmp_path: Path, ma
     grid = CountingGrid()
     run_server(grid, make_run(tmp_path, arms="global,personalized", split="fedsa", gate_dropout=1.0), 1)
     assert ("personalized", 1) in grid.trained
+
+
+def test_every_device_trains_its_gates_in_the_last_phase_whether_it_was_sampled_or_not(
+    tmp_path: Path, make_run: MakeRun, rows_of: Rows
+) -> None:
+    folder = run_server(SerialGrid(client_app), make_run(tmp_path / "run", sample=1.0 / 3, evaluate_every=0), 1)
+    trained = Counter(row["round"] for row in rows_of(folder) if row["steps"])
+    assert trained == {1: 1, 2: 1, 3: 3}
+    assert len(list((folder / "devices" / "personalized").glob("*/state-000003*"))) == 3

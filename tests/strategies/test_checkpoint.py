@@ -10,7 +10,7 @@ import pytest
 from flwr.app import Array, ArrayRecord
 
 from fl.core.errors import RunError
-from strategies.checkpoint import Checkpoint, checkpoint_path, load_checkpoint, save_checkpoint
+from strategies.checkpoint import Checkpoint, checkpoint_path, load_checkpoint, save_checkpoint, state_path
 
 BASE = "whisper:64x2+2:0123"
 
@@ -85,3 +85,53 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_no_temporary_file(
             save_checkpoint(tmp_path, "personalized", Checkpoint(2, arrays(2.0)), BASE)
     assert [p.name for p in tmp_path.iterdir()] == ["personalized.safetensors"]
     assert load(tmp_path).round == 1
+
+
+# What a strategy keeps beside the shared tensors
+
+
+class Killed(BaseException):
+    """The end of the process."""
+
+
+def test_a_checkpoint_is_always_beside_the_state_of_its_own_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process dies when the state of round 2 is on the disk and its checkpoint is not."""
+    save_checkpoint(tmp_path, "global", Checkpoint(1, arrays(1.0), {"first:x": np.ones(1)}), BASE)
+    with monkeypatch.context() as patch:
+        write = save_checkpoint.__globals__["write_atomically"]
+
+        def die(path: Path, data: bytes) -> None:
+            if "state" not in path.name:
+                raise Killed
+            write(path, data)
+
+        patch.setitem(save_checkpoint.__globals__, "write_atomically", die)
+        with pytest.raises(Killed):
+            save_checkpoint(tmp_path, "global", Checkpoint(2, arrays(2.0), {"first:x": np.full(1, 2.0)}), BASE)
+    found = load_checkpoint(tmp_path, "global", BASE)
+    assert found is not None
+    assert (found.round, found.state["first:x"].tolist()) == (1, [1.0])
+
+
+def test_a_state_that_is_missing_or_damaged_is_named_with_what_to_do(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, "global", Checkpoint(1, arrays(1.0), {"first:x": np.ones(1)}), BASE)
+    path = state_path(tmp_path, "global", 1)
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(RunError, match=r"state-1.safetensors is damaged .* remove it"):
+        load_checkpoint(tmp_path, "global", BASE)
+    path.unlink()
+    with pytest.raises(RunError, match=r"state-1.safetensors is missing"):
+        load_checkpoint(tmp_path, "global", BASE)
+
+
+def test_the_state_of_another_arm_is_not_touched(tmp_path: Path) -> None:
+    for arm in ("global", "global+finetune", "personalized"):
+        save_checkpoint(tmp_path, arm, Checkpoint(1, arrays(1.0), {"first:x": np.ones(1)}), BASE)
+    save_checkpoint(tmp_path, "global", Checkpoint(2, arrays(1.0), {"first:x": np.ones(1)}), BASE)
+    assert sorted(p.name for p in tmp_path.glob("*state*")) == [
+        "global+finetune.state-1.safetensors",
+        "global.state-2.safetensors",
+        "personalized.state-1.safetensors",
+    ]

@@ -8,11 +8,11 @@ import pytest
 
 from clients.app import app as client_app
 from fl.core.errors import ConfigError, RunError
+from fl.runs.files import read_run
+from fl.runs.results import ResultsFile
 from fl.settings.config import RunConfig
 from sim.backends.serial import SerialGrid
-from sim.report import read_run
 from strategies.app import run_server
-from strategies.results import ResultsFile
 
 PEOPLE = ("ann", "bob")
 

@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 from flwr.app import ArrayRecord, Message
 
+from fl.aggregation.updates import DeviceUpdate
 from fl.core.errors import AggregationError
+from fl.runs.results import ResultsFile, make_row
+from fl.settings.names import SERVER_OPTIMIZERS
 from sim.backends.serial import SerialGrid
-from strategies.base import SharedFedAvg
+from strategies.arm import ArmStrategy
 from strategies.checkpoint import SECONDS_NAME, checkpoint_path, load_checkpoint, load_seconds, save_seconds
-from strategies.loop import RoundLoop
-from strategies.replies import DeviceReply
-from strategies.results import ResultsFile, make_row
+from strategies.loop import CommonRounds, RoundLoop
 
-Make = Callable[..., SharedFedAvg]
+Make = Callable[..., ArmStrategy]
 Row = tuple[str, int, str, str, float | None, int, int]
 
 
@@ -51,9 +52,12 @@ class Run:
     def __post_init__(self) -> None:
         self.results = ResultsFile(self.folder)
 
-    def train(self, strategy: SharedFedAvg, start: ArrayRecord, rounds: int = 4, every: int = 2) -> ArrayRecord:
-        def row(arm: str, server_round: int, split: str, reply: DeviceReply, trained: DeviceReply | None) -> None:
-            self.results.add(make_row(arm, server_round, split, reply, trained, False))
+    def train(self, strategy: ArmStrategy, start: ArrayRecord, rounds: int = 4, every: int = 2) -> ArrayRecord:
+        def row(arm: str, server_round: int, split: str, reply: DeviceUpdate, trained: DeviceUpdate | None) -> None:
+            place = arm, server_round, split, reply.device_id
+            self.results.add(
+                make_row(*place, reply.metrics, reply.numbers, trained.numbers if trained else None, new_person=False)
+            )
 
         loop = RoundLoop(
             self.grid, self.folder / "checkpoints", "base", row, progress=self.progress, flush=self.results.flush
@@ -234,3 +238,48 @@ def test_a_run_does_not_fail_for_a_time_that_cannot_be_read(
     (folder / SECONDS_NAME).write_text(text, encoding="utf-8")
     Run(tmp_path, SerialGrid(devices)).train(make_strategy(devices), start, rounds=1)
     assert load_seconds(folder)["global"] > 0
+
+
+# What survives beside the shared tensors
+
+OPTIMIZERS = [name for name in SERVER_OPTIMIZERS if name != "none"]
+
+
+def train(
+    folder: Path, devices: Any, strategy: ArmStrategy, start: ArrayRecord, dies_at: int = 0, **more: Any
+) -> ArrayRecord:
+    def progress(what: str, done: int, total: int) -> None:
+        if dies_at and done == dies_at:
+            raise Killed
+
+    loop = RoundLoop(SerialGrid(devices), folder, "base", lambda *_: None, progress=progress, **more)
+    return loop.train(strategy, start, 4, 0, ())
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("dies_at", [1, 3])
+def test_a_killed_run_goes_on_with_its_moments_to_the_same_bytes(
+    tmp_path: Path, devices: Any, make_strategy: Make, start: ArrayRecord, name: str, dies_at: int
+) -> None:
+    def strategy() -> ArmStrategy:
+        return make_strategy(devices, server_optimizer=name, **{"server-optimizer.rate": 0.3})
+
+    whole = train(tmp_path / "whole", devices, strategy(), start)
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", devices, strategy(), start, dies_at)
+    resumed = train(tmp_path / "killed", devices, strategy(), start)
+    assert {n: a.data for n, a in resumed.items()} == {n: a.data for n, a in whole.items()}
+    files = [{p.name: p.read_bytes() for p in (tmp_path / run).glob("*.safetensors")} for run in ("whole", "killed")]
+    assert files[0] == files[1]
+    assert set(files[0]) == {"global.safetensors", "global.state-4.safetensors"}
+
+
+def test_an_arm_with_common_rounds_gets_their_moments_too(
+    tmp_path: Path, devices: Any, make_strategy: Make, start: ArrayRecord
+) -> None:
+    strategy = make_strategy(devices, server_optimizer="fedadam")
+    train(tmp_path, devices, strategy, start, common={"global": CommonRounds("personalized", 2)})
+    found = load_checkpoint(tmp_path, "personalized", "base")
+    assert found is not None
+    assert found.round == 2
+    assert set(found.state) == {f"{kind}:{n}" for kind in ("first", "second") for n in start}

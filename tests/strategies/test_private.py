@@ -15,8 +15,10 @@ from clients.app import app
 from clients.updates.reply import DeviceResult
 from clients.worker import Worker
 from fl.adapters.state import State
-from fl.algorithms.attacks import attackers
-from fl.codecs.compression import decode_all, encode_all, make_codec
+from fl.algorithms.hostile import attackers
+from fl.algorithms.plan import Phase
+from fl.codecs.table import make_codec
+from fl.codecs.tensors import decode_all, encode_all
 from fl.core.errors import AggregationError, AudioError, ConfigError
 from fl.core.rng import derive_random
 from fl.methods import fresh_state
@@ -25,12 +27,13 @@ from fl.privacy.ledger import BudgetError
 from fl.privacy.randomness import key_from_seed, standard_normal
 from fl.privacy.secure_sum.keys import SecureSumError
 from fl.protocol.wire import Job, split_key
+from fl.runs.schema import PRIVACY_NAME
 from fl.settings.config import make_config
 from fl.settings.names import NO_OP
-from fl.tasks.noop import WIDTH
+from fl.tasks.noop.task import WIDTH
 from fl.tasks.table import load_task
 from sim.backends.serial import SerialGrid
-from strategies.account import LEDGER_NAME, PRIVACY_NAME
+from strategies.account import LEDGER_NAME
 from strategies.app import run_server
 from strategies.checkpoint import load_checkpoint
 
@@ -81,7 +84,9 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         moved = {name: tensor + np.float32(step_of(device_id)) for name, tensor in incoming.items()}
         sent = sum(128 + 4 * tensor.numel() for tensor in moved.values())
         numbers = {"examples": 1 + number(device_id), "steps": 1, "loss": 0.5, "bytes-up": sent, "bytes-down": sent}
-        return DeviceResult(device_id, {**numbers, "seconds-train": 0.0}, shared=moved)
+        return DeviceResult(
+            device_id, {**numbers, "seconds-train": 0.0}, shared=moved if job.phase is Phase.FEDERATE else {}
+        )
 
     monkeypatch.setattr("clients.app.train_device", train)
     return broken
@@ -101,7 +106,9 @@ class DroppingGrid(SerialGrid):
         replies = list(super().send_and_receive(messages, timeout=timeout))
         for reply in replies:
             for key, record in list(reply.content.config_records.items()) if reply.has_content() else []:
-                step = {"PublicKeys": 1, "Shares": 2, "Masked": 3, "Reveal": 4}.get(str(record.get("kind")), 0)
+                step = {"AdvertiseKeys": 1, "ShareKeys": 2, "MaskedInput": 3, "Unmask": 4}.get(
+                    str(record.get("kind")), 0
+                )
                 if step >= self.drops.get(split_key(key)[1], 9) > 0:
                     del reply.content[key]
         return replies
@@ -314,7 +321,7 @@ def test_one_participant_has_nobody_to_hide_among(run: Run) -> None:
         run(SerialGrid(app, nodes=1), secure_sum="pairwise", aggregation="edge")
 
 
-def test_each_devices_share_of_the_noise_adds_up_to_the_promised_noise(run: Run, start: Tensors) -> None:
+def test_each_devices_share_of_the_noise_adds_up_to_the_noise_that_is_accounted_for(run: Run, start: Tensors) -> None:
     found = run(dp="distributed", secure_sum="pairwise", noise_multiplier=2.0, update_norm=BOUND)
     plan = DistributedNoise.planned(2.0, BOUND, DEVICES, dropouts=0.3)
     assert plan.honest == 5
@@ -404,6 +411,30 @@ def test_epsilon_and_every_assumption_are_in_the_folder_and_in_the_log(
     assert any("SIMULATION" in line for line in said["assumptions"])
 
 
+@pytest.mark.parametrize(
+    ("settings", "paid"),
+    [
+        ({}, 10),  # of 12 rounds the last two train gates alone
+        ({"method": "lora", "split": "fedsa"}, 12),  # without gates every round sends updates
+        ({"split": "fedsa"}, 10),
+        ({"arms": "global,personalized"}, 12),  # the ten rounds that both have in common are paid once
+        ({"arms": "global,personalized", "gate-dropout": 0.5}, 12 + 10),
+        ({"arms": "global,personalized,local,global+finetune"}, 12),
+    ],
+)
+def test_as_many_rounds_are_planned_and_paid_as_send_updates(
+    run: Run, tmp_path: Path, settings: dict[str, Any], paid: int
+) -> None:
+    changes = {**NOISE, "noise_multiplier": 50.0, "rounds": 12, "private_share": 0.15, **settings}
+    grid = DroppingGrid()
+    run(grid, **changes)
+    said = json.loads((tmp_path / "run" / PRIVACY_NAME).read_text(encoding="utf-8"))
+    assert said["rounds_planned"] == said["rounds_paid"] == paid
+    jobs = [Job.from_record(c.config_records["job"]) for kind, c in grid.sent if kind == MessageType.TRAIN]
+    federating = {(job.arm, job.round) for job in jobs if job.phase is Phase.FEDERATE}
+    assert len({place for place in federating if place[0] in ("global", "personalized")}) == paid
+
+
 def test_a_spent_budget_stops_the_run_and_the_last_paid_round_stays(run: Run, tmp_path: Path) -> None:
     settings = {**NOISE, "rounds": 3, "epsilon_budget": 3.0}  # pays for two rounds: 1.99, 2.94, 3.71
     for _ in range(2):  # and it stays spent when the run is started again
@@ -450,7 +481,7 @@ def test_a_killed_simulation_resumes_to_the_same_numbers_and_pays_no_round_twice
     assert [len(part) for part in lines] == [3, 3]  # settings and two rounds
 
 
-def test_a_resumed_run_with_another_promise_is_refused(run: Run, tmp_path: Path) -> None:
+def test_a_resumed_run_with_another_guarantee_is_refused(run: Run, tmp_path: Path) -> None:
     run(**NOISE)
     (tmp_path / "run" / "config.toml").unlink()
     with pytest.raises(PrivacyError, match="begun with other settings"):
@@ -463,21 +494,21 @@ def test_a_resumed_run_with_another_promise_is_refused(run: Run, tmp_path: Path)
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"secure_sum": "pairwise", "strategy": "median"}, "strategy = 'median'"),
-        ({"dp": "server", "strategy": "flexlora"}, "strategy = 'flexlora'"),
-        ({"dp": "server", "strategy": "krum"}, "strategy = 'krum'"),
+        ({"secure_sum": "pairwise", "algorithm": "median"}, "algorithm = 'median'"),
+        ({"dp": "server", "algorithm": "flexlora"}, "algorithm = 'flexlora'"),
+        ({"dp": "server", "algorithm": "krum"}, "algorithm = 'krum'"),
         ({"dp": "distributed"}, "secure-sum = 'pairwise'"),
         ({"dp": "local", "secure_sum": "pairwise"}, "dp = 'distributed'"),
         ({"dp": "local", "clip_quantile": 0.5}, "clip-quantile = 0"),
         ({"sampling": "poisson"}, "sampling = 'fixed'"),
         ({"secure_sum": "pairwise", "codec": "int8"}, "codec = 'fp32'"),
-        ({"secure_sum": "pairwise", "secure_threshold": 0.5}, "more than 0.5"),
+        ({"secure_sum": "pairwise", "secure_sum.threshold": 0.5}, "more than 0.5"),
         ({"codec": "int8", "aggregation": "edge"}, "int8:LIMIT"),
         ({"codec": "top-k:0.1", "aggregation": "edge"}, "aggregation = 'device'"),
         ({"codec": "mp3"}, "codec 'mp3' is unknown"),
         ({"codec": "int8:0.5", "dp": "server", "clip_quantile": 0.5}, "clip-quantile = 0"),
         ({"error_feedback": True}, "choose a codec"),
-        ({"personalization": "clusters", "codec": "int8"}, "set codec = 'fp32'"),
+        ({"algorithm": "clusters", "codec": "int8"}, "set codec = 'fp32'"),
         ({"attack": "scale", "aggregation": "edge"}, "attack = 'label-swap'"),
         ({"attack": "scale", "secure_sum": "pairwise"}, "attack = 'label-swap'"),
     ],
@@ -520,7 +551,7 @@ def test_hostile_devices_send_the_attack_and_the_log_says_so(
     assert all(name in caplog.text for name in hostile)
 
 
-def test_the_same_attack_comes_again_and_another_round_draws_other_noise(run: Run, start: Tensors) -> None:
+def test_an_attack_is_deterministic(run: Run, start: Tensors) -> None:
     settings = {"attack": "random", "attacker_share": 0.5}
     once, again = run(**settings), run(folder="again", **settings)
     assert_close(once, again, atol=0)

@@ -1,4 +1,4 @@
-"""What every task promises to clients and strategies, whatever it is about."""
+"""What clients and strategies rely on in every task, whatever it is about."""
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from fl.core.errors import ConfigError
 from fl.metrics import Counts
 from fl.settings.config import make_config
 from fl.tasks.table import TASKS, load_task
+from fl.tasks.task import Varying
 
 
 def examples_of(task, count=5):
@@ -48,8 +49,15 @@ def test_new_people_come_last_and_only_test(tiny, name):
         task.device("nobody")
 
 
+def test_the_table_says_what_a_task_can_do(tiny, name):
+    task, kind = tiny(name), TASKS[name]
+    assert (kind.learns, kind.augments) == (task.learns, isinstance(task, Varying))
+    assert kind.base_of(make_config({"task": name})) == kind.default_base
+    assert kind.base_of(make_config({"task": name, "base": "other"})) == "other"
+
+
 def test_the_seed_decides_the_data(tiny_config, name):
-    same, again, other = (load_task(tiny_config(name, data_seed=seed)) for seed in (5, 5, 6))
+    same, again, other = (load_task(tiny_config(name, **{"data.seed": seed})) for seed in (5, 5, 6))
     device_id = same.device_ids()[1]
     assert [(e.key, e.target) for e in same.device(device_id).train] == [
         (e.key, e.target) for e in again.device(device_id).train

@@ -7,20 +7,13 @@ Works on ids only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from fl.bases.base import Hypothesis
+
 CANDIDATES = 40  # symbols that are looked at in a frame by a beam search over a large vocabulary
-
-
-@dataclass(frozen=True)
-class Labelling:
-    """Symbols without blanks, and the natural logarithm of what was maximised: of the path, or of all paths of the symbols."""
-
-    tokens: tuple[int, ...]
-    log_prob: float
 
 
 def collapse(path: Sequence[int], blank: int) -> tuple[int, ...]:
@@ -30,15 +23,15 @@ def collapse(path: Sequence[int], blank: int) -> tuple[int, ...]:
     )
 
 
-def greedy_ctc(log_probs: npt.NDArray[np.float32], blank: int) -> Labelling:
+def greedy_ctc(log_probs: npt.NDArray[np.float32], blank: int) -> Hypothesis:
     """The labelling of the most probable path through ``log_probs`` (frames, symbols)."""
     path = log_probs.argmax(axis=1)
-    return Labelling(collapse(path.tolist(), blank), float(log_probs.max(axis=1).sum(dtype=np.float64)))
+    return Hypothesis(collapse(path.tolist(), blank), float(log_probs.max(axis=1).sum(dtype=np.float64)))
 
 
 def beam_ctc(
     log_probs: npt.NDArray[np.float32], blank: int, *, beams: int, candidates: int | None = None
-) -> list[Labelling]:
+) -> list[Hypothesis]:
     """Labellings by the probability of all their paths, best first: prefix beam search (Hannun et al. 2014, arXiv 1408.2873).
 
     A prefix holds the probability of its paths that end in the blank apart from that of the others, since a symbol that
@@ -60,7 +53,7 @@ def beam_ctc(
                 _merge(grown, (*prefix, symbol), -np.inf, (in_blank if symbol == last else total) + frame[symbol])
         best = sorted(grown.items(), key=lambda item: (-_add(*item[1]), item[0]))
         beam = dict(best[:beams])
-    return [Labelling(prefix, _add(*parts)) for prefix, parts in beam.items()]
+    return [Hypothesis(prefix, _add(*parts)) for prefix, parts in beam.items()]
 
 
 def _likely(frame: npt.NDArray[np.float64], blank: int, candidates: int | None) -> list[int]:

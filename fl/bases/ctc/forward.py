@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Wav2Vec2ForCTC
 
-from fl.bases.whisper.batch import Prefix
+from fl.bases.base import PrefixStates
+from fl.bases.padding import inside
 
 
 def unwrap_ctc(model: nn.Module) -> Wav2Vec2ForCTC:
@@ -42,7 +43,7 @@ def encode_ctc(
     waveforms: Tensor | None,
     samples: Sequence[int],
     *,
-    prefix: Prefix | None = None,
+    prefix: PrefixStates | None = None,
     stop: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Encoder states (batch, states, d_model), and their number in each row (batch,).
@@ -63,18 +64,13 @@ def encode_ctc(
     else:
         lengths = torch.tensor(counts, device=prefix.states.device)
         states, first = prefix.states, prefix.layers
-    mask = _inside(lengths, states.shape[1])
+    mask = inside(lengths, states.shape[1])
     attention = None if len(set(counts)) == 1 else mask[:, None, None, :]
     for layer in encoder.layers[first:last]:
         states = layer(states, attention_mask=attention)
     if stable and stop is None:
         states = encoder.layer_norm(states)
     return states, lengths
-
-
-def _inside(lengths: Tensor, size: int) -> Tensor:
-    """(batch, size) True at positions under each length."""
-    return torch.arange(size, device=lengths.device)[None, :] < lengths[:, None]
 
 
 def _stem(inner: Any, waveforms: Tensor, samples: Sequence[int], lengths: Tensor) -> Tensor:
@@ -91,7 +87,7 @@ def _stem(inner: Any, waveforms: Tensor, samples: Sequence[int], lengths: Tensor
     states, _ = inner.feature_projection(hidden)
     encoder = inner.encoder
     if int(lengths.min()) < states.shape[1]:
-        states = states * _inside(lengths, states.shape[1])[:, :, None]
+        states = states * inside(lengths, states.shape[1])[:, :, None]
     states = states + encoder.pos_conv_embed(states)
     if not inner.config.do_stable_layer_norm:
         states = encoder.layer_norm(states)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from fl.bases.whisper.tokenizer import read_json
+from fl.bases.files import read_json
 from fl.core.errors import BaseModelError, ConfigError, VocabularyError
 from fl.settings.names import LATIN, OWN, TOKENS
 from fl.speech import hangul

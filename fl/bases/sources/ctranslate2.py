@@ -182,6 +182,10 @@ def count_layers(variables: Variables, side: str) -> int:
     return sum(index.isdigit() for index in indices)
 
 
-def count_heads(variables: Variables, side: str, source: str) -> int:
-    """How many attention heads ``side`` has."""
-    return int(_Tensors(variables, source).raw(f"{side}/num_heads").reshape(-1)[0])
+def count_heads(variables: Variables, source: str) -> int:
+    """How many attention heads each layer has; :class:`BaseModelError` if encoder and decoder differ in it."""
+    get = _Tensors(variables, source)
+    found = {int(get.raw(f"{side}/num_heads").reshape(-1)[0]) for side in ("encoder", "decoder")}
+    if len(found) > 1:
+        raise BaseModelError(f"{source}: encoder and decoder differ in their number of heads, which Whisper's do not.")
+    return found.pop()

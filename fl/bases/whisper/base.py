@@ -1,22 +1,26 @@
 """A frozen Whisper: features, batches, loss and transcripts, for any adapter that is put into its modules."""
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self, Unpack
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import WhisperForConditionalGeneration
+from transformers import WhisperConfig, WhisperForConditionalGeneration
 
+from fl.bases.base import DecodingOptions, Hypothesis, PaddedBatch, SpeechBase, Texts, beams_of
 from fl.bases.extension import head_logits
+from fl.bases.files import read_config
+from fl.bases.fingerprint import fingerprint_of
 from fl.bases.memory import training_bytes
+from fl.bases.padding import pad_tokens
 from fl.bases.whisper import decoding, forward
-from fl.bases.whisper.batch import Batch, Prefix, pad_features, pad_states, target_tensors
-from fl.bases.whisper.decoding import Hypothesis, Rules
-from fl.bases.whisper.loading import assemble
+from fl.bases.whisper.decoder import DecodingRules
+from fl.bases.whisper.loading import HEAD, assemble, read_text_side
 from fl.bases.whisper.tokenizer import Tokenizer
 from fl.core.errors import BaseModelError, TextError
 from fl.speech.features import Audio, Features, Window, extract
@@ -25,77 +29,74 @@ AUTO = "auto"
 PROMPT_TOKENS = 5  # start, language, transcribe, no timestamps; end
 
 
-class WhisperBase:
-    """A pretrained (or randomly initialised) Whisper that stays as it is while adapters are trained in front of it.
+@dataclass(frozen=True)
+class WhisperBatch(PaddedBatch):
+    """Log-mel ``features`` (batch, mels, frames) float32, and targets where there are any.
 
-    Every method that computes takes the model, because that may be a wrapped one: adapters live in the modules of the
-    Whisper inside. ``model`` itself should stay plain; :meth:`new_model` gives further ones that share its weights.
+    ``decoder_input_ids``: (batch, tokens) prefix + text, padded behind the end. ``labels``: (batch, tokens) what each
+    position predicts; it counts only where ``label_mask`` is True (by position: the padding id is also the end's id).
+    ``language``: of the prefix; None or "auto" lets :meth:`WhisperBase.transcribe` find it for each row.
     """
 
-    def __init__(
-        self, name: str, fingerprint: str, model: WhisperForConditionalGeneration, tokenizer: Tokenizer, rules: Rules
-    ) -> None:
-        self.name = name
-        self.fingerprint = fingerprint
-        self.model = model
-        self.tokenizer = tokenizer
-        self.rules = rules
-        self.targets = ""  # modules of its own that adapters train, beside the sites
-        self._weights = dict(model.state_dict())
+    language: str | None = None
+    decoder_input_ids: Tensor | None = None
+    label_mask: Tensor | None = None
 
-    @property
-    def mels(self) -> int:
-        """Number of mel bands of the features."""
-        return int(self.model.config.num_mel_bins)
+
+class WhisperBase(SpeechBase):
+    """A Whisper (see :class:`SpeechBase`)."""
 
     alone_window: Window | None = "full"  # unadapted it does not stop on a trimmed one
-    caches_stem = False  # two small convolutions
+    model: WhisperForConditionalGeneration
 
-    @property
-    def parameters(self) -> int:
-        """Number of parameters (the tied output head counted once)."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+    def __init__(
+        self,
+        name: str,
+        fingerprint: str,
+        model: WhisperForConditionalGeneration,
+        tokenizer: Tokenizer,
+        rules: DecodingRules,
+    ) -> None:
+        super().__init__(name, fingerprint, model)
+        self._weights = {name: tensor for name, tensor in self._weights.items() if name != HEAD}
+        self.tokenizer = tokenizer
+        self.rules = rules
+        self.mels, self.longest = int(self.config.num_mel_bins), 2 * int(self.config.max_source_positions)
+        self.languages = tuple(tokenizer.special.languages)  # empty in an English-only base
 
-    @property
-    def bytes(self) -> int:
-        """Size of the weights in memory."""
-        return sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
+    @classmethod
+    def from_folder(cls, folder: Path, name: str, weights: Mapping[str, Tensor]) -> Self:
+        """See :meth:`SpeechBase.from_folder`."""
+        config = read_config(folder, WhisperConfig)
+        return cls(name, "", assemble(config, weights, str(folder)), *read_text_side(folder, config))
 
-    @property
-    def languages(self) -> tuple[str, ...]:
-        """Codes of the languages it knows; empty in an English-only base."""
-        return tuple(self.tokenizer.special.languages)
-
-    def to(self, device: torch.device) -> "WhisperBase":
-        """This base with its weights on ``device``: itself if they are there, otherwise one with a copy of them."""
-        if next(self.model.parameters()).device == device:
-            return self
-        moved = self.new_model().to(device)  # type: ignore[arg-type]
-        return WhisperBase(self.name, self.fingerprint, moved, self.tokenizer, self.rules)
+    def compute_fingerprint(self) -> str:
+        """See :func:`fl.bases.fingerprint.fingerprint_of`."""
+        return fingerprint_of(self.model)
 
     def new_model(self) -> WhisperForConditionalGeneration:
-        """A model of its own modules on the same frozen tensors: adapters put into it do not touch other models."""
-        return assemble(self.model.config, self._weights, self.name)
+        """See :meth:`SpeechBase.new_model`."""
+        return assemble(self.config, self._weights, self.name)
 
     def features(self, audio: Audio, window: Window = "trimmed") -> Features:
         """Log-mel features (mels, frames), float16, of ``audio`` (samples,) at 16 kHz (:mod:`fl.speech.features`)."""
         return extract(audio, self.mels, window)
 
-    def frames(self, features: npt.NDArray[Any]) -> int:
-        """Length of an utterance (mels, frames) in frames of 10 ms."""
-        return int(features.shape[1])
-
-    def state_count(self, features: npt.NDArray[Any]) -> int:
-        """Encoder states of an utterance, 20 ms each."""
-        return (int(features.shape[1]) + 1) // 2
+    def states_of(self, length: int) -> int:
+        """Encoder states of so many mel frames."""
+        return (length + 1) // 2
 
     def require_texts(self, texts: Sequence[str], source: str) -> None:
         """A byte-level vocabulary can write any text."""
 
     def training_bytes(self, frames: int, text: str) -> int:
         """Bytes of activations in a training step (:mod:`fl.bases.memory`); a token is at least a byte of text."""
-        tokens = min(len(text.encode()) + PROMPT_TOKENS, int(self.model.config.max_target_positions))
-        return training_bytes(self.model.config, frames, tokens)
+        tokens = min(len(text.encode()) + PROMPT_TOKENS, int(self.config.max_target_positions))
+        return training_bytes(self.config, frames, tokens)
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """See :meth:`SpeechBase.text_of`."""
+        return self.tokenizer.decode(ids)
 
     def prefix_ids(self, language: str | None) -> list[int]:
         """The tokens before a transcript. Raises :class:`BaseModelError` for a language that the base does not know."""
@@ -105,74 +106,26 @@ class WhisperBase:
         """The tokens of ``text`` (NFC, behind a space, as Whisper writes) and the end token."""
         return [*self.tokenizer.encode(text), self.tokenizer.special.end]
 
-    def collate(
-        self,
-        features: Sequence[npt.NDArray[Any]],
-        texts: Sequence[str] | None = None,
-        window: Window = "trimmed",
-        language: str | None = None,
-    ) -> Batch:
-        """A batch of rows (mels, frames_i), with targets if ``texts`` are given (training needs a ``language``).
-
-        Raises :class:`TextError` for a text that is longer than the decoder's positions, :class:`BaseModelError` for
-        features that do not fit the base or the window.
-        """
-        self._check(features, window)
-        rows = pad_features(features)
-        frames = tuple(row.shape[1] for row in features)
+    def _batch(self, features: Tensor, lengths: tuple[int, ...], texts: Texts, language: str | None) -> WhisperBatch:
+        """See :meth:`fl.bases.base.SpeechBase.collate`; training needs a ``language``."""
         if texts is None:
-            return Batch(rows, frames, language)
-        if len(texts) != len(features):
-            raise BaseModelError(f"{len(features)} rows of features with {len(texts)} texts.")
+            return WhisperBatch(features, lengths, language=language)
         if language == AUTO:
             raise BaseModelError("training needs a language for its prefix: 'auto' works only for transcribing.")
         prefix = self.prefix_ids(language)
         targets = [self.target_ids(text) for text in texts]
-        limit = int(self.model.config.max_target_positions) - len(prefix) + 1
+        limit = int(self.config.max_target_positions) - len(prefix) + 1
         for text, target in zip(texts, targets, strict=True):
             if len(target) > limit:
                 raise TextError(f"a text of {len(target)} tokens is over the {limit} of the decoder: {text[:40]!r}...")
         inputs, labels, mask = target_tensors(prefix, targets, self.tokenizer.special.end)
-        return Batch(rows, frames, language, inputs, labels, mask)
+        return WhisperBatch(features, lengths, labels, None, language, inputs, mask)
 
-    def _check(self, features: Sequence[npt.NDArray[Any]], window: Window) -> None:
-        if not features:
-            raise BaseModelError("a batch needs at least one utterance.")
-        full = 2 * int(self.model.config.max_source_positions)
-        for row in features:
-            if row.ndim != 2 or row.shape[0] != self.mels or not 0 < row.shape[1] <= full:
-                raise BaseModelError(
-                    f"features of shape {row.shape}; base {self.name!r} takes ({self.mels}, at most {full})."
-                )
-            if window == "full" and row.shape[1] != full:
-                raise BaseModelError(
-                    f"features of {row.shape[1]} frames in a full window of {full}: extracted trimmed?"
-                )
+    def encode(self, model: nn.Module, batch: WhisperBatch, stop: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """Encoder states, and the mask (batch, states) of the real ones, None if all are (:meth:`SpeechBase.encode`)."""
+        return forward.encode(model, batch.features, batch.lengths, prefix=batch.prefix, stop=stop)
 
-    def encode(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Encoder states (batch, states, d_model) and the mask (batch, states) of the real ones, None if all are."""
-        return forward.encode(model, batch.features, batch.frames, prefix=batch.prefix)
-
-    def prefix_states(self, features: npt.NDArray[Any], layers: int) -> npt.NDArray[np.float32]:
-        """What enters layer ``layers`` of the frozen encoder (states, d_model), the encoder's output if that is their number.
-
-        Of one utterance (mels, frames), alone: the same bits whatever else is in a batch.
-        """
-        device = next(self.model.parameters()).device
-        with torch.inference_mode():
-            rows = pad_features([features]).to(device)
-            states, _ = forward.encode(self.model, rows, (features.shape[1],), stop=layers)
-        found: npt.NDArray[np.float32] = states[0].float().cpu().numpy()
-        return found
-
-    def with_prefix(self, batch: Batch, rows: Sequence[npt.NDArray[Any]], layers: int) -> Batch:
-        """``batch`` with the activations (states_i, d_model) of its rows that enter encoder layer ``layers``."""
-        wanted = [(count + 1) // 2 for count in batch.frames]
-        if [len(row) for row in rows] != wanted:
-            raise BaseModelError(f"{[len(row) for row in rows]} states for rows that have {wanted}.")
-        return replace(batch, prefix=Prefix(pad_states(rows), layers))
-
-    def token_losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    def token_losses(self, model: nn.Module, batch: WhisperBatch) -> tuple[Tensor, Tensor]:
         """Cross-entropy in nats of each labelled token (labelled,), and the row that it belongs to (labelled,).
 
         Only labelled positions are projected to the vocabulary, which is most of the decoder's work.
@@ -185,7 +138,7 @@ class WhisperBase:
         losses = functional.cross_entropy(logits, batch.labels[batch.label_mask], reduction="none")
         return losses, batch.label_mask.nonzero()[:, 0]
 
-    def row_losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    def row_losses(self, model: nn.Module, batch: WhisperBatch) -> tuple[Tensor, Tensor]:
         """Summed cross-entropy in nats of each row (batch,), and the number of its labelled tokens (batch,)."""
         losses, _ = self.token_losses(model, batch)
         assert batch.label_mask is not None  # token_losses would have refused
@@ -193,66 +146,51 @@ class WhisperBase:
         grid = losses.new_zeros(batch.label_mask.shape).masked_scatter(batch.label_mask, losses)
         return grid.sum(dim=1), batch.label_mask.sum(dim=1)
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def loss(self, model: nn.Module, batch: WhisperBatch) -> Tensor:
         """Mean cross-entropy in nats over all labelled tokens of the batch, a scalar."""
         return self.token_losses(model, batch)[0].mean()
 
-    def transcribe(
-        self,
-        model: nn.Module,
-        batch: Batch,
-        *,
-        beams: int = 1,
-        max_new_tokens: int | None = None,
-        languages: Sequence[str] | None = None,
-        length_penalty: float = 1.0,
-        heard: Sequence[int] | None = None,
-    ) -> list[Hypothesis]:
-        """The best hypothesis for each row: greedy with one beam, beam search with more.
-
-        Where the batch has no language (None or "auto"), each row gets the most probable of ``languages`` (default:
-        all that the base knows), from the encoder states that are there anyway. ``heard`` are the frames of each row
-        that can be speech (:func:`fl.speech.features.heard_frames`), where they are not all of the window: a transcript is
-        no longer than what they can hold.
-        """
-        if beams < 1:
-            raise BaseModelError(f"beams={beams}: at least 1.")
+    def transcribe(self, model: nn.Module, batch: WhisperBatch, **options: Unpack[DecodingOptions]) -> list[Hypothesis]:
+        """See :meth:`SpeechBase.transcribe`."""
+        beams = beams_of(options)
         with torch.no_grad():
             states, mask = self.encode(model, batch)
-            prefix = self._prefixes(model, states, mask, batch, languages)
-            positions = int(self.model.config.max_target_positions)
-            limits = decoding.token_limits(heard or batch.frames, prefix.shape[1], positions, max_new_tokens)
-            if beams == 1:
-                return decoding.greedy(model, states, mask, prefix, limits, self.rules)
-            return decoding.beam(
-                model, states, mask, prefix, limits, self.rules, beams=beams, length_penalty=length_penalty
+            prompts = self._prompts(model, states, mask, batch, options.get("languages"))
+            positions, most = int(self.config.max_target_positions), options.get("max_new_tokens")
+            limits = [
+                decoding.token_limit(frames, len(prompts[0]), positions, most)
+                for frames in options.get("heard") or batch.lengths
+            ]
+            penalty = options.get("length_penalty", 1.0)
+            return decoding.search(
+                model, states, mask, prompts, limits, self.rules, beams=beams, length_penalty=penalty
             )
 
-    def _prefixes(
-        self, model: nn.Module, states: Tensor, mask: Tensor | None, batch: Batch, languages: Sequence[str] | None
-    ) -> Tensor:
+    def _prompts(
+        self,
+        model: nn.Module,
+        states: Tensor,
+        mask: Tensor | None,
+        batch: WhisperBatch,
+        languages: Sequence[str] | None,
+    ) -> list[list[int]]:
         special = self.tokenizer.special
         if batch.language not in (None, AUTO) or not special.languages:
             language = None if batch.language == AUTO else batch.language
-            rows = [self.prefix_ids(language)] * batch.size
-        else:
-            prefixes = {prefix[1]: prefix for prefix in map(special.prefix, languages or self.languages)}
-            found = decoding.detect_languages(model, states, mask, special.start, list(prefixes))
-            rows = [prefixes[token] for token in found]
-        return torch.tensor(rows, dtype=torch.long, device=states.device)
+            return [self.prefix_ids(language)] * batch.size
+        prefixes = {prefix[1]: prefix for prefix in map(special.prefix, languages or self.languages)}
+        found = decoding.detect_languages(model, states, mask, special.start, list(prefixes))
+        return [prefixes[token] for token in found]
 
-    def generate(
-        self,
-        model: nn.Module,
-        batch: Batch,
-        *,
-        beams: int = 1,
-        max_new_tokens: int | None = None,
-        languages: Sequence[str] | None = None,
-        heard: Sequence[int] | None = None,
-    ) -> list[str]:
-        """The transcript of each row in NFC (:meth:`transcribe` gives ids, scores and why each stopped)."""
-        found = self.transcribe(
-            model, batch, beams=beams, max_new_tokens=max_new_tokens, languages=languages, heard=heard
-        )
-        return [self.tokenizer.decode(hypothesis.tokens) for hypothesis in found]
+
+def target_tensors(prefix: Sequence[int], targets: Sequence[Sequence[int]], end: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Teacher forcing: decoder inputs, labels and label mask, each (batch, len(prefix) + longest target - 1).
+
+    ``targets`` are text tokens with the end token. The last token of the prefix predicts the first of the text.
+    """
+    inputs = pad_tokens([[*prefix, *target[:-1]] for target in targets], end)
+    labels = pad_tokens([[end] * (len(prefix) - 1) + list(target) for target in targets], end)
+    first = len(prefix) - 1
+    lengths = torch.tensor([len(target) for target in targets])[:, None]
+    position = torch.arange(inputs.shape[1])[None, :]
+    return inputs, labels, (position >= first) & (position < first + lengths)

@@ -1,51 +1,25 @@
-"""From encoder states to token ids: greedy and beam search over a batch, with a guard against loops.
+"""From encoder states to token ids: greedy and beam search, with a guard against loops.
 
-Works on ids only; which ids steer, end or are forbidden comes in :class:`Rules`. The number of rows stays the same from
-the first token to the last, finished or not, so that modules which know "row i is person i" stay right; a beam search
-over ``b`` rows runs ``b * beams`` rows, those of one utterance next to each other.
+Works on ids only; which ids steer, end or are forbidden comes in :class:`DecodingRules`. A search over ``b`` beams has ``b`` rows
+of a batch. :func:`expand` makes the same step for all searches of a batch, whether it is a closed one (:func:`search`) or rows
+come and go as in the server's engine.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
+from fl.bases.base import Hypothesis
 from fl.bases.whisper import forward
+from fl.bases.whisper.decoder import DecodingRules, RowDecoder
 
 LONGEST_LOOP = 16  # tokens
 MIN_REPEATS = 3
 MIN_LOOP_TOKENS = 8
 TOKENS_PER_SECOND = 20  # fast Korean is under 10 syllables a second, one or two tokens each
 SPARE_TOKENS = 16
-
-
-@dataclass(frozen=True)
-class Rules:
-    """Which token ends a transcript, which never occur in it, and which do not begin it."""
-
-    end: int
-    suppress: tuple[int, ...]
-    begin_suppress: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Hypothesis:
-    """A transcript as ids without prefix and end; ``log_prob`` is the sum over all of them, the end included.
-
-    ``reason``: "end" (the end token), "loop" (the guard: one copy of what was repeated is kept) or "length".
-    """
-
-    tokens: tuple[int, ...]
-    log_prob: float
-    reason: Literal["end", "loop", "length"]
-
-    def score(self, length_penalty: float) -> float:
-        """``log_prob / length ** length_penalty``: 1 is the mean over tokens, 0 the plain sum."""
-        length = len(self.tokens) + (self.reason == "end")
-        return self.log_prob / float(max(length, 1) ** length_penalty)
 
 
 def loop_length(tokens: Sequence[int]) -> int | None:
@@ -65,39 +39,10 @@ def loop_length(tokens: Sequence[int]) -> int | None:
     return None
 
 
-def token_limits(frames: Sequence[int], prefix: int, positions: int, max_new_tokens: int | None) -> list[int]:
-    """The most tokens that each row may produce: what its seconds can hold, the decoder's positions, the caller's."""
-    room = positions - prefix
-    if max_new_tokens is not None:
-        room = min(room, max_new_tokens)
-    return [min(room, SPARE_TOKENS + TOKENS_PER_SECOND * count // 100) for count in frames]
-
-
-class _Steps:
-    """The decoder with its key-value cache: token ids in, log-probabilities (rows, vocabulary) of the next one out."""
-
-    def __init__(self, model: nn.Module, states: Tensor, mask: Tensor | None, rules: Rules) -> None:
-        self.model, self.states, self.mask = model, states, mask
-        self.cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        self.head = forward.unwrap(model).proj_out
-        device = states.device
-        self.suppress = torch.tensor(rules.suppress, dtype=torch.long, device=device)
-        self.begin = torch.tensor(rules.begin_suppress, dtype=torch.long, device=device)
-
-    def start(self, prefix: Tensor) -> Tensor:
-        return self._log_probs(prefix).index_fill(1, self.begin, -torch.inf)
-
-    def next(self, tokens: Tensor) -> Tensor:
-        return self._log_probs(tokens[:, None])
-
-    def reorder(self, rows: Tensor) -> None:
-        """Row i continues what row ``rows[i]`` was; only within an utterance, so the speech side stays."""
-        self.cache.self_attention_cache.reorder_cache(rows)
-
-    def _log_probs(self, ids: Tensor) -> Tensor:
-        hidden = forward.decode(self.model, ids, self.states, self.mask, self.cache)[:, -1]
-        logits = self.head(hidden).float()
-        return torch.log_softmax(logits, dim=-1).index_fill(1, self.suppress, -torch.inf)
+def token_limit(frames: int, prompt: int, positions: int, max_new_tokens: int | None) -> int:
+    """The most tokens for ``frames`` (10 ms) of speech: what they can hold, the decoder's positions, the caller's limit."""
+    room = positions - prompt if max_new_tokens is None else min(positions - prompt, max_new_tokens)
+    return min(room, SPARE_TOKENS + TOKENS_PER_SECOND * frames // 100)
 
 
 def detect_languages(
@@ -111,49 +56,20 @@ def detect_languages(
     return [int(index) for index in chosen[logits.argmax(-1)].tolist()]
 
 
-def greedy(
-    model: nn.Module, states: Tensor, mask: Tensor | None, prefix: Tensor, limits: Sequence[int], rules: Rules
-) -> list[Hypothesis]:
-    """The most probable token at each step. ``prefix`` is (rows, prefix tokens); ``limits`` the most new ones a row."""
-    steps = _Steps(model, states, mask, rules)
-    tokens: list[list[int]] = [[] for _ in limits]
-    totals = [0.0] * len(limits)
-    done: dict[int, Hypothesis] = {}
-    log_probs = steps.start(prefix)
-    while True:
-        best, choice = log_probs.max(dim=-1)
-        for row, (value, token) in enumerate(zip(best.tolist(), choice.tolist(), strict=True)):
-            if row in done:
-                continue
-            totals[row] += value
-            finished = advance(tokens[row], token, totals[row], limits[row], rules.end)
-            if finished:
-                done[row] = finished
-        if len(done) == len(limits):
-            return [done[row] for row in range(len(limits))]
-        log_probs = steps.next(choice)
-
-
-def advance(tokens: list[int], token: int, log_prob: float, limit: int, end: int) -> Hypothesis | None:
-    """Append ``token`` to ``tokens`` in place; the hypothesis if that finishes it."""
-    if token == end:
-        return Hypothesis(tuple(tokens), log_prob, "end")
-    tokens.append(token)
-    kept = loop_length(tokens)
-    if kept is not None:
-        return Hypothesis(tuple(tokens[:kept]), log_prob, "loop")
-    return Hypothesis(tuple(tokens), log_prob, "length") if len(tokens) >= limit else None
-
-
-@dataclass
+@dataclass(eq=False)
 class BeamSearch:
-    """The beams of one utterance: open ones (tokens, log-probability) and finished hypotheses."""
+    """The search for one utterance's transcript: open beams (tokens, log-probability), finished hypotheses, and rows of a batch.
+
+    One beam is greedy search. ``broken``: log-probabilities were not numbers.
+    """
 
     width: int
     limit: int
     end: int
-    open: list[tuple[list[int], float]]
-    finished: list[Hypothesis]
+    rows: list[int] = field(default_factory=list)
+    open: list[tuple[list[int], float]] = field(default_factory=lambda: [([], 0.0)])
+    finished: list[Hypothesis] = field(default_factory=list)
+    broken: bool = False
 
     def step(self, candidates: Sequence[tuple[float, int, int]]) -> tuple[list[int], list[int]]:
         """Take ``candidates`` (log-probability, beam, token) from best to worst; the beams to go on from, and with what.
@@ -162,6 +78,7 @@ class BeamSearch:
         """
         kept: list[tuple[list[int], float]] = []
         beams: list[int] = []
+        self.broken = candidates[0][0] != candidates[0][0]
         for rank, (log_prob, beam, token) in enumerate(candidates):
             if len(kept) == self.width or log_prob == -torch.inf:
                 break
@@ -180,48 +97,88 @@ class BeamSearch:
         """Whether as many hypotheses ended as there are beams, or none is open."""
         return len(self.finished) >= self.width or not self.open
 
-    def best(self, length_penalty: float) -> Hypothesis:
+    def best(self, length_penalty: float = 1.0) -> Hypothesis:
         """The best finished hypothesis; one that loops only if there is no other."""
         return max(self.finished, key=lambda found: (found.reason != "loop", found.score(length_penalty)))
 
 
-def beam(
+def advance(tokens: list[int], token: int, log_prob: float, limit: int, end: int) -> Hypothesis | None:
+    """Append ``token`` to ``tokens`` in place; the hypothesis if that finishes it."""
+    if token == end:
+        return Hypothesis(tuple(tokens), log_prob, "end")
+    tokens.append(token)
+    kept = loop_length(tokens)
+    if kept is not None:
+        return Hypothesis(tuple(tokens[:kept]), log_prob, "loop")
+    return Hypothesis(tuple(tokens), log_prob, "length") if len(tokens) >= limit else None
+
+
+def expand(searches: Sequence[BeamSearch], log_probs: Tensor, first: int = 0) -> tuple[list[int], list[int]]:
+    """One step of all ``searches`` that are not done, from ``log_probs`` (rows, vocabulary) of the rows from ``first`` on.
+
+    Returns for each of these rows the row whose tokens it goes on from, and its next token.
+    """
+    sources, tokens = list(range(first, first + len(log_probs))), [0] * len(log_probs)
+    running = [one for one in searches if not one.done]
+    for width in {one.width for one in running}:
+        group = [one for one in running if one.width == width]
+        for one, candidates in zip(group, _candidates(group, log_probs, first), strict=True):
+            for row, beam, token in zip(one.rows, *one.step(candidates), strict=False):
+                sources[row - first], tokens[row - first] = one.rows[beam], token
+    return sources, tokens
+
+
+def _candidates(group: Sequence[BeamSearch], log_probs: Tensor, first: int) -> list[list[tuple[float, int, int]]]:
+    """The best continuations (log-probability, beam, token) of searches of one width: twice as many as there are beams.
+
+    Of one beam only the best, whose log-probability is added up in double precision.
+    """
+    width = group[0].width
+    if width == 1:
+        values, chosen = (tensor.tolist() for tensor in log_probs.max(dim=-1))
+        return [[(one.open[0][1] + values[row - first], 0, chosen[row - first])] for one in group for row in one.rows]
+    totals = torch.full((len(group), width), -torch.inf)
+    for index, one in enumerate(group):
+        totals[index, : len(one.open)] = torch.tensor([log_prob for _, log_prob in one.open])
+    scores = log_probs[[row - first for one in group for row in one.rows]].view(len(group), width, -1)
+    vocabulary = scores.shape[-1]
+    best, places = (scores + totals.to(scores.device)[:, :, None]).flatten(1).topk(2 * width, dim=-1)
+    return [
+        [(value, place // vocabulary, place % vocabulary) for value, place in zip(*row, strict=True)]
+        for row in zip(best.tolist(), places.tolist(), strict=True)
+    ]
+
+
+def search(
     model: nn.Module,
     states: Tensor,
     mask: Tensor | None,
-    prefix: Tensor,
+    prompts: Sequence[Sequence[int]],
     limits: Sequence[int],
-    rules: Rules,
+    rules: DecodingRules,
     *,
-    beams: int,
+    beams: int = 1,
     length_penalty: float = 1.0,
 ) -> list[Hypothesis]:
-    """Beam search with ``beams`` per row; hypotheses compete by ``log_prob / length ** length_penalty``."""
-    rows = len(limits)
-    wide_mask = None if mask is None else mask.repeat_interleave(beams, dim=0)
-    steps = _Steps(model, states.repeat_interleave(beams, dim=0), wide_mask, rules)
-    searches = [BeamSearch(beams, limit, rules.end, [([], 0.0)], []) for limit in limits]
-    log_probs = steps.start(prefix.repeat_interleave(beams, dim=0))
+    """The best hypothesis of each row by ``log_prob / length ** length_penalty``; greedy with one beam.
+
+    ``prompts`` are rows of one length, ``limits`` the most new tokens of each. The number of rows stays the same from the first
+    token to the last, finished or not, so that modules which know "row i is person i" stay right; the ``beams`` rows of an
+    utterance are next to each other.
+    """
+    decoder = RowDecoder(model, rules, beams * len(limits))
+    prompted = decoder.read(prompts, states, mask)
+    counts = [states.shape[1]] * len(limits) if mask is None else mask.sum(dim=1).tolist()
+    decoder.cache.fill(prompted.own, prompted.speech, counts, beams)
+    log_probs = prompted.log_probs.repeat_interleave(beams, dim=0)
+    del prompted
+    searches = [
+        BeamSearch(beams, limit, rules.end, list(range(row * beams, (row + 1) * beams)))
+        for row, limit in enumerate(limits)
+    ]
     while True:
-        totals = torch.full((rows, beams), -torch.inf)
-        for row, search in enumerate(searches):
-            totals[row, : len(search.open)] = torch.tensor([log_prob for _, log_prob in search.open])
-        scores = log_probs.view(rows, beams, -1) + totals.to(log_probs.device)[:, :, None]
-        vocabulary = scores.shape[-1]
-        values, flat = scores.view(rows, -1).topk(2 * beams, dim=-1)
-        origin, chosen = list(range(rows * beams)), [rules.end] * (rows * beams)
-        for row, search in enumerate(searches):
-            if search.done:
-                continue
-            found = [
-                (v, i // vocabulary, i % vocabulary)
-                for v, i in zip(values[row].tolist(), flat[row].tolist(), strict=True)
-            ]
-            sources, tokens = search.step(found)
-            for slot, (source, token) in enumerate(zip(sources, tokens, strict=True)):
-                origin[row * beams + slot] = row * beams + source
-                chosen[row * beams + slot] = token
-        if all(search.done for search in searches):
-            return [search.best(length_penalty) for search in searches]
-        steps.reorder(torch.tensor(origin, device=states.device))
-        log_probs = steps.next(torch.tensor(chosen, device=states.device))
+        sources, tokens = expand(searches, log_probs)
+        if all(one.done for one in searches):
+            return [one.best(length_penalty) for one in searches]
+        decoder.cache.reorder(range(len(sources)), sources)
+        log_probs = decoder.next(tokens)

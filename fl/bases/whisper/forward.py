@@ -11,7 +11,8 @@ from transformers import WhisperForConditionalGeneration
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from fl.bases.whisper.batch import Prefix
+from fl.bases.base import PrefixStates
+from fl.bases.padding import inside
 
 
 def unwrap(model: nn.Module) -> WhisperForConditionalGeneration:
@@ -22,17 +23,12 @@ def unwrap(model: nn.Module) -> WhisperForConditionalGeneration:
     raise TypeError(f"{type(model).__name__} holds no WhisperForConditionalGeneration")
 
 
-def _inside(lengths: Tensor, size: int) -> Tensor:
-    """(batch, size) True at positions under each length."""
-    return torch.arange(size, device=lengths.device)[None, :] < lengths[:, None]
-
-
 def encode(
     model: nn.Module,
     features: Tensor,
     frames: tuple[int, ...],
     *,
-    prefix: Prefix | None = None,
+    prefix: PrefixStates | None = None,
     stop: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Encoder states (batch, states, d_model), and which of them are real (batch, states), None where all are.
@@ -46,11 +42,11 @@ def encode(
     mask = None
     if any(count != longest for count in frames):
         lengths = torch.tensor(frames, device=features.device)
-        mask = _inside((lengths + 1) // 2, (longest + 1) // 2)
+        mask = inside((lengths + 1) // 2, (longest + 1) // 2)
     attention_mask = None if mask is None else mask[:, None, None, :]
     first, last = (0 if prefix is None else prefix.layers), len(encoder.layers) if stop is None else stop
     if prefix is None:
-        states = _stem(encoder, features, None if mask is None else _inside(lengths, longest)[:, None, :])
+        states = _stem(encoder, features, None if mask is None else inside(lengths, longest)[:, None, :])
     else:
         states = prefix.states
         if first == len(encoder.layers):
@@ -63,11 +59,11 @@ def encode(
     return normed, mask
 
 
-def _stem(encoder: WhisperEncoder, features: Tensor, inside: Tensor | None) -> Tensor:
+def _stem(encoder: WhisperEncoder, features: Tensor, real: Tensor | None) -> Tensor:
     """Both convolutions and the positions: (batch, mels, frames) to (batch, states, d_model)."""
-    states = functional.gelu(encoder.conv1(features if inside is None else features * inside))
-    if inside is not None:
-        states = states * inside
+    states = functional.gelu(encoder.conv1(features if real is None else features * real))
+    if real is not None:
+        states = states * real
     states = functional.gelu(encoder.conv2(states)).permute(0, 2, 1)
     positions = torch.arange(states.shape[1], device=states.device)
     embedded: Tensor = states + encoder.embed_positions(positions)
@@ -77,15 +73,12 @@ def _stem(encoder: WhisperEncoder, features: Tensor, inside: Tensor | None) -> T
 def decode(
     model: nn.Module, ids: Tensor, states: Tensor, mask: Tensor | None, cache: EncoderDecoderCache | None = None
 ) -> Tensor:
-    """Decoder states (batch, tokens, d_model) for token ``ids`` (batch, tokens).
+    """Decoder states (batch, tokens, d_model) for token ``ids`` (batch, tokens) from the first position on.
 
-    Padding behind the end of a row needs no mask, because attention is causal. With a ``cache`` the ids continue what
-    it holds: the whole prompt first, then one token at a time.
+    Padding behind the end of a row needs no mask, because attention is causal. An empty ``cache`` takes keys and values.
     """
     decoder = unwrap(model).model.decoder
-    past = 0 if cache is None else int(cache.get_seq_length())
-    assert past == 0 or ids.shape[1] == 1, "only one token at a time behind a cache"
-    hidden = decoder.embed_tokens(ids) + decoder.embed_positions.weight[past : past + ids.shape[1]]
+    hidden = decoder.embed_tokens(ids) + decoder.embed_positions.weight[: ids.shape[1]]
     attention_mask = None if mask is None else mask[:, None, None, :]
     for layer in decoder.layers:
         hidden = layer(

@@ -4,11 +4,11 @@ import hashlib
 import json
 import re
 import unicodedata
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 import tokenizers
 
@@ -49,26 +49,46 @@ class SpecialTokens:
         return [self.start, self.languages[language], self.transcribe, self.no_timestamps]
 
 
-class Tokenizer(Protocol):
+class Tokenizer(ABC):
     """What a base needs of a tokenizer."""
 
     special: SpecialTokens
 
     @property
+    @abstractmethod
     def digest(self) -> str:
         """Hexadecimal SHA-256 of what every id stands for: equal for tokenizers that decode alike, whatever their files."""
-        ...
 
+    @abstractmethod
     def encode(self, text: str) -> list[int]:
         """Ids of ``text`` (normalized to NFC) without special tokens, as Whisper writes a sentence: after a space."""
-        ...
 
+    @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ``ids`` in NFC, special tokens and outer spaces left out."""
-        ...
 
 
-class FileTokenizer:
+class SpellingTokenizer(Tokenizer):
+    """A tokenizer that can write any text."""
+
+    def encode(self, text: str) -> list[int]:
+        """See :class:`Tokenizer`."""
+        return self.spell(" " + unicodedata.normalize("NFC", text))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See :class:`Tokenizer`."""
+        return unicodedata.normalize("NFC", self.plain(ids)).strip()
+
+    @abstractmethod
+    def spell(self, text: str) -> list[int]:
+        """Ids of exactly ``text``, as it stands inside a sentence."""
+
+    @abstractmethod
+    def plain(self, ids: Sequence[int]) -> str:
+        """The text of ``ids``, outer spaces included, special tokens left out."""
+
+
+class FileTokenizer(SpellingTokenizer):
     """The byte-pair encoding in a ``tokenizer.json``."""
 
     def __init__(self, path: Path, *, multilingual: bool) -> None:
@@ -103,24 +123,16 @@ class FileTokenizer:
         found = ((re.fullmatch(r"<\|([a-z]{2,3})\|>", token.content), index) for index, token in added)
         return {match[1]: index for match, index in found if match}
 
-    def encode(self, text: str) -> list[int]:
-        """See :class:`Tokenizer`."""
-        return list(self._bpe.encode(" " + unicodedata.normalize("NFC", text), add_special_tokens=False).ids)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """See :class:`Tokenizer`."""
-        return unicodedata.normalize("NFC", self.plain(ids)).strip()
-
     def spell(self, text: str) -> list[int]:
-        """Ids of exactly ``text``, as it stands inside a sentence."""
+        """See :class:`SpellingTokenizer`."""
         return list(self._bpe.encode(text, add_special_tokens=False).ids)
 
     def plain(self, ids: Sequence[int]) -> str:
-        """The text of ``ids``, outer spaces included, special tokens left out."""
+        """See :class:`SpellingTokenizer`."""
         return str(self._bpe.decode([i for i in ids if i < self.special.end], skip_special_tokens=True))
 
 
-class ByteTokenizer:
+class ByteTokenizer(SpellingTokenizer):
     """One token a byte of UTF-8, with the special tokens where a vocabulary of that size has them.
 
     For random weights only: they know no language, so nothing needs to be downloaded to give them one.
@@ -150,20 +162,12 @@ class ByteTokenizer:
         """See :class:`Tokenizer`."""
         return _digest(["bytes", asdict(self.special)])
 
-    def encode(self, text: str) -> list[int]:
-        """See :class:`Tokenizer`."""
-        return list((" " + unicodedata.normalize("NFC", text)).encode())
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """See :class:`Tokenizer`."""
-        return unicodedata.normalize("NFC", self.plain(ids)).strip()
-
     def spell(self, text: str) -> list[int]:
-        """Ids of exactly ``text``, as it stands inside a sentence."""
+        """See :class:`SpellingTokenizer`."""
         return list(text.encode())
 
     def plain(self, ids: Sequence[int]) -> str:
-        """The text of ``ids``, outer spaces included, special tokens left out."""
+        """See :class:`SpellingTokenizer`."""
         return bytes(index for index in ids if index < 256).decode(errors="replace")
 
 
@@ -175,14 +179,3 @@ def tokenizer_digest(base: object) -> str:
     """The digest of a base's tokenizer; empty for a base that has none."""
     digest: str = getattr(getattr(base, "tokenizer", None), "digest", "")
     return digest
-
-
-def read_json(path: Path) -> dict[str, object]:
-    """A JSON object from a small file of a base. Raises :class:`BaseModelError` where it is missing or broken."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BaseModelError(f"{path} cannot be read as JSON: {error}.") from error
-    if not isinstance(value, dict):
-        raise BaseModelError(f"{path} holds {type(value).__name__} where an object should be.")
-    return value

@@ -1,22 +1,4 @@
-"""Corpora of others, read into a manifest. Another one is a file with a ``FORMAT`` and a line in :data:`FORMATS`."""
+"""Corpora of others, read into a manifest: what each corpus looks like, and what is checked in all of them alike.
 
-from fl.data.importers.corpora import aihub, ascend, hike, kspon, seame, zeroth
-from fl.data.importers.formats import common_voice, huggingface, kaldi, manifest, table
-from fl.data.importers.records import Format
-
-FORMATS: dict[str, Format] = {
-    found.name: found
-    for found in (
-        aihub.FORMAT,
-        hike.FORMAT,
-        ascend.FORMAT,
-        seame.FORMAT,
-        zeroth.FORMAT,
-        common_voice.FORMAT,
-        kspon.FORMAT,
-        kaldi.FORMAT,
-        huggingface.FORMAT,
-        table.FORMAT,
-        manifest.FORMAT,
-    )
-}
+Knows files of labels and where their audio lies; not what a run does with them. :mod:`fl.data.importers.table` lists the importers.
+"""

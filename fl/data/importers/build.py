@@ -12,23 +12,23 @@ from pathlib import Path
 
 from fl.core.errors import CorpusError
 from fl.core.files import PUBLIC, write_atomically
-from fl.data.importers import FORMATS
 from fl.data.importers.archives import is_archive, unpack
+from fl.data.importers.audio import Spoken, checked
 from fl.data.importers.devices import DevicesBy, Splits, assign_devices, settle_splits
-from fl.data.importers.gather import Progress, Tally, gather, with_audio, without_leaks
-from fl.data.importers.hear import Spoken, hear
+from fl.data.importers.gather import ImportTally, Progress, gather, with_audio, without_leaks
 from fl.data.importers.leakage import shared_texts
-from fl.data.importers.records import Embedded, Format, Options
+from fl.data.importers.records import Embedded, Options
 from fl.data.importers.sounds import Sounds
-from fl.data.importers.summary import Summary, by_device, spoken_languages
-from fl.data.importers.vocabulary import Writer, check_vocabulary
+from fl.data.importers.summary import ImportSummary, by_device, spoken_languages
+from fl.data.importers.table import IMPORTERS
+from fl.data.importers.vocabulary import TextIds, check_vocabulary
 from fl.data.manifest import write_manifest
 
 MANIFEST, SUMMARY = "manifest.jsonl", "import.json"
 
 
 @dataclass(frozen=True)
-class Plan:
+class ImportPlan:
     """What becomes of the corpus. Without ``out`` nothing is written: the corpus is only checked.
 
     ``copy`` writes all audio to ``out`` as 16 kHz mono FLAC; otherwise audio files stay where they are. ``plain`` writes texts
@@ -45,40 +45,34 @@ class Plan:
     drop_bad: bool = False
 
 
-def find_format(name: str) -> Format:
-    """The importer called ``name``. Raises :class:`CorpusError` that lists those there are."""
-    if name not in FORMATS:
-        raise CorpusError(f"importer {name!r} is unknown; there are {', '.join(FORMATS)} (idiolect import --list)")
-    return FORMATS[name]
-
-
 def import_corpus(
     name: str,
     source: Path,
     options: Options,
-    plan: Plan,
+    plan: ImportPlan,
     *,
-    writer: Writer | None = None,
+    writer: TextIds | None = None,
     base: str = "",
     progress: Progress | None = None,
-) -> Summary:
+) -> ImportSummary:
     """Import ``source``, a folder, file or archive of format ``name``, to ``plan.out``: manifest.jsonl, import.json, audio.
 
-    Texts are checked against ``writer`` (of ``base``) if there is one. Raises :class:`CorpusError`; audio that was written
+    Texts are checked against ``writer`` (of ``base``) if there is one. Raises :class:`fl.core.errors.ConfigError` for an unknown format and
+    :class:`CorpusError` for a corpus that cannot be used; audio that was written
     before that stays in ``plan.out``, the manifest appears last.
     """
     show = progress or (lambda what, done, total: None)
-    form = find_format(name)
+    importer = IMPORTERS.find(name)
     if not source.exists():
-        raise CorpusError(f"{source}: no such file or folder; to get the corpus: {form.get}")
+        raise CorpusError(f"{source}: no such file or folder; to get the corpus: {importer.get}")
     if plan.out is not None and (plan.out / MANIFEST).exists():
         raise CorpusError(f"{plan.out / MANIFEST} exists: choose another --out, or remove that import first")
     if is_archive(source):
         if plan.out is None:
             raise CorpusError(f"{source}: an archive is unpacked into --out DIR; give one, or unpack it yourself")
         source = unpack(source, plan.out / "source", options.encoding, lambda d, t: show("unpacking", d, t or d))
-    tally = Tally()
-    records = gather(form.read(source, options), plan.plain, tally, show)
+    tally = ImportTally()
+    records = gather(importer.read(source, options), plan.plain, tally, show)
     tally.settle(plan.drop_bad)
     if not records:
         raise CorpusError(
@@ -88,12 +82,11 @@ def import_corpus(
     tally.problems += assigned.problems
     records, splits_are = settle_splits(assigned.records, plan.splits)
     records = without_leaks(records, plan.drop_leaking, tally)
-    sounds = Sounds()
-    records = with_audio(records, sounds, tally)
+    records = with_audio(records, tally)
     tally.settle(plan.drop_bad)
     if writer is not None:
         check_vocabulary(((record.where, record.text) for record in records), writer, base)
-    spoken = hear(records, sounds, plan.out, plan.copy, tally, show)
+    spoken = checked(records, Sounds(), plan.out, plan.copy, tally, show)
     tally.settle(plan.drop_bad)
     if not spoken:
         raise CorpusError(f"{source}: nothing is left to learn from ({tally.reasons()})")
@@ -108,15 +101,15 @@ def import_corpus(
 def _summarize(
     name: str,
     source: Path,
-    plan: Plan,
+    plan: ImportPlan,
     spoken: Sequence[Spoken],
-    tally: Tally,
+    tally: ImportTally,
     devices_are: str,
     splits_are: str,
-) -> Summary:
+) -> ImportSummary:
     records = [record for _, record, _ in spoken]
-    tables = sorted({r.audio.table for r in records if isinstance(r.audio, Embedded)})
-    return Summary(
+    tables = sorted({r.audio.path for r in records if isinstance(r.audio, Embedded)})
+    return ImportSummary(
         format=name,
         source=str(source),
         manifest=str((plan.out / MANIFEST).resolve()) if plan.out is not None else "",

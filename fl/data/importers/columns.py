@@ -9,10 +9,10 @@ from typing import Any
 
 from fl.core.errors import CorpusError
 from fl.data.importers.records import Embedded
+from fl.data.importers.texts import is_pointer
 
 LABEL_ROWS, AUDIO_ROWS = 4096, 16
 SUFFIXES = (".parquet", ".arrow")
-_POINTER = b"version https://git-lfs"
 
 
 def _arrow() -> Any:
@@ -24,54 +24,39 @@ def _arrow() -> Any:
     return pyarrow
 
 
-class Table:
+class ArrowTable:
     """One file. ``columns`` are its names, ``audio`` those that hold audio as bytes or a path."""
 
     def __init__(self, path: Path) -> None:
         self._pa, self.path = _arrow(), path
         self._parquet: Any = None
-        self._stream: Any = None
-        with path.open("rb") as file:
-            if file.read(len(_POINTER)) == _POINTER:
-                raise CorpusError(f"{path}:1: is a Git LFS pointer, not the data; run `git lfs pull` in the corpus")
+        if is_pointer(path):
+            raise CorpusError(f"{path}:1: is a Git LFS pointer, not the data; run `git lfs pull` in the corpus")
         try:
             if path.suffix == ".parquet":
                 self._parquet = self._pa.parquet.ParquetFile(path, memory_map=True)
-                self._schema = self._parquet.schema_arrow
-            else:
-                self._stream = self._pa.ipc.open_stream(self._pa.memory_map(str(path)))
-                self._schema = self._stream.schema
+            schema = self._stream().schema if self._parquet is None else self._parquet.schema_arrow
         except (self._pa.ArrowInvalid, OSError) as error:
             raise CorpusError(f"{path}: is not a {path.suffix[1:]} file ({error}); fetch it again") from error
-        self.columns: list[str] = list(self._schema.names)
-        self.audio = [
-            f.name for f in self._schema if self._pa.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0
-        ]
-        self._names = self._class_names()
+        structs = {field.name: field.type for field in schema if self._pa.types.is_struct(field.type)}
+        self.columns: list[str] = list(schema.names)
+        self.audio = [name for name, kind in structs.items() if kind.get_field_index("bytes") >= 0]
+        self._paths = [f"{name}.path" for name in self.audio if structs[name].get_field_index("path") >= 0]
+        self._names = _class_names(schema.metadata or {})
 
-    def _class_names(self) -> dict[str, list[str]]:
-        """Columns of whole numbers that stand for names (``ClassLabel``), by what ``datasets`` notes in the schema."""
-        try:
-            noted = json.loads((self._schema.metadata or {})[b"huggingface"])["info"]["features"]
-            return {name: f["names"] for name, f in noted.items() if f.get("_type") == "ClassLabel"}
-        except (KeyError, ValueError, TypeError, AttributeError):
-            return {}
+    def _stream(self) -> Any:
+        return self._pa.ipc.open_stream(self._pa.memory_map(str(self.path)))
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Every row without the bytes of its audio: of an audio column only ``path`` is read, and whether bytes are there."""
-        for batch in self._batches(LABEL_ROWS, self._label_columns()):
+        labels = [name for name in self.columns if name not in self.audio]
+        for batch in self._batches(LABEL_ROWS, [*labels, *self._paths]):
             for row in batch.to_pylist():
                 for name, names in self._names.items():
                     value = row.get(name)
                     if isinstance(value, int) and 0 <= value < len(names):
                         row[name] = names[value]
                 yield row
-
-    def _label_columns(self) -> list[str]:
-        plain = [name for name in self.columns if name not in self.audio]
-        return plain + [
-            f"{name}.path" for name in self.audio if self._schema.field(name).type.get_field_index("path") >= 0
-        ]
 
     def audio_bytes(self, column: str) -> Iterator[bytes | None]:
         """The bytes of ``column`` in every row, in order."""
@@ -80,26 +65,31 @@ class Table:
                 yield value.as_py()["bytes"] if value.is_valid else None
 
     def _batches(self, size: int, columns: Sequence[str]) -> Iterator[Any]:
+        """The rows with only ``columns``, of which ``name.part`` is one part of a structure."""
         try:
             if self._parquet is not None:
                 yield from self._parquet.iter_batches(batch_size=size, columns=list(columns))
                 return
-            for batch in self._pa.ipc.open_stream(self._pa.memory_map(str(self.path))):
-                yield self._narrow(batch, columns)
+            for batch in self._stream():
+                found = {}
+                for column in columns:
+                    name, _, part = column.partition(".") if column not in self.columns else (column, "", "")
+                    array = batch.column(name)
+                    if part:
+                        array = self._pa.StructArray.from_arrays([array.field(part)], [part], mask=array.is_null())
+                    found[name] = array
+                yield self._pa.RecordBatch.from_pydict(found)
         except (self._pa.ArrowInvalid, OSError) as error:
             raise CorpusError(f"{self.path}: is damaged ({error}); fetch it again") from error
 
-    def _narrow(self, batch: Any, columns: Sequence[str]) -> Any:
-        """``batch`` with only ``columns``, of which ``name.part`` is one part of a structure."""
-        arrays, names = [], []
-        for column in columns:
-            name, _, part = column.partition(".") if column not in self.columns else (column, "", "")
-            array = batch.column(name)
-            if part:
-                array = self._pa.StructArray.from_arrays([array.field(part)], [part], mask=array.is_null())
-            arrays.append(array)
-            names.append(name)
-        return self._pa.RecordBatch.from_arrays(arrays, names)
+
+def _class_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
+    """Columns of whole numbers that stand for names (``ClassLabel``), by what ``datasets`` notes in the schema."""
+    try:
+        noted = json.loads(metadata[b"huggingface"])["info"]["features"]
+        return {name: feature["names"] for name, feature in noted.items() if feature.get("_type") == "ClassLabel"}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
 
 
 class ColumnReader:
@@ -112,9 +102,9 @@ class ColumnReader:
 
     def value(self, audio: Embedded) -> bytes | None:
         """The bytes of ``audio``; the same row may be asked for twice."""
-        if self._place != (audio.table, audio.column) or audio.row < self._next - 1:
-            self._place, self._next = (audio.table, audio.column), 0
-            self._values = Table(audio.table).audio_bytes(audio.column)
+        if self._place != (audio.path, audio.column) or audio.row < self._next - 1:
+            self._place, self._next = (audio.path, audio.column), 0
+            self._values = ArrowTable(audio.path).audio_bytes(audio.column)
         while self._next <= audio.row:
             self._last = next(self._values, None)
             self._next += 1
@@ -125,8 +115,5 @@ def tables_below(source: Path) -> list[Path]:
     """All Parquet files below ``source``, or where there are none all Arrow files, in the order of their names."""
     if source.is_file():
         return [source]
-    for suffix in SUFFIXES:
-        found = [p for p in sorted(source.rglob(f"*{suffix}")) if not p.name.startswith((".", "cache-"))]
-        if found:
-            return found
-    return []
+    found = ([p for p in sorted(source.rglob(f"*{s}")) if not p.name.startswith((".", "cache-"))] for s in SUFFIXES)
+    return next(filter(None, found), [])

@@ -17,7 +17,7 @@ _KINDS = ("speaker", "topic", "session")
 
 
 @dataclass(frozen=True)
-class Assigned:
+class AssignedDevices:
     """Records with the device as their speaker; ``devices_are`` names the kind in words."""
 
     records: list[Record]
@@ -25,30 +25,29 @@ class Assigned:
     devices_are: str
 
 
-def assign_devices(records: Sequence[Record], how: DevicesBy) -> Assigned:
+def assign_devices(records: Sequence[Record], how: DevicesBy) -> AssignedDevices:
     """A device for every record: its speaker, or where the corpus names none a pseudo-device by topic, else by session.
 
     The name of a pseudo-device says so (``topic:travel``). A record that lacks what the others have is a Problem. Raises
     :class:`CorpusError` when no record has any.
     """
-    kind = next((k for k in _KINDS if any(getattr(r, k) for r in records)), "") if how == "auto" else how
-    if not kind or not any(getattr(record, kind) for record in records):
-        there = [k for k in _KINDS if any(getattr(r, k) for r in records)]
-        raise CorpusError(
-            f"{records[0].where}: no utterance names a {kind or 'speaker, a topic or a session'}, so there are no devices; "
-            f"{'there is a ' + there[0] + ': --devices-by ' + there[0] if there else 'name the field with --field speaker=NAME'}"
+    there = [kind for kind in _KINDS if any(getattr(record, kind) for record in records)]
+    kind = there[0] if how == "auto" and there else how
+    if kind not in there:
+        what = "speaker, a topic or a session" if how == "auto" else how
+        remedy = (
+            f"there is a {there[0]}: --devices-by {there[0]}" if there else "name the field with --field speaker=NAME"
         )
+        raise CorpusError(f"{records[0].where}: no utterance names a {what}, so there are no devices; {remedy}")
     kept, problems = [], []
     for record in records:
         name = getattr(record, kind)
         if name:
             kept.append(replace(record, speaker=name if kind == "speaker" else f"{kind}:{name}"))
-            continue
-        message = (
-            f"{record.where}: utterance {record.id!r} has no {kind}, others have; name it, or --devices-by another"
-        )
-        problems.append(Problem(record.where, f"unknown {kind}", message))
-    return Assigned(kept, problems, SPEAKERS if kind == "speaker" else f"pseudo-devices by {kind}")
+        else:
+            fault = f"utterance {record.id!r} has no {kind}, others have; name it, or --devices-by another"
+            problems.append(Problem(record.where, f"unknown {kind}", fault))
+    return AssignedDevices(kept, problems, SPEAKERS if kind == "speaker" else f"pseudo-devices by {kind}")
 
 
 def settle_splits(records: Sequence[Record], how: Splits) -> tuple[list[Record], str]:
@@ -64,13 +63,10 @@ def settle_splits(records: Sequence[Record], how: Splits) -> tuple[list[Record],
     for record in records:
         seen[record.speaker].add(record.split)
     whole = [name for name, splits in seen.items() if {"train", "test"} <= splits]
-    if how == "official" or (how == "auto" and len(whole) == len(seen)):
-        lacking = len(seen) - len(whole)
+    lacking = len(seen) - len(whole)
+    if how == "official" or (how == "auto" and not lacking):
         more = f"; {lacking} of {len(seen)} devices have nothing to train on or no test" if lacking else ""
         return list(records), f"the official one{more}"
-    why = (
-        ""
-        if how == "own"
-        else f": the official one leaves {len(seen) - len(whole)} of {len(seen)} devices without training or test"
-    )
+    lost = f": the official one leaves {lacking} of {len(seen)} devices without training or test"
+    why = "" if how == "own" else lost
     return [replace(record, split=None) for record in records], f"each device's own, by session and text{why}"

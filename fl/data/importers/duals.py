@@ -7,11 +7,11 @@ with both of its spellings, for free.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from fl.core.errors import CorpusError, TextError
-from fl.data.importers.records import Order, Transcript
+from fl.data.importers.records import Options, Order, Transcript, useless
 from fl.speech.text import normalize_text, script
 
 _DUAL = re.compile(r"\(([^()]*)\)\s*/\s*\(([^()]*)\)")
@@ -27,7 +27,7 @@ _MARKS = re.compile(
 
 
 @dataclass(frozen=True)
-class Spoken:
+class DualText:
     """A transcript without marks, and (matrix spelling, latin spelling) of the English words that are in it."""
 
     text: str
@@ -39,14 +39,26 @@ def has_dual(text: str) -> bool:
     return _DUAL.search(text) is not None
 
 
-def read_dual(text: str, where: str, order: Order, transcript: Transcript) -> Spoken:
+def spoken_text(text: str, where: str, options: Options) -> DualText:
+    """The side that ``options`` ask for, without marks unless they are to be kept.
+
+    Raises :class:`fl.data.importers.records.UnusableError` for speech that nobody can transcribe, and :func:`read_dual`'s.
+    """
+    found = read_dual(text, where, options.order, options.transcript)
+    if options.events == "keep":
+        return found
+    clean, reason = remove_marks(found.text)
+    if reason:
+        raise useless(where, reason)
+    return replace(found, text=clean)
+
+
+def read_dual(text: str, where: str, order: Order, transcript: Transcript) -> DualText:
     """One side of every dual in ``text``, and the loanwords among them.
 
     Raises :class:`CorpusError` where there are duals and no ``order``, and for one that is not closed.
     """
-    if has_dual(text) and not order:
-        shown = _DUAL.search(text)
-        assert shown is not None
+    if (shown := _DUAL.search(text)) and not order:
         raise CorpusError(
             f"{where}: dual transcript {shown.group()!r}: does the spelling or the pronunciation come first? It differs between "
             "corpora; give --order spelling-first or --order pronunciation-first"
@@ -66,7 +78,7 @@ def read_dual(text: str, where: str, order: Order, transcript: Transcript) -> Sp
         raise CorpusError(
             f"{where}: a dual transcript is not closed near {chosen[start : broken.end() + 12]!r}; write (A)/(B)"
         )
-    return Spoken(chosen, tuple(dict.fromkeys(loanwords)))
+    return DualText(chosen, tuple(dict.fromkeys(loanwords)))
 
 
 def _loanword(spelling: str, sound: str) -> tuple[str, str] | None:

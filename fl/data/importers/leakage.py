@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fl.data.importers.records import Record
 from fl.speech.text import fold_text
 
-_RANK = {"train": 0, "validation": 1, "test": 2}
+_RANK = {None: -1, "train": 0, "validation": 1, "test": 2}
 
 
 @dataclass(frozen=True)
@@ -26,16 +26,16 @@ def find_leaks(records: Sequence[Record]) -> list[Leak]:
     Texts are compared by :func:`fl.speech.text.fold_text`: case, punctuation and the spelling of loanwords make no difference.
     Records without a split leak into none: they are divided later, by text.
     """
-    latest: dict[str, Record] = {}
     keys = {record.id: fold_text(record.text, record.loanwords) for record in records if record.split}
+    latest: dict[str, Record] = {}
     for record in records:
-        if record.split and _RANK[record.split] > _rank(latest.get(keys[record.id])):
+        if (
+            record.split
+            and _RANK[record.split] > _RANK[latest[keys[record.id]].split if keys[record.id] in latest else None]
+        ):
             latest[keys[record.id]] = record
-    return [
-        Leak(record, latest[keys[record.id]])
-        for record in records
-        if record.split and _rank(latest[keys[record.id]]) > _RANK[record.split]
-    ]
+    pairs = [(record, latest[keys[record.id]]) for record in records if record.split]
+    return [Leak(record, other) for record, other in pairs if _RANK[other.split] > _RANK[record.split]]
 
 
 def shared_texts(records: Sequence[Record]) -> int:
@@ -44,7 +44,3 @@ def shared_texts(records: Sequence[Record]) -> int:
     for record in records:
         who[fold_text(record.text, record.loanwords)].add(record.speaker)
     return sum(len(speakers) > 1 for speakers in who.values())
-
-
-def _rank(record: Record | None) -> int:
-    return -1 if record is None or record.split is None else _RANK[record.split]

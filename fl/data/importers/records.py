@@ -10,20 +10,21 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, ParamSpec
 
 FIELDS = ("id", "audio", "text", "speaker", "session", "topic", "lang", "start", "end", "split", "level", "utterances")
 """What ``Options.fields`` may rename; ``utterances`` is where a JSON document keeps its list."""
 
+P = ParamSpec("P")
 Order = Literal["", "spelling-first", "pronunciation-first"]
 Transcript = Literal["spelling", "pronunciation"]
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """Audio as the encoded bytes of a file in row ``row`` (from 0) of ``column`` of a Parquet or Arrow table."""
+    """Audio as the encoded bytes of a file in row ``row`` (from 0) of ``column`` of the Parquet or Arrow table at ``path``."""
 
-    table: Path
+    path: Path
     column: str
     row: int
 
@@ -35,7 +36,12 @@ class RawPcm:
     path: Path
 
 
-Audio = Path | Embedded | RawPcm
+AudioPlace = Path | Embedded | RawPcm
+
+
+def file_of(audio: AudioPlace) -> Path:
+    """The file that ``audio`` is or lies in."""
+    return audio if isinstance(audio, Path) else audio.path
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class Record:
 
     where: str
     id: str
-    audio: Audio
+    audio: AudioPlace
     text: str
     speaker: str | None = None
     session: str | None = None
@@ -75,7 +81,12 @@ class Problem:
 
     where: str
     kind: str
-    message: str
+    fault: str
+
+    @property
+    def message(self) -> str:
+        """What is wrong, with the file and the line."""
+        return f"{self.where}: {self.fault}"
 
 
 @dataclass(frozen=True)
@@ -86,6 +97,45 @@ class Note:
 
 
 Finding = Record | LeftOut | Problem | Note
+
+
+class UnusableError(Exception):
+    """Raised where one utterance is read, with what it is instead of a record; :func:`attempt` returns that."""
+
+    def __init__(self, finding: LeftOut | Problem) -> None:
+        super().__init__(finding)
+        self.finding = finding
+
+
+def broken(where: str, kind: str, fault: str) -> UnusableError:
+    """To be raised for a :class:`Problem`."""
+    return UnusableError(Problem(where, kind, fault))
+
+
+def useless(where: str, reason: str) -> UnusableError:
+    """To be raised for what is :class:`LeftOut`."""
+    return UnusableError(LeftOut(where, reason))
+
+
+def attempt(make: Callable[P, Finding], *arguments: P.args, **options: P.kwargs) -> Finding:
+    """What ``make`` returns, or why the utterance cannot be used."""
+    try:
+        return make(*arguments, **options)
+    except UnusableError as refusal:
+        return refusal.finding
+
+
+def seconds(value: object, where: str) -> float | None:
+    """A time in seconds from a number or a numeral, None where there is none. Raises :class:`UnusableError` for anything else."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    try:
+        number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else -1.0
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise broken(where, "broken times", f"{value!r} is not a number of seconds from 0 up")
+    return number
 
 
 @dataclass(frozen=True)
@@ -113,10 +163,13 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Format:
-    """A line of the table of importers. ``speakers`` says what becomes a device, ``get`` where the corpus comes from."""
+class Importer:
+    """A row of :data:`fl.data.importers.table.IMPORTERS`: what a person should know, and ``read``, which yields what is found.
 
-    name: str
+    ``speakers`` says what becomes a device, ``get`` where the corpus comes from. ``read`` raises :class:`fl.core.errors.CorpusError` for a
+    corpus that cannot be read at all.
+    """
+
     title: str
     layout: str
     speakers: str

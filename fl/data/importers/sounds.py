@@ -3,103 +3,75 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import soundfile
-import soxr
 
 from fl.core.errors import AudioError
 from fl.data.importers.columns import ColumnReader
-from fl.data.importers.records import Audio, Embedded, RawPcm, Record
-from fl.speech.audio import SAMPLE_RATE, Waveform
+from fl.data.importers.records import AudioPlace, Embedded, RawPcm, Record
+from fl.data.importers.texts import is_pointer
+from fl.speech.audio import SAMPLE_RATE, Waveform, read_mono
 
 MAX_EMBEDDED_BYTES = 512 << 20
-_POINTER = b"version https://git-lfs.github.com/spec"
+_RAW = {"samplerate": SAMPLE_RATE, "channels": 1, "format": "RAW", "subtype": "PCM_16", "endian": "LITTLE"}
 
 
 class Sounds:
-    """Reads audio of records in the order of the corpus, so that a table is read once and a long recording opened once."""
+    """Reads audio of records in the order of the corpus, so that a table is read once and a long recording measured once."""
 
     def __init__(self) -> None:
         self._columns = ColumnReader()
-        self._known: tuple[Audio | None, float] = (None, 0.0)
+        self._known: tuple[AudioPlace | None, float] = (None, 0.0)
 
-    def file_of(self, audio: Audio) -> Path:
-        """The file that ``audio`` is or lies in."""
-        return audio if isinstance(audio, Path) else audio.table if isinstance(audio, Embedded) else audio.path
-
-    def seconds(self, audio: Audio) -> float:
+    def seconds(self, audio: AudioPlace) -> float:
         """Length of the whole file from its header. Raises :class:`AudioError` if it is not audio."""
         if self._known[0] != audio:
-            self._known = (audio, self._seconds(audio))
+            with self._opened(audio) as file:
+                self._known = (audio, file.frames / file.samplerate)
         return self._known[1]
-
-    def _seconds(self, audio: Audio) -> float:
-        if isinstance(audio, RawPcm) and not has_header(audio.path):
-            return audio.path.stat().st_size // 2 / SAMPLE_RATE
-        try:
-            found = soundfile.info(self._file(audio))
-        except (soundfile.SoundFileError, RuntimeError) as error:
-            raise AudioError(self._unreadable(audio, error)) from error
-        return float(found.frames) / float(found.samplerate)
 
     def waveform(self, record: Record) -> Waveform:
         """The record's samples, 16 kHz mono, cut from ``start`` to ``end``. Raises :class:`AudioError`."""
-        audio = record.audio
-        if isinstance(audio, RawPcm) and not has_header(audio.path):
-            data = audio.path.read_bytes()
-            samples = np.frombuffer(data[: len(data) // 2 * 2], "<i2").astype(np.float32)[:, None] / 32768.0
-            return _mono(_cut(samples, SAMPLE_RATE, record), SAMPLE_RATE)
+        with self._opened(record.audio) as file:
+            first = min(file.frames, round((record.start or 0.0) * file.samplerate))
+            last = file.frames if record.end is None else min(file.frames, round(record.end * file.samplerate))
+            return read_mono(file, first, max(0, last - first))
+
+    @contextmanager
+    def _opened(self, audio: AudioPlace) -> Iterator[Any]:
         try:
-            with soundfile.SoundFile(self._file(audio)) as file:
-                rate = int(file.samplerate)
-                first = round((record.start or 0.0) * rate)
-                last = len(file) if record.end is None else min(len(file), round(record.end * rate))
-                file.seek(min(first, len(file)))
-                samples = file.read(max(0, last - first), dtype="float32", always_2d=True)
+            with self._file(audio) as file:
+                yield file
         except (soundfile.SoundFileError, RuntimeError) as error:
-            raise AudioError(self._unreadable(audio, error)) from error
-        return _mono(samples, rate)
+            raise AudioError(_unreadable(audio, error)) from error
 
-    def _file(self, audio: Audio) -> str | io.BytesIO:
-        if isinstance(audio, Embedded):
-            data = self._columns.value(audio)
-            if not data or len(data) > MAX_EMBEDDED_BYTES:
-                raise AudioError(
-                    f"{audio.table}: row {audio.row + 1} holds no audio, or more than {MAX_EMBEDDED_BYTES:,} bytes"
-                )
-            return io.BytesIO(data)
-        return str(audio.path if isinstance(audio, RawPcm) else audio)
+    def _file(self, audio: AudioPlace) -> Any:
+        if isinstance(audio, Path):
+            return soundfile.SoundFile(str(audio))
+        if isinstance(audio, RawPcm):
+            return soundfile.SoundFile(str(audio.path), **({} if has_header(audio.path) else _RAW))
+        data = self._columns.value(audio)
+        if not data or len(data) > MAX_EMBEDDED_BYTES:
+            raise AudioError(
+                f"{audio.path}: row {audio.row + 1} holds no audio, or more than {MAX_EMBEDDED_BYTES:,} bytes"
+            )
+        return soundfile.SoundFile(io.BytesIO(data))
 
-    def _unreadable(self, audio: Audio, error: Exception) -> str:
-        if isinstance(audio, Embedded):
-            return f"{audio.table}: the audio in row {audio.row + 1} cannot be read ({error}); fetch the file again"
-        path = audio.path if isinstance(audio, RawPcm) else audio
-        if is_pointer(path):
-            return f"{path}: is a Git LFS pointer, not the audio; run `git lfs pull` in the corpus"
-        return f"{path}: cannot be read as audio ({error}); convert it to WAV or FLAC, or fetch it again"
+
+def _unreadable(audio: AudioPlace, error: Exception) -> str:
+    if isinstance(audio, Embedded):
+        return f"{audio.path}: the audio in row {audio.row + 1} cannot be read ({error}); fetch the file again"
+    path = audio.path if isinstance(audio, RawPcm) else audio
+    if is_pointer(path):
+        return f"{path}: is a Git LFS pointer, not the audio; run `git lfs pull` in the corpus"
+    return f"{path}: cannot be read as audio ({error}); convert it to WAV or FLAC, or fetch it again"
 
 
 def has_header(path: Path) -> bool:
     """Whether a file that is called ``.pcm`` is a WAV all the same."""
     with path.open("rb") as file:
         return file.read(4) == b"RIFF"
-
-
-def is_pointer(path: Path) -> bool:
-    """Whether ``path`` is what Git leaves in place of a large file that was not fetched."""
-    with path.open("rb") as file:
-        return file.read(len(_POINTER)) == _POINTER
-
-
-def _cut(samples: np.ndarray, rate: int, record: Record) -> np.ndarray:
-    last = None if record.end is None else round(record.end * rate)
-    return samples[round((record.start or 0.0) * rate) : last]
-
-
-def _mono(samples: np.ndarray, rate: int) -> Waveform:
-    mono = samples.mean(axis=1, dtype=np.float32) if len(samples) else np.zeros(0, np.float32)
-    if rate != SAMPLE_RATE and len(mono):
-        mono = soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ").astype(np.float32)
-    return np.ascontiguousarray(mono)

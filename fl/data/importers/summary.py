@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -13,7 +13,7 @@ SPEAKERS = "speakers"
 
 
 @dataclass(frozen=True)
-class Summary:
+class ImportSummary:
     """``devices`` holds utterances and minutes by name, and ``devices_are`` says what one is: a speaker or a stand-in for one.
 
     ``languages`` counts utterances by the languages in them (``ko+en``), ``left_out`` by the reason, of which ``examples`` has
@@ -51,12 +51,10 @@ def spoken_languages(record: Record) -> tuple[str, str | None]:
 
 def by_device(spoken: Sequence[tuple[str, float]]) -> dict[str, dict[str, float]]:
     """Utterances and minutes of each device, from (device, seconds)."""
-    found: dict[str, dict[str, float]] = {}
-    for device, seconds in spoken:
-        entry = found.setdefault(device, {"utterances": 0, "minutes": 0.0})
-        entry["utterances"] += 1
-        entry["minutes"] += seconds / 60
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for device, length in spoken:
+        seconds[device].append(length)
     return {
-        name: {"utterances": found[name]["utterances"], "minutes": round(found[name]["minutes"], 3)}
-        for name in sorted(found)
+        name: {"utterances": len(lengths), "minutes": round(sum(length / 60 for length in lengths), 3)}
+        for name, lengths in sorted(seconds.items())
     }

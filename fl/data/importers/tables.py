@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fl.core.errors import CorpusError
-from fl.data.importers.columns import Table, tables_below
-from fl.data.importers.places import RAW_SUFFIXES, locate, roots_of
-from fl.data.importers.records import Audio, Embedded, Finding, Options, Problem, RawPcm, Record, split_name
-from fl.data.importers.texts import seconds
+from fl.data.importers.columns import ArrowTable, tables_below
+from fl.data.importers.places import AudioFolders
+from fl.data.importers.records import (
+    AudioPlace,
+    Embedded,
+    Finding,
+    Options,
+    Problem,
+    Record,
+    attempt,
+    broken,
+    seconds,
+    split_name,
+)
+from fl.data.manifest import LEVELS
 from fl.metrics.languages import SCRIPT_LANGUAGES
 
 
 @dataclass(frozen=True)
-class Names:
+class ColumnNames:
     """For each field the columns that may hold it, the first that exists is taken; ``Options.fields`` goes before all."""
 
     text: tuple[str, ...] = ("text", "sentence", "transcription", "transcript")
@@ -33,11 +44,10 @@ class Names:
 
     def choose(self, columns: Sequence[str], options: Options, where: str) -> dict[str, str]:
         """Field -> column. Raises :class:`CorpusError` for a column that was named and is missing, and without text."""
-        chosen: dict[str, str] = {}
+        chosen = dict(options.fields)
         for field, wanted in options.fields.items():
             if field != "utterances" and wanted not in columns:
                 raise CorpusError(f"{where}: --field {field}={wanted}: no such column; there are {', '.join(columns)}")
-            chosen[field] = wanted
         for field in self.__dataclass_fields__:
             for name in getattr(self, field):
                 if field not in chosen and name in columns:
@@ -54,8 +64,7 @@ def plain(value: Any) -> str | None:
     """A cell as a string, None where it is empty."""
     if value is None or isinstance(value, dict | list):
         return None
-    text = str(value).strip()
-    return text or None
+    return str(value).strip() or None
 
 
 def language(value: str | None) -> str | None:
@@ -64,56 +73,62 @@ def language(value: str | None) -> str | None:
     return code if code.isalpha() and (len(code) in (2, 3) or code in SCRIPT_LANGUAGES.values()) else None
 
 
-def make_record(
-    row: Mapping[str, Any], chosen: Mapping[str, str], where: str, audio: Audio, split: str | None
-) -> Finding:
-    """The record of a row whose audio is known; a Problem for times that are no numbers or a split that has no name."""
+@dataclass(frozen=True)
+class RowReader:
+    """Rows as records: ``chosen`` says which column holds a field, ``folders`` where audio files lie."""
 
-    def cell(field: str) -> str | None:
-        return plain(row.get(chosen[field])) if field in chosen else None
+    chosen: Mapping[str, str]
+    folders: AudioFolders
 
-    try:
-        start, end = seconds(cell("start")), seconds(cell("end"))
-    except ValueError as error:
-        return Problem(where, "broken times", f"{where}: {error}")
-    own = cell("split")
-    if own is not None and split_name(own) is None:
-        return Problem(where, "unknown split", f"{where}: split {own!r} is not one of train, validation, test")
-    return Record(
-        where=where,
-        id=cell("id") or "",
-        audio=audio,
-        text=cell("text") or "",
-        speaker=cell("speaker"),
-        session=cell("session"),
-        topic=cell("topic"),
-        split=split_name(own) if own else split,
-        lang=language(cell("lang")),
-        level=cell("level") if cell("level") in ("word", "phrase", "sentence") else None,
-        start=start,
-        end=end,
-    )
+    def from_file(self, row: Mapping[str, Any], where: str, split: str | None) -> Finding:
+        """The record of a row that names an audio file; its id defaults to the file's stem."""
+        name = plain(row.get(self.chosen["audio"]))
+        if name is None:
+            return Problem(where, "missing audio", f"column {self.chosen['audio']!r} is empty")
+        stem = Path(name.replace("\\", "/")).stem
+        return attempt(self._record, row, where, self.folders.at(name, where), stem, split)
+
+    def from_table(self, row: Mapping[str, Any], path: Path, index: int, split: str | None) -> Finding:
+        """The record of row ``index`` of the table at ``path``, which has the audio inside."""
+        column = self.chosen["audio"]
+        stem = Path(str((row.get(column) or {}).get("path") or "")).stem or f"{path.stem}-{index + 1}"
+        return attempt(self._record, row, f"{path}:{index + 1}", Embedded(path, column, index), stem, split)
+
+    def _record(self, row: Mapping[str, Any], where: str, audio: AudioPlace, key: str, split: str | None) -> Record:
+        """Raises :class:`fl.data.importers.records.UnusableError` for times that are no numbers or a split that has no name."""
+
+        def cell(field: str) -> str | None:
+            return plain(row.get(self.chosen[field])) if field in self.chosen else None
+
+        start, end = seconds(cell("start"), where), seconds(cell("end"), where)
+        own = cell("split")
+        if own is not None and split_name(own) is None:
+            raise broken(where, "unknown split", f"split {own!r} is not one of train, validation, test")
+        return Record(
+            where=where,
+            id=cell("id") or key,
+            audio=audio,
+            text=cell("text") or "",
+            speaker=cell("speaker"),
+            session=cell("session"),
+            topic=cell("topic"),
+            split=split_name(own) if own else split,
+            lang=language(cell("lang")),
+            level=cell("level") if cell("level") in LEVELS else None,
+            start=start,
+            end=end,
+        )
 
 
-def file_record(
-    row: Mapping[str, Any], chosen: Mapping[str, str], where: str, roots: Sequence[Path], split: str | None
-) -> Finding:
-    """The record of a row that names an audio file; its id defaults to the file's stem."""
-    name = plain(row.get(chosen["audio"]))
-    if name is None:
-        return Problem(where, "missing audio", f"{where}: column {chosen['audio']!r} is empty")
-    path = locate(name, where, roots)
-    found = make_record(row, chosen, where, RawPcm(path) if path.suffix.lower() in RAW_SUFFIXES else path, split)
-    return replace(found, id=found.id or Path(name.replace("\\", "/")).stem) if isinstance(found, Record) else found
+def parts_of(path: Path, source: Path) -> tuple[str, ...]:
+    """The names of a file and its folders below ``source``, for ``Options.parts``."""
+    return path.relative_to(source if source.is_dir() else path.parent).parts
 
 
 def split_of(path: Path, source: Path) -> str | None:
     """The split that the name of a file or of its folders says: ``data/train-00000-of-00005.parquet``, ``test/0000.parquet``."""
-    relative = path.relative_to(source) if source.is_dir() else Path(path.name)
-    for part in (relative.stem, *reversed(relative.parent.parts)):
-        if split := split_name(part):
-            return split
-    return None
+    relative = Path(*parts_of(path, source))
+    return next(filter(None, map(split_name, (relative.stem, *reversed(relative.parent.parts)))), None)
 
 
 def wanted_tables(source: Path, options: Options) -> list[tuple[Path, str | None]]:
@@ -121,11 +136,7 @@ def wanted_tables(source: Path, options: Options) -> list[tuple[Path, str | None
     found = [(path, split_of(path, source)) for path in tables_below(source)]
     if not found:
         raise CorpusError(f"{source}: holds no Parquet or Arrow files; give the folder that was downloaded")
-    kept = [
-        (p, s)
-        for p, s in found
-        if options.wants(s or "", *p.relative_to(source if source.is_dir() else p.parent).parts)
-    ]
+    kept = [(path, split) for path, split in found if options.wants(split or "", *parts_of(path, source))]
     if not kept:
         raise CorpusError(
             f"{source}: --part {', '.join(options.parts)} fits none of its {len(found)} tables, like {found[0][0]}"
@@ -133,27 +144,17 @@ def wanted_tables(source: Path, options: Options) -> list[tuple[Path, str | None
     return kept
 
 
-def table_records(source: Path, options: Options, names: Names) -> Iterator[tuple[Finding, Mapping[str, Any]]]:
+def table_records(source: Path, options: Options, names: ColumnNames) -> Iterator[tuple[Finding, Mapping[str, Any]]]:
     """Every row of the tables below ``source`` as a record, with the row itself for what only one corpus has."""
-    roots = roots_of(source, options.audio)
+    folders = AudioFolders(source, options)
     for path, split in wanted_tables(source, options):
-        table = Table(path)
-        chosen = names.choose(table.columns, options, str(path))
-        embedded = chosen["audio"] in table.audio
+        table = ArrowTable(path)
+        reader = RowReader(names.choose(table.columns, options, str(path)), folders)
+        embedded = reader.chosen["audio"] in table.audio
         for index, row in enumerate(table.rows()):
-            where = f"{path}:{index + 1}"
-            if not embedded:
-                yield file_record(row, chosen, where, roots, split), row
-                continue
-            inside = row.get(chosen["audio"]) or {}
-            found = make_record(row, chosen, where, Embedded(path, chosen["audio"], index), split)
-            if isinstance(found, Record) and not found.id:
-                stem = Path(str(inside.get("path") or "")).stem
-                found = replace(found, id=stem or f"{path.stem}-{index + 1}")
+            found = (
+                reader.from_table(row, path, index, split)
+                if embedded
+                else reader.from_file(row, f"{path}:{index + 1}", split)
+            )
             yield found, row
-
-
-def only(findings: Iterable[tuple[Finding, Mapping[str, Any]]]) -> Iterator[Finding]:
-    """The findings alone."""
-    for finding, _ in findings:
-        yield finding

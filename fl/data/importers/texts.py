@@ -6,7 +6,6 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +14,15 @@ from fl.core.errors import CorpusError
 MAX_TEXT_BYTES = 2 << 30
 """A label file is read as a whole; the largest list of Common Voice has a third of this."""
 
+_POINTER = b"version https://git-lfs"
 REPLACEMENT = "\ufffd"
 _KOREAN, _CHINESE = "cp949", "gb18030"
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether ``path`` is what Git leaves in place of a large file that was not fetched."""
+    with path.open("rb") as file:
+        return file.read(len(_POINTER)) == _POINTER
 
 
 def read_text(path: Path, encoding: str = "") -> str:
@@ -56,13 +62,10 @@ def guess_encoding(data: bytes) -> str:
     if wide := _utf16(data):
         return wide
     for encoding, first, last in ((_KOREAN, "\uac00", "\ud7a3"), (_CHINESE, "\u4e00", "\u9fff")):
-        try:
-            wide_letters = [char for char in data.decode(encoding) if ord(char) > 0x7F]
-        except UnicodeDecodeError:
-            continue
+        wide_letters = [char for char in _decoded(data, encoding) or "" if ord(char) > 0x7F]
         if wide_letters and sum(first <= char <= last for char in wide_letters) >= 0.8 * len(wide_letters):
             return encoding
-    return "cp1252" if _decodes(data, "cp1252") else ""
+    return "" if _decoded(data, "cp1252") is None else "cp1252"
 
 
 def _utf16(data: bytes) -> str:
@@ -75,12 +78,11 @@ def _utf16(data: bytes) -> str:
     return "utf-16-le" if odd > even else "utf-16-be"
 
 
-def _decodes(data: bytes, encoding: str) -> bool:
+def _decoded(data: bytes, encoding: str) -> str | None:
     try:
-        data.decode(encoding)
+        return data.decode(encoding)
     except UnicodeDecodeError:
-        return False
-    return True
+        return None
 
 
 def numbered_lines(path: Path, encoding: str = "") -> Iterator[tuple[int, str]]:
@@ -90,30 +92,23 @@ def numbered_lines(path: Path, encoding: str = "") -> Iterator[tuple[int, str]]:
             yield number, line.rstrip("\r")
 
 
-@dataclass(frozen=True)
-class Row:
-    """A line of a table: its number in the file and its values by column."""
-
-    line: int
-    values: Mapping[str, str]
+Rows = list[tuple[int, Mapping[str, Any]]]
+"""Lines of a table: each line's number in the file, and its values by column."""
 
 
-def read_table(path: Path, encoding: str = "", *, delimiter: str, quoted: bool) -> tuple[Sequence[str], list[Row]]:
+def read_table(path: Path, encoding: str = "", *, delimiter: str, quoted: bool) -> tuple[Sequence[str], Rows]:
     """Columns and rows of a table with a header. Unless ``quoted``, a quotation mark is a character like any other.
 
     Raises :class:`CorpusError` with file and line for a missing header, a column twice, a row of another length.
     """
-    text = read_text(path, encoding)
     csv.field_size_limit(1 << 20)
+    lines = io.StringIO(read_text(path, encoding), newline="")
     style: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=style, strict=True)
-    rows: list[Row] = []
-    header: list[str] = []
+    reader = csv.reader(lines, delimiter=delimiter, quoting=style, strict=True)
+    rows: Rows = []
     try:
+        header = next(([cell.strip() for cell in cells] for cells in reader if cells), [])
         for cells in reader:
-            if not header:
-                header = [cell.strip() for cell in cells]
-                continue
             if not any(cell.strip() for cell in cells):
                 continue
             if len(cells) != len(header):
@@ -121,15 +116,25 @@ def read_table(path: Path, encoding: str = "", *, delimiter: str, quoted: bool) 
                     f"{path}:{reader.line_num}: {len(cells)} values where the header has {len(header)} columns; "
                     f"check the delimiter ({delimiter!r}) and the quotation marks"
                 )
-            rows.append(Row(reader.line_num, dict(zip(header, cells, strict=True))))
+            rows.append((reader.line_num, dict(zip(header, cells, strict=True))))
     except csv.Error as error:
         raise CorpusError(f"{path}:{reader.line_num}: {error}; check the quotation marks") from error
     if not header:
         raise CorpusError(f"{path}:1: is empty; the first line names the columns")
-    doubled = sorted({name for name in header if header.count(name) > 1})
-    if doubled:
+    if doubled := sorted({name for name in header if header.count(name) > 1}):
         raise CorpusError(f"{path}:1: column {doubled[0]!r} stands twice; rename one")
     return header, rows
+
+
+def read_objects(path: Path, encoding: str = "") -> tuple[Sequence[str], Rows]:
+    """Columns and rows of JSON Lines: one object a line, whose keys are columns. Raises :class:`CorpusError` with file and line."""
+    rows: Rows = []
+    for number, line in numbered_lines(path, encoding):
+        row = parse_json(line, str(path), number)
+        if not isinstance(row, dict):
+            raise CorpusError(f"{path}:{number}: a line is one JSON object, this is a {type(row).__name__}")
+        rows.append((number, row))
+    return list(dict.fromkeys(key for _, row in rows for key in row)), rows
 
 
 def parse_json(text: str, source: str, line: int = 1) -> Any:
@@ -151,18 +156,3 @@ def line_of(text: str, value: str) -> int:
         if position >= 0:
             return text.count("\n", 0, position) + 1
     return 1
-
-
-def seconds(value: object) -> float | None:
-    """A time in seconds from a number or a numeral, None where there is none. Raises ValueError for anything else."""
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"{value!r} is not a number of seconds")
-    try:
-        number = float(value)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number < float("inf"):
-        raise ValueError(f"{value!r} is not a number of seconds from 0 up")
-    return number

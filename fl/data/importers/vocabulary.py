@@ -12,7 +12,7 @@ from fl.core.errors import IdiolectError, VocabularyError
 SHOWN = 20
 
 
-class Writer(Protocol):
+class TextIds(Protocol):
     """What is asked of a tokenizer or a vocabulary: ids of a text, and the text of ids."""
 
     def encode(self, text: str) -> list[int]:
@@ -25,7 +25,7 @@ class Writer(Protocol):
 
 
 @dataclass(frozen=True)
-class Missing:
+class MissingCharacter:
     """A character that a vocabulary cannot write: how often it stands in the texts, and where it stands first."""
 
     char: str
@@ -33,7 +33,7 @@ class Missing:
     where: str
 
 
-def missing_characters(texts: Iterable[tuple[str, str]], writer: Writer) -> list[Missing]:
+def missing_characters(texts: Iterable[tuple[str, str]], writer: TextIds) -> list[MissingCharacter]:
     """Characters of ``texts`` (where, text) that do not come back from encoding and decoding, the most frequent first.
 
     Case makes no difference: a vocabulary of one case writes every word.
@@ -45,11 +45,13 @@ def missing_characters(texts: Iterable[tuple[str, str]], writer: Writer) -> list
             if not char.isspace():
                 counts[char] = counts.get(char, 0) + 1
                 first.setdefault(char, where)
-    lacking = [Missing(char, count, first[char]) for char, count in counts.items() if not _writes(writer, char)]
+    lacking = [
+        MissingCharacter(char, count, first[char]) for char, count in counts.items() if not _writes(writer, char)
+    ]
     return sorted(lacking, key=lambda missing: (-missing.count, missing.char))
 
 
-def _writes(writer: Writer, char: str) -> bool:
+def _writes(writer: TextIds, char: str) -> bool:
     try:
         back = unicodedata.normalize("NFC", writer.decode(writer.encode(char)))
     except (IdiolectError, KeyError, ValueError):
@@ -57,7 +59,7 @@ def _writes(writer: Writer, char: str) -> bool:
     return char.casefold() in back.casefold()
 
 
-def check_vocabulary(texts: Iterable[tuple[str, str]], writer: Writer, base: str) -> None:
+def check_vocabulary(texts: Iterable[tuple[str, str]], writer: TextIds, base: str) -> None:
     """Raises :class:`VocabularyError` that lists the characters which ``base`` cannot write, with counts, if there are any."""
     missing = missing_characters(texts, writer)
     if not missing:

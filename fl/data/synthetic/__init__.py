@@ -1,4 +1,7 @@
-"""Synthetic populations of people who mix languages: grammar, spelling habits, voices (espeak-ng), rooms, microphones."""
+"""Synthetic populations of people who mix languages: grammar, spelling habits, voices (espeak-ng), rooms, microphones.
+
+Knows language pairs and how people speak and write; not how a population is divided or trained on.
+"""
 
 from fl.data.synthetic.loader import known_pairs, load_pair
 from fl.data.synthetic.population import new_people_of, population_digest, synthesize

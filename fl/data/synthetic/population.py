@@ -32,7 +32,6 @@ POPULATION_NAME = "population.json"
 SECONDS = (1.6, 3.6)
 """Sentences that come out shorter or longer are drawn again: training costs as much as speech is long."""
 
-PREFERRED_TOPICS = 0.85
 _TRIES = 60
 _MAX_PEOPLE = 10_000
 _AHEAD = 16  # recordings begun and not finished
@@ -213,10 +212,6 @@ def _speak_all(
             yield utterance, recorded
 
 
-def _record(path: Path, speech: Waveform, profile: DeviceProfile, session: int, index: int, seed: int) -> None:
-    save_audio(path, _recorded(speech, profile, session, index, seed))
-
-
 def session_numbers(sentences: int, random: Random) -> list[int]:
     """The session (from 0) of each sentence in order: 7 to 9 sessions of unlike length, fewer for very few sentences."""
     count = min(sentences, random.randint(7, 9))
@@ -233,10 +228,10 @@ def _draw_sentence(
     pair: Pair, profile: DeviceProfile, said: set[str], espeak: Espeak, random: Random
 ) -> tuple[Sentence, Waveform]:
     """A sentence that nobody has said yet and that lasts SECONDS, with its sound; the best found after 60 tries."""
-    level = _draw_level(profile, random)
+    level = profile.draw_level(random)
     spare: tuple[tuple[bool, float], Sentence, Waveform] | None = None
     for _ in range(_TRIES):
-        topics = profile.topics if random.random() < PREFERRED_TOPICS else tuple(topic.name for topic in pair.topics)
+        topics = profile.draw_topics(pair, random)
         register = profile.register if random.random() < 0.9 else 1 - profile.register
         sentence = generate(pair, level=level, topic=random.choice(topics), register=register, random=random)
         if sentence.key() in said and spare is not None:
@@ -253,15 +248,8 @@ def _draw_sentence(
     return spare[1], spare[2]
 
 
-def _draw_level(profile: DeviceProfile, random: Random) -> str:
-    if random.random() >= profile.switching_rate:
-        return "none"
-    levels = sorted(profile.level_weights)
-    return random.choices(levels, [profile.level_weights[level] for level in levels])[0]
-
-
-def _recorded(speech: Waveform, profile: DeviceProfile, session: int, index: int, seed: int) -> Waveform:
-    """Through the room and microphone of the person; level, noise and distance are a session's own."""
+def _record(path: Path, speech: Waveform, profile: DeviceProfile, session: int, index: int, seed: int) -> None:
+    """Save ``speech`` as it sounds through the room and microphone of the person; level, noise and distance are the session's."""
     day = derive_random(seed, "session", profile.name, session)
     acoustics: Acoustics = replace(
         profile.acoustics,
@@ -271,4 +259,4 @@ def _recorded(speech: Waveform, profile: DeviceProfile, session: int, index: int
     )
     room = derive_generator(seed, "room", profile.name)
     noise = derive_generator(seed, "noise", profile.name, index)
-    return record(speech, acoustics, room, noise)
+    save_audio(path, record(speech, acoustics, room, noise))

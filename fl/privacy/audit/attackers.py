@@ -13,7 +13,7 @@ fails here shows that *this* attacker fails; only the accounting of :mod:`fl.pri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,13 +57,33 @@ class Finding:
     p: float
 
 
-def against(rate: Estimate, shuffled: Sequence[float], *, low_wins: bool = False) -> Finding:
-    """``rate`` beside the rates of the same attacker under shuffled labels; error rates are won by low ones."""
-    found = np.array(shuffled)
+def against(
+    count: int,
+    statistic: Callable[[Floats], float | None],
+    shuffled: Iterable[float | None],
+    *,
+    seed: int,
+    low_wins: bool = False,
+) -> Finding:
+    """``statistic`` over ``count`` people (:func:`over_people`) beside its values under ``shuffled`` labels.
+
+    Error rates are won by low values (``low_wins``); a shuffling without a value is left out.
+    """
+    rate = over_people(count, statistic, seed=seed)
+    found = np.array([value for value in shuffled if value is not None])
     sign = -1.0 if low_wins else 1.0
     as_good = int((sign * found >= sign * rate.value - 1e-12).sum())
     reached = float(np.quantile(found, REACHED_BY if low_wins else 1 - REACHED_BY))
     return Finding(rate, float(found.mean()), reached, (as_good + 1) / (len(found) + 1))
+
+
+def shuffled_within(groups: np.ndarray, values: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """``values`` ``(n,)``, shuffled among the places of each group of ``groups`` ``(n,)``."""
+    shuffled = values.copy()
+    for group in np.unique(groups):
+        places = np.flatnonzero(groups == group)
+        shuffled[places] = values[generator.permutation(places)]
+    return shuffled
 
 
 def check_people(count: int, what: str) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fl.core.rng import derive_generator
-from fl.privacy.audit.attackers import AuditError, Finding, Floats, against, check_people, over_people
+from fl.privacy.audit.attackers import AuditError, Finding, Floats, against, check_people
 from fl.privacy.audit.kernels import Kernels
 
 PERMUTATIONS = 1000
@@ -31,8 +31,7 @@ def person_kernel(kernels: Kernels) -> Floats:
     member = (kernels.persons[None, :] == np.arange(len(kernels.names))[:, None]).astype(float)
     member /= member.sum(axis=1, keepdims=True)
     centre = np.eye(len(member)) - 1.0 / len(member)
-    kernel: Floats = centre @ member @ between @ member.T @ centre
-    return kernel
+    return np.asarray(centre @ member @ between @ member.T @ centre)
 
 
 def _held_out(kernel: Floats) -> Floats:
@@ -51,8 +50,7 @@ def _correct(weights: Floats, positive: np.ndarray) -> np.ndarray:
     """Whether each person is put into the right class, ``(people,)``; half right where the score is zero."""
     counts = np.array([[positive.sum()], [(~positive).sum()]]) - np.stack([positive, ~positive])  # without oneself
     targets = weights @ positive / counts[0] - weights @ ~positive / counts[1]
-    correct: np.ndarray = np.where(targets == 0, 0.5, (targets > 0) == positive)
-    return correct
+    return np.where(targets == 0, 0.5, (targets > 0) == positive)
 
 
 def _balanced(correct: np.ndarray, positive: np.ndarray, counts: Floats) -> float | None:
@@ -86,11 +84,7 @@ def infer(kernels: Kernels, labels: Mapping[str, bool], what: str, *, seed: int)
     positive = np.array([labels[name] for name in kernels.names])
     weights = _held_out(person_kernel(kernels))
     correct = _correct(weights, positive)
-    accuracy = over_people(len(positive), lambda counts: _balanced(correct, positive, counts), seed=seed)
-    generator = derive_generator(seed, "audit permutations", what)
-    everybody = np.ones(len(positive))
-    shuffled = []
-    for _ in range(PERMUTATIONS):
-        other = generator.permutation(positive)
-        shuffled.append(_balanced(_correct(weights, other), other, everybody) or 0.0)
-    return against(accuracy, shuffled)
+    generator, everybody = derive_generator(seed, "audit permutations", what), np.ones(len(positive))
+    others = (generator.permutation(positive) for _ in range(PERMUTATIONS))
+    shuffled = (_balanced(_correct(weights, other), other, everybody) for other in others)
+    return against(len(positive), lambda counts: _balanced(correct, positive, counts), shuffled, seed=seed)

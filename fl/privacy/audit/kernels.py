@@ -62,8 +62,8 @@ class Kernels:
     def by_layer(self) -> Floats:
         """Cosines in each layer after taking off the round's mean update, ``(layers, rows, rows)``.
 
-        What all people of a round have in common (the direction in which the model moves anyway) tells them apart in
-        nothing, and layers that move far would drown the others.
+        The direction that all people of a round have in common does not identify anyone, and layers with large updates would
+        dominate the others.
         """
         rounds = np.array(self.rounds)
         same = (rounds[:, None] == rounds[None, :]).astype(float)
@@ -75,5 +75,4 @@ def _cosines(gram: Floats) -> Floats:
     """The Gram matrix of unit vectors; a vector of zeros is like nothing."""
     squares = np.clip(np.diag(gram), 0.0, None)
     inverse = np.divide(1.0, np.sqrt(squares), out=np.zeros_like(squares), where=squares > _NOTHING)
-    cosines: Floats = gram * inverse[:, None] * inverse[None, :]
-    return cosines
+    return np.asarray(gram * inverse[:, None] * inverse[None, :])

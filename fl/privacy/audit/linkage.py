@@ -1,8 +1,8 @@
 """Linkage: are an update of one round and an update of another from the same person? Measured as speaker verification is.
 
-That updates of speech models tell their speakers apart was shown by Tomashenko et al. (ICASSP 2022, arXiv 2111.03777) as an
-equal error rate; theirs look at the layers' outputs on indicator speech, these at the updates themselves, which an aggregator
-has without any computation. Three attackers, each with more knowledge than the one before:
+Tomashenko et al. (ICASSP 2022, arXiv 2111.03777) showed that updates of speech models identify their speakers, as an equal error
+rate. Their attack compares the layers' outputs on indicator speech; these compare the updates themselves. Three attackers, each
+with more knowledge than the one before:
 
 - ``cosine``: a pair's score is the cosine of the whole updates, the plain score of speaker embeddings (Dehak et al. 2011, IEEE
   TASLP 19(4)).
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fl.core.rng import derive_generator
-from fl.privacy.audit.attackers import AuditError, Finding, Floats, against, check_people, over_people
+from fl.privacy.audit.attackers import AuditError, Finding, Floats, against, check_people, shuffled_within
 from fl.privacy.audit.kernels import Kernels
 
 PERMUTATIONS = 100
@@ -31,7 +31,7 @@ SHRINKAGE = 0.1  # of the discriminant's covariance towards a multiple of the id
 
 
 @dataclass(frozen=True)
-class Pairs:
+class UpdatePairs:
     """All pairs of updates of different rounds: rows of the earlier and of the later one, and whose they are."""
 
     earlier: np.ndarray
@@ -40,8 +40,8 @@ class Pairs:
     second: np.ndarray
 
     @classmethod
-    def of(cls, kernels: Kernels, persons: np.ndarray | None = None) -> Pairs:
-        """Pairs with the people of ``persons`` ``(rows,)``, by default the real ones.
+    def of(cls, kernels: Kernels, persons: np.ndarray | None = None) -> UpdatePairs:
+        """UpdatePairs with the people of ``persons`` ``(rows,)``, by default the real ones.
 
         :class:`AuditError` for fewer than four people, or if nobody is there twice.
         """
@@ -57,8 +57,7 @@ class Pairs:
     @property
     def same(self) -> np.ndarray:
         """Whether both are of one person."""
-        same: np.ndarray = self.first == self.second
-        return same
+        return np.asarray(self.first == self.second)
 
 
 def equal_error_rate(scores: Floats, same: np.ndarray, weights: Floats | None = None) -> float | None:
@@ -79,18 +78,6 @@ def equal_error_rate(scores: Floats, same: np.ndarray, weights: Floats | None = 
     place = int(np.argmax(gap >= -1e-12))
     share = gap[place - 1] / (gap[place - 1] - gap[place])
     return float(accepted[place - 1] + share * (accepted[place] - accepted[place - 1]))
-
-
-def cosine(kernels: Kernels, pairs: Pairs) -> Floats:
-    """Scores ``(pairs,)`` of the attacker ``cosine``."""
-    scores: Floats = kernels.whole()[pairs.earlier, pairs.later]
-    return scores
-
-
-def layers(kernels: Kernels, pairs: Pairs) -> Floats:
-    """Scores ``(pairs,)`` of the attacker ``layers``."""
-    scores: Floats = kernels.by_layer[:, pairs.earlier, pairs.later].mean(axis=0)
-    return scores
 
 
 @dataclass(frozen=True)
@@ -114,13 +101,10 @@ class _Moments:
     @property
     def covariance(self) -> Floats:
         mean = self.mean
-        covariance: Floats = (
-            self.squares / np.maximum(self.count, 1.0)[:, None, None] - mean[:, :, None] * mean[:, None]
-        )
-        return covariance
+        return np.asarray(self.squares / np.maximum(self.count, 1.0)[:, None, None] - mean[:, :, None] * mean[:, None])
 
 
-def fused(kernels: Kernels, pairs: Pairs) -> Floats:
+def fused(kernels: Kernels, pairs: UpdatePairs) -> Floats:
     """Scores ``(pairs,)`` of the attacker ``fused``: log-likelihood ratios of two Gaussians with one covariance."""
     features = kernels.by_layer[:, pairs.earlier, pairs.later].T
     low, high = np.minimum(pairs.first, pairs.second), np.maximum(pairs.first, pairs.second)
@@ -141,18 +125,23 @@ def fused(kernels: Kernels, pairs: Pairs) -> Floats:
     shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * scale[:, None, None] * np.eye(size)
     weights = np.linalg.solve(shrunk, (same.mean - different.mean)[:, :, None])[:, :, 0]
     middle = (same.mean + different.mean) / 2
-    scores: Floats = np.einsum("pn,pn->p", features - middle[group], weights[group])
-    return scores
+    return np.asarray(np.einsum("pn,pn->p", features - middle[group], weights[group]))
 
 
-ATTACKERS: dict[str, Callable[[Kernels, Pairs], Floats]] = {"cosine": cosine, "layers": layers, "fused": fused}
+ATTACKERS: dict[str, Callable[[Kernels, UpdatePairs], Floats]] = {
+    "cosine": lambda kernels, pairs: kernels.whole()[pairs.earlier, pairs.later],
+    "layers": lambda kernels, pairs: np.asarray(kernels.by_layer[:, pairs.earlier, pairs.later].mean(axis=0)),
+    "fused": fused,
+}
 
 
 def linkage(kernels: Kernels, *, seed: int) -> dict[str, Finding]:
     """The equal error rate of each attacker over all pairs of updates of different rounds."""
-    pairs = Pairs.of(kernels)
-    generator = derive_generator(seed, "audit permutations", "linkage")
-    others = [Pairs.of(kernels, _shuffled(kernels, generator)) for _ in range(PERMUTATIONS)]
+    pairs = UpdatePairs.of(kernels)
+    generator, rounds = derive_generator(seed, "audit permutations", "linkage"), np.array(kernels.rounds)
+    # Whose an update is, shuffled within its round: without linkage any assignment is as good.
+    assigned = [shuffled_within(rounds, kernels.persons, generator) for _ in range(PERMUTATIONS)]
+    others = [UpdatePairs.of(kernels, persons) for persons in assigned]
     found = {}
     for name, attack in ATTACKERS.items():
         scores = attack(kernels, pairs)
@@ -163,15 +152,5 @@ def linkage(kernels: Kernels, *, seed: int) -> dict[str, Finding]:
             return equal_error_rate(scores, pairs.same, weights)
 
         shuffled = (equal_error_rate(attack(kernels, other), other.same) for other in others)
-        value = over_people(len(kernels.names), rate, seed=seed)
-        found[name] = against(value, [one for one in shuffled if one is not None], low_wins=True)
+        found[name] = against(len(kernels.names), rate, shuffled, seed=seed, low_wins=True)
     return found
-
-
-def _shuffled(kernels: Kernels, generator: np.random.Generator) -> np.ndarray:
-    """Whose each row is, shuffled within each round: without linkage any assignment is as good."""
-    rounds, persons = np.array(kernels.rounds), kernels.persons.copy()
-    for one in sorted(set(kernels.rounds)):
-        places = np.flatnonzero(rounds == one)
-        persons[places] = persons[generator.permutation(places)]
-    return persons

@@ -5,9 +5,9 @@
   calibration, Watson et al. 2022, arXiv 2111.08440). It is LiRA's offline attack (Carlini et al. 2022, arXiv 2112.03570)
   simplified to one reference model, the frozen base: no shadow models, no variance for each example.
 
-The loss is the mean over an utterance's labels, in nats, of the model that the server can put together: what it sent plus the
-update as it sees it. Utterances of the same person that were never trained on are the other class, as many of them, so that
-nothing but membership tells the two apart. AUC is the probability that a member scores above a non-member (chance 50 %). Since
+The loss is the mean over an utterance's labels, in nats, of the model that the server can form: what it sent plus the update as
+it sees it. Utterances of the same person that were never trained on are the other class, as many of them, so that
+nothing but membership differs between the two. AUC is the probability that a member scores above a non-member (chance 50 %). Since
 an attack may be sure of a few and wrong about the rest, TPR at 1 % FPR is given beside it (Carlini et al., section 3), where
 there are the 100 non-members that 1 % needs.
 """
@@ -21,7 +21,7 @@ from typing import TypeVar
 import numpy as np
 
 from fl.core.rng import derive_generator
-from fl.privacy.audit.attackers import AuditError, Finding, Floats, against, over_people
+from fl.privacy.audit.attackers import AuditError, Finding, Floats, against, shuffled_within
 
 FALSE_POSITIVES = 0.01
 PERMUTATIONS = 200
@@ -80,31 +80,22 @@ def rate_at(scores: Floats, member: np.ndarray, false_positives: float = FALSE_P
 def membership(losses: Losses, *, seed: int) -> dict[str, Membership]:
     """What both attackers find. Losses that are not finite count as the largest there are."""
     loss = np.where(np.isfinite(losses.loss), losses.loss, np.finfo(np.float32).max)
-    scores = {"threshold": -loss, "calibrated": losses.reference - loss}
+    scores = dict(zip(ATTACKERS, (-loss, losses.reference - loss), strict=True))
     names = sorted(set(losses.people))
     person = np.array([names.index(name) for name in losses.people])
     generator = derive_generator(seed, "audit permutations", "membership")
-    others = [_shuffled(losses.member, person, generator) for _ in range(PERMUTATIONS)]
+    others = [shuffled_within(person, losses.member, generator) for _ in range(PERMUTATIONS)]
+    everything = np.ones(len(person))
     found = {}
-    for name in ATTACKERS:
-        score = scores[name]
+    for name, score in scores.items():
 
         def auc(counts: Floats, score: Floats = score) -> float | None:
             return area(score, losses.member, counts[person])
 
-        shuffled = [area(score, other, np.ones(len(score))) or 0.0 for other in others]
-        rate = over_people(len(names), auc, seed=seed)
-        found[name] = Membership(against(rate, shuffled), rate_at(score, losses.member))
+        shuffled = (area(score, other, everything) for other in others)
+        finding = against(len(names), auc, shuffled, seed=seed)
+        found[name] = Membership(finding, rate_at(score, losses.member))
     return found
-
-
-def _shuffled(member: np.ndarray, person: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Membership shuffled among the utterances of each person."""
-    other = member.copy()
-    for one in range(int(person.max()) + 1):
-        places = np.flatnonzero(person == one)
-        other[places] = member[generator.permutation(places)]
-    return other
 
 
 def balanced_choice(

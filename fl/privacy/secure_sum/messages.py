@@ -1,26 +1,26 @@
-"""The messages of a secure sum, each a frozen dataclass that turns into a Flower record and back.
+"""The messages of a secure sum, and how a dataclass becomes a Flower record and back.
 
-| step | device to server | server to device |
+| round | device to server | server to device |
 | --- | --- | --- |
-| begin | | :class:`Setup` |
-| 1 | :class:`PublicKeys` | :class:`Roster` |
-| 2 | :class:`Shares` | :class:`Inbox` |
-| 3 | :class:`Masked` | :class:`Survivors` |
-| 4 | :class:`Reveal` | |
+| begin | | :class:`SecureSumSetup` |
+| 1 | :class:`AdvertiseKeys` | :class:`Participants` |
+| 2 | :class:`ShareKeys` | :class:`Inbox` |
+| 3 | :class:`MaskedInput` | :class:`Survivors` |
+| 4 | :class:`Unmask` | |
 
-Every message carries the session, 16 random bytes of the server, so that none of an earlier round can be played again.
+Every message carries the session, 16 random bytes of the server, so that none of an earlier round can be replayed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Self, get_type_hints
+from typing import Any, Self, TypeGuard, get_type_hints
 
 from flwr.app import ConfigRecord
 
 from fl.privacy.secure_sum.keys import PUBLIC_BYTES, SecureSumError
-from fl.privacy.secure_sum.vector import Grid
+from fl.privacy.secure_sum.vector import FixedPointGrid
 
 KIND = "kind"
 SESSION_BYTES = 16
@@ -28,67 +28,75 @@ MAX_DEVICES = 4096  # shares grow with the square of it
 MAX_SIZE = 2**28  # numbers in a vector: 1 GiB of 32-bit words
 
 
-@dataclass(frozen=True)
-class Content:
-    """What all messages have: the session, and the way to a record and back."""
-
-    session: bytes
+class Recordable:
+    """A dataclass whose constructor's fields are text, numbers, bytes, tuples of them, bytes by device, or such dataclasses."""
 
     def to_record(self) -> ConfigRecord:
-        """As a Flower record; a mapping by device becomes a list of names and a list of values."""
+        """As a Flower record: bytes by device become a list of names and one of values, a dataclass its fields with a prefix."""
         values: dict[str, Any] = {KIND: type(self).__name__}
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for name in _hints(type(self)):
+            value = getattr(self, name)
             if isinstance(value, dict):
-                values[f"{field.name}.names"] = sorted(value)
-                values[f"{field.name}.values"] = [value[name] for name in sorted(value)]
+                values |= {f"{name}.names": sorted(value), f"{name}.values": [value[key] for key in sorted(value)]}
+            elif isinstance(value, Recordable):
+                values |= {f"{name}.{key}": part for key, part in value.to_record().items()}
             else:
-                values[field.name] = list(value) if isinstance(value, tuple) else value
+                values[name] = list(value) if isinstance(value, tuple) else value
         return ConfigRecord(values)
 
     @classmethod
-    def from_record(cls, record: Mapping[str, object]) -> Self:
-        """The inverse of :meth:`to_record`. :class:`SecureSumError` for a record that is no such message."""
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """The inverse of :meth:`to_record`. :class:`SecureSumError` for a record that is no such dataclass."""
         if record.get(KIND) != cls.__name__:
             raise SecureSumError(
                 f"message is {record.get(KIND)!r} where {cls.__name__!r} is expected: a step was left out"
             )
-        hints = get_type_hints(cls)
-        values: dict[str, Any] = {}
-        for field in fields(cls):
-            values[field.name] = _read(record, field.name, hints[field.name], cls.__name__)
-        return cls(**values)
+        return cls(**{name: _read(record, name, hint, cls.__name__) for name, hint in _hints(cls).items()})
 
 
-def _read(record: Mapping[str, object], name: str, hint: Any, kind: str) -> object:
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    """The types of a dataclass's fields, without those that its constructor does not take."""
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in fields(kind) if field.init}
+
+
+def _read(record: Mapping[str, Any], name: str, hint: Any, kind: str) -> object:
+    value, keys = record.get(name), record.get(f"{name}.names")
     if hint in (str, int, float, bytes):
-        value = record.get(name)
-        if type(value) is hint:
+        if type(value) is hint:  # a bool is no int, and an int no float
             return value
-    elif hint == tuple[str, ...]:
-        names = record.get(name)
-        if _is_names(names):
-            return tuple(names)  # type: ignore[arg-type]
+    elif hint in (tuple[str, ...], tuple[bytes, ...]):
+        if _is_list(value, str if hint == tuple[str, ...] else bytes):
+            return tuple(value)
+    elif hint == dict[str, bytes]:
+        values = record.get(f"{name}.values")
+        if _is_list(keys, str) and _is_list(values, bytes, distinct=False) and len(keys) == len(values):
+            return dict(zip(keys, values, strict=True))
     else:
-        names, found = record.get(f"{name}.names"), record.get(f"{name}.values")
-        if _is_names(names) and isinstance(found, list) and all(isinstance(value, bytes) for value in found):
-            assert isinstance(names, list)
-            if len(names) == len(found):
-                return dict(zip(names, found, strict=True))
+        prefix = f"{name}."
+        inner = {key.removeprefix(prefix): part for key, part in record.items() if key.startswith(prefix)}
+        return hint.from_record(inner)
     raise SecureSumError(
         f"field {name!r} of a {kind} message is missing or malformed: use the same version at both ends"
     )
 
 
-def _is_names(value: object) -> bool:
-    """A list of different device ids, not too long."""
-    if not isinstance(value, list) or len(value) > MAX_DEVICES:
+def _is_list(value: object, kind: type, *, distinct: bool = True) -> TypeGuard[list[Any]]:
+    """Whether ``value`` is a list with entries of one type, not too long, and none of them twice."""
+    if not isinstance(value, list) or len(value) > MAX_DEVICES or not all(type(entry) is kind for entry in value):
         return False
-    return all(isinstance(name, str) for name in value) and len(set(value)) == len(value)
+    return not distinct or len(set(value)) == len(value)
 
 
 @dataclass(frozen=True)
-class Setup(Content):
+class SecureSumMessage(Recordable):
+    """What all messages have."""
+
+    session: bytes
+
+
+@dataclass(frozen=True)
+class SecureSumSetup(SecureSumMessage):
     """What all agree on: who is invited, how many must remain, and the grid of the numbers."""
 
     devices: tuple[str, ...]
@@ -113,19 +121,27 @@ class Setup(Content):
             raise SecureSumError(f"vectors of {self.size:,} numbers: 1 to {MAX_SIZE:,} can be summed")
         _ = self.grid
 
+    def require(self, count: int, did: str) -> None:
+        """Raise :class:`SecureSumError` if fewer devices than the threshold ``did`` their part: a sum would say too much."""
+        if count < self.threshold:
+            raise SecureSumError(
+                f"{count} of {len(self.devices)} devices {did}, {self.threshold} are needed: no sum is formed; skip the round, "
+                "or ask more devices"
+            )
+
     @property
-    def grid(self) -> Grid:
+    def grid(self) -> FixedPointGrid:
         """How numbers become integers; each invited device contributes once at most."""
-        return Grid(self.limit, len(self.devices), self.bits, self.noise)
+        return FixedPointGrid(self.limit, len(self.devices), self.bits, self.noise)
 
 
 def default_threshold(devices: int) -> int:
-    """More than two thirds: 30 % may drop out at a step, and less than a third may work with a server that cheats."""
+    """More than two thirds: 30 % may drop out at a step, and less than a third may collude with a server that cheats."""
     return devices * 2 // 3 + 1
 
 
 @dataclass(frozen=True)
-class PublicKeys(Content):
+class AdvertiseKeys(SecureSumMessage):
     """A device's two public keys: for masks, and for the channels on which shares travel."""
 
     device: str
@@ -138,7 +154,7 @@ class PublicKeys(Content):
 
 
 @dataclass(frozen=True)
-class Roster(Content):
+class Participants(SecureSumMessage):
     """The public keys of all who gave theirs in time."""
 
     mask: dict[str, bytes]
@@ -146,7 +162,7 @@ class Roster(Content):
 
 
 @dataclass(frozen=True)
-class Shares(Content):
+class ShareKeys(SecureSumMessage):
     """One device's shares, sealed for each other device."""
 
     device: str
@@ -154,7 +170,7 @@ class Shares(Content):
 
 
 @dataclass(frozen=True)
-class Inbox(Content):
+class Inbox(SecureSumMessage):
     """The shares for one device, by sender. Who is a sender here is who the masks are made with."""
 
     device: str
@@ -162,7 +178,7 @@ class Inbox(Content):
 
 
 @dataclass(frozen=True)
-class Masked(Content):
+class MaskedInput(SecureSumMessage):
     """A device's masked vector as little-endian words, and the commitment to its self-mask."""
 
     device: str
@@ -171,14 +187,14 @@ class Masked(Content):
 
 
 @dataclass(frozen=True)
-class Survivors(Content):
+class Survivors(SecureSumMessage):
     """The devices whose masked vectors arrived."""
 
     devices: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Reveal(Content):
+class Unmask(SecureSumMessage):
     """One device's shares: of the self-mask's seed for who survived, of the mask key for who did not. Never both for one."""
 
     device: str

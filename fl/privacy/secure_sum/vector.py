@@ -12,6 +12,7 @@ is the rounding, at most 1 / (2 scale) for each number and contribution, n / (2 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,14 +24,14 @@ from fl.privacy.secure_sum.keys import SecureSumError
 
 MODULUS_BITS: dict[int, np.dtype[Any]] = {32: np.dtype(np.uint32), 64: np.dtype(np.uint64)}
 NOISE_TAIL = 12.0  # standard deviations for which there is room
-NOISE_STEPS = 8.0  # a device's share of the noise must span so many steps: see :meth:`Grid.encode`
+NOISE_STEPS = 8.0  # a device's share of the noise must span so many steps: see :meth:`FixedPointGrid.encode`
 MAX_EXACT_BITS = 53  # of float64, in which numbers are scaled
 
 Words = NDArray[np.unsignedinteger]
 
 
 @dataclass(frozen=True)
-class Grid:
+class FixedPointGrid:
     """The grid on which ``contributions`` vectors with entries of at most ``limit`` are summed. Public, the same for all."""
 
     limit: float  # largest absolute value of an entry: weight times update; the clipping norm bounds it
@@ -101,3 +102,26 @@ class Grid:
         """A sum of encoded vectors as numbers: words above half of the modulus are negative."""
         signed = words.view(np.dtype(f"i{words.dtype.itemsize}"))
         return signed.astype(np.float64) / self.scale
+
+
+def flatten(
+    sums: Mapping[str, np.ndarray], weight: float, limit: float, largest_weight: float = 1.0
+) -> NDArray[np.float64]:
+    """Weighted tensors and their weight as one vector, in the order of names; the weight comes last, on the grid's scale."""
+    if not 0.0 <= weight <= largest_weight or not math.isfinite(weight):
+        raise SecureSumError(f"weight {weight} is outside 0 to {largest_weight}: cap it")
+    parts = [np.asarray(sums[name], np.float64).reshape(-1) for name in sorted(sums)]
+    return np.concatenate([*parts, [weight / largest_weight * limit]])
+
+
+def unflatten(
+    numbers: NDArray[np.float64], shapes: Mapping[str, tuple[int, ...]], limit: float, largest_weight: float = 1.0
+) -> tuple[dict[str, NDArray[np.float64]], float]:
+    """The inverse of :func:`flatten` on a sum: sums by name, and the total weight."""
+    names = sorted(shapes)
+    sizes = [math.prod(shapes[name]) for name in names]
+    if numbers.shape != (sum(sizes) + 1,):
+        raise SecureSumError(f"a sum of {numbers.shape} numbers does not fit the {len(shapes)} shared tensors")
+    *parts, weight = np.split(numbers, np.cumsum(sizes, dtype=int))
+    sums = {name: part.reshape(shapes[name]) for name, part in zip(names, parts, strict=True)}
+    return sums, float(weight[0]) / limit * largest_weight

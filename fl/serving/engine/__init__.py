@@ -1,4 +1,4 @@
 """Continuous batching: many people's requests, each with an adapter, as rows of one batch.
 
-Knows bases and adapters; nothing of HTTP.
+Knows bases, adapters and whose turn it is; decoding itself is the base's, and nothing here knows HTTP.
 """

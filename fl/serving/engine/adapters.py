@@ -17,14 +17,16 @@ import torch
 from torch import nn
 
 from fl.adapters.config import ATTENTION_TARGETS, SITES, GatedLoraConfig, target_pattern
+from fl.adapters.correction import require_fingerprint
 from fl.adapters.files import AdapterInfo
-from fl.adapters.layer import gate_shapes
+from fl.adapters.gates import GATES
 from fl.adapters.stacked import Slot, tensor_name
 from fl.adapters.state import Shapes, check_tensors
 from fl.bases.whisper.base import WhisperBase
 from fl.bases.whisper.tokenizer import tokenizer_digest
 from fl.core.errors import AdapterError, AdapterMismatchError, ConfigError
 from fl.packed.blob import PackedInfo, read_info, unpack
+from fl.packed.folder import PEFT_TYPE, require_low_rank
 from fl.serving.engine.requests import ServedAdapter
 from fl.speech.features import WINDOWS
 
@@ -68,6 +70,8 @@ def admit(
     if len(data) > max_bytes:
         raise AdapterError(f"the adapter has {len(data):,} bytes, and at most {max_bytes:,} are taken: pack it as int8")
     packed = read_info(data)
+    require_low_rank({"peft_type": PEFT_TYPE, **packed.config}, "what was sent")
+    require_fingerprint(packed.base_fingerprint[:200], base.fingerprint)
     if packed.base_fingerprint != base.fingerprint:
         raise AdapterMismatchError(
             f"the adapter was made for base {packed.base_name[:80]!r} ({packed.base_fingerprint[:80]}); this server has "
@@ -171,9 +175,7 @@ def _shapes(config: GatedLoraConfig, base: WhisperBase) -> Shapes:
     assert isinstance(config.target_modules, list)
     for module in config.target_modules:
         d_in, d_out = linear_maps(base)[module]
-        shapes[tensor_name(module, "A")] = (config.r, d_in)
-        shapes[tensor_name(module, "B")] = (d_out, config.r)
-        for what, shape in gate_shapes(config.gate, d_in, d_out, config.r).items():
+        for what, shape in GATES[config.gate].shapes(d_in, d_out, config.r).items():
             shapes[tensor_name(module, what)] = shape
     return shapes
 

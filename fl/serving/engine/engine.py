@@ -1,8 +1,8 @@
 """Continuous batching: requests of many people, each with an adapter of their own, in one batch on one frozen base.
 
-One thread turns a wheel. Each turn takes new requests from a fair queue into free rows (their encoder states are computed
-in batches of similar length), then makes one decoder step for all rows; rows that are done leave, and others move up.
-Nothing of a request remains in a row after it left: adapter, keys and values are overwritten with zeros.
+One thread repeats a turn, which takes new requests from a fair queue into free rows (their encoder states are computed
+in batches of similar length), then makes one decoder step for all rows. Rows that are done leave the batch, and others move
+into their places. Nothing of a request remains in a row after it left: adapter, keys and values are zeroed.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fl.adapters.config import SITES, target_pattern
+from fl.adapters.correction import require_fingerprint
 from fl.adapters.stacked import StackedModel
-from fl.adapters.table import AdapterTable
+from fl.adapters.table import ServingTable
 from fl.bases.whisper.base import WhisperBase
-from fl.bases.whisper.decoding import detect_languages, token_limits
+from fl.bases.whisper.decoder import Prompted, RowDecoder
+from fl.bases.whisper.decoding import BeamSearch, detect_languages, expand, token_limit
 from fl.core.errors import AdapterError, AudioError, ConfigError, IdiolectError, RunError
 from fl.data.batching import buckets
-from fl.serving.engine.cache import RowCache
-from fl.serving.engine.decoder import log_probs, next_states, read_prompts, shape_of
 from fl.serving.engine.fair import FairQueue
-from fl.serving.engine.jobs import Job
+from fl.serving.engine.jobs import EngineJob
 from fl.serving.engine.requests import BusyError, ClosedError, DeadlineError, Request, Transcript
 from fl.speech.audio import MAX_SECONDS, SAMPLE_RATE
 from fl.speech.features import Window, heard_frames
@@ -57,21 +57,17 @@ class BatchEngine:
     """The engine (:class:`fl.serving.engine.requests.Engine`) on a Whisper; adapters may sit at any of its linear maps."""
 
     def __init__(self, base: WhisperBase, settings: EngineSettings | None = None, *, start: bool = True) -> None:
-        """With ``start`` False no thread turns the wheel: call :meth:`turn` until nothing is left."""
+        """With ``start`` False there is no thread: call :meth:`turn` until nothing is left."""
         self.base = base
         self.settings = settings or EngineSettings()
         host = StackedModel(base.new_model(), target_pattern(tuple(SITES)))
-        self._model = host.model
-        weight = next(self._model.parameters())
-        self._device = weight.device
-        self._table = AdapterTable(host, self.settings.rows)
-        self._cache = RowCache(shape_of(self._model), self.settings.rows, weight)
-        self._suppress = torch.tensor(base.rules.suppress, dtype=torch.long, device=self._device)
-        self._begin = torch.tensor(base.rules.begin_suppress, dtype=torch.long, device=self._device)
-        self._jobs: list[tuple[Job, int]] = []  # of each row: whose it is, and which beam
+        self._table = ServingTable(host, self.settings.rows)
+        self._decoder = RowDecoder(host.model, base.rules, self.settings.rows)
+        self._cache = self._decoder.cache
+        self._jobs: list[tuple[EngineJob, int]] = []  # of each row: whose it is, and which beam
         self._next: list[int] = []  # of each row: the token to feed
-        self._starting: list[Job] = []  # taken from the queue in this turn
-        self._queue: FairQueue[Job] = FairQueue()
+        self._starting: list[EngineJob] = []  # taken from the queue in this turn
+        self._queue: FairQueue[EngineJob] = FairQueue()
         self._wake = threading.Condition()
         self._closing = False
         self._pace = 0.1  # seconds between two finished requests, smoothed
@@ -83,7 +79,7 @@ class BatchEngine:
     def submit(self, request: Request) -> Future[Transcript]:
         """See :meth:`fl.serving.engine.requests.Engine.submit`."""
         self._check(request)
-        job = Job(request, Future(), time.monotonic())
+        job = EngineJob(request, Future(), time.monotonic())
         with self._wake:
             if self._closing:
                 raise ClosedError("the server is shutting down: ask again when it is back")
@@ -98,7 +94,7 @@ class BatchEngine:
         return job.future
 
     def _check(self, request: Request) -> None:
-        """Refuse what could only fail later. Of an adapter, :func:`fl.serving.engine.adapters.admit` has seen to the rest."""
+        """Refuse what could only fail later. Of an adapter, :func:`fl.serving.engine.adapters.admit` has checked all else."""
         if request.audio.ndim != 1 or not 0 < len(request.audio) <= MAX_SECONDS * SAMPLE_RATE:
             raise AudioError(
                 f"audio of shape {request.audio.shape}: one utterance is at most {MAX_SECONDS:.0f} s at {SAMPLE_RATE} Hz; "
@@ -107,6 +103,7 @@ class BatchEngine:
         if not 1 <= request.beams <= self.settings.rows:
             raise ConfigError(f"beams = {request.beams}: from 1 to {self.settings.rows}, the rows of this engine")
         if request.adapter is not None:
+            require_fingerprint(request.adapter.info.base_fingerprint, self.base.fingerprint)
             request.adapter.info.require_base(self.base.fingerprint)
         if request.language:
             self.base.prefix_ids(request.language)
@@ -162,12 +159,12 @@ class BatchEngine:
         if self._jobs:
             self._step()
 
-    def _active(self) -> list[Job]:
+    def _active(self) -> list[EngineJob]:
         return list({id(job): job for job, _ in self._jobs}.values())
 
-    def _admitted(self) -> list[Job]:
+    def _admitted(self) -> list[EngineJob]:
         """Requests whose turn it is and for which there are rows."""
-        jobs: list[Job] = []
+        jobs: list[EngineJob] = []
         free, frames = self.settings.rows - len(self._jobs), self.settings.frames
         while True:
             with self._wake:
@@ -194,9 +191,9 @@ class BatchEngine:
         full = 2 * self._cache.shape.states
         return full if self._window(request) == "full" else heard_frames(len(request.audio))
 
-    def _start(self, jobs: Sequence[Job]) -> None:
+    def _start(self, jobs: Sequence[EngineJob]) -> None:
         """Features, encoder states, prompts: from waiting to the first token."""
-        ready: list[Job] = []
+        ready: list[EngineJob] = []
         for job in jobs:
             started = time.monotonic()
             try:
@@ -211,16 +208,13 @@ class BatchEngine:
         ):
             self._start_together([ready[i] for i in chosen])
 
-    def _start_together(self, jobs: list[Job]) -> None:
+    def _start_together(self, jobs: list[EngineJob]) -> None:
         """Jobs of similar length; where one of them cannot be computed, the others are all the same."""
-        first, landed = len(self._jobs), False
+        first = len(self._jobs)
         try:
             for row, job in enumerate(jobs, first):
-                adapter = job.request.adapter
-                if adapter is not None:
-                    self._table.put(row, adapter.slot, adapter.tensors)
-            prepared = self._encode(jobs, first)
-            landed = True
+                self._adapt(row, job)
+            prompted, states, limits = self._encode(jobs, first)
         except Exception as error:
             for row in range(first, first + len(jobs)):
                 self._table.drop(row)
@@ -232,110 +226,84 @@ class BatchEngine:
             else:
                 log.exception("a request could not be encoded")
                 self._settle(jobs[0], RunError(f"the request could not be computed ({type(error).__name__})"))
-        if landed:
-            self._land(jobs, first, *prepared)
+        else:
+            self._begin(jobs, prompted, states, limits)
 
-    def _encode(
-        self, jobs: Sequence[Job], first: int
-    ) -> tuple[Tensor, list[list[tuple[Tensor, Tensor]]], list[list[tuple[Tensor, Tensor]]], list[int], list[int]]:
-        """The jobs' first log-probabilities, keys and values of their prompts and speech, encoder states and token limits."""
+    def _adapt(self, row: int, job: EngineJob) -> None:
+        adapter = job.request.adapter
+        if adapter is not None:
+            self._table.put(row, adapter.slot, adapter.tensors)
+
+    def _encode(self, jobs: Sequence[EngineJob], first: int) -> tuple[Prompted, list[int], list[int]]:
+        """What the decoder knows behind the jobs' prompts, and each job's encoder states and most tokens."""
         features = [job.features for job in jobs if job.features is not None]
-        batch = self.base.collate(features, None, self._window(jobs[0].request)).to(self._device)
+        batch = self.base.collate(features, None, self._window(jobs[0].request)).to(self._decoder.device)
         with self._table.rows(first, len(jobs)) as model:
             states, mask = self.base.encode(model, batch)
             for job in jobs:
                 adapter = job.request.adapter
                 job.language = job.request.language or (adapter.info.language if adapter is not None else "")
-            self._detect(jobs, states, mask)
-            prefixes = [self.base.prefix_ids(job.language or None) for job in jobs]
-            prompts = torch.tensor(prefixes, dtype=torch.long, device=self._device)
-            hidden, own, speech = read_prompts(model, prompts, states, mask)
-        values = log_probs(model, hidden, self._suppress).index_fill(1, self._begin, -torch.inf)
-        positions = self._cache.shape.tokens
+            self._detect(model, jobs, states, mask)
+            prompts = [self.base.prefix_ids(job.language or None) for job in jobs]
+            prompted = self._decoder.read(prompts, states, mask)
         limits = [
-            token_limits(
-                [heard_frames(len(job.request.audio))], prompts.shape[1], positions, job.request.max_new_tokens
-            )[0]
-            for job in jobs
+            token_limit(heard_frames(len(asked.audio)), len(prompts[0]), self._cache.shape.tokens, asked.max_new_tokens)
+            for asked in (job.request for job in jobs)
         ]
-        return values, own, speech, [(count + 1) // 2 for count in batch.frames], limits
+        return prompted, [(count + 1) // 2 for count in batch.lengths], limits
 
-    def _detect(self, jobs: Sequence[Job], states: Tensor, mask: Tensor | None) -> None:
+    def _detect(self, model: nn.Module, jobs: Sequence[EngineJob], states: Tensor, mask: Tensor | None) -> None:
         """A language for each job that has none, if the base knows any. Call it with the jobs' adapters in place."""
         special = self.base.tokenizer.special
         if not special.languages or all(job.language for job in jobs):
             return
         candidates = {special.prefix(code)[1]: code for code in self.settings.languages or self.base.languages}
-        found = detect_languages(self._model, states, mask, special.start, list(candidates))
+        found = detect_languages(model, states, mask, special.start, list(candidates))
         for job, token in zip(jobs, found, strict=True):
             job.language = job.language or candidates[token]
 
-    def _land(
-        self,
-        jobs: Sequence[Job],
-        first: int,
-        values: Tensor,
-        own: list[list[tuple[Tensor, Tensor]]],
-        speech: list[list[tuple[Tensor, Tensor]]],
-        states: Sequence[int],
-        limits: Sequence[int],
+    def _begin(
+        self, jobs: Sequence[EngineJob], prompted: Prompted, states: Sequence[int], limits: Sequence[int]
     ) -> None:
         """Give the jobs their rows: each the one where it was encoded, and one more for each further beam."""
-        end = self.base.tokenizer.special.end
+        first, end = len(self._jobs), self.base.tokenizer.special.end
         for index, job in enumerate(jobs):
-            job.features = None
-            job.begin(limits[index], end)
-            self._seat(job, 0, own[index], speech[index], states[index])
-        for index, job in enumerate(jobs):
-            for beam in range(1, job.request.beams):
-                adapter = job.request.adapter
-                if adapter is not None:
-                    self._table.put(len(self._jobs), adapter.slot, adapter.tensors)
-                self._seat(job, beam, own[index], speech[index], states[index])
-        beams = [index for index, job in enumerate(jobs) for _ in range(job.request.beams - 1)]
-        self._choose(torch.cat((values, values[beams])) if beams else values, first)
-
-    def _seat(
-        self, job: Job, beam: int, own: list[tuple[Tensor, Tensor]], speech: list[tuple[Tensor, Tensor]], states: int
-    ) -> None:
-        job.rows.append(len(self._jobs))
-        self._jobs.append((job, beam))
-        self._next.append(0)
-        self._cache.join(own, speech, states)
+            job.features, job.encoded = None, time.monotonic()
+            job.search = BeamSearch(job.request.beams, limits[index], end)
+        further = [index for index, job in enumerate(jobs) for _ in range(job.request.beams - 1)]
+        for place, index in enumerate([*range(len(jobs)), *further]):
+            job, row = jobs[index], len(self._jobs)
+            if place >= len(jobs):
+                self._adapt(row, job)
+            self._jobs.append((job, len(job.beams.rows)))
+            job.beams.rows.append(row)
+            self._next.append(0)
+            self._cache.join(*prompted.row(index), states[index])
+        values = prompted.log_probs
+        self._choose(torch.cat((values, values[further])) if further else values, first)
 
     def _step(self) -> None:
         self._counts["steps"] += 1
-        tokens = torch.tensor(self._next, dtype=torch.long, device=self._device)
-        with self._table.rows(0, len(self._jobs)) as model:
-            hidden = next_states(model, tokens, self._cache)
-        self._choose(log_probs(self._model, hidden, self._suppress), 0)
+        with self._table.rows(0, len(self._jobs)):
+            values = self._decoder.next(self._next)
+        self._choose(values, 0)
 
     def _choose(self, values: Tensor, first: int) -> None:
         """From log-probabilities (rows, vocabulary) of the rows from ``first`` on to their next tokens; who is done leaves."""
-        best, choice = (tensor.tolist() for tensor in values.max(dim=-1))
-        broken: list[Job] = []
         jobs = list({id(job): job for job, _ in self._jobs[first:]}.values())
+        sources, self._next[first:] = expand([job.beams for job in jobs], values, first)
+        self._cache.reorder(range(first, len(self._jobs)), sources)
         for job in jobs:
-            rows = [row - first for row in job.rows]
-            if any(best[row] != best[row] for row in rows):  # not a number
-                broken.append(job)
-            elif job.search is None:
-                self._next[job.rows[0]] = job.take_best(best[rows[0]], choice[rows[0]])
-            else:
-                sources, tokens = job.take_beams(values[rows])
-                self._cache.reorder(job.rows, [job.rows[beam] for beam in sources])
-                for row, token in zip(job.rows, tokens, strict=True):
-                    self._next[row] = token
-            if job not in broken:
+            if not job.beams.broken:
                 job.show(self.base.tokenizer)
-        self._let_go([job for job in jobs if job in broken or job.found is not None])
+        self._let_go([job for job in jobs if job.beams.broken or job.beams.done])
 
-    def _let_go(self, jobs: Sequence[Job]) -> None:
+    def _let_go(self, jobs: Sequence[EngineJob]) -> None:
         """Free the rows of jobs that are done, late, cancelled or broken, and say so to who waits."""
         for job in jobs:
-            for row in sorted(job.rows, reverse=True):
+            for row in sorted(job.beams.rows, reverse=True):
                 self._leave(row)
-            if job.found is not None and not job.request.late:
+            if job.beams.done and not job.beams.broken and not job.request.late:
                 self._pace = 0.9 * self._pace + 0.1 * min(10.0, (time.monotonic() - job.submitted) / self.settings.rows)
                 self._counts["finished" if job.finish(self.base.tokenizer) else "cancelled"] += 1
             elif job.gone or job.request.late:
@@ -349,12 +317,12 @@ class BatchEngine:
         if last != row:
             self._table.move(last, row)
             job, beam = self._jobs[last]
-            job.rows[beam] = row
+            job.beams.rows[beam] = row
             self._jobs[row], self._next[row] = (job, beam), self._next[last]
         self._jobs.pop()
         self._next.pop()
 
-    def _settle(self, job: Job, error: Exception | None = None, *, late: bool = False) -> None:
+    def _settle(self, job: EngineJob, error: Exception | None = None, *, late: bool = False) -> None:
         if job.gone:
             self._counts["cancelled"] += 1
         elif late:

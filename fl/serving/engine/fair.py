@@ -52,7 +52,7 @@ class FairQueue(Generic[Item]):
         """The item whose turn it is. Raises IndexError if there is none."""
         found = heapq.heappop(self._heap)
         self._now = max(self._now, found.start)
-        self._forget(found.person)
+        self._release(found.person)
         return found.item
 
     def peek(self) -> Item:
@@ -63,7 +63,7 @@ class FairQueue(Generic[Item]):
         """Take everything, in turn."""
         return [self.pop() for _ in range(len(self._heap))]
 
-    def _forget(self, person: str) -> None:
+    def _release(self, person: str) -> None:
         """Keep no trace of people who have nothing waiting and no debt."""
         self._counts[person] -= 1
         if not self._counts[person]:

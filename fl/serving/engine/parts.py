@@ -1,4 +1,4 @@
-"""One recording in the engine: its parts are requests of their own, some of them at once, heard in order."""
+"""One recording in the engine: its parts are requests of their own, some of them at once, whose transcripts come in order."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from fl.serving.engine.requests import BusyError, ClosedError, DeadlineError, En
 
 
 @dataclass(frozen=True)
-class Heard:
-    """News of part ``index``: its text so far, or, when it is done, its transcript."""
+class PartUpdate:
+    """Part ``index`` of a recording: its text so far, or, when it is done, its transcript."""
 
     index: int
     text: str
     transcript: Transcript | None = None
 
 
-class _News:
+class _PartTexts:
     """The newest text of each part, told by the engine's thread and read in the event loop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._event = asyncio.Event()
-        self.texts: dict[int, str] = {}
+        self.newest: dict[int, str] = {}
 
     def tell(self, index: int, text: str) -> None:
         with suppress(RuntimeError):  # the loop is closed: nobody listens
             self._loop.call_soon_threadsafe(self._take, index, text)
 
     def _take(self, index: int, text: str) -> None:
-        self.texts[index] = text
+        self.newest[index] = text
         self._event.set()
 
     def done(self, future: asyncio.Future[Transcript]) -> None:
@@ -49,13 +49,13 @@ class _News:
 
 async def listen(
     engine: Engine, requests: Sequence[Request], *, ahead: int, partial: bool = False
-) -> AsyncIterator[Heard]:
+) -> AsyncIterator[PartUpdate]:
     """The transcripts of ``requests`` in order, with ``partial`` texts between them; at most ``ahead`` are in the engine.
 
     Whoever stops listening cancels what is left. Raises what the engine raises: :class:`BusyError` only before anything
     was taken, since a recording that was begun waits for room until its deadline.
     """
-    news = _News()
+    texts = _PartTexts()
     waiting = deque(enumerate(requests))
     running: deque[tuple[int, asyncio.Future[Transcript]]] = deque()
     begun = False
@@ -63,7 +63,7 @@ async def listen(
         while waiting or running:
             while waiting and len(running) < ahead:
                 try:
-                    running.append(_submit(engine, *waiting[0], news, partial))
+                    running.append(_submit(engine, *waiting[0], texts, partial))
                 except BusyError as error:
                     if not begun:
                         raise
@@ -77,29 +77,29 @@ async def listen(
             index, future = running[0]
             told = ""
             while not future.done():
-                await news.wait()
-                text = news.texts.get(index, "")
+                await texts.wait()
+                text = texts.newest.get(index, "")
                 if text != told and not future.done():
                     told = text
-                    yield Heard(index, text)
+                    yield PartUpdate(index, text)
             running.popleft()
-            news.texts.pop(index, None)
+            texts.newest.pop(index, None)
             if future.cancelled():
                 raise ClosedError("the engine gave the request up: ask again")
             transcript = future.result()
-            yield Heard(index, transcript.text, transcript)
+            yield PartUpdate(index, transcript.text, transcript)
     finally:
         for _, future in running:
             future.cancel()
 
 
 def _submit(
-    engine: Engine, index: int, request: Request, news: _News, partial: bool
+    engine: Engine, index: int, request: Request, texts: _PartTexts, partial: bool
 ) -> tuple[int, asyncio.Future[Transcript]]:
     if partial:
-        request = replace(request, on_text=lambda text: news.tell(index, text))
+        request = replace(request, on_text=lambda text: texts.tell(index, text))
     future = asyncio.wrap_future(engine.submit(request))
-    future.add_done_callback(news.done)
+    future.add_done_callback(texts.done)
     return index, future
 
 

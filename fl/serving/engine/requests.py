@@ -54,7 +54,7 @@ class Request:
     """One utterance to transcribe: ``audio`` (samples,) at 16 kHz, at most 29 s, and whose adapter to use (None: the base).
 
     ``person`` is whose turn it counts as in fair queueing. ``language`` empty means: the adapter's own, else detected.
-    ``deadline`` is on :func:`time.monotonic`'s clock. ``on_text`` is called from the engine's thread, with the whole text
+    ``deadline`` is on ``time.monotonic``'s clock. ``on_text`` is called from the engine's thread, with the whole text
     so far, whenever there is more of it; it must return at once.
     """
 

@@ -33,7 +33,6 @@ def decode_audio(data: bytes, max_seconds: float, source: str = "file") -> Wavef
         raise AudioError(f"{source}: is empty; record it again")
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
-            _check_header(file, max_seconds, source)
             audio = _read(file, max_seconds, source)
     except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError) as error:
         raise AudioError(f"{source}: cannot be read as audio ({type(error).__name__}); send {_FORMATS}") from None
@@ -47,41 +46,32 @@ def decode_audio(data: bytes, max_seconds: float, source: str = "file") -> Wavef
     return audio
 
 
-def _too_long(source: str, seconds: float, max_seconds: float) -> ProblemError:
-    return ProblemError(
-        "audio-too-long", f"{source}: {seconds:,.1f} s of audio, and at most {max_seconds:g} s are taken"
-    )
-
-
-def _check_header(file: soundfile.SoundFile, max_seconds: float, source: str) -> None:
-    rate, channels = int(file.samplerate), int(file.channels)
+def _read(file: soundfile.SoundFile, max_seconds: float, source: str) -> Waveform:
+    rate, channels, claimed = int(file.samplerate), int(file.channels), len(file)
     if not RATES[0] <= rate <= RATES[1] or not 1 <= channels <= MAX_CHANNELS:
         raise AudioError(
             f"{source}: {rate} Hz and {channels} channels; {RATES[0]} to {RATES[1]} Hz and at most {MAX_CHANNELS} are read"
         )
-    if len(file) > max_seconds * rate:
-        raise _too_long(source, len(file) / rate, max_seconds)
 
+    def check_length(frames: int) -> None:
+        if frames > round(max_seconds * rate):
+            reason = f"{source}: {frames / rate:,.1f} s of audio, and at most {max_seconds:g} s are taken"
+            raise ProblemError("audio-too-long", reason)
 
-def _read(file: soundfile.SoundFile, max_seconds: float, source: str) -> Waveform:
-    rate, limit = int(file.samplerate), round(max_seconds * int(file.samplerate))
+    check_length(claimed)
     resampler = (
-        soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ") if rate != SAMPLE_RATE else None
+        None if rate == SAMPLE_RATE else soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
     )
     parts: list[np.ndarray] = []
-    frames = 0
-    while True:
+    frames, last = 0, False
+    while not last:
         block = file.read(rate, dtype="float32", always_2d=True)
-        frames += len(block)
-        if frames > limit:
-            raise _too_long(source, frames / rate, max_seconds)
+        frames, last = frames + len(block), len(block) < rate
+        check_length(frames)
         mono = block.mean(axis=1, dtype=np.float32)
-        last = len(block) < rate
         parts.append(mono if resampler is None else resampler.resample_chunk(mono, last=last))
-        if last:
-            break
-    if frames < len(file):
-        raise AudioError(f"{source}: is cut off after {frames:,} of {len(file):,} frames; send all of it")
+    if frames < claimed:
+        raise AudioError(f"{source}: is cut off after {frames:,} of {claimed:,} frames; send all of it")
     return np.ascontiguousarray(np.concatenate(parts), dtype=np.float32)
 
 

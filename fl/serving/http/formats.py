@@ -1,20 +1,32 @@
-"""Transcripts as they are sent: the response formats of OpenAI's API, and which word is which language.
+"""Transcripts as they are sent: the response formats and the event stream of OpenAI's API, and which word is which language.
 
 The model gives text and no times, so the times of words are estimated: each part's seconds are divided by the letters of its
 words. Times of segments are exact, since audio is cut there.
+
+Deltas of a stream (server-sent events ``transcript.text.delta``) only ever add. While the model reconsiders (a beam search, half a
+Hangul syllable) nothing is sent. The event ``transcript.text.done`` has the whole text: where it differs from the deltas, it is right.
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from fl.metrics.languages import SCRIPT_LANGUAGES, script_language, switch_words
+from fl.serving.engine.parts import PartUpdate
 from fl.serving.engine.requests import Stages, Transcript
+from fl.serving.http.problems import problem_of
 
-FORMATS = ("json", "text", "verbose_json", "srt", "vtt")
+EVENTS_TYPE = "text/event-stream"
+EVENTS_HEADERS = {
+    "cache-control": "no-store",
+    "x-accel-buffering": "no",
+}  # a proxy that collects first defeats the purpose
+KEEP_ALIVE_SECONDS = 10.0
 MEDIA_TYPES = {
     "text": "text/plain; charset=utf-8",
     "srt": "application/x-subrip; charset=utf-8",
@@ -23,7 +35,7 @@ MEDIA_TYPES = {
 
 
 @dataclass(frozen=True)
-class Segment:
+class TimedTranscript:
     """A part of the recording with its transcript. Times are in seconds."""
 
     start: float
@@ -36,14 +48,9 @@ class Segment:
         return self.transcript.text
 
 
-def join(texts: Sequence[str]) -> str:
+def plain_text(segments: Sequence[TimedTranscript]) -> str:
     """The parts of a recording as one text."""
-    return " ".join(text for text in texts if text)
-
-
-def alphabetic_of(language: str) -> str:
-    """The language that words in Latin letters are taken for: the transcript's own, or English beside Korean, Chinese, Japanese."""
-    return "en" if not language or language in SCRIPT_LANGUAGES.values() else language
+    return " ".join(segment.text for segment in segments if segment.text)
 
 
 def language_spans(text: str, alphabetic: str) -> list[dict[str, Any]]:
@@ -64,7 +71,7 @@ def language_spans(text: str, alphabetic: str) -> list[dict[str, Any]]:
     return spans
 
 
-def timed_words(segment: Segment, alphabetic: str) -> list[dict[str, Any]]:
+def timed_words(segment: TimedTranscript, alphabetic: str) -> list[dict[str, Any]]:
     """The words of a segment with estimated times and the language of their first letter."""
     words = segment.text.split()
     letters = sum(len(word) for word in words)
@@ -78,30 +85,26 @@ def timed_words(segment: Segment, alphabetic: str) -> list[dict[str, Any]]:
     return timed
 
 
-def add_stages(stages: Sequence[Stages]) -> dict[str, float]:
-    """Seconds by stage of all parts together; parts that ran side by side add up to more than the clock showed."""
-    names = ("queue", "features", "encode", "decode")
-    return {name: round(sum(getattr(stage, name) for stage in stages), 6) for name in names}
-
-
-def plain(segments: Sequence[Segment]) -> dict[str, Any]:
-    """``response_format=json``."""
-    return {"text": join([segment.text for segment in segments])}
-
-
 def verbose(
-    segments: Sequence[Segment], seconds: float, granularities: frozenset[str], stages: dict[str, float]
+    segments: Sequence[TimedTranscript], seconds: float, granularities: Sequence[str], stages: dict[str, float]
 ) -> dict[str, Any]:
-    """``response_format=verbose_json``: with ``spans`` by language and ``stages``, which OpenAI's has not."""
+    """``response_format=verbose_json`` of a recording of so many ``seconds``, with ``spans`` by language and ``stages``, which
+    OpenAI's has not: those of the engine, and ``stages`` outside it."""
     language = segments[0].transcript.language if segments else ""
-    text, alphabetic = join([segment.text for segment in segments]), alphabetic_of(language)
+    text = plain_text(segments)
+    # Words in Latin letters are of the transcript's own language, or English beside Korean, Chinese, Japanese.
+    alphabetic = "en" if not language or language in SCRIPT_LANGUAGES.values() else language
+    inside = {
+        field.name: round(sum(getattr(segment.transcript.stages, field.name) for segment in segments), 6)
+        for field in fields(Stages)
+    }  # parts that ran side by side add up to more than the clock showed
     document: dict[str, Any] = {
         "task": "transcribe",
         "language": language,
         "duration": round(seconds, 3),
         "text": text,
         "spans": language_spans(text, alphabetic),
-        "stages": {**add_stages([segment.transcript.stages for segment in segments]), **stages},
+        "stages": {**inside, **{name: round(seconds, 6) for name, seconds in stages.items()}},
     }
     if "segment" in granularities:
         document["segments"] = [_segment(number, segment) for number, segment in enumerate(segments)]
@@ -110,7 +113,7 @@ def verbose(
     return document
 
 
-def _segment(number: int, segment: Segment) -> dict[str, Any]:
+def _segment(number: int, segment: TimedTranscript) -> dict[str, Any]:
     found, text = segment.transcript, segment.text.encode()
     return {
         "id": number,
@@ -128,24 +131,79 @@ def _segment(number: int, segment: Segment) -> dict[str, Any]:
     }
 
 
-def subtitles(segments: Sequence[Segment], kind: str) -> str:
+def subtitles(segments: Sequence[TimedTranscript], kind: str) -> str:
     """``srt`` or ``vtt``, a cue for each segment with text."""
     comma = "," if kind == "srt" else "."
-    cues = [s for s in segments if s.text]
-    blocks = [
-        (f"{number}\n" if kind == "srt" else "")
-        + f"{_clock(s.start, comma)} --> {_clock(s.end, comma)}\n{_cue(s.text)}\n"
-        for number, s in enumerate(cues, 1)
-    ]
+    blocks = []
+    for number, cue in enumerate((segment for segment in segments if segment.text), 1):
+        text = cue.text.replace("-->", "->")  # cannot be taken for the arrow between times
+        times = f"{_clock(cue.start, comma)} --> {_clock(cue.end, comma)}"
+        blocks.append((f"{number}\n" if kind == "srt" else "") + f"{times}\n{text}\n")
     return ("WEBVTT\n\n" if kind == "vtt" else "") + "\n".join(blocks)
-
-
-def _cue(text: str) -> str:
-    """Text that cannot be taken for the arrow between times."""
-    return text.replace("-->", "->")
 
 
 def _clock(seconds: float, comma: str) -> str:
     milliseconds = round(seconds * 1000)
     minutes, rest = divmod(milliseconds, 60_000)
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest // 1000:02d}{comma}{rest % 1000:03d}"
+
+
+def event(document: dict[str, Any]) -> bytes:
+    """One event whose name is the document's ``type``."""
+    return f"event: {document['type']}\ndata: {json.dumps(document, ensure_ascii=False)}\n\n".encode()
+
+
+class Deltas:
+    """From whole texts so far to what is new in them, over the parts of a recording."""
+
+    def __init__(self) -> None:
+        self._sent = ""  # of the part at hand
+        self._part = 0
+        self._space = ""
+
+    def next(self, update: PartUpdate) -> str:
+        """What to send for this update; empty where nothing is certain to be new."""
+        if update.index != self._part:
+            self._part, self._sent = update.index, ""
+        text = update.text
+        new = text[len(self._sent) :] if text.startswith(self._sent) else ""
+        if new:
+            new = new if self._sent else self._space + new
+            self._sent = text
+        if update.transcript is not None and text:
+            self._space = " "
+        return new
+
+
+async def events(
+    first: PartUpdate | None, rest: AsyncIterator[PartUpdate], finish: Callable[[list[PartUpdate]], dict[str, Any]]
+) -> AsyncIterator[bytes]:
+    """The events of a recording from its updates ``first`` and ``rest``; ``finish`` makes the last document of its transcripts."""
+    deltas, done, update = Deltas(), [], first
+    upcoming: asyncio.Task[PartUpdate | None] | None = None
+    try:
+        while update is not None:
+            new = deltas.next(update)
+            if new:
+                yield event({"type": "transcript.text.delta", "delta": new})
+            if update.transcript is not None:
+                done.append(update)
+            upcoming = asyncio.create_task(next_of(rest))
+            while not (await asyncio.wait({upcoming}, timeout=KEEP_ALIVE_SECONDS))[0]:
+                yield b": still working\n\n"
+            update = upcoming.result()
+        yield event(finish(done))
+    except Exception as error:
+        problem = problem_of(error).document()
+        yield event({"type": "error", "error": problem["error"], "problem": problem})  # OpenAI's clients read "error"
+    finally:
+        if upcoming is not None and not upcoming.done():
+            upcoming.cancel()
+            await asyncio.wait({upcoming})
+        if isinstance(rest, AsyncGenerator):
+            await rest.aclose()
+
+
+async def next_of(source: AsyncIterator[PartUpdate]) -> PartUpdate | None:
+    """The next of ``source``, None at its end (a task may not raise StopAsyncIteration)."""
+    return await anext(source, None)

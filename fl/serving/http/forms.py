@@ -1,22 +1,21 @@
-"""Multipart forms in memory, with bounds: nothing that somebody sent is ever written to a disk, not even for a moment."""
+"""Multipart forms as pydantic models, in memory and with bounds: nothing of a request is ever written to a disk."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar, get_origin
+from collections import defaultdict
+from functools import cache
+from typing import Any, Self
 
 from pydantic import BaseModel, ValidationError
 from python_multipart.exceptions import FormParserError
-from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from fl.serving.http.problems import ProblemError
+from fl.serving.http.problems import ProblemError, describe_invalid
 
+FORM_TYPE = "multipart/form-data"
 MAX_FIELDS = 64
 MAX_FIELD_BYTES = 2**18
-Fields = TypeVar("Fields", bound=BaseModel)
 
 
 class _MemoryParser(MultiPartParser):
@@ -25,33 +24,50 @@ class _MemoryParser(MultiPartParser):
     spool_max_size = 2**40
 
 
-@dataclass(frozen=True)
-class Form:
-    """What a form holds: texts and contents of files by field. File names are not kept."""
+class FormModel(BaseModel):
+    """A form: ``bytes`` are files, whose names are not kept, all else is text. Unknown fields, as OpenAI's clients send, are ignored."""
 
-    texts: dict[str, list[str]]
-    files: dict[str, list[bytes]]
+    @classmethod
+    @cache
+    def form_schema(cls) -> dict[str, Any]:
+        """The JSON schema of the form, from which :meth:`read` takes which fields are files, lists, or required."""
+        return cls.model_json_schema(by_alias=True)
 
-    def file(self, name: str) -> bytes | None:
-        """The only file of a field; :class:`ProblemError` for two."""
-        found = self.files.get(name, [])
-        if len(found) > 1:
-            raise ProblemError("invalid-field", f"{name}: {len(found)} files; send one")
-        return found[0] if found else None
+    @classmethod
+    def document(cls) -> dict[str, Any]:
+        """What OpenAPI says of the request."""
+        return {"requestBody": {"required": True, "content": {FORM_TYPE: {"schema": cls.form_schema()}}}}
 
-    def required_file(self, name: str) -> bytes:
-        """As :meth:`file`, and there must be one."""
-        found = self.file(name)
-        if found is None:
-            raise ProblemError("invalid-field", f"{name}: is missing; send it as a part with a file name")
-        return found
+    @classmethod
+    async def read(cls, request: Request, *, max_files: int) -> Self:
+        """The form of a request. Raises :class:`ProblemError`: ``bad-request`` for a body that is none, ``invalid-field`` that
+        names the field and what is allowed; it does not repeat the value."""
+        parts = await _read_parts(request, max_files)
+        values: dict[str, Any] = {}
+        for key, field in cls.form_schema()["properties"].items():
+            found = parts.get(key) or parts.get(key.removesuffix("[]"), [])
+            binary = field.get("items", field).get("format") == "binary"
+            kind, other, how = (bytes, "text", "with") if binary else (str, "file", "without")
+            misplaced = not all(isinstance(value, kind) for value in found)
+            if misplaced or (not found and key in cls.form_schema()["required"]):
+                what = f"is a {other}" if misplaced else "is missing"
+                raise ProblemError("invalid-field", f"{key}: {what}; send it as a part {how} a file name")
+            many = field["type"] == "array"
+            if len(found) > 1 and not many:
+                raise ProblemError("invalid-field", f"{key}: is given {len(found)} times; send it once")
+            if found:
+                values[key] = found if many else found[0]
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            errors = error.errors(include_input=False, include_url=False)
+            raise ProblemError("invalid-field", describe_invalid(errors)) from None
 
 
-async def read_form(request: Request, *, max_files: int) -> Form:
-    """The form of a request, in memory. Raises :class:`ProblemError` ``bad-request`` for a body that is none."""
+async def _read_parts(request: Request, max_files: int) -> dict[str, list[str | bytes]]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "multipart/form-data":
-        raise ProblemError("bad-request", f"the body is {kind[:80] or 'of no type'}; multipart/form-data is expected")
+    if kind != FORM_TYPE:
+        raise ProblemError("bad-request", f"the body is {kind[:80] or 'of no type'}; {FORM_TYPE} is expected")
     parser = _MemoryParser(
         request.headers,
         request.stream(),  # type: ignore[arg-type]
@@ -59,69 +75,13 @@ async def read_form(request: Request, *, max_files: int) -> Form:
         max_fields=MAX_FIELDS,
         max_part_size=MAX_FIELD_BYTES,
     )
-    form = Form({}, {})
+    parts = defaultdict[str, list[str | bytes]](list)
     try:
-        for name, value in (await parser.parse()).multi_items():
-            if isinstance(value, UploadFile):
-                form.files.setdefault(name, []).append(await value.read())
-                await value.close()
-            else:
-                form.texts.setdefault(name, []).append(value)
+        form = await parser.parse()
+        for name, value in form.multi_items():
+            parts[name].append(value if isinstance(value, str) else await value.read())
+        await form.close()
     except (MultiPartException, FormParserError, UnicodeDecodeError, LookupError) as error:
         # A message of the parser may quote a part of the body; it goes to the sender alone.
         raise ProblemError("bad-request", f"the body is no multipart form: {str(error)[:120]}") from None
-    return form
-
-
-async def read_body(request: Request, limit: int) -> bytes:
-    """The whole body, at most ``limit`` bytes; :class:`ProblemError` ``too-large`` beyond."""
-    data = bytearray()
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > limit:
-            raise ProblemError(
-                "too-large", f"the body has more than the {limit:,} bytes that are taken here", close=True
-            )
-    return bytes(data)
-
-
-def parse_fields(kind: type[Fields], form: Form) -> Fields:
-    """The text fields of ``form`` that ``kind`` knows (others are ignored, as OpenAI's clients send more), checked.
-
-    Raises :class:`ProblemError` ``invalid-field`` that names the field and what is allowed; it does not repeat the value.
-    """
-    values: dict[str, Any] = {}
-    for name, field in kind.model_fields.items():
-        key = field.alias or name
-        found = form.texts.get(key) or form.texts.get(key.removesuffix("[]"))
-        if not found:
-            continue
-        if get_origin(field.annotation) in (list, tuple, set, frozenset):
-            values[key] = found
-        elif len(found) > 1:
-            raise ProblemError("invalid-field", f"{key}: is given {len(found)} times; send it once")
-        else:
-            values[key] = found[0]
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        raise ProblemError(
-            "invalid-field", describe_invalid(error.errors(include_input=False, include_url=False))
-        ) from None
-
-
-def describe_invalid(errors: Sequence[Any]) -> str:
-    """``field: reason`` of at most five errors of pydantic."""
-    return "; ".join(f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in errors[:5])
-
-
-def form_document(
-    kind: type[BaseModel], files: dict[str, str], required: Sequence[str], many: Sequence[str] = ()
-) -> dict[str, Any]:
-    """The OpenAPI ``requestBody`` of a form with the text fields of ``kind`` and ``files`` with their descriptions."""
-    schema = kind.model_json_schema(by_alias=True)
-    for name, text in files.items():
-        binary = {"type": "string", "format": "binary", "description": text}
-        schema["properties"][name] = {"type": "array", "minItems": 1, "items": binary} if name in many else binary
-    schema["required"] = [*schema.get("required", []), *required]
-    return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+    return parts

@@ -17,7 +17,7 @@ from fl.serving.http.problems import ProblemError
 
 
 @dataclass
-class Held:
+class HeldAdapter:
     """One adapter that is held. ``expires`` is on the store's clock."""
 
     owner: str
@@ -31,13 +31,11 @@ class Handles:
     def __init__(
         self, max_bytes: int, seconds: float, per_owner: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.max_bytes = max_bytes
-        self.seconds = seconds
-        self.per_owner = per_owner
+        self.max_bytes, self.seconds, self.per_owner = max_bytes, seconds, per_owner
         self.bytes = 0
         self.evicted = 0
         self._clock = clock
-        self._held: OrderedDict[str, Held] = OrderedDict()
+        self._held: OrderedDict[str, HeldAdapter] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._held)
@@ -52,35 +50,31 @@ class Handles:
             raise ProblemError(
                 "too-large", f"the adapter has {adapter.bytes:,} bytes in memory; {self.max_bytes:,} are for handles"
             )
-        own = [handle for handle, held in self._held.items() if held.owner == owner]
-        for handle in own:
-            if self._held[handle].adapter.digest == adapter.digest:
-                self._touch(handle)
+        own = {handle: held for handle, held in self._held.items() if held.owner == owner}
+        for handle, held in own.items():
+            if held.adapter.digest == adapter.digest:
+                self.get(owner, handle)
                 return handle
         if len(own) >= self.per_owner:
-            self._drop(own[0])
-            self.evicted += 1
+            self._evict(next(iter(own)))
         while self.bytes + adapter.bytes > self.max_bytes:
-            self._drop(next(iter(self._held)))
-            self.evicted += 1
+            self._evict(next(iter(self._held)))
         handle = secrets.token_urlsafe(24)
-        self._held[handle] = Held(owner, adapter, self._clock() + self.seconds)
+        self._held[handle] = HeldAdapter(owner, adapter, self._clock() + self.seconds)
         self.bytes += adapter.bytes
         return handle
 
     def get(self, owner: str, handle: str) -> ServedAdapter:
         """The adapter, which counts as used. :class:`ProblemError` ``unknown-handle`` for another owner's as for none."""
-        adapter = self._find(owner, handle).adapter
-        self._touch(handle)
-        return adapter
+        held = self._find(owner, handle)
+        held.expires = self._clock() + self.seconds
+        self._held.move_to_end(handle)
+        return held.adapter
 
-    def expires_in(self, owner: str, handle: str) -> float:
-        """Seconds for which the adapter stays if nobody uses it; as :meth:`get`, but it does not count as used."""
-        return self._find(owner, handle).expires - self._clock()
-
-    def look(self, owner: str, handle: str) -> ServedAdapter:
-        """As :meth:`get`, but it does not count as used."""
-        return self._find(owner, handle).adapter
+    def look(self, owner: str, handle: str) -> tuple[ServedAdapter, float]:
+        """As :meth:`get`, but it does not count as used; and the seconds for which the adapter stays if nobody uses it."""
+        held = self._find(owner, handle)
+        return held.adapter, held.expires - self._clock()
 
     def drop(self, owner: str, handle: str) -> None:
         """Forget the adapter."""
@@ -92,7 +86,7 @@ class Handles:
         self._held.clear()
         self.bytes = 0
 
-    def _find(self, owner: str, handle: str) -> Held:
+    def _find(self, owner: str, handle: str) -> HeldAdapter:
         self._expire()
         held = self._held.get(handle)
         if held is None or held.owner != owner:
@@ -101,15 +95,14 @@ class Handles:
             )
         return held
 
-    def _touch(self, handle: str) -> None:
-        self._held[handle].expires = self._clock() + self.seconds
-        self._held.move_to_end(handle)
-
     def _expire(self) -> None:
-        # Every use sets the same time to live and moves to the end, so the first is always the next to go.
-        now = self._clock()
-        while self._held and next(iter(self._held.values())).expires <= now:
+        # Every use sets the same time to live and moves to the end, so the first is always the next to expire.
+        while self._held and next(iter(self._held.values())).expires <= self._clock():
             self._drop(next(iter(self._held)))
+
+    def _evict(self, handle: str) -> None:
+        self._drop(handle)
+        self.evicted += 1
 
     def _drop(self, handle: str) -> None:
         self.bytes -= self._held.pop(handle).adapter.bytes

@@ -7,22 +7,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 from fl.core.errors import ConfigError
+from fl.serving.engine.adapters import MAX_BYTES, MAX_RANK, MAX_TENSORS
 from fl.serving.http.problems import ProblemError
 from fl.speech.audio import MAX_SECONDS
 
 MIB = 2**20
 ADAPT_PATH = "/v1/adapt"
+ADAPTERS_PATH = "/v1/adapters"
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServerLimits:
     """Limits of one server. All are above zero, but for the rates, where zero means: no limit."""
 
     # One request
     max_body_bytes: int = 32 * MIB
-    max_adapter_bytes: int = 16 * MIB
-    max_adapter_tensors: int = 2_048
-    max_rank: int = 64
+    max_adapter_bytes: int = MAX_BYTES
+    max_adapter_tensors: int = MAX_TENSORS
+    max_rank: int = MAX_RANK
     max_audio_seconds: float = 600.0
     max_beams: int = 5
     body_seconds: float = 120.0  # by when the body has arrived: 2 MiB at 140 kbit/s
@@ -32,7 +34,7 @@ class Settings:
 
     # All requests together
     max_open_requests: int = 128
-    max_buffered_bytes: int = 512 * MIB  # of all bodies that are being held
+    max_buffered_bytes: int = 512 * MIB  # of all bodies that are in memory
     threads: int = 2  # that decode audio and check adapters
     handle_bytes: int = 256 * MIB
     handle_seconds: float = 3600.0
@@ -51,10 +53,13 @@ class Settings:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            lowest = 0 if field.name.endswith("_per_minute") else None
-            if not (value >= lowest if lowest is not None else value > 0):
+            value, zero_allowed = getattr(self, field.name), field.name.endswith("_per_minute")
+            if not (value > 0 or (zero_allowed and value == 0)):
                 raise ConfigError(f"{field.name} = {value!r} is not allowed: give a number above zero")
+
+    def body_bytes(self, path: str) -> int:
+        """The largest body of a request to ``path``."""
+        return min(self.max_body_bytes, self.max_adapter_bytes) if path == ADAPTERS_PATH else self.max_body_bytes
 
     def answer_seconds(self, path: str) -> float:
         """By when a request is answered in any case, its body and the slowest reader of the answer included."""
@@ -62,7 +67,7 @@ class Settings:
         return self.body_seconds + work + MAX_SECONDS
 
 
-class Rate:
+class RateLimit:
     """A bucket for each token that fills at ``per_minute`` and holds a minute's worth; zero: no limit.
 
     What something costs may be known only after it was begun, so it is enough that the bucket is not empty; it then goes
@@ -84,10 +89,9 @@ class Rate:
         level = min(self.per_minute, level + (now - then) * self.per_minute / 60)
         if level <= 0 or (amount <= 1 and level < amount):
             self._levels[token] = level, now
-            missing = min(amount, 1.0) - level
             raise ProblemError(
                 "rate-limited",
                 f"this token has used its {self.per_minute:g} {self.what} a minute",
-                retry_after=max(1.0, missing * 60 / self.per_minute),
+                retry_after=(min(amount, 1.0) - level) * 60 / self.per_minute,
             )
         self._levels[token] = level - amount, now

@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 import math
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from fl.core.errors import AdapterError, AdapterMismatchError, AudioError, IdiolectError, RunError, TextError
@@ -22,64 +24,72 @@ logger = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 ROOT = "/problems/"  # a reference relative to the server, which explains each kind there
+_MEMBERS: dict[str, Any] = {name: {"type": "string"} for name in ("type", "title", "detail", "remedy")}
+_MEMBERS["status"] = {"type": "integer"}
+OPENAPI: dict[str, Any] = {
+    "description": "A problem document of RFC 9457.",
+    "content": {MEDIA_TYPE: {"schema": {"type": "object", "required": list(_MEMBERS), "properties": _MEMBERS}}},
+}
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What is the same every time: the HTTP status, a title, and what to do."""
+class Refusal:
+    """What is the same every time: the HTTP status, a title, what to do, the typed error, the least ``Retry-After`` in seconds."""
 
     status: int
     title: str
     remedy: str
+    error: type[Exception] | None = None
+    retry_after: float = 0.0
 
 
-KINDS: dict[str, Kind] = {
-    "bad-request": Kind(400, "The request cannot be read", "Send multipart/form-data as docs/serving.md shows."),
-    "unauthorized": Kind(401, "No valid token", "Send 'Authorization: Bearer TOKEN' with a token of this server."),
-    "forbidden-origin": Kind(403, "Not from this machine", "Without tokens the server only answers its own machine."),
-    "not-found": Kind(404, "There is nothing here", "GET /openapi.json lists what there is."),
-    "unknown-handle": Kind(404, "The adapter is not here", "Put it again with PUT /v1/adapters, or send it along."),
-    "unknown-model": Kind(404, "That model is not served", "GET /v1/models says which one is."),
-    "method-not-allowed": Kind(405, "That method is not for this path", "Use a method that the Allow header names."),
-    "deadline": Kind(
-        408, "Not done in time", "Send less audio or an own, longer-lived job; try when less is going on."
+KINDS: dict[str, Refusal] = {
+    "bad-request": Refusal(400, "The request cannot be read", "Send multipart/form-data as docs/serving.md shows."),
+    "unauthorized": Refusal(401, "No valid token", "Send 'Authorization: Bearer TOKEN' with a token of this server."),
+    "forbidden-origin": Refusal(403, "Not from this machine", "Without tokens it answers its own machine alone."),
+    "not-found": Refusal(404, "There is nothing here", "GET /openapi.json lists what there is."),
+    "unknown-handle": Refusal(404, "The adapter is not here", "Put it again with PUT /v1/adapters, or send it along."),
+    "unknown-model": Refusal(404, "That model is not served", "GET /v1/models says which one is."),
+    "method-not-allowed": Refusal(405, "Not the method of this path", "Use one that the Allow header names."),
+    "deadline": Refusal(408, "Not done in time", "Retry later, or send shorter audio.", DeadlineError),
+    "slow-body": Refusal(408, "The body did not arrive in time", "Send smaller audio (FLAC, Opus) or a handle."),
+    "too-large": Refusal(413, "More bytes than this server takes", "Send FLAC or Opus, an int8 adapter, a handle."),
+    "audio-too-long": Refusal(413, "More seconds than this server takes", "Cut the recording and send the parts."),
+    "invalid-field": Refusal(422, "A field has a wrong value", "Correct the field that the detail names."),
+    "unusable-audio": Refusal(422, "The audio cannot be used", "Send speech as WAV, FLAC, OGG or MP3.", AudioError),
+    "unusable-adapter": Refusal(
+        422, "The adapter cannot be used", "Export it again or use an earlier one.", AdapterError
     ),
-    "slow-body": Kind(408, "The body did not arrive in time", "Send smaller audio (FLAC, Opus) or a handle."),
-    "too-large": Kind(413, "More bytes than this server takes", "Send less: FLAC, Opus, an int8 adapter, a handle."),
-    "audio-too-long": Kind(413, "More seconds than this server takes", "Cut the recording and send the parts."),
-    "invalid-field": Kind(422, "A field has a value that is not allowed", "Correct the field that the detail names."),
-    "unusable-audio": Kind(422, "The audio cannot be used", "Send speech as WAV, FLAC, OGG or MP3."),
-    "unusable-adapter": Kind(422, "The adapter cannot be used", "Export it again, or use an earlier one."),
-    "adapter-mismatch": Kind(422, "The adapter belongs to another base", "GET /v1/models says which base is served."),
-    "unusable-text": Kind(422, "A text cannot be learned from", "Correct or leave out the utterance that is named."),
-    "unservable": Kind(422, "The request cannot be served", "Correct what the detail names."),
-    "busy": Kind(429, "As much work is open as the server may hold", "Try again after the seconds of Retry-After."),
-    "rate-limited": Kind(429, "Too much for one token", "Try again after the seconds of Retry-After."),
-    "internal": Kind(500, "A fault of the server", "Try again; if it stays, report it with the time of day."),
-    "closing": Kind(503, "The server is shutting down", "Try again after the seconds of Retry-After."),
+    "adapter-mismatch": Refusal(
+        422, "The adapter belongs to another base", "GET /v1/models says which base is served.", AdapterMismatchError
+    ),
+    "unusable-text": Refusal(422, "A text cannot be learned from", "Correct or leave out that utterance.", TextError),
+    "unservable": Refusal(422, "The request cannot be served", "Correct what the detail names.", IdiolectError),
+    "busy": Refusal(429, "As much work is open as may be", "Retry after the seconds of Retry-After.", BusyError, 1.0),
+    "rate-limited": Refusal(429, "Too much for one token", "Retry after the seconds of Retry-After.", None, 1.0),
+    "internal": Refusal(500, "A fault of the server", "Retry; if it stays, report it with the time of day.", RunError),
+    "closing": Refusal(503, "The server is shutting down", "Retry after the seconds of Retry-After.", ClosedError, 5.0),
 }
-
-_SLUGS: tuple[tuple[type[IdiolectError], str], ...] = (  # a subclass before its base
-    (BusyError, "busy"),
-    (DeadlineError, "deadline"),
-    (ClosedError, "closing"),
-    (AdapterMismatchError, "adapter-mismatch"),
-    (AdapterError, "unusable-adapter"),
-    (AudioError, "unusable-audio"),
-    (TextError, "unusable-text"),
-    (RunError, "internal"),
-)
 
 
 class ProblemError(IdiolectError):
-    """A request that is refused. ``slug`` is a key of :data:`KINDS`; ``retry_after`` is in seconds."""
+    """A request that is refused. ``slug`` is a key of :data:`KINDS`; ``retry_after`` is in seconds; ``close`` ends the connection."""
 
-    def __init__(self, slug: str, detail: str, *, retry_after: float = 0.0, close: bool = False) -> None:
+    def __init__(
+        self,
+        slug: str,
+        detail: str,
+        *,
+        retry_after: float = 0.0,
+        close: bool = False,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(detail)
         self.slug = slug
         self.kind = KINDS[slug]
-        self.retry_after = retry_after
+        self.retry_after = max(retry_after, self.kind.retry_after)
         self.close = close
+        self.extra_headers = headers or {}
 
     def document(self) -> dict[str, Any]:
         """The members of RFC 9457, section 3.1, ``remedy``, and ``error``, of which OpenAI's clients show the message."""
@@ -94,7 +104,7 @@ class ProblemError(IdiolectError):
 
     def headers(self) -> dict[str, str]:
         """``Retry-After`` in whole seconds, ``WWW-Authenticate`` where a token is missing, ``Connection`` where it ends."""
-        headers = {"cache-control": "no-store"}
+        headers = {"cache-control": "no-store", **self.extra_headers}
         if self.retry_after > 0:
             headers["retry-after"] = str(math.ceil(self.retry_after))
         if self.slug == "unauthorized":
@@ -103,22 +113,37 @@ class ProblemError(IdiolectError):
             headers["connection"] = "close"
         return headers
 
-    def response(self, extra: Mapping[str, str] | None = None) -> JSONResponse:
+    def response(self) -> JSONResponse:
         """The answer on the wire."""
-        headers = {**self.headers(), **(extra or {})}
-        return JSONResponse(self.document(), self.kind.status, headers=headers, media_type=MEDIA_TYPE)
+        return JSONResponse(self.document(), self.kind.status, headers=self.headers(), media_type=MEDIA_TYPE)
 
 
-def problem_of(error: IdiolectError) -> ProblemError:
-    """The problem that a typed error of the engine or of the checks is."""
+_SLUGS = {kind.error: slug for slug, kind in KINDS.items() if kind.error is not None}
+_HTTP_SLUGS = {404: "not-found", 405: "method-not-allowed"}
+
+
+def problem_of(error: Exception) -> ProblemError:
+    """The problem that an exception is. An unexpected one is logged, and answered as a fault of the server."""
     if isinstance(error, ProblemError):
         return error
-    slug = next((slug for kind, slug in _SLUGS if isinstance(error, kind)), "unservable")
-    retry_after = error.retry_after if isinstance(error, BusyError) else 5.0 if slug == "closing" else 0.0
-    return ProblemError(slug, str(error), retry_after=max(retry_after, 1.0) if slug in ("busy", "closing") else 0.0)
+    if isinstance(error, HTTPException):
+        slug = _HTTP_SLUGS.get(error.status_code, "bad-request")
+        return ProblemError(slug, str(error.detail), headers=error.headers)
+    if isinstance(error, RequestValidationError):
+        return ProblemError("invalid-field", describe_invalid(error.errors()))
+    slug = next((_SLUGS[kind] for kind in type(error).__mro__ if kind in _SLUGS), "")
+    if slug:
+        return ProblemError(slug, str(error), retry_after=getattr(error, "retry_after", 0.0))
+    log_fault(error)
+    return ProblemError("internal", "the server failed on this request")
 
 
-def log_fault(error: BaseException) -> None:
+def describe_invalid(errors: Sequence[Any]) -> str:
+    """``field: reason`` of at most five errors of pydantic."""
+    return "; ".join(f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in errors[:5])
+
+
+def log_fault(error: Exception) -> None:
     """Log where an unexpected exception came from, and not its message: that may quote what a person said."""
     frames = traceback.extract_tb(error.__traceback__)[-8:]
     places = " < ".join(

@@ -1,24 +1,22 @@
-"""The app on a socket: uvicorn with TLS, a limit on connections, and patience that ends."""
+"""The app on a socket: uvicorn with TLS, a limit on connections and a timeout for headers."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import resource
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fl.core.errors import ConfigError
-from fl.serving.http.gate import LOOPBACK
-from fl.serving.http.limits import Settings
-from fl.serving.http.problems import MEDIA_TYPE, ProblemError
+from fl.serving.http.admission import LOOPBACK
+from fl.serving.http.limits import ServerLimits
+from fl.serving.http.problems import ProblemError
 
 CONNECTIONS = 4_096  # idle ones included; beyond them uvicorn itself answers 503
 SPARE_FILES = 256  # descriptors that are not connections
@@ -51,80 +49,73 @@ class Address:
         return self.host in LOOPBACK
 
 
-def impatient(seconds: float) -> type[asyncio.Protocol]:
-    """uvicorn's HTTP/1.1 that closes a connection whose next request's headers take longer than ``seconds``.
+class _HeaderTimeoutProtocol(H11Protocol):
+    """uvicorn's HTTP/1.1 that closes a connection whose next request's headers take longer than ``header_seconds``.
 
     uvicorn waits for them without end, so that a few thousand half-sent headers would keep everybody else out.
     """
 
-    class Impatient(H11Protocol):
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            self._patience: asyncio.TimerHandle | None = None
-            self._watch()
+    header_seconds: float
+    _timer: asyncio.TimerHandle | None = None
 
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            self._watch()
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
 
-        def on_response_complete(self) -> None:
-            super().on_response_complete()
-            self._watch()
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._forget()
-            super().connection_lost(exc)
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch()
 
-        def _watch(self) -> None:
-            """Start the clock when no request is being answered, stop it when one is."""
-            if self.cycle is not None and not self.cycle.response_complete:
-                self._forget()
-            elif self._patience is None and not self.transport.is_closing():
-                self._patience = self.loop.call_later(seconds, self._give_up)
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop()
+        super().connection_lost(exc)
 
-        def _forget(self) -> None:
-            if self._patience is not None:
-                self._patience.cancel()
-                self._patience = None
+    def _watch(self) -> None:
+        """Start the timer when no request is being answered, stop it when one is."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop()
+        elif self._timer is None and not self.transport.is_closing():
+            self._timer = self.loop.call_later(self.header_seconds, self._time_out)
 
-        def _give_up(self) -> None:
-            self._patience = None
-            if not self.transport.is_closing():
-                if self.cycle is None:  # nothing was answered on this connection yet: say why it ends
-                    self.transport.write(_too_slow(seconds))
-                self.transport.close()
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
-    return Impatient
-
-
-def _too_slow(seconds: float) -> bytes:
-    body = json.dumps(ProblemError("slow-body", f"the headers were not here after {seconds:g} s").document()).encode()
-    head = f"HTTP/1.1 408 Request Timeout\r\ncontent-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
-    return head.encode() + body
+    def _time_out(self) -> None:
+        self._timer = None
+        if self.cycle is None and not self.transport.is_closing():  # nothing was answered here yet: say why it ends
+            reason = f"the headers were not here after {self.header_seconds:g} s"
+            answer = ProblemError("slow-body", reason, close=True).response()
+            head = b"".join(b"%s: %s\r\n" % header for header in answer.raw_headers)
+            self.transport.write(b"HTTP/1.1 408 Request Timeout\r\n" + head + b"\r\n" + bytes(answer.body))
+        self.transport.close()
 
 
-def make_server(app: FastAPI, address: Address, settings: Settings) -> uvicorn.Server:
-    """A server that :meth:`uvicorn.Server.run` starts. Logs have neither paths nor queries nor bodies (see :mod:`fl.serving.http.gate`)."""
-    tls: dict[str, Any] = {}
-    if address.cert is not None and address.key is not None:
-        tls = {"ssl_certfile": str(address.cert), "ssl_keyfile": str(address.key)}
+def make_server(app: FastAPI, address: Address, limits: ServerLimits) -> uvicorn.Server:
+    """A server that ``uvicorn.Server.run`` starts. Its only log of requests is that of :mod:`fl.serving.http.admission`."""
     config = uvicorn.Config(
         app,
         host=address.host,
         port=address.port,
-        http=impatient(settings.header_seconds),
+        http=type("Protocol", (_HeaderTimeoutProtocol,), {"header_seconds": limits.header_seconds}),
         ws="none",
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # nothing depends on the client's address, so nobody's word for it is taken
+        proxy_headers=False,  # nothing depends on the client's address, so none is believed
         limit_concurrency=_connections(),
         backlog=1_024,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=GRACE_SECONDS,
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-        **tls,
+        ssl_certfile=address.cert,
+        ssl_keyfile=address.key,
     )
     try:
         config.load()

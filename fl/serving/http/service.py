@@ -5,49 +5,49 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar
 
 import anyio
 from anyio import to_thread
+from fastapi import Depends
 from starlette.requests import ClientDisconnect, Request
 
 from fl.bases.whisper.base import WhisperBase
 from fl.serving.engine.adapters import admit
 from fl.serving.engine.requests import Engine, ServedAdapter
 from fl.serving.http.audio import decode_audio
-from fl.serving.http.gate import Room
 from fl.serving.http.handles import Handles
-from fl.serving.http.limits import Rate, Settings
-from fl.serving.http.metrics import Metrics
+from fl.serving.http.limits import RateLimit, ServerLimits
+from fl.serving.http.metrics import ServerMetrics
 from fl.serving.http.problems import ProblemError
 from fl.speech.audio import SAMPLE_RATE, Waveform
 
 Result = TypeVar("Result")
 ALIASES = frozenset({"", "whisper-1"})  # what OpenAI's clients call a model that they do not choose
+NO_STORE = {"cache-control": "no-store"}
 
 
-@dataclass(frozen=True)
 class Service:
-    """Everything behind the routes."""
+    """Everything behind the routes. ``rated`` is whether tokens have budgets by the minute."""
 
-    engine: Engine
-    base: WhisperBase
-    settings: Settings
-    handles: Handles
-    metrics: Metrics
-    room: Room
-    audio_rate: Rate
-    limiter: anyio.CapacityLimiter
+    def __init__(self, engine: Engine, base: WhisperBase, limits: ServerLimits, *, rated: bool) -> None:
+        self.engine, self.base, self.limits = engine, base, limits
+        self.open_requests = 0
+        self.body_bytes = 0  # of all bodies that are in memory
+        self.handles = Handles(limits.handle_bytes, limits.handle_seconds, limits.handles_per_token)
+        self.metrics = ServerMetrics(self.gauges)
+        self.request_rate = RateLimit("requests", limits.requests_per_minute if rated else 0.0)
+        self.audio_rate = RateLimit("seconds of audio", limits.audio_seconds_per_minute if rated else 0.0)
+        self._threads = anyio.CapacityLimiter(limits.threads)
 
     async def off_loop(self, function: Callable[..., Result], *args: Any, **options: Any) -> Result:
-        """Run what computes in one of a few threads, so that the event loop goes on serving others."""
-        return await to_thread.run_sync(partial(function, *args, **options), limiter=self.limiter)
+        """Run a computation in one of a few threads, so that the event loop goes on serving others."""
+        return await to_thread.run_sync(partial(function, *args, **options), limiter=self._threads)
 
     async def admit(self, data: bytes) -> ServedAdapter:
-        """A packed adapter that somebody sent, checked against the base."""
-        limits = self.settings
+        """A packed adapter from a request, checked against the base."""
+        limits = self.limits
         return await self.off_loop(
             admit,
             data,
@@ -58,11 +58,11 @@ class Service:
         )
 
     async def decode(self, data: bytes, principal: str, max_seconds: float, source: str = "file") -> Waveform:
-        """Audio that somebody sent, as samples; its seconds are taken from the token's budget."""
+        """Audio of a request as samples; its seconds are taken from the token's budget."""
         audio = await self.off_loop(decode_audio, data, max_seconds, source)
         seconds = len(audio) / SAMPLE_RATE
         self.audio_rate.take(principal, seconds)
-        self.metrics.count_audio(seconds)
+        self.metrics.audio_seconds.inc(seconds)
         return audio
 
     def check_model(self, name: str) -> None:
@@ -85,25 +85,27 @@ class Service:
 
     def gauges(self) -> dict[str, float]:
         """Numbers of now, for the metrics."""
-        engine = {f"engine_{name}": float(value) for name, value in self.engine.stats().items()}
         return {
-            **engine,
-            "open_requests": self.room.open,
-            "buffered_bytes": self.room.buffered,
+            **{f"engine_{name}": float(value) for name, value in self.engine.stats().items()},
+            "open_requests": self.open_requests,
+            "buffered_bytes": self.body_bytes,
             "handles": len(self.handles),
             "handle_bytes": self.handles.bytes,
             "handles_evicted": self.handles.evicted,
         }
 
 
-def service_of(request: Request) -> Service:
-    """The service of the app that a request came to."""
-    return cast(Service, request.app.state.service)
+async def _service(request: Request) -> Any:
+    return request.app.state.service
 
 
-def principal_of(request: Request) -> str:
-    """Whose token the request came with."""
-    return cast(str, request.state.principal)
+async def _principal(request: Request) -> Any:
+    return request.state.principal
+
+
+ServiceOf = Annotated[Service, Depends(_service)]
+PrincipalOf = Annotated[str, Depends(_principal)]
+"""Whose token a request came with."""
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

@@ -4,51 +4,55 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
-from pydantic import BaseModel, Field
+from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
 
-from fl.serving.engine.parts import Heard, listen
+from fl.serving.engine.parts import PartUpdate, listen
 from fl.serving.engine.requests import Request as EngineRequest
 from fl.serving.engine.requests import ServedAdapter
-from fl.serving.http import formats, streaming
+from fl.serving.http import formats
+from fl.serving.http.admission import ANYBODY
 from fl.serving.http.audio import speech_parts
-from fl.serving.http.formats import Segment
-from fl.serving.http.forms import Form, form_document, parse_fields, read_form
-from fl.serving.http.gate import ANYBODY
+from fl.serving.http.forms import FormModel
 from fl.serving.http.problems import ProblemError
-from fl.serving.http.service import Service, principal_of, service_of, unless_gone
+from fl.serving.http.service import NO_STORE, PrincipalOf, Service, ServiceOf, unless_gone
 from fl.speech.audio import SAMPLE_RATE
 
 Granularity = Literal["word", "segment"]
-_FILES = {
-    "file": "Speech: WAV, FLAC, OGG (Vorbis, Opus), MP3; any rate.",
-    "adapter": "A packed adapter, used for this request and then dropped. Not together with adapter_handle.",
-}
 
 
-class TranscriptionFields(BaseModel):
-    """The text fields. Others that OpenAI's clients send are ignored."""
+class TranscriptionFields(FormModel):
+    """A recording, and how to transcribe it. Other fields that OpenAI's clients send are ignored."""
 
+    file: Annotated[bytes, Field(description="Speech: WAV, FLAC, OGG (Vorbis, Opus), MP3; any rate.")]
+    adapter: Annotated[
+        bytes | SkipJsonSchema[None],
+        Field(
+            default_factory=lambda: None,
+            description="A packed adapter, used for this request and then dropped. Not together with adapter_handle.",
+        ),
+    ]
     model: Annotated[str, Field(max_length=200, description="The served base, or whisper-1, or nothing.")] = ""
     language: Annotated[str, Field(max_length=20, description="Code; else the adapter's own, else detected.")] = ""
     prompt: Annotated[str, Field(description="Accepted and ignored.")] = ""
     response_format: Literal["json", "text", "verbose_json", "srt", "vtt"] = "json"
     temperature: Annotated[float, Field(ge=0, le=1, description="Accepted and ignored: decoding draws nothing.")] = 0.0
     timestamp_granularities: Annotated[
-        list[Granularity],
+        tuple[Granularity, ...],
         Field(alias="timestamp_granularities[]", max_length=2, description="Of verbose_json; by default both."),
-    ] = ["word", "segment"]
+    ] = ("word", "segment")
     stream: Annotated[bool, Field(description="Server-sent events with partial results.")] = False
     beams: Annotated[int, Field(ge=1, le=16, description="Beam width; 1 is greedy.")] = 1
     adapter_handle: Annotated[str, Field(max_length=100, description="Of an adapter that was put before.")] = ""
 
 
 @dataclass(frozen=True)
-class Task:
+class PreparedRecording:
     """A recording that is ready for the engine. ``ranges`` are the samples of its parts; ``stages`` seconds before the engine."""
 
     fields: TranscriptionFields
@@ -58,119 +62,104 @@ class Task:
     started: float
     stages: dict[str, float]
 
+    def segments(self, service: Service, updates: Sequence[PartUpdate]) -> list[formats.TimedTranscript]:
+        """The transcripts of all parts with their times; their stages are counted."""
+        segments = []
+        for update in updates:
+            assert update.transcript is not None
+            for stage, seconds in asdict(update.transcript.stages).items():
+                service.metrics.stage_seconds.labels(stage).observe(seconds)
+            start, end = self.ranges[update.index]
+            segments.append(formats.TimedTranscript(start / SAMPLE_RATE, end / SAMPLE_RATE, update.transcript))
+        return segments
 
-def router() -> APIRouter:
-    """The route."""
-    routes = APIRouter(tags=["transcription"])
-    document = form_document(TranscriptionFields, _FILES, required=["file"])
-    answers: dict[int | str, dict[str, Any]] = {
-        200: {
-            "description": "The transcript in the format that was asked for.",
-            "content": {
-                "application/json": {"schema": {"type": "object", "required": ["text"]}},
-                **{media.partition(";")[0]: {"schema": {"type": "string"}} for media in formats.MEDIA_TYPES.values()},
-                streaming.MEDIA_TYPE: {"schema": {"type": "object", "required": ["event", "data"]}},  # of each event
-            },
-        }
+    def verbose(self, segments: Sequence[formats.TimedTranscript]) -> dict[str, Any]:
+        """The document of ``verbose_json``."""
+        stages = {**self.stages, "total": time.monotonic() - self.started}
+        return formats.verbose(segments, self.seconds, self.fields.timestamp_granularities, stages)
+
+    def response(self, segments: Sequence[formats.TimedTranscript]) -> Response:
+        """The answer in the format that was asked for."""
+        kind, text = self.fields.response_format, formats.plain_text(segments)
+        if kind in formats.MEDIA_TYPES:
+            text = text + "\n" if kind == "text" else formats.subtitles(segments, kind)
+            return PlainTextResponse(text, headers=NO_STORE, media_type=formats.MEDIA_TYPES[kind])
+        return JSONResponse(self.verbose(segments) if kind == "verbose_json" else {"text": text}, headers=NO_STORE)
+
+
+router = APIRouter(tags=["transcription"])
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The transcript in the format that was asked for.",
+        "content": {
+            "application/json": {"schema": {"type": "object", "required": ["text"]}},
+            **{media.partition(";")[0]: {"schema": {"type": "string"}} for media in formats.MEDIA_TYPES.values()},
+            formats.EVENTS_TYPE: {"schema": {"type": "object", "required": ["event", "data"]}},  # of each event
+        },
     }
-
-    @routes.post(
-        "/v1/audio/transcriptions", openapi_extra={"requestBody": document}, responses=answers, response_class=Response
-    )
-    async def transcribe(request: Request) -> Response:
-        """Transcribe a recording with a person's adapter, or with the frozen base alone."""
-        service = service_of(request)
-        task = await _prepare(request, service)
-        news = listen(service.engine, task.requests, ahead=service.settings.parts_ahead, partial=task.fields.stream)
-        if task.fields.stream:
-            first = await unless_gone(request, streaming.next_of(news))
-
-            def finish(heard: list[Heard]) -> dict[str, Any]:
-                return {**_verbose(task, _segments(service, task, heard)), "type": "transcript.text.done"}
-
-            return StreamingResponse(
-                streaming.events(first, news, finish), media_type=streaming.MEDIA_TYPE, headers=streaming.HEADERS
-            )
-        heard = await unless_gone(request, _collect(news))
-        return _response(task, _segments(service, task, heard))
-
-    return routes
+}
 
 
-async def _prepare(request: Request, service: Service) -> Task:
-    started, principal = time.monotonic(), principal_of(request)
-    form = await read_form(request, max_files=2)
-    fields = parse_fields(TranscriptionFields, form)
+@router.post(
+    "/v1/audio/transcriptions",
+    openapi_extra=TranscriptionFields.document(),
+    responses=_ANSWERS,
+    response_class=Response,
+)
+async def transcribe(request: Request, service: ServiceOf, principal: PrincipalOf) -> Response:
+    """Transcribe a recording with a person's adapter, or with the frozen base alone."""
+    recording = await _prepare(request, service, principal)
+    stream = recording.fields.stream
+    updates = listen(service.engine, recording.requests, ahead=service.limits.parts_ahead, partial=stream)
+    if not stream:
+        return recording.response(recording.segments(service, await unless_gone(request, _transcripts(updates))))
+    first = await unless_gone(request, formats.next_of(updates))
+
+    def finish(done: list[PartUpdate]) -> dict[str, Any]:
+        return {**recording.verbose(recording.segments(service, done)), "type": "transcript.text.done"}
+
+    events = formats.events(first, updates, finish)
+    return StreamingResponse(events, media_type=formats.EVENTS_TYPE, headers=formats.EVENTS_HEADERS)
+
+
+async def _prepare(request: Request, service: Service, principal: str) -> PreparedRecording:
+    started = time.monotonic()
+    fields = await TranscriptionFields.read(request, max_files=2)
     service.check_model(fields.model)
     language = service.check_language(fields.language)
-    if fields.beams > service.settings.max_beams:
+    if fields.beams > service.limits.max_beams:
         raise ProblemError(
-            "invalid-field", f"beams: {fields.beams} is more than the {service.settings.max_beams} of this server"
+            "invalid-field", f"beams: {fields.beams} is more than the {service.limits.max_beams} of this server"
         )
-    data = form.required_file("file")
     received = time.monotonic()
-    adapter = await _adapter(form, fields, service, principal)
+    adapter = await _adapter(fields, service, principal)
     admitted = time.monotonic()
-    audio = await service.decode(data, principal, service.settings.max_audio_seconds)
+    audio = await service.decode(fields.file, principal, service.limits.max_audio_seconds)
     ranges = await service.off_loop(speech_parts, audio)
     decoded = time.monotonic()
-    deadline = decoded + service.settings.request_seconds
     requests = [
         EngineRequest(
             audio=audio[start:end],
             adapter=adapter,
-            person=_person(principal, adapter),
+            # Whose turn it is in the engine's fair queue: the token's, or, where there are no tokens, the adapter's.
+            person=adapter.digest if principal == ANYBODY and adapter is not None else principal,
             language=language,
             beams=fields.beams,
-            deadline=deadline,
+            deadline=decoded + service.limits.request_seconds,
         )
         for start, end in ranges
     ]
     stages = {"receive": received - started, "adapter": admitted - received, "audio": decoded - admitted}
-    return Task(fields, requests, ranges, len(audio) / SAMPLE_RATE, started, stages)
+    return PreparedRecording(fields, requests, ranges, len(audio) / SAMPLE_RATE, started, stages)
 
 
-def _person(principal: str, adapter: ServedAdapter | None) -> str:
-    """Whose turn it is in the engine's fair queue: the token's, or, where there are no tokens, the adapter's."""
-    return adapter.digest if principal == ANYBODY and adapter is not None else principal
-
-
-async def _adapter(form: Form, fields: TranscriptionFields, service: Service, principal: str) -> ServedAdapter | None:
-    packed = form.file("adapter")
-    if packed is not None and fields.adapter_handle:
+async def _adapter(fields: TranscriptionFields, service: Service, principal: str) -> ServedAdapter | None:
+    if fields.adapter is not None and fields.adapter_handle:
         raise ProblemError("invalid-field", "adapter: is given together with adapter_handle; send one of them")
     if fields.adapter_handle:
         return service.handles.get(principal, fields.adapter_handle)
-    if packed is None and form.texts.get("adapter"):
-        raise ProblemError("invalid-field", "adapter: is a text; send it as a part with a file name")
-    return await service.admit(packed) if packed is not None else None
+    return await service.admit(fields.adapter) if fields.adapter is not None else None
 
 
-async def _collect(news: AsyncIterator[Heard]) -> list[Heard]:
-    return [heard async for heard in news if heard.transcript is not None]
-
-
-def _segments(service: Service, task: Task, heard: Sequence[Heard]) -> list[Segment]:
-    segments = []
-    for news in heard:
-        assert news.transcript is not None
-        service.metrics.observe(news.transcript)
-        start, end = task.ranges[news.index]
-        segments.append(Segment(start / SAMPLE_RATE, end / SAMPLE_RATE, news.transcript))
-    return segments
-
-
-def _verbose(task: Task, segments: Sequence[Segment]) -> dict[str, Any]:
-    stages = {**task.stages, "total": time.monotonic() - task.started}
-    rounded = {name: round(seconds, 6) for name, seconds in stages.items()}
-    return formats.verbose(segments, task.seconds, frozenset(task.fields.timestamp_granularities), rounded)
-
-
-def _response(task: Task, segments: Sequence[Segment]) -> Response:
-    kind, headers = task.fields.response_format, {"cache-control": "no-store"}
-    if kind == "verbose_json":
-        return JSONResponse(_verbose(task, segments), headers=headers)
-    if kind == "json":
-        return JSONResponse(formats.plain(segments), headers=headers)
-    text = formats.plain(segments)["text"] + "\n" if kind == "text" else formats.subtitles(segments, kind)
-    return PlainTextResponse(text, headers=headers, media_type=formats.MEDIA_TYPES[kind])
+async def _transcripts(updates: AsyncIterator[PartUpdate]) -> list[PartUpdate]:
+    return [update async for update in updates if update.transcript is not None]

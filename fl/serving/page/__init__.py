@@ -1,7 +1,7 @@
-"""The web page of the server: record or choose a sentence, see it transcribed with and without one's own adapter.
+"""The web page of the server: record or choose a sentence, see it transcribed by the base and with an adapter.
 
-One file with its style and its script in it. It asks this server for transcripts and nobody for anything else: its
-policy names its own style and script by their SHA-256, so that no other runs, whatever a transcript may hold.
+One file with its style and its script in it; knows this server's transcription route and loads nothing from elsewhere. Its
+policy names style and script by their SHA-256, so that no other script runs, whatever a transcript may hold.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import base64
 import hashlib
 from functools import cache
 from importlib.resources import files
+from string import Template
 
 from fastapi import APIRouter, Response
 
@@ -28,14 +29,9 @@ _LIMITS = {
 
 @cache
 def page() -> str:
-    """The page as text: HTML that refers to nothing outside itself."""
+    """The page as text: HTML that refers to nothing outside itself. Limits, style and script are put into ``page.html``."""
     limits = " ".join(f'data-{name}="{value:g}"' for name, value in _LIMITS.items())
-    parts = {"{{limits}}": limits, "{{style}}": _read("page.css"), "{{script}}": _script()}
-    text = _read("page.html")
-    for place, part in parts.items():
-        assert text.count(place) == 1, f"page.html must name {place} once"
-        text = text.replace(place, part)
-    return text
+    return Template(_read("page.html")).substitute(limits=limits, style=_read("page.css"), script=_script())
 
 
 @cache
@@ -70,15 +66,13 @@ def headers() -> dict[str, str]:
     }
 
 
-def router() -> APIRouter:
-    """Serves the page at ``/`` to anybody: it holds no secret, the token is asked for in it."""
-    routes = APIRouter()
+router = APIRouter()
 
-    @routes.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
-    def show() -> Response:
-        return Response(page(), headers=headers(), media_type="text/html; charset=utf-8")
 
-    return routes
+@router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+def show() -> Response:
+    """The page, to anybody: it holds no secret, the token is asked for in it."""
+    return Response(page(), headers=headers(), media_type="text/html; charset=utf-8")
 
 
 @cache

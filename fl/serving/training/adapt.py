@@ -2,7 +2,8 @@
 
 Form: ``adapter`` (packed, one file), ``audio`` (one file for each utterance, in order), ``texts`` (a JSON array of as many
 strings) and numbers. Answer: ``adapter`` (the new one, packed, base64), what of it is ``shared``, ``private`` and ``fixed``,
-and how it went. Nothing is kept. What is shared goes on to an aggregator only through :func:`fl.serving.onward.shared_reply`.
+and how it went. Nothing is kept, and nothing is sent on. Unless the request asks for ``steps``, only the private part is trained:
+A and B belong to the federation, and a person's gates were trained on them as they are.
 
 Who runs the steps is a parameter, since training belongs to the devices' side: one job at a time, a few wait.
 """
@@ -11,54 +12,67 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
+import math
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
+from pydantic import Field, Json
 
 from fl.adapters.split import Split, make_split
 from fl.adapters.state import State
+from fl.algorithms.personal.gates import GateOptions
 from fl.core.errors import AdapterError, ConfigError, SplitError, TextError
 from fl.packed.blob import digest, pack, read_info
 from fl.serving.engine.requests import ClosedError, DeadlineError, ServedAdapter
-from fl.serving.http.forms import Form, form_document, parse_fields, read_form
-from fl.serving.http.limits import ADAPT_PATH, Settings
+from fl.serving.http.forms import FormModel
+from fl.serving.http.limits import ADAPT_PATH, ServerLimits
 from fl.serving.http.problems import ProblemError
-from fl.serving.http.service import Service, principal_of, service_of, unless_gone
-from fl.settings.config import TrainConfig
+from fl.serving.http.service import NO_STORE, PrincipalOf, ServiceOf, unless_gone
 from fl.settings.names import LAYERS_PREFIX
+from fl.settings.tables import TrainTable
 from fl.speech.audio import MAX_SECONDS, SAMPLE_RATE, Waveform
 from fl.speech.text import normalize_text
 
 MAX_TEXT = 1_000  # characters of one utterance
 RETRY_SECONDS = 30.0
 _PLAIN = re.compile(r"[\w.\\|^$-]{1,200}")  # a pattern without repetition or groups, which cannot run for long
-_TRAIN = TrainConfig()
-_FILES = {
-    "adapter": "The packed adapter to go on from.",
-    "audio": "One file for each utterance, at most 29 s, in the order of texts.",
-}
+_TRAIN, _GATES = TrainTable(), GateOptions()
+_Steps = Annotated[int, Field(ge=0, le=10_000)]
 
 
-class AdaptFields(BaseModel):
-    """The text fields; the defaults are those of ``idiolect run``."""
+class AdaptFields(FormModel):
+    """An adapter, labelled speech, and how to train on it. Rates and sizes are by default those of ``idiolect run``."""
 
-    texts: Annotated[str, Field(description="A JSON array with the transcript of each audio file, in order.")]
-    steps: Annotated[int, Field(ge=0, le=10_000, description="Steps on shared and private part.")] = _TRAIN.local_steps
-    private_steps: Annotated[int, Field(ge=0, le=10_000, description="Further steps on the private part.")] = 0
+    adapter: Annotated[bytes, Field(description="The packed adapter to go on from.")]
+    audio: Annotated[
+        list[Annotated[bytes, Field(description="One file for each utterance, at most 29 s, in the order of texts.")]],
+        Field(min_length=1),
+    ]
+    texts: Annotated[
+        Json[list[Annotated[str, Field(max_length=MAX_TEXT)]]],
+        Field(description="A JSON array with the transcript of each audio file, in order."),
+    ]
+    steps: Annotated[_Steps, Field(description="Steps on the shared part (A and B) and the private part.")] = 0
+    private_steps: Annotated[
+        _Steps,
+        Field(
+            default_factory=lambda given: 0 if given.get("steps") else _TRAIN.local_steps,
+            description=f"Further steps, on the private part alone: {_TRAIN.local_steps} unless steps are given.",
+        ),
+    ]
     batch_size: Annotated[int, Field(ge=1, le=16)] = _TRAIN.batch_size
     learning_rate: Annotated[float, Field(gt=0, le=1)] = _TRAIN.learning_rate
-    private_learning_rate: Annotated[float, Field(gt=0, le=1)] = _TRAIN.private_learning_rate
+    private_learning_rate: Annotated[float, Field(gt=0, le=1)] = _GATES.private_learning_rate
     gate_dropout: Annotated[float, Field(ge=0, le=1, description="Share of steps with neutral gates.")] = (
-        _TRAIN.gate_dropout
+        _GATES.gate_dropout
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     language: Annotated[str, Field(max_length=20, description="By default the adapter's own.")] = ""
@@ -66,25 +80,37 @@ class AdaptFields(BaseModel):
         Literal["", "float32", "float16", "int8"], Field(description="Of the answer; as sent if empty.")
     ] = ""
 
+    def check(self, limits: ServerLimits) -> None:
+        """Raise :class:`ProblemError` for more steps or utterances than the limits, or files without texts."""
+        if not 1 <= self.steps + self.private_steps <= limits.max_steps:
+            raise ProblemError("invalid-field", f"steps: 1 to {limits.max_steps} together with private_steps")
+        files, texts = len(self.audio), len(self.texts)
+        if files != texts or not 1 <= files <= limits.max_utterances:
+            raise ProblemError(
+                "invalid-field",
+                f"audio: {files} files for {texts} texts; send one for each, 1 to {limits.max_utterances}",
+            )
 
-@dataclass(frozen=True)
-class Labelled:
-    """One utterance: samples (samples,) at 16 kHz and its text in NFC."""
 
-    audio: Waveform
-    text: str
-
-
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class AdaptJob:
-    """What is to be trained. ``check`` is to be called before each step; it raises when nobody waits any more."""
+    """What is to be trained within ``seconds``, on utterances: samples (samples,) at 16 kHz, and text in NFC."""
 
     adapter: ServedAdapter
     split: Split
-    utterances: tuple[Labelled, ...]
+    utterances: Sequence[tuple[Waveform, str]]
     language: str
     fields: AdaptFields
-    check: Callable[[], None]
+    seconds: float
+    started: float = math.inf  # on time.monotonic's clock
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def check(self) -> None:
+        """To be called before each step: raises when the client has hung up, the server stops, or the time is over."""
+        if self.stop.is_set():
+            raise ClosedError("the request for this adapter was given up")
+        if time.monotonic() > self.started + self.seconds:
+            raise DeadlineError(f"not trained within {self.seconds:g} s: send fewer steps or utterances")
 
 
 @dataclass(frozen=True)
@@ -101,109 +127,91 @@ class AdaptResult:
 Adapt = Callable[[AdaptJob], AdaptResult]
 
 
-class Trainer:
-    """Runs one job at a time in a thread of its own; at most ``adapts_waiting`` wait."""
+class AdaptQueue:
+    """Runs one job at a time in a thread of its own; at most ``waiting`` wait."""
 
-    def __init__(self, adapt: Adapt, settings: Settings) -> None:
-        self._adapt = adapt
-        self._settings = settings
+    def __init__(self, adapt: Adapt, waiting: int) -> None:
+        self.jobs: list[AdaptJob] = []
+        self._adapt, self._waiting = adapt, waiting
         self._pool = ThreadPoolExecutor(1, "idiolect-adapt")
-        self.open = 0
-        self._closing = threading.Event()
 
-    async def run(self, make: Callable[[Callable[[], None]], AdaptJob]) -> AdaptResult:
-        """The result of the job that ``make`` makes around its ``check``. Whoever stops waiting stops the job at its next step."""
-        if self.open > self._settings.adapts_waiting:
-            raise ProblemError("busy", f"{self.open} adapters are being trained or wait", retry_after=RETRY_SECONDS)
-        stop = threading.Event()
-        self.open += 1
-        future = asyncio.get_running_loop().run_in_executor(self._pool, self._work, make, stop)
-        future.add_done_callback(self._done)
+    async def run(self, job: AdaptJob) -> AdaptResult:
+        """The result of ``job``. A caller that is cancelled stops the job at its next step."""
+        if len(self.jobs) > self._waiting:
+            reason = f"{len(self.jobs)} adapters are being trained or wait"
+            raise ProblemError("busy", reason, retry_after=RETRY_SECONDS)
+        self.jobs.append(job)
+        future = asyncio.get_running_loop().run_in_executor(self._pool, self._work, job)
+        future.add_done_callback(partial(self._done, job))
         try:
             return await asyncio.shield(future)
         finally:
-            stop.set()
+            job.stop.set()
 
-    def _work(self, make: Callable[[Callable[[], None]], AdaptJob], stop: threading.Event) -> AdaptResult:
-        deadline = time.monotonic() + self._settings.adapt_seconds
+    def _work(self, job: AdaptJob) -> AdaptResult:
+        job.started = time.monotonic()
+        job.check()
+        return self._adapt(job)
 
-        def check() -> None:
-            if self._closing.is_set() or stop.is_set():
-                raise ClosedError("nobody waits for this adapter any more")
-            if time.monotonic() > deadline:
-                raise DeadlineError(
-                    f"not trained within {self._settings.adapt_seconds:g} s: send fewer steps or utterances"
-                )
-
-        check()
-        return self._adapt(make(check))
-
-    def _done(self, future: asyncio.Future[AdaptResult]) -> None:
-        self.open -= 1
+    def _done(self, job: AdaptJob, future: asyncio.Future[AdaptResult]) -> None:
+        self.jobs.remove(job)
         if not future.cancelled():
-            future.exception()  # looked at: asyncio would log it with its message where nobody waits any more
+            future.exception()  # looked at: asyncio would log it with its message where the client has hung up
 
     def close(self) -> None:
         """Stop what runs at its next step, and wait for it."""
-        self._closing.set()
+        for job in list(self.jobs):
+            job.stop.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def adapt_router(trainer: Trainer) -> APIRouter:
-    """The route."""
-    routes = APIRouter(tags=["personalization"])
-    document = form_document(AdaptFields, _FILES, required=["adapter", "audio"], many=["audio"])
-
-    @routes.post(ADAPT_PATH, openapi_extra={"requestBody": document})
-    async def adapt(request: Request) -> JSONResponse:
-        """Train an adapter on labelled speech for a device, and keep nothing of either."""
-        service, principal = service_of(request), principal_of(request)
-        form = await read_form(request, max_files=service.settings.max_utterances + 1)
-        fields = parse_fields(AdaptFields, form)
-        if not 1 <= fields.steps + fields.private_steps <= service.settings.max_steps:
-            raise ProblemError("invalid-field", f"steps: 1 to {service.settings.max_steps} together with private_steps")
-        texts = _texts(fields.texts, form, service.settings)
-        data = form.required_file("adapter")
-        adapter = await service.admit(data)
-        split = _split(adapter)
-        language = service.check_language(fields.language) or adapter.info.language
-        if service.base.languages and not language:
-            raise ProblemError(
-                "invalid-field", "language: is empty, and the adapter has none; give the one of its prompt"
-            )
-        utterances = await _utterances(form.files["audio"], texts, service, principal)
-
-        def make(check: Callable[[], None]) -> AdaptJob:
-            return AdaptJob(adapter, split, utterances, language, fields, check)
-
-        result = await unless_gone(request, trainer.run(make))
-        document = await service.off_loop(_answer, data, result, fields, split)
-        return JSONResponse(document, headers={"cache-control": "no-store"})
-
-    return routes
+async def _queue(request: Request) -> Any:
+    return request.app.state.adapts
 
 
-def _texts(written: str, form: Form, settings: Settings) -> list[str]:
-    try:
-        texts = json.loads(written)
-    except (ValueError, RecursionError):
-        texts = None
-    if not isinstance(texts, list) or not all(isinstance(text, str) and len(text) <= MAX_TEXT for text in texts):
-        raise ProblemError("invalid-field", f"texts: is no JSON array of strings of at most {MAX_TEXT} characters")
-    files = len(form.files.get("audio", []))
-    if files != len(texts) or not 1 <= files <= settings.max_utterances:
+router = APIRouter(tags=["personalization"])
+
+
+@router.post(ADAPT_PATH, openapi_extra=AdaptFields.document())
+async def adapt(
+    request: Request,
+    service: ServiceOf,
+    principal: PrincipalOf,
+    queue: Annotated[AdaptQueue, Depends(_queue)],
+) -> JSONResponse:
+    """Train an adapter on labelled speech for a device, and keep nothing of either."""
+    fields = await AdaptFields.read(request, max_files=service.limits.max_utterances + 1)
+    fields.check(service.limits)
+    texts = _targets(fields.texts)
+    adapter = await service.admit(fields.adapter)
+    split = _split(adapter)
+    if fields.private_steps and not split.private:
         raise ProblemError(
             "invalid-field",
-            f"audio: {files} files for {len(texts)} texts; send one for each, 1 to {settings.max_utterances}",
+            f"private_steps: nothing of this adapter is private (split {split.preset[:80]!r}), and only the private part is "
+            "trained by default; give steps to train A and B, which a federation shares, and leave private_steps out",
         )
-    return [_normalized(text, number) for number, text in enumerate(texts)]
+    language = service.check_language(fields.language) or adapter.info.language
+    if service.base.languages and not language:
+        raise ProblemError("invalid-field", "language: is empty, and the adapter has none; give the one of its prompt")
+    utterances, left = [], service.limits.max_train_seconds
+    for number, data in enumerate(fields.audio):
+        audio = await service.decode(data, principal, min(left, MAX_SECONDS), f"audio[{number}]")
+        left -= len(audio) / SAMPLE_RATE
+        utterances.append((audio, texts[number]))
+    job = AdaptJob(adapter, split, utterances, language, fields, service.limits.adapt_seconds)
+    result = await unless_gone(request, queue.run(job))
+    return JSONResponse(await service.off_loop(_answer, result, fields, split), headers=NO_STORE)
 
 
-def _normalized(text: str, number: int) -> str:
-    try:
-        return normalize_text(text)
-    except TextError as error:
-        raise TextError(f"texts[{number}]: {error}") from None
+def _targets(texts: list[str]) -> list[str]:
+    """``texts`` in NFC; :class:`TextError` that names the number of one that cannot be a target."""
+    for number, text in enumerate(texts):
+        try:
+            texts[number] = normalize_text(text)
+        except TextError as error:
+            raise TextError(f"texts[{number}]: {error}") from None
+    return texts
 
 
 def _split(adapter: ServedAdapter) -> Split:
@@ -218,22 +226,10 @@ def _split(adapter: ServedAdapter) -> Split:
         raise AdapterError(f"the adapter does not say what of it is private: {error}") from None
 
 
-async def _utterances(files: list[bytes], texts: list[str], service: Service, principal: str) -> tuple[Labelled, ...]:
-    utterances, left = [], service.settings.max_train_seconds
-    for number, (data, text) in enumerate(zip(files, texts, strict=True)):
-        audio = await service.decode(data, principal, min(left, MAX_SECONDS), f"audio[{number}]")
-        left -= len(audio) / SAMPLE_RATE
-        utterances.append(Labelled(audio, text))
-    return tuple(utterances)
-
-
-def _answer(data: bytes, result: AdaptResult, fields: AdaptFields, split: Split) -> dict[str, Any]:
-    info = read_info(data)
-    if fields.dtype:
-        info = replace(info, dtype=fields.dtype)
-    if fields.language:
-        info = replace(info, language=fields.language)
-    packed = pack({name: tensor.numpy() for name, tensor in result.tensors.items()}, info)
+def _answer(result: AdaptResult, fields: AdaptFields, split: Split) -> dict[str, Any]:
+    info = read_info(fields.adapter)
+    info = replace(info, dtype=fields.dtype or info.dtype, language=fields.language or info.language)
+    packed = pack({name: tensor.numpy() for name, tensor in result.tensors.items()}, info, like=fields.adapter)
     return {
         "adapter": base64.b64encode(packed).decode(),
         "bytes": len(packed),

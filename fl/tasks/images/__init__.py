@@ -1,1 +1,4 @@
-"""A task on images: handwritten digits as unlike writers write and read them."""
+"""A task on images: handwritten digits of simulated writers.
+
+Knows scikit-learn's digits and a small ViT that is trained on public ones.
+"""

@@ -22,9 +22,10 @@ from fl.core.files import write_atomically
 from fl.core.paths import cache_root
 from fl.core.rng import derive_seed
 from fl.core.tensorfile import tensor_bytes
+from fl.tasks.images.kind import DIGITS
 from fl.tasks.images.writers import CLASSES, SIDE, public_digits
 
-DEFAULT, NANO = "vit-digits", "random:vit-nano"  # the second for unit tests: not trained
+TRAINED, NANO = DIGITS.default_base, "random:vit-nano"  # the second for unit tests: not trained
 VERSION = 1  # raise it with every change that alters what is trained
 EPOCHS, BATCH, RATE = 25, 50, 2e-3
 WEIGHT_DECAY = 0.05
@@ -34,7 +35,7 @@ Values = dict[str, Tensor]
 
 def vit_config(name: str) -> ViTConfig:
     """The shape of a base. Raises :class:`BaseModelError` for an unknown one."""
-    shapes = {DEFAULT: (64, 4, 4), NANO: (16, 2, 2)}
+    shapes = {TRAINED: (64, 4, 4), NANO: (16, 2, 2)}
     if name not in shapes:
         raise BaseModelError(f"image base {name!r} not found: the task digits has {', '.join(shapes)}")
     width, layers, heads = shapes[name]
@@ -60,10 +61,10 @@ class Reader(nn.Module):
         self.head = head
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, 10) of images (N, 8, 8)."""
+        """Logits (N, 1, 10) of images (N, 8, 8)."""
         states = self.vit(pixel_values=images[:, None]).last_hidden_state[:, 0]
         logits: Tensor = self.head(states)
-        return logits[:, :CLASSES]
+        return logits[:, None, :CLASSES]
 
 
 def fresh_reader(name: str) -> Reader:
@@ -110,7 +111,7 @@ def train(
             order = torch.randperm(len(public.digits), generator=generator)
             for batch in order[: len(order) // BATCH * BATCH].view(-1, BATCH):
                 images = _jittered(public.images[batch], generator)
-                loss = functional.cross_entropy(reader(images), public.digits[batch])
+                loss = functional.cross_entropy(reader(images)[:, 0], public.digits[batch])
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()

@@ -1,7 +1,7 @@
 """scikit-learn's digits, and writers made from them.
 
 The data set (UCI Optical Recognition of Handwritten Digits, 1,797 test images of 8 x 8 pixels) does not say who wrote what. So a
-writer is simulated: a slant, size, place and weight of stroke of their own, fixed for all their images; and every second one
+writer is simulated: a slant, size, place and weight of stroke, the same for all images of one writer; and every second one
 means by two of the digits what others mean by the other, as with a 1 that looks like a 7. Images are shared out by split first:
 what anyone is tested on, nobody trained on, in whatever hand.
 """
@@ -61,7 +61,7 @@ def shares() -> dict[str, list[int]]:
 
 
 def public_digits() -> Digits:
-    """What the base is trained on: plain images in nobody's hand."""
+    """What the base is trained on: images as they are in the data set."""
     chosen = shares()["public"]
     return Digits(_all().images[chosen], _all().digits[chosen])
 

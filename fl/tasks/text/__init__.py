@@ -1,1 +1,4 @@
-"""A task on text: which language each word of a mixed sentence is in."""
+"""A task on text: the language of each word of mixed sentences.
+
+Knows the grammars of the synthetic speakers and BERT encoders; not speech.
+"""

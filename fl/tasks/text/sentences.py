@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from random import Random
 
 from fl.core.errors import ConfigError
 from fl.core.rng import derive_random
@@ -20,9 +19,9 @@ from fl.data.synthetic.loader import load_pair
 from fl.data.synthetic.morphology import Word
 from fl.data.synthetic.pairs import Pair
 from fl.data.synthetic.voices import DeviceProfile, draw_profiles
+from fl.settings.tables import DataTable
 
 SPLITS = ("test", "validation", "train")
-PREFERRED_TOPICS = 0.85  # share of the sentences that are about a person's own topics
 TRIES = 200  # sentences drawn for each that is wanted, before the grammar is said to have no more
 
 
@@ -37,7 +36,7 @@ class Tagged:
 
 
 @dataclass(frozen=True)
-class Population:
+class TaggedPopulation:
     """Everybody's sentences, each person's made when they are asked for.
 
     A sentence belongs to a split by its own text and the seed, whoever says it: what anyone is tested on, nobody trained on.
@@ -65,7 +64,7 @@ class Population:
         return "train"
 
     def of(self, name: str) -> dict[str, list[Tagged]]:
-        """The sentences of one person by split, none twice; a new person has only some to be tested on.
+        """The sentences of one person by split, none twice; a held-out person has only a test split.
 
         Raises :class:`ConfigError` if the grammar cannot make as many.
         """
@@ -88,11 +87,10 @@ class Population:
 
     def _drawn(self, profile: DeviceProfile, count: int) -> Iterator[Sentence]:
         random = derive_random(self.seed, "sentences", profile.name)
-        topics = tuple(topic.name for topic in self.pair.topics)
         for _ in range(count):
-            own = profile.topics if random.random() < PREFERRED_TOPICS else topics
-            level = _level(profile, random)
-            yield generate(self.pair, level=level, topic=random.choice(own), register=profile.register, random=random)
+            topics, level = profile.draw_topics(self.pair, random), profile.draw_level(random)
+            topic = random.choice(topics)
+            yield generate(self.pair, level=level, topic=topic, register=profile.register, random=random)
 
     def _tagged(self, key: str, sentence: Sentence, latin: Spelling) -> Tagged:
         return Tagged(
@@ -109,38 +107,18 @@ class Population:
         return self.pair.embedded if embedded else self.pair.matrix
 
 
-def _level(profile: DeviceProfile, random: Random) -> str:
-    if random.random() >= profile.switching_rate:
-        return "none"
-    levels = sorted(profile.level_weights)
-    return random.choices(levels, [profile.level_weights[level] for level in levels])[0]
-
-
 @lru_cache(maxsize=8)
 def _pair(name: str) -> Pair:
     return load_pair(name)
 
 
-def make_population(
-    pair: str,
-    *,
-    devices: int,
-    new_people: int,
-    sentences: int,
-    validation_share: float,
-    test_share: float,
-    new_tests: int,
-    seed: int,
-) -> Population:
-    """A population of ``devices`` who take part and ``new_people`` who do not, with ``sentences`` each.
+def make_population(data: DataTable, seed: int) -> TaggedPopulation:
+    """The population that the settings under ``[data]`` describe.
 
     Raises :class:`ConfigError` for an unknown pair and for shares that leave nothing to train on.
     """
-    if validation_share + test_share >= 1:
-        raise ConfigError(
-            f"validation-share = {validation_share} and test-share = {test_share} leave nothing to train on"
-        )
-    grammar = _pair(pair)
-    profiles = draw_profiles(grammar, devices=devices, new_people=new_people, seed=seed)
-    sizes = split_sizes(sentences, validation_share, test_share)
-    return Population(grammar, {p.name: p for p in profiles}, sentences, sizes, min(new_tests, sentences), seed)
+    grammar = _pair(data.synthetic.pair)
+    profiles = draw_profiles(grammar, devices=data.devices, new_people=data.new_people, seed=seed)
+    sizes = split_sizes(data.synthetic.sentences, data.validation_share, data.test_share)
+    new_tests = min(data.new_people_tests, data.synthetic.sentences)
+    return TaggedPopulation(grammar, {p.name: p for p in profiles}, data.synthetic.sentences, sizes, new_tests, seed)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from fl.data.importers.build import Plan, import_corpus
+from fl.data.importers.build import ImportPlan, import_corpus
 from fl.data.importers.records import Options
-from fl.data.importers.summary import Summary
+from fl.data.importers.summary import ImportSummary
 from fl.data.manifest import Utterance, read_manifest
 
 RATE = 16_000
@@ -59,14 +59,14 @@ def write_parquet(path: Path, rows: list[dict[str, Any]], features: dict[str, An
 
 
 @pytest.fixture
-def take(tmp_path: Path) -> Callable[..., tuple[Summary, list[Utterance]]]:
+def take(tmp_path: Path) -> Callable[..., tuple[ImportSummary, list[Utterance]]]:
     """Import a corpus to ``tmp_path/out``: the summary, and the manifest read back."""
 
     def run(
         name: str, source: Path, *, plan: dict[str, Any] | None = None, **options: Any
-    ) -> tuple[Summary, list[Utterance]]:
+    ) -> tuple[ImportSummary, list[Utterance]]:
         out = tmp_path / "out"
-        summary = import_corpus(name, source, Options(**options), Plan(out=out, **(plan or {})))
+        summary = import_corpus(name, source, Options(**options), ImportPlan(out=out, **(plan or {})))
         return summary, read_manifest(out / "manifest.jsonl")
 
     return run

@@ -10,11 +10,11 @@ from collections import namedtuple
 import pytest
 
 from fl.bases.whisper.tokenizer import ByteTokenizer
-from fl.core.errors import CorpusError, VocabularyError
-from fl.data.importers import FORMATS
-from fl.data.importers.build import Plan, import_corpus
+from fl.core.errors import ConfigError, CorpusError, VocabularyError
+from fl.data.importers.build import ImportPlan, import_corpus
 from fl.data.importers.leakage import find_leaks
 from fl.data.importers.records import Options, Record, split_name
+from fl.data.importers.table import IMPORTERS
 from fl.data.importers.vocabulary import missing_characters
 from fl.data.manifest import read_manifest
 
@@ -60,7 +60,7 @@ def test_a_base_that_lacks_characters_is_refused_before_anything_is_written(peop
             "table",
             people,
             Options(),
-            Plan(out=tmp_path / "out", copy=True),
+            ImportPlan(out=tmp_path / "out", copy=True),
             writer=Alphabet("abcdefghijklmnopqrstuvwxyz버"),
             base="small",
         )
@@ -189,19 +189,19 @@ def test_an_import_is_not_written_over_another(people, take):
 
 def test_without_an_out_folder_nothing_is_written(people):
     before = sorted(people.parent.parent.rglob("*"))
-    assert import_corpus("table", people, Options(), Plan()).utterances == 2
+    assert import_corpus("table", people, Options(), ImportPlan()).utterances == 2
     assert sorted(people.parent.parent.rglob("*")) == before
 
 
 def test_a_full_disk_leaves_no_manifest(people, tmp_path, monkeypatch):
-    import fl.data.importers.hear
+    import fl.data.importers.audio
 
     def full(*_arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(fl.data.importers.hear, "save_audio", full)
+    monkeypatch.setattr(fl.data.importers.audio, "save_audio", full)
     with pytest.raises(CorpusError, match=r"list\.csv:2: .*No space left.*start again"):
-        import_corpus("table", people, Options(), Plan(out=tmp_path / "out", copy=True))
+        import_corpus("table", people, Options(), ImportPlan(out=tmp_path / "out", copy=True))
     assert not (tmp_path / "out" / "manifest.jsonl").exists()
 
 
@@ -224,15 +224,17 @@ def test_copied_silence_is_left_out(people, tmp_path, take):
 
 
 def test_an_unknown_format_and_a_missing_source_name_what_there_is(tmp_path):
-    with pytest.raises(CorpusError, match="importer 'hiked' is unknown; there are aihub, hike, ascend"):
-        import_corpus("hiked", tmp_path, Options(), Plan())
+    with pytest.raises(
+        ConfigError, match=r"unknown importer 'hiked': did you mean 'hike'.*known are aihub, hike, ascend"
+    ):
+        import_corpus("hiked", tmp_path, Options(), ImportPlan())
     with pytest.raises(CorpusError, match="no such file or folder; to get the corpus: hf download thetaone-ai/HiKE"):
-        import_corpus("hike", tmp_path / "none", Options(), Plan())
+        import_corpus("hike", tmp_path / "none", Options(), ImportPlan())
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", IMPORTERS)
 def test_an_empty_folder_is_a_typed_error_for_every_importer(tmp_path, name):
     from fl.core.errors import IdiolectError
 
     with pytest.raises(IdiolectError):
-        import_corpus(name, tmp_path, Options(), Plan())
+        import_corpus(name, tmp_path, Options(), ImportPlan())

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from fl.core.errors import CorpusError
-from fl.data.importers.build import Plan, import_corpus
+from fl.data.importers.build import ImportPlan, import_corpus
 from fl.data.importers.records import Options
 from fl.speech.audio import load_audio
 
@@ -239,4 +239,4 @@ def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     with pytest.raises(CorpusError, match=r"pip install 'idiolect-fl\[import\]'"):
-        import_corpus("hike", tmp_path, Options(), Plan())
+        import_corpus("hike", tmp_path, Options(), ImportPlan())

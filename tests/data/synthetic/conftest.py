@@ -13,5 +13,5 @@ def settings():
 
 @pytest.fixture(scope="session")
 def tiny(settings, tmp_path_factory):
-    """The manifest of a population of three devices and a new person, seven sentences each."""
+    """The manifest of a population of three devices and a held-out speaker, seven sentences each."""
     return synthesize(tmp_path_factory.mktemp("tiny") / "people", **settings)

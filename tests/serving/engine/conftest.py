@@ -60,7 +60,7 @@ def served(nano: WhisperBase) -> Callable[..., ServedAdapter]:
             name: tensor if name.endswith("_A") else scale * torch.randn(tensor.shape, generator=generator)
             for name, tensor in fresh.items()
         }
-        info = AdapterInfo(nano.name, nano.fingerprint, "gates", config, window, language)
+        info = AdapterInfo(nano.name, nano.fingerprint, "gates", config, window=window, language=language)
         return ServedAdapter(tensors, Slot.of(config), info, f"digest-{seed}")
 
     return make

@@ -7,17 +7,16 @@ import numpy as np
 import pytest
 import torch
 
+from fl.adapters.gates import GATES
 from fl.core.errors import AdapterError, AdapterMismatchError, AudioError, BaseModelError, ConfigError, RunError
 from fl.serving.engine import engine as engine_module
 from fl.serving.engine.engine import BatchEngine, EngineSettings
 from fl.serving.engine.requests import BusyError, ClosedError, DeadlineError, Request
-from fl.settings.names import GATES
 
 
 def everything(engine: BatchEngine) -> list[torch.Tensor]:
     """All tensors in which an engine keeps something of a request."""
-    shelves = [shelf.kept for shelf in engine._cache._shelves.values()]
-    return [*engine._table._tensors(), engine._cache._own, *shelves]
+    return [*engine._table._tensors(), *engine._cache.tensors]
 
 
 @pytest.fixture
@@ -105,7 +104,7 @@ def test_a_failure_of_the_engine_itself_is_told_and_the_next_request_is_served(
 ) -> None:
     wheel = engine(rows=2)
     with monkeypatch.context() as patch:
-        patch.setattr(engine_module, "next_states", lambda *_: 1 / 0)
+        patch.setattr(wheel._decoder, "next", lambda *_: 1 / 0)
         failed = wheel.submit(Request(speech(0.7, 1), served(1)))
         while wheel.turn():
             pass

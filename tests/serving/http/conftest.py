@@ -26,7 +26,7 @@ from fl.packed.blob import PackedInfo, pack
 from fl.serving.engine.requests import Request, Stages, Transcript
 from fl.serving.http.app import create_app
 from fl.serving.http.auth import TokenFile, add_token
-from fl.serving.http.limits import Settings
+from fl.serving.http.limits import ServerLimits
 
 SITES = ("encoder.self", "decoder.self", "decoder.cross")
 URL = "http://127.0.0.1"
@@ -161,8 +161,22 @@ def packed(base: WhisperBase) -> Callable[..., bytes]:
     return make
 
 
+class ManualClock:
+    """Seconds that pass when a test says so."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
 @dataclass
-class People:
+class TokenHolders:
     """A token file with the tokens of two people."""
 
     path: Path
@@ -174,9 +188,9 @@ class People:
 
 
 @pytest.fixture
-def people(tmp_path: Path) -> People:
+def people(tmp_path: Path) -> TokenHolders:
     path = tmp_path / "tokens.txt"
-    return People(path, add_token(path, "ann"), add_token(path, "bob"))
+    return TokenHolders(path, add_token(path, "ann"), add_token(path, "bob"))
 
 
 @pytest.fixture
@@ -184,7 +198,7 @@ def make_app(base: WhisperBase, engine: FakeEngine) -> Callable[..., FastAPI]:
     """An app on the fake engine; ``settings`` by keyword."""
 
     def make(tokens: TokenFile | None = None, adapt: Any = None, **settings: Any) -> FastAPI:
-        return create_app(engine, base, Settings(**settings), tokens=tokens, adapt=adapt)
+        return create_app(engine, base, ServerLimits(**settings), tokens=tokens, adapt=adapt)
 
     return make
 

@@ -1,4 +1,4 @@
-"""A device that cannot hold the base has its adapter trained: the right tensors move, and only the shared ones may go on."""
+"""A device that cannot hold the base has its adapter trained: the tensors that were asked for move, and no others."""
 
 import base64
 import json
@@ -8,14 +8,12 @@ import time
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord
 from starlette.testclient import TestClient
 
-from fl.core.errors import AdapterError, AdapterMismatchError, GuardError, IdiolectError
+from fl.core.errors import IdiolectError
 from fl.packed.blob import unpack
-from fl.protocol.wire import COUNTS, SHARED, device_key
-from fl.serving.onward import shared_reply
 from fl.serving.training.adapt import AdaptResult
+from fl.settings.tables import TrainTable
 from sim.cli.serve import local_steps
 
 PATH, URL = "/v1/adapt", "http://127.0.0.1"
@@ -23,9 +21,10 @@ TEXTS = ["오늘 meeting 있어요", "yes"]
 
 
 def send(client, adapter, recordings, texts=TEXTS, **fields):
+    """Two steps unless ``fields`` say otherwise; None leaves a field out."""
     files = [("adapter", ("a.safetensors", adapter)), *[("audio", ("x.flac", audio)) for audio in recordings]]
     data = {"texts": texts if isinstance(texts, str) else json.dumps(texts), "steps": "2", **fields}
-    return client.post(PATH, files=files, data=data)
+    return client.post(PATH, files=files, data={name: value for name, value in data.items() if value is not None})
 
 
 @pytest.fixture
@@ -46,19 +45,49 @@ def moved(before, after):
     return {name for name in old if not np.array_equal(old[name], new[name])}
 
 
-def test_joint_steps_train_the_shared_part_and_private_steps_the_gates(trained, packed, audio):
-    data = packed(dtype="float32")
-    answer = send(trained, data, audio, gate_dropout="1")
+def result_of(answer, before):
+    """The tensors that moved, and the document."""
     assert answer.status_code == 200, answer.text
     found = answer.json()
-    new = base64.b64decode(found["adapter"])
-    assert moved(data, new) == set(found["shared"])
-    assert (found["steps"], found["examples"], found["dtype"], found["bytes"]) == (2, 4, "float32", len(new))
+    return moved(before, base64.b64decode(found["adapter"])), found
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_by_default_the_gates_are_trained_and_a_and_b_come_back_bit_for_bit(trained, packed, audio, dtype):
+    data = packed(dtype=dtype)
+    changed, found = result_of(send(trained, data, audio, steps=None), data)
+    gates = {name for name in unpack(data)[0] if "gated_lora_gate" in name}
+    assert changed == set(found["private"]) == gates
+    assert set(found["shared"]) == unpack(data)[0].keys() - gates
+    assert (found["steps"], found["dtype"]) == (TrainTable().local_steps, dtype)
+
+
+def test_steps_of_either_kind_are_those_that_were_asked_for(trained, packed, audio):
+    data = packed(dtype="float32")
+    changed, found = result_of(send(trained, data, audio, gate_dropout="1"), data)
+    assert changed == set(found["shared"])
+    assert (found["steps"], found["examples"], found["bytes"]) == (2, 4, len(base64.b64decode(found["adapter"])))
     assert found["loss"] > 0
-    gates = send(trained, data, audio, steps="0", private_steps="2").json()
-    assert moved(data, base64.b64decode(gates["adapter"])) == set(gates["private"])
-    assert all("gated_lora_gate" in name for name in gates["private"])
-    assert not any("gated_lora_gate" in name for name in gates["shared"])
+    changed, found = result_of(send(trained, data, audio, gate_dropout="0", private_steps="1"), data)
+    assert (changed, found["steps"]) == ({*found["shared"], *found["private"]}, 3)
+    changed, found = result_of(send(trained, data, audio, steps="0", private_steps="2"), data)
+    assert (changed, found["steps"]) == (set(found["private"]), 2)
+
+
+@pytest.mark.parametrize("adapter", [{"gate": "none"}, {"split": "all-shared"}])
+def test_an_adapter_without_a_private_part_is_trained_only_where_the_request_says_so(trained, packed, audio, adapter):
+    data = packed(dtype="float32", **adapter)
+    answer = send(trained, data, audio, steps=None)
+    assert (answer.status_code, answer.json()["type"]) == (422, "/problems/invalid-field")
+    assert "give steps to train A and B" in answer.json()["detail"]
+    changed, found = result_of(send(trained, data, audio, steps="2", gate_dropout="0"), data)
+    assert changed == set(found["shared"]) == unpack(data)[0].keys()
+
+
+def test_an_adapter_of_which_nothing_is_shared_is_trained_whole(trained, packed, audio):
+    data = packed(gate="none", split="all-private", dtype="float32")
+    changed, found = result_of(send(trained, data, audio, steps=None), data)
+    assert changed == set(found["private"]) == unpack(data)[0].keys()
 
 
 def test_training_lowers_the_loss_on_what_was_sent(trained, packed, audio):
@@ -85,43 +114,6 @@ def test_the_answer_is_as_precise_as_what_was_sent_unless_asked_otherwise(traine
     assert unpack(base64.b64decode(found["adapter"]))[1].dtype == "int8"
 
 
-# What may go on to the aggregator
-
-
-def shapes_of(data, names):
-    tensors, _ = unpack(data)
-    return {name: tensors[name].shape for name in names}
-
-
-def test_the_reply_to_the_aggregator_has_the_shared_tensors_and_counts_and_no_gate(trained, packed, audio):
-    found = send(trained, packed(), audio).json()
-    data = base64.b64decode(found["adapter"])
-    counts = {"examples": found["examples"], "steps": found["steps"], "loss": found["loss"]}
-    reply = shared_reply(data, "device-1", shapes_of(data, found["shared"]), counts)
-    arrays = reply[device_key(SHARED, "device-1")]
-    assert isinstance(arrays, ArrayRecord)
-    assert list(arrays) == found["shared"]
-    assert set(reply) == {device_key(SHARED, "device-1"), device_key(COUNTS, "device-1")}
-    tensors, _ = unpack(data)
-    assert all(np.array_equal(arrays[name].numpy(), tensors[name]) for name in found["shared"])
-
-
-def test_what_the_run_did_not_agree_on_does_not_leave(packed):
-    data = packed()
-    names = [name for name in unpack(data)[0] if "gated_lora_gate" not in name]
-    shapes = shapes_of(data, names)
-    with pytest.raises(AdapterMismatchError, match="shares other tensors"):
-        shared_reply(data, "d", {**shapes, "more.gated_lora_A": (1, 1)}, {})
-    with pytest.raises(AdapterMismatchError, match="shares other tensors"):
-        shared_reply(packed(split="all-shared"), "d", shapes, {})
-    with pytest.raises(GuardError, match="is no count"):
-        shared_reply(data, "d", shapes, {"transcript": 1})
-    with pytest.raises(GuardError, match="has shape"):
-        shared_reply(data, "d", {**shapes, names[0]: (9, 9)}, {})
-    with pytest.raises(AdapterError):
-        shared_reply(data[:-1], "d", shapes, {})
-
-
 # Bad input
 
 
@@ -138,7 +130,7 @@ def test_what_the_run_did_not_agree_on_does_not_leave(packed):
         (["one", " "], {}, "unusable-text", r"texts[1]"),
         (["one", "two\u0000"], {}, "unusable-text", r"texts[1]"),
         (["one", "word " * 199], {}, "unusable-text", "tokens"),
-        (TEXTS, {"steps": "0"}, "invalid-field", "steps"),
+        (TEXTS, {"steps": "0", "private_steps": "0"}, "invalid-field", "steps"),
         (TEXTS, {"steps": "9999"}, "invalid-field", "steps"),
         (TEXTS, {"steps": "many"}, "invalid-field", "steps"),
         (TEXTS, {"steps": "150", "private_steps": "150"}, "invalid-field", "steps"),
@@ -199,7 +191,7 @@ def test_without_a_trainer_there_is_no_such_route(client, packed, audio):
 # One at a time
 
 
-class Slow:
+class BlockedTrainer:
     """A trainer that waits until it is let go, and notes who was in it together."""
 
     def __init__(self):
@@ -224,7 +216,7 @@ class Slow:
 
 
 def test_one_adapter_is_trained_at_a_time_and_only_so_many_wait(make_app, packed, audio):
-    slow, statuses = Slow(), []
+    slow, statuses = BlockedTrainer(), []
     with TestClient(make_app(adapt=slow, adapts_waiting=1), base_url=URL) as client:
         threads = [
             threading.Thread(target=lambda: statuses.append(send(client, packed(), audio).status_code))
@@ -233,7 +225,7 @@ def test_one_adapter_is_trained_at_a_time_and_only_so_many_wait(make_app, packed
         threads[0].start()
         slow.entered.acquire()
         threads[1].start()
-        while client.app.state.trainer.open < 2:
+        while len(client.app.state.adapts.jobs) < 2:
             time.sleep(0.001)
         answer = send(client, packed(), audio)
         slow.go.set()
@@ -246,7 +238,7 @@ def test_one_adapter_is_trained_at_a_time_and_only_so_many_wait(make_app, packed
 
 
 def test_training_that_takes_too_long_is_stopped_at_a_step(make_app, packed, audio):
-    slow = Slow()
+    slow = BlockedTrainer()
     with TestClient(make_app(adapt=slow, adapt_seconds=0.02), base_url=URL) as client:
         answer = send(client, packed(), audio)
     assert (answer.status_code, answer.json()["type"]) == (408, "/problems/deadline")
@@ -254,12 +246,12 @@ def test_training_that_takes_too_long_is_stopped_at_a_step(make_app, packed, aud
 
 
 def test_a_server_that_stops_does_not_wait_for_the_last_step(make_app, packed, audio):
-    slow, answers = Slow(), []
+    slow, answers = BlockedTrainer(), []
     with TestClient(make_app(adapt=slow), base_url=URL, raise_server_exceptions=False) as client:
         thread = threading.Thread(target=lambda: answers.append(send(client, packed(), audio)))
         thread.start()
         slow.entered.acquire()
-        client.app.state.trainer.close()
+        client.app.state.adapts.close()
         thread.join()
     assert slow.stopped == 1
     assert (answers[0].status_code, answers[0].json()["type"]) == (503, "/problems/closing")

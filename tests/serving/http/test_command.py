@@ -1,4 +1,4 @@
-"""``idiolect serve`` and ``idiolect token``: no server for strangers without tokens, and what a command line means."""
+"""``idiolect serve`` and ``idiolect token``: no server for everybody without tokens, and what a command line means."""
 
 import http.client
 import json
@@ -33,8 +33,8 @@ def test_a_token_is_printed_once_and_opens_the_server(tmp_path):
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "speech.example", "::"])
-def test_without_tokens_no_address_that_strangers_reach_is_served(host):
-    with pytest.raises(ConfigError, match="strangers"):
+def test_without_tokens_no_address_that_others_reach_is_served(host):
+    with pytest.raises(ConfigError, match="everybody"):
         choose_tokens(None, True, Address(host))
 
 

@@ -13,7 +13,7 @@ from fl.serving.engine.adapters import admit
 from fl.serving.engine.engine import BatchEngine, EngineSettings
 from fl.serving.http.app import create_app
 from fl.serving.http.audio import decode_audio
-from fl.serving.http.limits import Settings
+from fl.serving.http.limits import ServerLimits
 
 PATH, URL = "/v1/audio/transcriptions", "http://127.0.0.1"
 
@@ -22,7 +22,7 @@ PATH, URL = "/v1/audio/transcriptions", "http://127.0.0.1"
 def serving(base, **settings):
     engine = BatchEngine(base, EngineSettings(rows=4))
     try:
-        with TestClient(create_app(engine, base, Settings(**settings)), base_url=URL) as client:
+        with TestClient(create_app(engine, base, ServerLimits(**settings)), base_url=URL) as client:
             yield client
     finally:
         engine.close()

@@ -19,20 +19,18 @@ def adapters(base, packed):
     return [admit(packed(seed=seed), base) for seed in range(6)]
 
 
-class Clock:
-    now = 100.0
+@pytest.fixture
+def store(adapters, clock):
+    """``store(room=3, per_owner=10, seconds=60.0)``: handles with room for so many adapters."""
 
-    def __call__(self):
-        return self.now
+    def make(room=3, per_owner=10, seconds=60.0):
+        return Handles(room * adapters[0].bytes, seconds, per_owner, clock)
 
-
-def store(adapters, room=3, per_owner=10, seconds=60.0):
-    clock = Clock()
-    return Handles(room * adapters[0].bytes, seconds, per_owner, clock), clock
+    return make
 
 
-def test_the_least_recently_used_gives_way_when_the_budget_is_full(adapters):
-    handles, _ = store(adapters, room=3)
+def test_the_least_recently_used_gives_way_when_the_budget_is_full(adapters, store):
+    handles = store(room=3)
     first, second, third = (handles.put("ann", adapter) for adapter in adapters[:3])
     assert handles.get("ann", first) is adapters[0]  # now the second is the oldest
     fourth = handles.put("bob", adapters[3])
@@ -44,13 +42,12 @@ def test_the_least_recently_used_gives_way_when_the_budget_is_full(adapters):
     assert handles.evicted == 1
 
 
-def test_a_handle_is_gone_after_its_time_and_use_prolongs_it(adapters):
-    handles, clock = store(adapters, seconds=60.0)
+def test_a_handle_is_gone_after_its_time_and_use_prolongs_it(adapters, store, clock):
+    handles = store(seconds=60.0)
     first, second = handles.put("ann", adapters[0]), handles.put("ann", adapters[1])
     clock.now += 50
     handles.get("ann", first)
-    assert handles.expires_in("ann", second) == 10.0
-    handles.look("ann", second)  # looking is not using
+    assert handles.look("ann", second) == (adapters[1], 10.0)  # looking is not using
     clock.now += 20
     assert handles.get("ann", first) is adapters[0]
     with pytest.raises(ProblemError):
@@ -58,8 +55,8 @@ def test_a_handle_is_gone_after_its_time_and_use_prolongs_it(adapters):
     assert (len(handles), handles.bytes) == (1, adapters[0].bytes)
 
 
-def test_a_handle_of_another_token_is_as_unknown_as_one_that_never_was(adapters):
-    handles, _ = store(adapters)
+def test_a_handle_of_another_token_is_as_unknown_as_one_that_never_was(adapters, store):
+    handles = store()
     handle = handles.put("ann", adapters[0])
     said = set()
     for owner, asked in (("bob", handle), ("ann", handle[:-1]), ("", handle), ("ann", "")):
@@ -72,16 +69,16 @@ def test_a_handle_of_another_token_is_as_unknown_as_one_that_never_was(adapters)
     assert handles.get("ann", handle) is adapters[0]
 
 
-def test_the_same_adapter_keeps_its_handle_for_its_owner_alone(adapters):
-    handles, _ = store(adapters)
+def test_the_same_adapter_keeps_its_handle_for_its_owner_alone(adapters, store):
+    handles = store()
     mine = handles.put("ann", adapters[0])
     assert handles.put("ann", dataclasses.replace(adapters[0])) == mine
     assert handles.put("bob", adapters[0]) != mine
     assert len(handles) == 2
 
 
-def test_one_token_cannot_push_out_the_others(adapters):
-    handles, _ = store(adapters, room=6, per_owner=2)
+def test_one_token_cannot_push_out_the_others(adapters, store):
+    handles = store(room=6, per_owner=2)
     other = handles.put("bob", adapters[5])
     own = [handles.put("ann", adapter) for adapter in adapters[:4]]
     assert handles.get("bob", other) is adapters[5]
@@ -90,8 +87,8 @@ def test_one_token_cannot_push_out_the_others(adapters):
     assert len(handles) == 3
 
 
-def test_one_that_is_larger_than_the_budget_is_refused_and_pushes_nobody_out(adapters):
-    handles, _ = store(adapters, room=1)
+def test_one_that_is_larger_than_the_budget_is_refused_and_pushes_nobody_out(adapters, store):
+    handles = store(room=1)
     kept = handles.put("ann", adapters[0])
     larger = dataclasses.replace(
         adapters[1], tensors={**adapters[1].tensors, "more": adapters[0].tensors[min(adapters[0].tensors)]}
@@ -102,8 +99,8 @@ def test_one_that_is_larger_than_the_budget_is_refused_and_pushes_nobody_out(ada
     assert handles.get("ann", kept) is adapters[0]
 
 
-def test_handles_cannot_be_guessed(adapters):
-    handles, _ = store(adapters, room=6)
+def test_handles_cannot_be_guessed(adapters, store):
+    handles = store(room=6)
     made = {handles.put(f"owner {i}", adapters[0]) for i in range(6)}
     assert len(made) == 6
     assert all(len(handle) == 32 for handle in made)  # 192 bits
@@ -157,11 +154,14 @@ def test_an_adapter_that_is_refused_is_not_held(client, packed):
     assert len(client.app.state.service.handles) == 0
 
 
-def test_an_adapter_beyond_the_limit_is_refused_while_it_arrives(make_app, packed):
+def test_an_adapter_beyond_the_limit_is_refused_by_its_announced_length_and_while_it_arrives(make_app, packed):
     data = packed()
-    with TestClient(make_app(max_adapter_bytes=len(data) - 1), base_url=URL) as client:
-        answer = client.put(ADAPTERS, content=data)
-        assert (answer.status_code, answer.json()["type"]) == (413, "/problems/too-large")
+    app = make_app(max_adapter_bytes=len(data) - 1)
+    with TestClient(app, base_url=URL) as client:
+        for content in (data, iter([data[:100], data[100:]])):
+            answer = client.put(ADAPTERS, content=content)
+            assert (answer.status_code, answer.json()["type"]) == (413, "/problems/too-large")
+    assert app.state.service.body_bytes == 0
 
 
 def test_nothing_is_held_after_the_server_stopped(make_app, packed):

@@ -19,7 +19,7 @@ from cryptography.x509.oid import NameOID
 
 from fl.core.errors import ConfigError
 from fl.serving.http.auth import TokenFile
-from fl.serving.http.limits import Settings
+from fl.serving.http.limits import ServerLimits
 from fl.serving.http.server import Address, make_server
 
 PATH = "/v1/audio/transcriptions"
@@ -29,7 +29,7 @@ PATH = "/v1/audio/transcriptions"
 def running(app, settings=None, **address):
     """The port of a server that runs in a thread."""
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
-        server = make_server(app, Address(port=0, **address), settings or app.state.service.settings)
+        server = make_server(app, Address(port=0, **address), settings or app.state.service.limits)
         ready = threading.Event()
         startup = server.startup
 
@@ -179,7 +179,7 @@ def test_a_certificate_that_does_not_work_is_named(make_app, tmp_path, certifica
     broken = tmp_path / "broken.pem"
     broken.write_text("nothing")
     with pytest.raises(ConfigError, match=r"broken\.pem"):
-        make_server(make_app(), Address(cert=broken, key=certificate[1]), Settings())
+        make_server(make_app(), Address(cert=broken, key=certificate[1]), ServerLimits())
     with pytest.raises(ConfigError, match="together"):
         Address(cert=certificate[0])
     with pytest.raises(ConfigError, match="no such file"):
@@ -245,7 +245,7 @@ def test_half_a_body_and_gone_reaches_no_engine(make_app, engine, recording):
             client.sendall(request(body))
             assert read_all(client)[0] == 200
     assert len(engine.asked) == 1
-    assert (app.state.service.room.open, app.state.service.room.buffered) == (0, 0)
+    assert (app.state.service.open_requests, app.state.service.body_bytes) == (0, 0)
 
 
 def test_what_is_no_http_is_a_4xx_and_ends(make_app):

@@ -203,6 +203,12 @@ def test_a_field_with_a_wrong_value_is_named(client, recording, fields, name):
     assert name in answer.json()["detail"]
 
 
+def test_a_text_that_comes_as_a_file_is_named(client, recording):
+    answer = transcribe(client, recording(), files=[("language", ("language.txt", b"ko"))])
+    assert (answer.status_code, problem(answer)) == (422, "invalid-field")
+    assert answer.json()["detail"] == "language: is a file; send it as a part without a file name"
+
+
 def test_another_model_is_refused_by_name(client, recording):
     answer = transcribe(client, recording(), model="whisper-large-v9")
     assert answer.status_code == 404

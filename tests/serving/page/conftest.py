@@ -52,14 +52,14 @@ class Site:
         self.socket.close()
 
 
-class Stub(Site):
+class StubSite(Site):
     """The page and a transcription endpoint that answers what the test says and keeps what it got."""
 
     def __init__(self, reply):
         self.reply = reply  # of the form as a dict
         self.forms = []
         app = FastAPI()
-        app.include_router(router())
+        app.include_router(router)
 
         @app.post("/v1/audio/transcriptions")
         async def transcriptions(request: Request):
@@ -233,7 +233,7 @@ def serve():
     with contextlib.ExitStack() as stack:
 
         def start(what):
-            site = Site(what) if isinstance(what, FastAPI) else Stub(what)
+            site = Site(what) if isinstance(what, FastAPI) else StubSite(what)
             stack.callback(site.close)
             return site
 

@@ -25,7 +25,7 @@ NOT_AUDIO = {
 }
 BUSY = {
     "type": "/problems/busy",
-    "title": "As much work is open as the server may hold",
+    "title": "As much work is open as may be",
     "status": 429,
     "detail": "32 wait.",
 }
@@ -97,7 +97,7 @@ def test_an_adapter_that_is_refused_leaves_the_base_transcript(ask, document):
 
 def test_a_busy_server_says_when_to_try_again(ask):
     tab = ask(lambda form: refuse(BUSY, **{"Retry-After": "7"}))
-    assert problems(tab) == {"ask": "As much work is open as the server may hold 32 wait. Try again in 7 s."}
+    assert problems(tab) == {"ask": "As much work is open as may be 32 wait. Try again in 7 s."}
 
 
 @pytest.mark.parametrize(

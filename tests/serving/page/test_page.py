@@ -15,7 +15,7 @@ from fl.speech.audio import MAX_SECONDS
 @pytest.fixture(scope="module")
 def client():
     app = FastAPI()
-    app.include_router(router())
+    app.include_router(router)
     return TestClient(app)
 
 

@@ -21,7 +21,7 @@ from fl.serving.http.auth import TokenFile, add_token
 SITES = target_pattern(("decoder.self",))
 
 
-class Engine:
+class TwoTextEngine:
     """Hears one text without an adapter and another with one."""
 
     def __init__(self):
@@ -80,7 +80,7 @@ def fill(sentence):
 
 
 def test_the_server_gives_what_the_page_shows(base, serve, open_tab, fill, adapter_file):
-    engine = Engine()
+    engine = TwoTextEngine()
     tab = open_tab(serve(create_app(engine, base)))
     fill(tab, adapter_file())
     tab.transcribe()
@@ -96,7 +96,7 @@ def test_the_server_gives_what_the_page_shows(base, serve, open_tab, fill, adapt
 
 
 def test_an_adapter_of_another_base_is_named_at_the_adapter(base, serve, open_tab, fill, adapter_file):
-    tab = open_tab(serve(create_app(Engine(), base)))
+    tab = open_tab(serve(create_app(TwoTextEngine(), base)))
     fill(tab, adapter_file(base_fingerprint="whisper:1x1+1:0000"))
     tab.transcribe()
     assert "belongs to another base" in tab.text("#adapter-error")
@@ -105,7 +105,7 @@ def test_an_adapter_of_another_base_is_named_at_the_adapter(base, serve, open_ta
 
 def test_a_server_with_tokens_shows_the_page_and_asks_for_one(base, serve, open_tab, fill, adapter_file, tmp_path):
     token = add_token(tmp_path / "tokens.txt", "ann")
-    tab = open_tab(serve(create_app(Engine(), base, tokens=TokenFile(tmp_path / "tokens.txt"))))
+    tab = open_tab(serve(create_app(TwoTextEngine(), base, tokens=TokenFile(tmp_path / "tokens.txt"))))
     fill(tab, adapter_file())
     tab.transcribe("!document.getElementById('token-error').hidden")
     assert tab.text("#token-error").startswith("No valid token")

@@ -8,9 +8,10 @@ from urllib.parse import quote
 
 import pytest
 
-from sim.report import pool, read_run, summarize_files, transcripts_of
+from fl.runs.files import read_run
+from fl.settings.names import ARMS
+from sim.report import pool, summarize, transcripts_of
 from sim.report.page import render
-from sim.report.rows import ARMS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
@@ -71,7 +72,7 @@ FRAME = '<!doctype html><meta charset="utf-8"><body><iframe width="{width}" heig
 @pytest.fixture(scope="module")
 def page(finished_run):
     runs = pool([read_run(finished_run)])
-    return render(summarize_files(runs, samples=100), transcripts_of(runs))
+    return render(summarize(runs, samples=100), transcripts_of(runs))
 
 
 @pytest.fixture

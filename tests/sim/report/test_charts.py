@@ -6,7 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.report.charts import Axis, Curve, Slope, interval_bar, line_chart, percent, slope_chart, spread
+from sim.report.charts import Axis, Slope, line_view, percent, slope_view, spread
+from sim.report.page import templates
+
+DRAW = templates().get_template("charts.html").module
+WITHIN = {"rate": 0.1, "low": 0.05, "high": 0.15}
+BEYOND = {"rate": 0.9, "low": 0.8, "high": 1.0}
 
 
 @given(st.floats(1e-3, 5.0))
@@ -28,7 +33,7 @@ def test_labels_keep_their_order_and_do_not_overlap(positions):
 
 
 def test_a_rate_is_drawn_where_it_lies():
-    svg = ElementTree.fromstring(interval_bar(0.1, 0.05, 0.15, Axis(0.2, (0.0, 0.1, 0.2)), "local"))
+    svg = ElementTree.fromstring(DRAW.interval(WITHIN, Axis(0.2, (0.0, 0.1, 0.2)), "local"))
     assert svg.find("circle").get("cx") == "50.00%"
     whisker = next(line for line in svg.iter("line") if line.get("class") == "whisker")
     assert (whisker.get("x1"), whisker.get("x2")) == ("25.00%", "75.00%")
@@ -36,14 +41,14 @@ def test_a_rate_is_drawn_where_it_lies():
 
 
 def test_a_rate_beyond_the_axis_is_an_arrow_not_a_dot():
-    svg = interval_bar(0.9, 0.8, 1.0, Axis(0.2, (0.0, 0.2)), "zero-shot")
+    svg = DRAW.interval(BEYOND, Axis(0.2, (0.0, 0.2)), "zero-shot")
     assert "<circle" not in svg
     assert "<path" in svg
 
 
 def test_every_curve_is_named_and_falls_when_its_rate_falls():
-    curves = [Curve("global", "global", ((0.0, 0.6), (1.0, 0.3))), Curve("zero-shot", "zero-shot", ((0.0, 0.6),))]
-    svg = ElementTree.fromstring(line_chart(curves, title="T", x_label="round"))
+    chart = line_view({"global": [(0.0, 0.6), (1.0, 0.3)], "zero-shot": [(0.0, 0.6)]})
+    svg = ElementTree.fromstring(DRAW.lines(chart, "T", "round"))
     names = [text.text for text in svg.iter("text") if text.get("class") == "name"]
     assert names == ["global", "zero-shot"]
     line = next(line for line in svg.iter("line") if line.get("class") == "curve")
@@ -51,12 +56,12 @@ def test_every_curve_is_named_and_falls_when_its_rate_falls():
 
 
 def test_a_single_round_and_rates_of_zero_make_a_chart():
-    ElementTree.fromstring(line_chart([Curve("local", "local", ((0.0, 0.0),))], title="T", x_label="round"))
+    ElementTree.fromstring(DRAW.lines(line_view({"local": [(0.0, 0.0)]}), "T", "round"))
 
 
 def test_a_device_that_gets_worse_is_marked_by_shape_and_words():
-    slopes = [Slope("a", 0.2, 0.1, 0.3), Slope("b & c", 0.1, 0.2, None)]
-    text = slope_chart(slopes, names=("local", "global", "personalized"), title="T")
+    slopes = {"a": Slope(0.2, 0.1, 0.3), "b & c": Slope(0.1, 0.2, None)}
+    text = DRAW.slopes(slope_view(slopes, ("local", "global", "personalized")), "T")
     svg = ElementTree.fromstring(text)
     worse = [group for group in svg.iter("g") if group.get("class") == "device worse"]
     assert [group.find("title").text.partition(":")[0] for group in worse] == ["b & c"]

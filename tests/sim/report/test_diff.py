@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.report.diff import align, diff_html, hangul_html
+from sim.report.diff import align
+from sim.report.page import templates
 
+MARKS = templates().get_template("samples.html").module
 TEXTS = st.text(alphabet="가나다커피coffee 를 the.<>&'\"", max_size=20)
 
 
@@ -52,7 +54,7 @@ def test_segments_join_to_both_texts(reference, hypothesis):
 
 @given(TEXTS, TEXTS)
 def test_nothing_a_transcript_holds_becomes_markup(reference, hypothesis):
-    html = diff_html(reference, hypothesis)
+    html = MARKS.diff(reference, hypothesis)
     bare = re.sub(r"</?(?:span|del|ins)(?: (?:class|lang|title|aria-hidden)=\"[^\"<>]*\")*>", "", html)
     assert "<" not in bare
     assert ">" not in bare
@@ -63,12 +65,12 @@ def test_nothing_a_transcript_holds_becomes_markup(reference, hypothesis):
     [("a b", "a", "<del"), ("a", "a b", "<ins"), ("a b", "a c", "d-substitution"), ("ab", "a b", "d-substitution")],
 )
 def test_each_kind_of_difference_has_an_element_of_its_own(reference, hypothesis, mark):
-    assert mark in diff_html(reference, hypothesis)
+    assert mark in MARKS.diff(reference, hypothesis)
 
 
 def test_an_empty_hypothesis_is_said_in_words():
-    assert "(nothing)" in diff_html("커피", " ")
+    assert "(nothing)" in MARKS.diff("커피", " ")
 
 
 def test_hangul_carries_its_language():
-    assert hangul_html("a 커피 b") == 'a <span lang="ko">커피 </span>b'
+    assert MARKS.korean("a 커피 b") == 'a <span lang="ko">커피 </span>b'

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from fl.core.errors import RunError
-from sim.report import summarize, transcripts_of
+from fl.runs.files import read_run
+from sim.report import pool, summarize, transcripts_of
 from sim.report.page import render
-from sim.report.rows import read_run
 
 WORDS = ("el", "mitin", "fue", "short")
 WANTED = ("es", "en", "es", "en")
@@ -32,12 +32,12 @@ def recounted(row):
 def other_run(run_copy, edit_rows):
     edit_rows(run_copy / "transcripts.jsonl", retold)
     edit_rows(run_copy / "results.jsonl", recounted)
-    (run_copy / "config.toml").write_text('[data]\ntask = "language-id"\n', encoding="utf-8")
+    (run_copy / "config.toml").write_text('task = "language-id"\n', encoding="utf-8")
     return run_copy
 
 
 def test_the_tasks_own_metric_decides(other_run):
-    summary = summarize([other_run], samples=50)
+    summary = summarize([read_run(other_run)], samples=50)
     assert summary["run"]["main_metric"] == "error"
     assert {arm: metrics["error"]["rate"] for arm, metrics in summary["arms"].items()} == {
         arm: 0.0 if arm == "personalized" else 0.25 for arm in summary["arms"]
@@ -50,10 +50,10 @@ def test_the_tasks_own_metric_decides(other_run):
 
 
 def test_the_page_speaks_of_the_task_and_of_no_other(other_run):
-    summary = summarize([other_run], samples=50)
+    summary = summarize([read_run(other_run)], samples=50)
     page = render(summary, transcripts_of([read_run(other_run)]))
     assert "Personal taggers make 100 % fewer errors" in page
-    assert "Error rate with 95 % interval" in page
+    assert "Error rate with 95 % CI" in page
     for word in ("MER", "recognizer", "Recording", "<audio", ">Listen"):
         assert word not in page, word
 
@@ -61,17 +61,17 @@ def test_the_page_speaks_of_the_task_and_of_no_other(other_run):
 def test_an_image_is_drawn(other_run, edit_rows):
     image = "0" * 62 + "7f"
     edit_rows(other_run / "transcripts.jsonl", lambda row: row | {"image": image})
-    page = render(summarize([other_run], samples=50), transcripts_of([read_run(other_run)]))
+    page = render(summarize([read_run(other_run)], samples=50), transcripts_of([read_run(other_run)]))
     assert '<rect x="7" y="7" width="1.02" height="1.02" opacity="1.00"/></svg>' in page
     assert '<rect x="0" y="0"' not in page
 
 
 def test_a_run_of_a_task_that_is_not_known_is_refused(other_run):
-    (other_run / "config.toml").write_text('[data]\ntask = "poetry"\n', encoding="utf-8")
+    (other_run / "config.toml").write_text('task = "poetry"\n', encoding="utf-8")
     with pytest.raises(RunError, match=r"unknown task 'poetry'.*the version of Idiolect"):
-        summarize([other_run], samples=50)
+        summarize([read_run(other_run)], samples=50)
 
 
 def test_runs_of_two_tasks_are_not_pooled(other_run, other_seed):
     with pytest.raises(RunError, match="the tasks are 'language-id' and 'speech'"):
-        summarize([other_seed, other_run], samples=50)
+        summarize(pool([read_run(other_seed), read_run(other_run)]), samples=50)

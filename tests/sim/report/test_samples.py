@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from sim.report.rows import read_run
+from fl.runs.files import read_run
 from sim.report.samples import MAX_SAMPLES, choose, embed_audio
 
 

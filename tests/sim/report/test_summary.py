@@ -5,7 +5,8 @@ import pytest
 
 from fl.core.errors import RunError
 from fl.metrics import METRICS, Counts, score_utterance
-from sim.report.rows import ARMS, read_run
+from fl.runs.files import read_run
+from fl.settings.names import ARMS
 from sim.report.summary import pool, summarize, write_summary
 
 SAMPLES = 200
@@ -13,7 +14,7 @@ SAMPLES = 200
 
 @pytest.fixture(scope="module")
 def summary(finished_run):
-    return summarize([finished_run], samples=SAMPLES)
+    return summarize([read_run(finished_run)], samples=SAMPLES)
 
 
 def pooled_by_hand(rows, metric):
@@ -101,14 +102,14 @@ def test_the_summary_is_the_same_each_time_and_in_any_order_of_rows(run_copy, su
     path = run_copy / "transcripts.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines()
     path.write_text("\n".join(reversed(lines)), encoding="utf-8")
-    again = summarize([run_copy], samples=SAMPLES)
+    again = summarize([read_run(run_copy)], samples=SAMPLES)
     assert again["arms"] == summary["arms"]
     assert again["comparisons"] == summary["comparisons"]
 
 
 def test_two_seeds_are_pooled_with_their_devices_apart(finished_run, other_seed, summary):
-    both = summarize([finished_run, other_seed], samples=50)
-    alone = summarize([other_seed], samples=50)
+    both = summarize(pool([read_run(finished_run), read_run(other_seed)]), samples=50)
+    alone = summarize([read_run(other_seed)], samples=50)
     assert {"seed0/speaker-00", "seed1/speaker-00"} <= set(both["devices"])
     errors = summary["arms"]["local"]["mer"]["errors"] + alone["arms"]["local"]["mer"]["errors"]
     assert both["arms"]["local"]["mer"]["errors"] == errors
@@ -129,12 +130,12 @@ def test_arms_over_different_utterances_are_not_compared(run_copy, edit_rows):
     lost = lambda row: None if (row["arm"], row["utterance"]) == ("global", "u3-05") else row  # noqa: E731
     edit_rows(run_copy / "transcripts.jsonl", lost)
     with pytest.raises(RunError, match="'u3-05' of device 'speaker-03'"):
-        summarize([run_copy], samples=20)
+        summarize([read_run(run_copy)], samples=20)
 
 
 def test_a_run_of_few_arms_has_a_summary_of_these(run_copy, edit_rows):
     edit_rows(run_copy / "transcripts.jsonl", lambda row: row if row["arm"] in ("zero-shot", "local") else None)
-    found = summarize([run_copy], samples=20)
+    found = summarize([read_run(run_copy)], samples=20)
     assert list(found["arms"]) == ["zero-shot", "local"]
     assert found["harmed"]["share"] is None
     assert found["comparisons"] == {}
@@ -143,7 +144,7 @@ def test_a_run_of_few_arms_has_a_summary_of_these(run_copy, edit_rows):
 def test_spans_that_do_not_spell_the_reference_name_the_utterance(run_copy, edit_rows):
     edit_rows(run_copy / "transcripts.jsonl", lambda row: row | {"spans": [["다른", "ko"]]})
     with pytest.raises(RunError, match="utterance 'u0-00' of device 'speaker-00'"):
-        summarize([run_copy], samples=20)
+        summarize([read_run(run_copy)], samples=20)
 
 
 def test_what_is_written_is_what_is_read_again(summary, tmp_path):

@@ -4,6 +4,7 @@ import re
 import pytest
 from rich.console import Console
 
+from fl.runs.files import read_run
 from sim.report import print_summary, summarize
 from sim.report.words import comparison, duration, size
 
@@ -12,7 +13,7 @@ OF_MER = {"run": {"main_metric": "mer", "measures": {"mer": {"label": "MER"}}}}
 
 @pytest.fixture(scope="module")
 def summary(finished_run):
-    return summarize([finished_run], samples=100)
+    return summarize([read_run(finished_run)], samples=100)
 
 
 def printed(summary, width=100):
@@ -38,13 +39,17 @@ def test_the_sentence_claims_what_the_interval_allows(summary):
     found = summary["comparisons"]["personalized_vs_global"]["mer"]
     assert comparison(summary, "personalized", "global") == (
         f"personalized beats global by {-100 * found['relative']:.0f} % relative MER "
-        f"(95 % interval {-100 * found['relative_high']:.0f} to {-100 * found['relative_low']:.0f})"
+        f"(95 % CI {-100 * found['relative_high']:.0f} to {-100 * found['relative_low']:.0f})"
     )
 
 
 @pytest.mark.parametrize(
     ("low", "high", "words"),
-    [(-0.02, 0.01, "cannot be told apart"), (0.001, 0.03, "is worse than"), (-0.03, -0.01, "beats")],
+    [
+        (-0.02, 0.01, "no significant difference between a and b in MER (−0.5 points, 95 % CI −2.0 to +1.0)"),
+        (0.001, 0.03, "is worse than"),
+        (-0.03, -0.01, "beats"),
+    ],
 )
 def test_only_an_interval_without_zero_names_a_winner(low, high, words):
     found = {"difference": (low + high) / 2, "low": low, "high": high, "relative": (low + high)}

@@ -2,15 +2,17 @@
 
 import pytest
 
+from fl.algorithms.base import Role
+from fl.algorithms.shared.fedavg import FedAvg
+from fl.algorithms.table import names_of
 from fl.core.errors import ConfigError
 from fl.settings.config import flat
-from fl.settings.names import STRATEGIES
-from sim.study.catalog import PLANS, ROBUST_RULES
-from sim.study.plan import FULL, SIZES, SMOKE, Cell, Plan
+from sim.study.catalog import ROBUST_RULES, STUDIES
+from sim.study.plan import FULL, SIZES, SMOKE, Study, StudyCell
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
-@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+@pytest.mark.parametrize("plan", STUDIES.values(), ids=STUDIES)
 def test_every_cell_is_a_configuration_of_its_own(plan, size):
     cells = plan.chosen(size)
     found = [tuple(sorted(flat(plan.config(cell, size, 1, "")).items())) for cell in cells]
@@ -19,33 +21,33 @@ def test_every_cell_is_a_configuration_of_its_own(plan, size):
 
 
 def test_a_cell_wins_over_the_study_and_the_study_over_the_size():
-    cell = Cell("c", {"rounds": 5})
-    plan = Plan("p", "?", (cell,), "c", base={"rounds": 4, "local-steps": 7}, sizes={"smoke": {"local-steps": 6}})
+    cell = StudyCell("c", {"rounds": 5})
+    plan = Study("p", "?", (cell,), "c", base={"rounds": 4, "local-steps": 7}, sizes={"smoke": {"local-steps": 6}})
     config = plan.config(cell, SMOKE, 3, "")
-    assert (config.train.rounds, config.train.local_steps, config.seed) == (5, 6, 3)
+    assert (config.federation.rounds, config.train.local_steps, config.seed) == (5, 6, 3)
     assert config.data.devices == SMOKE.settings["devices"]
     assert plan.config(cell, FULL, 3, "").train.local_steps == 7
 
 
 def test_an_unknown_cell_lists_the_known_ones():
     with pytest.raises(ConfigError, match=r"no cell 'rank 3': known are rank 1, rank 2"):
-        PLANS["rank"].chosen(FULL, ("rank 3",))
+        STUDIES["rank"].chosen(FULL, ("rank 3",))
 
 
 def test_the_small_size_keeps_the_cell_that_the_others_are_compared_with():
-    for plan in PLANS.values():
+    for plan in STUDIES.values():
         assert plan.baseline in [cell.name for cell in plan.chosen(SMOKE)]
 
 
-def test_no_strategy_is_forgotten():
-    compared = {cell.settings.get("strategy", "fedavg") for cell in PLANS["strategies"].cells}
-    assert set(STRATEGIES) <= compared | set(ROBUST_RULES)
-    assert {cell.settings.get("strategy") for cell in PLANS["robust"].cells} == set(ROBUST_RULES)
+def test_no_algorithm_is_forgotten():
+    compared = {cell.settings.get("algorithm", FedAvg.name) for cell in STUDIES["strategies"].cells}
+    assert set(names_of(Role.AGGREGATION)) <= compared | set(ROBUST_RULES)
+    assert {cell.settings.get("algorithm") for cell in STUDIES["robust"].cells} == set(ROBUST_RULES)
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 def test_symbols_are_all_that_differs_where_symbols_are_compared(size):
-    plan = PLANS["ctc-tokens"]
+    plan = STUDIES["ctc-tokens"]
     configs = [flat(plan.config(cell, size, 1, "")) for cell in plan.cells]
-    assert {name for config in configs for name in config if config[name] != configs[0][name]} == {"tokens"}
-    assert {config["tokens"] for config in configs} == {"syllables", "jamo", "compat-jamo"}
+    assert {name for config in configs for name in config if config[name] != configs[0][name]} == {"base.tokens"}
+    assert {config["base.tokens"] for config in configs} == {"syllables", "jamo", "compat-jamo"}

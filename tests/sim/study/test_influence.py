@@ -1,5 +1,6 @@
 """What matters in a search: rank correlations against scipy's, chance by shuffling, and settings that cannot matter."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 from scipy.stats import spearmanr
 
 from fl.core.rng import derive_generator
-from sim.study.catalog import PLANS
-from sim.study.influence import influence_svg, influence_table, influences, rank_correlation
+from sim.study.catalog import STUDIES
+from sim.study.influence import influence_table, influences, rank_correlation
 from sim.study.page import searched
+from sim.study.plots import influence_svg
 from sim.study.rows import StudyResult, StudyRow
 
 
@@ -49,9 +51,9 @@ def test_what_decides_the_rate_stands_out_and_what_does_not_is_within_chance():
 
 def test_only_a_plan_that_draws_its_cells_asks_what_matters():
     assert searched(search())
-    assert not searched(replace(search(), conditions={"axis": "rank", "drawn": False}))  # alpha follows rank
+    assert not searched(replace(search(), conditions={"drawn": False}))  # alpha follows rank
     assert not searched(search(3))
-    assert [plan.name for plan in PLANS.values() if plan.drawn] == ["search"]
+    assert [plan.name for plan in STUDIES.values() if plan.drawn] == ["search"]
 
 
 def test_a_setting_that_every_draw_has_alike_is_left_out_and_the_others_stay():
@@ -67,4 +69,6 @@ def test_few_draws_say_nothing():
 
 
 def test_every_draw_is_a_dot_in_every_panel():
-    assert influence_svg(search()).count("<circle") == 24 * 3
+    drawing = influence_svg(search())
+    assert len(re.findall("<use .*fill: #0b6e99", drawing)) == 24 * 3 + 1  # and one in the legend
+    assert influence_svg(search()) == drawing

@@ -7,17 +7,17 @@ from dataclasses import replace
 import pytest
 
 from fl.core.errors import AggregationError, ConfigError, RunError
+from fl.runs.files import read_run
 from fl.settings.config import flat
-from sim.report import read_run
 from sim.section import SectionError
 from sim.study import run as study_run
 from sim.study.page import markers, rewrite, write_study
-from sim.study.plan import Cell, Plan, Size
+from sim.study.plan import Study, StudyCell, StudySize
 from sim.study.rows import StudyResult
 from sim.study.run import StudyRun
 from sim.study.table import conditions, markdown
 
-TINY = Size("tiny", {}, seeds=(1, 2))
+TINY = StudySize("tiny", {}, seeds=(1, 2))
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +36,10 @@ def study(tmp_path_factory, tiny_manifest):
         "test-share": 0.4,
         "evaluate-every": 0,
     }
-    plan = Plan(
+    plan = Study(
         "tiny",
         "Does rank matter?",
-        (Cell("rank 2", {}), Cell("rank 4", {"rank": 4}), Cell("none learnt", {"learning-rate": 0.0})),
+        (StudyCell("rank 2", {}), StudyCell("rank 4", {"rank": 4}), StudyCell("none learnt", {"learning-rate": 0.0})),
         "rank 2",
         compared=("global", "personalized"),
         base=base,
@@ -86,10 +86,10 @@ def test_an_arm_is_as_large_as_what_it_trains(study):
 
 def test_a_cell_without_the_arm_of_all_is_compared_with_that_of_the_baseline(study):
     run, _ = study
-    alone = Cell("alone", {"arms": "personalized"}, compared=("personalized",))
-    tuned = Cell("tuned", {"arms": "global,global+finetune"}, compared=("global+finetune",))
-    plan = replace(run.plan, cells=(run.plan.cells[0], alone, tuned), slices=(), compared=("personalized",))
-    rows = {(row.cell, row.arm): row for row in replace(run, plan=plan).run().rows}
+    alone = StudyCell("alone", {"arms": "personalized"}, compared=("personalized",))
+    tuned = StudyCell("tuned", {"arms": "global,global+finetune"}, compared=("global+finetune",))
+    plan = replace(run.study, cells=(run.study.cells[0], alone, tuned), slices=(), compared=("personalized",))
+    rows = {(row.cell, row.arm): row for row in replace(run, study=plan).run().rows}
     assert set(rows) == {("rank 2", "personalized"), ("alone", "personalized"), ("tuned", "global+finetune")}
     # The same settings but for the arms: the same model.
     first, second = rows["rank 2", "personalized"], rows["alone", "personalized"]
@@ -104,9 +104,11 @@ def test_a_cell_without_the_arm_of_all_is_compared_with_that_of_the_baseline(stu
 def test_a_cell_of_new_people_is_about_them_alone(study):
     run, _ = study
     arms = {"new-people": 1, "arms": "global,personalized,neutral"}
-    new = Cell("new", arms, compared=("global", "neutral"), new_people=True)
-    plan = replace(run.plan, cells=(run.plan.cells[0], new, Cell("others", arms, compared=("global",))), slices=())
-    other = replace(run, plan=plan)
+    new = StudyCell("new", arms, compared=("global", "neutral"), new_people=True)
+    plan = replace(
+        run.study, cells=(run.study.cells[0], new, StudyCell("others", arms, compared=("global",))), slices=()
+    )
+    other = replace(run, study=plan)
     rows = {(row.cell, row.arm): row for row in other.run().rows}
     read = [row for seed in TINY.seeds for row in read_run(other.folder(new, seed)).transcripts if row.arm == "neutral"]
     words = {who: sum(len(row.reference.split()) for row in read if row.new_person == who) for who in (True, False)}
@@ -119,8 +121,8 @@ def test_a_cell_of_new_people_is_about_them_alone(study):
 
 def test_the_conditions_are_those_of_the_baseline(study):
     run, _ = study
-    cells = (Cell("one round", {"rounds": 1}), run.plan.cells[0])
-    other = replace(run, plan=replace(run.plan, cells=cells, slices=())).run()
+    cells = (StudyCell("one round", {"rounds": 1}), run.study.cells[0])
+    other = replace(run, study=replace(run.study, cells=cells, slices=())).run()
     assert other.conditions["rounds"] == 2
 
 
@@ -142,10 +144,10 @@ def test_a_finished_study_is_read_and_not_run_again(study, monkeypatch):
 
 def test_runs_that_two_studies_have_in_common_are_made_once(study, tmp_path):
     run, _ = study
-    other = replace(run, plan=replace(run.plan, name="other", cells=run.plan.cells[:1]))
-    assert other.folder(other.plan.cells[0], 1) == run.folder(run.plan.cells[0], 1)
+    other = replace(run, study=replace(run.study, name="other", cells=run.study.cells[:1]))
+    assert other.folder(other.study.cells[0], 1) == run.folder(run.study.cells[0], 1)
     apart = replace(other, root=tmp_path)
-    assert apart.folder(apart.plan.cells[0], 1).name.startswith("other-rank-2-seed1-")
+    assert apart.folder(apart.study.cells[0], 1).name.startswith("other-rank-2-seed1-")
 
 
 def test_a_run_that_ends_without_a_model_is_a_row_that_says_so(study, monkeypatch, tmp_path):
@@ -155,8 +157,8 @@ def test_a_run_that_ends_without_a_model_is_a_row_that_says_so(study, monkeypatc
         raise AggregationError("the aggregate is not finite")
 
     monkeypatch.setattr(study_run, "run_simulation", fails)
-    cell = Cell("attacked", {"rank": 3})
-    attacked = replace(run, plan=replace(run.plan, cells=(*run.plan.cells, cell)), cells=("attacked",))
+    cell = StudyCell("attacked", {"rank": 3})
+    attacked = replace(run, study=replace(run.study, cells=(*run.study.cells, cell)), cells=("attacked",))
     folder = attacked.folder(cell, 1)
     folder.mkdir()
     result = attacked.run()
@@ -168,7 +170,7 @@ def test_a_run_that_ends_without_a_model_is_a_row_that_says_so(study, monkeypatc
 
 def test_what_could_not_run_is_refused_before_the_first_run(study, monkeypatch):
     run, _ = study
-    wrong = replace(run, plan=replace(run.plan, cells=(*run.plan.cells, Cell("wrong", {"rank": -1}))))
+    wrong = replace(run, study=replace(run.study, cells=(*run.study.cells, StudyCell("wrong", {"rank": -1}))))
     monkeypatch.setattr(study_run, "run_simulation", lambda *_, **__: pytest.fail("ran"))
     with pytest.raises(ConfigError, match="rank = -1 is out of range"):
         wrong.run()
@@ -262,7 +264,7 @@ def test_rows_of_several_machines_are_told_apart_under_the_table(study):
     text = conditions(replace(result, rows=(*first, *elsewhere(own, "second", better_by=0.1))))
     whole = {row.arm: row for row in result.rows if row.cell == "rank 2"}
     rates = sorted({f"{100 * (row.rates['mer']['rate'] - 0.1):.1f}" for row in whole.values()})
-    assert f"(rank 4), set beside a run of rank 2 there: {' and '.join(rates)} %; flwr" in text
+    assert f"(rank 4), where the baseline rank 2 has {' and '.join(rates)} %; flwr" in text
 
 
 def test_versions_of_rows_that_were_stored_earlier_are_not_forgotten(study):
@@ -277,12 +279,14 @@ def test_versions_of_rows_that_were_stored_earlier_are_not_forgotten(study):
 
 def test_a_repetition_has_the_same_people_and_another_run(study):
     run, result = study
-    plan = replace(run.plan, slices=(), cells=(run.plan.cells[0], *(Cell(f"again {k}", {}, again=k) for k in (1, 2))))
+    plan = replace(
+        run.study, slices=(), cells=(run.study.cells[0], *(StudyCell(f"again {k}", {}, again=k) for k in (1, 2)))
+    )
     configs = [plan.config(cell, TINY, 2, "") for cell in plan.cells]
     assert [(config.seed, config.data_seed) for config in configs] == [(2, 2), (1002, 2), (2002, 2)]
     assert plan.repeated
-    assert not run.plan.repeated
-    repeated = replace(run, plan=plan).run()
+    assert not run.study.repeated
+    repeated = replace(run, study=plan).run()
     rows = {row.cell: row for row in repeated.rows if row.arm == "personalized"}
     assert rows["rank 2"] == next(row for row in result.rows if (row.cell, row.arm) == ("rank 2", "personalized"))
     assert all(row.against_baseline is not None for name, row in rows.items() if name != "rank 2")  # the same sentences
@@ -326,7 +330,7 @@ def test_a_file_that_holds_no_rows_says_what_to_do(tmp_path):
 
 def test_a_checkpoint_is_not_kept_but_the_rows_are(study):
     run, _ = study
-    folder = run.folder(run.plan.cells[1], 2)
+    folder = run.folder(run.study.cells[1], 2)
     assert not (folder / "checkpoints").exists()
     assert (folder / "transcripts.jsonl").exists()
-    assert flat(run.plan.config(run.plan.cells[1], TINY, 2, str(folder)))["rank"] == 4
+    assert flat(run.study.config(run.study.cells[1], TINY, 2, str(folder)))["adapter.rank"] == 4

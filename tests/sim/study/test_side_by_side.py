@@ -7,9 +7,9 @@ import pytest
 
 from fl.core.errors import ConfigError, IdiolectError
 from fl.core.machine import available_cores
-from sim.study.catalog import PLANS
-from sim.study.command import make_study, run_ahead
-from sim.study.plan import Cell, Plan, Size
+from sim.study.catalog import STUDIES
+from sim.study.command import make_run, run_ahead
+from sim.study.plan import Study, StudyCell, StudySize
 from sim.study.run import StudyRun
 from sim.study.side_by_side import carry_out_side_by_side, core_groups
 
@@ -30,11 +30,11 @@ def study(tmp_path_factory, tiny_manifest):
         "evaluate-every": 0,
         "arms": "global",
     }
-    cells = (Cell("rank 2", {}), Cell("rank 4", {"rank": 4}), Cell("rank 2 again", {"rank": 2}))
-    plan = Plan("tiny", "Does rank matter?", cells, "rank 2", arms=("global",), compared=("global",), base=base)
+    cells = (StudyCell("rank 2", {}), StudyCell("rank 4", {"rank": 4}), StudyCell("rank 2 again", {"rank": 2}))
+    plan = Study("tiny", "Does rank matter?", cells, "rank 2", arms=("global",), compared=("global",), base=base)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IDIOLECT_HOME", str(tmp_path_factory.getbasetemp() / "tiny-home"))
-        yield StudyRun(plan, Size("tiny", {}, seeds=(1,)), tmp_path_factory.mktemp("studies"))
+        yield StudyRun(plan, StudySize("tiny", {}, seeds=(1,)), tmp_path_factory.mktemp("studies"))
 
 
 def test_each_job_has_cores_of_its_own():
@@ -62,14 +62,14 @@ def test_side_by_side_gives_the_rows_of_one_after_the_other(study, tmp_path):
 
 
 def test_what_a_run_raises_names_its_cell(study, tmp_path):
-    cells = (study.plan.cells[0], Cell("lost", {"manifest": str(tmp_path / "nowhere.jsonl")}))
-    broken = replace(study, plan=replace(study.plan, cells=cells), root=tmp_path, cells=("lost",))
+    cells = (study.study.cells[0], StudyCell("lost", {"manifest": str(tmp_path / "nowhere.jsonl")}))
+    broken = replace(study, study=replace(study.study, cells=cells), root=tmp_path, cells=("lost",))
     lost = [run for run in broken.pending().values() if "lost" in run.title]
     with pytest.raises(IdiolectError, match=r"cell 'lost', seed 1: .*nowhere\.jsonl"):
         carry_out_side_by_side(lost, 1, lambda *_: None)
 
 
 def test_jobs_and_workers_are_not_given_together(tmp_path):
-    study = make_study(PLANS["rank"], size="smoke", root=tmp_path, workers=2)
+    study = make_run(STUDIES["rank"], size="smoke", root=tmp_path, workers=2)
     with pytest.raises(ConfigError, match="give one of them"):
         run_ahead([study], 2)

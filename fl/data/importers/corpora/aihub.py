@@ -13,11 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from fl.core.errors import CorpusError
-from fl.data.importers.duals import has_dual, looks_reversed, read_dual, remove_marks
-from fl.data.importers.places import RAW_SUFFIXES, SUFFIXES, AudioIndex, locate, roots_of
-from fl.data.importers.records import Audio, Finding, Format, LeftOut, Note, Options, Problem, RawPcm, Record
-from fl.data.importers.tables import language, plain, split_of
-from fl.data.importers.texts import line_of, parse_json, read_text, seconds
+from fl.data.importers.duals import has_dual, looks_reversed, spoken_text
+from fl.data.importers.places import SUFFIXES, AudioFolders
+from fl.data.importers.records import (
+    AudioPlace,
+    Finding,
+    Importer,
+    Note,
+    Options,
+    Problem,
+    Record,
+    attempt,
+    broken,
+    file_of,
+    seconds,
+)
+from fl.data.importers.tables import language, parts_of, plain, split_of
+from fl.data.importers.texts import line_of, parse_json, read_text
 
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "text": ("form", "transcription", "transcript", "text", "sentence"),
@@ -34,7 +46,7 @@ SAMPLE = 200
 
 
 @dataclass(frozen=True)
-class Found:
+class LabelObject:
     """An object with a text: its plain values, and with those of the objects around it (its own go before theirs).
 
     ``alone`` in its file, what is around it is about it: its id, its audio.
@@ -47,101 +59,75 @@ class Found:
 
 def read(source: Path, options: Options) -> Iterator[Finding]:
     """Records of all JSON files below ``source``."""
-    names = {field: (options.fields[field],) if field in options.fields else known for field, known in ALIASES.items()}
     paths = [source] if source.is_file() else sorted(source.rglob("*.json"))
     if not paths:
         raise CorpusError(
             f"{source}: holds no JSON files; give the folder with the labels (and --audio with the audio)"
         )
-    roots = roots_of(source, options.audio)
-    index = AudioIndex(roots)
+    folders = AudioFolders(source, options)
     duals: list[str] = []
     for path in paths:
         split = split_of(path, source)
-        if options.wants(split or "", *path.relative_to(source if source.is_dir() else path.parent).parts):
-            yield from _File(path, options, names, roots, index, duals).findings(split)
+        if options.wants(split or "", *parts_of(path, source)):
+            yield from _LabelFile(path, options, split, folders, duals).findings()
     if duals and looks_reversed(duals, options.order):
         yield Note(
             f"digits and Latin letters stand mostly in the other half of the duals: is --order {options.order} right?"
         )
 
 
-class _File:
-    """One label file."""
+class _LabelFile:
+    """One label file. Texts with duals are added to ``duals`` as long as few are there."""
 
     def __init__(
-        self,
-        path: Path,
-        options: Options,
-        names: Mapping[str, tuple[str, ...]],
-        roots: tuple[Path, ...],
-        index: AudioIndex,
-        duals: list[str],
+        self, path: Path, options: Options, split: str | None, folders: AudioFolders, duals: list[str]
     ) -> None:
-        self._path, self._options, self._names, self._roots, self._index = path, options, names, roots, index
-        self._duals = duals
+        self._path, self._options, self._split, self._folders, self._duals = path, options, split, folders, duals
+        chosen = {field: (name,) for field, name in options.fields.items()}
+        self._names: Mapping[str, tuple[str, ...]] = {**ALIASES, **chosen}
         self._source = read_text(path, options.encoding)
         self._document = parse_json(self._source, str(path))
+        self._listed = self._listed_speakers()
 
-    def findings(self, split: str | None) -> Iterator[Finding]:
+    def findings(self) -> Iterator[Finding]:
         """The utterances of this file; a Problem where it holds none."""
-        known = self._listed_speakers()
         count = 0
         for count, found in enumerate(self._utterances(), 1):
-            text = self._field(found, "text") or ""
-            where = f"{self._path}:{line_of(self._source, found.values[self._key(found, 'text')])}"
-            speaker = self._field(found, "speaker")
-            if known and speaker is not None and speaker not in known:
-                message = (
-                    f"{where}: speaker {speaker!r} is not among those that the file lists ({', '.join(sorted(known))})"
-                )
-                yield Problem(where, "unknown speaker", message)
-                continue
-            if speaker is not None and self._options.local_speakers:
-                speaker = f"{self._path.stem}/{speaker}"
-            yield self._record(found, where, text, speaker, split, count)
+            yield attempt(self._record, found, count)
         if not count:
-            named = ", ".join(self._names["text"])
-            message = f"{self._path}:1: no text under {named}; name the field with --field text=NAME"
-            yield Problem(f"{self._path}:1", "no transcript", message)
+            fault = f"no text under {', '.join(self._names['text'])}; name the field with --field text=NAME"
+            yield Problem(f"{self._path}:1", "no transcript", fault)
 
-    def _record(
-        self, found: Found, where: str, text: str, speaker: str | None, split: str | None, number: int
-    ) -> Finding:
+    def _record(self, found: LabelObject, number: int) -> Record:
+        text = next(value for key in self._names["text"] if isinstance(value := found.values.get(key), str))
+        where = f"{self._path}:{line_of(self._source, text)}"
+        speaker = self._speaker(found, where)
         if has_dual(text) and len(self._duals) < SAMPLE:
             self._duals.append(text)
-        spoken = read_dual(text, where, self._options.order, self._options.transcript)
-        text = spoken.text
-        if self._options.events == "remove":
-            text, useless = remove_marks(text)
-            if useless:
-                return LeftOut(where, useless)
-        audio = self._audio(found, where)
-        if audio is None:
-            message = (
-                f"{where}: no audio file is called {self._path.stem!r}; give the folder of the audio with --audio DIR"
-            )
-            return Problem(where, "missing audio", message)
-        try:
-            start, end = seconds(self._raw(found, "start")), seconds(self._raw(found, "end"))
-        except ValueError as error:
-            return Problem(where, "broken times", f"{where}: {error}")
+        spoken = spoken_text(plain(text) or "", where, self._options)
         return Record(
             where=where,
             id=self._field(found, "id") or (self._path.stem if found.alone else f"{self._path.stem}-{number}"),
-            audio=audio,
-            text=text,
+            audio=self._audio(found, where),
+            text=spoken.text,
             speaker=speaker,
             session=None if found.alone else self._path.stem,
             topic=self._field(found, "topic"),
-            split=split,
+            split=self._split,
             lang=language(self._field(found, "lang")),
-            start=start,
-            end=end,
+            start=seconds(self._raw(found, "start"), where),
+            end=seconds(self._raw(found, "end"), where),
             loanwords=spoken.loanwords,
         )
 
-    def _utterances(self) -> Iterator[Found]:
+    def _speaker(self, found: LabelObject, where: str) -> str | None:
+        speaker = self._field(found, "speaker")
+        if self._listed and speaker is not None and speaker not in self._listed:
+            fault = f"speaker {speaker!r} is not among those that the file lists ({', '.join(sorted(self._listed))})"
+            raise broken(where, "unknown speaker", fault)
+        return f"{self._path.stem}/{speaker}" if speaker is not None and self._options.local_speakers else speaker
+
+    def _utterances(self) -> Iterator[LabelObject]:
         where = self._options.fields.get("utterances")
         document = self._document
         for key in where.split(".") if where else ():
@@ -150,7 +136,7 @@ class _File:
             document = document[key]
         yield from self._walk(document, {}, True)
 
-    def _walk(self, value: Any, around: Mapping[str, Any], alone: bool) -> Iterator[Found]:
+    def _walk(self, value: Any, around: Mapping[str, Any], alone: bool) -> Iterator[LabelObject]:
         if isinstance(value, list):
             for item in value:
                 yield from self._walk(item, around, False)
@@ -158,21 +144,17 @@ class _File:
             own = _flat(value)
             here = {**around, **own}
             if any(isinstance(value.get(key), str) for key in self._names["text"]):
-                yield Found(own, here, alone)
+                yield LabelObject(own, here, alone)
                 return
             for item in value.values():
-                if isinstance(item, dict | list):
-                    yield from self._walk(item, here, alone)
+                yield from self._walk(item, here, alone)
 
-    def _key(self, found: Found, field: str) -> str:
-        return next(key for key in self._names[field] if isinstance(found.values.get(key), str))
-
-    def _raw(self, found: Found, field: str) -> Any:
+    def _raw(self, found: LabelObject, field: str) -> Any:
         shared = field in ("speaker", "topic", "lang", "audio") or found.alone
         values = found.values if shared else found.own
         return next((values[key] for key in self._names[field] if values.get(key) is not None), None)
 
-    def _field(self, found: Found, field: str) -> str | None:
+    def _field(self, found: LabelObject, field: str) -> str | None:
         return plain(self._raw(found, field))
 
     def _listed_speakers(self) -> set[str]:
@@ -181,15 +163,14 @@ class _File:
         people = listed if isinstance(listed, list) else []
         return {str(person["id"]) for person in people if isinstance(person, dict) and "id" in person}
 
-    def _audio(self, found: Found, where: str) -> Audio | None:
+    def _audio(self, found: LabelObject, where: str) -> AudioPlace:
         name = self._field(found, "audio")
-        if name and Path(name).suffix.lower() in SUFFIXES:
-            path: Path | None = locate(name, where, (self._path.parent, *self._roots))
-            if path is not None and not path.is_file():
-                path = self._index.find(Path(name.replace("\\", "/")).stem, where) or path
-        else:
-            path = self._index.find(self._path.stem, where)
-        return RawPcm(path) if path is not None and path.suffix.lower() in RAW_SUFFIXES else path
+        if not name or Path(name).suffix.lower() not in SUFFIXES:
+            return self._folders.called(self._path.stem, where)
+        audio = self._folders.at(name, where, beside=self._path.parent)
+        if file_of(audio).is_file():
+            return audio
+        return self._folders.find(Path(name.replace("\\", "/")).stem, where) or audio
 
 
 def _flat(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,8 +182,7 @@ def _flat(value: Mapping[str, Any]) -> dict[str, Any]:
     return {**inner, **{key: item for key, item in value.items() if not isinstance(item, dict | list)}}
 
 
-FORMAT = Format(
-    name="aihub",
+IMPORTER = Importer(
     title="KECS and other sets of AI Hub",
     layout="JSON label files (one or many utterances each) and .wav or raw .pcm; duals (spelling)/(pronunciation), either order",
     speakers="speaker_id in the labels, else topic or session",

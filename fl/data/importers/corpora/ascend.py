@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from fl.data.importers.records import Finding, Format, LeftOut, Options, Record
-from fl.data.importers.tables import Names, table_records
+from fl.data.importers.records import Finding, Importer, LeftOut, Options, Record
+from fl.data.importers.tables import ColumnNames, table_records
 
-COLUMNS = Names(text=("transcription",), audio=("audio",), speaker=("original_speaker_id",), lang=("language",))
+COLUMNS = ColumnNames(text=("transcription",), audio=("audio",), speaker=("original_speaker_id",), lang=("language",))
 UNKNOWN = "[UNK]"
 
 
@@ -24,8 +24,7 @@ def read(source: Path, options: Options) -> Iterator[Finding]:
             yield replace(found, speaker=found.speaker and f"ascend-{found.speaker}")
 
 
-FORMAT = Format(
-    name="ascend",
+IMPORTER = Importer(
     title="ASCEND, Mandarin-English, 10.6 h",
     layout="Parquet with audio inside (configuration main)",
     speakers="original_speaker_id",

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fl.data.importers.records import Finding, Format, Options, Problem, Record
-from fl.data.importers.tables import Names, table_records
+from fl.data.importers.records import Finding, Importer, Options, Problem, Record
+from fl.data.importers.tables import ColumnNames, table_records
 
-COLUMNS = Names(
+COLUMNS = ColumnNames(
     text=("text",), audio=("audio",), id=("sample_id",), topic=("category",), level=("cs_level",), speaker=()
 )
 
@@ -27,16 +27,13 @@ def with_loanwords(record: Record, row: Mapping[str, Any]) -> Finding:
     try:
         pairs = [(str(pair["Korean"]), str(pair["English"])) for pair in json.loads(row.get("loanwords") or "[]")]
     except (ValueError, TypeError, KeyError) as error:
-        message = (
-            f"{record.where}: 'loanwords' is not a JSON list of Korean and English ({type(error).__name__}: {error})"
-        )
-        return Problem(record.where, "broken loanwords", message)
+        fault = f"'loanwords' is not a JSON list of Korean and English ({type(error).__name__}: {error})"
+        return Problem(record.where, "broken loanwords", fault)
     kept = tuple((korean, english) for korean, english in pairs if korean.strip() and english.strip())
     return replace(record, lang=record.lang or "ko", loanwords=kept)
 
 
-FORMAT = Format(
-    name="hike",
+IMPORTER = Importer(
     title="HiKE, Korean-English, 2.2 h",
     layout="Parquet with audio inside, test split only",
     speakers="not shipped: pseudo-devices by category",

@@ -14,8 +14,18 @@ from pathlib import Path
 
 from fl.core.errors import CorpusError
 from fl.data.importers.formats import kaldi
-from fl.data.importers.places import AudioIndex, roots_of
-from fl.data.importers.records import Finding, Format, LeftOut, Options, Problem, Record
+from fl.data.importers.places import AudioFolders
+from fl.data.importers.records import (
+    Finding,
+    Importer,
+    LeftOut,
+    Options,
+    Problem,
+    Record,
+    attempt,
+    broken,
+    file_of,
+)
 from fl.data.importers.texts import numbered_lines
 
 _NAME = re.compile(r"(?:\d{2})?([A-Z][CI]\d{2}[MF][A-Z])[A-Z]_(\d{4})(?!\d)", re.IGNORECASE)
@@ -47,16 +57,11 @@ def _named(record: Record, whole: bool) -> Finding:
     """``record`` with the speaker and the session that its id says, which recipes write into utt2spk in several ways."""
     match = _NAME.search(record.id)
     if match is None:
-        message = f"{record.where}: id {record.id!r} names no speaker of SEAME (like 01NC01FBX_0101-0-6010); use kaldi instead"
-        return Problem(record.where, "unknown speaker", message)
+        fault = f"id {record.id!r} names no speaker of SEAME (like 01NC01FBX_0101-0-6010); use kaldi instead"
+        return Problem(record.where, "unknown speaker", fault)
     speaker = match.group(1).upper()
     session = match.group(0).upper()
-    if (
-        whole
-        and isinstance(record.audio, Path)
-        and record.audio.stem.upper() == session
-        and _MILLISECONDS.search(record.id)
-    ):
+    if whole and file_of(record.audio).stem.upper() == session and _MILLISECONDS.search(record.id):
         # several utterances of one recording, and no segments to say where: the times in ids have two units
         raise CorpusError(
             f"{record.where}: utterances of one recording, but no file segments beside it; ids give times in milliseconds or "
@@ -66,48 +71,36 @@ def _named(record: Record, whole: bool) -> Finding:
 
 
 def _ldc(source: Path, options: Options) -> Iterator[Finding]:
-    index = AudioIndex(roots_of(source, options.audio))
+    audio = AudioFolders(source, options)
     for folder in sorted(source.rglob(f"transcript/{LAST_PHASE}")):
         style = folder.parent.parent.name  # conversation, interview
-        if not options.wants(style):
-            continue
-        for path in sorted(folder.glob("*.txt")):
-            yield from _transcript(path, style, index, options)
+        for path in sorted(folder.glob("*.txt")) if options.wants(style) else ():
+            for number, line in numbered_lines(path, options.encoding):
+                yield attempt(_line, path, number, line, style, audio)
 
 
-def _transcript(path: Path, style: str, index: AudioIndex, options: Options) -> Iterator[Finding]:
-    """Lines of recording, start and end in milliseconds, language and text, with tabs between them."""
+def _line(path: Path, number: int, line: str, style: str, audio: AudioFolders) -> Record:
+    """A line of recording, start and end in milliseconds, language and text, with tabs between them."""
+    where = f"{path}:{number}"
     match = _NAME.fullmatch(path.stem)
     if match is None:
         raise CorpusError(f"{path}:1: {path.stem!r} names no speaker of SEAME; a name is like 01NC01FBX_0101")
-    audio = index.find(path.stem, f"{path}:1")
-    for number, line in numbered_lines(path, options.encoding):
-        where = f"{path}:{number}"
-        if audio is None:
-            yield Problem(
-                where, "missing audio", f"{where}: no audio file is called {path.stem!r}; give its folder with --audio"
-            )
-            continue
-        parts = line.split("\t", 4)
-        if len(parts) < 5 or not (parts[1].isdigit() and parts[2].isdigit()) or parts[3] not in LANGUAGES:
-            message = (
-                f"{where}: a line is recording, start, end (milliseconds), EN, ZH or CS, and text, with tabs between"
-            )
-            yield Problem(where, "broken line", message)
-            continue
-        start, end = int(parts[1]), int(parts[2])
-        yield Record(
-            where=where,
-            id=f"{path.stem}-{start}-{end}",
-            audio=audio,
-            text=parts[4],
-            speaker=match.group(1).upper(),
-            session=path.stem.upper(),
-            topic=style,
-            lang=LANGUAGES[parts[3]],
-            start=start / 1000,
-            end=end / 1000,
-        )
+    _, start, end, language, text = parts if len(parts := line.split("\t", 4)) == 5 else [""] * 5
+    if not (start.isdigit() and end.isdigit()) or language not in LANGUAGES:
+        fault = "a line is recording, start, end (milliseconds), EN, ZH or CS, and text, with tabs between"
+        raise broken(where, "broken line", fault)
+    return Record(
+        where=where,
+        id=f"{path.stem}-{int(start)}-{int(end)}",
+        audio=audio.called(path.stem, where),
+        text=text,
+        speaker=match.group(1).upper(),
+        session=path.stem.upper(),
+        topic=style,
+        lang=LANGUAGES[language],
+        start=int(start) / 1000,
+        end=int(end) / 1000,
+    )
 
 
 def _clean(record: Record, options: Options) -> Finding:
@@ -118,8 +111,7 @@ def _clean(record: Record, options: Options) -> Finding:
     return replace(record, text=" ".join(_EVENT.sub(" ", record.text).split()))
 
 
-FORMAT = Format(
-    name="seame",
+IMPORTER = Importer(
     title="SEAME, Mandarin-English, LDC2015S04",
     layout="the LDC's data/{conversation,interview}/{audio,transcript/phaseII}, or Kaldi directories of a recipe",
     speakers="in the name of the recording: place, style, number, sex, nationality",

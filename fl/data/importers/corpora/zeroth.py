@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from fl.data.importers.records import Finding, Format, Options, Record
-from fl.data.importers.tables import Names, table_records
+from fl.data.importers.records import Finding, Importer, Options, Record
+from fl.data.importers.tables import ColumnNames, table_records
 
-COLUMNS = Names(text=("text",), audio=("audio",), speaker=("speaker_id",), session=("chapter_id",), topic=(), lang=())
+COLUMNS = ColumnNames(
+    text=("text",), audio=("audio",), speaker=("speaker_id",), session=("chapter_id",), topic=(), lang=()
+)
 
 
 def read(source: Path, options: Options) -> Iterator[Finding]:
@@ -20,8 +22,7 @@ def read(source: Path, options: Options) -> Iterator[Finding]:
         yield found
 
 
-FORMAT = Format(
-    name="zeroth",
+IMPORTER = Importer(
     title="zeroth_korean, Korean, 52.8 h",
     layout="Parquet with audio inside: id, speaker_id, chapter_id, path, audio, text",
     speakers="speaker_id (105 in train, 10 others in test)",

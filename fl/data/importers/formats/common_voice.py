@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from fl.core.errors import CorpusError
-from fl.data.importers.places import roots_of
-from fl.data.importers.records import Finding, Format, Options, Record, split_name
-from fl.data.importers.tables import Names, file_record
+from fl.data.importers.places import AudioFolders
+from fl.data.importers.records import Finding, Importer, Options, Record, split_name
+from fl.data.importers.tables import ColumnNames, RowReader
 from fl.data.importers.texts import read_table
 
-COLUMNS = Names(
+COLUMNS = ColumnNames(
     text=("sentence",), audio=("path",), speaker=("client_id",), lang=("locale",), id=(), session=(), topic=()
 )
 LISTS = ("train", "dev", "test")
@@ -26,16 +26,16 @@ def read(source: Path, options: Options) -> Iterator[Finding]:
     The lists are tab-separated and quote nothing: a sentence may begin with a quotation mark.
     """
     source = _language_folder(source)
-    roots = [source / "clips", *roots_of(source, options.audio)[1:]]
+    folders = AudioFolders(source / "clips", options)
     for name in options.parts or LISTS:
         path = source / f"{name}.tsv"
         if not path.is_file():
             there = ", ".join(sorted(p.stem for p in source.glob("*.tsv"))) or "none"
             raise CorpusError(f"{path}: no such list; there are {there}: choose with --part")
         columns, rows = read_table(path, options.encoding, delimiter="\t", quoted=False)
-        chosen = COLUMNS.choose(columns, options, str(path))
-        for row in rows:
-            found = file_record(row.values, chosen, f"{path}:{row.line}", roots, split_name(name))
+        reader = RowReader(COLUMNS.choose(columns, options, str(path)), folders)
+        for line, row in rows:
+            found = reader.from_file(row, f"{path}:{line}", split_name(name))
             yield _named(found) if isinstance(found, Record) else found
 
 
@@ -57,8 +57,7 @@ def _named(record: Record) -> Record:
     return replace(record, audio=audio, speaker=speaker)
 
 
-FORMAT = Format(
-    name="common-voice",
+IMPORTER = Importer(
     title="Common Voice, one language at a time",
     layout="LANGUAGE/train.tsv, dev.tsv, test.tsv, validated.tsv and clips/*.mp3",
     speakers="client_id (its first 16 digits); train, dev and test have different people: --part validated mixes them",

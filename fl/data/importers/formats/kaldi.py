@@ -6,21 +6,32 @@ ever run. The audio of such a line is looked for by the name of its recording in
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from fl.core.errors import CorpusError
-from fl.data.importers.places import RAW_SUFFIXES, AudioIndex, locate, roots_of
-from fl.data.importers.records import Audio, Finding, Format, Note, Options, Problem, RawPcm, Record, split_name
-from fl.data.importers.texts import numbered_lines, seconds
+from fl.data.importers.places import AudioFolders
+from fl.data.importers.records import (
+    AudioPlace,
+    Finding,
+    Importer,
+    Note,
+    Options,
+    Record,
+    attempt,
+    broken,
+    seconds,
+    split_name,
+)
+from fl.data.importers.texts import numbered_lines
 
 TO_THE_END = -1.0
 """What Kaldi writes as the end of a segment that goes on to the end of the recording."""
 
 
 @dataclass(frozen=True)
-class Entry:
+class MapLine:
     """What a file says of one key, and in which line."""
 
     where: str
@@ -29,8 +40,7 @@ class Entry:
 
 def read(source: Path, options: Options) -> Iterator[Finding]:
     """Records of one data directory, or of all directories below ``source`` that are one."""
-    folders = data_folders(source)
-    for folder in folders:
+    for folder in data_folders(source):
         if options.wants(folder.name):
             yield from read_folder(folder, source, options)
 
@@ -48,37 +58,16 @@ def data_folders(source: Path) -> list[Path]:
 
 def read_folder(folder: Path, source: Path, options: Options) -> Iterator[Finding]:
     """Records of one data directory."""
-    recordings = read_map(folder / "wav.scp", options.encoding)
-    texts = read_map(folder / "text", options.encoding, empty=True)
-    segments = folder / "segments"
-    cuts = read_map(segments, options.encoding) if segments.is_file() else None
-    speakers = folder / "utt2spk"
-    who = read_map(speakers, options.encoding) if speakers.is_file() else {}
     if (channels := folder / "reco2file_and_channel").is_file():
         yield from _check_channels(channels, options.encoding)
-    place = Recordings(recordings, roots_of(source, options.audio))
-    split = split_name(folder.name)
-    for key, text in texts.items():
-        if speakers.is_file() and key not in who:
-            message = f"{text.where}: utterance {key!r} has no line in {speakers}; add one, or leave it out"
-            yield Problem(text.where, "unknown speaker", message)
-            continue
-        cut = _cut(key, text, cuts, segments)
-        if isinstance(cut, Problem):
-            yield cut
-            continue
-        recording, start, end = cut
-        audio = place.audio(recording, text.where)
-        if isinstance(audio, Problem):
-            yield audio
-            continue
-        speaker = who[key].value if key in who else None
-        yield Record(text.where, key, audio, text.value, speaker, split=split, start=start, end=end)
+    directory = _Directory(folder, source, options)
+    for key, text in directory.texts.items():
+        yield attempt(directory.record, key, text)
 
 
-def read_map(path: Path, encoding: str, *, empty: bool = False) -> dict[str, Entry]:
+def read_map(path: Path, encoding: str, *, empty: bool = False) -> dict[str, MapLine]:
     """Key -> the rest of its line. Raises :class:`CorpusError` for a key twice, and one with nothing unless ``empty``."""
-    found: dict[str, Entry] = {}
+    found: dict[str, MapLine] = {}
     for number, line in numbered_lines(path, encoding):
         key, _, value = line.strip().replace("\t", " ", 1).partition(" ")
         where = f"{path}:{number}"
@@ -88,30 +77,8 @@ def read_map(path: Path, encoding: str, *, empty: bool = False) -> dict[str, Ent
             )
         if not value.strip() and not empty:
             raise CorpusError(f"{where}: {key!r} stands alone; a line is a key and a value")
-        found[key] = Entry(where, value.strip())
+        found[key] = MapLine(where, value.strip())
     return found
-
-
-def _cut(
-    key: str, text: Entry, cuts: Mapping[str, Entry] | None, segments: Path
-) -> tuple[str, float | None, float | None] | Problem:
-    """The recording that holds utterance ``key``, and from where to where (seconds)."""
-    if cuts is None:
-        return key, None, None
-    if key not in cuts:
-        return Problem(text.where, "missing segment", f"{text.where}: utterance {key!r} has no line in {segments}")
-    entry = cuts[key]
-    parts = entry.value.split()
-    try:
-        recording, begin, finish = parts[0], float(parts[1]), float(parts[2])
-        end = None if finish == TO_THE_END else seconds(finish)
-        start = seconds(begin)
-    except (IndexError, ValueError) as error:
-        message = f"{entry.where}: a segment is utterance, recording, start and end in seconds ({error}), this is {entry.value!r}"
-        return Problem(entry.where, "broken times", message)
-    if end is not None and start is not None and start >= end:
-        return Problem(entry.where, "broken times", f"{entry.where}: start {start} is not before end {end} (seconds)")
-    return recording, start, end
 
 
 def _check_channels(path: Path, encoding: str) -> Iterator[Finding]:
@@ -124,44 +91,76 @@ def _check_channels(path: Path, encoding: str) -> Iterator[Finding]:
     yield Note(f"{path.name}: first channels only")
 
 
-class Recordings:
-    """Where the audio of each recording is."""
+class _Directory:
+    """The maps of one data directory; ``segments`` and ``utt2spk`` may be missing."""
 
-    def __init__(self, entries: Mapping[str, Entry], roots: Sequence[Path]) -> None:
-        self._entries, self._roots = entries, roots
-        self._index: AudioIndex | None = None
+    def __init__(self, folder: Path, source: Path, options: Options) -> None:
+        self._segments, self._speakers = folder / "segments", folder / "utt2spk"
+        self._recordings = read_map(folder / "wav.scp", options.encoding)
+        self.texts = read_map(folder / "text", options.encoding, empty=True)
+        self._cuts = read_map(self._segments, options.encoding) if self._segments.is_file() else None
+        self._who = read_map(self._speakers, options.encoding) if self._speakers.is_file() else None
+        self._folders = AudioFolders(source, options)
+        self._further = AudioFolders(options.audio, Options()) if options.audio is not None else None
+        self._split = split_name(folder.name)
 
-    def audio(self, recording: str, where: str) -> Audio | Problem:
-        """The audio of ``recording``. Raises :class:`CorpusError` for a command or an offset into an archive of Kaldi's."""
-        entry = self._entries.get(recording)
-        if entry is None:
-            return Problem(where, "missing audio", f"{where}: recording {recording!r} has no line in wav.scp")
+    def record(self, key: str, text: MapLine) -> Record:
+        """Utterance ``key``. Raises :class:`fl.data.importers.records.UnusableError` for what the other maps lack or have wrong."""
+        if self._who is not None and key not in self._who:
+            fault = f"utterance {key!r} has no line in {self._speakers}; add one, or leave it out"
+            raise broken(text.where, "unknown speaker", fault)
+        recording, start, end = self._cut(key, text)
+        return Record(
+            text.where,
+            key,
+            self._audio(recording, text.where),
+            text.value,
+            None if self._who is None else self._who[key].value,
+            split=self._split,
+            start=start,
+            end=end,
+        )
+
+    def _cut(self, key: str, text: MapLine) -> tuple[str, float | None, float | None]:
+        """The recording that holds utterance ``key``, and from where to where (seconds)."""
+        if self._cuts is None:
+            return key, None, None
+        if key not in self._cuts:
+            raise broken(text.where, "missing segment", f"utterance {key!r} has no line in {self._segments}")
+        entry = self._cuts[key]
+        try:
+            recording, begin, finish = entry.value.split()[:3]
+            start, stop = float(begin), float(finish)
+        except ValueError as error:
+            fault = f"a segment is utterance, recording, start and end in seconds ({error}), this is {entry.value!r}"
+            raise broken(entry.where, "broken times", fault) from error
+        first, last = seconds(start, entry.where), None if stop == TO_THE_END else seconds(stop, entry.where)
+        if last is not None and start >= last:
+            raise broken(entry.where, "broken times", f"start {start} is not before end {last} (seconds)")
+        return recording, first, last
+
+    def _audio(self, recording: str, where: str) -> AudioPlace:
+        """Raises :class:`CorpusError` for a command or an offset into an archive of Kaldi's."""
+        if recording not in self._recordings:
+            raise broken(where, "missing audio", f"recording {recording!r} has no line in wav.scp")
+        entry = self._recordings[recording]
         name = entry.value
-        if name.endswith("|") or name.startswith("|"):
-            path = self._by_name(recording, entry.where)
-            if path is None:
+        if name.startswith("|") or name.endswith("|"):
+            found = self._further.find(recording, entry.where) if self._further is not None else None
+            if found is None:
                 raise CorpusError(
                     f"{entry.where}: the audio of {recording!r} is the output of a command ({name[:80]!r}), and commands of a "
                     f"corpus are not run; convert the audio yourself and give its folder with --audio DIR ({recording}.flac)"
                 )
-        elif ".ark:" in name:
+            return found
+        if ".ark:" in name:
             raise CorpusError(
                 f"{entry.where}: {name!r} is a place in a Kaldi archive; write the audio out as files (wav-copy) and give --audio DIR"
             )
-        else:
-            path = locate(name, entry.where, self._roots)
-        return RawPcm(path) if path.suffix.lower() in RAW_SUFFIXES else path
-
-    def _by_name(self, recording: str, where: str) -> Path | None:
-        if len(self._roots) < 2:
-            return None
-        if self._index is None:
-            self._index = AudioIndex(self._roots[1:])
-        return self._index.find(recording, where)
+        return self._folders.at(name, entry.where)
 
 
-FORMAT = Format(
-    name="kaldi",
+IMPORTER = Importer(
     title="any Kaldi data directory (TALCS, MUCS 2021, HiACC and others)",
     layout="wav.scp, text, utt2spk and segments, in one folder or in train, dev, test",
     speakers="utt2spk",

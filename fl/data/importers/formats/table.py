@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fl.core.errors import CorpusError
-from fl.data.importers.places import roots_of
-from fl.data.importers.records import Finding, Format, Options
-from fl.data.importers.tables import Names, file_record
+from fl.data.importers.places import AudioFolders
+from fl.data.importers.records import Finding, Importer, Options
+from fl.data.importers.tables import ColumnNames, RowReader
 from fl.data.importers.texts import read_table
 
-COLUMNS = Names()
+COLUMNS = ColumnNames()
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 
 
@@ -22,14 +22,12 @@ def read(source: Path, options: Options) -> Iterator[Finding]:
             f"{source}: give a file that ends in {', '.join(DELIMITERS)} (a tab separates in the last two)"
         )
     columns, rows = read_table(source, options.encoding, delimiter=DELIMITERS[source.suffix.lower()], quoted=True)
-    chosen = COLUMNS.choose(columns, options, f"{source}:1")
-    roots = roots_of(source, options.audio)
-    for row in rows:
-        yield file_record(row.values, chosen, f"{source}:{row.line}", roots, None)
+    reader = RowReader(COLUMNS.choose(columns, options, f"{source}:1"), AudioFolders(source, options))
+    for line, row in rows:
+        yield reader.from_file(row, f"{source}:{line}", None)
 
 
-FORMAT = Format(
-    name="table",
+IMPORTER = Importer(
     title="your own CSV or TSV",
     layout="a header, one utterance a line: audio, text, speaker; session, topic, lang, split, start, end, id if there are any",
     speakers="the column speaker",

@@ -1,0 +1,211 @@
+"""What an algorithm of federated learning is: options, capabilities, a half at the device and a half at the aggregator.
+
+The loop is fixed (``clients`` and ``strategies`` drive it) and an algorithm fills hooks; neither half knows Flower. One run has
+one algorithm of each :class:`Role`: how updates are aggregated, what is personal, and any terms of the local objective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+import numpy as np
+
+from fl.aggregation.mean import mean, product_gaps
+from fl.aggregation.updates import DeviceUpdate, Tensors
+from fl.algorithms.plan import LocalPlan, SecondPlan
+from fl.settings.fields import Table
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fl.adapters.state import Shapes, State
+    from fl.settings.config import RunConfig
+
+
+class Role(StrEnum):
+    """Which part of a run an algorithm decides."""
+
+    AGGREGATION = "aggregation"
+    PERSONALIZATION = "personalization"
+    LOCAL = "local term"
+    ARM = "arm"  # an arm of its own, whatever the others are
+
+
+@dataclass(frozen=True)
+class About:
+    """Where an algorithm comes from, and what it shares and keeps, in words for a table."""
+
+    paper: str
+    arxiv: str
+    shares: str = "what the split shares"
+    keeps: str = "nothing"
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an algorithm can be combined with. :mod:`fl.settings.check` derives every refusal from these."""
+
+    mean: bool = False  # the aggregate is a weighted mean of updates, so it can be noised and formed by secure sums
+    sums: bool = True  # it works on sums over devices: edge aggregation
+    pairs: bool = False  # it needs A and B of each layer shared
+    encoded: bool = True  # updates may be compressed
+    optimizer: bool = True  # a server optimizer may take the step
+    cohorts: bool = True  # many devices may train in one computation
+    ranks: str = ""  # devices of different ranks: "first" coordinates or "best" approximation; empty: not
+    low_rank: bool = False  # it needs adapters with factors A and B
+    sampled: bool = True  # a round may have only some of the devices
+
+
+@dataclass(frozen=True)
+class Round:
+    """What an aggregator sees of one round, counted from 1.
+
+    ``start`` are the shared tensors that the round started from, ``updates`` the sound updates in the order of device ids, and
+    ``participation`` the share of all training examples that they stand for.
+    """
+
+    number: int
+    start: Tensors
+    updates: tuple[DeviceUpdate, ...]
+    participation: float = 1.0
+
+    @property
+    def examples(self) -> list[float]:
+        """Training examples of each device: the weights of FedAvg."""
+        return [update.examples for update in self.updates]
+
+
+class Correction(Protocol):
+    """A term that a device adds to the gradients of its shared tensors, and what it keeps and sends of it."""
+
+    @property
+    def correction(self) -> State:
+        """The term, by name."""
+        ...
+
+    sums: State
+    counts: dict[str, int]
+
+    def observe(self, name: str, gradient: Tensor) -> None:
+        """A gradient of one step, without the term."""
+        ...
+
+    def sent(self) -> State:
+        """What leaves with the update, by names that came with the message."""
+        ...
+
+    def kept(self) -> State:
+        """What the device keeps for its next round."""
+        ...
+
+
+Load = Callable[["Shapes"], "State | None"]  # a device's stored tensors of these shapes, None in its first round
+
+
+@dataclass
+class Aggregator:
+    """The aggregator's half in one arm: plain FedAvg. Its state survives in checkpoints."""
+
+    def require_fit(self, shapes: Mapping[str, tuple[int, ...]], devices: int) -> None:
+        """Raise :class:`fl.core.errors.ConfigError` unless it works on these shared tensors with so many devices in a round."""
+
+    def fault(self, update: DeviceUpdate) -> str:
+        """What makes a sound update unusable for this algorithm, or an empty text."""
+        return ""
+
+    def moving(self, names: Sequence[str], number: int) -> tuple[str, ...]:
+        """The tensors that may move in a round; a server optimizer leaves the others, whatever momentum they have."""
+        return tuple(names)
+
+    def recipients(
+        self, devices: tuple[str, ...], shared: Tensors, *, training: bool, held_out: bool = False
+    ) -> list[tuple[tuple[str, ...], Tensors]]:
+        """Which devices are sent which tensors; ``held_out`` if all are to get what a held-out speaker gets."""
+        return [(devices, shared)]
+
+    def aggregate(self, found: Round) -> dict[str, np.ndarray]:
+        """The update of the shared tensors, by name. There is at least one device's update, each with all tensors."""
+        return mean(found.updates)
+
+    def diagnostics(self, found: Round) -> dict[str, float]:
+        """Numbers of a round beside its loss, where single updates are seen."""
+        return product_gaps(found.updates, found.start)
+
+    def corrections(self) -> dict[str, np.ndarray]:
+        """By layer (d_out, d_in), what the shared pair lacks of the exact mean product; whoever has the base adds it."""
+        return {}
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What must survive beside the shared tensors for a resumed run to give the same numbers."""
+        return {}
+
+    def restore(self, state: Mapping[str, np.ndarray], devices: Sequence[str]) -> None:
+        """Continue from :meth:`state`; ``devices`` are those of the arm, sorted."""
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One algorithm with its options. A subclass is one file, and one line in :data:`fl.algorithms.table.ALGORITHMS`."""
+
+    name: ClassVar[str]
+    role: ClassVar[Role]
+    about: ClassVar[About]
+    can: ClassVar[Capabilities] = Capabilities()
+    Options: ClassVar[type[Table]] = Table
+    table: ClassVar[str] = ""  # the table of its options; empty: its own name
+    split: ClassVar[str] = ""  # the only split that it works with
+    decides_split: ClassVar[bool] = False  # a personalization that says itself what is private, whatever the split
+    aggregates: ClassVar[bool] = False  # a personalization that aggregates by itself
+    options: Table = field(default_factory=Table)
+
+    def __post_init__(self) -> None:
+        if type(self.options) is Table and self.Options is not Table:  # none were given
+            object.__setattr__(self, "options", self.Options())
+
+    def refused(self, config: RunConfig) -> str:
+        """Why it cannot work with these settings, beyond what :attr:`can` says; an empty text if it can."""
+        return ""
+
+    def trained(self, config: RunConfig) -> tuple[str, str]:
+        """Gate and split of the personalized arm."""
+        return "none", "all-shared"
+
+    def local(self, plan: LocalPlan, server_round: int) -> LocalPlan:
+        """A device's plan of one round as this algorithm wants it."""
+        return plan
+
+    def begin(self, incoming: State, load: Load) -> Correction | None:
+        """The correction of a device's gradients in one round, None without one."""
+        return None
+
+    @property
+    def second(self) -> SecondAdapter | None:
+        """The second adapter that each device trains beside the shared one, None without one."""
+        return None
+
+    def aggregator(self) -> Aggregator:
+        """A fresh aggregator's half."""
+        return Aggregator()
+
+
+class SecondAdapter(Protocol):
+    """A person's own tensors beside the shared adapter, and the ordinary adapter that both make (:mod:`fl.adapters.blend`)."""
+
+    gate: ClassVar[str]
+    ranks: ClassVar[int]  # times the shared adapter's rank and alpha
+    follows: ClassVar[bool]  # the shared adapter follows the own one, instead of being trained
+
+    def start(self, shared: State, seed: int) -> State:
+        """A person's own tensors before the first round."""
+        ...
+
+    def build(self, shared: State, own: State) -> State:
+        """The adapter that decodes; differentiable with respect to the own tensors."""
+        ...
+
+    def plan(self, plan: LocalPlan) -> SecondPlan:
+        """What a device does for it in a round, given what it does for the shared one."""
+        ...

@@ -1,0 +1,97 @@
+"""Hostile devices for tests and studies: who they are, and sound updates whose values are made to harm. Pure functions of a seed.
+
+An attack replaces the updates of the ``hostile`` devices and nothing else. Swapped labels are an attack on data, before training:
+:mod:`fl.algorithms.attacks`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fl.aggregation.updates import DeviceUpdate, Tensors, Updates
+from fl.core.errors import ConfigError
+from fl.core.rng import derive_generator, derive_seed
+
+Attack = Callable[[Tensors, Tensors, Tensors, np.random.Generator], dict[str, np.ndarray]]
+SCALE = 100.0
+
+
+def hostile_count(share: float, devices: int) -> int:
+    """How many of ``devices`` a share of them is: rounded up, so that a rule never assumes fewer than there are."""
+    return math.ceil(share * devices - 1e-9)
+
+
+def attackers(devices: Collection[str], share: float, seed: int) -> frozenset[str]:
+    """The hostile ones: ``share`` of ``devices``, at least one, the same for the seed in whatever order they are named."""
+    count = max(1, hostile_count(share, len(devices)))
+    return frozenset(sorted(devices, key=lambda device: derive_seed(seed, "attacker", device))[:count])
+
+
+def sign_flip(update: Tensors, mean: Tensors, common: Tensors, own: np.random.Generator) -> dict[str, np.ndarray]:
+    """The opposite of what the device learned."""
+    return {name: -values for name, values in update.items()}
+
+
+def scaled(update: Tensors, mean: Tensors, common: Tensors, own: np.random.Generator) -> dict[str, np.ndarray]:
+    """What the device learned, :data:`SCALE` times as far (model replacement, arXiv 1807.00459)."""
+    return {name: SCALE * values for name, values in update.items()}
+
+
+def random_noise(update: Tensors, mean: Tensors, common: Tensors, own: np.random.Generator) -> dict[str, np.ndarray]:
+    """Gaussian noise of the norm that the device's own update has."""
+    return {name: _noise(values, own) for name, values in update.items()}
+
+
+def collusion(update: Tensors, mean: Tensors, common: Tensors, own: np.random.Generator) -> dict[str, np.ndarray]:
+    """All hostile devices send the same: away from the mean of the honest, and a common noise to be alike in."""
+    return {name: common[name] - values for name, values in mean.items()}
+
+
+UPDATE_ATTACKS: dict[str, Attack] = {
+    "sign-flip": sign_flip,
+    "scale": scaled,
+    "random": random_noise,
+    "collusion": collusion,
+}
+
+
+def corrupted(updates: Updates, attack: str, hostile: Collection[str], seed: int) -> tuple[DeviceUpdate, ...]:
+    """``updates`` with those of ``hostile`` devices attacked. Raises :class:`ConfigError` for an unknown attack."""
+    if attack not in UPDATE_ATTACKS:
+        raise ConfigError(f"unknown attack {attack!r}: known are {', '.join(UPDATE_ATTACKS)}")
+    honest = [u.tensors or {} for u in updates if u.device_id not in hostile] or [u.tensors or {} for u in updates]
+    mean = {name: np.mean([tensors[name] for tensors in honest], axis=0) for name in honest[0]}
+    alike = derive_generator(seed, attack)
+    common = {name: 0.1 * _noise(values, alike) for name, values in mean.items()}
+    result = []
+    for update in updates:
+        if update.device_id in hostile:
+            own = derive_generator(seed, attack, update.device_id)
+            bad = UPDATE_ATTACKS[attack](update.tensors or {}, mean, common, own)
+            update = replace(
+                update, tensors={n: np.asarray(bad[n], v.dtype) for n, v in (update.tensors or {}).items()}
+            )
+        result.append(update)
+    return tuple(result)
+
+
+def _noise(values: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    noise = generator.standard_normal(values.shape)
+    return np.asarray(noise * (np.linalg.norm(values) / max(float(np.linalg.norm(noise)), 1e-30)))
+
+
+@dataclass(frozen=True)
+class Attacker:
+    """A study's hostile devices: their sound updates are replaced before the algorithm sees them, in every round."""
+
+    attack: str
+    hostile: frozenset[str]
+    seed: int
+
+    def corrupt(self, updates: tuple[DeviceUpdate, ...], arm: str, server_round: int) -> tuple[DeviceUpdate, ...]:
+        """The updates of one round, attacked."""
+        return corrupted(updates, self.attack, self.hostile, derive_seed(self.seed, arm, server_round, "attack"))

@@ -1,0 +1,38 @@
+"""FedDPA: a second, fresh adapter beside the shared one, and a gate over both (Yang et al. 2024, FedDPA-T).
+
+The paper weighs the two by how similar an input is to the training data; here a gate learns to, with the weights of each rank
+coordinate apart.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from fl.algorithms.base import About
+from fl.algorithms.personal.own_adapter import OwnAdapter
+
+if TYPE_CHECKING:
+    from fl.adapters.state import State
+
+
+class FedDpa(OwnAdapter):
+    """Two adapters and a gate over both."""
+
+    name: ClassVar[str] = "feddpa"
+    about: ClassVar[About] = About(
+        "Yang et al. 2024", "2403.19211", "A and B", "nothing; a device keeps a second adapter and a gate over both"
+    )
+    gate: ClassVar[str] = "self"
+    ranks: ClassVar[int] = 2
+
+    def start(self, shared: State, seed: int) -> State:
+        """A fresh adapter with a neutral gate over both."""
+        from fl.adapters.blend import beside
+
+        return beside(shared, seed)
+
+    def build(self, shared: State, own: State) -> State:
+        """Both, gated."""
+        from fl.adapters.blend import gated
+
+        return gated(shared, own)

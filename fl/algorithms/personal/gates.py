@@ -1,0 +1,44 @@
+"""Gates of one's own on a shared adapter: what ``adapter.gate`` and ``adapter.split`` say, and when the gates train."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from fl.algorithms.base import About, Algorithm, Capabilities, Role
+from fl.settings.fields import Table, setting
+
+if TYPE_CHECKING:
+    from fl.settings.config import RunConfig
+
+
+class GateOptions(Table):
+    """When and how fast private gates train."""
+
+    private_learning_rate: float = setting(3e-3, "learning rate of private gates", low=0.0, high=10.0)
+    private_share: float = setting(
+        0.15,
+        "the last share of all local steps trains only the gates; A and B are frozen and nothing is sent",
+        low=0.0,
+        high=1.0,
+    )
+    gate_dropout: float = setting(
+        1.0, "share of the steps before those that run with neutral gates and train A and B alone", low=0.0, high=1.0
+    )
+    private_steps: int = setting(0, "extra steps for the private part alone at the end of a round", low=0, high=100_000)
+    private_warmup_rounds: int = setting(
+        0, "first rounds in which only A and B are trained, whatever the gate dropout", low=0, high=100_000
+    )
+
+
+class Gates(Algorithm):
+    """The default personalization: A and B are shared, gates never leave the device."""
+
+    name: ClassVar[str] = "gates"
+    role: ClassVar[Role] = Role.PERSONALIZATION
+    about: ClassVar[About] = About("Gated LoRA", "2406.02562", "A and B", "nothing; a device keeps its gates")
+    can: ClassVar[Capabilities] = Capabilities(mean=True, ranks="first")
+    Options: ClassVar[type[Table]] = GateOptions
+
+    def trained(self, config: RunConfig) -> tuple[str, str]:
+        """What the adapter's settings say."""
+        return config.gate, config.adapter.split

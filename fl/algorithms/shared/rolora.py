@@ -1,0 +1,54 @@
+"""RoLoRA (Chen et al. 2024): mean(B) in odd rounds, mean(A) in even ones; the other factor is frozen in that round."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from fl.adapters.split import tensor_kind
+from fl.aggregation.mean import mean
+from fl.algorithms.base import About, Aggregator, Algorithm, Capabilities, Role, Round
+from fl.algorithms.plan import LocalPlan
+from fl.algorithms.shared.one_factor import require_pairs
+
+
+def frozen_factor(server_round: int) -> str:
+    """RoLoRA's frozen factor in a round, counted from 1. B trains first: while it is zero, A has no gradient."""
+    return "A" if server_round % 2 else "B"
+
+
+@dataclass
+class AlternatingMean(Aggregator):
+    """FedAvg of the factor that trains in the round; the other one keeps its bits."""
+
+    def require_fit(self, shapes: Mapping[str, tuple[int, ...]], devices: int) -> None:
+        """Both factors must be shared."""
+        require_pairs(RoLora.name, shapes)
+
+    def moving(self, names: Sequence[str], number: int) -> tuple[str, ...]:
+        """All tensors but the frozen factors."""
+        return tuple(name for name in names if tensor_kind(name) != frozen_factor(number))
+
+    def aggregate(self, found: Round) -> dict[str, np.ndarray]:
+        """The mean of what moves."""
+        return mean(found.updates, self.moving(tuple(found.start), found.number))
+
+
+class RoLora(Algorithm):
+    """RoLoRA: one factor trains in a round while the other is frozen, so its mean is exact."""
+
+    name: ClassVar[str] = "rolora"
+    role: ClassVar[Role] = Role.AGGREGATION
+    about: ClassVar[About] = About("Chen et al. 2024", "2409.02346", "A and B, one of them trains in a round")
+    can: ClassVar[Capabilities] = Capabilities(mean=True, pairs=True, low_rank=True)
+
+    def local(self, plan: LocalPlan, server_round: int) -> LocalPlan:
+        """The plan with this round's frozen factor."""
+        return replace(plan, frozen=frozen_factor(server_round))
+
+    def aggregator(self) -> Aggregator:
+        """FedAvg of the factor that moves."""
+        return AlternatingMean()

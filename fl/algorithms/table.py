@@ -1,0 +1,129 @@
+"""Every algorithm by name, and those that a run chooses. A new one is a file and a line here, or another package's entry point."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fl.algorithms.base import Algorithm, Role
+from fl.algorithms.fedprox import FedProx
+from fl.algorithms.personal.apfl import Apfl
+from fl.algorithms.personal.clusters import Clusters
+from fl.algorithms.personal.ditto import Ditto
+from fl.algorithms.personal.feddpa import FedDpa
+from fl.algorithms.personal.fedper import FedPer
+from fl.algorithms.personal.fedrep import FedRep
+from fl.algorithms.personal.finetune import Finetune
+from fl.algorithms.personal.gates import Gates
+from fl.algorithms.personal.interpolation import Interpolation
+from fl.algorithms.personal.pfedme import PFedMe
+from fl.algorithms.shared.fedavg import FedAvg
+from fl.algorithms.shared.fedex import FedEx
+from fl.algorithms.shared.fednova import FedNova
+from fl.algorithms.shared.fedsa import FedSa
+from fl.algorithms.shared.ffa import Ffa
+from fl.algorithms.shared.flexlora import FlexLora
+from fl.algorithms.shared.flora import Flora
+from fl.algorithms.shared.hetlora import HetLora
+from fl.algorithms.shared.robust import (
+    Bulyan,
+    CoordinateMedian,
+    GeometricMedian,
+    Krum,
+    MultiKrum,
+    NormBound,
+    TrimmedMean,
+)
+from fl.algorithms.shared.rolora import RoLora
+from fl.algorithms.shared.scaffold import Scaffold
+from fl.core.errors import ConfigError
+from fl.core.registry import Registry
+from fl.settings.fields import Table, words
+
+if TYPE_CHECKING:
+    from fl.settings.config import RunConfig
+
+_OWN: tuple[type[Algorithm], ...] = (
+    FedAvg,
+    FedNova,
+    Scaffold,
+    Ffa,
+    FedSa,
+    RoLora,
+    FlexLora,
+    HetLora,
+    FedEx,
+    Flora,
+    CoordinateMedian,
+    TrimmedMean,
+    Krum,
+    MultiKrum,
+    Bulyan,
+    NormBound,
+    GeometricMedian,
+    FedProx,
+    Gates,
+    FedPer,
+    FedRep,
+    Ditto,
+    Apfl,
+    PFedMe,
+    FedDpa,
+    Interpolation,
+    Clusters,
+    Finetune,
+)
+ALGORITHMS: Registry[type[Algorithm]] = Registry("algorithm", {algorithm.name: algorithm for algorithm in _OWN})
+
+
+def names_of(*roles: Role) -> tuple[str, ...]:
+    """The names of the algorithms with one of these roles."""
+    return tuple(name for name, algorithm in ALGORITHMS.items() if algorithm.role in roles)
+
+
+def choosable() -> tuple[str, ...]:
+    """What the setting ``algorithm.name`` takes."""
+    return tuple(name for name, algorithm in ALGORITHMS.items() if algorithm.role is not Role.ARM)
+
+
+def option_tables() -> dict[str, type[Table]]:
+    """The tables of options by name, of every algorithm that has any."""
+    return {cls.table or cls.name: cls.Options for cls in ALGORITHMS.values() if cls.Options.model_fields}
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The algorithms of a run, one or more a role."""
+
+    shared: Algorithm
+    personal: Algorithm
+    local: tuple[Algorithm, ...] = ()
+
+    @property
+    def all(self) -> tuple[Algorithm, ...]:
+        """All of them."""
+        return (self.shared, self.personal, *self.local)
+
+
+def make_algorithm(config: RunConfig, name: str) -> Algorithm:
+    """An algorithm with its options of these settings; :class:`ConfigError` for an unknown name."""
+    cls = ALGORITHMS.find(name)
+    options = config.algorithm.options(cls.table or cls.name)
+    return cls(cls.Options() if options is None else options)
+
+
+def chosen(config: RunConfig) -> Chosen:
+    """The algorithms that ``algorithm.name`` names, FedAvg and gates where it names none. One of each role, but for local terms."""
+    found: dict[Role, list[Algorithm]] = {Role.AGGREGATION: [], Role.PERSONALIZATION: [], Role.LOCAL: []}
+    for name in dict.fromkeys(words(config.algorithm.name)):
+        algorithm = make_algorithm(config, name)
+        found[algorithm.role].append(algorithm)
+    for role in (Role.AGGREGATION, Role.PERSONALIZATION):
+        if len(found[role]) > 1:
+            one, other = (algorithm.name for algorithm in found[role][:2])
+            raise ConfigError(
+                f"algorithm = {config.algorithm.name!r} names {one!r} and {other!r}, and a run has one {role} algorithm: leave one out"
+            )
+    shared = found[Role.AGGREGATION] or [make_algorithm(config, FedAvg.name)]
+    personal = found[Role.PERSONALIZATION] or [make_algorithm(config, Gates.name)]
+    return Chosen(shared[0], personal[0], tuple(found[Role.LOCAL]))

@@ -1,0 +1,220 @@
+"""Reading and writing the files of a run folder as :mod:`fl.runs.schema` defines them.
+
+Every size is bounded before anything is allocated, and every fault is a :class:`~fl.core.errors.RunError` that starts with
+``file:line:``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import reprlib
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from fl.core.errors import RunError
+from fl.core.files import PRIVATE, write_atomically
+from fl.runs.schema import (
+    CONFIG_NAME,
+    COSTS_NAME,
+    PREDICTIONS_NAME,
+    PRIVACY_NAME,
+    RESULTS_NAME,
+    SCHEMA,
+    Costs,
+    PredictionRow,
+    PrivacyRecord,
+    ResultRow,
+)
+from fl.settings.names import DEFAULT_TASK
+
+MAX_FILE_BYTES = 1 << 30
+MAX_WHOLE_BYTES = 1 << 24  # of a file that is read in one piece
+MAX_LINE_BYTES = 1 << 20
+
+Record = TypeVar("Record")
+Row = TypeVar("Row", ResultRow, PredictionRow)
+
+
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {
+    kind: TypeAdapter(kind) for kind in (ResultRow, PredictionRow, Costs, PrivacyRecord)
+}
+
+
+def parse(kind: type[Record], text: str | bytes, where: str) -> Record:
+    """The record that ``text`` is the JSON of. Raises :class:`RunError` that starts with ``where`` and names the field."""
+    try:
+        found: Record = _ADAPTERS[kind].validate_json(text)
+    except ValidationError as error:
+        raise RunError(_explain(error, where)) from None
+    return found
+
+
+def dump(row: ResultRow) -> str:
+    """The row as a line."""
+    return json.dumps(_ADAPTERS[ResultRow].dump_python(row, mode="json"), ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    fault = error.errors(include_url=False)[0]
+    field, found = ".".join(map(str, fault["loc"])), reprlib.repr(fault["input"])
+    if fault["type"] == "json_invalid":
+        line = re.search(r"line ([2-9]|\d\d+) column", fault["msg"])  # of a document; a row has one line
+        place = re.sub(r"\d+$", line[1], where) if line else where
+        return f"{place}: not JSON ({fault['ctx']['error']}); a run that was killed here can be resumed"
+    if not field:
+        return f"{where}: expected a JSON object, found {found}"
+    if field == "schema":
+        return f"{where}: schema {found} is not {SCHEMA}; read it with the version of Idiolect that wrote it"
+    if fault["type"] == "missing":
+        return f"{where}: field {field!r} is missing"
+    return f"{where}: field {field!r}: {fault['msg'].removeprefix('Value error, ')}, found {found}"
+
+
+def write_whole(path: Path, text: str, *, mode: int = PRIVATE) -> None:
+    """UTF-8 ``text`` to ``path``, whole or not at all. Raises :class:`RunError` if it cannot be written."""
+    try:
+        write_atomically(path, text.encode(), mode=mode)
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be written ({error}); what was there is intact: free some space, or choose another folder"
+        ) from error
+
+
+def write_document(kind: type[Costs | PrivacyRecord], path: Path, values: Mapping[str, Any], *, mode: int) -> None:
+    """Write ``values``, which must be those of a ``kind``, as JSON with sorted keys."""
+    text = json.dumps({"schema": SCHEMA, **values}, indent=2, sort_keys=True) + "\n"
+    parse(kind, text, f"{path}:1")
+    write_whole(path, text, mode=mode)
+
+
+def write_costs(folder: Path, costs: Mapping[str, Any]) -> None:
+    """Write ``costs.json``, by which a run is known to be finished."""
+    write_document(Costs, folder / COSTS_NAME, costs, mode=PRIVATE)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run in ``folder`` came to its end."""
+    return (folder / COSTS_NAME).exists()
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The files of one finished run. ``config`` is config.toml as it stands."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    results: tuple[ResultRow, ...]
+    transcripts: tuple[PredictionRow, ...]
+    costs: Costs
+
+    @property
+    def task(self) -> str:
+        """The name of the task, from config.toml."""
+        return str(self.config.get("task", DEFAULT_TASK))
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self.costs.seed
+
+    def renamed(self, prefix: str) -> RunFiles:
+        """The same run with every device called ``prefix + name``, so that several runs can lie side by side."""
+        return replace(
+            self,
+            results=tuple(replace(row, device=prefix + row.device) for row in self.results),
+            transcripts=tuple(replace(row, device=prefix + row.device) for row in self.transcripts),
+        )
+
+
+def read_run(folder: Path) -> RunFiles:
+    """The files of one finished run. :class:`RunError` names the file, the line and what is missing."""
+    if not folder.is_dir():
+        raise RunError(f"{folder}: no such run folder; make one with `idiolect run` or `idiolect demo`")
+    transcripts = read_predictions(folder / PREDICTIONS_NAME)
+    if not transcripts:
+        if is_finished(folder):
+            raise RunError(
+                f"{folder}: there are no sentences to report on, because what deployed devices transcribe stays with them, and a "
+                "no-op run transcribes nothing; the counts of each device are in results.jsonl, and the log of a deployed run "
+                "ends with the rates of all"
+            )
+        raise RunError(f"{folder / PREDICTIONS_NAME}:1: no transcripts; the run did not reach its final evaluation")
+    results = read_results(folder / RESULTS_NAME)
+    return RunFiles(folder, _read_config(folder / CONFIG_NAME), results, transcripts, read_costs(folder))
+
+
+def read_results(path: Path) -> tuple[ResultRow, ...]:
+    """The rows of results.jsonl in file order; a second row for the same round, arm, device and split is refused."""
+    return _read_rows(path, ResultRow)
+
+
+def read_predictions(path: Path) -> tuple[PredictionRow, ...]:
+    """The rows of transcripts.jsonl in file order; a second row for the same arm, device and utterance is refused."""
+    return _read_rows(path, PredictionRow)
+
+
+def read_costs(folder: Path) -> Costs:
+    """costs.json of a run folder."""
+    return _read_document(Costs, folder / COSTS_NAME)
+
+
+def read_privacy(folder: Path) -> PrivacyRecord | None:
+    """privacy.json of a run folder; None for a run without noise and secure sums."""
+    path = folder / PRIVACY_NAME
+    return _read_document(PrivacyRecord, path) if path.exists() else None
+
+
+def _read_document(kind: type[Record], path: Path) -> Record:
+    _check_size(path, MAX_WHOLE_BYTES)
+    return parse(kind, path.read_bytes(), f"{path}:1")
+
+
+def _read_rows(path: Path, kind: type[Row]) -> tuple[Row, ...]:
+    rows: list[Row] = []
+    seen: dict[object, int] = {}
+    for number, line in _lines(path):
+        row = parse(kind, line, f"{path}:{number}")
+        first = seen.setdefault(row.key, number)
+        if first != number:
+            raise RunError(f"{path}:{number}: repeats line {first}: {row.key}")
+        rows.append(row)
+    return tuple(rows)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Non-empty lines with their numbers, none longer than ``MAX_LINE_BYTES``."""
+    _check_size(path, MAX_FILE_BYTES)
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MAX_LINE_BYTES:
+                raise RunError(f"{path}:{number}: line longer than {MAX_LINE_BYTES} bytes; this is not a results file")
+            if line.strip():
+                yield number, line
+
+
+def _check_size(path: Path, limit: int) -> None:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise RunError(f"{path}:1: cannot be read ({error.strerror}); the run is unfinished, resume it") from None
+    if size > limit:
+        raise RunError(f"{path}:1: {size} bytes, more than the {limit} that a report reads")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """config.toml where there is one: shown on the page, never interpreted."""
+    if not path.is_file():
+        return {}
+    _check_size(path, MAX_WHOLE_BYTES)
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path}:1: not TOML ({error})") from None

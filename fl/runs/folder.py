@@ -1,0 +1,48 @@
+"""The folder of a run: whose settings it holds, and when it is free for others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fl.core.errors import RunError
+from fl.core.files import write_atomically
+from fl.core.paths import cache_root
+from fl.runs.schema import CONFIG_NAME
+from fl.settings.config import RunConfig, dump_config, flat, load_config
+
+
+def run_folder(config: RunConfig, run_id: int) -> RunConfig:
+    """The configuration with its output folder made and absolute; a folder of another configuration is refused."""
+    folder = Path(config.output).expanduser().resolve() if config.output else cache_root() / "runs" / str(run_id)
+    config = config.changed({"output": str(folder)})
+    path = folder / CONFIG_NAME
+    if path.exists():
+        before, now = flat(load_config(path)), flat(config)
+        changed = sorted(key for key in now if before[key] != now[key])
+        if changed:
+            listed = ", ".join(f"{k} was {before[k]!r}, is {now[k]!r}" for k in changed[:4])
+            raise RunError(
+                f"{folder} holds a run with other settings ({listed}): give another output, or remove the folder"
+            )
+    else:
+        try:
+            write_atomically(path, dump_config(config).encode())
+        except OSError as error:
+            raise RunError(f"{folder} cannot be written: {error}; give another output, or free some space") from error
+    return config
+
+
+@contextmanager
+def freed_if_empty(folder: Path) -> Iterator[None]:
+    """While a run may still be refused: ended by an error, a folder with nothing but settings in it forgets them.
+
+    Otherwise a base whose name was mistyped would have to be given again, or the folder be removed, though nothing is in it.
+    """
+    try:
+        yield
+    except BaseException:
+        if [entry.name for entry in folder.iterdir()] == [CONFIG_NAME]:
+            (folder / CONFIG_NAME).unlink()
+        raise

@@ -1,0 +1,113 @@
+"""The rows of a run as they are written: one for each round, arm and device. A run that was stopped resumes with the same file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fl.core.errors import RunError
+from fl.metrics import Counts
+from fl.runs.files import dump, parse, write_whole
+from fl.runs.schema import RESULTS_NAME, ResultRow
+
+TRAINING = ("train_loss", "examples", "steps", "bytes_up", "bytes_down", "seconds_train")  # what a row says of training
+
+
+def make_row(
+    arm: str,
+    server_round: int,
+    split: str,
+    device: str,
+    metrics: Mapping[str, Counts],
+    evaluated: Mapping[str, float],
+    trained: Mapping[str, float] | None = None,
+    *,
+    new_person: bool,
+) -> ResultRow:
+    """One row: the counts of an evaluation, and the training of the same round where there was one.
+
+    ``evaluated`` and ``trained`` are the numbers that the device reported, by the names of the protocol (``bytes-up``).
+    """
+    numbers = {**evaluated, **(trained or {})}
+    return ResultRow(
+        arm=arm,
+        round=server_round,
+        device=device,
+        new_person=new_person,
+        split=split,
+        metrics=dict(metrics),
+        train_loss=numbers.get("loss"),
+        examples=int(numbers.get("examples", 0)),
+        steps=int(numbers.get("steps", 0)),
+        bytes_up=int(numbers.get("bytes-up", 0)),
+        bytes_down=int(numbers.get("bytes-down", 0)),
+        seconds_train=numbers.get("seconds-train", 0.0),
+        seconds_evaluate=evaluated.get("seconds-evaluate", 0.0),
+    )
+
+
+class ResultsFile:
+    """``results.jsonl``, keyed by arm, round, split and device: a resumed round replaces its rows instead of repeating them.
+
+    Rows are kept as the lines that they are in the file, and a flush appends the new ones: a round costs what its own rows
+    cost, however many were written before. Raises :class:`RunError` for a line that is no row.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / RESULTS_NAME
+        self._lines: dict[tuple[str, int, str, str], str] = {}
+        self._new: list[str] = []
+        self._appendable = False  # whether the file as it stands is what the first lines say
+        if self.path.exists():
+            self._read()
+
+    def _read(self) -> None:
+        text = self.path.read_text(encoding="utf-8")
+        complete, _, cut = text.rpartition("\n")  # a run that was killed while it appended leaves half a line
+        for number, line in enumerate(complete.split("\n") if complete else (), 1):
+            self._put(parse(ResultRow, line, f"{self.path}:{number}").key, line + "\n")
+        self._new, self._appendable = [], not cut
+
+    def add(self, row: ResultRow) -> None:
+        """Add or replace one row, in memory. An evaluation after the last round keeps what was written of that round's training."""
+        before = self._lines.get(row.key)
+        if before is not None and not row.steps:
+            kept = parse(ResultRow, before, str(self.path))
+            row = replace(row, **{name: getattr(kept, name) for name in TRAINING})
+        self._put(row.key, dump(row))
+
+    def _put(self, key: tuple[str, int, str, str], line: str) -> None:
+        self._appendable = self._appendable and self._lines.get(key, line) == line
+        if key not in self._lines:
+            self._new.append(line)
+        self._lines[key] = line
+
+    def flush(self) -> None:
+        """Make all rows durable: new ones are appended; where one was replaced, the file is written whole or not at all."""
+        if self._appendable:
+            _append(self.path, "".join(self._new))
+        else:
+            write_whole(self.path, "".join(self._lines.values()))
+        self._new, self._appendable = [], True
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows in the order of their first writing, as the dictionaries that they are in the file."""
+        return [json.loads(line) for line in self._lines.values()]
+
+
+def _append(path: Path, text: str) -> None:
+    before = path.stat().st_size
+    try:
+        with path.open("ab") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        os.truncate(path, before)
+        raise RunError(
+            f"{path} could not be written: {error}; the rounds before are intact, free some space and run again"
+        ) from error

@@ -1,0 +1,156 @@
+"""What every request passes first, before a byte of its body is read: room, token, rate, size and time.
+
+Plain ASGI, outside of everything else: it also turns every exception into a problem document. A request's line in the log has
+method, route template, status and seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fl.serving.http.auth import TokenFile, bearer_of
+from fl.serving.http.problems import ROOT, ProblemError, problem_of
+from fl.serving.http.service import Service
+
+logger = logging.getLogger(__name__)
+
+ANYBODY = "anybody"  # who it is where there are no tokens
+FREE = frozenset({"/healthz"})  # answered whatever the load
+PUBLIC = FREE | {"/", "/openapi.json"}  # hold no secret
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+GONE = 499  # no status that is sent: the client hung up
+
+
+class AdmissionMiddleware:
+    """Without ``tokens`` every program on this machine is let in, but no web page of another site in its browser."""
+
+    def __init__(self, app: ASGIApp, service: Service, tokens: TokenFile | None) -> None:
+        self.app, self.service, self.tokens = app, service, tokens
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the request through, or answer with a problem."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        exchange = _Exchange(self.service, scope, receive, send)
+        free = scope["path"] in FREE
+        self.service.open_requests += not free
+        try:
+            if not free:
+                self._admit(scope, exchange)
+            async with asyncio.timeout(self.service.limits.answer_seconds(scope["path"])):
+                await self.app(scope, exchange.receive, exchange.send)
+        except ClientDisconnect:
+            pass
+        except TimeoutError:
+            await exchange.refuse(ProblemError("deadline", "not answered in time", close=True))
+        except Exception as error:
+            await exchange.refuse(problem_of(error))
+        finally:
+            self.service.open_requests -= not free
+            exchange.end()
+
+    def _admit(self, scope: Scope, exchange: _Exchange) -> None:
+        limits = self.service.limits
+        if self.service.open_requests > limits.max_open_requests:
+            raise ProblemError("busy", f"{limits.max_open_requests} requests are open")
+        headers, path = Headers(scope=scope), scope["path"]
+        principal = ANYBODY
+        if self.tokens is None:
+            _require_local(headers)
+        elif path not in PUBLIC and not path.startswith(ROOT):
+            principal = _owner(headers, self.tokens)
+            self.service.request_rate.take(principal)
+        scope.setdefault("state", {})["principal"] = principal
+        length = headers.get("content-length", "0")
+        if not (length.isascii() and length.isdecimal()):
+            raise ProblemError("bad-request", "Content-Length is no number", close=True)
+        if len(length) > 18 or int(length) > limits.body_bytes(path):
+            raise exchange.too_large()
+
+
+def _owner(headers: Headers, tokens: TokenFile) -> str:
+    token = bearer_of(headers.get("authorization", ""))
+    if token is None:
+        raise ProblemError("unauthorized", "the request has no bearer token")
+    owner = tokens.owner(token)
+    if owner is None:
+        raise ProblemError("unauthorized", "this server does not know the token")
+    return owner
+
+
+def _require_local(headers: Headers) -> None:
+    """Without tokens, a page of another site must not use the server through its visitor's browser, by whatever name."""
+    for name, before in (("host", "//"), ("origin", "")):
+        value = headers.get(name)
+        try:
+            local = value is None or urlsplit(before + value).hostname in LOOPBACK
+        except ValueError:
+            local = False
+        if not local:
+            raise ProblemError("forbidden-origin", f"the {name.title()} header is not of this machine")
+
+
+class _Exchange:
+    """One request and its answer: counts bytes and seconds of the body as it is read, and remembers the status that was sent.
+
+    A body that is too large or too slow raises where it is read.
+    """
+
+    def __init__(self, service: Service, scope: Scope, receive: Receive, send: Send) -> None:
+        self._service, self._scope, self._receive, self._send = service, scope, receive, send
+        self._started = time.monotonic()
+        self._status = 0
+        self._bytes = 0
+        self._complete = False
+
+    async def receive(self) -> Message:
+        if self._complete:
+            return await self._receive()  # which now waits for the client to hang up
+        limits = self._service.limits
+        try:
+            async with asyncio.timeout(max(0.0, self._started + limits.body_seconds - time.monotonic())):
+                message = await self._receive()
+        except TimeoutError:
+            reason = f"the body was not here after {limits.body_seconds:g} s"
+            raise ProblemError("slow-body", reason, close=True) from None
+        self._complete = message["type"] != "http.request" or not message.get("more_body", False)
+        size = len(message.get("body", b""))
+        self._bytes += size
+        self._service.body_bytes += size
+        if self._bytes > limits.body_bytes(self._scope["path"]):
+            raise self.too_large()
+        if self._service.body_bytes > limits.max_buffered_bytes:
+            raise ProblemError("busy", "the server holds as many bytes as it may", retry_after=2.0, close=True)
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+        await self._send(message)
+
+    def too_large(self) -> ProblemError:
+        most = self._service.limits.body_bytes(self._scope["path"])
+        return ProblemError("too-large", f"the body has more than the {most:,} bytes that are taken here", close=True)
+
+    async def refuse(self, problem: ProblemError) -> None:
+        """Answer with ``problem``, unless the answer has begun: then the connection ends."""
+        self._service.metrics.problems.labels(problem.slug).inc()
+        if not self._status:
+            await problem.response()(self._scope, self._receive, self.send)
+
+    def end(self) -> None:
+        """Give the body's bytes back, count the request and log it."""
+        self._service.body_bytes -= self._bytes
+        route = getattr(self._scope.get("route"), "path", "unmatched")
+        status, seconds = self._status or GONE, time.monotonic() - self._started
+        self._service.metrics.requests.labels(route, str(status)).inc()
+        self._service.metrics.request_seconds.labels(route).observe(seconds)
+        logger.info("%s %s %d %.3f s", self._scope["method"], route, status, seconds)

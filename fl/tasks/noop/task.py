@@ -1,0 +1,113 @@
+"""Devices by number and one small linear map.
+
+A device is an id and three examples without audio, the same for all; none is kept, so that 100,000 of them cost no more than
+their ids. The adapted module is one small linear map: adapters, private state and messages are real, only training is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fl.core.errors import ConfigError
+from fl.core.rng import derive_seed
+from fl.metrics import Counts
+from fl.settings.config import RunConfig
+from fl.tasks.task import DeviceExamples, Example
+
+NAME = "no-op"  # of the base: it is the task alone
+WIDTH = 8  # of the linear map: A, B and a gate of a few hundred bytes
+DIGITS = 6
+PREFIX = "device-"
+
+
+def device_name(number: int) -> str:
+    """``device-000042``: ids sort as their numbers do."""
+    return f"{PREFIX}{number:0{DIGITS}d}"
+
+
+class _Linear(nn.Module):
+    """One frozen linear map."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.map = nn.Linear(WIDTH, WIDTH, bias=False)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            self.map.weight.copy_(torch.randn(WIDTH, WIDTH, generator=generator))
+        self.requires_grad_(False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.map(inputs)  # type: ignore[no-any-return]
+
+
+def _example(split: str) -> Example:
+    return Example(key=f"{NAME}-{split}", inputs=torch.ones(WIDTH), target="", size=1, details={"seconds_audio": 0.0})
+
+
+class NoOpTask:
+    """See :class:`fl.tasks.task.Task`. Device ``i`` of ``devices`` is called ``device-00000i``; the last ``new_people`` are new."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.base_name = NAME
+        self.fingerprint = f"{NAME}:{WIDTH}"
+        self.learns = False
+        self.adapter_facts: Mapping[str, str] = {}
+        self.targets: str | list[str] = ["map"]
+        self.model: nn.Module = _Linear(derive_seed(0, NAME))
+        self._training, self._all = config.data.devices, config.data.devices + config.data.new_people
+        self._splits = tuple((_example(split),) for split in ("train", "validation", "test"))
+
+    def device_ids(self) -> tuple[str, ...]:
+        """All ids, made on each call: nothing is kept of a device."""
+        return tuple(map(device_name, range(self._all)))
+
+    def is_new(self, device_id: str) -> bool:
+        """Whether this device never trains."""
+        return self._number(device_id) >= self._training
+
+    def _number(self, device_id: str) -> int:
+        digits = device_id.removeprefix(PREFIX)
+        number = int(digits) if digits.isdecimal() else -1
+        if not 0 <= number < self._all or device_name(number) != device_id:
+            raise ConfigError(
+                f"unknown device {device_id!r}: known are {device_name(0)} to {device_name(self._all - 1)}"
+            )
+        return number
+
+    def device(self, device_id: str) -> DeviceExamples:
+        """One device: the same three examples as every other."""
+        new = self.is_new(device_id)
+        train, validation, test = self._splits
+        return DeviceExamples(device_id, () if new else train, () if new else validation, test, new)
+
+    def new_model(self) -> nn.Module:
+        """A further linear map with the same values."""
+        return _Linear(derive_seed(0, NAME))
+
+    def loss(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
+        """Zero, with a gradient of zero."""
+        return self.losses(model, examples)[0].sum()
+
+    def losses(self, model: nn.Module, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
+        """Zero for each example."""
+        rows = model(torch.stack([e.inputs for e in examples]))
+        return 0.0 * rows.sum(dim=1), torch.ones(len(examples))
+
+    def training_bytes(self, example: Example) -> int:
+        """A few numbers."""
+        return 4 * WIDTH
+
+    def prediction_rows(self, examples: Sequence[Example], *, adapted: bool) -> int:
+        """All of them."""
+        return max(1, len(examples))
+
+    def predict(self, model: nn.Module, examples: Sequence[Example], *, adapted: bool, beams: int) -> list[str]:
+        """Empty texts."""
+        return [""] * len(examples)
+
+    def score(self, example: Example, prediction: str) -> Mapping[str, Counts]:
+        """One word of reference, heard rightly."""
+        return {"wer": Counts(0, 0, 0, 1)}

@@ -1,0 +1,78 @@
+"""Whose speech a run trains on: a manifest that is named, or that of a synthetic population, divided by the seed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from fl.core.paths import cache_root
+from fl.core.rng import derive_random, derive_seed
+from fl.data.partition import Population
+from fl.data.partition import load_population as divide
+from fl.data.synthetic import new_people_of, population_digest, synthesize
+from fl.settings.config import RunConfig
+from fl.settings.names import OWN_MANIFEST
+from fl.settings.tables import DataTable
+
+NOBODY = Population(devices=(), new_people=(), dropped=0, manifest=Path())
+
+
+def population_of(config: RunConfig) -> Population:
+    """The population of a run; an aggregator of deployed devices has no speech, only the base and its shapes."""
+    if config.data.manifest == OWN_MANIFEST:
+        return NOBODY
+    return load_population(population_manifest(config), config.data_seed, config.data)
+
+
+@lru_cache(maxsize=4)
+def load_population(manifest: Path, seed: int, data: DataTable) -> Population:
+    """Read and divide a manifest; one process does it once. Every process gets the same division from the same seed.
+
+    A held-out speaker is tested on the setting ``new_people_tests`` sentences at most, drawn by the seed.
+    """
+    # Speakers whom a synthetic population holds out stay so; otherwise they are drawn by the seed.
+    marked = new_people_of(manifest)
+    chosen = marked[: data.new_people] if len(marked) >= data.new_people else data.new_people
+    population = divide(
+        manifest,
+        seed=derive_seed(seed, "partition"),
+        validation_share=data.validation_share,
+        test_share=data.test_share,
+        new_people=chosen,
+    )
+    drawn = []
+    for person in population.new_people:
+        order = derive_random(seed, "new-people-tests", person.device_id).sample(person.test, len(person.test))
+        drawn.append(replace(person, train=(), validation=(), test=tuple(order[: data.new_people_tests])))
+    return replace(population, new_people=tuple(drawn))
+
+
+def population_manifest(config: RunConfig, progress: Callable[[int, int], None] | None = None) -> Path:
+    """The manifest of a run: the one that is named, or that of a synthetic population, made at first use."""
+    if config.data.manifest:
+        return Path(config.data.manifest).expanduser().resolve()
+    data = config.data
+    wanted: dict[str, Any] = {
+        "pair": data.synthetic.pair,
+        "devices": data.devices,
+        "new_people": data.new_people,
+        "sentences": data.synthetic.sentences,
+        "seed": config.data_seed,
+    }
+    name = f"{data.synthetic.pair}-{data.devices}x{data.synthetic.sentences}-seed{config.data_seed}-{population_digest(**wanted)}"
+    return synthesize(cache_root() / "populations" / name, **wanted, progress=progress)
+
+
+def languages_of(population: Population) -> list[str]:
+    """Languages of the population's words, most frequent first; the first is the matrix language."""
+    count: Counter[str] = Counter()
+    for person in (*population.devices, *population.new_people):
+        for utterance in (*person.train, *person.test):
+            count.update(language for _, language in utterance.spans)
+            if not utterance.spans and utterance.lang:
+                count[utterance.lang] += 1
+    return [language for language, _ in count.most_common()]

@@ -1,0 +1,204 @@
+"""Speech recognition as a federated task: utterances of a population, features, a frozen recognizer, error counts.
+
+The recognizer is any :class:`fl.bases.base.SpeechBase`: Whisper (log-mel features, cross-entropy over tokens) or Wav2Vec2 with a
+CTC head (waveforms, CTC over symbols). Which one it is decides the base alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from fl.adapters.config import target_pattern
+from fl.algorithms.arms import EVERYONE
+from fl.bases.resolve import load_speech_base, name_with_tokens
+from fl.core.compute import choose_device, precision
+from fl.core.errors import ConfigError
+from fl.core.paths import cache_root
+from fl.core.rng import derive_generator
+from fl.data.manifest import Utterance
+from fl.data.partition import DeviceData
+from fl.metrics import Counts, corpus_matrix_language, score_utterance
+from fl.settings.config import RunConfig
+from fl.settings.names import OWN_MANIFEST
+from fl.speech.audio import SAMPLE_RATE, check_speech, load_audio
+from fl.speech.augment import Augmentation, DrawnLater
+from fl.speech.features import Audio, FeatureCache, Window, heard_frames
+from fl.speech.prefix import PrefixCache, check_frozen, frozen_layers, untouched
+from fl.tasks.devices import NamedDevices
+from fl.tasks.speech.population import languages_of, population_of
+from fl.tasks.task import Example
+
+# A batch decodes as long as its longest row needs, so two batches where one would do cost nearly twice; long rows would take
+# too much memory.
+PREDICTION_ROWS, LONG_ROWS = 32, 16
+LONG_FRAMES = 1_000
+VARIED = "varied"  # in the details of an augmented example: no cache holds its features
+
+
+class SpeechTask(NamedDevices):
+    """See :class:`fl.tasks.task.Task`. Examples hold an utterance; features are computed once and cached on disk."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.population = population_of(config)
+        everybody = (*self.population.devices, *self.population.new_people)
+        self._people: dict[str, DeviceData] = {person.device_id: person for person in everybody}
+        if EVERYONE in self._people:
+            raise ConfigError(
+                f"speaker {EVERYONE!r} has the name of all devices together: give that speaker another name"
+            )
+        held_out = {person.device_id for person in self.population.new_people}
+        super().__init__({name: name in held_out for name in self._people})
+        self.compute = choose_device(config.base.compute)
+        self.base_name = name_with_tokens(config.base.name, config.base.tokens)
+        self.base = load_speech_base(self.base_name).to(self.compute)
+        self.base.require_texts(self._texts(), "the transcripts")
+        self.fingerprint = self.base.fingerprint
+        self.model: nn.Module = self.base.new_model()
+        sites = target_pattern(config.sites)
+        self.targets: str | list[str] = f"(?:{sites}|{self.base.targets})" if self.base.targets else sites
+        self.window: Window = "full" if config.base.window == "full" else "trimmed"
+        self.train_utterances = config.data.train_utterances
+        self.languages = languages_of(self.population)
+        self.language = self._language(config)
+        # Over the test sentences, as the report takes it: PIER is then the same in both.
+        self._matrix = corpus_matrix_language(u.spans for person in self._people.values() for u in person.test)
+        self.adapter_facts: Mapping[str, str] = {"window": self.window, "language": self.language}
+        self._augmentation = Augmentation.of(config.train.augmentation)
+        self._features = FeatureCache(cache_root() / "features")
+        self._prefix = PrefixCache(cache_root() / "prefix")
+        self.frozen_layers = frozen_layers(self.base.model, self.targets)
+
+    def _language(self, config: RunConfig) -> str:
+        """The language that the base is told: that of the setting, else of most words; "" for a base that is told none."""
+        known = self.base.languages
+        language = config.base.language or (self.languages[0] if self.languages and known else "")
+        if known and not language and config.data.manifest == OWN_MANIFEST:
+            raise ConfigError(
+                f"manifest = {OWN_MANIFEST!r} has no sentence that tells the matrix language to the aggregator: set language, as in 'ko'"
+            )
+        if known and language not in known:
+            raise ConfigError(
+                f"language = {language!r} is unknown to base {self.base_name!r}: one of {', '.join(known[:12])}, ..."
+            )
+        return language
+
+    def _texts(self) -> list[str]:
+        people = self._people.values()
+        return [u.text for person in people for part in (person.train, person.validation, person.test) for u in part]
+
+    def _examples_of(self, device_id: str) -> Mapping[str, Iterable[Example]]:
+        person = self._people[device_id]
+        trained = person.train[: self.train_utterances or None]
+        parts = {"train": trained, "validation": person.validation, "test": person.test}
+        return {split: map(self._example, part) for split, part in parts.items()}
+
+    def _example(self, utterance: Utterance) -> Example:
+        audio = _audio_of(utterance)
+        check_speech(audio, str(utterance.audio))
+        features = self._features_of(audio, self.window)
+        is_part = utterance.start is not None or utterance.end is not None
+        details = {
+            "audio": str(utterance.audio),
+            "start": (utterance.start or 0.0) if is_part else None,
+            "spans": [list(span) for span in utterance.spans],
+            "loanwords": [list(pair) for pair in utterance.loanwords],
+            "level": utterance.level,
+            "seconds_audio": round(len(audio) / SAMPLE_RATE, 3),
+        }
+        return Example(utterance.id, (utterance, features), utterance.text, self.base.frames(features), details)
+
+    def _features_of(self, audio: Audio, window: Window) -> npt.NDArray[np.float16]:
+        """Features of ``audio``, from disk where they are worth it."""
+        return (
+            self._features.features(self.base, audio, window) if self.base.mels else self.base.features(audio, window)
+        )
+
+    def varied(self, examples: Sequence[Example], seed: int) -> Sequence[Example]:
+        """Training examples for one local phase: drawn by ``seed`` as the settings of augmentation say, or as they are."""
+        if not self._augmentation.active:
+            return examples
+        return DrawnLater(examples, lambda e: self._varied(e, derive_generator(seed, "augment", e.key)))
+
+    def _varied(self, example: Example, generator: np.random.Generator) -> Example:
+        utterance: Utterance = example.inputs[0]
+        features = self.base.features(self._augmentation.of_audio(_audio_of(utterance), generator), self.window)
+        frames = self.base.frames(features)
+        features = self._augmentation.of_features(features, frames, generator)
+        return replace(example, inputs=(utterance, features), size=frames, details={**example.details, VARIED: True})
+
+    def new_model(self) -> nn.Module:
+        """A further recognizer of its own modules on the same frozen tensors."""
+        return self.base.new_model()
+
+    def loss(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
+        """Mean loss in nats over the labelled tokens or symbols of the batch."""
+        with precision(self.compute):
+            return self.base.loss(model, self._labelled(model, examples))
+
+    def losses(self, model: nn.Module, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
+        """Summed loss in nats of each example (N,), and the number of its labelled tokens or symbols (N,)."""
+        with precision(self.compute):
+            return self.base.row_losses(model, self._labelled(model, examples))
+
+    def _labelled(self, model: nn.Module, examples: Sequence[Example]) -> Any:
+        """A batch for training."""
+        batch = self.base.collate(
+            [e.inputs[1] for e in examples], [e.target for e in examples], self.window, self.language or None
+        )
+        return self._from_prefix(model, batch, examples)
+
+    def _from_prefix(self, model: nn.Module, batch: Any, examples: Sequence[Example]) -> Any:
+        """``batch`` where the base computes, with what the encoder layers below the lowest adapter make of it (computed once)."""
+        layers = self.frozen_layers
+        if (not layers and not self.base.caches_stem) or any(VARIED in e.details for e in examples):
+            return batch.to(self.compute)
+        check_frozen(model, layers)
+        if not untouched(model, self.base.model, layers):
+            return batch.to(self.compute)
+        rows = [self._prefix.states(self.base, e.inputs[1], layers) for e in examples]
+        return self.base.with_prefix(batch, rows, layers).to(self.compute)
+
+    def training_bytes(self, example: Example) -> int:
+        """Bytes of activations in a training step, as the base estimates them."""
+        return self.base.training_bytes(example.size, example.target)
+
+    def prediction_rows(self, examples: Sequence[Example], *, adapted: bool) -> int:
+        """Fewer where rows are long: those of the frozen base alone are 30 s whatever was said."""
+        short = adapted and all(example.size <= LONG_FRAMES for example in examples)
+        return PREDICTION_ROWS if short else LONG_ROWS
+
+    def predict(self, model: nn.Module, examples: Sequence[Example], *, adapted: bool, beams: int) -> list[str]:
+        """Transcripts. A frozen Whisper alone decodes the full window and detects the language among those of the data."""
+        alone = self.base.alone_window
+        if adapted or alone is None:
+            batch = self.base.collate([e.inputs[1] for e in examples], None, self.window, self.language or None)
+            return self._generate(model, self._from_prefix(model, batch, examples), beams)
+        rows, heard = [], []
+        for example in examples:
+            audio = _audio_of(example.inputs[0])
+            rows.append(self._features_of(audio, alone))
+            heard.append(heard_frames(len(audio)))
+        return self._generate(model, self.base.collate(rows, None, alone, None).to(self.compute), beams, heard)
+
+    def _generate(self, model: nn.Module, batch: Any, beams: int, heard: Sequence[int] | None = None) -> list[str]:
+        known = [code for code in self.languages if code in self.base.languages]
+        with torch.inference_mode(), precision(self.compute):
+            return self.base.generate(model, batch, beams=beams, languages=known or None, heard=heard)
+
+    def score(self, example: Example, prediction: str) -> Mapping[str, Counts]:
+        """Error counts of one transcript, by metric."""
+        utterance: Utterance = example.inputs[0]
+        return score_utterance(
+            example.target, prediction, spans=utterance.spans, loanwords=utterance.loanwords, matrix=self._matrix
+        ).metrics
+
+
+def _audio_of(utterance: Utterance) -> Audio:
+    return load_audio(utterance.audio, utterance.start, utterance.end)

@@ -1,0 +1,110 @@
+"""``idiolect study network``: is it faster to ask a server over each link, or to hold the base on the device?"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fl.speech.audio import SAMPLE_RATE, load_audio, save_audio
+from sim.study.network.latency import AskingDevice, LatencyProbe
+from sim.study.network.links import PROFILES, NetworkError, parse_profile
+from sim.study.network.local import hold_base, only_ask, served
+from sim.study.network.proxy import LOOPBACK
+from sim.study.network.study import REFERENCE, run_study
+
+# How many times slower than the measuring machine a device computes: assumptions, see docs/network.md.
+DEVICES: Mapping[str, float] = {"laptop": 1.0, "phone": 3.0, "raspberry-pi-4": 8.0}
+_ALL_DEVICES = ",".join(f"{name}={slowdown:g}" for name, slowdown in DEVICES.items())
+
+
+def parse_server(text: str) -> int:
+    """The port of ``127.0.0.1:PORT``, 0 for an empty text. Raises :class:`NetworkError` for another machine's."""
+    host, _, port = text.rpartition(":")
+    if text and (host not in (LOOPBACK, "localhost") or not port.isdecimal()):
+        raise NetworkError(f"server {text!r}: give {LOOPBACK}:PORT; the link is in front of a server on this machine")
+    return int(port or 0)
+
+
+def parse_devices(text: str) -> dict[str, float]:
+    """``phone=3,raspberry-pi-4=8``: slowdowns by name. Raises :class:`NetworkError` for one that is not above 0."""
+    devices = {}
+    for part in text.split(","):
+        name, _, value = (side.strip() for side in part.partition("="))
+        try:
+            devices[name] = float(value)
+        except ValueError:
+            devices[name] = math.nan
+        if not name or not 0 < devices[name] < math.inf:
+            raise NetworkError(f"device {part.strip()!r}: give name=slowdown, how many times slower it is, as phone=3")
+    return devices
+
+
+def network(
+    audio: Annotated[Path, typer.Argument(help="An utterance, at most 29 s.")],
+    adapter: Annotated[Path, typer.Option(help="The adapter folder of whoever speaks.")],
+    base: Annotated[str, typer.Option(help="Base; by default the adapter's own.")] = "",
+    precision: Annotated[str, typer.Option(help="Of the adapter on the wire: float32, float16 or int8.")] = "float16",
+    profiles: Annotated[str, typer.Option(help="Links, ';' between: names, or lte,rtt=0.2.")] = ";".join(PROFILES),
+    devices: Annotated[str, typer.Option(help="name=slowdown against this machine.")] = _ALL_DEVICES,
+    repeats: Annotated[int, typer.Option(help="Of each measurement.", min=1)] = 5,
+    seed: Annotated[int, typer.Option(help="Of jitter and loss.", min=0)] = 0,
+    server: Annotated[str, typer.Option(help="127.0.0.1:PORT of a server without tokens; else one is started.")] = "",
+    write: Annotated[Path | None, typer.Option(help="Markdown page whose section is to be replaced.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script, not text for a person.")] = False,
+) -> None:
+    """Compare asking a server over all kinds of networks with holding the base on the device, and say where it turns.
+
+    Everything runs on this machine, with a proxy that delays the bytes as the network would; docs/network.md explains it.
+    """
+    links = [parse_profile(text) for text in profiles.split(";")]
+    slowdowns, running = parse_devices(devices), parse_server(server)
+    from rich.console import Console
+
+    from fl.adapters.files import load_adapter
+    from fl.adapters.packing import pack_folder
+    from fl.core.machine import machine
+    from sim.section import page_parts
+    from sim.study.network.report import END, START, print_study, write_study
+
+    if write is not None:
+        page_parts(write, START, END)  # now, not after minutes of measuring
+    base = base or load_adapter(adapter)[1].base_name
+    packed, samples = pack_folder(adapter, precision), load_audio(audio)  # type: ignore[arg-type]
+    conditions = {
+        "base": base,
+        "audio_seconds": round(len(samples) / SAMPLE_RATE, 2),
+        "adapter_bytes": len(packed),
+        "precision": precision,
+        "repeats": repeats,
+        "seed": seed,
+        "devices": slowdowns,
+        "reference": REFERENCE,
+        "profiles": {link.name: asdict(link) for link in links},
+        "machine": machine(),
+    }
+    with Console(stderr=True).status("the base on this machine") as status, tempfile.TemporaryDirectory() as folder:
+        files = Path(folder) / "audio.wav", Path(folder) / "adapter"
+        save_audio(files[0], samples)
+        files[1].write_bytes(packed)
+        device = AskingDevice(Path(folder) / "device")
+        device.keep(packed)
+        local = hold_base(base, *files, repeats)
+        with nullcontext(running) if running else served(base) as port:
+            asking = only_ask(port, *files, repeats)
+            probe = LatencyProbe.prepare(port, device, samples, repeats, seed)
+            study = run_study(probe, local, asking, links, slowdowns, conditions, status.update)
+    if write is not None:
+        write_study(study, write)
+    if as_json:
+        print(json.dumps(study.document(), ensure_ascii=False))
+    else:
+        print_study(study, Console(width=None if sys.stdout.isatty() else 110))

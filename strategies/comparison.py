@@ -1,0 +1,229 @@
+"""All arms of one run, one after the other, on the same roster: trained, evaluated, and what they cost."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord
+from flwr.serverapp import Grid
+
+from fl.adapters import make_split
+from fl.adapters.blend import require_room
+from fl.adapters.correction import FOLDER, correction_digest, save_correction
+from fl.adapters.state import State, size_of
+from fl.algorithms.arms import (
+    EVERYONE,
+    HELD_OUT,
+    PERSONALIZED,
+    REPORTED,
+    Arm,
+    evaluated_as,
+    trained_arm,
+    untrained_arm,
+)
+from fl.algorithms.base import Algorithm
+from fl.core.errors import ConfigError
+from fl.core.machine import machine
+from fl.methods import fresh_state
+from fl.privacy.plan import PrivacyPlan, make_plan
+from fl.protocol.forms import bounded_mean
+from fl.protocol.wire import Job, to_arrays
+from fl.runs.results import ResultsFile
+from fl.settings.config import RunConfig
+from fl.tasks.task import Task
+from strategies.account import Account
+from strategies.arm import ArmStrategy, check_population, make_aggregator
+from strategies.checkpoint import Checkpoint, load_checkpoint
+from strategies.loop import CommonRounds, RoundLoop
+from strategies.private import PrivateMean
+from strategies.roster import Roster
+
+
+@dataclass
+class Comparison:
+    """All arms of one run, one after the other, on the same roster."""
+
+    config: RunConfig
+    grid: Grid
+    roster: Roster
+    task: Task
+    loop: RoundLoop
+    results: ResultsFile
+    plan: PrivacyPlan | None = None
+    account: Account | None = None
+
+    def open_account(self, folder: Path) -> None:
+        """Fix the numbers of a private run and open its account; refuse what its budget cannot pay for."""
+        self.plan = make_plan(self.config, len(self.roster.training), self.paid_rounds())
+        if self.plan is not None:
+            self.account = Account.opened(folder, self.config, self.plan, simulated=self.roster.simulated)
+
+    def paid_rounds(self) -> int:
+        """Rounds in which updates are sent, of all arms: those that count for two arms are paid once."""
+        arms = [arm for name in self.config.arms if (arm := trained_arm(name, self.config)) is not None]
+        common = sum(min(both.rounds, self.config.federation.rounds) for both in self._common_rounds().values())
+        return sum(arm.schedule.federated_rounds for arm in arms) - common
+
+    def strategy(self, arm: Arm, devices: tuple[str, ...]) -> ArmStrategy:
+        """The strategy of an arm; a private mean where the settings ask for one and its devices federate."""
+        account = self.account
+        private = arm.federates and bounded_mean(self.config)
+        kind: Any = PrivateMean if private else ArmStrategy
+        strategy: ArmStrategy = kind(
+            self.config,
+            arm,
+            self.roster.with_everyone() if devices == (EVERYONE,) else self.roster,
+            Job(arm=arm.name, round=0, devices=devices),
+            plan=self.plan,
+            charge=account.charge if account is not None else lambda *_: None,
+            timeout=self.config.federation.round_timeout,
+        )
+        start = trained_arm(arm.starts_from, self.config)
+        if start is not None and (found := self._checkpoint(start)) is not None:  # its corrections decode here too
+            strategy.aggregator = make_aggregator(start)
+            strategy.restore(found.state)
+        return strategy
+
+    def _checkpoint(self, arm: Arm) -> Checkpoint | None:
+        return load_checkpoint(self.loop.checkpoints, arm.name, self.task.fingerprint)
+
+    def fresh(self, arm: Arm) -> State:
+        """A fresh adapter for an arm."""
+        return fresh_state(self.config, self.task, arm.gate)
+
+    def check(self) -> None:
+        """Refuse a strategy that cannot work with what an arm shares or with how many take part, before the first round."""
+        check_population(self.config, self.roster)
+        for name in self.config.arms:
+            arm = trained_arm(name, self.config)
+            if arm is not None and arm.devices == EVERYONE and not self.roster.simulated:
+                raise ConfigError(
+                    f"arm {name!r} needs everybody's data in one place, and some of these nodes are deployed: leave it out of arms"
+                )
+            if arm is not None and arm.federates:
+                self.strategy(arm, self.roster.training).require_fit(self._shared_shapes(arm))
+                if (second := arm.personal.second) is not None:
+                    require_room(arm.personal.name, second.ranks, self.fresh(arm))
+
+    def run(self) -> None:
+        """Train what has to be trained, then evaluate every arm on test data."""
+        finished: dict[str, ArrayRecord] = {}
+        config, training = self.config, self.roster.training
+        self.loop.common = self._common_rounds()
+        for name in config.arms:
+            arm = trained_arm(name, config)
+            if arm is None:
+                continue
+            if arm.starts_from:
+                start = finished[arm.starts_from]
+            else:
+                fresh = self.fresh(arm)
+                shared = make_split(arm.split, fresh).shared
+                start = to_arrays({n: fresh[n] for n in shared}) if shared else ArrayRecord()
+            devices = (EVERYONE,) if arm.devices == EVERYONE else training
+            strategy = self.strategy(arm, devices)
+            every = config.federation.evaluate_every
+            finished[name] = self.loop.train(strategy, start, arm.schedule.rounds, every, training)
+            self.results.flush()
+        for name in config.arms if self.task.learns else ():
+            self._evaluate(name, finished)
+            self.results.flush()
+
+    def _common_rounds(self) -> dict[str, CommonRounds]:
+        """``personalized`` begins as ``global`` does while gates are neutral, if both share the same tensors.
+
+        Not where a device keeps something of one arm beside its adapter: a second adapter, a correction, what a codec lost.
+        """
+        arms = [trained_arm(name, self.config) for name in ("global", PERSONALIZED) if name in self.config.arms]
+        if len(arms) < 2 or self.config.codec.error_feedback:
+            return {}
+        one, other = arms
+        assert one is not None
+        assert other is not None
+        if one.shared is None or other.shared is None:
+            return {}
+        rounds = other.schedule.neutral_rounds
+        keeps = other.personal.decides_split or type(other.shared).begin is not Algorithm.begin
+        same = one.shared == other.shared and self._shared_shapes(one) == self._shared_shapes(other)
+        return {"global": CommonRounds(PERSONALIZED, rounds)} if rounds and same and not keeps else {}
+
+    def _shared_shapes(self, arm: Arm) -> dict[str, tuple[int, ...]]:
+        fresh = self.fresh(arm)
+        return {name: tuple(fresh[name].shape) for name in make_split(arm.split, fresh).shared}
+
+    def _evaluate(self, name: str, finished: dict[str, ArrayRecord]) -> None:
+        """The final evaluation of one arm on test data, of participants and, where it means something, of new people."""
+        self.loop.progress(f"test: {name}", 0, 1)
+        arm, _ = evaluated_as(name, self.config)
+        arrays = ArrayRecord() if arm is None else finished[arm.name]
+        if arm is not None and not make_split(arm.split, self.fresh(arm)).shared:
+            arrays = ArrayRecord()
+        devices = self.roster.training + (self.roster.new_people if name in HELD_OUT else ())
+        template = arm or untrained_arm(name, self.config)
+        rounds = 1 if template.starts_from else self.config.federation.rounds
+        started = time.perf_counter()
+        strategy = self.strategy(template, devices)
+        found = self._checkpoint(template)
+        strategy.restore(found.state if found else {})  # which may say what to send to whom
+        if corrections := strategy.corrections():
+            file = self.loop.checkpoints.parent / FOLDER / f"{correction_digest(corrections)}.safetensors"
+            save_correction(file, corrections, self.task.fingerprint)
+        self.loop.evaluate(
+            strategy,
+            arrays,
+            rounds,
+            self.config.federation.final_split,
+            devices,
+            arm=name,
+            final=True,
+        )
+        self.loop.seconds[name] = self.loop.seconds.get(name, 0.0) + time.perf_counter() - started
+        self.loop.progress(f"test: {name}", 1, 1)
+
+    def _sizes(self, arm: Arm) -> dict[str, int]:
+        """What one device trains in an arm, and what of it travels."""
+        fresh = self.fresh(arm)
+        whole, shared = size_of(fresh), size_of(fresh, make_split(arm.split, fresh).shared)
+        return {"parameters": whole.parameters, "bytes": whole.bytes, "shared_bytes": shared.bytes}
+
+    def costs(self) -> dict[str, Any]:
+        """Bytes, sizes and seconds of the run, with what is needed to read them."""
+        config, task = self.config, self.task
+        reported = next((name for name in REPORTED if name in config.arms), REPORTED[-1])
+        personal = trained_arm(reported, config)
+        assert personal is not None
+        fresh = self.fresh(personal)
+        split = make_split(personal.split, fresh)
+        whole, shared, private = size_of(fresh), size_of(fresh, split.shared), size_of(fresh, split.private)
+        second = personal.personal.second
+        base = list(task.model.parameters())
+        rows = [r for r in self.results.rows() if r["arm"] == personal.name and r["steps"]]
+        return {
+            "base": task.base_name,
+            "base_fingerprint": task.fingerprint,
+            "base_parameters": sum(p.numel() for p in base),
+            "base_bytes": sum(p.numel() * p.element_size() for p in base),
+            "method": config.adapter.method,
+            "arms": {
+                name: self._sizes(arm) for name in config.arms if (arm := evaluated_as(name, config)[0]) is not None
+            },
+            "adapter_parameters": whole.parameters,
+            "adapter_bytes": whole.bytes,
+            "shared_bytes": shared.bytes,
+            "private_bytes": size_of(second.start(fresh, 0)).bytes if second else private.bytes,
+            "bytes_up_per_device_round": max((r["bytes_up"] for r in rows), default=0),
+            "bytes_down_per_device_round": max((r["bytes_down"] for r in rows), default=0),
+            "seconds": {name: round(value, 2) for name, value in self.loop.seconds.items()},
+            "rounds": config.federation.rounds,
+            "local_steps": config.train.local_steps,
+            "batch_size": config.train.batch_size,
+            "devices": len(self.roster.training),
+            "new_people": len(self.roster.new_people),
+            "seed": config.seed,
+            "machine": machine(),
+            "versions": {n: version(n) for n in ("flwr", "torch", "transformers", "peft", "ray", "jiwer")},
+        }

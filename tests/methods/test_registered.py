@@ -1,0 +1,62 @@
+"""A method of another package: listed, put on a base, sized by a budget, saved and read again."""
+
+import pytest
+import torch
+
+from fl.adapters.gates import CROSS, NONE, SCALAR
+from fl.core.errors import ConfigError
+from fl.methods import METHODS, MethodInfo, attach, budget_rank, load_method, save_method
+from fl.settings.config import make_config
+
+from .conftest import recipe_of
+
+SHIFTS = """
+import torch
+from fl.methods.base import Adaptation, Attached, Method
+from fl.methods.targets import own_parameter, targeted
+
+
+def attach(model, recipe):
+    model.requires_grad_(False)
+    found = {f"{name}.bias": own_parameter(linear, "bias", torch.zeros(linear.out_features))
+             for name, linear in targeted(model, recipe.targets) if linear.bias is not None}
+    return Attached(model.eval(), dict(sorted(found.items())))
+
+
+def shapes(model, recipe):
+    return {f"{name}.bias": (linear.out_features,)
+            for name, linear in sorted(targeted(model, recipe.targets)) if linear.bias is not None}
+
+
+CODE = Adaptation(attach, shapes)
+METHOD = Method("shifts", "other_methods:CODE", sized=False)
+"""
+
+
+@pytest.fixture(autouse=True)
+def shifts(other_package):
+    other_package(METHODS, SHIFTS, shifts="METHOD")
+
+
+def test_another_packages_method_is_attached_counted_saved_and_loaded(base, tmp_path):
+    method, recipe = METHODS["shifts"], recipe_of("shifts")
+    attached = attach(base.new_model(), recipe)
+    assert attached.shapes() == method.shapes(base.model, recipe)
+    assert method.count(base.model, recipe) == sum(p.numel() for p in attached.parameters.values())
+    save_method(tmp_path, attached.state(), MethodInfo("nano", "whisper:x", "all-shared", recipe))
+    tensors, info = load_method(tmp_path, method.shapes(base.model, recipe))
+    assert info.recipe == recipe
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in attached.state().items())
+
+
+def test_a_method_without_a_size_takes_no_budget(base):
+    METHODS["shifts"].require_fit(base.model, recipe_of("shifts", size=10_000))
+    with pytest.raises(ConfigError, match="no size to choose"):
+        budget_rank(METHODS["shifts"], base.model, recipe_of("shifts"), 100)
+
+
+def test_the_gate_of_a_method_is_its_own_or_the_one_that_is_set():
+    settings = make_config({"gate": CROSS.name}).adapter
+    gates = {name: method.gate(settings) for name, method in METHODS.items()}
+    own = {"gated-lora": CROSS.name, "scalar-gate": SCALAR.name}
+    assert gates == {name: own.get(name, NONE.name) for name in METHODS}
