@@ -152,7 +152,7 @@ def repeated_classes(sources: Mapping[str, str]) -> dict[str, list[str]]:
     for path, text in sources.items():
         for node in ast.walk(parsed(text)):
             if isinstance(node, ast.ClassDef):
-                found[node.name].append(path)
+                found[node.name.lstrip("_")].append(path)
     return {name: paths for name, paths in found.items() if len(paths) > 1}
 
 

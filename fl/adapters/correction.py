@@ -8,7 +8,7 @@ the exact mean.
 A gate acts on the pair alone, never on the correction.
 
 Layers are named as in an adapter (``base_model.model.model.decoder.layers.0.self_attn.q_proj``). A correction belongs to one base
-and is known by its digest, which is a part of the fingerprint of a base that contains it: an adapter that was trained under a
+and is known by its digest, which is a part of the fingerprint of a base that contains it: an adapter that was made for a
 correction names it as its base, and is refused under another one or none.
 """
 
@@ -111,7 +111,7 @@ def require_fingerprint(adapter: str, base: str) -> None:
         file = (
             f"give --correction {FOLDER}/{wanted[:16]}.safetensors of its run" if wanted else "leave --correction out"
         )
-        raise AdapterMismatchError(f"the adapter was trained under {named[0]}, and this base has {named[1]}: {file}")
+        raise AdapterMismatchError(f"the adapter was made for {named[0]}, and this base has {named[1]}: {file}")
 
 
 def find_correction(adapter: Path, digest: str) -> Path:
@@ -124,7 +124,7 @@ def find_correction(adapter: Path, digest: str) -> Path:
     found = next((path for path in places if path.is_file()), None)
     if found is None:
         raise AdapterError(
-            f"the adapter at {adapter} was trained under the correction {digest}, and no folder above it has "
+            f"the adapter at {adapter} was made for the correction {digest}, and no folder above it has "
             f"{FOLDER}/{digest}.safetensors: copy it from the run, or give it with --correction FILE"
         )
     return found

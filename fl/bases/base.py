@@ -179,7 +179,7 @@ class SpeechBase(ABC):
         return other
 
     def with_correction(self, corrections: Mapping[str, Tensor]) -> Self:
-        """This base with ``corrections`` (:mod:`fl.adapters.correction`) in its weights, for adapters trained under them.
+        """This base with ``corrections`` (:mod:`fl.adapters.correction`) in its weights, for adapters made for it.
 
         All other weights are shared. Its fingerprint names the correction. Raises :class:`fl.core.errors.AdapterMismatchError` for a
         correction that does not fit.

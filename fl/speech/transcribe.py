@@ -92,7 +92,7 @@ def transcribe_file(
 ) -> list[Piece]:
     """Transcribe ``path`` with what a person's device trained, by any method, or with the frozen base alone.
 
-    ``correction`` is a file of :mod:`fl.adapters.correction`; an adapter that was trained under one finds it in its run's folder.
+    ``correction`` is a file of :mod:`fl.adapters.correction`; an adapter that was made for one finds it in its run's folder.
     Audio longer than the window is split at silence. Raises :class:`fl.core.errors.AudioError` for unusable audio and
     :class:`fl.core.errors.AdapterError` for an adapter that is damaged or belongs to another base.
     """

@@ -42,7 +42,7 @@ class DiffSegment:
         return self.hypothesis or ("" if self.kind == "spacing" else self.reference)
 
 
-class _Tokenizer:
+class _DiffTokenizer:
     """Cuts text into tokens; both spellings of a loanword are one token each, with one key for the alignment."""
 
     def __init__(self, loanwords: Iterable[tuple[str, str]]) -> None:
@@ -63,12 +63,12 @@ class _Tokenizer:
 
 def tokens(text: str, loanwords: Iterable[tuple[str, str]] = ()) -> list[str]:
     """The text in NFC, cut so that joining the tokens gives it back (less outer white space)."""
-    return _Tokenizer(loanwords).cut(text)
+    return _DiffTokenizer(loanwords).cut(text)
 
 
 def align(reference: str, hypothesis: str, loanwords: Iterable[tuple[str, str]] = ()) -> list[DiffSegment]:
     """Segments whose references join to the reference and whose hypotheses join to the hypothesis (both in NFC)."""
-    tokenizer = _Tokenizer(loanwords)
+    tokenizer = _DiffTokenizer(loanwords)
     said, written = tokenizer.cut(reference), tokenizer.cut(hypothesis)
     matcher = SequenceMatcher(None, [*map(tokenizer.key, said)], [*map(tokenizer.key, written)], autojunk=False)
     segments: list[DiffSegment] = []

@@ -167,6 +167,6 @@ def test_a_mismatch_names_both_corrections() -> None:
         require_fingerprint(one, other)
     with pytest.raises(AdapterMismatchError, match="this base has no correction"):
         require_fingerprint(one, FINGERPRINT)
-    with pytest.raises(AdapterMismatchError, match=r"under no correction.*leave --correction out"):
+    with pytest.raises(AdapterMismatchError, match=r"for no correction.*leave --correction out"):
         require_fingerprint(FINGERPRINT, one)
     require_fingerprint(one, one)

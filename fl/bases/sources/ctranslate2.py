@@ -31,7 +31,7 @@ MAX_RANK = 4
 MAX_VARIABLES = 100_000
 
 
-class _Reader:
+class _BinaryCursor:
     """A cursor over bytes that refuses to read beyond their end."""
 
     def __init__(self, data: memoryview, source: str) -> None:
@@ -69,7 +69,7 @@ def parse(path: Path) -> Variables:
         mapped = np.memmap(path, dtype=np.uint8, mode="r")
     except (OSError, ValueError) as error:
         raise BaseModelError(f"{path} cannot be read: {error}.") from error
-    reader = _Reader(memoryview(mapped.data), str(path))
+    reader = _BinaryCursor(memoryview(mapped.data), str(path))
     version = reader.integer("I")
     if version != 6:
         raise reader.fail(f"version {version} where 6 is supported")
@@ -86,7 +86,7 @@ def parse(path: Path) -> Variables:
     return variables
 
 
-def _variables(reader: _Reader) -> Iterator[tuple[str, npt.NDArray[np.generic]]]:
+def _variables(reader: _BinaryCursor) -> Iterator[tuple[str, npt.NDArray[np.generic]]]:
     count = reader.integer("I")
     if count > MAX_VARIABLES:
         raise reader.fail(f"{count} variables")

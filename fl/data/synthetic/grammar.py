@@ -120,7 +120,7 @@ class _Expansion:
         phrase = self.rule(slot.name) if slot.is_rule(self._pair) else self._pick(slot)
         return slot.apply(phrase, self._agreement)
 
-    def _pick(self, slot: "_Slot") -> Phrase:
+    def _pick(self, slot: "_GrammarSlot") -> Phrase:
         entries = slot.entries(self._pair, self._lexicon)
         fresh = [entry for entry in entries if entry.sound not in self._used] or list(entries)
         entry = self._random.choice(fresh)
@@ -129,7 +129,7 @@ class _Expansion:
 
 
 @dataclass(frozen=True)
-class _Slot:
+class _GrammarSlot:
     """``{kind:name|function:argument}``; without a kind, the name of a rule comes before one of a category."""
 
     kind: Kind | None
@@ -152,11 +152,11 @@ class _Slot:
         return phrase if self.function is None else apply_function(self.function, phrase, self.argument, agreement)
 
 
-def _read_slot(text: str) -> _Slot:
+def _read_slot(text: str) -> _GrammarSlot:
     match = _SLOT.fullmatch(text)
     if match is None:
         raise ConfigError(f"cannot read the slot {{{text}}}: write {{kind:category|function:argument}}")
-    return _Slot(cast(Kind | None, match["kind"]), match["name"], match["function"], match["argument"] or "")
+    return _GrammarSlot(cast(Kind | None, match["kind"]), match["name"], match["function"], match["argument"] or "")
 
 
 def check_grammar(pair: Pair) -> None:
@@ -186,7 +186,7 @@ def _slot_texts(patterns: Iterable[str]) -> set[str]:
     return {text for text in texts if text is not None}
 
 
-def _try_slot(pair: Pair, lexicon: Lexicon, slot: _Slot, agreement: Agreement) -> None:
+def _try_slot(pair: Pair, lexicon: Lexicon, slot: _GrammarSlot, agreement: Agreement) -> None:
     if slot.is_rule(pair):
         random = derive_random("check", pair.id, slot.name)
         slot.apply(_Expansion(pair, lexicon, agreement, random).rule(slot.name), agreement)

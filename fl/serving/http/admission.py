@@ -39,7 +39,7 @@ class AdmissionMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        exchange = _Exchange(self.service, scope, receive, send)
+        exchange = _MeteredRequest(self.service, scope, receive, send)
         free = scope["path"] in FREE
         self.service.open_requests += not free
         try:
@@ -57,7 +57,7 @@ class AdmissionMiddleware:
             self.service.open_requests -= not free
             exchange.end()
 
-    def _admit(self, scope: Scope, exchange: _Exchange) -> None:
+    def _admit(self, scope: Scope, exchange: _MeteredRequest) -> None:
         limits = self.service.limits
         if self.service.open_requests > limits.max_open_requests:
             raise ProblemError("busy", f"{limits.max_open_requests} requests are open")
@@ -98,7 +98,7 @@ def _require_local(headers: Headers) -> None:
             raise ProblemError("forbidden-origin", f"the {name.title()} header is not of this machine")
 
 
-class _Exchange:
+class _MeteredRequest:
     """One request and its answer: counts bytes and seconds of the body as it is read, and remembers the status that was sent.
 
     A body that is too large or too slow raises where it is read.

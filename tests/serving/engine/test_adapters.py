@@ -41,9 +41,9 @@ def packed(adapter: ServedAdapter, fingerprint: str, **config: object) -> bytes:
 def test_an_adapter_is_admitted_under_the_correction_that_it_names(nano, corrected_base, served) -> None:
     mine = packed(served(1), corrected_base.fingerprint)
     assert admit(mine, corrected_base).info.base_fingerprint == corrected_base.fingerprint
-    with pytest.raises(AdapterMismatchError, match=r"trained under correction [0-9a-f]{16}, and this base has no corr"):
+    with pytest.raises(AdapterMismatchError, match=r"made for correction [0-9a-f]{16}, and this base has no corr"):
         admit(mine, nano)
-    with pytest.raises(AdapterMismatchError, match="trained under no correction, and this base has correction"):
+    with pytest.raises(AdapterMismatchError, match="made for no correction, and this base has correction"):
         admit(packed(served(1), nano.fingerprint), corrected_base)
 
 
