@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fl.adapters.gates import GATES
-from fl.algorithms.base import Algorithm
+from fl.algorithms.base import Algorithm, Role
 from fl.algorithms.shared.fedavg import FedAvg
 from fl.algorithms.table import ALGORITHMS, Chosen, chosen
 from fl.codecs.base import CompressionError
@@ -239,17 +239,18 @@ def _privacy(config: RunConfig, found: Chosen) -> Iterator[str]:
     compressed = not codec.lossless
     central = noise in (SERVER_NOISE, DISTRIBUTED_NOISE)
     odd = next((a for a in (found.shared, found.personal) if not a.can.mean), None)
+    means = " or ".join(repr(name) for name, one in ALGORITHMS.items() if one.can.mean and one.role is Role.AGGREGATION)
     attack = config.attack.name
     refusals = (
         (
             sums and odd is not None,
             f"algorithm = {odd and odd.name!r} needs each device's update, and secure-sum = 'pairwise' gives sums alone: choose "
-            "algorithm = 'fedavg', ffa, fedsa or rolora, or secure-sum = 'none'",
+            f"algorithm = {means}, or secure-sum = 'none'",
         ),
         (
             central and odd is not None,
             f"algorithm = {odd and odd.name!r} is no mean of updates, so what one person can change is not known and dp = {noise!r} "
-            "cannot be accounted for: choose algorithm = 'fedavg', ffa, fedsa or rolora, or dp = 'local'",
+            f"cannot be accounted for: choose algorithm = {means}, or dp = 'local'",
         ),
         (
             noise != NONE and found.personal.aggregates,
