@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo study results test check bench bench-serving fuzz peers flwr clean
+.PHONY: demo study results test check bench bench-serving fuzz deploy-test peers flwr clean
 
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
@@ -40,6 +40,9 @@ bench-serving: $(READY) ## the figures of the server and of the thin device alon
 
 fuzz: $(READY) ## fuzz the server's API and the adapter parser for long
 	IDIOLECT_FUZZ=500 $(BIN)/python -m pytest tests/serving/http/test_fuzz.py tests/test_packed.py --timeout 3600
+
+deploy-test: $(READY) ## a federation of real processes in network namespaces; needs root and iproute2, about 5 minutes on 2 cores
+	$(BIN)/python -m pytest -m long tests/faults/test_deployment.py
 
 PEERS := build/pfl
 peers: $(PEERS)/.ready ## the environment in which pfl-research is measured; make bench then includes it
