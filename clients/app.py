@@ -19,8 +19,8 @@ from clients.mods import discreet_mod, guard_mod
 from clients.node import Hosting, node_worker
 from clients.store import DeviceStore
 from clients.training.evaluate import Evaluation, evaluate
-from clients.training.personal import Placed, place_device
 from clients.training.phase import DEVICE_FAULTS, CohortStep, one_by_one, train_device
+from clients.training.second import Placed, place_device
 from clients.training.together import train_together
 from clients.updates.mask import Masking, Sessions, inboxes, take_step
 from clients.updates.outgoing import Outgoing, check_demands

@@ -26,7 +26,7 @@ from fl.adapters.split import Split
 from fl.adapters.stacked import StackedModel
 from fl.adapters.state import Shapes, State, adapter_parameters, adapter_state
 from fl.algorithms.arms import EVERYONE, Arm, adapter_name
-from fl.algorithms.attacks import attacked
+from fl.algorithms.hostile import attacked
 from fl.algorithms.table import chosen
 from fl.core.machine import available_cores
 from fl.methods import METHODS, Attached, MethodInfo, Recipe, attach, make_recipe, save_method

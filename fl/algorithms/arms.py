@@ -14,7 +14,7 @@ from fl.algorithms.personal.finetune import Finetune
 from fl.algorithms.personal.gates import Gates
 from fl.algorithms.schedule import Schedule
 from fl.algorithms.shared.fedavg import FedAvg
-from fl.algorithms.table import Chosen, chosen, make_algorithm
+from fl.algorithms.table import Chosen, chosen, with_options
 from fl.settings.config import RunConfig
 
 EVERYONE = "everyone"  # the virtual device of the arm "centralized": the training data of all devices in one place
@@ -59,7 +59,7 @@ def trained_arm(name: str, config: RunConfig) -> Arm | None:
     """The training that arm ``name`` needs; None for arms that only evaluate (``zero-shot``, ``neutral``)."""
     gate = config.gate if config.adapter.gated_arms == "all" else "none"
     found = chosen(config)
-    plain = make_algorithm(config, Gates.name)
+    plain = with_options(config, Gates)
     if name == PERSONALIZED:
         gate, split = found.personal.trained(config)
         return _arm(config, name, gate, split, found, joint=False)
@@ -72,7 +72,7 @@ def trained_arm(name: str, config: RunConfig) -> Arm | None:
     if name not in kinds:
         return None
     split, devices, starts_from = kinds[name]
-    shared = found.shared if not found.shared.split else make_algorithm(config, FedAvg.name)
+    shared = found.shared if not found.shared.split else with_options(config, FedAvg)
     return _arm(config, name, gate, split, Chosen(shared, plain, found.local), devices, starts_from)
 
 
@@ -95,12 +95,12 @@ def _arm(
     joint: bool = True,
 ) -> Arm:
     federates = devices != EVERYONE and not starts_from and split != "all-private"
-    gates, finetune = make_algorithm(config, Gates.name), make_algorithm(config, Finetune.name)
+    gates, finetune = with_options(config, Gates), with_options(config, Finetune)
     schedule = Schedule(
         config.train,
-        gates.options,  # type: ignore[arg-type]
+        gates,
         config.federation.rounds,
-        finetune.options.finetune_steps,  # type: ignore[attr-defined]
+        finetune.finetune_steps,
         gated=bool(GATES.find(gate).parameters) and not joint,
         exchanges=federates,
         finetunes=bool(starts_from),

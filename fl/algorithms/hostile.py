@@ -1,7 +1,7 @@
-"""Hostile devices for tests and studies: who they are, and sound updates whose values are made to harm. Pure functions of a seed.
+"""Hostile devices for tests and studies: who they are, and what they do, as pure functions of a seed.
 
-An attack replaces the updates of the ``hostile`` devices and nothing else. Swapped labels are an attack on data, before training:
-:mod:`fl.algorithms.attacks`.
+An attack on updates is the aggregator's part of a simulation, since some look at what the honest devices sent: the sound updates of
+the ``hostile`` devices are replaced by others that are made to harm. Swapped labels are an attack on data, before training.
 """
 
 from __future__ import annotations
@@ -9,12 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from fl.aggregation.updates import DeviceUpdate, Tensors, Updates
 from fl.core.errors import ConfigError
-from fl.core.rng import derive_generator, derive_seed
+from fl.core.rng import derive_generator, derive_random, derive_seed
+from fl.settings.names import LABEL_SWAP
+
+if TYPE_CHECKING:
+    from fl.settings.config import RunConfig
+    from fl.tasks.task import DeviceExamples, Task
 
 Attack = Callable[[Tensors, Tensors, Tensors, np.random.Generator], dict[str, np.ndarray]]
 SCALE = 100.0
@@ -95,3 +101,38 @@ class Attacker:
     def corrupt(self, updates: tuple[DeviceUpdate, ...], arm: str, server_round: int) -> tuple[DeviceUpdate, ...]:
         """The updates of one round, attacked."""
         return corrupted(updates, self.attack, self.hostile, derive_seed(self.seed, arm, server_round, "attack"))
+
+
+def swapped(device: DeviceExamples, seed: int) -> DeviceExamples:
+    """The device with each training example's target replaced by another example's."""
+    order = list(range(len(device.train)))
+    derive_random(seed, LABEL_SWAP, device.device_id).shuffle(order)
+    following = dict(zip(order, order[1:] + order[:1], strict=True))
+    train = tuple(
+        replace(example, target=device.train[following[place]].target) for place, example in enumerate(device.train)
+    )
+    return replace(device, train=train)
+
+
+class LabelSwapped:
+    """A task in which some devices have swapped targets to train on; all else is the task's own."""
+
+    def __init__(self, task: Task, hostile: frozenset[str], seed: int) -> None:
+        self._task, self._hostile, self._seed = task, hostile, seed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+    def device(self, device_id: str) -> DeviceExamples:
+        """One device's data, as it is or with swapped targets."""
+        device = self._task.device(device_id)
+        return swapped(device, self._seed) if device_id in self._hostile else device
+
+
+def attacked(task: Task, config: RunConfig) -> Task:
+    """``task``, or with the setting ``attack = label-swap`` one whose hostile devices learn other texts."""
+    if not config.attack.swaps_labels:
+        return task
+    trained = [device for device in task.device_ids() if not task.is_new(device)]
+    hostile = attackers(trained, config.attack.attacker_share, config.seed)
+    return cast("Task", LabelSwapped(task, hostile, config.seed))

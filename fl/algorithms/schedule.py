@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fl.algorithms.personal.gates import GateOptions
+from fl.algorithms.personal.gates import Gates
 from fl.algorithms.plan import LocalPlan, Phase
 from fl.settings.tables import TrainTable
 
@@ -37,7 +37,7 @@ class Schedule:
     """
 
     train: TrainTable
-    gates: GateOptions
+    gates: Gates
     total: int
     finetune_steps: int
     gated: bool

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from fl.algorithms.base import About
 from fl.algorithms.personal.last_layers import LastLayers
 
@@ -11,7 +9,7 @@ from fl.algorithms.personal.last_layers import LastLayers
 class FedPer(LastLayers):
     """Private last layers."""
 
-    name: ClassVar[str] = "fedper"
-    about: ClassVar[About] = About(
+    name = "fedper"
+    about = About(
         "Arivazhagan et al. 2019", "1912.00818", "all but the last layers", "nothing; a device keeps the last layers"
     )

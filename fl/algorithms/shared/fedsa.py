@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from fl.algorithms.base import About, Aggregator, Algorithm, Capabilities, Role
+from fl.algorithms.base import About
 from fl.algorithms.shared.one_factor import OneFactor
 
 
-class FedSa(Algorithm):
-    """FedSA-LoRA: A is averaged, B is personal."""
+class FedSa(OneFactor):
+    """FedAvg of A."""
 
-    name: ClassVar[str] = "fedsa"
-    role: ClassVar[Role] = Role.AGGREGATION
-    about: ClassVar[About] = About("Guo et al. 2024", "2410.01463", "A", "nothing; B stays on its device")
-    can: ClassVar[Capabilities] = Capabilities(mean=True, low_rank=True)
-    split: ClassVar[str] = "fedsa"
-
-    def aggregator(self) -> Aggregator:
-        """FedAvg of A."""
-        return OneFactor("A", self.name)
+    name = split = "fedsa"
+    kind = "A"
+    about = About("Guo et al. 2024", "2410.01463", "A", "nothing; B stays on its device")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import ClassVar
 
 from fl.adapters.pairs import pair_names
 from fl.adapters.split import tensor_kind
-from fl.algorithms.base import Aggregator
+from fl.algorithms.base import Algorithm, Capabilities
 from fl.core.errors import ConfigError
 
 
@@ -22,18 +22,17 @@ def require_pairs(name: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
         )
 
 
-@dataclass
-class OneFactor(Aggregator):
-    """FedAvg of one kind of factor; the other one may not be shared."""
+class OneFactor(Algorithm):
+    """FedAvg of one kind of factor; the other one may not be shared, since it would be trained."""
 
-    kind: str
-    name: str
+    kind: ClassVar[str]
+    can = Capabilities(mean=True, low_rank=True)
 
     def require_fit(self, shapes: Mapping[str, tuple[int, ...]], devices: int) -> None:
-        """No factor of the other kind may be shared: it would be trained."""
+        """Factors of this kind are shared, and none of the other."""
         odd = [name for name in sorted(shapes) if tensor_kind(name) in ("A", "B") and tensor_kind(name) != self.kind]
         if odd or not any(tensor_kind(name) == self.kind for name in shapes):
             raise ConfigError(
                 f"algorithm {self.name!r} shares {self.kind} alone, but this split shares {odd[0] if odd else 'none'!r}: "
-                f"set adapter.split = {self.name!r}"
+                f"set adapter.split = {self.split!r}"
             )
