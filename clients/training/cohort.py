@@ -46,12 +46,10 @@ class Member:
 
 @dataclass(frozen=True)
 class MemberResult:
-    """A device's adapter after the local phase and what the phase did; or why it failed, and then neither."""
+    """A device's adapter after the local phase, and what the phase did."""
 
-    device_id: str
-    state: State | None = None
-    result: LocalResult | None = None
-    error: Exception | None = None
+    state: State
+    result: LocalResult
 
 
 def divide(members: Iterable[Member], *, size: int, budget: int) -> Iterator[list[Member]]:
@@ -78,16 +76,15 @@ def divide(members: Iterable[Member], *, size: int, budget: int) -> Iterator[lis
 
 def train_cohort(
     host: StackedModel, task: Task, split: Split, members: Sequence[Member], *, budget: int
-) -> list[MemberResult]:
+) -> list[MemberResult | Exception]:
     """Train the members' adapters and return them in the same order; ``budget`` is in bytes, half of it for activations.
 
-    A member without examples, or whose loss or gradient stops being finite, fails alone. What goes wrong with the computation
-    itself (an example that does not fit the base, memory) is raised: no member is trained then, and none has changed.
+    A member without examples, or whose loss or gradient stops being finite, fails alone: its place has the error. What goes wrong with
+    the computation itself (an example that does not fit the base, memory) is raised: no member is trained then, and none has changed.
     """
     able = [m for m in members if m.examples]
-    trained = _Cohort(host, task, split, able, budget).run() if able else []
-    results = {one.device_id: one for one in trained}
-    return [results.get(m.device_id) or MemberResult(m.device_id, error=no_examples()) for m in members]
+    trained = iter(_Cohort(host, task, split, able, budget).run() if able else ())
+    return [next(trained) if m.examples else no_examples() for m in members]
 
 
 class _SharedTerms:
@@ -104,18 +101,18 @@ class _SharedTerms:
         none: State = {}
         given = [none if m.control is None else m.control.correction for m in members]
         self.added = parameters.laid_out(given) if any(given) else None
-        self.sums = torch.zeros_like(parameters.gradients)
-        shared = parameters.columns(SHARED_GATES).stop  # shared columns come first
+        self.sums = torch.zeros_like(parameters.gradients) if any(given) else None
+        shared = parameters.columns[SHARED_GATES].stop  # shared columns come first
         self.start = parameters.values[:, :shared].clone() if any(self.proximal) else None
 
     def add(self, kinds: Mapping[int, str]) -> None:
         """Add the terms of the members that take a step."""
         for group, counts in self.counts.items():
-            columns = self.parameters.columns(group)
+            columns = self.parameters.columns[group]
             taking = [i in kinds and kinds[i] not in SKIPPED[group] for i in range(len(self.members))]
             gradient = self.parameters.gradients[:, columns]
             step = gradient.new_tensor(taking)[:, None]
-            if self.added is not None:
+            if self.added is not None and self.sums is not None:
                 for i, one in enumerate(taking):
                     counts[i] += one
                 self.sums[:, columns].addcmul_(gradient, step)
@@ -127,7 +124,7 @@ class _SharedTerms:
     def tell(self, i: int, split: Split) -> None:
         """Give the correction of member ``i`` what its gradients were."""
         control = self.members[i].control
-        if control is None:
+        if control is None or self.sums is None:
             return
         names = [name for name in split.shared if name in control.correction]
         control.sums = self.parameters.taken_out(self.sums, i, names)
@@ -162,32 +159,30 @@ class _Cohort:
         # device, and a member that diverged spoils nothing but its own row until then.
         self.seen: list[torch.Tensor] = []
 
-    def run(self) -> list[MemberResult]:
+    def run(self) -> list[MemberResult | Exception]:
         started = time.perf_counter()
         for step in range(max(map(len, self.kinds))):
             self._step(step)
-        seen: list[list[list[float]]] = (
-            torch.stack(self.seen).tolist() if self.seen else []
-        )  # step, loss or norm, member
+        seen = torch.stack(self.seen).cpu() if self.seen else torch.zeros(0, 2, len(self.members))
         seconds = time.perf_counter() - started
         examples = [sum(map(len, batches)) for batches in self.batches]
         return [
-            self._trained(i, seen, examples[i], seconds * examples[i] / max(1, sum(examples)))
+            self._trained(i, seen[..., i], examples[i], seconds * examples[i] / max(1, sum(examples)))
             for i in range(len(self.members))
         ]
 
-    def _trained(self, i: int, seen: list[list[list[float]]], examples: int, seconds: float) -> MemberResult:
-        member, steps = self.members[i], len(self.kinds[i])
-        losses = [seen[step][0][i] for step in range(steps)]
-        norms = [seen[step][1][i] for step in range(steps)]
+    def _trained(self, i: int, seen: torch.Tensor, examples: int, seconds: float) -> MemberResult | Exception:
+        """The result of one member; ``seen`` is (steps of the longest, 2): its mean loss and largest gradient norm."""
+        steps = len(self.kinds[i])
+        losses, norms = seen[:steps].T.tolist()
         for loss, norm in zip(losses, norms, strict=True):
             what = "the loss" if not math.isfinite(loss) else "a gradient" if not math.isfinite(norm) else ""
             if what:
-                return MemberResult(member.device_id, error=diverged(what))
+                return diverged(what)
         loss = sum(losses) / len(losses) if losses else 0.0
         result = LocalResult(loss=loss, examples=examples, steps=steps, seconds=seconds)
         self.terms.tell(i, self.split)
-        return MemberResult(member.device_id, self.parameters.state(i), result)
+        return MemberResult(self.parameters.stack.state(i), result)
 
     def _step(self, step: int) -> None:
         """One optimizer step of every member that has one left."""

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from clients.store import PrivateState
 from clients.training.second import fresh_own, own_folder, second_slot, stored_own, train_own
 from clients.training.single import LocalResult, train_locally
 from clients.updates.reply import DeviceFailure, DeviceResult
@@ -115,14 +114,13 @@ class LocalPhase:
             return None
 
         def load(shapes: Shapes) -> State | None:
-            found = self.worker.store.load(self._correction_folder, self.device_id, shapes, before=self.job.round)
-            return None if found is None else found.tensors
+            return self.worker.store.load(self._correction_folder, self.device_id, shapes, before=self.job.round)
 
         return self.arm.shared.begin(self.incoming, load)
 
     def follow(self) -> DeviceResult:
         """Train the second adapter, where the shared part only follows it."""
-        shared, result = self._train_own() or (dict(self.incoming), LocalResult(0.0, 0, 0, 0.0))
+        shared, result = self._train_own() or (dict(self.incoming), LocalResult())
         return self._result(shared, result)
 
     def finish(self, state: State, result: LocalResult) -> DeviceResult:
@@ -135,8 +133,7 @@ class LocalPhase:
         sends = job.phase is Phase.FEDERATE
         shared = {name: state[name] for name in worker.split(self.arm).shared} if sends else {}
         if self.correction is not None:
-            kept = PrivateState(job.round, self.correction.kept())
-            worker.store.save(self._correction_folder, self.device_id, kept)
+            worker.store.save(self._correction_folder, self.device_id, job.round, self.correction.kept())
             shared |= self.correction.sent()
         if (done := self._train_own()) is not None:
             result = replace(result, seconds=result.seconds + done[1].seconds)
@@ -165,7 +162,7 @@ class LocalPhase:
             second.plan(self.plan),
             seed=derive_seed(worker.config.seed, job.round, device_id, "train-own"),
         )
-        worker.store.save(own_folder(self.arm), device_id, PrivateState(job.round, trained))
+        worker.store.save(own_folder(self.arm), device_id, job.round, trained)
         return shared, result
 
     def _result(self, shared: State, result: LocalResult) -> DeviceResult:
@@ -190,7 +187,7 @@ def train_device(worker: Worker, job: Job, device_id: str, incoming: State) -> D
     worker.place(arm, device_id, phase.shared, before=job.round)
     result = train_locally(
         worker.adapted,
-        worker.parameters(arm.gate),
+        worker.active(arm.gate).parameters,
         worker.split(arm),
         worker.task,
         phase.examples,
@@ -198,4 +195,4 @@ def train_device(worker: Worker, job: Job, device_id: str, incoming: State) -> D
         seed=phase.seed,
         control=phase.correction,
     )
-    return phase.finish(worker.state(arm.gate), result)
+    return phase.finish(worker.active(arm.gate).state(), result)

@@ -52,8 +52,7 @@ def stored_own(
 ) -> State | None:
     """A device's own tensors from before a round, None if it has none yet."""
     shapes = {name: tuple(tensor.shape) for name, tensor in fresh_own(worker, second, shared).items()}
-    found = worker.store.load(own_folder(arm), device_id, shapes, before=before)
-    return None if found is None else found.tensors
+    return worker.store.load(own_folder(arm), device_id, shapes, before=before)
 
 
 def second_slot(worker: Worker, second: OwnAdapter) -> str:

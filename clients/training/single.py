@@ -76,10 +76,10 @@ class AdapterOptimizer:
 class LocalResult:
     """What a local phase did: mean loss over its steps, examples seen (with repetition), steps, seconds."""
 
-    loss: float
-    examples: int
-    steps: int
-    seconds: float
+    loss: float = 0.0
+    examples: int = 0
+    steps: int = 0
+    seconds: float = 0.0
 
 
 def trained_split(split: Split, frozen: str) -> Split:
@@ -143,7 +143,7 @@ def train_locally(
     if not examples:
         raise no_examples()
     if not plan.first_private + plan.steps + plan.private_steps:
-        return LocalResult(0.0, 0, 0, 0.0)
+        return LocalResult()
     started = time.perf_counter()
     generator = derive_generator(seed, "local-steps")
     kinds = step_kinds(plan, generator)

@@ -65,15 +65,15 @@ def train_together(
             log.warning("a cohort of %d devices failed, they are trained one by one: %s", len(cohort), error)
             yield from one_by_one(train_device)(worker, job, [m.device_id for m in cohort], incoming)
             continue
-        for one in trained:
-            yield _finished(phases.pop(one.device_id), one)
+        for member, one in zip(cohort, trained, strict=True):
+            yield _finished(phases.pop(member.device_id), one)
     yield from failures
 
 
-def _finished(phase: LocalPhase, one: MemberResult) -> DeviceResult | DeviceFailure:
-    if one.state is None or one.result is None:
-        return DeviceFailure(one.device_id, one.error or RuntimeError("no result"))
+def _finished(phase: LocalPhase, one: MemberResult | Exception) -> DeviceResult | DeviceFailure:
+    if isinstance(one, Exception):
+        return DeviceFailure(phase.device_id, one)
     try:
         return phase.finish(one.state, one.result)
     except DEVICE_FAULTS as error:
-        return DeviceFailure(one.device_id, error)
+        return DeviceFailure(phase.device_id, error)

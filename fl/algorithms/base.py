@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from fl.aggregation.mean import mean, product_gaps
+from fl.adapters.pairs import pair_names
+from fl.adapters.split import tensor_kind
+from fl.aggregation.mean import mean
 from fl.aggregation.updates import DeviceUpdate, Tensors
 from fl.algorithms.plan import LocalPlan
+from fl.core.errors import ConfigError
 from fl.settings.fields import Table
 
 if TYPE_CHECKING:
@@ -115,9 +118,6 @@ Load = Callable[["Shapes"], "State | None"]  # a device's stored tensors of thes
 class Aggregator:
     """The aggregator's half in one arm: plain FedAvg. Its state, if it has any, survives in checkpoints."""
 
-    def require_fit(self, shapes: Mapping[str, tuple[int, ...]], devices: int) -> None:
-        """Raise :class:`fl.core.errors.ConfigError` unless it works on these shared tensors with so many devices in a round."""
-
     def fault(self, update: DeviceUpdate) -> str:
         """What makes a sound update unusable for this algorithm, or an empty text."""
         return ""
@@ -136,10 +136,6 @@ class Aggregator:
         """The update of the shared tensors, by name. There is at least one device's update, each with all tensors."""
         return mean(found.updates)
 
-    def diagnostics(self, found: Round) -> dict[str, float]:
-        """Numbers of a round beside its loss, where single updates are seen."""
-        return product_gaps(found.updates, found.start)
-
     def corrections(self) -> dict[str, np.ndarray]:
         """By layer (d_out, d_in), what the shared pair lacks of the exact mean product; whoever has the base adds it."""
         return {}
@@ -150,6 +146,17 @@ class Aggregator:
 
     def restore(self, state: Mapping[str, np.ndarray], devices: Sequence[str]) -> None:
         """Continue from :meth:`state`; ``devices`` are those of the arm, sorted."""
+
+
+def require_pairs(name: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise :class:`ConfigError` unless both factors of each layer are shared."""
+    paired = {tensor for pair in pair_names(shapes).values() for tensor in pair}
+    lonely = [tensor for tensor in sorted(shapes) if tensor_kind(tensor) in ("A", "B") and tensor not in paired]
+    if lonely or not paired:
+        raise ConfigError(
+            f"algorithm {name!r} needs A and B of each layer, but the split shares {lonely[0] if lonely else 'no pair'!r} alone: "
+            "set adapter.split = 'gates' or 'all-shared', or choose algorithm = 'fedavg'"
+        )
 
 
 class Algorithm(Table, Aggregator):
@@ -170,6 +177,11 @@ class Algorithm(Table, Aggregator):
     def refused(self, config: RunConfig) -> str:
         """Why it cannot work with these settings, beyond what :attr:`can` says; an empty text if it can."""
         return ""
+
+    def require_fit(self, shapes: Mapping[str, tuple[int, ...]], devices: int) -> None:
+        """Raise :class:`ConfigError` unless it works on these shared tensors with so many devices in a round."""
+        if self.can.pairs:
+            require_pairs(self.name, shapes)
 
     def trained(self, config: RunConfig) -> tuple[str, str]:
         """Gate and split of the personalized arm."""

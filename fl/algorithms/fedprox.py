@@ -1,7 +1,5 @@
 """FedProx: a proximal term holds the shared tensors near the values that the round began with (Li et al. 2020)."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from fl.algorithms.base import About, Algorithm, Role

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from fl.aggregation.updates import DeviceUpdate, Tensors, Updates
+from fl.aggregation.updates import DeviceUpdate, Updates
 from fl.core.errors import ConfigError
 from fl.core.rng import derive_generator, derive_random, derive_seed
 from fl.settings.names import LABEL_SWAP
@@ -22,8 +22,16 @@ if TYPE_CHECKING:
     from fl.settings.config import RunConfig
     from fl.tasks.task import DeviceExamples, Task
 
-Attack = Callable[[Tensors, Tensors, Tensors, np.random.Generator], dict[str, np.ndarray]]
+# Of one tensor: the device's own update, the mean of the honest ones, a noise that all hostile devices have in common, and the
+# device's own generator. It gives what is sent instead.
+Attack = Callable[[np.ndarray, np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
 SCALE = 100.0
+UPDATE_ATTACKS: dict[str, Attack] = {
+    "sign-flip": lambda values, mean, common, own: -values,
+    "scale": lambda values, mean, common, own: SCALE * values,  # model replacement, arXiv 1807.00459
+    "random": lambda values, mean, common, own: _noise(values, own),  # of the norm that the device's own update has
+    "collusion": lambda values, mean, common, own: common - mean,  # all the same, away from the honest
+}
 
 
 def hostile_count(share: float, devices: int) -> int:
@@ -35,34 +43,6 @@ def attackers(devices: Collection[str], share: float, seed: int) -> frozenset[st
     """The hostile ones: ``share`` of ``devices``, at least one, the same for the seed in whatever order they are named."""
     count = max(1, hostile_count(share, len(devices)))
     return frozenset(sorted(devices, key=lambda device: derive_seed(seed, "attacker", device))[:count])
-
-
-def sign_flip(update: Tensors, mean: Tensors, common: Tensors, own: np.random.Generator) -> dict[str, np.ndarray]:
-    """The opposite of what the device learned."""
-    return {name: -values for name, values in update.items()}
-
-
-def scaled(update: Tensors, mean: Tensors, common: Tensors, own: np.random.Generator) -> dict[str, np.ndarray]:
-    """What the device learned, :data:`SCALE` times as far (model replacement, arXiv 1807.00459)."""
-    return {name: SCALE * values for name, values in update.items()}
-
-
-def random_noise(update: Tensors, mean: Tensors, common: Tensors, own: np.random.Generator) -> dict[str, np.ndarray]:
-    """Gaussian noise of the norm that the device's own update has."""
-    return {name: _noise(values, own) for name, values in update.items()}
-
-
-def collusion(update: Tensors, mean: Tensors, common: Tensors, own: np.random.Generator) -> dict[str, np.ndarray]:
-    """All hostile devices send the same: away from the mean of the honest, and a common noise to be alike in."""
-    return {name: common[name] - values for name, values in mean.items()}
-
-
-UPDATE_ATTACKS: dict[str, Attack] = {
-    "sign-flip": sign_flip,
-    "scale": scaled,
-    "random": random_noise,
-    "collusion": collusion,
-}
 
 
 def corrupted(updates: Updates, attack: str, hostile: Collection[str], seed: int) -> tuple[DeviceUpdate, ...]:
@@ -77,10 +57,11 @@ def corrupted(updates: Updates, attack: str, hostile: Collection[str], seed: int
     for update in updates:
         if update.device_id in hostile:
             own = derive_generator(seed, attack, update.device_id)
-            bad = UPDATE_ATTACKS[attack](update.tensors or {}, mean, common, own)
-            update = replace(
-                update, tensors={n: np.asarray(bad[n], v.dtype) for n, v in (update.tensors or {}).items()}
-            )
+            bad = {
+                name: np.asarray(UPDATE_ATTACKS[attack](values, mean[name], common[name], own), values.dtype)
+                for name, values in (update.tensors or {}).items()
+            }
+            update = replace(update, tensors=bad)
         result.append(update)
     return tuple(result)
 
@@ -88,19 +69,6 @@ def corrupted(updates: Updates, attack: str, hostile: Collection[str], seed: int
 def _noise(values: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     noise = generator.standard_normal(values.shape)
     return np.asarray(noise * (np.linalg.norm(values) / max(float(np.linalg.norm(noise)), 1e-30)))
-
-
-@dataclass(frozen=True)
-class Attacker:
-    """A study's hostile devices: their sound updates are replaced before the algorithm sees them, in every round."""
-
-    attack: str
-    hostile: frozenset[str]
-    seed: int
-
-    def corrupt(self, updates: tuple[DeviceUpdate, ...], arm: str, server_round: int) -> tuple[DeviceUpdate, ...]:
-        """The updates of one round, attacked."""
-        return corrupted(updates, self.attack, self.hostile, derive_seed(self.seed, arm, server_round, "attack"))
 
 
 def swapped(device: DeviceExamples, seed: int) -> DeviceExamples:

@@ -1,7 +1,5 @@
 """What a device does in one message: steps, rates, and which tensors each step trains."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import StrEnum
 

@@ -9,8 +9,6 @@ The private rounds are one message with as many steps: nothing is exchanged in b
 round cost a point of the error rate. Every device takes part in it, sampled or not.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Ditto: an adapter of one's own that is held near the shared one (Li et al. 2021)."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from fl.algorithms.base import About

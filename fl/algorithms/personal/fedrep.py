@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fl.algorithms.base import About
-from fl.algorithms.personal.last_layers import LastLayers
+from fl.algorithms.personal.fedper import FedPer
 from fl.algorithms.plan import LocalPlan
 from fl.settings.fields import setting
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from fl.settings.config import RunConfig
 
 
-class FedRep(LastLayers):
-    """Private last layers that train before the shared ones."""
+class FedRep(FedPer):
+    """FedPer whose private part trains before the shared one."""
 
     name = "fedrep"
     about = About(

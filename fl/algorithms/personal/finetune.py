@@ -1,7 +1,5 @@
 """Fine-tuning: after the last round each device goes on with the shared adapter alone (Yu et al. 2020). The arm global+finetune."""
 
-from __future__ import annotations
-
 from fl.algorithms.base import About, Algorithm, Role
 from fl.settings.fields import setting
 

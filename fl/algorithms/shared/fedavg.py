@@ -1,7 +1,5 @@
 """FedAvg: the average of the updates, weighted by training examples (McMahan et al. 2017, eq. 1)."""
 
-from __future__ import annotations
-
 from fl.algorithms.base import About, Algorithm, Capabilities
 
 

@@ -1,7 +1,5 @@
 """FedEx-LoRA (Singhal et al. 2024): devices get the means of the factors, the aggregator keeps the exact residual."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

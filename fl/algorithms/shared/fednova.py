@@ -1,7 +1,5 @@
 """FedNova: devices that take more local steps do not pull the shared tensors towards themselves (Wang et al. 2020)."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from fl.aggregation.mean import average

@@ -1,9 +1,7 @@
 """FFA-LoRA (Sun et al. 2024): A is fixed by the seed and B is averaged."""
 
-from __future__ import annotations
-
 from fl.algorithms.base import About
-from fl.algorithms.shared.one_factor import OneFactor
+from fl.algorithms.shared.fedsa import OneFactor
 
 
 class Ffa(OneFactor):

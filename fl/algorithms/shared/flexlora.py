@@ -1,7 +1,5 @@
 """FlexLoRA (Bai et al. 2024): the mean of products, and of it what the devices' rank can hold."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

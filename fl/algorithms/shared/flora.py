@@ -1,7 +1,5 @@
 """FLoRA (Wang et al. 2024): the stack of all devices' pairs is the exact mean of their products."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

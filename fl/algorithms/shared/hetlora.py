@@ -1,7 +1,5 @@
 """HetLoRA (Cho et al. 2024): factors weighted by the norm of each device's product."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,18 +1,9 @@
 """Algorithms on products of low-rank pairs: the mean of A times the mean of B is not the mean of B A.
 
-| name | devices get | the aggregator's correction |
-| --- | --- | --- |
-| ``flexlora`` (arXiv 2402.11505) | the best pair of their rank for mean(B A) | none |
-| ``hetlora`` (arXiv 2401.06432) | factors weighted by the norm of each device's product | none |
-| ``fedex`` (arXiv 2410.09432) | mean(A), mean(B) | mean(B A) - mean(B) mean(A) |
-| ``flora`` (arXiv 2409.05976) | the best pair of their rank for the stack of all | the rest of the stack |
-
 A correction belongs to the newest round only: devices train on the untouched base, so the next round's products do not contain it,
 and adding it up over rounds would count it again and again. Whoever decodes with the base adds it to the frozen weight
 (:mod:`fl.adapters.correction`): in evaluation, ``idiolect transcribe`` and ``idiolect serve``.
 """
-
-from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -25,7 +16,6 @@ from fl.aggregation.blocks import over_cores
 from fl.aggregation.mean import mean, pairs_of
 from fl.aggregation.pairs import many, means, shares, stacked
 from fl.algorithms.base import Aggregator, Algorithm, Capabilities, Round
-from fl.algorithms.shared.one_factor import require_pairs
 from fl.core.errors import AggregationError
 
 CORRECTION = "correction:"  # and the layer: a name of the aggregator's state
@@ -83,10 +73,6 @@ class PairAggregator(Aggregator):
 
     rule: PairAlgorithm
     found: dict[str, np.ndarray] = field(default_factory=dict)  # (d_out, d_in) float32 by layer, of the last round
-
-    def require_fit(self, shapes: Mapping[str, tuple[int, ...]], devices: int) -> None:
-        """Both factors must be shared."""
-        require_pairs(self.rule.name, shapes)
 
     def aggregate(self, found: Round) -> dict[str, np.ndarray]:
         """The pairs, as many layers side by side as there are cores.

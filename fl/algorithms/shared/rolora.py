@@ -1,8 +1,6 @@
 """RoLoRA (Chen et al. 2024): mean(B) in odd rounds, mean(A) in even ones; the other factor is frozen in that round."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +9,6 @@ from fl.adapters.split import tensor_kind
 from fl.aggregation.mean import mean
 from fl.algorithms.base import About, Algorithm, Capabilities, Round
 from fl.algorithms.plan import LocalPlan
-from fl.algorithms.shared.one_factor import require_pairs
 
 
 def frozen_factor(server_round: int) -> str:
@@ -29,10 +26,6 @@ class RoLora(Algorithm):
     def local(self, plan: LocalPlan, server_round: int) -> LocalPlan:
         """The plan with this round's frozen factor."""
         return replace(plan, frozen=frozen_factor(server_round))
-
-    def require_fit(self, shapes: Mapping[str, tuple[int, ...]], devices: int) -> None:
-        """Both factors must be shared."""
-        require_pairs(self.name, shapes)
 
     def moving(self, names: Sequence[str], number: int) -> tuple[str, ...]:
         """All tensors but the frozen factors."""
