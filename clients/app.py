@@ -4,8 +4,6 @@
 is counted as failed and the others go on. Private tensors go to the device's store and never into a reply.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Which devices live on a node. The ids of a population are listed once in a process, whatever the number of messages."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path

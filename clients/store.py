@@ -8,8 +8,6 @@ A disk takes milliseconds to confirm a write but confirms several at once, so a 
 see :meth:`DeviceStore.writing_behind`.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator, Mapping

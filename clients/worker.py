@@ -6,8 +6,6 @@ A Ray actor handles many messages of a run and a deployed ClientApp one; both as
 once per process and configuration.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The Flower ServerApp: one run trains and evaluates every arm of a comparison, over whatever nodes there are."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from pathlib import Path

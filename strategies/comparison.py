@@ -1,7 +1,5 @@
 """All arms of one run, one after the other, on the same roster: trained, evaluated, and what they cost."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass
 from importlib.metadata import version

@@ -3,8 +3,6 @@
 Flower's own ``Strategy.start`` has no resume and drops what single devices reported, which this project reports on.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Mapping

@@ -4,8 +4,6 @@ For every algorithm whose aggregate is a mean of the updates, with every server 
 The formulas are those of :mod:`fl.privacy.dp`; what a round costs is paid by ``charge`` before it starts.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import random

@@ -10,8 +10,6 @@
 Whoever is missing at a step is out from there on. Below the threshold :class:`SecureSumError` ends the round without a sum.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace

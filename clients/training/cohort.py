@@ -7,8 +7,6 @@ clipping and optimizer state (:mod:`clients.training.slots`), and all are drawn 
 :mod:`clients.training.single` draws them.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The local phase of one device: its adapter put together, trained, and its results taken apart into what stays and what leaves."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace

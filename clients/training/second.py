@@ -4,8 +4,6 @@ The model holds the blend of both (:mod:`fl.adapters.blend`); its gradient goes 
 which alone move. The optimizer is that of :mod:`clients.training.single`.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

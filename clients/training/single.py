@@ -4,8 +4,6 @@ Second adapters step through the same optimizer; a cohort's :class:`clients.trai
 matrix of many devices, and is tested against this one.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Mapping, Sequence

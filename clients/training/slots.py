@@ -5,8 +5,6 @@ trained in the same steps at the same rate: shared factors, shared gates, privat
 step of clipping and AdamW over all devices is a few dozen vector operations instead of a dozen for each of thousands of tensors.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """The local phase of a job's devices in cohorts: many devices in one computation, each as if it were alone."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Sequence
 

@@ -4,8 +4,6 @@ A participant is a device, or with ``edge`` aggregation the node itself, whose v
 stores the session before the answer leaves: a process that starts again never answers a step twice (docs/privacy.md).
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math

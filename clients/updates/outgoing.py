@@ -4,8 +4,6 @@ The order is that of docs/privacy.md. Everything here is a function of the job, 
 guard looks at what comes out of it as at everything else. :mod:`fl.protocol.forms` says in which form an update leaves.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import replace

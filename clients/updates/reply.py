@@ -4,8 +4,6 @@ A record for each device would cost more than the devices' own work: 144 tensors
 serialize and check, and 144 large ones when stacked.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
