@@ -121,7 +121,7 @@ class Bench:
     def together(self) -> list[dict[str, Tensor]]:
         """All devices in one computation."""
         trained = train_cohort(self.host, self.task, self.split, self.members, budget=BUDGET)  # type: ignore[arg-type]
-        return [one.state for one in trained if one.state is not None]
+        return [one.state for one in trained if not isinstance(one, Exception)]
 
     def difference(self) -> float:
         """The largest distance between what the two sides learn, relative to how far training moves an adapter."""

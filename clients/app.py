@@ -4,8 +4,6 @@
 is counted as failed and the others go on. Private tensors go to the device's store and never into a reply.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,11 +17,11 @@ from clients.mods import discreet_mod, guard_mod
 from clients.node import Hosting, node_worker
 from clients.store import DeviceStore
 from clients.training.evaluate import Evaluation, evaluate
-from clients.training.personal import Placed, place_device
 from clients.training.phase import DEVICE_FAULTS, CohortStep, one_by_one, train_device
+from clients.training.second import Placed, place_device
 from clients.training.together import train_together
-from clients.updates.mask import Masking, Sessions, inboxes, take_step
-from clients.updates.outgoing import Outgoing, check_demands
+from clients.updates.mask import Sessions, take_step
+from clients.updates.outgoing import Outgoing
 from clients.updates.reply import DeviceFailure, DeviceResult, ReplyWriter
 from clients.worker import Worker, step_threads, threads
 from fl.adapters.correction import corrected
@@ -54,33 +52,28 @@ app = ClientApp(mods=[discreet_mod, guard_mod])
 MAX_UNSETTLED = 64  # devices whose result waits for their private state to reach the disk
 
 
-def _hosting(message: Message, context: Context) -> tuple[Worker, Hosting, NodeConfig]:
-    """What answers a message: this process's worker, and the devices of this node."""
+def _hosting(message: Message, context: Context) -> Hosting:
+    """The devices of this node, with this process's worker."""
     node = NodeConfig.parse(context.node_config)
-    worker = node_worker(read_settings(message.content), node)
-    return worker, Hosting(worker, node), node
+    return Hosting(node_worker(read_settings(message.content), node), node)
 
 
 @app.query()
 def roster(message: Message, context: Context) -> Message:
     """Which devices live here, with the number of their training examples."""
-    worker, hosting, node = _hosting(message, context)
-    hosted = hosting.ids()
+    hosting = _hosting(message, context)
+    hosted, task = hosting.ids(), hosting.worker.task
     reply = ReplyWriter(len(hosted))
     for device_id in hosted:
-        new = worker.task.is_new(device_id)
+        new = task.is_new(device_id)
         try:
-            examples = 0 if new else len(worker.task.device(device_id).train)
+            examples = 0 if new else len(task.device(device_id).train)
         except DEVICE_FAULTS as error:
             log.warning("device %s is left out, its data cannot be read: %s", device_id, error)
             reply.add(DeviceFailure(device_id, error))
             continue
-        numbers = {
-            "examples": examples,
-            "new-person": int(new),
-            "simulated": int(not node.deployed),
-        }
-        reply.add(DeviceResult(device_id, numbers))
+        simulated = int(not hosting.node.deployed)
+        reply.add(DeviceResult(device_id, {"examples": examples, "new-person": int(new), "simulated": simulated}))
     return Message(reply.content(), reply_to=message)
 
 
@@ -88,8 +81,9 @@ def roster(message: Message, context: Context) -> Message:
 def secure_step(message: Message, context: Context) -> Message:
     """A step of a secure sum for each participant of the job: a device that lives here, or this node for all of its devices."""
     job = Job.from_record(message.content.config_records[JOB])
-    worker, hosting, _ = _hosting(message, context)
-    sessions, reply = Sessions(worker.store.root), RecordDict()
+    hosting = _hosting(message, context)
+    worker, reply = hosting.worker, RecordDict()
+    sessions = Sessions(worker.store.root)
     for participant in job.devices:
         try:
             if worker.config.federation.aggregation != EDGE and participant not in hosting:
@@ -129,21 +123,21 @@ def _for_devices(message: Message, context: Context, step: CohortStep) -> Messag
     Private state that ``step`` hands to the store is on the disk when the reply leaves.
     """
     job = Job.from_record(message.content.config_records[JOB])
-    worker, hosting, node = _hosting(message, context)
+    hosting = _hosting(message, context)
+    worker, node = hosting.worker, hosting.node
     incoming = from_arrays(message.content.array_records.get(SHARED, ArrayRecord()))
     training = message.metadata.message_type == MessageType.TRAIN
-    outgoing = _outgoing(worker, job, message.content, node, incoming) if training else None
+    outgoing = Outgoing(worker, job, message.content, node, incoming, training=training)
     here = [d for d in job.devices if d in hosting or (d == EVERYONE and not node.deployed)]
     strangers = (
         DeviceFailure(d, ConfigError(f"device {d!r} does not live on this node"))
         for d in job.devices
         if d not in hosting and d not in here
     )
-    reply = outgoing.writer(len(here)) if outgoing else ReplyWriter(len(here))
+    reply = outgoing.writer(len(here))
     with threads(step_threads(job.parallel)), worker.store.writing_behind():
-        results = step(worker, job, here, incoming)
-        settled = _settled(worker.store, outgoing.prepared(results) if outgoing else results)
-        for result in chain(map(outgoing.masked, settled) if outgoing else settled, strangers):
+        settled = _settled(worker.store, outgoing.prepared(step(worker, job, here, incoming)))
+        for result in chain(map(outgoing.masked, settled), strangers):
             if isinstance(result, DeviceFailure):
                 # The reason stays here: an error text may quote an example or a path.
                 log.warning(
@@ -152,18 +146,8 @@ def _for_devices(message: Message, context: Context, step: CohortStep) -> Messag
             reply.add(result)
     return_free_memory()  # this worker may wait while another one of the machine needs it
     content = reply.content()
-    content.update(outgoing.records() if outgoing else {})
+    content.update(outgoing.records())
     return Message(content, reply_to=message)
-
-
-def _outgoing(worker: Worker, job: Job, content: RecordDict, node: NodeConfig, incoming: State) -> Outgoing:
-    """What becomes of this message's updates before they leave."""
-    check_demands(node, worker.config, job)
-    found = inboxes(content)
-    masking = None
-    if found:
-        masking = Masking(Sessions(worker.store.root), worker.config, job, found, simulated=not node.deployed)
-    return Outgoing(worker, job, incoming, simulated=not node.deployed, masking=masking)
 
 
 def _settled(

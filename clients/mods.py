@@ -3,8 +3,6 @@
 Both are for Idiolect's own messages (:mod:`fl.protocol.wire`): a message without a job is refused, one of Flower's examples included.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable
 

@@ -1,7 +1,5 @@
 """Which devices live on a node. The ids of a population are listed once in a process, whatever the number of messages."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -62,7 +60,7 @@ class Hosting:
     """The devices of one node: the one that a deployed node names, or every N-th of a simulation with N nodes."""
 
     def __init__(self, worker: Worker, node: NodeConfig) -> None:
-        self._places, self._node = _population(worker), node
+        self._places, self.worker, self.node = _population(worker), worker, node
         if node.deployed and node.device_id not in self._places:
             known = ", ".join(list(self._places)[:10])
             raise ConfigError(f"device-id {node.device_id!r} has no data here: known devices are {known}")
@@ -70,13 +68,13 @@ class Hosting:
             raise ConfigError("this node has no device: start the SuperNode with --node-config \"device-id='...'\"")
 
     def __contains__(self, device_id: str) -> bool:
-        if self._node.deployed:
-            return device_id == self._node.device_id
+        if self.node.deployed:
+            return device_id == self.node.device_id
         place = self._places.get(device_id)
-        return place is not None and place % self._node.partitions == self._node.partition
+        return place is not None and place % self.node.partitions == self.node.partition
 
     def ids(self) -> tuple[str, ...]:
         """All of them, in the order of the population."""
-        if self._node.deployed:
-            return (self._node.device_id,)
-        return tuple(self._places)[self._node.partition :: self._node.partitions]
+        if self.node.deployed:
+            return (self.node.device_id,)
+        return tuple(self._places)[self.node.partition :: self.node.partitions]

@@ -8,20 +8,16 @@ A disk takes milliseconds to confirm a write but confirms several at once, so a 
 see :meth:`DeviceStore.writing_behind`.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from fl.adapters.state import check_tensors
+from fl.adapters.state import State, check_tensors
 from fl.core.errors import AdapterError, AdapterMismatchError, StoreError
 from fl.core.files import write_atomically
 from fl.core.tensorfile import tensor_bytes
@@ -31,14 +27,6 @@ KEPT_ROUNDS = 2
 STATE_NAME = re.compile(r"state-(\d{6,})\.safetensors")
 MAX_STATE_BYTES = 512 * 2**20
 WRITERS = 8  # threads that wait for the disk; one has its journal confirm all of their writes together
-
-
-@dataclass(frozen=True)
-class PrivateState:
-    """Private tensors after ``round`` rounds."""
-
-    round: int
-    tensors: dict[str, Tensor]
 
 
 def folder_name(device_id: str) -> str:
@@ -92,9 +80,7 @@ class DeviceStore:
     def _path(self, arm: str, device_id: str, round_index: int) -> Path:
         return self.folder(arm, device_id) / f"state-{round_index:06d}.safetensors"
 
-    def load(
-        self, arm: str, device_id: str, shapes: Mapping[str, tuple[int, ...]], *, before: int
-    ) -> PrivateState | None:
+    def load(self, arm: str, device_id: str, shapes: Mapping[str, tuple[int, ...]], *, before: int) -> State | None:
         """The newest state from a round earlier than ``before``, checked against ``shapes``; None if there is none.
 
         Raises :class:`StoreError` for a file that is damaged, of another base, or of another configuration.
@@ -110,14 +96,14 @@ class DeviceStore:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
             self._check(path, metadata, tensors, shapes)
-            return PrivateState(int(metadata["round"]), tensors)
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            return tensors
+        except (SafetensorError, OSError, ValueError) as error:
             raise StoreError(
                 f"private state {path} is damaged ({error}): remove the file to go on from the state before it"
             ) from error
 
     def _check(
-        self, path: Path, metadata: dict[str, str], tensors: dict[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
+        self, path: Path, metadata: dict[str, str], tensors: State, shapes: Mapping[str, tuple[int, ...]]
     ) -> None:
         if metadata.get("schema") != str(SCHEMA):
             raise StoreError(f"{path} has schema {metadata.get('schema')!r}, this version reads {SCHEMA}")
@@ -130,17 +116,17 @@ class DeviceStore:
         except (AdapterError, AdapterMismatchError) as error:
             raise StoreError(f"private state {path} does not fit this run: {error}") from error
 
-    def save(self, arm: str, device_id: str, state: PrivateState) -> None:
-        """Store a round's state, durably, and drop those older than the round before.
+    def save(self, arm: str, device_id: str, round_index: int, tensors: State) -> None:
+        """Store a round's private tensors, durably, and drop those older than the round before.
 
         On a full disk :class:`StoreError` is raised (by :meth:`settle`, while writing behind) and the states before are intact.
         """
-        metadata = {"schema": str(SCHEMA), "base": self.fingerprint, "round": str(state.round)}
-        data = tensor_bytes(state.tensors, metadata)
+        metadata = {"schema": str(SCHEMA), "base": self.fingerprint, "round": str(round_index)}
+        data = tensor_bytes(tensors, metadata)
         if self._pool is None:
-            self._write(arm, device_id, state.round, data)
+            self._write(arm, device_id, round_index, data)
         else:
-            write = self._pool.submit(self._write, arm, device_id, state.round, data)
+            write = self._pool.submit(self._write, arm, device_id, round_index, data)
             self._writes.setdefault(device_id, []).append(write)
 
     def _write(self, arm: str, device_id: str, round_index: int, data: bytes) -> None:

@@ -6,8 +6,6 @@ A Ray actor handles many messages of a run and a deployed ClientApp one; both as
 once per process and configuration.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,15 +16,15 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
-from clients.store import DeviceStore, PrivateState
-from fl.adapters import AdapterInfo, load_state, make_split, save_adapter
+from clients.store import DeviceStore
+from fl.adapters import AdapterInfo, make_split, save_adapter
 from fl.adapters.correction import corrected_fingerprint
 from fl.adapters.ranks import device_rank, reduced
 from fl.adapters.split import Split
 from fl.adapters.stacked import StackedModel
-from fl.adapters.state import Shapes, State, adapter_parameters, adapter_state
+from fl.adapters.state import State, adapter_parameters, adapter_state
 from fl.algorithms.arms import EVERYONE, Arm, adapter_name
-from fl.algorithms.attacks import attacked
+from fl.algorithms.hostile import attacked
 from fl.algorithms.table import chosen
 from fl.core.machine import available_cores
 from fl.methods import METHODS, Attached, MethodInfo, Recipe, attach, make_recipe, save_method
@@ -44,31 +42,32 @@ class Worker:
         self.task: Task = attacked(load_task(config), config)
         self.method = METHODS[config.adapter.method]
         self.store = DeviceStore(store_root, self.task.fingerprint)
+        self._slots: dict[str, Attached] = {}  # by PEFT's name
         self._initial: dict[str, State] = {}
         self._recipes: dict[str, Recipe] = {}
-        self.model: PeftModel | None = None
-        self._attached: Attached | None = None  # of a method that is not of low rank
+        self._model: PeftModel | None = None
 
     def slot(self, gate: str) -> str:
         """Make the adapter slot for ``gate`` active, adding it at first use; returns its PEFT name."""
         name = adapter_name(gate)
-        if not self.method.low_rank:
-            if self._attached is None:
-                self._attached = attach(self.task.new_model(), self.recipe(gate))
-                self._initial[name] = self._attached.state()
-            return name
-        if name not in self._initial:
-            adapter = peft_config(self.recipe(gate))
-            if self.model is None:
-                self.model = get_peft_model(self.task.model, adapter, adapter_name=name)
-            else:
-                self.model.add_adapter(name, adapter)
-            self.model.eval()
-            self._initial[name] = adapter_state(self.model, name)
-        assert self.model is not None
-        if self.model.active_adapter != name:  # PEFT walks through all modules to set one
-            self.model.set_adapter(name)
+        if name not in self._slots:
+            self._slots[name] = self._attach(name, self.recipe(gate))
+            self._initial[name] = self._slots[name].state()
+        if self.method.low_rank and self.adapted.active_adapter != name:  # PEFT walks through all modules to set one
+            self.adapted.set_adapter(name)
         return name
+
+    def _attach(self, name: str, recipe: Recipe) -> Attached:
+        if not self.method.low_rank:
+            attached = attach(self.task.new_model(), recipe)
+            self._model = attached.model
+            return attached
+        if self._model is None:
+            self._model = get_peft_model(self.task.model, peft_config(recipe), adapter_name=name)
+        else:
+            self._model.add_adapter(name, peft_config(recipe))
+        self._model.eval()
+        return Attached(self._model, adapter_parameters(self._model, name))
 
     def recipe(self, gate: str) -> Recipe:
         """What decides the trained tensors of an adapter with this gate."""
@@ -79,9 +78,8 @@ class Worker:
     @property
     def adapted(self) -> PeftModel:
         """The base with its adapter slots, or with the method that is on it; call :meth:`slot` first."""
-        model = self.model if self._attached is None else self._attached.model
-        assert model is not None
-        return model
+        assert self._model is not None
+        return self._model
 
     @contextmanager
     def frozen(self) -> Iterator[nn.Module]:
@@ -97,22 +95,13 @@ class Worker:
         """A fresh adapter: A from the seed, B and gates zero. The same on every node, since the seed and names decide it."""
         return self._initial[self.slot(gate)]
 
-    def shapes(self, gate: str) -> Shapes:
-        """Tensor shapes of an adapter with this gate."""
-        return {name: tuple(p.shape) for name, p in self.parameters(gate).items()}
-
     def split(self, arm: Arm) -> Split:
         """The shared/private split of an arm."""
         return make_split(arm.split, self.initial(arm.gate))
 
-    def parameters(self, gate: str) -> dict[str, nn.Parameter]:
-        """Live parameters of the active slot."""
-        slot = self.slot(gate)
-        return adapter_parameters(self.adapted, slot) if self._attached is None else self._attached.parameters
-
-    def state(self, gate: str) -> State:
-        """A copy of what lies in the active slot, on the CPU."""
-        return {name: p.detach().to("cpu", copy=True) for name, p in self.parameters(gate).items()}
+    def active(self, gate: str) -> Attached:
+        """The adapter slot of a gate, made active: its live parameters and what lies in them."""
+        return self._slots[self.slot(gate)]
 
     def place(self, arm: Arm, device_id: str, shared: dict[str, Tensor], *, before: int, neutral: bool = False) -> None:
         """Put one device's adapter into its slot: fresh values, its private tensors unless ``neutral``, then ``shared``.
@@ -120,11 +109,7 @@ class Worker:
         Private tensors are those from before round ``before``.
         """
         state = self.assembled(arm, device_id, shared, before=before, neutral=neutral)
-        slot = self.slot(arm.gate)
-        if self._attached is None:
-            load_state(self.adapted, state, slot)
-        else:
-            self._attached.load(state)
+        self.active(arm.gate).load(state)
 
     def assembled(
         self, arm: Arm, device_id: str, shared: Mapping[str, Tensor], *, before: int, neutral: bool = False
@@ -135,7 +120,7 @@ class Worker:
             shapes = {n: tuple(state[n].shape) for n in split.private}
             stored = self.store.load(arm.name, device_id, shapes, before=before)
             if stored is not None:
-                state.update(stored.tensors)
+                state.update(stored)
         state.update(shared)
         config = self.config
         # What all data in one place would give is a bound, whoever decodes with it.
@@ -147,12 +132,11 @@ class Worker:
         """A device's training examples for one local phase, varied where the task and the settings do so."""
         return self.task.varied(examples, seed) if isinstance(self.task, Varying) else examples
 
-    def keep_private(self, arm: Arm, device_id: str, round_index: int, state: State | None = None) -> None:
-        """Write the device's private tensors to the store: those of ``state``, or of its slot."""
+    def keep_private(self, arm: Arm, device_id: str, round_index: int, state: State) -> None:
+        """Write the device's private tensors of ``state`` to the store."""
         split = self.split(arm)
         if split.private:
-            state = state or self.state(arm.gate)
-            self.store.save(arm.name, device_id, PrivateState(round_index, {n: state[n] for n in split.private}))
+            self.store.save(arm.name, device_id, round_index, {n: state[n] for n in split.private})
 
     def save(self, folder: Path, slot: str, split: str, corrections: State | None = None) -> None:
         """Write what a slot holds as an adapter's folder, for a base that has ``corrections`` in its weights.
@@ -161,17 +145,14 @@ class Worker:
         """
         task = self.task
         fingerprint = corrected_fingerprint(task.fingerprint, corrections or {})
-        if self._attached is None:
+        if self.method.low_rank:
             config = self.adapted.peft_config[slot]
             info = AdapterInfo(task.base_name, fingerprint, split, config, **task.adapter_facts)
             save_adapter(folder, adapter_state(self.adapted, slot), info)
         elif not self.method.whole:
             (recipe,) = self._recipes.values()
-            save_method(
-                folder,
-                self._attached.state(),
-                MethodInfo(task.base_name, fingerprint, split, recipe, **task.adapter_facts),
-            )
+            method = MethodInfo(task.base_name, fingerprint, split, recipe, **task.adapter_facts)
+            save_method(folder, self._slots[slot].state(), method)
 
     @cached_property
     def host(self) -> StackedModel:

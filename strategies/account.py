@@ -42,27 +42,9 @@ class Account:
             if isinstance(value, str | int | float) and name not in ("rounds", "noise_multiplier")
         }
         ledger = Ledger(folder / LEDGER_NAME, plan.scheme, plan.budget, {**settings, "simulated": int(simulated)})
-        account = cls(config, plan, simulated, ledger)
         if not ledger.charges:
-            account._check_means()
-        return account
-
-    def _check_means(self) -> None:
-        assert self.ledger is not None
-        plan, budget = self.plan, self.ledger.budget
-        paid = self.ledger.affordable(plan.noise_multiplier, plan.rounds)
-        if not paid:
-            raise BudgetError(
-                f"epsilon-budget = {budget.epsilon:g} at delta {budget.delta:g} does not pay for a single round with noise-multiplier = "
-                f"{plan.noise_multiplier:g}: give more noise, or set noise-multiplier = 0 to have it found"
-            )
-        if paid < plan.rounds:
-            log.warning(
-                "epsilon-budget = %g pays for %d of %d rounds: the run will stop there",
-                budget.epsilon,
-                paid,
-                plan.rounds,
-            )
+            _require_means(ledger, plan)
+        return cls(config, plan, simulated, ledger)
 
     def charge(self, arm: str, server_round: int) -> None:
         """Pay for a round before it starts; :class:`BudgetError` if it cannot be paid.
@@ -169,3 +151,16 @@ class Account:
         write_document(PrivacyRecord, folder / PRIVACY_NAME, self.summary(), mode=PUBLIC)
         for line in self.statement().splitlines():
             log.info("privacy: %s", line)
+
+
+def _require_means(ledger: Ledger, plan: PrivacyPlan) -> None:
+    """Raise :class:`BudgetError` if a new ledger does not pay for a single round; warn if it does not for all of them."""
+    budget, paid = ledger.budget, ledger.affordable(plan.noise_multiplier, plan.rounds)
+    if not paid:
+        raise BudgetError(
+            f"epsilon-budget = {budget.epsilon:g} at delta {budget.delta:g} does not pay for a single round with noise-multiplier = "
+            f"{plan.noise_multiplier:g}: give more noise, or set noise-multiplier = 0 to have it found"
+        )
+    if paid < plan.rounds:
+        said = "epsilon-budget = %g pays for %d of %d rounds: the run will stop there"
+        log.warning(said, budget.epsilon, paid, plan.rounds)

@@ -1,7 +1,5 @@
 """The Flower ServerApp: one run trains and evaluates every arm of a comparison, over whatever nodes there are."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -10,19 +8,18 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fl.aggregation.updates import DeviceUpdate
 from fl.core.errors import IdiolectError
 from fl.metrics import Counts
 from fl.protocol.wire import add_counts
 from fl.runs.files import write_costs
 from fl.runs.folder import freed_if_empty, run_folder
 from fl.runs.predictions import gather_predictions
-from fl.runs.results import ResultsFile, make_row
+from fl.runs.results import ResultsFile
 from fl.runs.schema import PREDICTIONS_NAME, RESULTS_NAME
 from fl.settings.config import RunConfig, make_config
 from fl.tasks.table import load_task, task_kind
 from strategies.comparison import Comparison
-from strategies.loop import Progress, RoundLoop
+from strategies.loop import Progress, RoundLoop, rates_of
 from strategies.roster import ask_roster
 
 log = logging.getLogger("idiolect.server")
@@ -41,27 +38,16 @@ def run_server(grid: Grid, config: RunConfig, run_id: int, progress: Progress | 
             len(roster.new_people),
             len(set(roster.nodes.values())),
         )
-        results = ResultsFile(folder)
-        new_people = frozenset(roster.new_people)
-
-        def write_row(
-            arm: str, server_round: int, split: str, reply: DeviceUpdate, trained: DeviceUpdate | None
-        ) -> None:
-            numbers, new = trained.numbers if trained else None, reply.device_id in new_people
-            device = reply.device_id, reply.metrics, reply.numbers
-            results.add(make_row(arm, server_round, split, *device, numbers, new_person=new))
-
         loop = RoundLoop(
             grid,
             folder / "checkpoints",
             task.fingerprint,
-            write_row,
+            ResultsFile(folder),
             config.federation.round_timeout,
             progress or (lambda *_: None),
-            flush=results.flush,
             metrics=task_kind(config.task).logged,
         )
-        comparison = Comparison(config, grid, roster, task, loop, results)
+        comparison = Comparison(config, grid, roster, task, loop)
         comparison.open_account(folder)
         comparison.check()
     try:
@@ -78,16 +64,16 @@ def run_server(grid: Grid, config: RunConfig, run_id: int, progress: Progress | 
 def final_rates(rows: list[dict[str, Any]], split: str, metrics: tuple[str, ...]) -> dict[str, str]:
     """The pooled error rates of each arm's final evaluation, participants and new people apart, in words for the log."""
     texts: dict[str, str] = {}
-    last = {row["arm"]: row["round"] for row in sorted(rows, key=lambda row: row["round"]) if row["split"] == split}
+    rows = [row for row in rows if row["split"] == split]
+    last = {row["arm"]: row["round"] for row in sorted(rows, key=lambda row: row["round"])}
     for new_person in (False, True):
         totals: dict[str, dict[str, Counts]] = {}
         for row in rows:
-            if row["split"] == split and row["round"] == last[row["arm"]] and row["new_person"] == new_person:
+            if row["round"] == last[row["arm"]] and row["new_person"] == new_person:
                 counts = {name: Counts.from_dict(c) for name, c in row["metrics"].items()}
                 totals[row["arm"]] = add_counts([totals.get(row["arm"], {}), counts])
         for arm, total in totals.items():
-            rates = {name: total[name].rate for name in metrics if name in total}
-            text = ", ".join(f"{name.upper()} {100 * rate:.1f} %" for name, rate in rates.items() if rate is not None)
+            text = ", ".join(f"{name.upper()} {rate}" for name, rate in rates_of(total, metrics).items())
             texts[arm] = f"{texts[arm]}; new people {text}" if arm in texts else text
     return texts
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -19,14 +19,15 @@ from flwr.serverapp.strategy import Strategy
 
 from fl.adapters.correction import weight_corrections
 from fl.adapters.state import State
-from fl.aggregation.updates import DeviceUpdate, Tensors, moved
+from fl.aggregation.mean import product_gaps
+from fl.aggregation.updates import Tensors, moved
 from fl.algorithms.arms import EVERYONE, NEUTRAL, Arm
 from fl.algorithms.base import Aggregator, Round
-from fl.algorithms.hostile import Attacker, attackers
+from fl.algorithms.hostile import attackers, corrupted
 from fl.algorithms.plan import Phase
-from fl.algorithms.server_optimizers import FIRST, LEARNING_RATES, SECOND, ServerOptimizer
+from fl.algorithms.server_optimizers import FIRST, SECOND, ServerOptimizer
 from fl.core.errors import AggregationError, ConfigError
-from fl.core.rng import derive_random
+from fl.core.rng import derive_random, derive_seed
 from fl.privacy.plan import PrivacyPlan
 from fl.protocol.forms import Exchange
 from fl.protocol.reply import ReplySchema
@@ -42,27 +43,12 @@ from fl.protocol.wire import (
     to_arrays,
 )
 from fl.settings.config import RunConfig, sample_size
-from fl.settings.names import NONE
+from fl.settings.names import LOCAL_NOISE, NONE
 from strategies.replies import Replies, read_replies
 from strategies.roster import Roster
 
 log = logging.getLogger("idiolect.server")
 MOMENTS = (FIRST, SECOND)  # what the names of an optimizer's state begin with
-
-
-def make_aggregator(arm: Arm) -> Aggregator:
-    """A fresh aggregator's half of an arm's algorithm; plain FedAvg where its devices do not federate."""
-    if arm.shared is None:
-        return Aggregator()
-    return (arm.personal if arm.personal.aggregates else arm.shared).aggregator()
-
-
-def make_optimizer(config: RunConfig) -> ServerOptimizer | None:
-    """The server optimizer of the settings, without state; None if they name none."""
-    table = config.server_optimizer
-    if table.name == NONE:
-        return None
-    return ServerOptimizer(table.name, table.rate or LEARNING_RATES[table.name], table.momentum)
 
 
 @dataclass
@@ -82,8 +68,9 @@ class ArmStrategy(Strategy):
     charge: Callable[[str, int], object] = lambda arm, server_round: None
     timeout: float | None = None
     aggregator: Aggregator = field(init=False)
-    optimizer: ServerOptimizer | None = field(init=False)
-    attacker: Attacker | None = field(init=False, default=None)
+    optimizer: ServerOptimizer | None = field(init=False, default=None)
+    hostile: frozenset[str] = field(init=False, default=frozenset())  # whose updates a study attacks
+    bound: float = field(init=False)  # clipping norm of a device's update in this round
     last: Replies = field(default_factory=lambda: Replies((), {}))
     _asked: tuple[str, ...] = ()
     _start: dict[str, np.ndarray] = field(default_factory=dict)  # the shared tensors that the round started from
@@ -92,11 +79,12 @@ class ArmStrategy(Strategy):
 
     def __post_init__(self) -> None:
         attack, federates = self.config.attack, self.arm.federates
-        self.aggregator = make_aggregator(self.arm)
-        self.optimizer = make_optimizer(self.config) if federates else None
+        self.aggregator, self.bound = self.arm.aggregation.aggregator(), self.config.privacy.update_norm
+        table = self.config.server_optimizer
+        if federates and table.name != NONE:
+            self.optimizer = ServerOptimizer(table.name, table.rate, table.momentum)
         if attack.attacks_updates and federates:
-            hostile = attackers(self.roster.training, attack.attacker_share, self.config.seed)
-            self.attacker = Attacker(attack.name, hostile, self.config.seed)
+            self.hostile = attackers(self.roster.training, attack.attacker_share, self.config.seed)
 
     def with_job(self, job: Job) -> ArmStrategy:
         """The same strategy with the same state for another job, an evaluation say."""
@@ -110,7 +98,7 @@ class ArmStrategy(Strategy):
 
     def require_fit(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Raise :class:`ConfigError` where the algorithm cannot work on these shared tensors, or on so few devices."""
-        self.aggregator.require_fit(shapes, self.round_size)
+        self.arm.aggregation.require_fit(shapes, self.round_size)
 
     @property
     def round_size(self) -> int:
@@ -119,18 +107,16 @@ class ArmStrategy(Strategy):
 
     def sampled(self, server_round: int) -> tuple[str, ...]:
         """Devices that train in this round: a function of the seed and the round alone."""
-        devices = sorted(self.job.devices)
-        count = self.round_size
-        if count >= len(devices):
-            return tuple(devices)
-        return tuple(sorted(derive_random(self.config.seed, server_round, "sample").sample(devices, count)))
+        draw = derive_random(self.config.seed, server_round, "sample")
+        return tuple(sorted(draw.sample(sorted(self.job.devices), self.round_size)))
 
     def limits(self) -> tuple[float, float]:
         """The clipping norm and the standard deviation of noise of a device's update; 0 where devices do neither."""
         if not Exchange.of(self.config, self.arm, Phase.FEDERATE).clips:
             return 0.0, 0.0
-        norm = self.config.privacy.update_norm
-        return norm, self.plan.noise_multiplier * norm if self.plan is not None else 0.0
+        if self.plan is None or self.plan.dp != LOCAL_NOISE:  # devices add no noise that is not in a sum
+            return self.bound, 0.0
+        return self.bound, self.plan.noise_multiplier * self.bound
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -174,6 +160,7 @@ class ArmStrategy(Strategy):
     ) -> list[Message]:
         nodes = {self.roster.nodes[d] for devices, _ in recipients for d in devices}
         norm, noise = self.limits()
+        asked = replace(self.job, round=server_round, phase=phase, parallel=len(nodes), bound=norm, noise=noise)
         settings = settings_record(self.config)
         messages = []
         for devices, tensors in recipients:
@@ -182,17 +169,7 @@ class ArmStrategy(Strategy):
             for device_id in devices:
                 by_node.setdefault(self.roster.nodes[device_id], []).append(device_id)
             for node, hosted in sorted(by_node.items()):
-                job = Job(
-                    arm=self.job.arm,
-                    round=server_round,
-                    devices=tuple(hosted),
-                    phase=phase,
-                    split=self.job.split,
-                    final=self.job.final,
-                    parallel=len(nodes),
-                    bound=norm,
-                    noise=noise,
-                )
+                job = replace(asked, devices=tuple(hosted))
                 content = RecordDict({JOB: job.to_record(), SETTINGS_RECORD: ConfigRecord(dict(settings))})
                 if len(shared):
                     content[SHARED] = shared
@@ -230,21 +207,24 @@ class ArmStrategy(Strategy):
 
     def diagnostics(self, found: Round) -> dict[str, float]:
         """Numbers of a round beside its loss. Means of nodes do not tell what single updates were."""
-        return {} if self._schema.edge or self.arm.devices == EVERYONE else self.aggregator.diagnostics(found)
+        if self._schema.edge or self.arm.devices == EVERYONE:
+            return {}
+        return product_gaps(found.updates, found.start)
 
     def _usable(self, found: Replies) -> Replies:
         """The same replies without those that the algorithm cannot use, as hostile devices of a study change them."""
         if not self._schema.shapes:
             return found
-        if self.attacker is not None and found.sound and found.sound[0].tensors is not None:
-            attacked = self.attacker.corrupt(found.sound, self.arm.name, self._round)
+        if self.hostile and found.sound and found.sound[0].tensors is not None:
+            seed = derive_seed(self.config.seed, self.arm.name, self._round, "attack")
+            attacked = corrupted(found.sound, self.config.attack.name, self.hostile, seed)
             found = Replies(attacked, found.left_out, attacked)
         faults = {update.device_id: fault for update in found.sound if (fault := self.aggregator.fault(update))}
-
-        def kept(updates: tuple[DeviceUpdate, ...]) -> tuple[DeviceUpdate, ...]:
-            return tuple(update for update in updates if update.device_id not in faults)
-
-        return Replies(kept(found.sound), {**found.left_out, **faults}, kept(found.parts)) if faults else found
+        sound, parts = (
+            tuple(update for update in updates if update.device_id not in faults)
+            for updates in (found.sound, found.parts)
+        )
+        return Replies(sound, {**found.left_out, **faults}, parts)
 
     def _step(self, update: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The new shared tensors: where the update leads, or the optimizer's step. Never one that is not finite."""

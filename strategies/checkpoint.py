@@ -1,7 +1,5 @@
 """The aggregator's state after each round, on disk: the shared tensors of an arm, replaced whole or not at all."""
 
-from __future__ import annotations
-
 import glob
 import json
 from collections.abc import Mapping

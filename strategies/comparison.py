@@ -1,7 +1,5 @@
 """All arms of one run, one after the other, on the same roster: trained, evaluated, and what they cost."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -15,16 +13,7 @@ from fl.adapters import make_split
 from fl.adapters.blend import require_room
 from fl.adapters.correction import FOLDER, correction_digest, save_correction
 from fl.adapters.state import State, size_of
-from fl.algorithms.arms import (
-    EVERYONE,
-    HELD_OUT,
-    PERSONALIZED,
-    REPORTED,
-    Arm,
-    evaluated_as,
-    trained_arm,
-    untrained_arm,
-)
+from fl.algorithms.arms import EVERYONE, HELD_OUT, PERSONALIZED, REPORTED, Arm, evaluated_as, trained_arm, untrained_arm
 from fl.algorithms.base import Algorithm
 from fl.core.errors import ConfigError
 from fl.core.machine import machine
@@ -32,11 +21,10 @@ from fl.methods import fresh_state
 from fl.privacy.plan import PrivacyPlan, make_plan
 from fl.protocol.forms import bounded_mean
 from fl.protocol.wire import Job, to_arrays
-from fl.runs.results import ResultsFile
 from fl.settings.config import RunConfig
 from fl.tasks.task import Task
 from strategies.account import Account
-from strategies.arm import ArmStrategy, check_population, make_aggregator
+from strategies.arm import ArmStrategy, check_population
 from strategies.checkpoint import Checkpoint, load_checkpoint
 from strategies.loop import CommonRounds, RoundLoop
 from strategies.private import PrivateMean
@@ -52,7 +40,6 @@ class Comparison:
     roster: Roster
     task: Task
     loop: RoundLoop
-    results: ResultsFile
     plan: PrivacyPlan | None = None
     account: Account | None = None
 
@@ -84,16 +71,21 @@ class Comparison:
         )
         start = trained_arm(arm.starts_from, self.config)
         if start is not None and (found := self._checkpoint(start)) is not None:  # its corrections decode here too
-            strategy.aggregator = make_aggregator(start)
+            strategy.aggregator = start.aggregation.aggregator()
             strategy.restore(found.state)
         return strategy
 
     def _checkpoint(self, arm: Arm) -> Checkpoint | None:
         return load_checkpoint(self.loop.checkpoints, arm.name, self.task.fingerprint)
 
-    def fresh(self, arm: Arm) -> State:
-        """A fresh adapter for an arm."""
-        return fresh_state(self.config, self.task, arm.gate)
+    def _tensors(self, arm: Arm) -> tuple[State, State, State]:
+        """A fresh adapter for an arm: all of it, what is shared and what is private."""
+        fresh = fresh_state(self.config, self.task, arm.gate)
+        split = make_split(arm.split, fresh)
+        return fresh, {n: fresh[n] for n in split.shared}, {n: fresh[n] for n in split.private}
+
+    def _shared(self, arm: Arm) -> State:
+        return self._tensors(arm)[1]
 
     def check(self) -> None:
         """Refuse a strategy that cannot work with what an arm shares or with how many take part, before the first round."""
@@ -107,7 +99,7 @@ class Comparison:
             if arm is not None and arm.federates:
                 self.strategy(arm, self.roster.training).require_fit(self._shared_shapes(arm))
                 if (second := arm.personal.second) is not None:
-                    require_room(arm.personal.name, second.ranks, self.fresh(arm))
+                    require_room(arm.personal.name, second.ranks, self._tensors(arm)[0])
 
     def run(self) -> None:
         """Train what has to be trained, then evaluate every arm on test data."""
@@ -118,20 +110,15 @@ class Comparison:
             arm = trained_arm(name, config)
             if arm is None:
                 continue
-            if arm.starts_from:
-                start = finished[arm.starts_from]
-            else:
-                fresh = self.fresh(arm)
-                shared = make_split(arm.split, fresh).shared
-                start = to_arrays({n: fresh[n] for n in shared}) if shared else ArrayRecord()
+            start = finished[arm.starts_from] if arm.starts_from else to_arrays(self._shared(arm))
             devices = (EVERYONE,) if arm.devices == EVERYONE else training
             strategy = self.strategy(arm, devices)
             every = config.federation.evaluate_every
             finished[name] = self.loop.train(strategy, start, arm.schedule.rounds, every, training)
-            self.results.flush()
+            self.loop.results.flush()
         for name in config.arms if self.task.learns else ():
             self._evaluate(name, finished)
-            self.results.flush()
+            self.loop.results.flush()
 
     def _common_rounds(self) -> dict[str, CommonRounds]:
         """``personalized`` begins as ``global`` does while gates are neutral, if both share the same tensors.
@@ -152,16 +139,13 @@ class Comparison:
         return {"global": CommonRounds(PERSONALIZED, rounds)} if rounds and same and not keeps else {}
 
     def _shared_shapes(self, arm: Arm) -> dict[str, tuple[int, ...]]:
-        fresh = self.fresh(arm)
-        return {name: tuple(fresh[name].shape) for name in make_split(arm.split, fresh).shared}
+        return {name: tuple(tensor.shape) for name, tensor in self._shared(arm).items()}
 
     def _evaluate(self, name: str, finished: dict[str, ArrayRecord]) -> None:
         """The final evaluation of one arm on test data, of participants and, where it means something, of new people."""
         self.loop.progress(f"test: {name}", 0, 1)
         arm, _ = evaluated_as(name, self.config)
-        arrays = ArrayRecord() if arm is None else finished[arm.name]
-        if arm is not None and not make_split(arm.split, self.fresh(arm)).shared:
-            arrays = ArrayRecord()
+        arrays = finished[arm.name] if arm is not None and self._shared(arm) else ArrayRecord()
         devices = self.roster.training + (self.roster.new_people if name in HELD_OUT else ())
         template = arm or untrained_arm(name, self.config)
         rounds = 1 if template.starts_from else self.config.federation.rounds
@@ -172,22 +156,13 @@ class Comparison:
         if corrections := strategy.corrections():
             file = self.loop.checkpoints.parent / FOLDER / f"{correction_digest(corrections)}.safetensors"
             save_correction(file, corrections, self.task.fingerprint)
-        self.loop.evaluate(
-            strategy,
-            arrays,
-            rounds,
-            self.config.federation.final_split,
-            devices,
-            arm=name,
-            final=True,
-        )
+        self.loop.evaluate(strategy, arrays, rounds, self.config.federation.final_split, devices, arm=name, final=True)
         self.loop.seconds[name] = self.loop.seconds.get(name, 0.0) + time.perf_counter() - started
         self.loop.progress(f"test: {name}", 1, 1)
 
     def _sizes(self, arm: Arm) -> dict[str, int]:
         """What one device trains in an arm, and what of it travels."""
-        fresh = self.fresh(arm)
-        whole, shared = size_of(fresh), size_of(fresh, make_split(arm.split, fresh).shared)
+        whole, shared, _ = map(size_of, self._tensors(arm))
         return {"parameters": whole.parameters, "bytes": whole.bytes, "shared_bytes": shared.bytes}
 
     def costs(self) -> dict[str, Any]:
@@ -196,12 +171,11 @@ class Comparison:
         reported = next((name for name in REPORTED if name in config.arms), REPORTED[-1])
         personal = trained_arm(reported, config)
         assert personal is not None
-        fresh = self.fresh(personal)
-        split = make_split(personal.split, fresh)
-        whole, shared, private = size_of(fresh), size_of(fresh, split.shared), size_of(fresh, split.private)
+        fresh, *parts = self._tensors(personal)
+        whole, shared, private = map(size_of, (fresh, *parts))
         second = personal.personal.second
         base = list(task.model.parameters())
-        rows = [r for r in self.results.rows() if r["arm"] == personal.name and r["steps"]]
+        rows = [r for r in self.loop.results.rows() if r["arm"] == personal.name and r["steps"]]
         return {
             "base": task.base_name,
             "base_fingerprint": task.fingerprint,

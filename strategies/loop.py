@@ -3,11 +3,9 @@
 Flower's own ``Strategy.start`` has no resume and drops what single devices reported, which this project reports on.
 """
 
-from __future__ import annotations
-
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,13 +14,13 @@ from flwr.serverapp import Grid
 
 from fl.aggregation.updates import DeviceUpdate
 from fl.core.errors import AggregationError
+from fl.metrics import Counts
+from fl.protocol.wire import add_counts
+from fl.runs.results import ResultsFile, make_row
 from strategies.arm import ArmStrategy
 from strategies.checkpoint import Checkpoint, load_checkpoint, load_seconds, save_checkpoint, save_seconds
 
 log = logging.getLogger("idiolect.server")
-RowWriter = Callable[
-    [str, int, str, DeviceUpdate, DeviceUpdate | None], None
-]  # arm, round, split, evaluation or training, training
 Progress = Callable[[str, int, int], None]  # what is being done, done, total
 
 
@@ -41,11 +39,10 @@ class RoundLoop:
     grid: Grid
     checkpoints: Path
     fingerprint: str
-    rows: RowWriter
+    results: ResultsFile
     timeout: float = 3600.0
     progress: Progress = lambda what, done, total: None
     seconds: dict[str, float] = field(default_factory=dict)
-    flush: Callable[[], None] = lambda: None  # makes the rows so far durable
     common: dict[str, CommonRounds] = field(default_factory=dict)  # by the arm that trains for both
     metrics: tuple[str, ...] = ()  # whose rates go into the log
     _trained: dict[str, float] = field(default_factory=dict)  # seconds of rounds that are checkpointed, by arm
@@ -81,40 +78,47 @@ class RoundLoop:
             arrays = new
             trained = {reply.device_id: reply for reply in strategy.last.sound}
             log.info("arm %s round %d/%d: %s", arm, server_round, rounds, _summary(dict(metrics or {})))
-            also = self._also(arm, server_round)
-            if evaluate_every and (server_round % evaluate_every == 0 or server_round == rounds):
+            evaluates = evaluate_every and (server_round % evaluate_every == 0 or server_round == rounds)
+            if evaluates:
                 self.evaluate(strategy, arrays, server_round, "validation", evaluated, trained=trained)
-                rest = [reply for device, reply in trained.items() if device not in evaluated]
-            else:
-                rest = list(trained.values())
-            for reply in rest:
-                self._write(arm, server_round, "validation", reply, reply)
+            for device_id, reply in trained.items():
+                if not evaluates or device_id not in evaluated:
+                    self._write(strategy, arm, server_round, "validation", reply, reply)
             took = time.perf_counter() - started
-            for one in (arm, also) if also else (arm,):
+            counted = self._counts_for(arm, server_round)
+            for one in counted:
                 for total in (self.seconds, self._trained):
                     total[one] = total.get(one, 0.0) + took
             # Rows before the checkpoint: a run killed between the two repeats the round and replaces its rows, whereas a
             # checkpoint without rows would never get them.
-            self.flush()
+            self.results.flush()
             checkpoint = Checkpoint(server_round, arrays, strategy.server_state())
-            if also:
-                save_checkpoint(self.checkpoints, also, checkpoint, self.fingerprint)
-            save_checkpoint(self.checkpoints, arm, checkpoint, self.fingerprint)
+            for one in reversed(counted):
+                save_checkpoint(self.checkpoints, one, checkpoint, self.fingerprint)
             save_seconds(self.checkpoints, self._trained)
         self.progress(arm, rounds, rounds)
         return arrays
 
-    def _also(self, arm: str, server_round: int) -> str:
-        """The arm for which this round counts too, or an empty text."""
+    def _counts_for(self, arm: str, server_round: int) -> tuple[str, ...]:
+        """The arms for which a round counts, the one that trains first."""
         common = self.common.get(arm)
-        return common.arm if common is not None and server_round <= common.rounds else ""
+        return (arm, common.arm) if common is not None and server_round <= common.rounds else (arm,)
 
     def _write(
-        self, arm: str, server_round: int, split: str, reply: DeviceUpdate, trained: DeviceUpdate | None
+        self,
+        strategy: ArmStrategy,
+        arm: str,
+        server_round: int,
+        split: str,
+        reply: DeviceUpdate,
+        trained: DeviceUpdate | None,
     ) -> None:
-        for one in (arm, self._also(arm, server_round)):
-            if one:
-                self.rows(one, server_round, split, reply, trained)
+        """The row of one device, from its evaluation or its training."""
+        device, numbers = reply.device_id, trained.numbers if trained else None
+        new = strategy.roster.examples[device] <= 0
+        for one in self._counts_for(arm, server_round):
+            row = make_row(one, server_round, split, device, reply.metrics, reply.numbers, numbers, new_person=new)
+            self.results.add(row)
 
     def evaluate(
         self,
@@ -133,10 +137,11 @@ class RoundLoop:
         evaluator = strategy.with_job(job)
         messages = evaluator.configure_evaluate(server_round, arrays, ConfigRecord(), self.grid)
         replies = self.grid.send_and_receive(messages, timeout=self.timeout)
-        metrics = evaluator.aggregate_evaluate(server_round, replies)
+        evaluator.aggregate_evaluate(server_round, replies)
         for reply in evaluator.last.sound:
-            self._write(job.arm, server_round, split, reply, (trained or {}).get(reply.device_id))
-        log.info("arm %s round %d %s: %s", job.arm, server_round, split, _rates(dict(metrics or {}), self.metrics))
+            self._write(strategy, job.arm, server_round, split, reply, (trained or {}).get(reply.device_id))
+        rates = rates_of(add_counts([reply.metrics for reply in evaluator.last.sound]), self.metrics)
+        log.info("arm %s round %d %s: %s", job.arm, server_round, split, rates)
 
 
 def _summary(metrics: dict[str, object]) -> dict[str, object]:
@@ -149,12 +154,7 @@ def _summary(metrics: dict[str, object]) -> dict[str, object]:
     return summary
 
 
-def _rates(values: dict[str, object], metrics: tuple[str, ...]) -> dict[str, str]:
+def rates_of(counts: Mapping[str, Counts], metrics: tuple[str, ...]) -> dict[str, str]:
     """Rates in per cent of some metrics, for the log."""
-    rates = {}
-    for name in metrics:
-        fields = [values.get(f"{name}.{f}", 0) for f in ("substitutions", "deletions", "insertions", "reference")]
-        numbers = [float(v) for v in fields if isinstance(v, int | float)]
-        if len(numbers) == 4 and numbers[3]:
-            rates[name] = f"{100 * sum(numbers[:3]) / numbers[3]:.1f} %"
-    return rates
+    rates = {name: counts[name].rate for name in metrics if name in counts}
+    return {name: f"{100 * rate:.1f} %" for name, rate in rates.items() if rate is not None}

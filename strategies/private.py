@@ -4,16 +4,14 @@ For every algorithm whose aggregate is a mean of the updates, with every server 
 The formulas are those of :mod:`fl.privacy.dp`; what a round costs is paid by ``charge`` before it starts.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
 from fl.aggregation.updates import Tensors, Updates
@@ -27,8 +25,8 @@ from fl.privacy.secure_sum.messages import SecureSumSetup, default_threshold
 from fl.privacy.secure_sum.server import new_setup
 from fl.privacy.secure_sum.vector import NOISE_STEPS, unflatten
 from fl.protocol.reply import ReplySchema
-from fl.protocol.wire import JOB, SECURE, SETTINGS_RECORD, WITHIN, Job, device_key, settings_record
-from fl.settings.names import DISTRIBUTED_NOISE, EDGE, NONE
+from fl.protocol.wire import JOB, SECURE, WITHIN, Job, device_key, settings_record
+from fl.settings.names import DISTRIBUTED_NOISE, NONE
 from strategies.arm import ArmStrategy
 from strategies.replies import Replies, read_replies
 from strategies.secure import SecureRound
@@ -49,23 +47,16 @@ class Sum:
 
 @dataclass
 class PrivateMean(ArmStrategy):
-    """The mean of clipped updates, as ``plan`` says. ``timeout`` are the seconds for a step of a secure sum."""
+    """The mean of clipped updates, as ``plan`` says. ``timeout`` are the seconds for a step of a secure sum.
+
+    In a simulation noise and sample come from the seed, so that a run is deterministic.
+    """
 
     plan: PrivacyPlan = field(kw_only=True)
-    _bound: float = 0.0
     _sum: Sum | None = None
     _secure: SecureRound | None = None
     _participants: dict[str, str] = field(default_factory=dict)  # by device
     _told: bool = False  # that the norm is short
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._bound = self._bound or self.plan.bound
-
-    @property
-    def simulated(self) -> bool:
-        """Whether noise and sample come from the seed, so that a run is deterministic."""
-        return self.roster.simulated
 
     def sampled(self, server_round: int) -> tuple[str, ...]:
         """Devices of this round. With noise they are drawn for each arm anew: its account then adds up over arms."""
@@ -75,18 +66,13 @@ class PrivateMean(ArmStrategy):
         if self.plan.size >= len(devices):
             return tuple(devices)
         seeded = derive_random(self.config.seed, self.job.arm, server_round, "private sample")
-        draw = seeded if self.simulated else random.SystemRandom()
+        draw = seeded if self.roster.simulated else random.SystemRandom()
         if self.plan.poisson:
             rate = self.plan.size / self.plan.population
             return tuple(device for device in devices if draw.random() < rate)
         return tuple(sorted(draw.sample(devices, self.plan.size)))
 
     # Sending
-
-    def limits(self) -> tuple[float, float]:
-        """Devices get to know the clipping norm of the round where they clip. None of them adds noise that is not in a sum."""
-        edge = self.config.federation.aggregation == EDGE
-        return (self._bound if self.plan.secure or edge else 0.0), 0.0
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -108,12 +94,8 @@ class PrivateMean(ArmStrategy):
         nodes = {self._participants[d]: node for node, job in jobs.items() for d in job.devices}
         largest = max(len(job.devices) for job in jobs.values()) if edge else 1
         (template, *_) = jobs.values()
-
-        def envelope(participants: tuple[str, ...]) -> RecordDict:
-            job = replace(template, devices=participants)
-            return RecordDict({JOB: job.to_record(), SETTINGS_RECORD: settings_record(self.config)})
-
-        self._secure = SecureRound(grid, self._setup(sorted(nodes), largest), nodes, envelope, self.timeout)
+        setup = self._setup(sorted(nodes), largest)
+        self._secure = SecureRound(grid, setup, nodes, template, settings_record(self.config), self.timeout)
         inboxes = self._secure.begin()
         remaining = []
         for message in messages:
@@ -140,7 +122,7 @@ class PrivateMean(ArmStrategy):
         if plan.dp == DISTRIBUTED_NOISE:
             colluding = math.ceil(plan.colluding * count)
             noise = DistributedNoise.planned(
-                plan.update_multiplier, self._bound, count, dropouts=plan.dropouts, colluding=colluding
+                plan.update_multiplier, self.bound, count, dropouts=plan.dropouts, colluding=colluding
             )
             needed, share = max(needed, noise.honest + colluding), noise.share
         size = sum(map(math.prod, self._schema.shapes.values())) + 1 + int(plan.quantile > 0)
@@ -148,7 +130,7 @@ class PrivateMean(ArmStrategy):
             setup = new_setup(
                 participants,
                 size,
-                self._bound * largest,
+                self.bound * largest,
                 threshold=min(needed, count),
                 bits=bits,
                 noise=share * math.sqrt(count),
@@ -175,8 +157,8 @@ class PrivateMean(ArmStrategy):
                 left_out[device_id] = why
         setup = self._secure.setup
         shapes = {**self._schema.shapes, **({WITHIN: (1,)} if self.plan.quantile else {})}
-        sums, weight = unflatten(self._secure.total(), shapes, setup.limit, setup.limit / self._bound)
-        bits = float(sums.pop(WITHIN)[0]) / self._bound if self.plan.quantile else 0.0
+        sums, weight = unflatten(self._secure.total(), shapes, setup.limit, setup.limit / self.bound)
+        bits = float(sums.pop(WITHIN)[0]) / self.bound if self.plan.quantile else 0.0
         self._sum = Sum(sums, weight, bits)
         return Replies(sound, left_out, sound)
 
@@ -186,11 +168,11 @@ class PrivateMean(ArmStrategy):
         distributed = plan.dp == DISTRIBUTED_NOISE and bool(self._asked)
         sums = total.updates
         if plan.dp != NONE and not distributed:  # of an empty Poisson sample noise alone is released
-            sums = add_noise(sums, plan.update_multiplier * self._bound, self._key("server noise"))
-        rule = plan.adaptive(self._bound)
+            sums = add_noise(sums, plan.update_multiplier * self.bound, self._key("server noise"))
+        rule = plan.adaptive(self.bound)
         if rule is not None:
             following = rule.next(total.bits, plan.size, self._key("count noise"), noisy=distributed)
-            self._bound = following.bound
+            self.bound = following.bound
         divisor = total.weight if plan.dp == NONE else float(plan.size)
         moving = self.aggregator.moving(tuple(sums), found.number)
         return {name: sums[name] / divisor for name in moving}
@@ -206,50 +188,43 @@ class PrivateMean(ArmStrategy):
                     sums[name] += part.examples * value
             bits = sum(part.numbers[WITHIN] - part.numbers["devices"] / 2 for part in updates)
             return Sum(sums, sum(part.examples for part in updates), bits)
-        lengths: list[float] = []
-
-        def weighted() -> Iterator[tuple[float, Mapping[str, np.ndarray]]]:
-            for one in updates:
-                tensors = one.tensors or {}
-                lengths.append(norm(tensors))
-                yield weight_of(one.examples, self.plan.cap), tensors
-
-        sums = noisy_mean(
-            weighted(), bound=self._bound, noise_multiplier=0.0, total_weight=1.0, clipping=self.plan.clipping
-        )
+        lengths = [norm(one.tensors or {}) for one in updates]
+        weights = [weight_of(one.examples, self.plan.cap) for one in updates]
+        weighted = zip(weights, (one.tensors or {} for one in updates), strict=True)
+        clipping = self.plan.clipping
+        sums = noisy_mean(weighted, bound=self.bound, noise_multiplier=0.0, total_weight=1.0, clipping=clipping)
         self._tell_of_short_norm(lengths)
-        weight = sum(weight_of(one.examples, self.plan.cap) for one in updates)
-        within = sum(length <= self._bound for length in lengths)
-        return Sum(sums, weight, within - len(lengths) / 2)
+        within = sum(length <= self.bound for length in lengths)
+        return Sum(sums, sum(weights), within - len(lengths) / 2)
 
     def _tell_of_short_norm(self, lengths: list[float]) -> None:
         """Say once, in the log alone, that a fixed norm takes more than half of most updates: nothing of that is in the model."""
-        short = sum(length > CUT_SHORT * self._bound for length in lengths)
+        short = sum(length > CUT_SHORT * self.bound for length in lengths)
         if self._told or self.plan.quantile or 2 * short <= len(lengths):
             return
         self._told = True
         log.warning(
             "update-norm = %g is short: most updates of round %d lose more than half of their length, which slows training down; "
             "raise it, or let it follow clip-quantile (this line comes from the updates and has no guarantee: keep it private)",
-            self._bound,
+            self.bound,
             self._round,
         )
 
     def _key(self, purpose: str) -> bytes | None:
         """The noise of a simulation is deterministic; otherwise it is the operating system's."""
-        return key_from_seed(self.config.seed, self.job.arm, self._round, purpose) if self.simulated else None
+        return key_from_seed(self.config.seed, self.job.arm, self._round, purpose) if self.roster.simulated else None
 
     def diagnostics(self, found: Round) -> dict[str, float]:
         """The clipping norm of the round, where it adapts: it is released anyway."""
-        return {CLIPPING_NORM: self._bound} if self.plan.quantile else {}
+        return {CLIPPING_NORM: self.bound} if self.plan.quantile else {}
 
     def server_state(self) -> dict[str, np.ndarray]:
         """The optimizer's moments, and the clipping norm of the next round."""
-        bound = {BOUND: np.array([self._bound])} if self.plan.quantile else {}
+        bound = {BOUND: np.array([self.bound])} if self.plan.quantile else {}
         return {**super().server_state(), **bound}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Continue from :meth:`server_state`."""
         super().restore({name: value for name, value in state.items() if name != BOUND})
         if BOUND in state:
-            self._bound = float(state[BOUND][0])
+            self.bound = float(state[BOUND][0])

@@ -1,7 +1,5 @@
 """Replies of nodes, checked before any arithmetic: what is not sound is named, counted and left out."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace

@@ -10,10 +10,9 @@
 Whoever is missing at a step is out from there on. Below the threshold :class:`SecureSumError` ends the round without a sum.
 """
 
-from __future__ import annotations
-
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,32 +22,29 @@ from flwr.serverapp import Grid
 from fl.privacy.secure_sum.keys import SecureSumError
 from fl.privacy.secure_sum.messages import AdvertiseKeys, Inbox, MaskedInput, SecureSumSetup, ShareKeys, Unmask
 from fl.privacy.secure_sum.server import SecureSumServer
-from fl.protocol.wire import SECURE, SECURE_STEP, split_key
+from fl.protocol.wire import JOB, SECURE, SECURE_STEP, SETTINGS_RECORD, Job, split_key
 
 log = logging.getLogger("idiolect.server")
 STEP_TYPE = f"{MessageType.QUERY}.{SECURE_STEP}"
-Envelope = Callable[[tuple[str, ...]], RecordDict]  # what a message to some participants holds beside the step
 
 
+@dataclass
 class SecureRound:
     """One session. ``nodes`` says where each participant lives; answers from elsewhere do not count.
 
     ``left_out`` collects who is out of the sum, with the reason.
     """
 
-    def __init__(
-        self,
-        grid: Grid,
-        setup: SecureSumSetup,
-        nodes: Mapping[str, int],
-        envelope: Envelope,
-        timeout: float | None = None,
-    ) -> None:
-        self.setup = setup
-        self.nodes = dict(nodes)
-        self.left_out: dict[str, str] = {}
-        self._server = SecureSumServer(setup)
-        self._grid, self._envelope, self._timeout = grid, envelope, timeout
+    grid: Grid
+    setup: SecureSumSetup
+    nodes: Mapping[str, int]
+    job: Job  # the template of the queries
+    settings: ConfigRecord
+    timeout: float | None = None
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._server = SecureSumServer(self.setup)
 
     def begin(self) -> dict[str, Inbox]:
         """Steps 1 and 2; what each remaining participant needs for step 3."""
@@ -72,10 +68,10 @@ class SecureRound:
             by_node.setdefault(self.nodes[participant], []).append(participant)
         messages = []
         for node, hosted in sorted(by_node.items()):
-            content = self._envelope(tuple(hosted))
-            content[SECURE] = record
+            job = replace(self.job, devices=tuple(hosted)).to_record()
+            content = RecordDict({JOB: job, SETTINGS_RECORD: self.settings, SECURE: record})
             messages.append(Message(content, dst_node_id=node, message_type=STEP_TYPE))
-        return self._add(self._grid.send_and_receive(messages, timeout=self._timeout), participants, kind)
+        return self._add(self.grid.send_and_receive(messages, timeout=self.timeout), participants, kind)
 
     def _add(self, replies: Iterable[Message], asked: tuple[str, ...], kind: type[Any]) -> tuple[str, ...]:
         """Take the messages of one step out of replies; returns who sent a sound one, and notes why others are out."""

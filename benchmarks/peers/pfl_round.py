@@ -144,9 +144,10 @@ class Cohort(PlainLoop):
             Member(d.device_id, slot, self.shared, d.train, setting.plan, setting.phase_seed(d, self.rounds))
             for d in setting.devices
         ]
-        for one in train_cohort(self.host, setting.task, self.split, members, budget=BUDGET):
-            if one.state is None:
-                raise RuntimeError(f"device {one.device_id} failed: {one.error}")
+        trained = train_cohort(self.host, setting.task, self.split, members, budget=BUDGET)
+        for member, one in zip(members, trained, strict=True):
+            if isinstance(one, Exception):
+                raise RuntimeError(f"device {member.device_id} failed: {one}")
             yield one.state
 
 

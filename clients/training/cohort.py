@@ -7,8 +7,6 @@ clipping and optimizer state (:mod:`clients.training.slots`), and all are drawn 
 :mod:`clients.training.single` draws them.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,8 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from clients.training.optimizer import diverged, no_examples
-from clients.training.single import LocalResult, draw_batches, step_kinds, trained_split
+from clients.training.single import LocalResult, diverged, draw_batches, no_examples, step_kinds, trained_split
 from clients.training.slots import SHARED, SHARED_GATES, SKIPPED, SlotAdamW, SlotParameters
 from fl.adapters.split import Split, tensor_kind
 from fl.adapters.stacked import Slot, StackedModel
@@ -47,12 +44,10 @@ class Member:
 
 @dataclass(frozen=True)
 class MemberResult:
-    """A device's adapter after the local phase and what the phase did; or why it failed, and then neither."""
+    """A device's adapter after the local phase, and what the phase did."""
 
-    device_id: str
-    state: State | None = None
-    result: LocalResult | None = None
-    error: Exception | None = None
+    state: State
+    result: LocalResult
 
 
 def divide(members: Iterable[Member], *, size: int, budget: int) -> Iterator[list[Member]]:
@@ -79,92 +74,57 @@ def divide(members: Iterable[Member], *, size: int, budget: int) -> Iterator[lis
 
 def train_cohort(
     host: StackedModel, task: Task, split: Split, members: Sequence[Member], *, budget: int
-) -> list[MemberResult]:
+) -> list[MemberResult | Exception]:
     """Train the members' adapters and return them in the same order; ``budget`` is in bytes, half of it for activations.
 
-    A member without examples, or whose loss or gradient stops being finite, fails alone. What goes wrong with the computation
-    itself (an example that does not fit the base, memory) is raised: no member is trained then, and none has changed.
+    A member without examples, or whose loss or gradient stops being finite, fails alone: its place has the error. What goes wrong with
+    the computation itself (an example that does not fit the base, memory) is raised: no member is trained then, and none has changed.
     """
     able = [m for m in members if m.examples]
-    trained = _Cohort(host, task, split, able, budget).run() if able else []
-    results = {one.device_id: one for one in trained}
-    return [results.get(m.device_id) or MemberResult(m.device_id, error=no_examples()) for m in members]
+    trained = iter(_Cohort(host, task, split, able, budget).run() if able else ())
+    return [next(trained) if m.examples else no_examples() for m in members]
 
 
-@dataclass
-class _Course:
-    """What one member will do, and what it has done."""
+class _SharedTerms:
+    """What is added to the gradients of the shared part, for every member that has it.
 
-    kinds: list[str]
-    batches: list[list[int]]
-
-    def kind(self, step: int) -> str | None:
-        """The kind of a step; None if the member has finished."""
-        return self.kinds[step] if step < len(self.kinds) else None
-
-
-def _course(member: Member) -> _Course:
-    generator = derive_generator(member.seed, "local-steps")
-    kinds = step_kinds(member.plan, generator)
-    return _Course(kinds, draw_batches(len(member.examples), member.plan.batch_size, len(kinds), generator))
-
-
-class _Proximal:
-    """FedProx's term for every member that has one: mu times the way from where the round began, added to the gradient.
-
-    As in the single-device trainer, a tensor that gets no gradient in a step is not pulled either.
+    A correction (:class:`fl.algorithms.base.Correction`), which is told the sum of the gradients before; then FedProx's term, mu times
+    the way from where the round began. As in the single-device trainer, a tensor that gets no gradient in a step gets no term either.
     """
 
-    def __init__(self, parameters: SlotParameters, plans: Sequence[LocalPlan]) -> None:
-        self.parameters = parameters
-        self.strength = [plan.proximal for plan in plans]
-        shared = parameters.columns(SHARED_GATES).stop  # shared columns come first
-        self.start = parameters.values[:, :shared].clone() if any(self.strength) else None
-
-    def pull(self, kinds: Mapping[int, str]) -> None:
-        """Add the term to the gradients of the members that take a step."""
-        if self.start is None:
-            return
-        for group in (SHARED, SHARED_GATES):
-            columns = self.parameters.columns(group)
-            strength = [
-                mu if i in kinds and kinds[i] not in SKIPPED[group] else 0.0 for i, mu in enumerate(self.strength)
-            ]
-            way = self.parameters.values[:, columns] - self.start[:, columns]
-            self.parameters.gradients[:, columns].addcmul_(way, way.new_tensor(strength)[:, None])
-
-
-class _Corrections:
-    """The gradient term of every member that has one, and the sum of its gradients before (:class:`fl.algorithms.base.Correction`)."""
-
-    def __init__(self, parameters: SlotParameters, members: Sequence[Member], split: Split) -> None:
-        self.parameters, self.members, self.split = parameters, members, split
+    def __init__(self, parameters: SlotParameters, members: Sequence[Member]) -> None:
+        self.parameters, self.members = parameters, members
         self.counts = {group: [0] * len(members) for group in (SHARED, SHARED_GATES)}
+        self.proximal = [m.plan.proximal for m in members]
         none: State = {}
         given = [none if m.control is None else m.control.correction for m in members]
         self.added = parameters.laid_out(given) if any(given) else None
         self.sums = torch.zeros_like(parameters.gradients) if any(given) else None
+        shared = parameters.columns[SHARED_GATES].stop  # shared columns come first
+        self.start = parameters.values[:, :shared].clone() if any(self.proximal) else None
 
-    def apply(self, kinds: Mapping[int, str]) -> None:
-        """Count and correct the gradients of the members that take a step."""
-        if self.added is None or self.sums is None:
-            return
+    def add(self, kinds: Mapping[int, str]) -> None:
+        """Add the terms of the members that take a step."""
         for group, counts in self.counts.items():
-            columns = self.parameters.columns(group)
+            columns = self.parameters.columns[group]
             taking = [i in kinds and kinds[i] not in SKIPPED[group] for i in range(len(self.members))]
-            for i, one in enumerate(taking):
-                counts[i] += one
             gradient = self.parameters.gradients[:, columns]
-            step = gradient.new_tensor([float(one) for one in taking])[:, None]
-            self.sums[:, columns].addcmul_(gradient, step)
-            gradient.addcmul_(self.added[:, columns], step)
+            step = gradient.new_tensor(taking)[:, None]
+            if self.added is not None and self.sums is not None:
+                for i, one in enumerate(taking):
+                    counts[i] += one
+                self.sums[:, columns].addcmul_(gradient, step)
+                gradient.addcmul_(self.added[:, columns], step)
+            if self.start is not None:
+                way = self.parameters.values[:, columns] - self.start[:, columns]
+                gradient.addcmul_(way, way.new_tensor(self.proximal)[:, None] * step)
 
-    def tell(self, i: int) -> None:
-        """Give member ``i`` what its gradients were."""
+    def tell(self, i: int, split: Split) -> None:
+        """Give the correction of member ``i`` what its gradients were."""
         control = self.members[i].control
         if control is None or self.sums is None:
             return
-        names = [name for name in self.split.shared if name in control.correction]
+        names = [name for name in split.shared if name in control.correction]
         control.sums = self.parameters.taken_out(self.sums, i, names)
         groups = {n: SHARED_GATES if tensor_kind(n) == "gate" else SHARED for n in names}
         control.counts = {name: self.counts[group][i] for name, group in groups.items()}
@@ -181,50 +141,51 @@ class _Cohort:
             raise AdapterError(
                 f"the devices of a cohort train the same factors, not all but {sorted(frozen)}: divide them"
             )
-        split = trained_split(split, frozen.pop())
-        self.parameters = SlotParameters([m.slot for m in members], [m.state for m in members], split, device)
-        self.proximal = _Proximal(self.parameters, [m.plan for m in members])
-        self.corrections = _Corrections(self.parameters, members, split)
+        self.split = trained_split(split, frozen.pop())
+        self.parameters = SlotParameters([m.slot for m in members], [m.state for m in members], self.split, device)
+        self.terms = _SharedTerms(self.parameters, members)
         self.optimizer = SlotAdamW(self.parameters, [m.plan for m in members])
-        self.courses = [_course(m) for m in members]
+        self.kinds: list[list[str]] = []  # of each member's steps
+        self.batches: list[list[list[int]]] = []  # each a list of examples
+        for member in members:
+            generator = derive_generator(member.seed, "local-steps")
+            kinds = step_kinds(member.plan, generator)
+            self.kinds.append(kinds)
+            self.batches.append(draw_batches(len(member.examples), member.plan.batch_size, len(kinds), generator))
         self.budget = budget // 2
         # Of each step: every member's mean loss and largest gradient norm. Read when all is done: reading waits for the
         # device, and a member that diverged spoils nothing but its own row until then.
         self.seen: list[torch.Tensor] = []
 
-    def run(self) -> list[MemberResult]:
+    def run(self) -> list[MemberResult | Exception]:
         started = time.perf_counter()
-        for step in range(max(len(course.kinds) for course in self.courses)):
+        for step in range(max(map(len, self.kinds))):
             self._step(step)
-        seen: list[list[list[float]]] = (
-            torch.stack(self.seen).tolist() if self.seen else []
-        )  # step, loss or norm, member
+        seen = torch.stack(self.seen).cpu() if self.seen else torch.zeros(0, 2, len(self.members))
         seconds = time.perf_counter() - started
-        examples = [sum(map(len, course.batches)) for course in self.courses]
+        examples = [sum(map(len, batches)) for batches in self.batches]
         return [
-            self._trained(i, seen, examples[i], seconds * examples[i] / max(1, sum(examples)))
+            self._trained(i, seen[..., i], examples[i], seconds * examples[i] / max(1, sum(examples)))
             for i in range(len(self.members))
         ]
 
-    def _trained(self, i: int, seen: list[list[list[float]]], examples: int, seconds: float) -> MemberResult:
-        member, course = self.members[i], self.courses[i]
-        losses = [seen[step][0][i] for step in range(len(course.kinds))]
-        norms = [seen[step][1][i] for step in range(len(course.kinds))]
+    def _trained(self, i: int, seen: torch.Tensor, examples: int, seconds: float) -> MemberResult | Exception:
+        """The result of one member; ``seen`` is (steps of the longest, 2): its mean loss and largest gradient norm."""
+        steps = len(self.kinds[i])
+        losses, norms = seen[:steps].T.tolist()
         for loss, norm in zip(losses, norms, strict=True):
             what = "the loss" if not math.isfinite(loss) else "a gradient" if not math.isfinite(norm) else ""
             if what:
-                return MemberResult(member.device_id, error=diverged(what))
+                return diverged(what)
         loss = sum(losses) / len(losses) if losses else 0.0
-        result = LocalResult(loss=loss, examples=examples, steps=len(course.kinds), seconds=seconds)
-        self.corrections.tell(i)
-        return MemberResult(member.device_id, self.parameters.state(i), result)
+        result = LocalResult(loss=loss, examples=examples, steps=steps, seconds=seconds)
+        self.terms.tell(i, self.split)
+        return MemberResult(self.parameters.stack.state(i), result)
 
     def _step(self, step: int) -> None:
         """One optimizer step of every member that has one left."""
-        kinds = {i: kind for i, course in enumerate(self.courses) if (kind := course.kind(step)) is not None}
-        if not kinds:
-            return
-        rows = [(i, self.members[i].examples[j]) for i in kinds for j in self.courses[i].batches[step]]
+        kinds = {i: member_kinds[step] for i, member_kinds in enumerate(self.kinds) if step < len(member_kinds)}
+        rows = [(i, self.members[i].examples[j]) for i in kinds for j in self.batches[i][step]]
         self.parameters.gradients.zero_()
         device = self.parameters.values.device
         losses = torch.zeros(len(self.members), device=device, dtype=torch.float64)
@@ -240,8 +201,7 @@ class _Cohort:
             labels.index_add_(0, slots, count.double())
         # The gradient of a mean is that of the sum over the number of labels: known only now, and exact per device.
         self.parameters.gradients.div_(labels.clamp(min=1).to(self.parameters.gradients.dtype)[:, None])
-        self.corrections.apply(kinds)
-        self.proximal.pull(kinds)
+        self.terms.add(kinds)
         means = losses / labels.clamp(min=1)
         self.seen.append(torch.stack((means, self.optimizer.clip().double())))
         self.optimizer.step(kinds)

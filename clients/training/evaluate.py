@@ -1,7 +1,5 @@
 """Evaluation of one device: predictions, and counts that add up."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,25 +1,22 @@
 """The local phase of one device: its adapter put together, trained, and its results taken apart into what stays and what leaves."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from clients.store import PrivateState
-from clients.training.personal import train_own_part
+from clients.training.second import fresh_own, own_folder, second_slot, stored_own, train_own
 from clients.training.single import LocalResult, train_locally
 from clients.updates.reply import DeviceFailure, DeviceResult
 from clients.worker import Worker
 from fl.adapters.split import CONTROL
-from fl.adapters.state import Shapes, State
+from fl.adapters.state import Shapes, State, adapter_parameters
 from fl.algorithms.arms import EVERYONE, Arm, trained_arm
 from fl.algorithms.base import Correction
 from fl.algorithms.plan import LocalPlan, Phase
 from fl.core.errors import ConfigError, GuardError, IdiolectError
 from fl.core.rng import derive_seed
 from fl.protocol.wire import Job, tensors_bytes
-from fl.tasks.task import DeviceExamples, Example
+from fl.tasks.task import DeviceExamples
 
 # All data in one place: as many examples as all devices take together, in steps whose batch is those of so many devices. The
 # same examples in more and smaller steps diverged at the devices' learning rate, which averaging allows them.
@@ -66,16 +63,11 @@ def job_arm(worker: Worker, job: Job) -> Arm:
     return arm
 
 
-def participants(worker: Worker) -> int:
-    """How many devices take part in training."""
-    return sum(not worker.task.is_new(d) for d in worker.task.device_ids())
-
-
 def local_plan(worker: Worker, job: Job, device_id: str, arm: Arm) -> LocalPlan:
     """What a device does in this job: the arm's schedule, as its algorithms change it. No step where the task does not learn."""
     plan = arm.schedule.plan(job.round)
     if device_id == EVERYONE:
-        devices = participants(worker)
+        devices = sum(not worker.task.is_new(d) for d in worker.task.device_ids())  # that take part in training
         together = min(devices, EVERYONE_BATCHES)
         steps = math.ceil(plan.steps * devices / together)
         plan = replace(plan, steps=steps, batch_size=plan.batch_size * together)
@@ -97,83 +89,108 @@ def adapter_part(incoming: State) -> State:
     return {name: tensor for name, tensor in incoming.items() if not name.startswith(CONTROL)}
 
 
-def correction_folder(arm: Arm) -> str:
-    """Under which name the device store keeps what an algorithm's correction needs from round to round."""
-    return f"{arm.name}-control"
+class LocalPhase:
+    """What one device has before the local phase of a job, and what becomes of the adapter that comes out of it."""
 
+    def __init__(self, worker: Worker, job: Job, device_id: str, incoming: State) -> None:
+        self.worker, self.job, self.device_id, self.incoming = worker, job, device_id, incoming
+        self.arm = job_arm(worker, job)
+        self.plan = local_plan(worker, job, device_id, self.arm)
+        self.seed = local_seed(worker, job, device_id)
+        self.examples = worker.vary(device_data(worker, device_id).train, self.seed)
+        self.shared = adapter_part(incoming)
+        self.correction = self._begin_correction()
 
-def begin_correction(worker: Worker, job: Job, arm: Arm, device_id: str, incoming: State) -> Correction | None:
-    """The correction of a device's gradients in this job, None if the arm's algorithm has none."""
-    if arm.shared is None:
-        return None
+    @property
+    def _correction_folder(self) -> str:
+        """Under which name the device store keeps what an algorithm's correction needs from round to round."""
+        return f"{self.arm.name}-control"
 
-    def load(shapes: Shapes) -> State | None:
-        found = worker.store.load(correction_folder(arm), device_id, shapes, before=job.round)
-        return None if found is None else found.tensors
+    def _begin_correction(self) -> Correction | None:
+        """The correction of the device's gradients, None if the arm's algorithm has none."""
+        if self.arm.shared is None:
+            return None
 
-    return arm.shared.begin(incoming, load)
+        def load(shapes: Shapes) -> State | None:
+            return self.worker.store.load(self._correction_folder, self.device_id, shapes, before=self.job.round)
+
+        return self.arm.shared.begin(self.incoming, load)
+
+    def follow(self) -> DeviceResult:
+        """Train the second adapter, where the shared part only follows it."""
+        shared, result = self._train_own() or (dict(self.incoming), LocalResult())
+        return self._result(shared, result)
+
+    def finish(self, state: State, result: LocalResult) -> DeviceResult:
+        """Keep what stays of a trained adapter ``state``, train what the device has beside it, and say what leaves.
+
+        Nothing leaves in a phase without exchange.
+        """
+        worker, job = self.worker, self.job
+        worker.keep_private(self.arm, self.device_id, job.round, state)
+        sends = job.phase is Phase.FEDERATE
+        shared = {name: state[name] for name in worker.split(self.arm).shared} if sends else {}
+        if self.correction is not None:
+            worker.store.save(self._correction_folder, self.device_id, job.round, self.correction.kept())
+            shared |= self.correction.sent()
+        if (done := self._train_own()) is not None:
+            result = replace(result, seconds=result.seconds + done[1].seconds)
+        return self._result(shared, result)
+
+    def _train_own(self) -> tuple[State, LocalResult] | None:
+        """Train and keep what is the device's own beside the shared adapter; None where there is nothing to do.
+
+        Returns the shared adapter, which moves only where it follows the own one, and what was done.
+        """
+        worker, job, second, device_id = self.worker, self.job, self.arm.personal.second, self.device_id
+        if second is None or job.phase is not Phase.FEDERATE or not self.plan.steps:
+            return None
+        kept = None
+        if not second.follows:
+            kept = stored_own(worker, second, self.arm, device_id, self.shared, before=job.round)
+        slot = second_slot(worker, second)
+        trained, shared, result = train_own(
+            worker.adapted,
+            adapter_parameters(worker.adapted, slot),
+            second,
+            self.shared,
+            kept or fresh_own(worker, second, self.shared),
+            worker.task,
+            self.examples,
+            second.plan(self.plan),
+            seed=derive_seed(worker.config.seed, job.round, device_id, "train-own"),
+        )
+        worker.store.save(own_folder(self.arm), device_id, job.round, trained)
+        return shared, result
+
+    def _result(self, shared: State, result: LocalResult) -> DeviceResult:
+        """What the device says of its local phase. Bytes are those of its own tensors, whoever else is on its node."""
+        numbers = {
+            "examples": len(self.examples),
+            "steps": result.steps,
+            "loss": result.loss,
+            "bytes-up": tensors_bytes(shared.values()),
+            "bytes-down": tensors_bytes(self.incoming.values()),
+            "seconds-train": result.seconds,
+        }
+        return DeviceResult(self.device_id, numbers, shared=shared)
 
 
 def train_device(worker: Worker, job: Job, device_id: str, incoming: State) -> DeviceResult:
     """Train one device alone: the reference for every faster way."""
-    arm = job_arm(worker, job)
-    examples = worker.vary(device_data(worker, device_id).train, local_seed(worker, job, device_id))
-    plan = local_plan(worker, job, device_id, arm)
-    if arm.personal.second is not None and arm.personal.second.follows:  # the shared part follows the personal one
-        done = train_own_part(worker, job, arm, device_id, incoming, examples, plan)
-        shared, result = done or (dict(incoming), LocalResult(0.0, 0, 0, 0.0))
-        return DeviceResult(device_id, training_numbers(len(examples), result, shared, incoming), shared=shared)
-    correction = begin_correction(worker, job, arm, device_id, incoming)
-    worker.place(arm, device_id, adapter_part(incoming), before=job.round)
+    phase = LocalPhase(worker, job, device_id, incoming)
+    arm = phase.arm
+    if arm.personal.second is not None and arm.personal.second.follows:
+        return phase.follow()
+    worker.place(arm, device_id, phase.shared, before=job.round)
     result = train_locally(
         worker.adapted,
-        worker.parameters(arm.gate),
+        worker.active(arm.gate).parameters,
         worker.split(arm),
         worker.task,
-        examples,
-        plan,
-        seed=local_seed(worker, job, device_id),
-        control=correction,
+        phase.examples,
+        phase.plan,
+        seed=phase.seed,
+        control=phase.correction,
     )
-    state = worker.state(arm.gate)
-    return finish_device(worker, job, arm, device_id, incoming, examples, state, result, plan, correction)
-
-
-def finish_device(
-    worker: Worker,
-    job: Job,
-    arm: Arm,
-    device_id: str,
-    incoming: State,
-    examples: Sequence[Example],
-    state: State,
-    result: LocalResult,
-    plan: LocalPlan,
-    correction: Correction | None,
-) -> DeviceResult:
-    """Keep what stays of a trained adapter ``state``, train what the device has beside it, and say what leaves.
-
-    Nothing leaves in a phase without exchange.
-    """
-    worker.keep_private(arm, device_id, job.round, state)
-    sends = job.phase is Phase.FEDERATE
-    shared = {name: state[name] for name in worker.split(arm).shared} if sends else {}
-    if correction is not None:
-        worker.store.save(correction_folder(arm), device_id, PrivateState(job.round, correction.kept()))
-        shared |= correction.sent()
-    done = train_own_part(worker, job, arm, device_id, adapter_part(incoming), examples, plan)
-    if done is not None:
-        result = replace(result, seconds=result.seconds + done[1].seconds)
-    return DeviceResult(device_id, training_numbers(len(examples), result, shared, incoming), shared=shared)
-
-
-def training_numbers(examples: int, result: LocalResult, shared: State, incoming: State) -> dict[str, int | float]:
-    """What a device says of its local phase. Bytes are those of its own tensors, whoever else is on its node."""
-    return {
-        "examples": examples,
-        "steps": result.steps,
-        "loss": result.loss,
-        "bytes-up": tensors_bytes(shared.values()),
-        "bytes-down": tensors_bytes(incoming.values()),
-        "seconds-train": result.seconds,
-    }
+    return phase.finish(worker.active(arm.gate).state(), result)

@@ -1,34 +1,83 @@
-"""Local training of one device: a few steps on its own examples, in which shared and private tensors have rates of their own."""
+"""Local training of one device: a few steps on its own examples, in which shared and private tensors have rates of their own.
 
-from __future__ import annotations
+Second adapters step through the same optimizer; a cohort's :class:`clients.training.slots.SlotAdamW` is the same arithmetic on the
+matrix of many devices, and is tested against this one.
+"""
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from clients.training.optimizer import AdapterOptimizer, Rates, require_examples, require_finite
 from fl.adapters.model import neutral_gates
 from fl.adapters.split import Split, tensor_kind
 from fl.algorithms.base import Correction
 from fl.algorithms.plan import LocalPlan
+from fl.core.errors import AdapterError
 from fl.core.rng import derive_generator
 from fl.tasks.task import Example, Task
+
+
+def diverged(what: str) -> AdapterError:
+    """The error of a training whose ``what`` stopped being finite."""
+    return AdapterError(f"training diverged: {what} is not finite; lower learning-rate or private-learning-rate")
+
+
+def require_finite(value: Tensor, what: str) -> None:
+    """Raise :class:`AdapterError` unless a scalar is finite."""
+    if not bool(torch.isfinite(value)):
+        raise diverged(what)
+
+
+def no_examples() -> AdapterError:
+    """The error of a device that has nothing to train on."""
+    return AdapterError("device has no training examples: leave it out of training or give it data")
+
+
+class AdapterOptimizer:
+    """AdamW (Loshchilov & Hutter 2019) over a shared and a private part, each clipped by the norm of its gradients.
+
+    Only private gates have a rate of their own and no weight decay. A private A or B (fedsa, all-private) is an ordinary factor.
+    """
+
+    def __init__(
+        self, shared: Mapping[str, nn.Parameter], private: Mapping[str, nn.Parameter], plan: LocalPlan
+    ) -> None:
+        self._parts, self._norm = (list(shared.values()), list(private.values())), plan.clipping_norm
+        gates = [p for name, p in private.items() if tensor_kind(name) == "gate"]
+        factors = [*shared.values(), *(p for name, p in private.items() if tensor_kind(name) != "gate")]
+        groups = [
+            {"params": factors, "lr": plan.learning_rate, "weight_decay": plan.weight_decay},
+            {"params": gates, "lr": plan.private_learning_rate, "weight_decay": 0.0},
+        ]
+        self._adamw = torch.optim.AdamW([group for group in groups if group["params"]])
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        self._adamw.zero_grad(set_to_none=True)
+
+    def step(self) -> None:
+        """Clip and step; a parameter without gradient keeps its value and its moments. :class:`AdapterError` if one is not finite."""
+        for part in self._parts:
+            with_gradient = [p for p in part if p.grad is not None]
+            if with_gradient:
+                require_finite(nn.utils.clip_grad_norm_(with_gradient, self._norm), "a gradient")
+        self._adamw.step()
 
 
 @dataclass(frozen=True)
 class LocalResult:
     """What a local phase did: mean loss over its steps, examples seen (with repetition), steps, seconds."""
 
-    loss: float
-    examples: int
-    steps: int
-    seconds: float
+    loss: float = 0.0
+    examples: int = 0
+    steps: int = 0
+    seconds: float = 0.0
 
 
 def trained_split(split: Split, frozen: str) -> Split:
@@ -89,9 +138,10 @@ def train_locally(
     ``parameters`` are the live adapter parameters by name. Optimizer state lives for this call. Raises :class:`fl.core.errors.AdapterError`
     if the loss or a gradient stops being finite; the caller still has the tensors from before.
     """
-    require_examples(examples)
+    if not examples:
+        raise no_examples()
     if not plan.first_private + plan.steps + plan.private_steps:
-        return LocalResult(0.0, 0, 0, 0.0)
+        return LocalResult()
     started = time.perf_counter()
     generator = derive_generator(seed, "local-steps")
     kinds = step_kinds(plan, generator)
@@ -118,32 +168,28 @@ class _Parts:
     def __init__(
         self, parameters: dict[str, nn.Parameter], split: Split, plan: LocalPlan, control: Correction | None
     ) -> None:
-        self.plan, self.names, self.control = plan, split.shared, control
+        self.plan, self.control = plan, control
         self.correction = {} if control is None else control.correction
         for name, parameter in parameters.items():
             parameter.requires_grad_(name not in split.fixed)
-        self.shared = [parameters[name] for name in split.shared]
-        self.private = [parameters[name] for name in split.private]
-        self.start = [p.detach().clone() for p in self.shared] if plan.proximal else []
-        # A private A or B (fedsa, all-private) is an ordinary factor and learns at the factors' rate; only gates need more.
-        gates = [parameters[name] for name in split.private if tensor_kind(name) == "gate"]
-        factors = [*self.shared, *(parameters[n] for n in split.private if tensor_kind(n) != "gate")]
-        rates = Rates(plan.learning_rate, plan.private_learning_rate, plan.weight_decay, plan.clipping_norm)
-        self.optimizer = AdapterOptimizer(factors, gates, (self.shared, self.private), rates)
+        self.shared = {name: parameters[name] for name in split.shared}
+        self.private = {name: parameters[name] for name in split.private}
+        self.start = {name: p.detach().clone() for name, p in self.shared.items()} if plan.proximal else {}
+        self.optimizer = AdapterOptimizer(self.shared, self.private, plan)
 
-    def step(self, loss: torch.Tensor, kind: str) -> None:
+    def step(self, loss: Tensor, kind: str) -> None:
         """One update from ``loss``. ``private`` steps leave the shared part, ``shared`` ones the private; ``neutral`` ones give
         gates no gradient anyway."""
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        for parameter in {"private": self.shared, "shared": self.private}.get(kind, ()):
+        for parameter in {"private": self.shared, "shared": self.private}.get(kind, {}).values():
             parameter.grad = None
-        if self.control is not None:
-            for name, parameter in zip(self.names, self.shared, strict=True):
-                if parameter.grad is not None:
-                    self.control.observe(name, parameter.grad)
-                    parameter.grad.add_(self.correction[name].to(parameter.device))
-        for parameter, start in zip(self.shared, self.start, strict=False):  # no start without a proximal term
-            if parameter.grad is not None:
-                parameter.grad.add_(parameter.detach() - start, alpha=self.plan.proximal)
+        for name, parameter in self.shared.items():
+            if parameter.grad is None:
+                continue
+            if self.control is not None:
+                self.control.observe(name, parameter.grad)
+                parameter.grad.add_(self.correction[name].to(parameter.device))
+            if self.start:
+                parameter.grad.add_(parameter.detach() - self.start[name], alpha=self.plan.proximal)
         self.optimizer.step()

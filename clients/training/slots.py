@@ -5,11 +5,8 @@ trained in the same steps at the same rate: shared factors, shared gates, privat
 step of clipping and AdamW over all devices is a few dozen vector operations instead of a dozen for each of thousands of tensors.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -31,15 +28,6 @@ SKIPPED = {
 """In which kinds of steps a group gets no gradient, and keeps its values, its moments and its count."""
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where one tensor lies in a row: columns ``start`` to ``stop``, of this padded shape."""
-
-    start: int
-    stop: int
-    shape: tuple[int, ...]
-
-
 class SlotParameters:
     """K adapters with the same gate (ranks may differ) whose trained tensors share one (K, P) matrix.
 
@@ -55,64 +43,52 @@ class SlotParameters:
         self.slots = tuple(slots)
         padded = StackedAdapters.from_states(slots, states)
         every = {**padded.factors, **padded.gates.get(slots[0].gate, {})}
-        self.groups: dict[str, tuple[int, int]] = {}
-        self._places: dict[str, _Place] = {}
+        self.columns: dict[str, slice] = {}  # of each group, empty if the split has none
+        self._columns: dict[str, slice] = {}  # of each tensor
+        self._shapes: dict[str, tuple[int, ...]] = {}  # padded, of one slot
         column = 0
         for group, names in _grouped(split).items():
             first = column
             for name in names:
-                shape = tuple(every[name].shape[1:])
-                self._places[name] = _Place(column, column + math.prod(shape), shape)
-                column = self._places[name].stop
-            self.groups[group] = (first, column)
+                self._shapes[name] = tuple(every[name].shape[1:])
+                self._columns[name] = slice(column, column + math.prod(self._shapes[name]))
+                column = self._columns[name].stop
+            self.columns[group] = slice(first, column)
         dtype = next(iter(every.values())).dtype
         self.values = torch.empty(len(slots), column, device=device, dtype=dtype)
         self.gradients = torch.zeros_like(self.values)
-        for name, place in self._places.items():
-            self._view(self.values, place).copy_(every[name])
-        fixed = {name: every[name][:1].to(device) for name in split.fixed}
-        self._leaves = {name: self._leaf(place) for name, place in self._places.items()}
-        self.stack = self._as_stack({**fixed, **self._leaves})
+        for name in self._shapes:
+            self._view(self.values, name).copy_(every[name])
+        self._leaves = {name: self._view(self.values, name).detach().requires_grad_(True) for name in self._shapes}
+        tensors = {**{name: every[name][:1].to(device) for name in split.fixed}, **self._leaves}
+        factors = {n: t for n, t in tensors.items() if tensor_kind(n) != "gate"}
+        gates = {n: t for n, t in tensors.items() if tensor_kind(n) == "gate"}
+        self.stack = StackedAdapters(self.slots, factors, {self.slots[0].gate: gates} if gates else {})
 
-    def _view(self, matrix: Tensor, place: _Place) -> Tensor:
-        return matrix[:, place.start : place.stop].view(len(self.slots), *place.shape)
-
-    def _leaf(self, place: _Place) -> Tensor:
-        return self._view(self.values, place).detach().requires_grad_(True)
+    def _view(self, matrix: Tensor, name: str) -> Tensor:
+        """One tensor of all slots in a matrix like :attr:`values`."""
+        return matrix[:, self._columns[name]].view(len(self.slots), *self._shapes[name])
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of ``loss`` to ``gradients``; a tensor that the loss does not depend on has none."""
         found = torch.autograd.grad(loss, list(self._leaves.values()), allow_unused=True)
-        for place, gradient in zip(self._places.values(), found, strict=True):
+        for name, gradient in zip(self._leaves, found, strict=True):
             if gradient is not None:
-                self._view(self.gradients, place).add_(gradient)
-
-    def _as_stack(self, tensors: Mapping[str, Tensor]) -> StackedAdapters:
-        factors = {n: t for n, t in tensors.items() if tensor_kind(n) != "gate"}
-        gates = {n: t for n, t in tensors.items() if tensor_kind(n) == "gate"}
-        return StackedAdapters(self.slots, factors, {self.slots[0].gate: gates} if gates else {})
-
-    def state(self, slot: int) -> State:
-        """A copy of all tensors of one slot."""
-        return self.stack.state(slot)
+                self._view(self.gradients, name).add_(gradient)
 
     def laid_out(self, states: Sequence[State]) -> Tensor:
         """Tensors of each slot as a matrix like :attr:`values`, (K, P); zero where a slot has none."""
         matrix = torch.zeros_like(self.values)
-        for name, place in self._places.items():
-            for row, slot, state in zip(self._view(matrix, place), self.slots, states, strict=True):
+        for name in self._shapes:
+            for row, slot, state in zip(self._view(matrix, name), self.slots, states, strict=True):
                 if name in state:
                     row[cut(name, slot)] = state[name].to(matrix)
         return matrix
 
     def taken_out(self, matrix: Tensor, slot: int, names: Sequence[str]) -> State:
         """The inverse of :meth:`laid_out` for one slot: copies on the CPU."""
-        rows = {name: self._view(matrix, self._places[name])[slot] for name in names}
+        rows = {name: self._view(matrix, name)[slot] for name in names}
         return {name: row[cut(name, self.slots[slot])].to("cpu", copy=True) for name, row in rows.items()}
-
-    def columns(self, group: str) -> slice:
-        """The columns of a group; empty if the split has none."""
-        return slice(*self.groups[group])
 
 
 def _grouped(split: Split) -> dict[str, list[str]]:
@@ -134,7 +110,7 @@ class SlotAdamW:
         self.parameters = parameters
         self.first = torch.zeros_like(parameters.values)
         self.second = torch.zeros_like(parameters.values)
-        self.steps = {group: [0] * len(plans) for group in parameters.groups}
+        self.steps = {group: [0] * len(plans) for group in SKIPPED}
         self.plans = list(plans)
         self._limits = parameters.values.new_tensor([plan.clipping_norm for plan in plans])
 
@@ -144,9 +120,9 @@ class SlotAdamW:
         Nothing is read from the device. A slot whose gradient is not finite has a norm that is not, and spoils its own row only.
         """
         largest = torch.zeros_like(self.parameters.values[:, 0])
-        groups = self.parameters.groups
+        columns = self.parameters.columns
         for first, last in ((SHARED, SHARED_GATES), (FACTORS, GATES)):
-            part = self.parameters.gradients[:, groups[first][0] : groups[last][1]]
+            part = self.parameters.gradients[:, columns[first].start : columns[last].stop]
             if not part.shape[1]:
                 continue
             norms = torch.linalg.vector_norm(part, dim=1)
@@ -158,12 +134,13 @@ class SlotAdamW:
         """One update of the slots in ``kinds``: ``neutral`` leaves the gates, ``private`` the shared part, ``joint`` nothing."""
         for group, skipping in SKIPPED.items():
             slots = [slot for slot, kind in kinds.items() if kind not in skipping]
-            if slots and self.parameters.columns(group).stop > self.parameters.columns(group).start:
+            columns = self.parameters.columns[group]
+            if slots and columns.stop > columns.start:
                 self._update(group, slots)
 
     def _update(self, group: str, slots: list[int]) -> None:
         # As in the single-device trainer, only private gates have a rate of their own: a private A or B is an ordinary factor.
-        columns = self.parameters.columns(group)
+        columns = self.parameters.columns[group]
         matrices = (self.parameters.values, self.parameters.gradients, self.first, self.second)
         everyone = len(slots) == len(self.plans)
         rows = slice(None) if everyone else torch.tensor(slots, device=self.first.device)

@@ -1,31 +1,29 @@
 """The local phase of a job's devices in cohorts: many devices in one computation, each as if it were alone."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Sequence
 
+import psutil
+import torch
+
 from clients.training.cohort import Member, MemberResult, divide, train_cohort
-from clients.training.memory import budget_bytes
-from clients.training.phase import (
-    DEVICE_FAULTS,
-    adapter_part,
-    begin_correction,
-    finish_device,
-    job_arm,
-    local_plan,
-    local_seed,
-    one_by_one,
-    train_device,
-)
+from clients.training.phase import DEVICE_FAULTS, LocalPhase, job_arm, one_by_one, train_device
 from clients.updates.reply import DeviceFailure, DeviceResult
 from clients.worker import Worker
 from fl.adapters.stacked import Slot
 from fl.adapters.state import State
-from fl.algorithms.arms import Arm
 from fl.protocol.wire import Job
 
 log = logging.getLogger("idiolect.client")
+SHARE = 0.5  # of the free memory: an estimate may be off, and others want some too
+
+
+def budget_bytes(device: torch.device, parallel: int = 1) -> int:
+    """Bytes that one of ``parallel`` computations on this machine may plan with, on its GPU or in main memory."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(SHARE * free)
+    return int(SHARE * psutil.virtual_memory().available / max(1, parallel))
 
 
 def train_together(
@@ -42,54 +40,38 @@ def train_together(
         yield from one_by_one(train_device)(worker, job, devices, incoming)
         return
     failures: list[DeviceFailure] = []
-    members = _members(worker, arm, job, devices, incoming, failures)
+    phases: dict[str, LocalPhase] = {}
+    recipe = worker.recipe(arm.gate)
+    slot = Slot(recipe.size, recipe.alpha / recipe.size, arm.gate)
+
+    def members() -> Iterator[Member]:
+        for device_id in devices:
+            try:
+                phase = LocalPhase(worker, job, device_id, incoming)
+                state = worker.assembled(arm, device_id, phase.shared, before=job.round)
+            except DEVICE_FAULTS as error:
+                failures.append(DeviceFailure(device_id, error))
+                continue
+            phases[device_id] = phase
+            yield Member(device_id, slot, state, phase.examples, phase.plan, phase.seed, phase.correction)
+
     budget = budget_bytes(next(worker.host.model.parameters()).device, job.parallel)
-    for cohort in divide(members, size=worker.config.train.cohort, budget=budget):
+    for cohort in divide(members(), size=worker.config.train.cohort, budget=budget):
         try:
             trained = train_cohort(worker.host, worker.task, worker.split(arm), cohort, budget=budget)
         except DEVICE_FAULTS as error:
             log.warning("a cohort of %d devices failed, they are trained one by one: %s", len(cohort), error)
             yield from one_by_one(train_device)(worker, job, [m.device_id for m in cohort], incoming)
             continue
-        for one, member in zip(trained, cohort, strict=True):
-            yield _result(worker, arm, job, one, member, incoming)
+        for member, one in zip(cohort, trained, strict=True):
+            yield _finished(phases.pop(member.device_id), one)
     yield from failures
 
 
-def _members(
-    worker: Worker, arm: Arm, job: Job, devices: Sequence[str], incoming: State, failures: list[DeviceFailure]
-) -> Iterator[Member]:
-    recipe = worker.recipe(arm.gate)
-    slot = Slot(recipe.size, recipe.alpha / recipe.size, arm.gate)
-    for device_id in devices:
-        try:
-            examples = worker.vary(worker.task.device(device_id).train, local_seed(worker, job, device_id))
-            state = worker.assembled(arm, device_id, adapter_part(incoming), before=job.round)
-            control = begin_correction(worker, job, arm, device_id, incoming)
-        except DEVICE_FAULTS as error:
-            failures.append(DeviceFailure(device_id, error))
-            continue
-        plan = local_plan(worker, job, device_id, arm)
-        yield Member(device_id, slot, state, examples, plan, local_seed(worker, job, device_id), control)
-
-
-def _result(
-    worker: Worker, arm: Arm, job: Job, one: MemberResult, member: Member, incoming: State
-) -> DeviceResult | DeviceFailure:
-    if one.state is None or one.result is None:
-        return DeviceFailure(one.device_id, one.error or RuntimeError("no result"))
+def _finished(phase: LocalPhase, one: MemberResult | Exception) -> DeviceResult | DeviceFailure:
+    if isinstance(one, Exception):
+        return DeviceFailure(phase.device_id, one)
     try:
-        return finish_device(
-            worker,
-            job,
-            arm,
-            one.device_id,
-            incoming,
-            member.examples,
-            one.state,
-            one.result,
-            member.plan,
-            member.control,
-        )
+        return phase.finish(one.state, one.result)
     except DEVICE_FAULTS as error:
-        return DeviceFailure(one.device_id, error)
+        return DeviceFailure(phase.device_id, error)

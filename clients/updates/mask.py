@@ -4,8 +4,6 @@ A participant is a device, or with ``edge`` aggregation the node itself, whose v
 stores the session before the answer leaves: a process that starts again never answers a step twice (docs/privacy.md).
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math
@@ -18,7 +16,6 @@ from flwr.app import ConfigRecord, RecordDict
 
 from clients.store import folder_name
 from clients.updates.reply import DeviceResult
-from fl.algorithms.arms import trained_arm
 from fl.core.files import write_atomically
 from fl.privacy.randomness import key_from_seed
 from fl.privacy.secure_sum.device import SecureSumClient
@@ -27,7 +24,6 @@ from fl.privacy.secure_sum.messages import KIND, Inbox, MaskedInput, Participant
 from fl.privacy.secure_sum.vector import flatten
 from fl.protocol.forms import Exchange
 from fl.protocol.wire import SECURE, WITHIN, Job, device_key, split_key
-from fl.settings.config import RunConfig
 from fl.settings.names import NONE
 
 log = logging.getLogger("idiolect.client")
@@ -100,12 +96,10 @@ class Masking:
     """Step 3 of the sums that one training message belongs to: each device's update is masked, or added to its node's sum."""
 
     def __init__(
-        self, sessions: Sessions, config: RunConfig, job: Job, inboxes: Mapping[str, Inbox], *, simulated: bool
+        self, sessions: Sessions, exchange: Exchange, job: Job, inboxes: Mapping[str, Inbox], *, simulated: bool
     ) -> None:
-        self._sessions, self._config, self._job, self._inboxes = sessions, config, job, inboxes
-        self._simulated = simulated
-        self._exchange = Exchange.of(config, trained_arm(job.arm, config), job.phase)
-        self._edge = self._exchange.edge
+        self._sessions, self._exchange, self._job, self._inboxes = sessions, exchange, job, inboxes
+        self._simulated, self._edge = simulated, exchange.edge
         if self._edge and len(inboxes) != 1:
             raise SecureSumError(f"{len(inboxes)} participants for one node: with edge sums it is one")
         self._clients: dict[str, SecureSumClient] = {}
@@ -147,11 +141,13 @@ class Masking:
         client = self._clients[participant]
         setup = client.setup
         # With noise the divisor is public and the weights' sum would be one more thing to protect: it is not asked for.
-        said = weight if self._config.privacy.dp.mode == NONE else 0.0
+        said = weight if self._exchange.config.privacy.dp.mode == NONE else 0.0
         numbers = flatten(sums, said, setup.limit, setup.limit / self._job.bound)
         key = None
         if self._simulated:
-            key = key_from_seed(self._config.seed, self._job.arm, self._job.round, participant, "distributed noise")
+            key = key_from_seed(
+                self._exchange.config.seed, self._job.arm, self._job.round, participant, "distributed noise"
+            )
         masked = client.mask(self._inboxes[participant], numbers, setup.noise / math.sqrt(len(setup.devices)), key)
         self._sessions.save(client)
         self._records[device_key(SECURE, participant)] = masked.to_record()

@@ -4,19 +4,16 @@ The order is that of docs/privacy.md. Everything here is a function of the job, 
 guard looks at what comes out of it as at everything else. :mod:`fl.protocol.forms` says in which form an update leaves.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
 import torch
-from flwr.app import ConfigRecord
+from flwr.app import ConfigRecord, RecordDict
 
-from clients.store import PrivateState
 from clients.training.phase import DEVICE_FAULTS
-from clients.updates.mask import Masking
+from clients.updates.mask import Masking, Sessions, inboxes
 from clients.updates.reply import DeviceFailure, DeviceResult, ReplyWriter
 from clients.worker import Worker
 from fl.adapters.state import State
@@ -30,7 +27,6 @@ from fl.protocol.forms import Exchange, Form
 from fl.protocol.node import NodeConfig
 from fl.protocol.reply import ReplySchema
 from fl.protocol.wire import ARRAY_HEADER_BYTES, PAYLOAD, Job
-from fl.settings.config import RunConfig
 from fl.settings.names import NONE
 
 log = logging.getLogger("idiolect.client")
@@ -38,20 +34,18 @@ log = logging.getLogger("idiolect.client")
 RESIDUAL = "residual"  # and the arm: where the store keeps what compression lost
 
 
-def check_demands(node: NodeConfig, config: RunConfig, job: Job) -> None:
+def check_demands(node: NodeConfig, exchange: Exchange, job: Job) -> None:
     """Raise :class:`DemandError` if a job gives less than this node's owner demands, or asks a real device to play a hostile one.
 
     ``secure-sum='pairwise'`` in the node-config refuses to send an update unmasked, ``local-noise=0.8`` with less than that
     multiplier of noise added at the device: both without having to believe the aggregator.
     """
-    if config.attack.name != NONE and node.deployed:
-        raise DemandError(
-            f"attack = {config.attack.name!r} is for simulations, and this is a deployed device: it takes no part"
-        )
-    form = Exchange.of(config, trained_arm(job.arm, config), job.phase).form
-    if form is Form.NOTHING or not job.devices:
+    attack = exchange.config.attack.name
+    if attack != NONE and node.deployed:
+        raise DemandError(f"attack = {attack!r} is for simulations, and this is a deployed device: it takes no part")
+    if exchange.form is Form.NOTHING or not job.devices:
         return
-    if node.masked_only and form is not Form.MASKED:
+    if node.masked_only and exchange.form is not Form.MASKED:
         raise DemandError("this node sends updates masked only, and the run has secure-sum = 'none': it takes no part")
     least = node.local_noise
     if least and not job.noise >= least * job.bound > 0:
@@ -62,19 +56,29 @@ def check_demands(node: NodeConfig, config: RunConfig, job: Job) -> None:
 
 
 class Outgoing:
-    """Prepares the results of one message's devices. ``masking`` takes vectors where the form is ``masked``.
+    """Prepares the results of one message's devices, as ``job`` and the secure sums in ``content`` ask for. Without ``training``
+    there are no updates, and results pass as they are.
 
-    ``simulated`` draws noise from the run's seed, so that a run is deterministic; a deployed device asks its operating system.
+    A simulation draws noise from the run's seed, so that a run is deterministic; a deployed device asks its operating system.
+    Raises :class:`DemandError` where the node's owner demands more.
     """
 
-    def __init__(self, worker: Worker, job: Job, incoming: State, *, simulated: bool, masking: Masking | None) -> None:
-        self._worker, self._job, self._masking = worker, job, masking
-        self._config: RunConfig = worker.config
-        self._simulated = simulated
+    def __init__(
+        self, worker: Worker, job: Job, content: RecordDict, node: NodeConfig, incoming: State, *, training: bool
+    ) -> None:
+        self._worker, self._job, self._config = worker, job, worker.config
+        self._simulated = not node.deployed
         self._incoming = {name: tensor.numpy() for name, tensor in incoming.items()}
-        self.exchange = Exchange.of(self._config, trained_arm(job.arm, worker.config), job.phase)
+        arm = trained_arm(job.arm, self._config) if training else None
+        self.exchange = Exchange.of(self._config, arm, job.phase)
+        if training:
+            check_demands(node, self.exchange, job)
         self._told = job.round != 1  # one device of the first message is enough
-        if self.exchange.form is Form.MASKED and masking is None:
+        self._masking: Masking | None = None
+        if found := inboxes(content):
+            sessions = Sessions(worker.store.root)
+            self._masking = Masking(sessions, self.exchange, job, found, simulated=self._simulated)
+        elif self.exchange.form is Form.MASKED:
             raise SecureSumError(
                 "a secure sum was agreed, and the message brings no session of one: nothing is trained"
             )
@@ -104,7 +108,8 @@ class Outgoing:
         if self.exchange.clips:
             result, update = self._clipped(result, update)
         if self._job.noise:
-            noisy = add_noise(update, self._job.noise, self._noise_key(result.device_id))
+            drawn = self._config.seed, self._job.arm, self._job.round, result.device_id, "local noise"
+            noisy = add_noise(update, self._job.noise, key_from_seed(*drawn) if self._simulated else None)
             update = {name: value.astype(np.float32) for name, value in noisy.items()}
         if self.exchange.form is Form.MASKED or self.exchange.codec.lossless:
             return replace(result, shared=_tensors(update))
@@ -148,7 +153,7 @@ class Outgoing:
         decoded = decode_all(encoded, {name: value.shape for name, value in update.items()}, codec)
         if self._config.codec.error_feedback:
             lost = {name: torch.from_numpy(update[name] - decoded[name]) for name in update}
-            self._worker.store.save(self._place, result.device_id, PrivateState(self._job.round, lost))
+            self._worker.store.save(self._place, result.device_id, self._job.round, lost)
         sent = encoded_bytes(encoded) + ARRAY_HEADER_BYTES
         result = replace(result, numbers={**result.numbers, "bytes-up": sent})
         if self.exchange.form is Form.ENCODED:
@@ -165,12 +170,7 @@ class Outgoing:
             return {}
         shapes = {name: value.shape for name, value in update.items()}
         stored = self._worker.store.load(self._place, device_id, shapes, before=self._job.round)
-        return {} if stored is None else {name: tensor.numpy() for name, tensor in stored.tensors.items()}
-
-    def _noise_key(self, device_id: str) -> bytes | None:
-        if not self._simulated:
-            return None
-        return key_from_seed(self._config.seed, self._job.arm, self._job.round, device_id, "local noise")
+        return {} if stored is None else {name: tensor.numpy() for name, tensor in stored.items()}
 
 
 def _tensors(update: Update) -> State:

@@ -4,8 +4,6 @@ A record for each device would cost more than the devices' own work: 144 tensors
 serialize and check, and 144 large ones when stacked.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -54,10 +52,6 @@ class ReplyWriter:
         self._weight = 0.0
         self._alone: dict[str, dict[str, int | float]] = {}
 
-    def _weigh(self, numbers: Mapping[str, int | float]) -> float:
-        examples = float(numbers.get("examples", 0))
-        return examples if self._schema.exchange is None else self._schema.exchange.weigh(examples)
-
     def add(self, result: DeviceResult | DeviceFailure) -> None:
         """Add one device."""
         if isinstance(result, DeviceFailure):
@@ -69,19 +63,22 @@ class ReplyWriter:
             assert not result.shared, f"{result.device_id} has other numbers or tensors than the devices before it"
             self._alone[result.device_id] = numbers
             return
+        weight = float(numbers.get("examples", 0))
+        if self._schema.exchange is not None:
+            weight = self._schema.exchange.weigh(weight)
         for name, tensor in result.shared.items():
-            self._put(name, tensor.detach().cpu().numpy(), numbers)
+            self._put(name, tensor.detach().cpu().numpy(), weight)
         for name, value in numbers.items():
             self._columns.setdefault(name, []).append(value)
-        self._weight += self._weigh(numbers)
+        self._weight += weight
         if result.within is not None:
             self._within = (self._within or 0) + int(result.within)
         self._ids.append(result.device_id)
 
-    def _put(self, name: str, values: np.ndarray, numbers: Mapping[str, int | float]) -> None:
+    def _put(self, name: str, values: np.ndarray, weight: float) -> None:
         if self._edge:
             total = self._tensors.setdefault(name, np.zeros(values.shape, np.float64))
-            total += np.multiply(values, self._weigh(numbers), dtype=np.float64)
+            total += np.multiply(values, weight, dtype=np.float64)
             return
         if name not in self._tensors:
             self._tensors[name] = np.empty((self._capacity, *values.shape), values.dtype)

@@ -3,8 +3,6 @@
 A *trained* arm owns a federation (or its absence); a *derived* arm only evaluates what a trained one left.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -14,7 +12,7 @@ from fl.algorithms.personal.finetune import Finetune
 from fl.algorithms.personal.gates import Gates
 from fl.algorithms.schedule import Schedule
 from fl.algorithms.shared.fedavg import FedAvg
-from fl.algorithms.table import Chosen, chosen, make_algorithm
+from fl.algorithms.table import Chosen, chosen, with_options
 from fl.settings.config import RunConfig
 
 EVERYONE = "everyone"  # the virtual device of the arm "centralized": the training data of all devices in one place
@@ -28,7 +26,7 @@ class Arm:
     """How one arm is trained. ``shared`` is None where its devices do not federate.
 
     ``devices`` is ``each``, or ``everyone`` for all data as one device; ``starts_from`` the arm whose final shared tensors are the
-    starting point; ``joint`` says that its gates, if it has any, train with the rest in every step.
+    starting point.
     """
 
     name: str
@@ -47,6 +45,13 @@ class Arm:
         return self.shared is not None
 
     @property
+    def aggregation(self) -> Algorithm:
+        """What aggregates its updates; FedAvg, which has nothing to do, where its devices do not federate."""
+        if self.shared is None:
+            return FedAvg()
+        return self.personal if self.personal.aggregates else self.shared
+
+    @property
     def algorithms(self) -> tuple[Algorithm, ...]:
         """Those that have a word in its local plans, in the order in which they change it."""
         if self.devices == EVERYONE:  # all data in one place has no others to stay close to, nor to alternate with
@@ -54,26 +59,42 @@ class Arm:
         return (self.personal, *self.local, *([self.shared] if self.shared is not None else []))
 
 
+KINDS = {  # of the arms beside the personalized one: split, devices, and the arm that it starts from
+    "local": ("all-private", "each", ""),
+    "global": ("all-shared", "each", ""),
+    "global+finetune": ("all-private", "each", "global"),
+    "centralized": ("all-shared", EVERYONE, ""),
+}
+
+
 @lru_cache(maxsize=256)
 def trained_arm(name: str, config: RunConfig) -> Arm | None:
     """The training that arm ``name`` needs; None for arms that only evaluate (``zero-shot``, ``neutral``)."""
-    gate = config.gate if config.adapter.gated_arms == "all" else "none"
-    found = chosen(config)
-    plain = make_algorithm(config, Gates.name)
+    found, gates = chosen(config), with_options(config, Gates)
     if name == PERSONALIZED:
         gate, split = found.personal.trained(config)
-        return _arm(config, name, gate, split, found, joint=False)
-    kinds = {
-        "local": ("all-private", "each", ""),
-        "global": ("all-shared", "each", ""),
-        "global+finetune": ("all-private", "each", "global"),
-        "centralized": ("all-shared", EVERYONE, ""),
-    }
-    if name not in kinds:
+        devices, starts_from = "each", ""
+    elif name in KINDS:
+        gate = config.gate if config.adapter.gated_arms == "all" else "none"
+        split, devices, starts_from = KINDS[name]
+        shared = found.shared if not found.shared.split else with_options(config, FedAvg)
+        found = Chosen(shared, gates, found.local)
+    else:
         return None
-    split, devices, starts_from = kinds[name]
-    shared = found.shared if not found.shared.split else make_algorithm(config, FedAvg.name)
-    return _arm(config, name, gate, split, Chosen(shared, plain, found.local), devices, starts_from)
+    # Only there gates train in steps of their own: elsewhere, if there are any, they train with the rest in every step.
+    gated = name == PERSONALIZED and bool(GATES.find(gate).parameters)
+    federates = devices != EVERYONE and not starts_from and split != "all-private"
+    schedule = Schedule(
+        config.train,
+        gates,
+        config.federation.rounds,
+        with_options(config, Finetune).finetune_steps,
+        gated=gated,
+        exchanges=federates,
+        finetunes=bool(starts_from),
+    )
+    shared_by = found.shared if federates else None
+    return Arm(name, gate, split, schedule, found.personal, shared_by, found.local, devices, starts_from)
 
 
 def untrained_arm(name: str, config: RunConfig) -> Arm:
@@ -81,32 +102,6 @@ def untrained_arm(name: str, config: RunConfig) -> Arm:
     arm = trained_arm("centralized", config)
     assert arm is not None
     return replace(arm, name=name, gate="none", devices="each")
-
-
-def _arm(
-    config: RunConfig,
-    name: str,
-    gate: str,
-    split: str,
-    found: Chosen,
-    devices: str = "each",
-    starts_from: str = "",
-    *,
-    joint: bool = True,
-) -> Arm:
-    federates = devices != EVERYONE and not starts_from and split != "all-private"
-    gates, finetune = make_algorithm(config, Gates.name), make_algorithm(config, Finetune.name)
-    schedule = Schedule(
-        config.train,
-        gates.options,  # type: ignore[arg-type]
-        config.federation.rounds,
-        finetune.options.finetune_steps,  # type: ignore[attr-defined]
-        gated=bool(GATES.find(gate).parameters) and not joint,
-        exchanges=federates,
-        finetunes=bool(starts_from),
-    )
-    shared = found.shared if federates else None
-    return Arm(name, gate, split, schedule, found.personal, shared, found.local, devices, starts_from)
 
 
 def evaluated_as(name: str, config: RunConfig) -> tuple[Arm | None, bool]:

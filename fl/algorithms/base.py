@@ -1,7 +1,8 @@
 """What an algorithm of federated learning is: options, capabilities, a half at the device and a half at the aggregator.
 
 The loop is fixed (``clients`` and ``strategies`` drive it) and an algorithm fills hooks; neither half knows Flower. One run has
-one algorithm of each :class:`Role`: how updates are aggregated, what is personal, and any terms of the local objective.
+one algorithm of each :class:`Role`: how updates are aggregated, what is personal, and any terms of the local objective. Every hook
+has a default, that of FedAvg: an algorithm's file says what differs.
 """
 
 from __future__ import annotations
@@ -9,19 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from fl.aggregation.mean import mean, product_gaps
+from fl.adapters.pairs import pair_names
+from fl.adapters.split import tensor_kind
+from fl.aggregation.mean import mean
 from fl.aggregation.updates import DeviceUpdate, Tensors
-from fl.algorithms.plan import LocalPlan, SecondPlan
+from fl.algorithms.plan import LocalPlan
+from fl.core.errors import ConfigError
 from fl.settings.fields import Table
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fl.adapters.state import Shapes, State
+    from fl.algorithms.personal.own_adapter import OwnAdapter
     from fl.settings.config import RunConfig
 
 
@@ -78,39 +83,40 @@ class Round:
         return [update.examples for update in self.updates]
 
 
-class Correction(Protocol):
-    """A term that a device adds to the gradients of its shared tensors, and what it keeps and sends of it."""
+@dataclass(kw_only=True)
+class Correction:
+    """A term that a device adds to the gradients of its shared tensors, and what it keeps and sends of it.
+
+    ``sums`` and ``counts`` are of the gradients that it has seen, by name, without the term.
+    """
+
+    sums: State = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
 
     @property
     def correction(self) -> State:
         """The term, by name."""
-        ...
-
-    sums: State
-    counts: dict[str, int]
+        return {}
 
     def observe(self, name: str, gradient: Tensor) -> None:
-        """A gradient of one step, without the term."""
-        ...
+        """Count a gradient of one step, without the term."""
+        self.counts[name] = self.counts.get(name, 0) + 1
+        self.sums[name] = self.sums[name] + gradient if name in self.sums else gradient.detach().clone()
 
     def sent(self) -> State:
         """What leaves with the update, by names that came with the message."""
-        ...
+        return {}
 
     def kept(self) -> State:
         """What the device keeps for its next round."""
-        ...
+        return {}
 
 
 Load = Callable[["Shapes"], "State | None"]  # a device's stored tensors of these shapes, None in its first round
 
 
-@dataclass
 class Aggregator:
-    """The aggregator's half in one arm: plain FedAvg. Its state survives in checkpoints."""
-
-    def require_fit(self, shapes: Mapping[str, tuple[int, ...]], devices: int) -> None:
-        """Raise :class:`fl.core.errors.ConfigError` unless it works on these shared tensors with so many devices in a round."""
+    """The aggregator's half in one arm: plain FedAvg. Its state, if it has any, survives in checkpoints."""
 
     def fault(self, update: DeviceUpdate) -> str:
         """What makes a sound update unusable for this algorithm, or an empty text."""
@@ -130,10 +136,6 @@ class Aggregator:
         """The update of the shared tensors, by name. There is at least one device's update, each with all tensors."""
         return mean(found.updates)
 
-    def diagnostics(self, found: Round) -> dict[str, float]:
-        """Numbers of a round beside its loss, where single updates are seen."""
-        return product_gaps(found.updates, found.start)
-
     def corrections(self) -> dict[str, np.ndarray]:
         """By layer (d_out, d_in), what the shared pair lacks of the exact mean product; whoever has the base adds it."""
         return {}
@@ -146,28 +148,40 @@ class Aggregator:
         """Continue from :meth:`state`; ``devices`` are those of the arm, sorted."""
 
 
-@dataclass(frozen=True)
-class Algorithm:
-    """One algorithm with its options. A subclass is one file, and one line in :data:`fl.algorithms.table.ALGORITHMS`."""
+def require_pairs(name: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise :class:`ConfigError` unless both factors of each layer are shared."""
+    paired = {tensor for pair in pair_names(shapes).values() for tensor in pair}
+    lonely = [tensor for tensor in sorted(shapes) if tensor_kind(tensor) in ("A", "B") and tensor not in paired]
+    if lonely or not paired:
+        raise ConfigError(
+            f"algorithm {name!r} needs A and B of each layer, but the split shares {lonely[0] if lonely else 'no pair'!r} alone: "
+            "set adapter.split = 'gates' or 'all-shared', or choose algorithm = 'fedavg'"
+        )
+
+
+class Algorithm(Table, Aggregator):
+    """One algorithm, and as its fields the options: a table of settings under its name.
+
+    A subclass is one file, and one line in :data:`fl.algorithms.table.ALGORITHMS`.
+    """
 
     name: ClassVar[str]
-    role: ClassVar[Role]
     about: ClassVar[About]
+    role: ClassVar[Role] = Role.AGGREGATION
     can: ClassVar[Capabilities] = Capabilities()
-    Options: ClassVar[type[Table]] = Table
     table: ClassVar[str] = ""  # the table of its options; empty: its own name
     split: ClassVar[str] = ""  # the only split that it works with
     decides_split: ClassVar[bool] = False  # a personalization that says itself what is private, whatever the split
     aggregates: ClassVar[bool] = False  # a personalization that aggregates by itself
-    options: Table = field(default_factory=Table)
-
-    def __post_init__(self) -> None:
-        if type(self.options) is Table and self.Options is not Table:  # none were given
-            object.__setattr__(self, "options", self.Options())
 
     def refused(self, config: RunConfig) -> str:
         """Why it cannot work with these settings, beyond what :attr:`can` says; an empty text if it can."""
         return ""
+
+    def require_fit(self, shapes: Mapping[str, tuple[int, ...]], devices: int) -> None:
+        """Raise :class:`ConfigError` unless it works on these shared tensors with so many devices in a round."""
+        if self.can.pairs:
+            require_pairs(self.name, shapes)
 
     def trained(self, config: RunConfig) -> tuple[str, str]:
         """Gate and split of the personalized arm."""
@@ -182,30 +196,10 @@ class Algorithm:
         return None
 
     @property
-    def second(self) -> SecondAdapter | None:
+    def second(self) -> OwnAdapter | None:
         """The second adapter that each device trains beside the shared one, None without one."""
         return None
 
     def aggregator(self) -> Aggregator:
-        """A fresh aggregator's half."""
-        return Aggregator()
-
-
-class SecondAdapter(Protocol):
-    """A person's own tensors beside the shared adapter, and the ordinary adapter that both make (:mod:`fl.adapters.blend`)."""
-
-    gate: ClassVar[str]
-    ranks: ClassVar[int]  # times the shared adapter's rank and alpha
-    follows: ClassVar[bool]  # the shared adapter follows the own one, instead of being trained
-
-    def start(self, shared: State, seed: int) -> State:
-        """A person's own tensors before the first round."""
-        ...
-
-    def build(self, shared: State, own: State) -> State:
-        """The adapter that decodes; differentiable with respect to the own tensors."""
-        ...
-
-    def plan(self, plan: LocalPlan) -> SecondPlan:
-        """What a device does for it in a round, given what it does for the shared one."""
-        ...
+        """The aggregator's half of one arm: the algorithm itself, unless it keeps state, which needs a fresh object."""
+        return self

@@ -1,23 +1,37 @@
-"""Hostile devices for tests and studies: who they are, and sound updates whose values are made to harm. Pure functions of a seed.
+"""Hostile devices for tests and studies: who they are, and what they do, as pure functions of a seed.
 
-An attack replaces the updates of the ``hostile`` devices and nothing else. Swapped labels are an attack on data, before training:
-:mod:`fl.algorithms.attacks`.
+An attack on updates is the aggregator's part of a simulation, since some look at what the honest devices sent: the sound updates of
+the ``hostile`` devices are replaced by others that are made to harm. Swapped labels are an attack on data, before training.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from fl.aggregation.updates import DeviceUpdate, Tensors, Updates
+from fl.aggregation.updates import DeviceUpdate, Updates
 from fl.core.errors import ConfigError
-from fl.core.rng import derive_generator, derive_seed
+from fl.core.rng import derive_generator, derive_random, derive_seed
+from fl.settings.names import LABEL_SWAP
 
-Attack = Callable[[Tensors, Tensors, Tensors, np.random.Generator], dict[str, np.ndarray]]
+if TYPE_CHECKING:
+    from fl.settings.config import RunConfig
+    from fl.tasks.task import DeviceExamples, Task
+
+# Of one tensor: the device's own update, the mean of the honest ones, a noise that all hostile devices have in common, and the
+# device's own generator. It gives what is sent instead.
+Attack = Callable[[np.ndarray, np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
 SCALE = 100.0
+UPDATE_ATTACKS: dict[str, Attack] = {
+    "sign-flip": lambda values, mean, common, own: -values,
+    "scale": lambda values, mean, common, own: SCALE * values,  # model replacement, arXiv 1807.00459
+    "random": lambda values, mean, common, own: _noise(values, own),  # of the norm that the device's own update has
+    "collusion": lambda values, mean, common, own: common - mean,  # all the same, away from the honest
+}
 
 
 def hostile_count(share: float, devices: int) -> int:
@@ -29,34 +43,6 @@ def attackers(devices: Collection[str], share: float, seed: int) -> frozenset[st
     """The hostile ones: ``share`` of ``devices``, at least one, the same for the seed in whatever order they are named."""
     count = max(1, hostile_count(share, len(devices)))
     return frozenset(sorted(devices, key=lambda device: derive_seed(seed, "attacker", device))[:count])
-
-
-def sign_flip(update: Tensors, mean: Tensors, common: Tensors, own: np.random.Generator) -> dict[str, np.ndarray]:
-    """The opposite of what the device learned."""
-    return {name: -values for name, values in update.items()}
-
-
-def scaled(update: Tensors, mean: Tensors, common: Tensors, own: np.random.Generator) -> dict[str, np.ndarray]:
-    """What the device learned, :data:`SCALE` times as far (model replacement, arXiv 1807.00459)."""
-    return {name: SCALE * values for name, values in update.items()}
-
-
-def random_noise(update: Tensors, mean: Tensors, common: Tensors, own: np.random.Generator) -> dict[str, np.ndarray]:
-    """Gaussian noise of the norm that the device's own update has."""
-    return {name: _noise(values, own) for name, values in update.items()}
-
-
-def collusion(update: Tensors, mean: Tensors, common: Tensors, own: np.random.Generator) -> dict[str, np.ndarray]:
-    """All hostile devices send the same: away from the mean of the honest, and a common noise to be alike in."""
-    return {name: common[name] - values for name, values in mean.items()}
-
-
-UPDATE_ATTACKS: dict[str, Attack] = {
-    "sign-flip": sign_flip,
-    "scale": scaled,
-    "random": random_noise,
-    "collusion": collusion,
-}
 
 
 def corrupted(updates: Updates, attack: str, hostile: Collection[str], seed: int) -> tuple[DeviceUpdate, ...]:
@@ -71,10 +57,11 @@ def corrupted(updates: Updates, attack: str, hostile: Collection[str], seed: int
     for update in updates:
         if update.device_id in hostile:
             own = derive_generator(seed, attack, update.device_id)
-            bad = UPDATE_ATTACKS[attack](update.tensors or {}, mean, common, own)
-            update = replace(
-                update, tensors={n: np.asarray(bad[n], v.dtype) for n, v in (update.tensors or {}).items()}
-            )
+            bad = {
+                name: np.asarray(UPDATE_ATTACKS[attack](values, mean[name], common[name], own), values.dtype)
+                for name, values in (update.tensors or {}).items()
+            }
+            update = replace(update, tensors=bad)
         result.append(update)
     return tuple(result)
 
@@ -84,14 +71,36 @@ def _noise(values: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     return np.asarray(noise * (np.linalg.norm(values) / max(float(np.linalg.norm(noise)), 1e-30)))
 
 
-@dataclass(frozen=True)
-class Attacker:
-    """A study's hostile devices: their sound updates are replaced before the algorithm sees them, in every round."""
+def swapped(device: DeviceExamples, seed: int) -> DeviceExamples:
+    """The device with each training example's target replaced by another example's."""
+    order = list(range(len(device.train)))
+    derive_random(seed, LABEL_SWAP, device.device_id).shuffle(order)
+    following = dict(zip(order, order[1:] + order[:1], strict=True))
+    train = tuple(
+        replace(example, target=device.train[following[place]].target) for place, example in enumerate(device.train)
+    )
+    return replace(device, train=train)
 
-    attack: str
-    hostile: frozenset[str]
-    seed: int
 
-    def corrupt(self, updates: tuple[DeviceUpdate, ...], arm: str, server_round: int) -> tuple[DeviceUpdate, ...]:
-        """The updates of one round, attacked."""
-        return corrupted(updates, self.attack, self.hostile, derive_seed(self.seed, arm, server_round, "attack"))
+class LabelSwapped:
+    """A task in which some devices have swapped targets to train on; all else is the task's own."""
+
+    def __init__(self, task: Task, hostile: frozenset[str], seed: int) -> None:
+        self._task, self._hostile, self._seed = task, hostile, seed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+    def device(self, device_id: str) -> DeviceExamples:
+        """One device's data, as it is or with swapped targets."""
+        device = self._task.device(device_id)
+        return swapped(device, self._seed) if device_id in self._hostile else device
+
+
+def attacked(task: Task, config: RunConfig) -> Task:
+    """``task``, or with the setting ``attack = label-swap`` one whose hostile devices learn other texts."""
+    if not config.attack.swaps_labels:
+        return task
+    trained = [device for device in task.device_ids() if not task.is_new(device)]
+    hostile = attackers(trained, config.attack.attacker_share, config.seed)
+    return cast("Task", LabelSwapped(task, hostile, config.seed))

@@ -1,7 +1,5 @@
 """What a device does in one message: steps, rates, and which tensors each step trains."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -16,41 +14,31 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True)
 class LocalPlan:
-    """The local phase of one device in one round.
+    """The training of one adapter of a device in one round.
 
     ``proximal`` is mu of FedProx (arXiv 1812.06127): the loss has mu / 2 times the squared distance of the shared tensors from
     where the round began. ``frozen`` is a kind of shared tensor, ``A`` or ``B``, that is not trained in this round. With
     ``first_private`` steps the private part trains before, alone, and the shared part after it, alone (FedRep).
+
+    The last group is of a second adapter, which takes ``repeat`` steps on each of ``steps`` batches. ``pull`` is lambda: the loss
+    has lambda / 2 |own - shared|^2. ``outer``: after the steps of a batch the shared adapter goes this share of the way to the own
+    one (pFedMe); 0: never.
     """
 
     steps: int
     batch_size: int
     learning_rate: float
     private_learning_rate: float
-    gate_dropout: float = 0.0
-    private_steps: int = 0
     clipping_norm: float = 1.0
     weight_decay: float = 0.0
+
+    gate_dropout: float = 0.0
+    private_steps: int = 0
     proximal: float = 0.0
     frozen: str = ""
     first_private: int = 0
 
-
-@dataclass(frozen=True)
-class SecondPlan:
-    """Training of a person's second adapter: ``batches`` batches with ``repeat`` steps on each.
-
-    ``pull`` is lambda: the loss has lambda / 2 |own - shared|^2. ``outer``: after the steps of a batch the shared adapter goes
-    this share of the way to the own one (pFedMe); 0: never.
-    """
-
-    batches: int
-    batch_size: int
-    learning_rate: float
-    gate_learning_rate: float
-    mixing_learning_rate: float = 0.0
     repeat: int = 1
     pull: float = 0.0
     outer: float = 0.0
-    clipping_norm: float = 1.0
-    weight_decay: float = 0.0
+    mixing_learning_rate: float = 0.0

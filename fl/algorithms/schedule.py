@@ -9,12 +9,10 @@ The private rounds are one message with as many steps: nothing is exchanged in b
 round cost a point of the error rate. Every device takes part in it, sampled or not.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
-from fl.algorithms.personal.gates import GateOptions
+from fl.algorithms.personal.gates import Gates
 from fl.algorithms.plan import LocalPlan, Phase
 from fl.settings.tables import TrainTable
 
@@ -37,7 +35,7 @@ class Schedule:
     """
 
     train: TrainTable
-    gates: GateOptions
+    gates: Gates
     total: int
     finetune_steps: int
     gated: bool

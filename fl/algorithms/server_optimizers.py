@@ -12,8 +12,6 @@ With the pseudo-gradient d = the aggregated update (Reddi et al. 2021, arXiv 200
 v starts at tau^2, nothing is corrected for its start, both as in the paper. It works with any rule of aggregation.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -36,7 +34,10 @@ FIRST, SECOND = "first:", "second:"  # of the names in ``state``
 
 @dataclass
 class ServerOptimizer:
-    """One optimizer of the shared tensors. ``state`` holds its float64 moments by name and is all that a resumed run needs."""
+    """One optimizer of the shared tensors. ``state`` holds its float64 moments by name and is all that a resumed run needs.
+
+    A learning rate of 0 takes the one of :data:`LEARNING_RATES`.
+    """
 
     name: str
     learning_rate: float
@@ -46,6 +47,7 @@ class ServerOptimizer:
     def __post_init__(self) -> None:
         if self.name not in LEARNING_RATES:
             raise ConfigError(f"unknown server optimizer {self.name!r}: known are {', '.join(SERVER_OPTIMIZERS)}")
+        self.learning_rate = self.learning_rate or LEARNING_RATES[self.name]
 
     def step(self, update: Mapping[str, np.ndarray], moving: Collection[str]) -> dict[str, np.ndarray]:
         """The update that the optimizer takes instead of ``update``; only ``moving`` tensors and their moments change."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from fl.algorithms.base import Algorithm, Role
 from fl.algorithms.fedprox import FedProx
@@ -43,6 +43,7 @@ from fl.settings.fields import Table, words
 if TYPE_CHECKING:
     from fl.settings.config import RunConfig
 
+Kind = TypeVar("Kind", bound=Algorithm)
 _OWN: tuple[type[Algorithm], ...] = (
     FedAvg,
     FedNova,
@@ -87,8 +88,8 @@ def choosable() -> tuple[str, ...]:
 
 
 def option_tables() -> dict[str, type[Table]]:
-    """The tables of options by name, of every algorithm that has any."""
-    return {cls.table or cls.name: cls.Options for cls in ALGORITHMS.values() if cls.Options.model_fields}
+    """The algorithms that have options of their own, by name: each is a table of settings."""
+    return {cls.name: cls for cls in ALGORITHMS.values() if cls.model_fields and not cls.table}
 
 
 @dataclass(frozen=True)
@@ -105,11 +106,15 @@ class Chosen:
         return (self.shared, self.personal, *self.local)
 
 
+def with_options(config: RunConfig, kind: type[Kind]) -> Kind:
+    """An algorithm with its options of these settings."""
+    options = config.algorithm.options(kind.table or kind.name)
+    return kind(**dict(options or {}))
+
+
 def make_algorithm(config: RunConfig, name: str) -> Algorithm:
-    """An algorithm with its options of these settings; :class:`ConfigError` for an unknown name."""
-    cls = ALGORITHMS.find(name)
-    options = config.algorithm.options(cls.table or cls.name)
-    return cls(cls.Options() if options is None else options)
+    """An algorithm by its name; :class:`ConfigError` for an unknown one."""
+    return with_options(config, ALGORITHMS.find(name))
 
 
 def chosen(config: RunConfig) -> Chosen:
@@ -124,6 +129,6 @@ def chosen(config: RunConfig) -> Chosen:
             raise ConfigError(
                 f"algorithm = {config.algorithm.name!r} names {one!r} and {other!r}, and a run has one {role} algorithm: leave one out"
             )
-    shared = found[Role.AGGREGATION] or [make_algorithm(config, FedAvg.name)]
-    personal = found[Role.PERSONALIZATION] or [make_algorithm(config, Gates.name)]
+    shared = found[Role.AGGREGATION] or [with_options(config, FedAvg)]
+    personal = found[Role.PERSONALIZATION] or [with_options(config, Gates)]
     return Chosen(shared[0], personal[0], tuple(found[Role.LOCAL]))

@@ -31,9 +31,7 @@ def composes(can: Capabilities) -> str:
 def row(algorithm: type[Algorithm]) -> dict[str, Any]:
     """One algorithm as JSON."""
     about, can = asdict(algorithm.about), asdict(algorithm.can)
-    options = [
-        f"algorithm.{algorithm.table or algorithm.name}.{n.replace('_', '-')}" for n in algorithm.Options.model_fields
-    ]
+    options = [f"algorithm.{algorithm.table or algorithm.name}.{n.replace('_', '-')}" for n in algorithm.model_fields]
     return {"name": algorithm.name, "role": algorithm.role.value, **about, "can": can, "options": options}
 
 

@@ -8,7 +8,7 @@ from fl.adapters.blend import MIXING, own, require_room
 from fl.adapters.layer import GatedLoraLinear
 from fl.adapters.split import layers, make_split, role_of
 from fl.adapters.state import size_of
-from fl.algorithms.base import SecondAdapter
+from fl.algorithms.personal.own_adapter import OwnAdapter
 from fl.algorithms.table import make_algorithm
 from fl.core.errors import ConfigError
 from fl.settings.config import RunConfig
@@ -18,7 +18,7 @@ A, B, G, C = (f"base_model.model.map.gated_lora_{what}" for what in ("A", "B", "
 METHODS = ("ditto", "pfedme", "apfl", "feddpa", "interpolation")
 
 
-def make_blend(method: str) -> SecondAdapter:
+def make_blend(method: str) -> OwnAdapter:
     second = make_algorithm(RunConfig(), method).second
     assert second is not None
     return second

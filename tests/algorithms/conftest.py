@@ -31,7 +31,7 @@ def make_half(algorithm: str | Aggregator, **options: Any) -> Aggregator:
     if isinstance(algorithm, Aggregator):
         return algorithm
     cls = ALGORITHMS[algorithm]
-    return cls(cls.Options(**options)).aggregator()
+    return cls(**options).aggregator()
 
 
 @pytest.fixture(scope="session")

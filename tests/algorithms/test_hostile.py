@@ -1,16 +1,19 @@
-"""Hostile devices: as many as a robust rule assumes, and updates that harm as their names say."""
+"""Hostile devices: as many as a robust rule assumes, and updates and texts that harm as their names say."""
+
+from collections import Counter
 
 import numpy as np
 import pytest
 
 from fl.aggregation.updates import DeviceUpdate
 from fl.algorithms.base import Round
-from fl.algorithms.hostile import UPDATE_ATTACKS, Attacker, attackers, corrupted, hostile_count
-from fl.algorithms.shared.robust import MultiKrumAggregator
+from fl.algorithms.hostile import UPDATE_ATTACKS, attacked, attackers, corrupted, hostile_count, swapped
+from fl.algorithms.shared.robust import MultiKrum
 from fl.algorithms.table import ALGORITHMS
 from fl.core.errors import ConfigError
 from fl.settings.config import make_config
 from fl.settings.names import ATTACKS, LABEL_SWAP, NONE
+from fl.tasks.task import DeviceExamples, Example
 
 SHAPES = {"m.gated_lora_A": (2, 6), "m.gated_lora_B": (5, 2)}
 NAMES = [f"d{place:02d}" for place in range(20)]
@@ -60,7 +63,7 @@ def test_multi_krum_leaves_out_as_many_as_a_study_makes_hostile(devices: int) ->
         DeviceUpdate(d, {"x": np.float32([100.0 if d in hostile else i % 2])}, {}, {"examples": 1.0})
         for i, d in enumerate(NAMES[:devices])
     )
-    found = MultiKrumAggregator("multi-krum", 0.2).aggregate(Round(1, {"x": np.zeros(1, np.float32)}, updates))
+    found = MultiKrum(hostile_share=0.2).aggregate(Round(1, {"x": np.zeros(1, np.float32)}, updates))
     assert 0 <= found["x"][0] <= 1
 
 
@@ -114,13 +117,51 @@ def test_attacks_do_what_their_names_say_and_leave_honest_devices_alone(attack: 
         assert one @ honest < 0
 
 
-def test_another_round_draws_other_noise_and_the_same_round_the_same() -> None:
-    updates, attacker = draw_updates(3), Attacker("random", frozenset(NAMES[:1]), seed=1)
-    first, again, second = (flat(attacker.corrupt(updates, "global", number)[0]) for number in (1, 1, 2))
-    assert (first == again).all()
-    assert (first != second).all()
-
-
 def test_an_unknown_attack_names_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="sign-flip"):
         corrupted(draw_updates(2), "flip", [], seed=0)
+
+
+# Other texts to learn
+
+
+def test_swapped_targets_are_the_same_texts_at_other_examples_and_only_for_training():
+    examples = tuple(Example(f"e{place}", None, f"text {place}", 1, {}) for place in range(5))
+    device = DeviceExamples("ann", examples, examples, examples)
+    changed = swapped(device, 1)
+    assert [e.key for e in changed.train] == [e.key for e in examples]
+    assert Counter(e.target for e in changed.train) == Counter(e.target for e in examples)
+    assert all(a.target != b.target for a, b in zip(changed.train, examples, strict=True))
+    assert (changed.validation, changed.test) == (examples, examples)
+    assert swapped(device, 1) == changed
+
+
+class Letters:
+    """A task whose devices have the texts a to e."""
+
+    language = "en"
+
+    def device_ids(self):
+        return tuple(NAMES)
+
+    def is_new(self, device_id):
+        return device_id == NAMES[-1]
+
+    def device(self, device_id):
+        examples = tuple(Example(letter, None, letter, 1, {}) for letter in "abcde")
+        return DeviceExamples(device_id, examples, examples, examples)
+
+
+@pytest.mark.parametrize("attack", ["none", "sign-flip"])
+def test_an_attack_on_updates_leaves_the_data_alone(attack):
+    task = Letters()
+    assert attacked(task, make_config({"attack": attack})) is task
+
+
+def test_only_the_hostile_devices_have_other_data_and_all_else_is_the_tasks():
+    config = make_config({"attack": "label-swap", "attacker-share": 0.3})
+    task = attacked(Letters(), config)
+    changed = {name for name in NAMES if task.device(name) != Letters().device(name)}
+    assert changed == attackers(NAMES[:-1], 0.3, config.seed)
+    assert len(changed) == 6
+    assert (task.language, task.device_ids()) == ("en", tuple(NAMES))

@@ -34,7 +34,7 @@ def shared_of(worker: Worker, arm: Arm, value: float) -> State:
 
 def train_gates(worker: Worker, value: float) -> None:
     with torch.no_grad():
-        for name, parameter in worker.parameters("self").items():
+        for name, parameter in worker.active("self").parameters.items():
             if "gate_" in name:
                 parameter.fill_(value)
 
@@ -57,7 +57,7 @@ def test_private_tensors_are_the_devices_own_and_come_from_the_round_before(work
     worker.place(PERSONAL, "ann", shared, before=1)
     for round_index in (1, 2):
         train_gates(worker, float(round_index))
-        worker.keep_private(PERSONAL, "ann", round_index)
+        worker.keep_private(PERSONAL, "ann", round_index, worker.active(PERSONAL.gate).state())
     gate = worker.split(PERSONAL).private[0]
     expected = {("ann", 3): 2.0, ("ann", 2): 1.0, ("ann", 1): 0.0, ("bob", 3): 0.0}
     for (device, before), value in expected.items():
@@ -69,14 +69,14 @@ def test_neutral_means_neutral_even_for_a_device_with_gates_of_its_own(worker: W
     shared = shared_of(worker, PERSONAL, 0.5)
     worker.place(PERSONAL, "ann", shared, before=1)
     train_gates(worker, 2.0)
-    worker.keep_private(PERSONAL, "ann", 1)
+    worker.keep_private(PERSONAL, "ann", 1, worker.active(PERSONAL.gate).state())
     worker.place(PERSONAL, "ann", shared, before=2, neutral=True)
     assert all(not in_slot(worker, PERSONAL)[name].any() for name in worker.split(PERSONAL).private)
 
 
 def test_the_store_holds_private_tensors_only(worker: Worker) -> None:
     worker.place(PERSONAL, "ann", shared_of(worker, PERSONAL, 0.5), before=1)
-    worker.keep_private(PERSONAL, "ann", 1)
+    worker.keep_private(PERSONAL, "ann", 1, worker.active(PERSONAL.gate).state())
     shapes = {n: tuple(worker.initial("self")[n].shape) for n in worker.split(PERSONAL).private}
     assert worker.store.load("personalized", "ann", shapes, before=2) is not None  # complete, and nothing beside them
 
@@ -91,7 +91,7 @@ def test_one_slot_serves_several_arms_without_mixing_them(worker: Worker) -> Non
 def test_what_a_failed_device_left_in_the_slot_is_gone_for_the_next(worker: Worker) -> None:
     worker.slot("self")
     with torch.no_grad():
-        for parameter in worker.parameters("self").values():
+        for parameter in worker.active("self").parameters.values():
             parameter.fill_(float("nan"))
     shared = shared_of(worker, PERSONAL, 0.5)
     worker.place(PERSONAL, "bob", shared, before=1)
@@ -105,7 +105,7 @@ def test_shared_tensors_with_nan_are_refused(worker: Worker) -> None:
 
 def test_a_damaged_private_state_stops_the_device_instead_of_starting_it_afresh(worker: Worker) -> None:
     worker.place(PERSONAL, "ann", shared_of(worker, PERSONAL, 0.5), before=1)
-    worker.keep_private(PERSONAL, "ann", 1)
+    worker.keep_private(PERSONAL, "ann", 1, worker.active(PERSONAL.gate).state())
     (worker.store.folder("personalized", "ann") / "state-000001.safetensors").write_bytes(b"broken")
     with pytest.raises(StoreError, match="damaged"):
         worker.place(PERSONAL, "ann", shared_of(worker, PERSONAL, 0.5), before=2)

@@ -80,7 +80,7 @@ def test_a_device_keeps_what_it_trained_unless_that_is_a_whole_model(run) -> Non
     if method == "full":
         assert not found
         return
-    tensors, info = load_method(next(path for path in found if "local" in str(path)), worker.shapes("none"))
+    tensors, info = load_method(next(path for path in found if "local" in str(path)), worker.active("none").shapes())
     assert (info.recipe.method, info.split) == (method, "all-private")
     assert info.base_fingerprint == worker.task.fingerprint
     assert device
@@ -110,6 +110,6 @@ def test_a_resumed_run_gives_the_same_rows(tmp_path: Path) -> None:
 def test_every_method_fits_a_task_that_is_not_speech(method: str, tmp_path: Path) -> None:
     config = settings(tmp_path, method, arms="global")
     worker = get_worker.__wrapped__(config, tmp_path)
-    assert worker.shapes("scalar" if method == "scalar-gate" else "none")
-    head = [name for name in worker.parameters("none") if "head" in name]
+    assert worker.active("scalar" if method == "scalar-gate" else "none").shapes()
+    head = [name for name in worker.active("none").parameters if "head" in name]
     assert head

@@ -12,38 +12,21 @@ from safetensors.numpy import load_file
 ROOT = Path(__file__).parents[2]
 
 ALGORITHM = '''
-from typing import ClassVar
-
-from fl.algorithms.base import About, Aggregator, Algorithm, Capabilities, Role
+from fl.algorithms.base import About, Algorithm, Capabilities
 from fl.aggregation.mean import mean
-from fl.settings.fields import Table, setting
-
-
-class ScaledOptions(Table):
-    """How far."""
-
-    scale: float = setting(0.0, "share of the mean that is taken", low=0.0, high=1.0)
-
-
-class ScaledMean(Aggregator):
-    def __init__(self, scale):
-        self.scale = scale
-
-    def aggregate(self, found):
-        return {name: self.scale * values for name, values in mean(found.updates).items()}
+from fl.settings.fields import setting
 
 
 class Scaled(Algorithm):
     """FedAvg, less of it."""
 
-    name: ClassVar[str] = "scaled"
-    role: ClassVar[Role] = Role.AGGREGATION
-    about: ClassVar[About] = About("nobody 2026", "2601.00001")
-    can: ClassVar[Capabilities] = Capabilities(sums=False)
-    Options: ClassVar[type[Table]] = ScaledOptions
+    name = "scaled"
+    about = About("nobody 2026", "2601.00001")
+    can = Capabilities(sums=False)
+    scale: float = setting(0.0, "share of the mean that is taken", low=0.0, high=1.0)
 
-    def aggregator(self):
-        return ScaledMean(self.options.scale)
+    def aggregate(self, found):
+        return {name: self.scale * values for name, values in mean(found.updates).items()}
 '''
 RUN = {"base.name": "random:whisper-nano", "base.language": "ko", "adapter.rank": 2, "train.local-steps": 1,
        "data.new-people": 0, "federation.rounds": 1, "federation.arms": "global", "algorithm.name": "scaled"}  # fmt: skip

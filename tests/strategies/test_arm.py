@@ -366,9 +366,18 @@ def test_sums_at_the_nodes_give_what_single_updates_give(devices: Any, make_stra
 
 @pytest.mark.parametrize("arm", ["global", "local", "centralized"])
 def test_updates_are_attacked_where_an_arm_federates_alone(devices: Any, make_strategy: Make, arm: str) -> None:
-    attacker = make_strategy(devices, arm=arm, attack="sign-flip").attacker
-    assert (attacker is not None) == (arm == "global")
-    assert make_strategy(devices, arm=arm, attack="label-swap").attacker is None
+    hostile = make_strategy(devices, arm=arm, attack="sign-flip").hostile
+    assert bool(hostile) == (arm == "global")
+    assert not make_strategy(devices, arm=arm, attack="label-swap").hostile
+
+
+def test_another_round_draws_other_noise_and_the_same_round_the_same(
+    devices: Any, make_strategy: Make, start: ArrayRecord
+) -> None:
+    strategy = make_strategy(devices, attack="random")
+    first, again, second = (train(devices, strategy, start, number) for number in (1, 1, 2))
+    assert all((first[name] == again[name]).all() for name in start)
+    assert any((first[name] != second[name]).any() for name in start)
 
 
 def test_a_study_of_hostile_devices_runs_in_a_simulation_alone(devices: Any, make_strategy: Make) -> None:

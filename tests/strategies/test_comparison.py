@@ -14,7 +14,7 @@ BOTH = "global,personalized"
 def paid_rounds(**settings: Any) -> int:
     config = make_config({"task": "no-op", "arms": BOTH, **settings})
     unused: Any = None
-    return Comparison(config, unused, unused, load_task(config), unused, unused).paid_rounds()
+    return Comparison(config, unused, unused, load_task(config), unused).paid_rounds()
 
 
 @pytest.mark.parametrize(

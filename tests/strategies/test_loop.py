@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from flwr.app import ArrayRecord, Message
 
-from fl.aggregation.updates import DeviceUpdate
 from fl.core.errors import AggregationError
-from fl.runs.results import ResultsFile, make_row
+from fl.runs.results import ResultsFile
 from fl.settings.names import SERVER_OPTIMIZERS
 from sim.backends.serial import SerialGrid
 from strategies.arm import ArmStrategy
@@ -53,15 +52,7 @@ class Run:
         self.results = ResultsFile(self.folder)
 
     def train(self, strategy: ArmStrategy, start: ArrayRecord, rounds: int = 4, every: int = 2) -> ArrayRecord:
-        def row(arm: str, server_round: int, split: str, reply: DeviceUpdate, trained: DeviceUpdate | None) -> None:
-            place = arm, server_round, split, reply.device_id
-            self.results.add(
-                make_row(*place, reply.metrics, reply.numbers, trained.numbers if trained else None, new_person=False)
-            )
-
-        loop = RoundLoop(
-            self.grid, self.folder / "checkpoints", "base", row, progress=self.progress, flush=self.results.flush
-        )
+        loop = RoundLoop(self.grid, self.folder / "checkpoints", "base", self.results, progress=self.progress)
         return loop.train(strategy, start, rounds, every, tuple(sorted(strategy.job.devices)))
 
     def files(self) -> dict[str, bytes]:
@@ -220,7 +211,7 @@ def test_the_seconds_of_rounds_before_a_restart_count(
     Run(tmp_path, SerialGrid(devices)).train(make_strategy(devices), start, rounds=2)
     assert load_seconds(folder)["global"] > 0
     save_seconds(folder, {"global": 1e6, "local": 7.0})
-    loop = RoundLoop(SerialGrid(devices), folder, "base", lambda *_: None)
+    loop = RoundLoop(SerialGrid(devices), folder, "base", ResultsFile(folder))
     loop.train(make_strategy(devices), start, 4, 2, tuple(devices.steps))
     assert 1e6 < loop.seconds["global"] < 2e6
     assert loop.seconds["local"] == 7.0
@@ -252,7 +243,7 @@ def train(
         if dies_at and done == dies_at:
             raise Killed
 
-    loop = RoundLoop(SerialGrid(devices), folder, "base", lambda *_: None, progress=progress, **more)
+    loop = RoundLoop(SerialGrid(devices), folder, "base", ResultsFile(folder), progress=progress, **more)
     return loop.train(strategy, start, 4, 0, ())
 
 

@@ -14,7 +14,8 @@ from clients.app import app as client_app
 from clients.mods import guard_mod
 from fl.adapters.files import load_adapter
 from fl.adapters.split import OWN
-from fl.algorithms.base import Role, SecondAdapter
+from fl.algorithms.base import Role
+from fl.algorithms.personal.own_adapter import OwnAdapter
 from fl.algorithms.table import ALGORITHMS, make_algorithm, names_of
 from fl.core.errors import ConfigError, GuardError
 from fl.protocol.wire import COUNTS, DEVICES, IDS, JOB, SETTINGS_RECORD, SHARED, UPDATES, Job, settings_record
@@ -25,7 +26,7 @@ from strategies.app import run_server
 NAMES = [name for name in names_of(Role.PERSONALIZATION) if ALGORITHMS[name].decides_split]
 
 
-def second_of(name: str) -> SecondAdapter | None:
+def second_of(name: str) -> OwnAdapter | None:
     return make_algorithm(RunConfig(), name).second
 
 

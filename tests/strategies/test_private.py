@@ -380,6 +380,14 @@ def test_the_aggregate_is_of_what_was_decoded_and_the_bytes_are_those_that_were_
     assert {row["bytes_up"] for row in rows} == {128 + sum(payload.nbytes for payload in encoded.values())}
 
 
+def test_noise_at_the_aggregator_goes_with_a_codec_of_limited_updates(run: Run, start: Tensors) -> None:
+    """Devices clip for the codec's limit, to the norm of the round."""
+    found = run(dp="server", noise_multiplier=1.0, update_norm=BOUND, codec="int8:0.5")
+    total = sum(clipped_step(start, name, BOUND) for name in NAMES)
+    noise = server_noise(start, BOUND)
+    assert_close(found, {n: value + (total + noise[n]) / DEVICES for n, value in start.items()}, atol=0.5 / 127)
+
+
 def test_with_error_feedback_what_arrived_and_the_residual_are_what_was_sent(
     run: Run, start: Tensors, tmp_path: Path
 ) -> None:

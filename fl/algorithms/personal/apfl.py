@@ -6,45 +6,38 @@ It mixes the products, alpha B' A' + (1 - alpha) B A, not the factors, and alpha
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from fl.algorithms.base import About
-from fl.algorithms.personal.own_adapter import OwnAdapter, StepOptions
-from fl.algorithms.plan import LocalPlan, SecondPlan
-from fl.settings.fields import Table, setting
+from fl.algorithms.personal.own_adapter import OwnAdapter
+from fl.algorithms.plan import LocalPlan
+from fl.settings.fields import setting
 
 if TYPE_CHECKING:
     from fl.adapters.state import State
 
 
-class ApflOptions(StepOptions):
-    """Options of APFL."""
-
-    mixing: float = setting(0.5, "weight of the personal adapter at the start (alpha)", low=0.0, high=1.0)
-    mixing_learning_rate: float = setting(
-        0.1, "learning rate of that weight; 0 leaves it as it is", low=0.0, high=100.0
-    )
-
-
 class Apfl(OwnAdapter):
     """Two adapters and a weight."""
 
-    name: ClassVar[str] = "apfl"
-    about: ClassVar[About] = About(
+    name = "apfl"
+    about = About(
         "Deng et al. 2020",
         "2003.13461",
         "A and B",
         "nothing; a device keeps an adapter and its weight beside the shared one",
     )
-    Options: ClassVar[type[Table]] = ApflOptions
-    options: ApflOptions
-    ranks: ClassVar[int] = 2
+    ranks = 2
+    mixing: float = setting(0.5, "weight of the personal adapter at the start (alpha)", low=0.0, high=1.0)
+    mixing_learning_rate: float = setting(
+        0.1, "learning rate of that weight; 0 leaves it as it is", low=0.0, high=100.0
+    )
 
     def start(self, shared: State, seed: int) -> State:
         """A copy, and the weight."""
         from fl.adapters.blend import with_weight
 
-        return with_weight(shared, self.options.mixing)
+        return with_weight(shared, self.mixing)
 
     def build(self, shared: State, own: State) -> State:
         """Both products, weighted."""
@@ -52,6 +45,6 @@ class Apfl(OwnAdapter):
 
         return weighted(shared, own)
 
-    def plan(self, plan: LocalPlan) -> SecondPlan:
+    def plan(self, plan: LocalPlan) -> LocalPlan:
         """With the learning rate of the weight."""
-        return replace(super().plan(plan), mixing_learning_rate=self.options.mixing_learning_rate)
+        return replace(super().plan(plan), mixing_learning_rate=self.mixing_learning_rate)

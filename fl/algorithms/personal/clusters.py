@@ -17,7 +17,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import numpy as np
 
@@ -25,19 +24,10 @@ from fl.aggregation.mean import mean
 from fl.aggregation.pairs import shares
 from fl.aggregation.updates import DeviceUpdate, Tensors, moved
 from fl.algorithms.base import About, Aggregator, Algorithm, Capabilities, Role, Round
-from fl.settings.fields import Table, setting
+from fl.settings.fields import setting
 
 log = logging.getLogger("idiolect.server")
 MEMBERS, MODEL = "members", "cluster-"
-
-
-class ClusterOptions(Table):
-    """Options of clustered federated learning."""
-
-    count: int = setting(4, "at most so many models", low=1, high=1000)
-    agreement: float = setting(
-        0.4, "a cluster is divided once its mean update is at most this share of its longest", low=0.0, high=1.0
-    )
 
 
 @dataclass
@@ -48,7 +38,7 @@ class ClusterAggregator(Aggregator):
     round and all that a resumed run needs.
     """
 
-    options: ClusterOptions
+    rule: Clusters
     models: list[dict[str, np.ndarray]] = field(default_factory=list)
     members: dict[str, int] = field(default_factory=dict)
 
@@ -72,10 +62,8 @@ class ClusterAggregator(Aggregator):
         for cluster in self._largest_first():
             inside = [update for update in found.updates if self.members[update.device_id] == cluster]
             parts = [inside]
-            if len(self.models) < self.options.count and len(inside) == sum(
-                c == cluster for c in self.members.values()
-            ):
-                parts = divided(inside, self.options.agreement)
+            if len(self.models) < self.rule.count and len(inside) == sum(c == cluster for c in self.members.values()):
+                parts = divided(inside, self.rule.agreement)
             start = self.models[cluster]
             for number, part in enumerate(parts):
                 if not part:
@@ -114,20 +102,20 @@ class ClusterAggregator(Aggregator):
 class Clusters(Algorithm):
     """Clustered federated learning."""
 
-    name: ClassVar[str] = "clusters"
-    role: ClassVar[Role] = Role.PERSONALIZATION
-    decides_split: ClassVar[bool] = True
-    about: ClassVar[About] = About(
-        "Sattler et al. 2019", "1910.01991", "A and B", "a model for each cluster of devices"
+    name = "clusters"
+    role = Role.PERSONALIZATION
+    about = About("Sattler et al. 2019", "1910.01991", "A and B", "a model for each cluster of devices")
+    can = Capabilities(sums=False, encoded=False, optimizer=False, sampled=False)
+    decides_split = True
+    aggregates = True
+    count: int = setting(4, "at most so many models", low=1, high=1000)
+    agreement: float = setting(
+        0.4, "a cluster is divided once its mean update is at most this share of its longest", low=0.0, high=1.0
     )
-    can: ClassVar[Capabilities] = Capabilities(sums=False, encoded=False, optimizer=False, sampled=False)
-    Options: ClassVar[type[Table]] = ClusterOptions
-    aggregates: ClassVar[bool] = True
-    options: ClusterOptions
 
     def aggregator(self) -> Aggregator:
         """FedAvg within clusters."""
-        return ClusterAggregator(self.options)
+        return ClusterAggregator(self)
 
 
 def divided(updates: list[DeviceUpdate], agreement: float) -> list[list[DeviceUpdate]]:

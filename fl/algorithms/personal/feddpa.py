@@ -6,7 +6,7 @@ coordinate apart.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from fl.algorithms.base import About
 from fl.algorithms.personal.own_adapter import OwnAdapter
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 class FedDpa(OwnAdapter):
     """Two adapters and a gate over both."""
 
-    name: ClassVar[str] = "feddpa"
-    about: ClassVar[About] = About(
+    name = "feddpa"
+    about = About(
         "Yang et al. 2024", "2403.19211", "A and B", "nothing; a device keeps a second adapter and a gate over both"
     )
-    gate: ClassVar[str] = "self"
-    ranks: ClassVar[int] = 2
+    gate = "self"
+    ranks = 2
 
     def start(self, shared: State, seed: int) -> State:
         """A fresh adapter with a neutral gate over both."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from fl.algorithms.base import About, Algorithm, Capabilities, Role
-from fl.settings.fields import Table, setting
+from fl.settings.fields import setting
 
 if TYPE_CHECKING:
     from fl.settings.config import RunConfig
 
 
-class GateOptions(Table):
-    """When and how fast private gates train."""
+class Gates(Algorithm):
+    """The default personalization: A and B are shared, gates never leave the device. Its options: when and how fast they train."""
 
+    name = "gates"
+    role = Role.PERSONALIZATION
+    about = About("Gated LoRA", "2406.02562", "A and B", "nothing; a device keeps its gates")
+    can = Capabilities(mean=True, ranks="first")
     private_learning_rate: float = setting(3e-3, "learning rate of private gates", low=0.0, high=10.0)
     private_share: float = setting(
         0.15,
@@ -28,16 +32,6 @@ class GateOptions(Table):
     private_warmup_rounds: int = setting(
         0, "first rounds in which only A and B are trained, whatever the gate dropout", low=0, high=100_000
     )
-
-
-class Gates(Algorithm):
-    """The default personalization: A and B are shared, gates never leave the device."""
-
-    name: ClassVar[str] = "gates"
-    role: ClassVar[Role] = Role.PERSONALIZATION
-    about: ClassVar[About] = About("Gated LoRA", "2406.02562", "A and B", "nothing; a device keeps its gates")
-    can: ClassVar[Capabilities] = Capabilities(mean=True, ranks="first")
-    Options: ClassVar[type[Table]] = GateOptions
 
     def trained(self, config: RunConfig) -> tuple[str, str]:
         """What the adapter's settings say."""

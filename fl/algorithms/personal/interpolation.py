@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from fl.algorithms.base import About
 from fl.algorithms.personal.own_adapter import OwnAdapter
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 class Interpolation(OwnAdapter):
     """a(x) B' A' x + (1 - a(x)) B A x with a learnt a(x)."""
 
-    name: ClassVar[str] = "interpolation"
-    about: ClassVar[About] = About(
+    name = "interpolation"
+    about = About(
         "after Yang et al. 2024",
         "2403.19211",
         "A and B",
         "nothing; a device keeps an adapter and what to weigh it by, input by input",
     )
-    gate: ClassVar[str] = "self"
-    ranks: ClassVar[int] = 2
+    gate = "self"
+    ranks = 2
 
     def start(self, shared: State, seed: int) -> State:
         """A copy, and a switch at one half."""

@@ -11,58 +11,46 @@ may hold. Where the papers leave freedom, or speak of whole models:
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
-from fl.algorithms.base import Algorithm, Capabilities, Role, SecondAdapter
-from fl.algorithms.plan import LocalPlan, SecondPlan
-from fl.settings.fields import Table, setting
+from fl.algorithms.base import Algorithm, Capabilities, Role
+from fl.algorithms.plan import LocalPlan
+from fl.settings.fields import setting
 
 if TYPE_CHECKING:
     from fl.adapters.state import State
 
 
-class StepOptions(Table):
-    """Options of every second adapter."""
+class OwnAdapter(Algorithm):
+    """A person's own tensors beside the shared adapter, and the ordinary adapter that both make. By default the own adapter
+    starts as the shared one and decodes alone."""
 
+    role = Role.PERSONALIZATION
+    decides_split = True
+    can = Capabilities(mean=True, low_rank=True)
+    gate: ClassVar[str] = "none"
+    ranks: ClassVar[int] = 1  # times the shared adapter's rank and alpha
+    follows: ClassVar[bool] = False  # the shared adapter follows the own one, instead of being trained
     steps: int = setting(0, "steps of a round for the personal adapter; 0 takes train.local-steps", low=0, high=100_000)
 
-
-class OwnAdapter(Algorithm):
-    """An algorithm that is its own :class:`SecondAdapter`. By default the own adapter starts as the shared one and decodes alone."""
-
-    role: ClassVar[Role] = Role.PERSONALIZATION
-    decides_split: ClassVar[bool] = True
-    can: ClassVar[Capabilities] = Capabilities(mean=True, low_rank=True)
-    Options: ClassVar[type[Table]] = StepOptions
-    options: StepOptions
-    gate: ClassVar[str] = "none"
-    ranks: ClassVar[int] = 1
-    follows: ClassVar[bool] = False
-
     @property
-    def second(self) -> SecondAdapter:
+    def second(self) -> OwnAdapter:
         """This object."""
         return self
 
     def start(self, shared: State, seed: int) -> State:
-        """The shared adapter as it is when the person first takes part."""
+        """A person's own tensors before the first round: the shared adapter as it is when the person first takes part."""
         from fl.adapters.blend import copied
 
         return copied(shared)
 
     def build(self, shared: State, own: State) -> State:
-        """The own adapter alone."""
+        """The adapter that decodes, the own one alone; differentiable with respect to the own tensors."""
         from fl.adapters.blend import alone
 
         return alone(shared, own)
 
-    def plan(self, plan: LocalPlan) -> SecondPlan:
-        """As many steps as the shared adapter takes, or those that are set."""
-        return SecondPlan(
-            batches=self.options.steps or plan.steps,
-            batch_size=plan.batch_size,
-            learning_rate=plan.learning_rate,
-            gate_learning_rate=plan.private_learning_rate,
-            clipping_norm=plan.clipping_norm,
-            weight_decay=plan.weight_decay,
-        )
+    def plan(self, plan: LocalPlan) -> LocalPlan:
+        """What a device does for the own adapter in a round, given what it does for the shared one: as many steps, or those set."""
+        return replace(plan, steps=self.steps or plan.steps)

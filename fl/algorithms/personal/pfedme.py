@@ -7,12 +7,12 @@ The inner problem is not solved to a precision but by ``steps`` steps on each ba
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from fl.algorithms.base import About, Capabilities
 from fl.algorithms.personal.own_adapter import OwnAdapter
-from fl.algorithms.plan import LocalPlan, SecondPlan
-from fl.settings.fields import Table, setting
+from fl.algorithms.plan import LocalPlan
+from fl.settings.fields import setting
 
 if TYPE_CHECKING:
     from fl.settings.config import RunConfig
@@ -20,9 +20,18 @@ if TYPE_CHECKING:
 STEPS = 3  # on each batch, unless set
 
 
-class PFedMeOptions(Table):
-    """Options of pFedMe."""
+class PFedMe(OwnAdapter):
+    """After the steps of each batch the shared adapter goes ``outer-rate`` of the way to the own one."""
 
+    name = "pfedme"
+    about = About(
+        "Dinh et al. 2020",
+        "2006.08848",
+        "A and B, which follow the personal ones",
+        "nothing; a device keeps an adapter",
+    )
+    can = Capabilities(mean=True, low_rank=True, cohorts=False)
+    follows = True
     steps: int = setting(0, "steps on each batch; 0 takes 3", low=0, high=100_000)
     pull: float = setting(
         0.1, "how strongly the personal adapter is held at the shared one (lambda)", low=0.0, high=1e6
@@ -31,32 +40,14 @@ class PFedMeOptions(Table):
         0.5, "share of the way to the personal adapter that the shared one goes (eta lambda)", low=1e-9, high=1.0
     )
 
-
-class PFedMe(OwnAdapter):
-    """After the steps of each batch the shared adapter goes ``outer-rate`` of the way to the own one."""
-
-    name: ClassVar[str] = "pfedme"
-    about: ClassVar[About] = About(
-        "Dinh et al. 2020",
-        "2006.08848",
-        "A and B, which follow the personal ones",
-        "nothing; a device keeps an adapter",
-    )
-    can: ClassVar[Capabilities] = Capabilities(mean=True, low_rank=True, cohorts=False)
-    Options: ClassVar[type[Table]] = PFedMeOptions
-    options: PFedMeOptions  # type: ignore[assignment]
-    follows: ClassVar[bool] = True
-
-    def plan(self, plan: LocalPlan) -> SecondPlan:
+    def plan(self, plan: LocalPlan) -> LocalPlan:
         """Repeated steps on each batch, and the outer step."""
-        repeat = self.options.steps or STEPS
-        batches = max(1, plan.steps // repeat)
-        own = replace(super().plan(plan), batches=batches, repeat=repeat)
-        return replace(own, pull=self.options.pull, outer=self.options.outer_rate)
+        repeat = self.steps or STEPS
+        return replace(plan, steps=max(1, plan.steps // repeat), repeat=repeat, pull=self.pull, outer=self.outer_rate)
 
     def refused(self, config: RunConfig) -> str:
         """A batch has no more steps than a round; a rule that trains the shared part otherwise has nothing to do."""
-        steps, most = self.options.steps, config.train.local_steps
+        steps, most = self.steps, config.train.local_steps
         if steps > most:
             return (
                 f"algorithm = {self.name!r} does not go with algorithm.pfedme.steps = {steps} and train.local-steps = {most}: "

@@ -1,23 +1,23 @@
 """FedNova: devices that take more local steps do not pull the shared tensors towards themselves (Wang et al. 2020)."""
 
-from __future__ import annotations
-
-from typing import ClassVar
-
 import numpy as np
 
 from fl.aggregation.mean import average
 from fl.aggregation.pairs import shares
 from fl.aggregation.updates import DeviceUpdate
-from fl.algorithms.base import About, Aggregator, Algorithm, Capabilities, Role, Round
+from fl.algorithms.base import About, Algorithm, Capabilities, Round
 
 
-class NormalizedMean(Aggregator):
+class FedNova(Algorithm):
     """tau sum_k p_k d_k / tau_k for the updates d_k, with p_k the share of examples and tau = sum_k p_k tau_k.
 
     tau_k are the steps that device k says it took (the paper's vanilla case; with another local optimizer than SGD an
     approximation). With equal steps it is FedAvg.
     """
+
+    name = "fednova"
+    about = About("Wang et al. 2020", "2007.07481")
+    can = Capabilities(sums=False)
 
     def fault(self, update: DeviceUpdate) -> str:
         """A device that took no step has no direction per step."""
@@ -31,16 +31,3 @@ class NormalizedMean(Aggregator):
         factors = p * float(p @ steps) / steps  # of the updates; their sum need not be 1
         total = float(factors.sum())
         return {name: total * values for name, values in average(found.updates, list(factors)).items()}
-
-
-class FedNova(Algorithm):
-    """Normalized averaging."""
-
-    name: ClassVar[str] = "fednova"
-    role: ClassVar[Role] = Role.AGGREGATION
-    about: ClassVar[About] = About("Wang et al. 2020", "2007.07481")
-    can: ClassVar[Capabilities] = Capabilities(sums=False)
-
-    def aggregator(self) -> Aggregator:
-        """The normalized mean."""
-        return NormalizedMean()

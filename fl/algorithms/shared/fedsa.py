@@ -1,22 +1,35 @@
 """FedSA-LoRA (Guo et al. 2024): A is averaged and B is personal."""
 
-from __future__ import annotations
-
+from collections.abc import Mapping
 from typing import ClassVar
 
-from fl.algorithms.base import About, Aggregator, Algorithm, Capabilities, Role
-from fl.algorithms.shared.one_factor import OneFactor
+from fl.adapters.split import tensor_kind
+from fl.algorithms.base import About, Algorithm, Capabilities
+from fl.core.errors import ConfigError
 
 
-class FedSa(Algorithm):
-    """FedSA-LoRA: A is averaged, B is personal."""
+class OneFactor(Algorithm):
+    """FedAvg of one kind of factor, so that the mean of factors is the mean of products.
 
-    name: ClassVar[str] = "fedsa"
-    role: ClassVar[Role] = Role.AGGREGATION
-    about: ClassVar[About] = About("Guo et al. 2024", "2410.01463", "A", "nothing; B stays on its device")
-    can: ClassVar[Capabilities] = Capabilities(mean=True, low_rank=True)
-    split: ClassVar[str] = "fedsa"
+    The other one may not be shared, since it would be trained.
+    """
 
-    def aggregator(self) -> Aggregator:
-        """FedAvg of A."""
-        return OneFactor("A", self.name)
+    kind: ClassVar[str]
+    can = Capabilities(mean=True, low_rank=True)
+
+    def require_fit(self, shapes: Mapping[str, tuple[int, ...]], devices: int) -> None:
+        """Factors of this kind are shared, and none of the other."""
+        odd = [name for name in sorted(shapes) if tensor_kind(name) in ("A", "B") and tensor_kind(name) != self.kind]
+        if odd or not any(tensor_kind(name) == self.kind for name in shapes):
+            raise ConfigError(
+                f"algorithm {self.name!r} shares {self.kind} alone, but this split shares {odd[0] if odd else 'none'!r}: "
+                f"set adapter.split = {self.split!r}"
+            )
+
+
+class FedSa(OneFactor):
+    """FedAvg of A."""
+
+    name = split = "fedsa"
+    kind = "A"
+    about = About("Guo et al. 2024", "2410.01463", "A", "nothing; B stays on its device")

@@ -1,18 +1,9 @@
 """Algorithms on products of low-rank pairs: the mean of A times the mean of B is not the mean of B A.
 
-| name | devices get | the aggregator's correction |
-| --- | --- | --- |
-| ``flexlora`` (arXiv 2402.11505) | the best pair of their rank for mean(B A) | none |
-| ``hetlora`` (arXiv 2401.06432) | factors weighted by the norm of each device's product | none |
-| ``fedex`` (arXiv 2410.09432) | mean(A), mean(B) | mean(B A) - mean(B) mean(A) |
-| ``flora`` (arXiv 2409.05976) | the best pair of their rank for the stack of all | the rest of the stack |
-
 A correction belongs to the newest round only: devices train on the untouched base, so the next round's products do not contain it,
 and adding it up over rounds would count it again and again. Whoever decodes with the base adds it to the frozen weight
 (:mod:`fl.adapters.correction`): in evaluation, ``idiolect transcribe`` and ``idiolect serve``.
 """
-
-from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -24,8 +15,7 @@ from fl.adapters.pairs import LowRankPair, aligned, best_of, pair_names, truncat
 from fl.aggregation.blocks import over_cores
 from fl.aggregation.mean import mean, pairs_of
 from fl.aggregation.pairs import many, means, shares, stacked
-from fl.algorithms.base import Aggregator, Round
-from fl.algorithms.shared.one_factor import require_pairs
+from fl.algorithms.base import Aggregator, Algorithm, Capabilities, Round
 from fl.core.errors import AggregationError
 
 CORRECTION = "correction:"  # and the layer: a name of the aggregator's state
@@ -35,36 +25,6 @@ def to_float32(values: np.ndarray) -> np.ndarray:
     """As a file carries it; what does not fit becomes infinite, which is refused later by name."""
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(values, np.float32)
-
-
-@dataclass
-class PairAggregator(Aggregator):
-    """A rule that looks at both factors of a layer; other tensors (shared gates) are averaged."""
-
-    name: str
-
-    def require_fit(self, shapes: Mapping[str, tuple[int, ...]], devices: int) -> None:
-        """Both factors must be shared."""
-        require_pairs(self.name, shapes)
-
-    def aggregate(self, found: Round) -> dict[str, np.ndarray]:
-        """:meth:`combine` layer by layer, as many side by side as there are cores."""
-        weights = shares(found.examples)
-        layers = pair_names({name: values.shape for name, values in found.start.items()})
-        others = [name for name in found.start if all(name not in pair for pair in layers.values())]
-        update = mean(found.updates, others) if others else {}
-
-        def combined(layer: str) -> LowRankPair:
-            return self.combine(layer, pairs_of(found.updates, found.start, layers[layer]), weights)
-
-        for layer, pair in zip(layers, over_cores(combined, layers), strict=True):
-            for name, values in zip(layers[layer], pair, strict=True):
-                update[name] = np.subtract(to_float32(values), found.start[name], dtype=np.float64)
-        return {name: update[name] for name in found.start}
-
-    @abstractmethod
-    def combine(self, layer: str, pairs: Sequence[LowRankPair], weights: np.ndarray) -> LowRankPair:
-        """The new pair of one layer from the devices' pairs and their shares."""
 
 
 def holders(pairs: Sequence[LowRankPair], weights: np.ndarray) -> np.ndarray:
@@ -93,24 +53,55 @@ def best_pair(pairs: Sequence[LowRankPair], weights: np.ndarray) -> tuple[LowRan
     return aligned(best, reference), product
 
 
-@dataclass
-class Corrected(PairAggregator):
-    """A rule after which the aggregator holds what the devices' pair lacks: pair + correction is mean(B A) exactly."""
+class PairAlgorithm(Algorithm):
+    """A rule that looks at both factors of a layer; other tensors (shared gates) are averaged."""
 
+    can = Capabilities(sums=False, pairs=True, low_rank=True, ranks="best")
+
+    @abstractmethod
+    def combine(self, pairs: Sequence[LowRankPair], weights: np.ndarray) -> tuple[LowRankPair, np.ndarray | None]:
+        """The new pair of one layer from the devices' pairs and their shares, and what it lacks of mean(B A), if that is kept."""
+
+    def aggregator(self) -> Aggregator:
+        """With the corrections of the last round as state."""
+        return PairAggregator(self)
+
+
+@dataclass
+class PairAggregator(Aggregator):
+    """A :class:`PairAlgorithm` layer by layer. Where it keeps what the pair lacks, pair + correction is mean(B A) exactly."""
+
+    rule: PairAlgorithm
     found: dict[str, np.ndarray] = field(default_factory=dict)  # (d_out, d_in) float32 by layer, of the last round
 
     def aggregate(self, found: Round) -> dict[str, np.ndarray]:
-        """The pairs; raises :class:`AggregationError` and keeps the corrections before where a new one is not finite."""
-        before, self.found = self.found, {}
-        update = super().aggregate(found)
-        odd = [layer for layer, correction in self.found.items() if not np.isfinite(correction).all()]
+        """The pairs, as many layers side by side as there are cores.
+
+        Raises :class:`AggregationError` and keeps the corrections before where a new one is not finite.
+        """
+        weights = shares(found.examples)
+        layers = pair_names({name: values.shape for name, values in found.start.items()})
+        others = [name for name in found.start if all(name not in pair for pair in layers.values())]
+        update = mean(found.updates, others) if others else {}
+        corrections: dict[str, np.ndarray] = {}
+
+        def combined(layer: str) -> LowRankPair:
+            pair, lost = self.rule.combine(pairs_of(found.updates, found.start, layers[layer]), weights)
+            if lost is not None:
+                corrections[layer] = to_float32(lost)
+            return pair
+
+        for layer, pair in zip(layers, over_cores(combined, layers), strict=True):
+            for name, values in zip(layers[layer], pair, strict=True):
+                update[name] = np.subtract(to_float32(values), found.start[name], dtype=np.float64)
+        odd = [layer for layer, correction in corrections.items() if not np.isfinite(correction).all()]
         if odd:
-            self.found = before
             raise AggregationError(
-                f"the correction of {odd[0]!r} is not finite: the devices' updates are too large for {self.name!r}; "
+                f"the correction of {odd[0]!r} is not finite: the devices' updates are too large for {self.rule.name!r}; "
                 "lower the learning rates, or choose a robust algorithm"
             )
-        return update
+        self.found = corrections
+        return {name: update[name] for name in found.start}
 
     def corrections(self) -> dict[str, np.ndarray]:
         """Those of the last round."""

@@ -18,8 +18,7 @@ With n devices of which f are hostile:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -28,24 +27,23 @@ from fl.aggregation.blocks import over_cores
 from fl.aggregation.columns import BoundedUpdates, by_coordinate
 from fl.aggregation.mean import average
 from fl.aggregation.updates import Updates, rows_of, tensor_names
-from fl.algorithms.base import About, Aggregator, Algorithm, Capabilities, Role, Round
+from fl.algorithms.base import About, Algorithm, Capabilities, Round
 from fl.algorithms.hostile import hostile_count
 from fl.core.errors import AggregationError, ConfigError
-from fl.settings.fields import Table, setting
+from fl.settings.fields import setting
 
 if TYPE_CHECKING:
     from fl.settings.config import RunConfig
 
-ROBUST = Capabilities(sums=False)
 SMOOTHING = 1e-6  # of the geometric median, relative to the median distance: no division by a distance of zero
 PASSES = 32
 TINY = float(np.finfo(np.float32).tiny)
 TOLERANCE = 1e-4  # of the median norm: the geometric median is found when a pass moves it by less
 
 
-def mean_of(updates: Updates, weights: Sequence[float] | None = None) -> dict[str, np.ndarray]:
-    """The mean update, each device once unless given ``weights``."""
-    return average(updates, [1.0] * len(updates) if weights is None else weights)
+def mean_of(updates: Updates) -> dict[str, np.ndarray]:
+    """The mean update, each device once."""
+    return average(updates, [1.0] * len(updates))
 
 
 def median_rows(ordered: np.ndarray) -> np.ndarray:
@@ -119,17 +117,6 @@ def bulyan_choice(distances: np.ndarray, hostile: int) -> list[int]:
     return sorted(chosen)
 
 
-def norm_bounded(updates: Updates, bound: float) -> dict[str, np.ndarray]:
-    """The mean of the updates, those longer than ``bound`` scaled down to it; 0 takes the median of the norms."""
-    norms = BoundedUpdates.of(updates, keep=False).norms
-    bound = bound or float(np.median(norms))
-    factors = np.minimum(1.0, bound / np.maximum(norms, TINY))
-    if not factors.any():  # a median of zero: most have not moved
-        return {name: np.zeros(rows_of(updates[:1], name)[0].shape) for name in tensor_names(updates)}
-    share = float(factors.mean())
-    return {name: share * values for name, values in mean_of(updates, list(factors)).items()}
-
-
 def geometric_median(updates: Updates) -> dict[str, np.ndarray]:
     """The point with the smallest sum of distances, by the smoothed Weiszfeld algorithm.
 
@@ -172,80 +159,55 @@ def _inverse(distances: np.ndarray) -> np.ndarray:
     return np.asarray(inverse / inverse.sum())
 
 
-@dataclass(frozen=True)
 class RobustAlgorithm(Algorithm):
     """A rule on single devices' updates, each of which counts once."""
 
-    role: ClassVar[Role] = Role.AGGREGATION
-    can: ClassVar[Capabilities] = ROBUST
+    can = Capabilities(sums=False)
 
 
-class MedianAggregator(Aggregator):
+class CoordinateMedian(RobustAlgorithm):
     """The median of every coordinate."""
+
+    name = "median"
+    about = About("Yin et al. 2018", "1803.01498")
 
     def aggregate(self, found: Round) -> dict[str, np.ndarray]:
         """See :func:`median_rows`."""
         return by_coordinate(found.updates, median_rows)
 
 
-class CoordinateMedian(RobustAlgorithm):
-    """The median of every coordinate."""
+class TrimmedMean(RobustAlgorithm):
+    """The mean of every coordinate without the largest and the smallest ``trim_share`` of its values."""
 
-    name: ClassVar[str] = "median"
-    about: ClassVar[About] = About("Yin et al. 2018", "1803.01498")
-
-    def aggregator(self) -> Aggregator:
-        """The median."""
-        return MedianAggregator()
-
-
-class TrimmedMeanOptions(Table):
-    """Options of the trimmed mean."""
-
+    name = "trimmed-mean"
+    about = About("Yin et al. 2018", "1803.01498")
     trim_share: float = setting(0.2, "share of the devices whose values are left out at each end", low=0.0, high=0.49)
-
-
-@dataclass
-class TrimmedAggregator(Aggregator):
-    """The mean of every coordinate without the largest and the smallest ``share`` of its values."""
-
-    share: float
 
     def aggregate(self, found: Round) -> dict[str, np.ndarray]:
         """See :func:`trimmed_rows`; at least one value stays."""
         count = len(found.updates)
-        cut = min(hostile_count(self.share, count), (count - 1) // 2)
+        cut = min(hostile_count(self.trim_share, count), (count - 1) // 2)
         return by_coordinate(found.updates, lambda ordered: trimmed_rows(ordered, cut))
 
 
-class TrimmedMean(RobustAlgorithm):
-    """The trimmed mean of every coordinate."""
+class Krum(RobustAlgorithm):
+    """The update with the best Krum score, and no other."""
 
-    name: ClassVar[str] = "trimmed-mean"
-    about: ClassVar[About] = About("Yin et al. 2018", "1803.01498")
-    Options: ClassVar[type[Table]] = TrimmedMeanOptions
-    options: TrimmedMeanOptions
-
-    def aggregator(self) -> Aggregator:
-        """The trimmed mean."""
-        return TrimmedAggregator(self.options.trim_share)
-
-
-class KrumOptions(Table):
-    """Options of krum, multi-krum and bulyan."""
-
+    name = "krum"
+    about = About("Blanchard et al. 2017", "1703.02757")
+    factor: ClassVar[int] = 2
     hostile_share: float = setting(
         0.2, "krum, multi-krum, bulyan: share of the devices that may be hostile, rounded up", low=0.0, high=0.49
     )
 
-
-@dataclass
-class MultiKrumAggregator(Aggregator):
-    """The mean of the n - f updates with the best Krum scores."""
-
-    name: str
-    hostile_share: float
-    factor: ClassVar[int] = 2
+    def refused(self, config: RunConfig) -> str:
+        """A rule that withstands nobody says nothing about an attack."""
+        if self.hostile_share or not config.attack.attacks_updates:
+            return ""
+        return (
+            f"algorithm.krum.hostile-share = 0 withstands no hostile device, and attack = {config.attack.name!r} makes some: "
+            f"set algorithm.krum.hostile-share = {config.attack.attacker_share:g}"
+        )
 
     def require_fit(self, shapes: Mapping[str, tuple[int, ...]], devices: int) -> None:
         """As many devices must take part in a round as the share of hostile ones asks for."""
@@ -261,22 +223,28 @@ class MultiKrumAggregator(Aggregator):
 
     def choose(self, updates: Updates, distances: np.ndarray, hostile: int) -> dict[str, np.ndarray]:
         """The aggregate, given who is how far from whom."""
+        return mean_of([updates[krum_order(distances, hostile)[0]]])
+
+
+class MultiKrum(Krum):
+    """The mean of the n - f updates with the best Krum scores."""
+
+    name = "multi-krum"
+    table = "krum"
+
+    def choose(self, updates: Updates, distances: np.ndarray, hostile: int) -> dict[str, np.ndarray]:
+        """All but the last in Krum's order."""
         chosen = sorted(krum_order(distances, hostile)[: len(updates) - hostile])
         return mean_of([updates[i] for i in chosen])
 
 
-class KrumAggregator(MultiKrumAggregator):
-    """The update with the best Krum score, and no other."""
-
-    def choose(self, updates: Updates, distances: np.ndarray, hostile: int) -> dict[str, np.ndarray]:
-        """The first in Krum's order."""
-        return mean_of([updates[krum_order(distances, hostile)[0]]])
-
-
-class BulyanAggregator(MultiKrumAggregator):
+class Bulyan(Krum):
     """Of the n - 2 f updates that Krum chooses, the mean of the n - 4 f values of a coordinate that are closest to its median."""
 
-    factor: ClassVar[int] = 4
+    name = "bulyan"
+    about = About("El Mhamdi et al. 2018", "1802.07927")
+    table = "krum"
+    factor = 4
 
     def choose(self, updates: Updates, distances: np.ndarray, hostile: int) -> dict[str, np.ndarray]:
         """Two stages: devices, then coordinates."""
@@ -284,89 +252,31 @@ class BulyanAggregator(MultiKrumAggregator):
         return by_coordinate(chosen, lambda ordered: central_rows(ordered, len(chosen) - 2 * hostile))
 
 
-class MultiKrum(RobustAlgorithm):
-    """Multi-Krum; its relatives differ in the aggregator alone."""
-
-    name: ClassVar[str] = "multi-krum"
-    about: ClassVar[About] = About("Blanchard et al. 2017", "1703.02757")
-    Options: ClassVar[type[Table]] = KrumOptions
-    table: ClassVar[str] = "krum"
-    half: ClassVar[type[MultiKrumAggregator]] = MultiKrumAggregator
-    options: KrumOptions
-
-    def aggregator(self) -> Aggregator:
-        """The rule for the share of hostile devices that is set."""
-        return self.half(self.name, self.options.hostile_share)
-
-    def refused(self, config: RunConfig) -> str:
-        """A rule that withstands nobody says nothing about an attack."""
-        if self.options.hostile_share or not config.attack.attacks_updates:
-            return ""
-        return (
-            f"algorithm.krum.hostile-share = 0 withstands no hostile device, and attack = {config.attack.name!r} makes some: "
-            f"set algorithm.krum.hostile-share = {config.attack.attacker_share:g}"
-        )
-
-
-class Krum(MultiKrum):
-    """Krum."""
-
-    name: ClassVar[str] = "krum"
-    half: ClassVar[type[MultiKrumAggregator]] = KrumAggregator
-
-
-class Bulyan(MultiKrum):
-    """Bulyan."""
-
-    name: ClassVar[str] = "bulyan"
-    about: ClassVar[About] = About("El Mhamdi et al. 2018", "1802.07927")
-    half: ClassVar[type[MultiKrumAggregator]] = BulyanAggregator
-
-
-class NormBoundOptions(Table):
-    """Options of the norm bound."""
-
-    bound: float = setting(0.0, "largest norm of a device's update; 0 takes the median of the round's norms", low=0.0)
-
-
-@dataclass
-class NormBoundAggregator(Aggregator):
-    """The mean of updates of bounded length."""
-
-    bound: float
-
-    def aggregate(self, found: Round) -> dict[str, np.ndarray]:
-        """See :func:`norm_bounded`."""
-        return norm_bounded(found.updates, self.bound)
-
-
 class NormBound(RobustAlgorithm):
     """The mean of updates of bounded length."""
 
-    name: ClassVar[str] = "norm-bound"
-    about: ClassVar[About] = About("Sun et al. 2019", "1911.07963")
-    Options: ClassVar[type[Table]] = NormBoundOptions
-    options: NormBoundOptions
+    name = "norm-bound"
+    about = About("Sun et al. 2019", "1911.07963")
+    bound: float = setting(0.0, "largest norm of a device's update; 0 takes the median of the round's norms", low=0.0)
 
-    def aggregator(self) -> Aggregator:
-        """The bounded mean."""
-        return NormBoundAggregator(self.options.bound)
+    def aggregate(self, found: Round) -> dict[str, np.ndarray]:
+        """The mean of the updates, those longer than the bound scaled down to it."""
+        updates = found.updates
+        norms = BoundedUpdates.of(updates, keep=False).norms
+        bound = self.bound or float(np.median(norms))
+        factors = np.minimum(1.0, bound / np.maximum(norms, TINY))
+        if not factors.any():  # a median of zero: most have not moved
+            return {name: np.zeros(rows_of(updates[:1], name)[0].shape) for name in tensor_names(updates)}
+        share = float(factors.mean())
+        return {name: share * values for name, values in average(updates, list(factors)).items()}
 
 
-class GeometricMedianAggregator(Aggregator):
+class GeometricMedian(RobustAlgorithm):
     """The point with the smallest sum of distances to the devices' updates."""
+
+    name = "geometric-median"
+    about = About("Pillutla et al. 2022", "1912.13445")
 
     def aggregate(self, found: Round) -> dict[str, np.ndarray]:
         """See :func:`geometric_median`."""
         return geometric_median(found.updates)
-
-
-class GeometricMedian(RobustAlgorithm):
-    """The geometric median of the updates."""
-
-    name: ClassVar[str] = "geometric-median"
-    about: ClassVar[About] = About("Pillutla et al. 2022", "1912.13445")
-
-    def aggregator(self) -> Aggregator:
-        """The geometric median."""
-        return GeometricMedianAggregator()

@@ -1,18 +1,14 @@
 """RoLoRA (Chen et al. 2024): mean(B) in odd rounds, mean(A) in even ones; the other factor is frozen in that round."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from fl.adapters.split import tensor_kind
 from fl.aggregation.mean import mean
-from fl.algorithms.base import About, Aggregator, Algorithm, Capabilities, Role, Round
+from fl.algorithms.base import About, Algorithm, Capabilities, Round
 from fl.algorithms.plan import LocalPlan
-from fl.algorithms.shared.one_factor import require_pairs
 
 
 def frozen_factor(server_round: int) -> str:
@@ -20,13 +16,16 @@ def frozen_factor(server_round: int) -> str:
     return "A" if server_round % 2 else "B"
 
 
-@dataclass
-class AlternatingMean(Aggregator):
-    """FedAvg of the factor that trains in the round; the other one keeps its bits."""
+class RoLora(Algorithm):
+    """FedAvg of the factor that trains in the round, so its mean is exact; the other one is frozen and keeps its bits."""
 
-    def require_fit(self, shapes: Mapping[str, tuple[int, ...]], devices: int) -> None:
-        """Both factors must be shared."""
-        require_pairs(RoLora.name, shapes)
+    name = "rolora"
+    about = About("Chen et al. 2024", "2409.02346", "A and B, one of them trains in a round")
+    can = Capabilities(mean=True, pairs=True, low_rank=True)
+
+    def local(self, plan: LocalPlan, server_round: int) -> LocalPlan:
+        """The plan with this round's frozen factor."""
+        return replace(plan, frozen=frozen_factor(server_round))
 
     def moving(self, names: Sequence[str], number: int) -> tuple[str, ...]:
         """All tensors but the frozen factors."""
@@ -35,20 +34,3 @@ class AlternatingMean(Aggregator):
     def aggregate(self, found: Round) -> dict[str, np.ndarray]:
         """The mean of what moves."""
         return mean(found.updates, self.moving(tuple(found.start), found.number))
-
-
-class RoLora(Algorithm):
-    """RoLoRA: one factor trains in a round while the other is frozen, so its mean is exact."""
-
-    name: ClassVar[str] = "rolora"
-    role: ClassVar[Role] = Role.AGGREGATION
-    about: ClassVar[About] = About("Chen et al. 2024", "2409.02346", "A and B, one of them trains in a round")
-    can: ClassVar[Capabilities] = Capabilities(mean=True, pairs=True, low_rank=True)
-
-    def local(self, plan: LocalPlan, server_round: int) -> LocalPlan:
-        """The plan with this round's frozen factor."""
-        return replace(plan, frozen=frozen_factor(server_round))
-
-    def aggregator(self) -> Aggregator:
-        """FedAvg of the factor that moves."""
-        return AlternatingMean()

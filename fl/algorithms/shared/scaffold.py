@@ -21,39 +21,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fl.adapters.split import CONTROL, OWN
-from fl.aggregation.mean import mean, product_gaps
+from fl.aggregation.mean import mean
 from fl.aggregation.updates import Tensors
-from fl.algorithms.base import About, Aggregator, Algorithm, Capabilities, Load, Role, Round
+from fl.algorithms.base import About, Aggregator, Algorithm, Capabilities, Correction, Load, Round
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from fl.adapters.state import State
 
 
 @dataclass
-class ControlVariate:
+class ControlVariate(Correction):
     """One device's control variate in one local phase, by the names of the shared tensors."""
 
     own: State  # c_k
     everyone: State  # c
-    sums: State = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
 
     @property
     def correction(self) -> State:
         """c - c_k, which is added to every gradient."""
         return {name: self.everyone[name] - self.own[name] for name in self.own}
-
-    def observe(self, name: str, gradient: Tensor) -> None:
-        """Count one step's gradient of the loss alone."""
-        self.counts[name] = self.counts.get(name, 0) + 1
-        self.sums[name] = self.sums[name] + gradient if name in self.sums else gradient.detach().clone()
 
     def after(self) -> State:
         """c_k+: the mean gradient of the phase."""
@@ -95,10 +86,6 @@ class ControlledMean(Aggregator):
             self.control[name] = before + found.participation * update[CONTROL + name]
         return {name: update[name] for name in found.start}
 
-    def diagnostics(self, found: Round) -> dict[str, float]:
-        """As for FedAvg: control variates have no products."""
-        return product_gaps(found.updates, found.start)
-
     def state(self) -> dict[str, np.ndarray]:
         """c."""
         return {CONTROL + name: values for name, values in self.control.items()}
@@ -111,15 +98,14 @@ class ControlledMean(Aggregator):
 class Scaffold(Algorithm):
     """Stochastic controlled averaging."""
 
-    name: ClassVar[str] = "scaffold"
-    role: ClassVar[Role] = Role.AGGREGATION
-    about: ClassVar[About] = About(
+    name = "scaffold"
+    about = About(
         "Karimireddy et al. 2020",
         "1910.06378",
         "what the split shares, and a control variate for each",
         "their mean control variate; a device keeps its own",
     )
-    can: ClassVar[Capabilities] = Capabilities(encoded=False)
+    can = Capabilities(encoded=False)
 
     def begin(self, incoming: State, load: Load) -> ControlVariate | None:
         """The device's control variate, zero in its first round; None in a message without any."""

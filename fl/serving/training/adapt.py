@@ -28,7 +28,7 @@ from pydantic import Field, Json
 
 from fl.adapters.split import Split, make_split
 from fl.adapters.state import State
-from fl.algorithms.personal.gates import GateOptions
+from fl.algorithms.personal.gates import Gates
 from fl.core.errors import AdapterError, ConfigError, SplitError, TextError
 from fl.packed.blob import digest, pack, read_info
 from fl.serving.engine.requests import ClosedError, DeadlineError, ServedAdapter
@@ -44,7 +44,7 @@ from fl.speech.text import normalize_text
 MAX_TEXT = 1_000  # characters of one utterance
 RETRY_SECONDS = 30.0
 _PLAIN = re.compile(r"[\w.\\|^$-]{1,200}")  # a pattern without repetition or groups, which cannot run for long
-_TRAIN, _GATES = TrainTable(), GateOptions()
+_TRAIN, _GATES = TrainTable(), Gates()
 _Steps = Annotated[int, Field(ge=0, le=10_000)]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from fl.aggregation.updates import DeviceUpdate, moved
 from fl.algorithms.base import Aggregator, Round
-from fl.algorithms.personal.clusters import ClusterAggregator, ClusterOptions, bipartition
+from fl.algorithms.personal.clusters import ClusterAggregator, Clusters, bipartition
 
 X = "x"
 # Two groups that move apart: ann and bob along the first axis, cem and dan against it, each a little aside.
@@ -18,7 +18,7 @@ START = {X: np.array([1.0, 1.0], np.float32)}
 
 
 def clustered(**options: Any) -> ClusterAggregator:
-    return ClusterAggregator(ClusterOptions(**options))
+    return ClusterAggregator(Clusters(**options))
 
 
 def models_sent(clusters: Aggregator, shared: dict[str, np.ndarray], **how: Any) -> dict[str, tuple[float, ...]]:

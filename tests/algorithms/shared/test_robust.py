@@ -144,7 +144,7 @@ def centre(updates: tuple[DeviceUpdate, ...]) -> np.ndarray:
 
 @pytest.mark.parametrize("name", RULES)
 def test_one_device_alone_gives_its_own_update_back(half: Callable[..., Aggregator], name: str) -> None:
-    options = {"hostile_share": 0.0} if "hostile_share" in ALGORITHMS[name].Options.model_fields else {}
+    options = {"hostile_share": 0.0} if "hostile_share" in ALGORITHMS[name].model_fields else {}
     (mine,) = cloud(1)
     found = half(name, **options).aggregate(Round(1, ZERO, (mine,)))
     np.testing.assert_allclose(flat(found), flat(mine.tensors), rtol=1e-6, atol=1e-7)

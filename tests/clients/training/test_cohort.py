@@ -75,8 +75,6 @@ def test_a_cohort_equals_its_devices_trained_one_by_one(regression, gate, preset
     members = members_of(task)
     together = train_cohort(host_of(task), task, task.split, members, budget=BUDGET)
     for one, (state, loss), member in zip(together, one_by_one(task, members), members, strict=True):
-        assert one.device_id == member.device_id
-        assert one.state is not None and one.result is not None  # noqa: PT018
         assert close(one.state, state)
         assert not close(one.state, member.state, 1e-4)
         assert one.result.loss == pytest.approx(loss, rel=1e-9)
@@ -168,8 +166,8 @@ def test_adapters_of_different_rank_train_in_one_cohort(regression):
     assert close(together[1].state, alone.state)
 
 
-def failed(results: Sequence[MemberResult]) -> list[str]:
-    return [one.device_id for one in results if one.error is not None]
+def failed(results: Sequence[MemberResult | Exception]) -> list[int]:
+    return [place for place, one in enumerate(results) if isinstance(one, Exception)]
 
 
 def test_a_device_that_diverges_fails_alone(regression):
@@ -179,9 +177,8 @@ def test_a_device_that_diverges_fails_alone(regression):
     together = train_cohort(
         host_of(task), task, task.split, [members[0], replace(members[1], examples=broken), *members[2:]], budget=BUDGET
     )
-    assert failed(together) == ["device-1"]
-    assert "not finite" in str(together[1].error)
-    assert together[1].state is None
+    assert failed(together) == [1]
+    assert "not finite" in str(together[1])
     expected = one_by_one(task, members)
     assert all(close(together[i].state, expected[i][0]) for i in (0, 2, 3))
 
@@ -190,9 +187,8 @@ def test_a_device_without_examples_fails_alone(regression):
     task = regression()
     members = [replace(members_of(task)[0], examples=()), members_of(task)[1]]
     together = train_cohort(host_of(task), task, task.split, members, budget=BUDGET)
-    assert failed(together) == ["device-0"]
-    assert together[1].state is not None
-    assert train_cohort(host_of(task), task, task.split, members[:1], budget=BUDGET)[0].error is not None
+    assert failed(together) == [0]
+    assert failed(train_cohort(host_of(task), task, task.split, members[:1], budget=BUDGET)) == [0]
 
 
 def test_a_failing_computation_leaves_members_and_model_as_they_were(regression, monkeypatch):
@@ -242,7 +238,13 @@ def test_speakers_trained_together_equal_those_trained_alone(config, tmp_path: P
         name = worker.slot(arm.gate)
         load_state(worker.adapted, start, name)
         result = train_locally(
-            worker.adapted, worker.parameters(arm.gate), split, worker.task, member.examples, plan, seed=member.seed
+            worker.adapted,
+            worker.active(arm.gate).parameters,
+            split,
+            worker.task,
+            member.examples,
+            plan,
+            seed=member.seed,
         )
         alone = adapter_state(worker.adapted, name)
         moved = nn.utils.parameters_to_vector([alone[n] - start[n] for n in alone])

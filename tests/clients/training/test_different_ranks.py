@@ -118,11 +118,11 @@ def test_who_only_decodes_has_no_more_rank_than_the_device_and_all_data_in_one_p
     (new,) = [d for d in worker.task.device_ids() if worker.task.is_new(d)]
     for neutral in (False, True):
         worker.place(arm, new, shared, before=9, neutral=neutral)
-        state = worker.state(arm.gate)
+        state = worker.active(arm.gate).state()
         assert all(not bool(values.any()) for values in beyond(state, Slot(1, 1.0, arm.gate)))
         product = {n: state[n] @ state[n.removesuffix("B") + "A"] for n in state if tensor_kind(n) == "B"}
         assert all(torch.allclose(p, torch.full_like(p, 4.0), rtol=1e-5) for p in product.values())  # of rank 1 anyway
     everyone = trained_arm("centralized", worker.config)
     for device_id in (EVERYONE, new):  # who trains it, and who decodes with it
         worker.place(everyone, device_id, shared, before=9)
-        assert all(bool(values.all()) for values in worker.state("none").values())
+        assert all(bool(values.all()) for values in worker.active("none").state().values())

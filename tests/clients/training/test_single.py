@@ -15,7 +15,7 @@ from torch import Tensor
 from clients.training.single import draw_batches, step_kinds, train_locally
 from fl.adapters.model import gated_layers
 from fl.adapters.state import State
-from fl.algorithms.personal.gates import GateOptions
+from fl.algorithms.personal.gates import Gates
 from fl.algorithms.plan import LocalPlan
 from fl.algorithms.schedule import Schedule, rate_factor
 from fl.core.errors import AdapterError
@@ -31,7 +31,7 @@ def train(task, plan: LocalPlan = PLAN, *, count: int = 7, seed: int = 5):
 
 def schedule(rounds: int = 10, steps: int = 12, *, gated: bool = True, rate: float = 4e-3, **gates) -> Schedule:
     train = TrainTable(local_steps=steps, learning_rate=rate)
-    return Schedule(train, GateOptions(**gates), rounds, 0, gated=gated, exchanges=True)
+    return Schedule(train, Gates(**gates), rounds, 0, gated=gated, exchanges=True)
 
 
 def equal(first: State, second: State) -> bool:

@@ -88,7 +88,7 @@ def test_clipping_and_adamw_equal_those_of_each_adapter_alone(preset):
         optimizer.clip()
         optimizer.step(kinds)
     for slot, parameters in enumerate(alone):
-        state = together.state(slot)
+        state = together.stack.state(slot)
         for name, parameter in parameters.items():
             assert torch.allclose(state[name], parameter, rtol=1e-10, atol=1e-12), (slot, name)
 
@@ -100,7 +100,7 @@ def test_a_fixed_tensor_is_held_once_and_gets_no_gradient():
     together = SlotParameters(slots, same, split)
     assert together.stack.factors[seeded].shape == (1, 2, 6)
     assert not together.stack.factors[seeded].requires_grad
-    assert torch.equal(together.state(1)[seeded], states()[0][seeded])
+    assert torch.equal(together.stack.state(1)[seeded], states()[0][seeded])
 
 
 def test_the_norm_of_a_slot_that_is_not_finite_is_reported_and_spoils_no_other():

@@ -1,6 +1,7 @@
 """What leaves a device after training, as the node sends it: demands of its owner, secure sums step by step, sessions on disk."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from clients.updates.mask import Sessions, take_step
 from clients.updates.outgoing import check_demands
 from fl.adapters import GatedLoraConfig
 from fl.adapters.fresh import fresh_adapter
+from fl.algorithms.arms import trained_arm
 from fl.algorithms.plan import Phase
 from fl.core.errors import ConfigError
 from fl.privacy.secure_sum.device import SecureSumClient
 from fl.privacy.secure_sum.keys import SecureSumError
 from fl.privacy.secure_sum.messages import AdvertiseKeys, Participants, ShareKeys
 from fl.privacy.secure_sum.server import new_setup
+from fl.protocol.forms import Exchange
 from fl.protocol.node import NodeConfig
 from fl.protocol.wire import (
     JOB,
@@ -99,11 +102,10 @@ def test_a_device_that_is_to_clip_needs_to_know_how_long(send: Callable[..., Mes
 def test_a_node_refuses_what_its_owner_does_not_allow_whatever_the_aggregator_says(
     settings: Callable[..., RunConfig], node: dict[str, Any], changes: dict[str, Any], job: Job, why: str
 ) -> None:
-    if why:
-        with pytest.raises(ConfigError, match=why):
-            check_demands(NodeConfig.parse(node), settings(**changes), job)
-    else:
-        check_demands(NodeConfig.parse(node), settings(**changes), job)
+    config = settings(**changes)
+    exchange = Exchange.of(config, trained_arm(job.arm, config), job.phase)
+    with pytest.raises(ConfigError, match=why) if why else nullcontext():
+        check_demands(NodeConfig.parse(node), exchange, job)
 
 
 # Sessions

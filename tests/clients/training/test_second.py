@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from clients.training.own import train_own
+from clients.training.second import train_own
 from fl.adapters.blend import MIXING, own
 from fl.adapters.state import adapter_state
-from fl.algorithms.plan import LocalPlan, SecondPlan
+from fl.algorithms.plan import LocalPlan
 from fl.algorithms.table import make_algorithm
 from fl.core.errors import AdapterError
 from fl.settings.config import RunConfig, make_config
 from fl.tasks.task import Example
 
 RATE = 0.125
-PLAN = SecondPlan(batches=2, batch_size=1, learning_rate=RATE, gate_learning_rate=RATE, clipping_norm=1e9)
+PLAN = LocalPlan(steps=2, batch_size=1, learning_rate=RATE, private_learning_rate=RATE, clipping_norm=1e9)
 
 
 class Line:
@@ -96,13 +96,13 @@ def test_apfl_trains_its_own_part_through_the_mixture_and_moves_the_weight():
 
 def test_pfedme_solves_on_each_batch_and_the_shared_adapter_follows():
     """One batch with two steps on f(theta) + lambda / 2 (theta - w)^2, then w goes half of the way; and the same again."""
-    plan = replace(PLAN, batches=1, repeat=2, pull=15.0, outer=0.5)
+    plan = replace(PLAN, steps=1, repeat=2, pull=15.0, outer=0.5)
     after, moved, result = trained(ALONE, plan, 1.0, a=1.0)
     theta = by_hand(1.0, lambda v, _: 2 * (v - 3) + 15.0 * (v - 1))
     assert after[own("a")] == pytest.approx(theta, abs=1e-12)
     assert moved == pytest.approx(1.0 + 0.5 * (theta - 1.0), abs=1e-12)
     assert result.steps == 2
-    assert trained(ALONE, replace(plan, batches=3), 1.0, a=1.0)[2].steps == 6
+    assert trained(ALONE, replace(plan, steps=3), 1.0, a=1.0)[2].steps == 6
 
 
 def test_a_step_is_clipped():
@@ -126,7 +126,7 @@ def test_training_through_the_blend_lowers_the_loss_and_moves_nothing_shared(reg
     examples = task.examples(4)
     losses = []
     plan = replace(
-        PLAN, batches=30, batch_size=4, learning_rate=0.02, gate_learning_rate=0.02, mixing_learning_rate=0.1
+        PLAN, steps=30, batch_size=4, learning_rate=0.02, private_learning_rate=0.02, mixing_learning_rate=0.1
     )
     before = {n: t.clone() for n, t in shared.items()}
     for _ in range(2):
@@ -165,8 +165,8 @@ def test_what_the_settings_ask_of_each_method():
         config = make_config({f"algorithm.{method}.{name}": value for name, value in values.items()})
         return make_algorithm(config, method).second.plan(shared)
 
-    assert (plan("ditto").batches, plan("ditto").repeat, plan("ditto").pull, plan("ditto").outer) == (12, 1, 0.1, 0.0)
-    assert (plan("pfedme").batches, plan("pfedme").repeat, plan("pfedme").outer) == (4, 3, 0.5)
-    assert plan("pfedme", steps=5).batches == 2
-    assert (plan("apfl", steps=5).batches, plan("apfl").pull) == (5, 0.0)
-    assert plan("feddpa").gate_learning_rate == 1e-2
+    assert (plan("ditto").steps, plan("ditto").repeat, plan("ditto").pull, plan("ditto").outer) == (12, 1, 0.1, 0.0)
+    assert (plan("pfedme").steps, plan("pfedme").repeat, plan("pfedme").outer) == (4, 3, 0.5)
+    assert plan("pfedme", steps=5).steps == 2
+    assert (plan("apfl", steps=5).steps, plan("apfl").pull) == (5, 0.0)
+    assert plan("feddpa").private_learning_rate == 1e-2
