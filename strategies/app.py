@@ -83,7 +83,7 @@ def final_rates(rows: list[dict[str, Any]], split: str, metrics: tuple[str, ...]
         totals: dict[str, dict[str, Counts]] = {}
         for row in rows:
             if row["split"] == split and row["round"] == last[row["arm"]] and row["new_person"] == new_person:
-                counts = {name: Counts.from_dict(c) for name, c in row["metrics"].items()}
+                counts = {name: Counts(**c) for name, c in row["metrics"].items()}
                 totals[row["arm"]] = add_counts([totals.get(row["arm"], {}), counts])
         for arm, total in totals.items():
             rates = {name: total[name].rate for name in metrics if name in total}

@@ -7,7 +7,6 @@ from typing import Any, TypedDict, cast
 
 from fl.core.errors import ConfigError, MetricError, RunError
 from fl.metrics import (
-    METRICS,
     Counts,
     Scores,
     corpus_matrix_language,
@@ -72,9 +71,7 @@ def score(rows: Sequence[PredictionRow], task: str = DEFAULT_TASK) -> list[Score
 
 def _score_speech(row: PredictionRow, matrix: str | None) -> Scores:
     try:
-        return score_utterance(
-            row.reference, row.hypothesis, spans=row.spans, loanwords=row.loanwords, matrix=matrix, metrics=METRICS
-        )
+        return score_utterance(row.reference, row.hypothesis, spans=row.spans, loanwords=row.loanwords, matrix=matrix)
     except MetricError as error:
         where = f"{PREDICTIONS_NAME}: utterance {row.utterance!r} of device {row.device!r}"
         raise RunError(f"{where}: {error}") from None

@@ -47,11 +47,21 @@ def test_a_wrong_transcript_is_named_by_file_line_and_field(finished, change, co
     refused(lambda: files.read_predictions(path), f"{path}:5:", complaint)
 
 
-def test_a_negative_count_is_refused(finished, edit_rows):
+@pytest.mark.parametrize(
+    ("counts", "complaint"),
+    [
+        ({"substitutions": -1}, "'metrics.wer.substitutions': Input should be greater than or equal to 0, found -1"),
+        ({"substitutions": 1.5}, "'metrics.wer.substitutions': Input should be a valid integer, found 1.5"),
+        ({"substitutions": True}, "'metrics.wer.substitutions': Input should be a valid integer, found True"),
+        ({"reference": 1 << 41}, "'metrics.wer.reference': Input should be less than or equal to 1099511627776"),
+        ({"deletion": 1}, "'metrics.wer': deletions missing"),
+    ],
+)
+def test_a_row_whose_counts_are_none_is_refused(finished, edit_rows, counts, complaint):
     path = finished / "results.jsonl"
-    bad = {"wer": {"substitutions": -1, "deletions": 0, "insertions": 0, "reference": 3}}
-    edit_rows(path, lambda row: row | {"metrics": bad})
-    refused(lambda: files.read_results(path), f"{path}:1:", "'metrics.wer'", "substitutions", "-1")
+    sound = {"substitutions": 1, "insertions": 0, "reference": 3} | ({} if "deletion" in counts else {"deletions": 0})
+    edit_rows(path, lambda row: row | {"metrics": {"wer": sound | counts}})
+    refused(lambda: files.read_results(path), f"{path}:1:", complaint)
 
 
 def test_a_missing_field_is_named(finished, edit_rows):
