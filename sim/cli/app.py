@@ -96,7 +96,8 @@ def _run_no_op(config: RunConfig, *, workers: int, serial: bool, ray_address: st
 def _run_and_report(config: RunConfig, *, workers: int, serial: bool, as_json: bool, ray_address: str = "") -> None:
     from fl.tasks.table import task_kind
     from sim.backends.run import run_simulation
-    from sim.report import print_summary, write_report
+    from sim.report.page import write_report
+    from sim.report.table import print_summary
 
     with progress_bars(as_json) as show:
         task_kind(config.task).prepare(config, lambda done, total: show(config.task, done, total))
@@ -225,7 +226,8 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Summarize a run: error rates with intervals in the terminal, and one self-contained HTML page."""
-    from sim.report import print_summary, write_report
+    from sim.report.page import write_report
+    from sim.report.table import print_summary
 
     target = out or folders[0]
     with errors.status("resampling for intervals"):

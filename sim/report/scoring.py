@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict
 
 from fl.core.errors import ConfigError, MetricError, RunError
 from fl.metrics import (
@@ -14,12 +14,11 @@ from fl.metrics import (
     rate_interval,
     score_utterance,
 )
+from fl.metrics.intervals import SAMPLES
 from fl.runs.schema import PREDICTIONS_NAME, PredictionRow
 from fl.settings.names import DEFAULT_TASK
 from fl.tasks.kind import TaskKind
 from fl.tasks.table import task_kind
-
-SAMPLES = 2000  # bootstrap resamples of each interval
 
 
 class PooledRate(TypedDict):
@@ -28,13 +27,6 @@ class PooledRate(TypedDict):
     rate: float | None
     errors: int
     reference: int
-
-
-class RateInterval(PooledRate):
-    """A pooled rate with its 95 % interval."""
-
-    low: float | None
-    high: float | None
 
 
 @dataclass(frozen=True)
@@ -122,15 +114,14 @@ def worst_tenth(scored: Sequence[ScoredRow], metric: str) -> float | None:
     return pooled(totals[: math.ceil(len(totals) / 10)])["rate"]
 
 
-def intervals(scored: Sequence[ScoredRow], seed: int, samples: int = SAMPLES) -> dict[str, RateInterval]:
-    """The pooled rate of each metric with its bootstrap interval, utterances resampled within devices."""
+def intervals(scored: Sequence[ScoredRow], seed: int, samples: int = SAMPLES) -> dict[str, dict[str, Any]]:
+    """The fields of :class:`fl.metrics.intervals.Interval` of each metric, utterances resampled within devices."""
     groups = [each.row.device for each in scored]
-    result: dict[str, RateInterval] = {}
+    result = {}
     for metric in metrics_of(scored):
         counts = [each.counts[metric] for each in scored]
         errors, reference = [one.errors for one in counts], [one.reference for one in counts]
-        found = asdict(rate_interval(errors, reference, groups, seed=seed, samples=samples))
-        result[metric] = cast(RateInterval, found)
+        result[metric] = asdict(rate_interval(errors, reference, groups, seed=seed, samples=samples))
     return result
 
 

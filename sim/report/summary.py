@@ -11,13 +11,12 @@ from typing import Any, TypedDict
 from fl.core.errors import RunError
 from fl.core.files import PUBLIC
 from fl.core.rng import derive_seed
+from fl.metrics.intervals import SAMPLES
 from fl.runs.files import RunFiles, write_whole
-from fl.runs.schema import SCHEMA, PredictionRow, ResultRow
+from fl.runs.schema import SCHEMA, ResultRow
 from fl.settings.names import ARMS
 from sim.report.scoring import (
-    SAMPLES,
     PooledRate,
-    RateInterval,
     ScoredRow,
     by_device,
     by_metric,
@@ -57,12 +56,12 @@ class RunSummary(TypedDict):
     """The content of summary.json, see :func:`summarize`."""
 
     schema: int
-    arms: dict[str, dict[str, RateInterval]]
+    arms: dict[str, dict[str, dict[str, Any]]]
     comparisons: dict[str, dict[str, dict[str, Any]]]
     devices: dict[str, DeviceSummary]
     worst_tenth: dict[str, dict[str, float | None]]
     harmed: dict[str, Any]
-    new_people: dict[str, dict[str, RateInterval]]
+    new_people: dict[str, dict[str, dict[str, Any]]]
     new_people_comparisons: dict[str, dict[str, dict[str, Any]]]
     by_level: dict[str, dict[str, dict[str, PooledRate]]]
     by_language: dict[str, dict[str, PooledRate]]
@@ -279,8 +278,3 @@ def _run(
         "words": {"field": kind.field, "model": kind.model, "example": kind.example},
         "config": json.loads(json.dumps(runs[0].config, default=str)),
     }
-
-
-def transcripts_of(runs: Sequence[RunFiles]) -> list[PredictionRow]:
-    """The transcripts of all (pooled) runs in one list, as the page wants them."""
-    return [row for run in runs for row in run.transcripts]
