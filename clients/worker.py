@@ -33,7 +33,7 @@ from fl.methods import METHODS, Attached, MethodInfo, Recipe, attach, make_recip
 from fl.methods.low_rank import peft_config
 from fl.settings.config import RunConfig
 from fl.tasks.table import load_task
-from fl.tasks.task import Example, Task, Varying
+from fl.tasks.task import Example, Task
 
 
 class Worker:
@@ -145,7 +145,7 @@ class Worker:
 
     def vary(self, examples: Sequence[Example], seed: int) -> Sequence[Example]:
         """A device's training examples for one local phase, varied where the task and the settings do so."""
-        return self.task.varied(examples, seed) if isinstance(self.task, Varying) else examples
+        return self.task.varied(examples, seed)
 
     def keep_private(self, arm: Arm, device_id: str, round_index: int, state: State | None = None) -> None:
         """Write the device's private tensors to the store: those of ``state``, or of its slot."""

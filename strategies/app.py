@@ -20,7 +20,7 @@ from fl.runs.predictions import gather_predictions
 from fl.runs.results import ResultsFile, make_row
 from fl.runs.schema import PREDICTIONS_NAME, RESULTS_NAME
 from fl.settings.config import RunConfig, make_config
-from fl.tasks.table import load_task, task_kind
+from fl.tasks.table import TASKS, load_task
 from strategies.comparison import Comparison
 from strategies.loop import Progress, RoundLoop
 from strategies.roster import ask_roster
@@ -59,7 +59,7 @@ def run_server(grid: Grid, config: RunConfig, run_id: int, progress: Progress | 
             config.federation.round_timeout,
             progress or (lambda *_: None),
             flush=results.flush,
-            metrics=task_kind(config.task).logged,
+            metrics=TASKS[config.task].logged,
         )
         comparison = Comparison(config, grid, roster, task, loop, results)
         comparison.open_account(folder)
@@ -120,7 +120,7 @@ def main(grid: Grid, context: Context) -> None:
     log.setLevel(logging.INFO)
     config = make_config(dict(context.run_config))
     folder = run_server(grid, config, context.run_id)
-    metrics = task_kind(config.task).logged
+    metrics = TASKS[config.task].logged
     for arm, rates in final_rates(ResultsFile(folder).rows(), config.federation.final_split, metrics).items():
         log.info("%-16s %s", arm, rates)
     if (folder / PREDICTIONS_NAME).stat().st_size:

@@ -67,7 +67,7 @@ def _arms(config: RunConfig) -> Iterator[str]:
 
 def _method(config: RunConfig, found: Chosen) -> Iterator[str]:
     """What only some methods of adaptation can do, and only some tasks."""
-    from fl.tasks.table import task_kind  # whose objects know these settings
+    from fl.tasks.table import TASKS  # whose objects know these settings
 
     method, split, personalized = config.adapter.method, config.adapter.split, "personalized" in config.arms
     low_rank = METHODS[method].low_rank
@@ -79,7 +79,7 @@ def _method(config: RunConfig, found: Chosen) -> Iterator[str]:
             f"{LAYERS_PREFIX}<pattern>, or leave the arms personalized and neutral out"
         )
     varied = [key for key, value in config.train.augmentation.model_dump(by_alias=True).items() if value]
-    if varied and not task_kind(config.task).augments:
+    if varied and not TASKS[config.task].augments:
         yield f"{varied[0]} varies speech, and task = {config.task!r} has none: set it to 0"
     if not METHODS[method].sized and config.adapter.parameter_budget:
         yield (

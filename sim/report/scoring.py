@@ -18,7 +18,7 @@ from fl.metrics.intervals import SAMPLES
 from fl.runs.schema import PREDICTIONS_NAME, PredictionRow
 from fl.settings.names import DEFAULT_TASK
 from fl.tasks.kind import TaskKind
-from fl.tasks.table import task_kind
+from fl.tasks.table import TASKS
 
 
 class PooledRate(TypedDict):
@@ -72,7 +72,7 @@ def _score_speech(row: PredictionRow, matrix: str | None) -> Scores:
 def kind_of_run(task: str) -> TaskKind:
     """The row of the table of tasks; :class:`RunError` for a run of a task that is not there."""
     try:
-        return task_kind(task)
+        return TASKS.find(task)
     except ConfigError as error:
         raise RunError(f"config.toml: {error}; report the run with the version of Idiolect that wrote it") from None
 

@@ -15,9 +15,8 @@ from fl.tasks.classifier import ENCODER_SELF, FFN, ClassifierTask, make_head
 from fl.tasks.kind import Progress
 from fl.tasks.task import Example
 from fl.tasks.text.encoder import load_encoder
-from fl.tasks.text.kind import LANGUAGE_ID
+from fl.tasks.text.kind import LANGUAGE_ID, read_tags, score_tags, write_tags
 from fl.tasks.text.sentences import Tagged, make_population
-from fl.tasks.text.tags import read_tags, score_tags, write_tags
 
 
 def load_base(config: RunConfig, progress: Progress) -> None:
@@ -61,7 +60,7 @@ class LanguageIdTask(ClassifierTask):
         people = self.population.people.values()
         tagger = Tagger(self._text.model, head, len(self.languages))
         super().__init__(config, tagger, shape, {person.name: person.new_person for person in people})
-        self.adapter_facts: Mapping[str, str] = {"window": "", "language": "+".join(self.languages)}
+        self.adapter_facts = {"window": "", "language": "+".join(self.languages)}
 
     def _examples_of(self, device_id: str) -> Mapping[str, Iterable[Example]]:
         return {split: map(self._example, said) for split, said in self.population.of(device_id).items()}

@@ -6,8 +6,8 @@ from fl.core.errors import BaseModelError, ConfigError, MetricError, TextError
 from fl.metrics import Counts
 from fl.settings.config import make_config
 from fl.tasks.text.encoder import NANO, load_encoder
+from fl.tasks.text.kind import read_tags, score_tags, write_tags
 from fl.tasks.text.sentences import make_population
-from fl.tasks.text.tags import read_tags, score_tags, write_tags
 
 
 def population(pair="es-en", sentences=60, seed=1):
