@@ -16,8 +16,7 @@ from fl.metrics import Counts
 from fl.protocol.wire import add_counts
 from fl.runs.files import write_costs
 from fl.runs.folder import freed_if_empty, run_folder
-from fl.runs.predictions import gather_predictions
-from fl.runs.results import ResultsFile, make_row
+from fl.runs.results import ResultsFile, gather_predictions, make_row
 from fl.runs.schema import PREDICTIONS_NAME, RESULTS_NAME
 from fl.settings.config import RunConfig, make_config
 from fl.tasks.table import TASKS, load_task

@@ -96,8 +96,7 @@ def macro_rate(errors: ArrayLike, reference: ArrayLike, groups: Sequence[str] | 
     Not the pooled rate: each utterance (or group) weighs the same whatever its length. Those without reference tokens
     are left out; ``None`` if all are.
     """
-    size = np.asarray(errors, dtype=np.float64).size
-    names = [str(index) for index in range(size)] if groups is None else groups
+    names = [str(index) for index in range(np.size(errors))] if groups is None else groups
     columns = _columns([errors, reference], names)
     totals = [columns[rows].sum(axis=0) for rows in _rows_by_group(names)]
     rates = [total[0] / total[1] for total in totals if total[1] > 0]

@@ -15,17 +15,8 @@ from fl.codecs.base import Codec, CompressionError
 from fl.codecs.table import make_codec
 from fl.core.errors import ConfigError
 from fl.methods.table import METHODS
+from fl.settings import names
 from fl.settings.fields import words
-from fl.settings.names import (
-    DISTRIBUTED_NOISE,
-    EDGE,
-    LAYERS_PREFIX,
-    LOCAL_NOISE,
-    NONE,
-    PAIRWISE,
-    SERVER_NOISE,
-    SPLITS,
-)
 
 if TYPE_CHECKING:
     from fl.settings.config import RunConfig
@@ -57,13 +48,13 @@ def _arms(config: RunConfig) -> Iterator[str]:
     if sample > 1 and not sample.is_integer():
         yield f"sample = {sample:g} is neither a share nor a number of devices: at most 1, or a whole number above 1"
     preset = config.adapter.split
-    if preset.startswith(LAYERS_PREFIX):
+    if preset.startswith(names.LAYERS_PREFIX):
         try:
-            re.compile(preset.removeprefix(LAYERS_PREFIX))
+            re.compile(preset.removeprefix(names.LAYERS_PREFIX))
         except re.error as error:
             yield f"split = {preset!r} is not a regular expression: {error}"
-    elif preset not in SPLITS:
-        yield f"split = {preset!r} is unknown: one of {', '.join(SPLITS)}, {LAYERS_PREFIX}<pattern>"
+    elif preset not in names.SPLITS:
+        yield f"split = {preset!r} is unknown: one of {', '.join(names.SPLITS)}, {names.LAYERS_PREFIX}<pattern>"
 
 
 def _method(config: RunConfig, found: Chosen) -> Iterator[str]:
@@ -77,7 +68,7 @@ def _method(config: RunConfig, found: Chosen) -> Iterator[str]:
         without = f"method = {method!r}" if GATES[config.adapter.gate].parameters else f"gate = {gate!r}"
         yield (
             f"{without} with split = 'gates' leaves nothing private: choose a gate, or another split such as fedsa or "
-            f"{LAYERS_PREFIX}<pattern>, or leave the arms personalized and neutral out"
+            f"{names.LAYERS_PREFIX}<pattern>, or leave the arms personalized and neutral out"
         )
     varied = [key for key, value in config.train.augmentation.model_dump(by_alias=True).items() if value]
     if varied and not TASKS[config.task].augments:
@@ -99,7 +90,7 @@ def _method(config: RunConfig, found: Chosen) -> Iterator[str]:
     if needs and not low_rank:
         yield (
             f"{needs[0]} is about A and B, which method = {method!r} has not: choose split = 'all-shared' or "
-            f"'{LAYERS_PREFIX}<pattern>', algorithm = 'fedavg', 'fedper' or 'fedrep', or one of the methods {able}"
+            f"'{names.LAYERS_PREFIX}<pattern>', algorithm = 'fedavg', 'fedper' or 'fedrep', or one of the methods {able}"
         )
     if found.shared.can.pairs and one_factor:
         yield (
@@ -168,12 +159,12 @@ def _algorithms(config: RunConfig, found: Chosen, codec: Codec) -> Iterator[str]
     for algorithm in found.all:
         if why := algorithm.refused(config):
             yield why
-        if federation.aggregation == EDGE and not algorithm.can.sums:
+        if federation.aggregation == names.EDGE and not algorithm.can.sums:
             yield (
                 f"algorithm = {algorithm.name!r} needs each device's update, and aggregation = 'edge' sends sums over them: "
                 "set aggregation = 'device', or choose an algorithm that works on sums"
             )
-        if config.server_optimizer.name != NONE and not algorithm.can.optimizer:
+        if config.server_optimizer.name != names.NONE and not algorithm.can.optimizer:
             yield (
                 f"algorithm = {algorithm.name!r} keeps more than the shared tensors, and server-optimizer = "
                 f"{config.server_optimizer.name!r} would move them elsewhere: set server-optimizer = 'none', or algorithm = 'flexlora'"
@@ -203,8 +194,8 @@ def _algorithms(config: RunConfig, found: Chosen, codec: Codec) -> Iterator[str]
 def _privacy(config: RunConfig, found: Chosen, codec: Codec) -> Iterator[str]:
     """Noise, secure sums, codecs and attacks."""
     privacy, dp, attack = config.privacy, config.privacy.dp, config.attack
-    noise, sums, edge = dp.mode, privacy.secure_sum.mode == PAIRWISE, config.federation.aggregation == EDGE
-    central, compressed = noise in (SERVER_NOISE, DISTRIBUTED_NOISE), not codec.lossless
+    noise, sums, edge = dp.mode, privacy.secure_sum.mode == names.PAIRWISE, config.federation.aggregation == names.EDGE
+    central, compressed = noise in (names.SERVER_NOISE, names.DISTRIBUTED_NOISE), not codec.lossless
     odd = next((a for a in (found.shared, found.personal) if not a.can.mean), None)
     means = " or ".join(repr(name) for name, one in ALGORITHMS.items() if one.can.mean and one.role is Role.AGGREGATION)
     if odd and sums:
@@ -217,14 +208,14 @@ def _privacy(config: RunConfig, found: Chosen, codec: Codec) -> Iterator[str]:
             f"algorithm = {odd.name!r} is no mean of updates, so what one person can change is not known and dp = {noise!r} "
             f"cannot be accounted for: choose algorithm = {means}, or dp = 'local'"
         )
-    if noise != NONE and found.personal.aggregates:
+    if noise != names.NONE and found.personal.aggregates:
         yield f"algorithm = {found.personal.name!r} keeps several models and looks at every update: set dp = 'none'"
-    if noise == DISTRIBUTED_NOISE and not sums:
+    if noise == names.DISTRIBUTED_NOISE and not sums:
         yield (
             "dp = 'distributed' gives each device a share of the noise, which protects a sum and no single update: "
             "set secure-sum = 'pairwise', or dp = 'server'"
         )
-    if noise == LOCAL_NOISE and sums:
+    if noise == names.LOCAL_NOISE and sums:
         yield (
             "dp = 'local' adds all noise to each update, which needs no secure sum: set secure-sum = 'none', or dp = 'distributed' "
             "for less noise"
@@ -258,7 +249,7 @@ def _privacy(config: RunConfig, found: Chosen, codec: Codec) -> Iterator[str]:
         yield f"codec = {config.codec.name!r} needs updates within a limit, and clip-quantile moves the norm: set clip-quantile = 0"
     if config.codec.error_feedback and not compressed:
         yield "error-feedback adds what compression lost, and codec = 'fp32' loses nothing: choose a codec"
-    if config.device_ranks and (noise != NONE or sums or compressed or attack.attacks_updates):
+    if config.device_ranks and (noise != names.NONE or sums or compressed or attack.attacks_updates):
         yield (
             f"device-ranks = {config.adapter.device_ranks!r}: the update of a device of smaller rank is for the most part what it has no "
             "room for, which would be clipped, noised, encoded or attacked as if it were learned: set dp = 'none', secure-sum = "

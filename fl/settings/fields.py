@@ -112,13 +112,10 @@ class Setting:
 
     def refused(self, value: object, kind: str) -> str:
         """Why ``value`` is refused; ``kind`` is pydantic's type of the error."""
-        if kind.startswith(("greater", "less")):
-            return f"{self.key} = {value!r} is out of range: {self.allowed}"
-        if kind == "finite_number":
-            return f"{self.key} = {value!r} is not a finite number: {self.allowed}"
-        if kind == "value_error":
-            return f"{self.key} = {value!r} is unknown: {self.allowed}"
-        return f"{self.key} = {value!r} is a {type(value).__name__}: {self.allowed}"
+        known = {"finite_number": "not a finite number", "value_error": "unknown"}
+        out_of_range = kind.startswith(("greater", "less"))
+        what = "out of range" if out_of_range else known.get(kind, f"a {type(value).__name__}")
+        return f"{self.key} = {value!r} is {what}: {self.allowed}"
 
 
 def settings_of(table: type[BaseModel], prefix: str = "") -> Iterator[Setting]:

@@ -112,7 +112,7 @@ def line_view(curves: Mapping[str, Points], height: int = 300) -> dict[str, Any]
     }
 
 
-def slope_view(slopes: Mapping[str, Slope], names: tuple[str, str, str], labelled: bool = True) -> dict[str, Any]:
+def slope_view(slopes: Mapping[str, Slope], names: tuple[str, str, str]) -> dict[str, Any]:
     """A chart of devices by name; ``names`` are those of the column of dots and of the rates before and after."""
     height = max(280, min(520, 12 + 19 * len(slopes)))
     has_dots = any(slope.dot is not None for slope in slopes.values())
@@ -126,7 +126,6 @@ def slope_view(slopes: Mapping[str, Slope], names: tuple[str, str, str], labelle
         "axis": axis,
         "x1": x1,
         "columns": list(zip((0.0, x1, 100.0), names, strict=True))[0 if has_dots else 1 :],
-        "labelled": labelled,
         "slopes": [
             {
                 "label": label,

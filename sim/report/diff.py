@@ -68,16 +68,14 @@ def align(reference: str, hypothesis: str, loanwords: Iterable[tuple[str, str]] 
 
 def _same_words(said: list[str], written: list[str]) -> Iterator[DiffSegment]:
     """Tokens with the same key: runs of equal texts (case aside), between them loanwords in the other spelling."""
-    for equal, pairs in groupby(zip(said, written, strict=True), key=lambda pair: _same(*pair)):
+    for equal, pairs in groupby(
+        zip(said, written, strict=True), key=lambda pair: pair[0].casefold() == pair[1].casefold()
+    ):
         both = list(pairs)
         if equal:
             yield DiffSegment("equal", "".join(one for one, _ in both), "".join(other for _, other in both))
         else:
             yield from (DiffSegment("spelling", one, other) for one, other in both)
-
-
-def _same(one: str, other: str) -> bool:
-    return one.casefold() == other.casefold()
 
 
 def _kind(reference: str, hypothesis: str) -> str:

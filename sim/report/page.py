@@ -6,7 +6,7 @@ Computes what the page shows; ``templates`` say how, with every text escaped.
 import base64
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -79,14 +79,8 @@ def render(summary: RunSummary, runs: Sequence[RunFiles]) -> str:
         "metric": metric,
         "curves": _curves(summary, metric),
         "slopes": _slopes(summary, metric),
-        "levels": _by_group(
-            (arm, level, rates[metric]) for arm, found in summary["by_level"].items() for level, rates in found.items()
-        ),
-        "languages": _by_group(
-            (arm, words.language(code), rate)
-            for arm, found in summary["by_language"].items()
-            for code, rate in found.items()
-        ),
+        "levels": _by_group(summary["by_level"], lambda rates: rates[metric]["rate"]),
+        "languages": _by_group(summary["by_language"], lambda found: found["rate"]),
         "worst": {worst_title: [(arm, rates[metric]) for arm, rates in summary["worst_tenth"].items()]},
         "cards": _cards(choose([row for run in runs for row in run.transcripts], summary["run"]["task"])),
         "style": style,
@@ -124,10 +118,11 @@ def _slopes(summary: RunSummary, metric: str) -> dict[str, Slope]:
     return slopes
 
 
-def _by_group(rates: Iterable[tuple[str, str, Mapping[str, Any]]]) -> Groups:
+def _by_group(arms: Mapping[str, Mapping[str, Any]], rate: Callable[[Any], float | None]) -> Groups:
     groups: Groups = {}
-    for arm, group, found in rates:
-        groups.setdefault(group, []).append((arm, found["rate"]))
+    for arm, found in arms.items():
+        for group, value in found.items():
+            groups.setdefault(words.language(group), []).append((arm, rate(value)))
     return groups
 
 

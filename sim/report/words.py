@@ -44,7 +44,7 @@ def noun(summary: RunSummary, what: str, many: int = 1) -> str:
 
 
 def language(code: str) -> str:
-    """The language's name, or its code where we have no name."""
+    """The language's name, or the code (or another word) itself where we have no name."""
     return LANGUAGES.get(code, code)
 
 

@@ -57,7 +57,8 @@ class SpeechTask(NamedDevices):
         self.compute = choose_device(config.base.compute)
         self.base_name = name_with_tokens(config.base.name, config.base.tokens)
         self.base = load_speech_base(self.base_name).to(self.compute)
-        self.base.require_texts(self._texts(), "the transcripts")
+        parts = (part for person in everybody for part in (person.train, person.validation, person.test))
+        self.base.require_texts([u.text for part in parts for u in part], "the transcripts")
         self.fingerprint = self.base.fingerprint
         self.model = self.base.new_model()
         sites = target_pattern(config.sites)
@@ -87,10 +88,6 @@ class SpeechTask(NamedDevices):
                 f"language = {language!r} is unknown to base {self.base_name!r}: one of {', '.join(known[:12])}, ..."
             )
         return language
-
-    def _texts(self) -> list[str]:
-        people = self._people.values()
-        return [u.text for person in people for part in (person.train, person.validation, person.test) for u in part]
 
     def _examples_of(self, device_id: str) -> Mapping[str, Iterable[Example]]:
         person = self._people[device_id]

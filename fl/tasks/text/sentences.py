@@ -93,15 +93,15 @@ class TaggedPopulation:
         return Tagged(
             key,
             tuple("".join(part.text for part in word) for word in sentence.words),
-            tuple(self._language(word, latin) for word in sentence.words),
+            tuple(self.pair.embedded if _embedded(word, latin) else self.pair.matrix for word in sentence.words),
             None if sentence.level == "none" else sentence.level,
         )
 
-    def _language(self, word: Word, latin: Spelling) -> str:
-        """The language of the word's stem; endings and particles follow it."""
-        stem = word[0]
-        embedded = stem.kind == "embedded" or (stem.latin is not None and latin(stem.text, stem.latin))
-        return self.pair.embedded if embedded else self.pair.matrix
+
+def _embedded(word: Word, latin: Spelling) -> bool:
+    """Whether the word's stem is of the embedded language; endings and particles follow it."""
+    stem = word[0]
+    return stem.kind == "embedded" or (stem.latin is not None and latin(stem.text, stem.latin))
 
 
 def make_population(data: DataTable, seed: int) -> TaggedPopulation:
