@@ -46,11 +46,7 @@ class PairedDifference:
     relative: float | None
     relative_low: float | None
     relative_high: float | None
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the interval of the difference lies on one side of zero."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+    excludes_zero: bool  # whether the interval of the difference lies on one side of zero
 
 
 def rate_interval(
@@ -87,7 +83,9 @@ def paired_difference(
     difference, relative = _ratio(total_a - total_b, total_reference), _ratio(total_a - total_b, total_b)
     # Where b makes no error at all, there is nothing to be relative to.
     relative_bounds = (None, None) if relative is None else _bounds(a - b, b)
-    return PairedDifference(difference, *_bounds(a - b, tokens), relative, *relative_bounds)
+    low, high = _bounds(a - b, tokens)
+    decided = low is not None and high is not None and (low > 0 or high < 0)
+    return PairedDifference(difference, low, high, relative, *relative_bounds, excludes_zero=decided)
 
 
 def macro_rate(errors: ArrayLike, reference: ArrayLike, groups: Sequence[str] | None = None) -> float | None:

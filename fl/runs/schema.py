@@ -6,16 +6,16 @@ Whoever writes or reads such a file uses the definition here. Values are checked
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from fl.metrics import Counts
 from fl.metrics.align import Count
+from fl.settings.fields import one_of
 from fl.settings.names import ARMS
 
 CONFIG_NAME, RESULTS_NAME, COSTS_NAME = "config.toml", "results.jsonl", "costs.json"
@@ -24,15 +24,6 @@ PREDICTIONS_NAME = "transcripts.jsonl"  # whatever the task: the format is older
 CHECKPOINTS, DEVICES = "checkpoints", "devices"  # folders
 SCHEMA: Literal[1] = 1
 SPLITS = ("validation", "test")
-
-
-def _one_of(names: Sequence[str]) -> Callable[[str], str]:
-    def check(value: str) -> str:
-        if value not in names:
-            raise ValueError(f"{value!r} is unknown; known: {', '.join(names)}")
-        return value
-
-    return check
 
 
 def _all_four(value: Any) -> Any:
@@ -44,7 +35,7 @@ def _all_four(value: Any) -> Any:
 
 
 ErrorCounts = Annotated[Counts, BeforeValidator(_all_four)]
-ArmName = Annotated[str, AfterValidator(_one_of(ARMS))]
+ArmName = Annotated[str, one_of(*ARMS)]
 Pairs = tuple[tuple[str, str], ...]
 Facts = dict[str, str | int | float]
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, revalidate_instances="always")
@@ -63,7 +54,7 @@ class ResultRow:
     round: Count
     device: str
     new_person: bool
-    split: Annotated[str, AfterValidator(_one_of(SPLITS))]
+    split: Annotated[str, one_of(*SPLITS)]
     metrics: dict[str, ErrorCounts]
     train_loss: float | None
     examples: Count

@@ -36,9 +36,8 @@ class Words:
 
     def _check(self, value: str) -> str:
         given = words(value) if self.several else (value,)
-        unknown = [word for word in given if word not in self.known()]
-        if unknown or not given:
-            raise ValueError(f"unknown: {', '.join(unknown) or 'empty'}")
+        if not given or any(word not in self.known() for word in given):
+            raise ValueError(f"{value!r} is unknown; known: {', '.join(self.known())}")
         return value
 
     @property

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 ROW = 17  # pixels between labels that must not overlap
 MAX_LABEL = 18  # characters
 CHARACTER = 7.4  # pixels, a generous mean at the size that labels have
-_TICKS = 4
+TICKS = 4
 Points = Sequence[tuple[float, float]]
 
 
@@ -28,9 +28,9 @@ class Axis:
     ticks: tuple[float, ...]
 
     @classmethod
-    def to(cls, highest: float, ticks: int = _TICKS) -> "Axis":
-        """The axis with about ``ticks`` round steps that holds ``highest``."""
-        rough = max(highest, 1e-3) / ticks
+    def to(cls, highest: float) -> "Axis":
+        """The axis with about :data:`TICKS` round steps that holds ``highest``."""
+        rough = max(highest, 1e-3) / TICKS
         magnitude = 10.0 ** math.floor(math.log10(rough))
         step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= rough * 0.999)
         count = math.ceil(highest / step - 1e-9) or 1

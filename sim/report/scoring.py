@@ -146,6 +146,5 @@ def compare(
         left = [each.counts[metric].errors for each in a]
         right = [others[each.utterance].counts[metric].errors for each in a]
         reference = [each.counts[metric].reference for each in a]
-        difference = paired_difference(left, right, reference, groups, seed=seed, samples=samples)
-        result[metric] = asdict(difference) | {"excludes_zero": difference.excludes_zero}
+        result[metric] = asdict(paired_difference(left, right, reference, groups, seed=seed, samples=samples))
     return result

@@ -208,7 +208,8 @@ def _costs(runs: Sequence[RunFiles]) -> dict[str, Any]:
     """costs.json of the first run, with the mean seconds over all runs and the sizes set against each other."""
     costs = asdict(runs[0].costs)
     del costs["schema"]
-    arms = sorted({arm for run in runs for arm in run.costs.seconds}, key=_arm_order)
+    timed = {arm for run in runs for arm in run.costs.seconds}
+    arms = [*(arm for arm in ARMS if arm in timed), *sorted(timed.difference(ARMS))]
     costs["seconds"] = {arm: _mean(run.costs.seconds.get(arm) for run in runs) for arm in arms}
     for name in ("bytes_up_per_device_round", "bytes_down_per_device_round"):
         costs[name] = _mean(getattr(run.costs, name) for run in runs)
@@ -248,10 +249,6 @@ def _arm_costs(arm: str, runs: Sequence[RunFiles]) -> dict[str, Any]:
 def _mean(values: Iterable[float | None]) -> float:
     present = [value for value in values if value is not None]
     return math.fsum(present) / len(present)
-
-
-def _arm_order(arm: str) -> tuple[int, str]:
-    return (ARMS.index(arm) if arm in ARMS else len(ARMS), arm)
 
 
 def _run(

@@ -36,7 +36,9 @@ def print_summary(summary: RunSummary, console: Console) -> None:
         console.print(
             _arms(summary, summary["new_people"], f"Held-out people: {run['new_people']} who took no part in training")
         )
-    for line in _sentences(summary):
+    new = comparisons(summary, HELD_OUT_COMPARISONS[:1], held_out=True)
+    lines = [*comparisons(summary, KEY_COMPARISONS), *(f"for held-out people, {text}" for text in new), harmed(summary)]
+    for line in filter(None, lines):
         console.print(Text(f"• {line}"))
     console.print(Text(_costs(summary)))
 
@@ -66,12 +68,6 @@ def _arms(summary: RunSummary, rows: Mapping[str, Mapping[str, Any]], title: str
         table.add_row(Text(arm), *cells)
     table.caption = "* lowest, the centralized bound aside"
     return table
-
-
-def _sentences(summary: RunSummary) -> list[str]:
-    new = comparisons(summary, HELD_OUT_COMPARISONS[:1], held_out=True)
-    lines = [*comparisons(summary, KEY_COMPARISONS), *(f"for held-out people, {text}" for text in new), harmed(summary)]
-    return [line for line in lines if line]
 
 
 def _costs(summary: RunSummary) -> str:
