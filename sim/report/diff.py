@@ -28,20 +28,6 @@ class DiffSegment:
     reference: str
     hypothesis: str
 
-    @property
-    def opens(self) -> bool:
-        """Whether white space stands before it."""
-        return self._shown[:1].isspace()
-
-    @property
-    def closes(self) -> bool:
-        """Whether white space stands after it."""
-        return bool(self._shown.strip()) and self._shown[-1:].isspace()
-
-    @property
-    def _shown(self) -> str:
-        return self.hypothesis or ("" if self.kind == "spacing" else self.reference)
-
 
 def align(reference: str, hypothesis: str, loanwords: Iterable[tuple[str, str]] = ()) -> list[DiffSegment]:
     """Segments whose references join to the reference and whose hypotheses join to the hypothesis (both in NFC).

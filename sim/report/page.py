@@ -25,7 +25,6 @@ from sim.report.words import label, main_metric
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_LABELLED_DEVICES = 24
-Groups = dict[str, list[tuple[str, float | None]]]
 
 
 def write_report(folders: Sequence[Path], target: Path) -> RunSummary:
@@ -118,8 +117,10 @@ def _slopes(summary: RunSummary, metric: str) -> dict[str, Slope]:
     return slopes
 
 
-def _by_group(arms: Mapping[str, Mapping[str, Any]], rate: Callable[[Any], float | None]) -> Groups:
-    groups: Groups = {}
+def _by_group(
+    arms: Mapping[str, Mapping[str, Any]], rate: Callable[[Any], float | None]
+) -> dict[str, list[tuple[str, float | None]]]:
+    groups: dict[str, list[tuple[str, float | None]]] = {}
     for arm, found in arms.items():
         for group, value in found.items():
             groups.setdefault(words.language(group), []).append((arm, rate(value)))

@@ -112,14 +112,12 @@ def embed_audio(path: Path | None, seconds: float, budget: int, start: float | N
             audio = file.read(wanted, dtype="float32", always_2d=True).mean(axis=1)
             if not len(audio):
                 return None
-        packed = io.BytesIO()
+        packed, kind = io.BytesIO(), "mpeg"
         try:
             soundfile.write(packed, audio, rate, format="MP3", subtype="MPEG_LAYER_III")
-            kind = "mpeg"
         except (soundfile.LibsndfileError, ValueError):  # an old libsndfile, or a rate that MP3 does not know
-            packed = io.BytesIO()
+            packed, kind = io.BytesIO(), "wav"
             soundfile.write(packed, audio, rate, format="WAV", subtype="PCM_16")
-            kind = "wav"
     except (OSError, RuntimeError):  # LibsndfileError is a RuntimeError
         return None
     data = packed.getvalue()

@@ -55,18 +55,18 @@ def score(rows: Sequence[PredictionRow], task: str = DEFAULT_TASK) -> list[Score
     scored = []
     for row in rows:
         key = (row.reference, row.hypothesis, row.spans, row.loanwords)
-        if key not in known:
-            known[key] = scorer(row.reference, row.hypothesis) if scorer else _score_speech(row, matrix)
+        try:
+            if key not in known and scorer:
+                known[key] = scorer(row.reference, row.hypothesis)
+            elif key not in known:
+                known[key] = score_utterance(
+                    row.reference, row.hypothesis, spans=row.spans, loanwords=row.loanwords, matrix=matrix
+                )
+        except MetricError as error:
+            where = f"{PREDICTIONS_NAME}: utterance {row.utterance!r} of device {row.device!r}"
+            raise RunError(f"{where}: {error}") from None
         scored.append(ScoredRow(row, known[key].metrics, known[key].by_language))
     return scored
-
-
-def _score_speech(row: PredictionRow, matrix: str | None) -> Scores:
-    try:
-        return score_utterance(row.reference, row.hypothesis, spans=row.spans, loanwords=row.loanwords, matrix=matrix)
-    except MetricError as error:
-        where = f"{PREDICTIONS_NAME}: utterance {row.utterance!r} of device {row.device!r}"
-        raise RunError(f"{where}: {error}") from None
 
 
 def kind_of_run(task: str) -> TaskKind:

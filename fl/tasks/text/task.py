@@ -97,12 +97,10 @@ class LanguageIdTask(ClassifierTask):
 
     def predict(self, model: nn.Module, examples: Sequence[Example], *, adapted: bool, beams: int) -> list[str]:
         """The words with their languages. The base alone has no trained head: every word is in the matrix language then."""
-        if not adapted:
-            return [write_tags(e.inputs[0], [self.languages[0]] * len(e.inputs[0])) for e in examples]
-        return [
-            write_tags(e.inputs[0], [self.languages[place] for place in row[: len(e.inputs[0])]])
-            for e, row in zip(examples, self.classes(model, examples), strict=True)
-        ]
+        texts = [e.inputs[0] for e in examples]
+        found = self.classes(model, examples) if adapted else [[0] * len(words) for words in texts]
+        rows = zip(texts, found, strict=True)
+        return [write_tags(words, [self.languages[place] for place in row[: len(words)]]) for words, row in rows]
 
     def score(self, example: Example, prediction: str) -> Mapping[str, Counts]:
         """Words with the wrong language."""
