@@ -71,7 +71,7 @@ class RoundClock:
 def final_counts(rows: list[dict[str, Any]], arm: str, split: str, last_round: int) -> Counts:
     """Summed WER counts of the arm's final evaluation."""
     found = [
-        {"wer": Counts.from_dict(row["metrics"]["wer"])}
+        {"wer": Counts(**row["metrics"]["wer"])}
         for row in rows
         if row["arm"] == arm and row["split"] == split and row["round"] == last_round and row["metrics"]
     ]

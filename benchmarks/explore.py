@@ -58,7 +58,7 @@ def main() -> None:
     rates: dict[str, dict[str, float | None]] = {}
     for arm in {row["arm"] for row in rows}:
         final = [row for row in rows if row["arm"] == arm and row["metrics"] and row["round"] in (last, 1)]
-        total = add_counts([{m: Counts.from_dict(c) for m, c in row["metrics"].items()} for row in final])
+        total = add_counts([{m: Counts(**c) for m, c in row["metrics"].items()} for row in final])
         rates[arm] = {name: total[name].rate for name in ("wer", "mer", "mer_folded", "cer")}
     line = {
         "name": arguments.name,

@@ -112,7 +112,7 @@ def prepare(arguments: argparse.Namespace, stages: Stages) -> Callable[[], None]
 
     from fl.adapters import GatedLoraConfig
     from fl.bases.resolve import load_base
-    from fl.core.heap import return_free_memory
+    from fl.core.machine import return_free_memory
     from fl.core.rng import derive_generator
     from fl.speech.features import SAMPLE_RATE
 

@@ -20,7 +20,8 @@ from fl.runs.files import RunFiles, is_finished, read_run
 from fl.settings.config import RunConfig, load_config, make_config
 from sim.backends.run import run_simulation
 from sim.cli.app import progress_bars
-from sim.report import RunSummary, pool, summarize, transcripts_of, write_page, write_summary
+from sim.report.page import write_page
+from sim.report.summary import RunSummary, pool, summarize, write_summary
 from sim.section import write_section
 
 COMPARED = (("personalized", "global", -0.30), ("personalized", "local", -0.30))
@@ -126,7 +127,7 @@ def main() -> None:
     seeds = sorted(load_config(folder / "config.toml").seed for folder in folders)
     summary = summarize(runs)
     write_summary(summary, arguments.runs / "summary.json")
-    write_page(arguments.runs, summary, transcripts_of(runs))
+    write_page(arguments.runs, summary, runs)
     text = table(summary, seeds)
     print(text)
     if arguments.write:

@@ -29,7 +29,7 @@ from fl.adapters.state import State
 from fl.algorithms.arms import EVERYONE, evaluated_as
 from fl.core.errors import AdapterError, ConfigError, StoreError
 from fl.core.files import write_atomically
-from fl.core.heap import return_free_memory
+from fl.core.machine import return_free_memory
 from fl.protocol.node import NodeConfig
 from fl.protocol.wire import (
     CORRECTIONS,
@@ -43,7 +43,7 @@ from fl.protocol.wire import (
     read_settings,
     tensors_bytes,
 )
-from fl.runs.predictions import prediction_lines
+from fl.runs.results import prediction_lines
 from fl.runs.schema import PREDICTIONS_NAME
 from fl.settings.names import EDGE
 

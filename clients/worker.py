@@ -31,7 +31,7 @@ from fl.methods import METHODS, Attached, MethodInfo, Recipe, attach, make_recip
 from fl.methods.low_rank import peft_config
 from fl.settings.config import RunConfig
 from fl.tasks.table import load_task
-from fl.tasks.task import Example, Task, Varying
+from fl.tasks.task import Example, Task
 
 
 class Worker:
@@ -130,7 +130,7 @@ class Worker:
 
     def vary(self, examples: Sequence[Example], seed: int) -> Sequence[Example]:
         """A device's training examples for one local phase, varied where the task and the settings do so."""
-        return self.task.varied(examples, seed) if isinstance(self.task, Varying) else examples
+        return self.task.varied(examples, seed)
 
     def keep_private(self, arm: Arm, device_id: str, round_index: int, state: State) -> None:
         """Write the device's private tensors of ``state`` to the store."""

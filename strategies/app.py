@@ -13,11 +13,10 @@ from fl.metrics import Counts
 from fl.protocol.wire import add_counts
 from fl.runs.files import write_costs
 from fl.runs.folder import freed_if_empty, run_folder
-from fl.runs.predictions import gather_predictions
-from fl.runs.results import ResultsFile
+from fl.runs.results import ResultsFile, gather_predictions
 from fl.runs.schema import PREDICTIONS_NAME, RESULTS_NAME
 from fl.settings.config import RunConfig, make_config
-from fl.tasks.table import load_task, task_kind
+from fl.tasks.table import TASKS, load_task
 from strategies.comparison import Comparison
 from strategies.loop import Progress, RoundLoop, rates_of
 from strategies.roster import ask_roster
@@ -45,7 +44,7 @@ def run_server(grid: Grid, config: RunConfig, run_id: int, progress: Progress | 
             ResultsFile(folder),
             config.federation.round_timeout,
             progress or (lambda *_: None),
-            metrics=task_kind(config.task).logged,
+            metrics=TASKS[config.task].logged,
         )
         comparison = Comparison(config, grid, roster, task, loop)
         comparison.open_account(folder)
@@ -70,7 +69,7 @@ def final_rates(rows: list[dict[str, Any]], split: str, metrics: tuple[str, ...]
         totals: dict[str, dict[str, Counts]] = {}
         for row in rows:
             if row["round"] == last[row["arm"]] and row["new_person"] == new_person:
-                counts = {name: Counts.from_dict(c) for name, c in row["metrics"].items()}
+                counts = {name: Counts(**c) for name, c in row["metrics"].items()}
                 totals[row["arm"]] = add_counts([totals.get(row["arm"], {}), counts])
         for arm, total in totals.items():
             text = ", ".join(f"{name.upper()} {rate}" for name, rate in rates_of(total, metrics).items())
@@ -106,7 +105,7 @@ def main(grid: Grid, context: Context) -> None:
     log.setLevel(logging.INFO)
     config = make_config(dict(context.run_config))
     folder = run_server(grid, config, context.run_id)
-    metrics = task_kind(config.task).logged
+    metrics = TASKS[config.task].logged
     for arm, rates in final_rates(ResultsFile(folder).rows(), config.federation.final_split, metrics).items():
         log.info("%-16s %s", arm, rates)
     if (folder / PREDICTIONS_NAME).stat().st_size:

@@ -1,4 +1,4 @@
-"""Error rates for mixed-language speech, code-mixing indices, and bootstrap intervals.
+"""Error rates for mixed-language speech, and bootstrap intervals.
 
 Knows texts, tokens and languages of words; not audio, models or who spoke.
 """

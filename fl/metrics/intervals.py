@@ -2,12 +2,10 @@
 
 Percentile bootstrap over utterances, as Bisani and Ney (ICASSP 2004, "Bootstrap estimates for confidence intervals in
 ASR performance evaluation") propose, with the utterances of each group resampled within the group. A group is what was
-recorded together: a device, or a device in one run (``seed0/dev3``) where several runs are pooled. ``cluster`` resamples
-the groups first and then the utterances of each drawn group, for a statement about further people instead of further
-sentences of these. Everything is a function of the data as a set and of ``seed``: the order of utterances is nothing.
+recorded together: a device, or a device in one run (``seed0/dev3``) where several runs are pooled: a statement about further
+sentences of these people. Everything is a function of the data as a set and of ``seed``: the order of utterances is nothing.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +16,8 @@ from fl.core.errors import MetricError
 from fl.core.rng import derive_generator
 
 Floats = NDArray[np.float64]
+SAMPLES = 2000  # bootstrap resamples of each interval
+TAIL = (1 - 0.95) / 2  # of a 95 % interval, on each side
 _CELLS_PER_CHUNK = 1_000_000  # resampled utterances held at a time, 8 bytes a column
 
 
@@ -46,33 +46,22 @@ class PairedDifference:
     relative: float | None
     relative_low: float | None
     relative_high: float | None
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the interval of the difference lies on one side of zero."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+    excludes_zero: bool  # whether the interval of the difference lies on one side of zero
 
 
 def rate_interval(
-    errors: ArrayLike,
-    reference: ArrayLike,
-    groups: Sequence[str],
-    *,
-    seed: int,
-    samples: int = 2000,
-    confidence: float = 0.95,
-    cluster: bool = False,
+    errors: ArrayLike, reference: ArrayLike, groups: Sequence[str], *, seed: int, samples: int = SAMPLES
 ) -> Interval:
     """The pooled rate and its percentile interval.
 
     ``errors``, ``reference`` and ``groups`` are ``(utterances,)``: errors, reference tokens and group of each. Raises
-    :class:`MetricError` for lengths that differ, counts that are negative or not finite, or settings out of range.
+    :class:`MetricError` for lengths that differ, counts that are negative or not finite, or no samples.
     """
     columns = _columns([errors, reference], groups)
-    totals = _resampled_totals(columns, groups, seed, samples, cluster)
-    rate = _ratio(*columns.sum(axis=0))
-    low, high = _quantiles(_ratios(totals[:, 0], totals[:, 1]), confidence)
-    return Interval(rate, low, high, int(columns[:, 0].sum()), int(columns[:, 1].sum()))
+    totals = _resampled_totals(columns, groups, seed, samples)
+    total_errors, total_reference = columns.sum(axis=0)
+    rate = _ratio(total_errors, total_reference)
+    return Interval(rate, *_bounds(totals[:, 0], totals[:, 1]), int(total_errors), int(total_reference))
 
 
 def paired_difference(
@@ -82,23 +71,21 @@ def paired_difference(
     groups: Sequence[str],
     *,
     seed: int,
-    samples: int = 2000,
-    confidence: float = 0.95,
-    cluster: bool = False,
+    samples: int = SAMPLES,
 ) -> PairedDifference:
     """Absolute and relative difference of the pooled rates of systems a and b, each resample drawn once for both.
 
     Arguments and errors as for :func:`rate_interval`.
     """
     columns = _columns([errors_a, errors_b, reference], groups)
-    totals = _resampled_totals(columns, groups, seed, samples, cluster)
+    a, b, tokens = _resampled_totals(columns, groups, seed, samples).T
     total_a, total_b, total_reference = columns.sum(axis=0)
-    low, high = _quantiles(_ratios(totals[:, 0] - totals[:, 1], totals[:, 2]), confidence)
-    relative_low, relative_high = _quantiles(_ratios(totals[:, 0] - totals[:, 1], totals[:, 1]), confidence)
     difference, relative = _ratio(total_a - total_b, total_reference), _ratio(total_a - total_b, total_b)
-    if relative is None:  # b makes no error at all: nothing to be relative to
-        relative_low = relative_high = None
-    return PairedDifference(difference, low, high, relative, relative_low, relative_high)
+    # Where b makes no error at all, there is nothing to be relative to.
+    relative_bounds = (None, None) if relative is None else _bounds(a - b, b)
+    low, high = _bounds(a - b, tokens)
+    decided = low is not None and high is not None and (low > 0 or high < 0)
+    return PairedDifference(difference, low, high, relative, *relative_bounds, excludes_zero=decided)
 
 
 def macro_rate(errors: ArrayLike, reference: ArrayLike, groups: Sequence[str] | None = None) -> float | None:
@@ -107,8 +94,7 @@ def macro_rate(errors: ArrayLike, reference: ArrayLike, groups: Sequence[str] | 
     Not the pooled rate: each utterance (or group) weighs the same whatever its length. Those without reference tokens
     are left out; ``None`` if all are.
     """
-    size = np.asarray(errors, dtype=np.float64).size
-    names = [str(index) for index in range(size)] if groups is None else groups
+    names = [str(index) for index in range(np.size(errors))] if groups is None else groups
     columns = _columns([errors, reference], names)
     totals = [columns[rows].sum(axis=0) for rows in _rows_by_group(names)]
     rates = [total[0] / total[1] for total in totals if total[1] > 0]
@@ -134,21 +120,16 @@ def _rows_by_group(groups: Sequence[str]) -> list[NDArray[np.intp]]:
     return np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
 
 
-def _resampled_totals(columns: Floats, groups: Sequence[str], seed: int, samples: int, cluster: bool) -> Floats:
+def _resampled_totals(columns: Floats, groups: Sequence[str], seed: int, samples: int) -> Floats:
     """Column sums of each bootstrap resample, ``(samples, columns)``."""
     if samples < 1:
         raise MetricError(f"samples must be at least 1, got {samples}")
-    generator = derive_generator(seed, "bootstrap", "cluster" if cluster else "stratified")
-    # In canonical order, so that a permutation of the utterances draws the same resamples.
-    members = [columns[rows][np.lexsort(columns[rows].T)] for rows in _rows_by_group(groups)]
-    if cluster and members:
-        drawn = generator.integers(len(members), size=(samples, len(members)))
-    else:
-        drawn = np.broadcast_to(np.arange(len(members)), (samples, len(members)))
+    generator = derive_generator(seed, "bootstrap", "stratified")
     totals = np.zeros((samples, columns.shape[1]))
-    for index, member in enumerate(members):
-        owners = np.nonzero(drawn == index)[0]  # the resample each draw of this group belongs to
-        np.add.at(totals, owners, _draw_sums(member, len(owners), generator))
+    for rows in _rows_by_group(groups):
+        member = columns[rows]
+        # In canonical order, so that a permutation of the utterances draws the same resamples.
+        totals += _draw_sums(member[np.lexsort(member.T)], samples, generator)
     return totals
 
 
@@ -159,31 +140,21 @@ def _draw_sums(member: Floats, draws: int, generator: np.random.Generator) -> Fl
     """
     size = len(member)
     step = max(1, _CELLS_PER_CHUNK // size)
-    chunks = [
-        member[generator.integers(size, size=(min(step, draws - start), size))].sum(axis=1)
-        for start in range(0, draws, step)
-    ]
-    return np.concatenate(chunks) if chunks else np.zeros((0, member.shape[1]))
+    drawn = [min(step, draws - start) for start in range(0, draws, step)]
+    return np.concatenate([member[generator.integers(size, size=(count, size))].sum(axis=1) for count in drawn])
 
 
 def _ratio(numerator: float, denominator: float) -> float | None:
     return float(numerator / denominator) if denominator > 0 else None
 
 
-def _ratios(numerators: Floats, denominators: Floats) -> Floats:
-    """Ratios of resamples: 0/0 of nothing but zeros is left out, x/0 is infinite (and beyond every finite one)."""
+def _bounds(numerators: Floats, denominators: Floats) -> tuple[float | None, float | None]:
+    """The interval of the ratios of resamples: 0/0 is left out, x/0 is infinite (and beyond every finite one)."""
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = numerators / denominators
-    return ratios[~np.isnan(ratios)]
-
-
-def _quantiles(values: Floats, confidence: float) -> tuple[float | None, float | None]:
-    if not 0 < confidence < 1:
-        raise MetricError(f"confidence must lie between 0 and 1, got {confidence}")
-    if not len(values):
+    ratios = ratios[~np.isnan(ratios)]
+    if not len(ratios):
         return None, None
-    tail = (1 - confidence) / 2
     # The inverse of the empirical distribution: always one of the values, so infinite ones do no harm.
-    bounds = np.quantile(values, [tail, 1 - tail], method="inverted_cdf")
-    low, high = (float(bound) if math.isfinite(bound) else None for bound in bounds)
-    return low, high
+    low, high = np.quantile(ratios, [TAIL, 1 - TAIL], method="inverted_cdf")
+    return float(low) if np.isfinite(low) else None, float(high) if np.isfinite(high) else None

@@ -5,13 +5,13 @@ MER is the *mixed* error rate (syllables and words), not jiwer's match error rat
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 from fl.core.registry import Registry
 from fl.metrics import tokens
-from fl.metrics.align import Alignment, Counts, Edit, align
+from fl.metrics.align import Counts, Edit, align
 from fl.metrics.languages import Spans, alphabetic_languages, script_language, switch_words, word_script
 from fl.metrics.pair import ScoredPair
 
@@ -25,18 +25,6 @@ class Scores:
 
     metrics: dict[str, Counts]
     by_language: dict[str, Counts]
-
-
-def point_of_interest(alignment: Alignment, points: Sequence[bool]) -> Counts:
-    """Errors charged to the reference words marked in ``points``, over the number of those words.
-
-    PIER, the point-of-interest error rate (Ugan et al. 2025). An insertion is charged to the reference word that it
-    precedes, one after the last word to none.
-    """
-    errors = Counter(
-        edit.operation for edit in alignment.edits if edit.reference < len(points) and points[edit.reference]
-    )
-    return Counts(errors["substitute"], errors["delete"], errors["insert"], sum(points))
 
 
 def errors_by_language(pair: ScoredPair) -> dict[str, Counts]:
@@ -68,19 +56,20 @@ def _charged_language(pair: ScoredPair, edit: Edit) -> str:
 
 
 def _pier(pair: ScoredPair) -> Counts:
-    # The points of interest are the embedded languages: every language but the matrix.
-    return point_of_interest(pair.piece_alignment, [tag is not None and tag != pair.matrix for tag in pair.tags])
+    # The point-of-interest error rate (Ugan et al. 2025): errors charged to the words of the embedded languages (all but the
+    # matrix), over their number. An insertion is charged to the reference word that it precedes, one after the last to none.
+    points = [tag is not None and tag != pair.matrix for tag in pair.tags]
+    edits = [edit for edit in pair.piece_alignment.edits if edit.reference < len(points) and points[edit.reference]]
+    errors = Counter(edit.operation for edit in edits)
+    return Counts(errors["substitute"], errors["delete"], errors["insert"], sum(points))
 
 
 def _wrong_script(pair: ScoredPair) -> Counts:
     # Words that were recognised, but in the loanword's other spelling. All of them are substitutions.
-    edits = pair.word_alignment.edits if pair.loanwords else ()
-    confused = sum(
-        pair.fold(pair.reference_words[edit.reference]) == pair.fold(pair.hypothesis_words[edit.hypothesis])
-        for edit in edits
-        if edit.operation == "substitute"
-    )
-    return Counts(substitutions=confused, reference=len(pair.reference_words))
+    said, heard = tokens.words(pair.reference), tokens.words(pair.hypothesis)
+    edits = [edit for edit in align(said, heard).edits if edit.operation == "substitute"] if pair.loanwords else ()
+    confused = sum(pair.fold(said[edit.reference]) == pair.fold(heard[edit.hypothesis]) for edit in edits)
+    return Counts(substitutions=confused, reference=len(said))
 
 
 def _other_language(pair: ScoredPair) -> Counts:
@@ -119,16 +108,13 @@ def score_utterance(
     spans: Spans = (),
     loanwords: Spans = (),
     matrix: str | None = None,
-    metrics: Iterable[str] | None = None,
 ) -> Scores:
-    """Counts of one utterance for ``metrics`` (default: all of :data:`METRICS`), after :func:`fl.metrics.tokens.normalize_for_scoring`.
+    """Counts of one utterance for all of :data:`METRICS`, after :func:`fl.metrics.tokens.normalize_for_scoring`.
 
     ``spans`` are (word, language) in order; without them languages follow the script, and letters are English.
     ``loanwords`` are (matrix spelling, Latin spelling). ``matrix`` is the matrix language of the corpus, for PIER of
     utterances that are mostly or wholly in an embedded language; without it, each utterance has its own. Either text
-    may be empty. Raises :class:`fl.core.errors.ConfigError` for an unknown metric and
-    :class:`fl.core.errors.MetricError` for spans that do not spell the reference.
+    may be empty. Raises :class:`fl.core.errors.MetricError` for spans that do not spell the reference.
     """
     pair = ScoredPair(reference, hypothesis, spans, loanwords, matrix)
-    names = METRICS if metrics is None else metrics
-    return Scores({name: METRICS.find(name)(pair) for name in names}, errors_by_language(pair))
+    return Scores({name: metric(pair) for name, metric in METRICS.items()}, errors_by_language(pair))

@@ -99,12 +99,8 @@ def jamo(text: str, form: JamoForm) -> list[str]:
     for char in characters(text):
         if is_syllable(char):
             char = unicodedata.normalize("NFD", char) if form == "nfd" else letters_of(char)
-        letters.extend(_split_clusters(char) if form == "compat_split" else char)
-    return letters
-
-
-def _split_clusters(letters: str) -> str:
-    return "".join(_CLUSTERS.get(letter, letter) for letter in letters)
+        letters.extend(char)
+    return [part for letter in letters for part in _CLUSTERS.get(letter, letter)] if form == "compat_split" else letters
 
 
 def fold_loanwords(text: str, pairs: Sequence[tuple[str, str]]) -> str:

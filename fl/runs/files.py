@@ -19,18 +19,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from fl.core.errors import RunError
 from fl.core.files import PRIVATE, write_atomically
-from fl.runs.schema import (
-    CONFIG_NAME,
-    COSTS_NAME,
-    PREDICTIONS_NAME,
-    PRIVACY_NAME,
-    RESULTS_NAME,
-    SCHEMA,
-    Costs,
-    PredictionRow,
-    PrivacyRecord,
-    ResultRow,
-)
+from fl.runs import schema
+from fl.runs.schema import Costs, PredictionRow, PrivacyRecord, ResultRow
 from fl.settings.names import DEFAULT_TASK
 
 MAX_FILE_BYTES = 1 << 30
@@ -39,8 +29,6 @@ MAX_LINE_BYTES = 1 << 20
 
 Record = TypeVar("Record")
 Row = TypeVar("Row", ResultRow, PredictionRow)
-
-
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {
     kind: TypeAdapter(kind) for kind in (ResultRow, PredictionRow, Costs, PrivacyRecord)
 }
@@ -70,7 +58,7 @@ def _explain(error: ValidationError, where: str) -> str:
     if not field:
         return f"{where}: expected a JSON object, found {found}"
     if field == "schema":
-        return f"{where}: schema {found} is not {SCHEMA}; read it with the version of Idiolect that wrote it"
+        return f"{where}: schema {found} is not {schema.SCHEMA}; read it with the version of Idiolect that wrote it"
     if fault["type"] == "missing":
         return f"{where}: field {field!r} is missing"
     return f"{where}: field {field!r}: {fault['msg'].removeprefix('Value error, ')}, found {found}"
@@ -88,19 +76,19 @@ def write_whole(path: Path, text: str, *, mode: int = PRIVATE) -> None:
 
 def write_document(kind: type[Costs | PrivacyRecord], path: Path, values: Mapping[str, Any], *, mode: int) -> None:
     """Write ``values``, which must be those of a ``kind``, as JSON with sorted keys."""
-    text = json.dumps({"schema": SCHEMA, **values}, indent=2, sort_keys=True) + "\n"
+    text = json.dumps({"schema": schema.SCHEMA, **values}, indent=2, sort_keys=True) + "\n"
     parse(kind, text, f"{path}:1")
     write_whole(path, text, mode=mode)
 
 
 def write_costs(folder: Path, costs: Mapping[str, Any]) -> None:
     """Write ``costs.json``, by which a run is known to be finished."""
-    write_document(Costs, folder / COSTS_NAME, costs, mode=PRIVATE)
+    write_document(Costs, folder / schema.COSTS_NAME, costs, mode=PRIVATE)
 
 
 def is_finished(folder: Path) -> bool:
     """Whether the run in ``folder`` came to its end."""
-    return (folder / COSTS_NAME).exists()
+    return (folder / schema.COSTS_NAME).exists()
 
 
 @dataclass(frozen=True)
@@ -136,7 +124,7 @@ def read_run(folder: Path) -> RunFiles:
     """The files of one finished run. :class:`RunError` names the file, the line and what is missing."""
     if not folder.is_dir():
         raise RunError(f"{folder}: no such run folder; make one with `idiolect run` or `idiolect demo`")
-    transcripts = read_predictions(folder / PREDICTIONS_NAME)
+    transcripts = read_rows(folder / schema.PREDICTIONS_NAME, PredictionRow)
     if not transcripts:
         if is_finished(folder):
             raise RunError(
@@ -144,29 +132,21 @@ def read_run(folder: Path) -> RunFiles:
                 "no-op run transcribes nothing; the counts of each device are in results.jsonl, and the log of a deployed run "
                 "ends with the rates of all"
             )
-        raise RunError(f"{folder / PREDICTIONS_NAME}:1: no transcripts; the run did not reach its final evaluation")
-    results = read_results(folder / RESULTS_NAME)
-    return RunFiles(folder, _read_config(folder / CONFIG_NAME), results, transcripts, read_costs(folder))
-
-
-def read_results(path: Path) -> tuple[ResultRow, ...]:
-    """The rows of results.jsonl in file order; a second row for the same round, arm, device and split is refused."""
-    return _read_rows(path, ResultRow)
-
-
-def read_predictions(path: Path) -> tuple[PredictionRow, ...]:
-    """The rows of transcripts.jsonl in file order; a second row for the same arm, device and utterance is refused."""
-    return _read_rows(path, PredictionRow)
+        raise RunError(
+            f"{folder / schema.PREDICTIONS_NAME}:1: no transcripts; the run did not reach its final evaluation"
+        )
+    results = read_rows(folder / schema.RESULTS_NAME, ResultRow)
+    return RunFiles(folder, _read_config(folder / schema.CONFIG_NAME), results, transcripts, read_costs(folder))
 
 
 def read_costs(folder: Path) -> Costs:
     """costs.json of a run folder."""
-    return _read_document(Costs, folder / COSTS_NAME)
+    return _read_document(Costs, folder / schema.COSTS_NAME)
 
 
 def read_privacy(folder: Path) -> PrivacyRecord | None:
     """privacy.json of a run folder; None for a run without noise and secure sums."""
-    path = folder / PRIVACY_NAME
+    path = folder / schema.PRIVACY_NAME
     return _read_document(PrivacyRecord, path) if path.exists() else None
 
 
@@ -175,7 +155,8 @@ def _read_document(kind: type[Record], path: Path) -> Record:
     return parse(kind, path.read_bytes(), f"{path}:1")
 
 
-def _read_rows(path: Path, kind: type[Row]) -> tuple[Row, ...]:
+def read_rows(path: Path, kind: type[Row]) -> tuple[Row, ...]:
+    """The rows of a file in their order; a second row with the key of another is refused."""
     rows: list[Row] = []
     seen: dict[object, int] = {}
     for number, line in _lines(path):

@@ -1,10 +1,14 @@
-"""The rows of a run as they are written: one for each round, arm and device. A run that was stopped resumes with the same file."""
+"""The rows of a run as they are written: results of each round, arm and device, and what the final models predicted.
+
+A run that was stopped resumes with the same results. Predictions are in files of each device's own, and in a simulation those of
+all in the run folder too.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +16,8 @@ from typing import Any
 from fl.core.errors import RunError
 from fl.metrics import Counts
 from fl.runs.files import dump, parse, write_whole
-from fl.runs.schema import RESULTS_NAME, ResultRow
+from fl.runs.schema import DEVICES, PREDICTIONS_NAME, RESULTS_NAME, SCHEMA, PredictionRow, ResultRow
+from fl.tasks.task import Example
 
 TRAINING = ("train_loss", "examples", "steps", "bytes_up", "bytes_down", "seconds_train")  # what a row says of training
 
@@ -111,3 +116,39 @@ def _append(path: Path, text: str) -> None:
         raise RunError(
             f"{path} could not be written: {error}; the rounds before are intact, free some space and run again"
         ) from error
+
+
+def prediction_lines(
+    arm: str, device_id: str, examples: Sequence[Example], predictions: Sequence[str], *, new_person: bool
+) -> str:
+    """One JSON line for each example: what was wanted, what was predicted, and the example's own details."""
+    lines = []
+    for example, prediction in zip(examples, predictions, strict=True):
+        row = {
+            "schema": SCHEMA,
+            "arm": arm,
+            "device": device_id,
+            "new_person": new_person,
+            "utterance": example.key,
+            "reference": example.target,
+            "hypothesis": prediction,
+            **example.details,
+        }
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+        parse(PredictionRow, lines[-1], f"prediction for {example.key!r}")
+    return "".join(lines)
+
+
+def gather_predictions(folder: Path, arms: Collection[str], devices: Collection[str]) -> int:
+    """Collect the predictions that devices wrote under ``folder/devices`` into one file of ``folder``; returns their number.
+
+    Only a simulation has them: a deployed device writes to its own disk, and its predictions stay there.
+    """
+    lines: list[str] = []
+    for path in sorted((folder / DEVICES).glob(f"*/*/{PREDICTIONS_NAME}")):
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+            row = parse(PredictionRow, line, f"{path}:{number}") if line else None
+            if row and row.arm in arms and row.device in devices:
+                lines.append(line + "\n")
+    write_whole(folder / PREDICTIONS_NAME, "".join(lines))
+    return len(lines)

@@ -20,20 +20,10 @@ from pydantic import ValidationError, create_model
 from fl.algorithms.table import choosable, option_tables
 from fl.core.errors import ConfigError
 from fl.methods.table import METHODS
+from fl.settings import tables
 from fl.settings.check import check_together
 from fl.settings.fields import Setting, Table, Value, Words, flattened, nested, setting, settings_of, words
 from fl.settings.names import ARMS, DEFAULT_TASK, NO_OP
-from fl.settings.tables import (
-    AdapterTable,
-    AttackTable,
-    BaseTable,
-    CodecTable,
-    DataTable,
-    FederationTable,
-    PrivacyTable,
-    ServerOptimizerTable,
-    TrainTable,
-)
 
 
 class AlgorithmTable(Table):
@@ -69,16 +59,16 @@ class RunConfig(Table):
         DEFAULT_TASK,
         f"what is learnt, see docs/tasks.md; {NO_OP} trains nothing and measures the framework around training",
     )
-    base: BaseTable = BaseTable()
-    adapter: AdapterTable = AdapterTable()
-    data: DataTable = DataTable()
-    train: TrainTable = TrainTable()
-    federation: FederationTable = FederationTable()
+    base: tables.BaseTable = tables.BaseTable()
+    adapter: tables.AdapterTable = tables.AdapterTable()
+    data: tables.DataTable = tables.DataTable()
+    train: tables.TrainTable = tables.TrainTable()
+    federation: tables.FederationTable = tables.FederationTable()
     algorithm: AlgorithmTables = AlgorithmTables()
-    server_optimizer: ServerOptimizerTable = ServerOptimizerTable()
-    privacy: PrivacyTable = PrivacyTable()
-    codec: CodecTable = CodecTable()
-    attack: AttackTable = AttackTable()
+    server_optimizer: tables.ServerOptimizerTable = tables.ServerOptimizerTable()
+    privacy: tables.PrivacyTable = tables.PrivacyTable()
+    codec: tables.CodecTable = tables.CodecTable()
+    attack: tables.AttackTable = tables.AttackTable()
     seed: int = setting(1, "seed of everything", low=0)
     output: str = setting("", "run folder; empty makes one under the cache folder")
 

@@ -36,9 +36,8 @@ class Words:
 
     def _check(self, value: str) -> str:
         given = words(value) if self.several else (value,)
-        unknown = [word for word in given if word not in self.known()]
-        if unknown or not given:
-            raise ValueError(f"unknown: {', '.join(unknown) or 'empty'}")
+        if not given or any(word not in self.known() for word in given):
+            raise ValueError(f"{value!r} is unknown; known: {', '.join(self.known())}")
         return value
 
     @property
@@ -112,13 +111,10 @@ class Setting:
 
     def refused(self, value: object, kind: str) -> str:
         """Why ``value`` is refused; ``kind`` is pydantic's type of the error."""
-        if kind.startswith(("greater", "less")):
-            return f"{self.key} = {value!r} is out of range: {self.allowed}"
-        if kind == "finite_number":
-            return f"{self.key} = {value!r} is not a finite number: {self.allowed}"
-        if kind == "value_error":
-            return f"{self.key} = {value!r} is unknown: {self.allowed}"
-        return f"{self.key} = {value!r} is a {type(value).__name__}: {self.allowed}"
+        known = {"finite_number": "not a finite number", "value_error": "unknown"}
+        out_of_range = kind.startswith(("greater", "less"))
+        what = "out of range" if out_of_range else known.get(kind, f"a {type(value).__name__}")
+        return f"{self.key} = {value!r} is {what}: {self.allowed}"
 
 
 def settings_of(table: type[BaseModel], prefix: str = "") -> Iterator[Setting]:

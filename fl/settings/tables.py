@@ -6,24 +6,8 @@ from typing import Annotated
 
 from fl.adapters.gates import GATES
 from fl.methods.table import METHODS
+from fl.settings import names
 from fl.settings.fields import Table, Words, one_of, setting
-from fl.settings.names import (
-    ARMS,
-    ATTACKS,
-    DEVICE,
-    DISTRIBUTED_NOISE,
-    EDGE,
-    LABEL_SWAP,
-    LOCAL_NOISE,
-    MAX_RANK,
-    NONE,
-    OWN,
-    PAIRWISE,
-    SERVER_NOISE,
-    SERVER_OPTIMIZERS,
-    SITES,
-    TOKENS,
-)
 
 
 class BaseTable(Table):
@@ -35,8 +19,8 @@ class BaseTable(Table):
     compute: Annotated[str, one_of("auto", "cpu", "cuda")] = setting(
         "auto", "where it computes; auto takes a GPU if there is one"
     )
-    tokens: Annotated[str, Words(lambda: TOKENS)] = setting(
-        OWN,
+    tokens: Annotated[str, Words(lambda: names.TOKENS)] = setting(
+        names.OWN,
         "what Korean is written in: the base's own tokens, or new ones that are trained and shared with the adapter",
     )
     window: Annotated[str, one_of("trimmed", "full")] = setting(
@@ -51,7 +35,7 @@ class AdapterTable(Table):
     method: Annotated[str, Words(lambda: METHODS)] = setting(
         "gated-lora", "what is trained, and how it changes the base; see docs/methods.md"
     )
-    rank: int = setting(8, "rank of A and B, width of a bottleneck, length of a prefix", low=1, high=MAX_RANK)
+    rank: int = setting(8, "rank of A and B, width of a bottleneck, length of a prefix", low=1, high=names.MAX_RANK)
     parameter_budget: int = setting(
         0, "chooses the rank that best matches this number of trained parameters; alpha / rank is kept; 0: off", low=0
     )
@@ -63,7 +47,7 @@ class AdapterTable(Table):
         "personalized", "which arms have the gate: the personalized one, beside arms of plain LoRA, or all"
     )
     prefix_gate: bool = setting(True, "method prefix: it enters through a gate that starts at zero, or as in the paper")
-    sites: Annotated[str, Words(lambda: SITES, several=True)] = setting(
+    sites: Annotated[str, Words(lambda: names.SITES, several=True)] = setting(
         "encoder.self,decoder.self,decoder.cross", "where adapters sit"
     )
     split: str = setting("gates", "gates, fedsa, ffa, all-shared, all-private or layers:<pattern>")
@@ -131,13 +115,15 @@ class TrainTable(Table):
 class FederationTable(Table):
     """Arms, rounds, sampling and what is evaluated when."""
 
-    arms: Annotated[str, Words(lambda: ARMS, several=True)] = setting(",".join(ARMS), "what to train and compare")
+    arms: Annotated[str, Words(lambda: names.ARMS, several=True)] = setting(
+        ",".join(names.ARMS), "what to train and compare"
+    )
     rounds: int = setting(12, "federated rounds", low=1, high=100_000)
     sample: float = setting(
         1.0, "devices that train in a round: up to 1 a share of them, above 1 their number", low=1e-9, high=1_000_000
     )
-    aggregation: Annotated[str, one_of(DEVICE, EDGE)] = setting(
-        DEVICE, "whether a node returns each device's update, or one weighted sum over its devices"
+    aggregation: Annotated[str, one_of(names.DEVICE, names.EDGE)] = setting(
+        names.DEVICE, "whether a node returns each device's update, or one weighted sum over its devices"
     )
     evaluate_every: int = setting(4, "rounds between evaluations on validation data; 0 for never", low=0, high=100_000)
     final_split: Annotated[str, one_of("test", "validation")] = setting(
@@ -150,7 +136,7 @@ class FederationTable(Table):
 class ServerOptimizerTable(Table):
     """The optimizer that takes the step towards the aggregate (Reddi et al. 2021)."""
 
-    name: Annotated[str, Words(lambda: SERVER_OPTIMIZERS)] = setting(NONE, "which one takes the step")
+    name: Annotated[str, Words(lambda: names.SERVER_OPTIMIZERS)] = setting(names.NONE, "which one takes the step")
     rate: float = setting(0.0, "its learning rate; 0 takes 1 for fedavgm and 0.01 for the others", low=0.0, high=100.0)
     momentum: float = setting(0.9, "momentum of the server optimizer", low=0.0, high=0.9999)
 
@@ -158,8 +144,8 @@ class ServerOptimizerTable(Table):
 class AttackTable(Table):
     """Hostile devices, for studies."""
 
-    name: Annotated[str, Words(lambda: ATTACKS)] = setting(
-        NONE, "what hostile devices do; only in a simulation, and loudly logged"
+    name: Annotated[str, Words(lambda: names.ATTACKS)] = setting(
+        names.NONE, "what hostile devices do; only in a simulation, and loudly logged"
     )
     attacker_share: float = setting(
         0.2, "share of the devices that are hostile, rounded up, drawn by the seed", low=1e-9, high=1.0
@@ -168,19 +154,19 @@ class AttackTable(Table):
     @property
     def swaps_labels(self) -> bool:
         """Whether it is an attack on data."""
-        return self.name == LABEL_SWAP
+        return self.name == names.LABEL_SWAP
 
     @property
     def attacks_updates(self) -> bool:
         """Whether the aggregator's part of a simulation replaces updates."""
-        return self.name not in (NONE, LABEL_SWAP)
+        return self.name not in (names.NONE, names.LABEL_SWAP)
 
 
 class DpTable(Table):
     """Differential privacy of persons."""
 
-    mode: Annotated[str, one_of(NONE, SERVER_NOISE, DISTRIBUTED_NOISE, LOCAL_NOISE)] = setting(
-        NONE, "who adds the noise"
+    mode: Annotated[str, one_of(names.NONE, names.SERVER_NOISE, names.DISTRIBUTED_NOISE, names.LOCAL_NOISE)] = setting(
+        names.NONE, "who adds the noise"
     )
     noise_multiplier: float = setting(
         0.0,
@@ -207,8 +193,8 @@ class DpTable(Table):
 class SecureSumTable(Table):
     """Secure aggregation."""
 
-    mode: Annotated[str, one_of(NONE, PAIRWISE)] = setting(
-        NONE, "whether the aggregator sees only sums of masked updates"
+    mode: Annotated[str, one_of(names.NONE, names.PAIRWISE)] = setting(
+        names.NONE, "whether the aggregator sees only sums of masked updates"
     )
     threshold: float = setting(
         0.0,

@@ -15,9 +15,10 @@ from torch.nn import functional
 from fl.core.compute import choose_device, precision
 from fl.core.errors import ConfigError
 from fl.core.rng import derive_seed
+from fl.data.partition import split_sizes
 from fl.settings.config import RunConfig
-from fl.tasks.devices import NamedDevices
-from fl.tasks.task import Example
+from fl.settings.tables import DataTable
+from fl.tasks.task import Example, NamedDevices
 
 ENCODER_SELF, FFN = "encoder.self", "ffn"
 HEAD = "head"  # what a model's classifier is called
@@ -26,7 +27,7 @@ FLOAT = 4  # bytes
 
 
 class ClassifierTask(NamedDevices):
-    """Half of a :class:`fl.tasks.task.Task`: what is left to a subclass are examples, batches, predictions and scores.
+    """What is left to a subclass are examples, batches, predictions and scores.
 
     ``model`` is an encoder with a head of :func:`make_head`, ``encoder`` the encoder's configuration as transformers has it.
     """
@@ -39,8 +40,13 @@ class ClassifierTask(NamedDevices):
         self.compute = choose_device(config.base.compute)
         self._frozen = model.to(self.compute).eval()
         self._encoder = encoder
-        self.model: nn.Module = self.new_model()
-        self.targets: str | list[str] = site_targets(config.sites, self.sites)
+        self.model = self.new_model()
+        chosen = [self.sites[site] for site in config.sites if site in self.sites]
+        if not chosen:
+            known = ", ".join(self.sites)
+            raise ConfigError(f"sites = {', '.join(config.sites)}: this base is an encoder, choose among {known}")
+        # The head is adapted like any other linear map, so that it is trained, shared and saved with the adapter.
+        self.targets = rf"(?:.*\.)?(?:{'|'.join([*chosen, HEAD])})"
 
     def new_model(self) -> nn.Module:
         """A further model of its own modules on the same frozen tensors."""
@@ -54,11 +60,6 @@ class ClassifierTask(NamedDevices):
     @abstractmethod
     def _labels(self, examples: Sequence[Example]) -> Tensor:
         """The class of each label (N, L), -1 where a row has none."""
-
-    def loss(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
-        """Mean cross-entropy in nats over all labels of the batch."""
-        sums, labels = self.losses(model, examples)
-        return sums.sum() / labels.sum()
 
     def losses(self, model: nn.Module, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
         """Each example's cross-entropy in nats, summed over its labels (N,), and how many it has (N,)."""
@@ -91,16 +92,15 @@ class ClassifierTask(NamedDevices):
         return self.rows
 
 
-def site_targets(sites: Sequence[str], patterns: Mapping[str, str]) -> str:
-    """A pattern over full module names: the linear maps of the base at ``sites``, and its head.
+def example_counts(data: DataTable, new_person: bool) -> dict[str, int]:
+    """How many examples of each split a device has, of those that a task makes itself; a held-out person has tests alone.
 
-    The head is adapted like any other linear map, so that it is trained, shared and saved with the adapter.
-    Raises :class:`ConfigError` if the base has none of the sites.
+    Raises :class:`ConfigError` for shares that leave nothing to train on.
     """
-    chosen = [patterns[site] for site in sites if site in patterns]
-    if not chosen:
-        raise ConfigError(f"sites = {', '.join(sites)}: this base is an encoder, choose among {', '.join(patterns)}")
-    return rf"(?:.*\.)?(?:{'|'.join([*chosen, HEAD])})"
+    made = data.synthetic.sentences
+    if new_person:
+        return {"train": 0, "validation": 0, "test": min(data.new_people_tests, made)}
+    return split_sizes(made, data.validation_share, data.test_share)
 
 
 def make_head(states: int, classes: int, rank: int, seed: str, start: Mapping[str, Tensor] | None = None) -> nn.Linear:

@@ -22,7 +22,7 @@ TASKS: Registry[TaskKind] = Registry(
         "language-id": LANGUAGE_ID,
         "digits": DIGITS,
         "no-op": TaskKind(
-            imported_later("fl.tasks.noop.task:NoOpTask"),
+            imported_later("fl.tasks.noop:NoOpTask"),
             {"wer": Measure("WER", "word error rate")},
             main="wer",
             takes_manifest=True,  # and ignores it
@@ -32,21 +32,12 @@ TASKS: Registry[TaskKind] = Registry(
 )
 
 
-def task_kind(name: str) -> TaskKind:
-    """The row of :data:`TASKS` called ``name``; :class:`ConfigError` lists the known ones."""
-    return TASKS.find(name)
-
-
-def load_task(config: RunConfig, name: str = "") -> Task:
-    """The task ``name``, by default that of this configuration.
-
-    Raises :class:`ConfigError` for an unknown task, with the known ones, and for a manifest that the task does not read.
-    """
-    name = name or config.task
-    kind = task_kind(name)
+def load_task(config: RunConfig) -> Task:
+    """The task of a configuration. Raises :class:`ConfigError` for a manifest that it does not read."""
+    kind = TASKS[config.task]
     if config.data.manifest and not kind.takes_manifest:
         raise ConfigError(
-            f"manifest = {config.data.manifest!r} holds speech, and task {name} has examples of its own: "
+            f"manifest = {config.data.manifest!r} holds speech, and task {config.task} has examples of its own: "
             "leave it out, or choose another task"
         )
     return kind.make(config)

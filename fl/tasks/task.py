@@ -6,13 +6,18 @@ an image is the task's own business.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from functools import lru_cache
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from fl.core.errors import ConfigError
 from fl.metrics import Counts
+
+KEPT = 64  # devices whose examples stay in memory
 
 
 @dataclass(frozen=True)
@@ -41,66 +46,90 @@ class DeviceExamples:
         return {"train": self.train, "validation": self.validation, "test": self.test}[name]
 
 
-@runtime_checkable
-class Varying(Protocol):
-    """A task that can vary its training examples, so that a model does not learn what is accidental in them."""
-
-    def varied(self, examples: Sequence[Example], seed: int) -> Sequence[Example]:
-        """Examples for one local phase, a function of ``seed``; ``examples`` themselves where nothing is to be varied."""
-        ...
-
-
 class Task(Protocol):
-    """A frozen base, examples, and how to learn from and score them."""
+    """A frozen base, examples, and how to learn from and score them. A subclass may leave out what has a body here.
+
+    ``targets`` are ``target_modules`` of the adapter, as PEFT takes them. ``learns`` is False where nothing is to be learnt: no step
+    is taken then, and nothing evaluated. ``adapter_facts`` are what an adapter's folder says of how it is used: fields of
+    :class:`fl.adapters.files.AdapterInfo`.
+    """
 
     fingerprint: str
     base_name: str
     model: nn.Module
-    targets: str | list[str]  # target_modules of the adapter, as PEFT takes them
-    learns: bool  # False where nothing is to be learnt: no step is taken then, and nothing evaluated
-    adapter_facts: Mapping[
-        str, str
-    ]  # what an adapter's folder says of how it is used: fields of fl.adapters.files.AdapterInfo
+    targets: str | list[str]
+    learns: bool = True
+    adapter_facts: Mapping[str, str] = {}
 
     def device_ids(self) -> tuple[str, ...]:
         """All devices, in a stable order; people who never train come last."""
-        ...
 
     def is_new(self, device_id: str) -> bool:
         """Whether this person never takes part in training."""
-        ...
 
     def device(self, device_id: str) -> DeviceExamples:
         """The data of one device, loaded on demand."""
-        ...
+
+    def varied(self, examples: Sequence[Example], seed: int) -> Sequence[Example]:
+        """Training examples for one local phase, a function of ``seed``: varied, so that a model does not learn what is accidental
+        in them, or ``examples`` themselves."""
+        return examples
 
     def new_model(self) -> nn.Module:
         """A further model of its own modules on the same frozen tensors as :attr:`model`."""
-        ...
 
     def loss(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
-        """Mean loss over all labels of a batch (a scalar with a gradient): ``losses(...)[0].sum() / losses(...)[1].sum()``."""
-        ...
+        """Mean loss over all labels of a batch, a scalar with a gradient."""
+        sums, labels = self.losses(model, examples)
+        return sums.sum() / labels.sum()
 
     def losses(self, model: nn.Module, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
         """Each example's summed loss (N,), with a gradient, and the number of its labels (N,).
 
         A row does not depend on the other rows of the batch (up to rounding), so sums over any grouping of rows are right.
         """
-        ...
 
     def training_bytes(self, example: Example) -> int:
         """Bytes of activations that this example needs in a training step, estimated from above."""
-        ...
 
     def prediction_rows(self, examples: Sequence[Example], *, adapted: bool) -> int:
         """How many of these examples to predict together at most."""
-        ...
 
     def predict(self, model: nn.Module, examples: Sequence[Example], *, adapted: bool, beams: int) -> list[str]:
         """One prediction for each example. ``adapted`` is False for the frozen base alone."""
-        ...
 
     def score(self, example: Example, prediction: str) -> Mapping[str, Counts]:
         """Additive counts by metric."""
-        ...
+
+
+class NamedDevices(Task):
+    """A task that knows its devices by name and loads each when it is asked for.
+
+    ``held_out`` says of each device by name whether it is a held-out person, who is tested and never trains; these come last.
+    """
+
+    def __init__(self, held_out: Mapping[str, bool]) -> None:
+        self._held_out = held_out
+        self._loaded = lru_cache(maxsize=KEPT)(self._load)
+
+    def device_ids(self) -> tuple[str, ...]:
+        """Devices in the order of the population, held-out people last."""
+        return tuple(self._held_out)
+
+    def is_new(self, device_id: str) -> bool:
+        """Whether this person never trains."""
+        return self._held_out.get(device_id, False)
+
+    def device(self, device_id: str) -> DeviceExamples:
+        """One device's examples; :class:`ConfigError` for an unknown one."""
+        if device_id not in self._held_out:
+            raise ConfigError(f"unknown device {device_id!r}: known are {', '.join(list(self._held_out)[:10])}")
+        return self._loaded(device_id)
+
+    def _load(self, device_id: str) -> DeviceExamples:
+        found = {split: tuple(examples) for split, examples in self._examples_of(device_id).items()}
+        return DeviceExamples(device_id, **found, new_person=self.is_new(device_id))
+
+    @abstractmethod
+    def _examples_of(self, device_id: str) -> Mapping[str, Iterable[Example]]:
+        """The examples of one device by split: train, validation, test."""

@@ -36,7 +36,7 @@ from fl.settings.config import RunConfig, find_key, flat, make_config
 from fl.settings.fields import words
 from fl.settings.names import EDGE, LAYERS_PREFIX, NONE
 from fl.settings.tables import CodecTable, PrivacyTable
-from fl.tasks.table import task_kind
+from fl.tasks.table import TASKS
 from sim.audit.losses import Chosen, LossMeter, with_losses
 from sim.audit.people import agreements, attributes, utterances
 from sim.audit.record import ARM, RecordedRound, federated_rounds, load_round, record, split_config
@@ -72,7 +72,7 @@ class AuditPlan:
                 "the audit protects and attacks plain updates itself: leave out dp, secure-sum, codec and the other settings "
                 "of privacy, aggregation = 'edge', attack and other personalizations than gates"
             )
-        if not config.data.manifest and task_kind(config.task).takes_manifest:
+        if not config.data.manifest and TASKS[config.task].takes_manifest:
             check_people(config.data.devices, "an audit")
         if federated_rounds(config) < 2:
             raise AuditError(

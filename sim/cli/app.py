@@ -94,12 +94,13 @@ def _run_no_op(config: RunConfig, *, workers: int, serial: bool, ray_address: st
 
 
 def _run_and_report(config: RunConfig, *, workers: int, serial: bool, as_json: bool, ray_address: str = "") -> None:
-    from fl.tasks.table import task_kind
+    from fl.tasks.table import TASKS
     from sim.backends.run import run_simulation
-    from sim.report import print_summary, write_report
+    from sim.report.page import write_report
+    from sim.report.table import print_summary
 
     with progress_bars(as_json) as show:
-        task_kind(config.task).prepare(config, lambda done, total: show(config.task, done, total))
+        TASKS[config.task].prepare(config, lambda done, total: show(config.task, done, total))
         show("starting workers", 0, 1)
         folder = run_simulation(config, workers=workers or None, progress=show, serial=serial, ray_address=ray_address)
         show("starting workers", 1, 1)
@@ -174,9 +175,9 @@ def run(
     The run folder (--output) holds the configuration, results.jsonl, transcripts.jsonl, checkpoints, every device's
     adapter, summary.json and report.html. A run that was stopped resumes when it is started again with the same settings.
     """
-    from fl.tasks.table import task_kind
+    from fl.tasks.table import TASKS
 
-    if no_op or not task_kind(config.task).learns:
+    if no_op or not TASKS[config.task].learns:
         _run_no_op(config, workers=workers, serial=serial, ray_address=ray_address, as_json=as_json)
         return
     config = config.changed({"output": config.output or "runs/last"})
@@ -225,7 +226,8 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Summarize a run: error rates with intervals in the terminal, and one self-contained HTML page."""
-    from sim.report import print_summary, write_report
+    from sim.report.page import write_report
+    from sim.report.table import print_summary
 
     target = out or folders[0]
     with errors.status("resampling for intervals"):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 ROW = 17  # pixels between labels that must not overlap
 MAX_LABEL = 18  # characters
 CHARACTER = 7.4  # pixels, a generous mean at the size that labels have
-_TICKS = 4
+TICKS = 4
 Points = Sequence[tuple[float, float]]
 
 
@@ -28,9 +28,9 @@ class Axis:
     ticks: tuple[float, ...]
 
     @classmethod
-    def to(cls, highest: float, ticks: int = _TICKS) -> "Axis":
-        """The axis with about ``ticks`` round steps that holds ``highest``."""
-        rough = max(highest, 1e-3) / ticks
+    def to(cls, highest: float) -> "Axis":
+        """The axis with about :data:`TICKS` round steps that holds ``highest``."""
+        rough = max(highest, 1e-3) / TICKS
         magnitude = 10.0 ** math.floor(math.log10(rough))
         step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= rough * 0.999)
         count = math.ceil(highest / step - 1e-9) or 1
@@ -112,7 +112,7 @@ def line_view(curves: Mapping[str, Points], height: int = 300) -> dict[str, Any]
     }
 
 
-def slope_view(slopes: Mapping[str, Slope], names: tuple[str, str, str], labelled: bool = True) -> dict[str, Any]:
+def slope_view(slopes: Mapping[str, Slope], names: tuple[str, str, str]) -> dict[str, Any]:
     """A chart of devices by name; ``names`` are those of the column of dots and of the rates before and after."""
     height = max(280, min(520, 12 + 19 * len(slopes)))
     has_dots = any(slope.dot is not None for slope in slopes.values())
@@ -126,7 +126,6 @@ def slope_view(slopes: Mapping[str, Slope], names: tuple[str, str, str], labelle
         "axis": axis,
         "x1": x1,
         "columns": list(zip((0.0, x1, 100.0), names, strict=True))[0 if has_dots else 1 :],
-        "labelled": labelled,
         "slopes": [
             {
                 "label": label,

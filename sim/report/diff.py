@@ -5,15 +5,16 @@ one run of white space, so that a wrong particle does not mark the whole word an
 """
 
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import groupby
+from unicodedata import normalize
 
 _SYLLABIC = "\\u1100-\\u11ff\\u3040-\\u30ff\\u3130-\\u318f\\u3400-\\u9fff\\uac00-\\ud7a3"  # Hangul, kana, Han
 _TOKEN = rf"\s+|[{_SYLLABIC}]|[^\W{_SYLLABIC}]+|[^\w\s]"
-_HANGUL = re.compile(r"[\u1100-\u11ff\u3130-\u318f\uac00-\ud7a3]")
+_HANGUL = "\\u1100-\\u11ff\\u3130-\\u318f\\uac00-\\ud7a3"
+_RUN = re.compile(rf"([{_HANGUL}][{_HANGUL}\s]*)|[^{_HANGUL}]+")
 
 
 @dataclass(frozen=True)
@@ -27,50 +28,20 @@ class DiffSegment:
     reference: str
     hypothesis: str
 
-    @property
-    def opens(self) -> bool:
-        """Whether white space stands before it."""
-        return self._shown[:1].isspace()
-
-    @property
-    def closes(self) -> bool:
-        """Whether white space stands after it."""
-        return bool(self._shown.strip()) and self._shown[-1:].isspace()
-
-    @property
-    def _shown(self) -> str:
-        return self.hypothesis or ("" if self.kind == "spacing" else self.reference)
-
-
-class _DiffTokenizer:
-    """Cuts text into tokens; both spellings of a loanword are one token each, with one key for the alignment."""
-
-    def __init__(self, loanwords: Iterable[tuple[str, str]]) -> None:
-        self._keys: dict[str, str] = {}
-        for pair in loanwords:
-            for spelling in pair:
-                self._keys[spelling.casefold()] = pair[0].casefold()
-        longest_first = sorted(self._keys, key=lambda word: (-len(word), word))
-        words = "".join(rf"(?<![a-z])(?i:{re.escape(word)})(?![a-z])|" for word in longest_first if word)
-        self._pattern = re.compile(words + _TOKEN)
-
-    def cut(self, text: str) -> list[str]:
-        return self._pattern.findall(unicodedata.normalize("NFC", text.strip()))
-
-    def key(self, token: str) -> str:
-        return self._keys.get(token.casefold(), token.casefold())
-
-
-def tokens(text: str, loanwords: Iterable[tuple[str, str]] = ()) -> list[str]:
-    """The text in NFC, cut so that joining the tokens gives it back (less outer white space)."""
-    return _DiffTokenizer(loanwords).cut(text)
-
 
 def align(reference: str, hypothesis: str, loanwords: Iterable[tuple[str, str]] = ()) -> list[DiffSegment]:
-    """Segments whose references join to the reference and whose hypotheses join to the hypothesis (both in NFC)."""
-    tokenizer = _DiffTokenizer(loanwords)
-    said, written = tokenizer.cut(reference), tokenizer.cut(hypothesis)
-    matcher = SequenceMatcher(None, [*map(tokenizer.key, said)], [*map(tokenizer.key, written)], autojunk=False)
+    """Segments whose references join to the reference and whose hypotheses join to the hypothesis (both in NFC).
+
+    Both spellings of a loanword are one token each, and the same one to the alignment.
+    """
+    keys = {spelling.casefold(): pair[0].casefold() for pair in loanwords for spelling in pair}
+    longest_first = sorted(keys, key=lambda word: (-len(word), word))
+    words = "".join(rf"(?<![a-z])(?i:{re.escape(word)})(?![a-z])|" for word in longest_first if word)
+    said, written = (re.findall(words + _TOKEN, normalize("NFC", text.strip())) for text in (reference, hypothesis))
+    left_keys, right_keys = (
+        [keys.get(token.casefold(), token.casefold()) for token in side] for side in (said, written)
+    )
+    matcher = SequenceMatcher(None, left_keys, right_keys, autojunk=False)
     segments: list[DiffSegment] = []
     for tag, i0, i1, j0, j1 in matcher.get_opcodes():
         if tag == "equal":
@@ -83,16 +54,14 @@ def align(reference: str, hypothesis: str, loanwords: Iterable[tuple[str, str]] 
 
 def _same_words(said: list[str], written: list[str]) -> Iterator[DiffSegment]:
     """Tokens with the same key: runs of equal texts (case aside), between them loanwords in the other spelling."""
-    for equal, pairs in groupby(zip(said, written, strict=True), key=lambda pair: _same(*pair)):
+    for equal, pairs in groupby(
+        zip(said, written, strict=True), key=lambda pair: pair[0].casefold() == pair[1].casefold()
+    ):
         both = list(pairs)
         if equal:
             yield DiffSegment("equal", "".join(one for one, _ in both), "".join(other for _, other in both))
         else:
             yield from (DiffSegment("spelling", one, other) for one, other in both)
-
-
-def _same(one: str, other: str) -> bool:
-    return one.casefold() == other.casefold()
 
 
 def _kind(reference: str, hypothesis: str) -> str:
@@ -105,14 +74,5 @@ def _kind(reference: str, hypothesis: str) -> str:
 
 def hangul_runs(text: str) -> Iterator[tuple[bool, str]]:
     """Stretches with and without Hangul; white space stays with the stretch before it."""
-    current, korean = "", False
-    for char in text:
-        is_hangul = bool(_HANGUL.match(char))
-        if current and is_hangul != korean and not char.isspace():
-            yield korean, current
-            current = ""
-        if not current or not char.isspace():
-            korean = is_hangul
-        current += char
-    if current:
-        yield korean, current
+    for match in _RUN.finditer(text):
+        yield match[1] is not None, match[0]

@@ -5,6 +5,7 @@ import io
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import soundfile
@@ -29,9 +30,8 @@ KINDS = {  # in the order in which they take turns; the share of the samples tha
 
 @dataclass(frozen=True)
 class Sample:
-    """One utterance with what each arm wrote (in the order of the arms) and why it is shown."""
+    """One utterance with what each arm wrote, in the order of the arms."""
 
-    kind: str
     row: PredictionRow
     arms: tuple[ScoredRow, ...]
     metric: str  # the main one of the task
@@ -40,9 +40,24 @@ class Sample:
         """The errors of ``arm`` by the main metric or another; ``None`` where it did not see this utterance."""
         return next((each.counts[metric or self.metric].errors for each in self.arms if each.row.arm == arm), None)
 
+    @cached_property
+    def kind(self) -> str:
+        """Why it is worth showing: a key of :data:`KINDS`."""
+        if self.row.new_person:
+            return "new"
+        ours, theirs = self.errors("personalized"), self.errors("global")
+        if ours is None or theirs is None:
+            return "both" if any(each.counts[self.metric].errors for each in self.arms) else "right"
+        if ours < theirs:
+            folded = (self.errors("global", FOLDED) or 0) if FOLDED in self.arms[0].counts else theirs
+            return "spelling" if theirs > folded and ours <= folded else "better"
+        if ours > theirs:
+            return "worse"
+        return "both" if ours else "right"
 
-def choose(transcripts: Sequence[PredictionRow], task: str = DEFAULT_TASK, limit: int = MAX_SAMPLES) -> list[Sample]:
-    """Up to ``limit`` telling utterances: wins by spelling, other wins, failures, held-out people, spread over devices.
+
+def choose(transcripts: Sequence[PredictionRow], task: str = DEFAULT_TASK) -> list[Sample]:
+    """Up to :data:`MAX_SAMPLES` telling utterances: wins by spelling, other wins, failures, held-out people, spread over devices.
 
     A function of the transcripts alone. What one kind leaves free goes to the others in the order of :data:`KINDS`.
     """
@@ -53,30 +68,14 @@ def choose(transcripts: Sequence[PredictionRow], task: str = DEFAULT_TASK, limit
     by_kind: dict[str, list[Sample]] = defaultdict(list)
     for key in sorted(groups):
         arms = tuple(sorted(groups[key], key=lambda each: ARMS.index(each.row.arm)))
-        kind = kind_of(Sample("", arms[0].row, arms, metric))
-        by_kind[kind].append(Sample(kind, arms[0].row, arms, metric))
+        sample = Sample(arms[0].row, arms, metric)
+        by_kind[sample.kind].append(sample)
     queues = {kind: _spread_over_devices(by_kind[kind]) for kind in KINDS}
     chosen = [sample for kind, (_, quota) in KINDS.items() for sample in queues[kind][:quota]]
     rest = [sample for kind, (_, quota) in KINDS.items() for sample in queues[kind][quota:]]
-    chosen = (chosen + rest)[:limit]
     order = list(KINDS)
+    chosen = (chosen + rest)[:MAX_SAMPLES]
     return sorted(chosen, key=lambda sample: (order.index(sample.kind), sample.row.device, sample.row.utterance))
-
-
-def kind_of(sample: Sample) -> str:
-    """Why a sample is worth showing: a key of :data:`KINDS`."""
-    if sample.row.new_person:
-        return "new"
-    ours, theirs = sample.errors("personalized"), sample.errors("global")
-    if ours is None or theirs is None:
-        every = [each.counts[sample.metric].errors for each in sample.arms]
-        return "both" if any(every) else "right"
-    if ours < theirs:
-        folded = (sample.errors("global", FOLDED) or 0) if FOLDED in sample.arms[0].counts else theirs
-        return "spelling" if theirs > folded and ours <= folded else "better"
-    if ours > theirs:
-        return "worse"
-    return "both" if ours else "right"
 
 
 def _spread_over_devices(samples: Sequence[Sample]) -> list[Sample]:
@@ -113,14 +112,12 @@ def embed_audio(path: Path | None, seconds: float, budget: int, start: float | N
             audio = file.read(wanted, dtype="float32", always_2d=True).mean(axis=1)
             if not len(audio):
                 return None
-        packed = io.BytesIO()
+        packed, kind = io.BytesIO(), "mpeg"
         try:
             soundfile.write(packed, audio, rate, format="MP3", subtype="MPEG_LAYER_III")
-            kind = "mpeg"
         except (soundfile.LibsndfileError, ValueError):  # an old libsndfile, or a rate that MP3 does not know
-            packed = io.BytesIO()
+            packed, kind = io.BytesIO(), "wav"
             soundfile.write(packed, audio, rate, format="WAV", subtype="PCM_16")
-            kind = "wav"
     except (OSError, RuntimeError):  # LibsndfileError is a RuntimeError
         return None
     data = packed.getvalue()

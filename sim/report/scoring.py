@@ -3,11 +3,10 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict
 
 from fl.core.errors import ConfigError, MetricError, RunError
 from fl.metrics import (
-    METRICS,
     Counts,
     Scores,
     corpus_matrix_language,
@@ -15,12 +14,11 @@ from fl.metrics import (
     rate_interval,
     score_utterance,
 )
+from fl.metrics.intervals import SAMPLES
 from fl.runs.schema import PREDICTIONS_NAME, PredictionRow
 from fl.settings.names import DEFAULT_TASK
 from fl.tasks.kind import TaskKind
-from fl.tasks.table import task_kind
-
-SAMPLES = 2000  # bootstrap resamples of each interval
+from fl.tasks.table import TASKS
 
 
 class PooledRate(TypedDict):
@@ -29,13 +27,6 @@ class PooledRate(TypedDict):
     rate: float | None
     errors: int
     reference: int
-
-
-class RateInterval(PooledRate):
-    """A pooled rate with its 95 % interval."""
-
-    low: float | None
-    high: float | None
 
 
 @dataclass(frozen=True)
@@ -64,26 +55,24 @@ def score(rows: Sequence[PredictionRow], task: str = DEFAULT_TASK) -> list[Score
     scored = []
     for row in rows:
         key = (row.reference, row.hypothesis, row.spans, row.loanwords)
-        if key not in known:
-            known[key] = scorer(row.reference, row.hypothesis) if scorer else _score_speech(row, matrix)
+        try:
+            if key not in known and scorer:
+                known[key] = scorer(row.reference, row.hypothesis)
+            elif key not in known:
+                known[key] = score_utterance(
+                    row.reference, row.hypothesis, spans=row.spans, loanwords=row.loanwords, matrix=matrix
+                )
+        except MetricError as error:
+            where = f"{PREDICTIONS_NAME}: utterance {row.utterance!r} of device {row.device!r}"
+            raise RunError(f"{where}: {error}") from None
         scored.append(ScoredRow(row, known[key].metrics, known[key].by_language))
     return scored
-
-
-def _score_speech(row: PredictionRow, matrix: str | None) -> Scores:
-    try:
-        return score_utterance(
-            row.reference, row.hypothesis, spans=row.spans, loanwords=row.loanwords, matrix=matrix, metrics=METRICS
-        )
-    except MetricError as error:
-        where = f"{PREDICTIONS_NAME}: utterance {row.utterance!r} of device {row.device!r}"
-        raise RunError(f"{where}: {error}") from None
 
 
 def kind_of_run(task: str) -> TaskKind:
     """The row of the table of tasks; :class:`RunError` for a run of a task that is not there."""
     try:
-        return task_kind(task)
+        return TASKS.find(task)
     except ConfigError as error:
         raise RunError(f"config.toml: {error}; report the run with the version of Idiolect that wrote it") from None
 
@@ -125,15 +114,14 @@ def worst_tenth(scored: Sequence[ScoredRow], metric: str) -> float | None:
     return pooled(totals[: math.ceil(len(totals) / 10)])["rate"]
 
 
-def intervals(scored: Sequence[ScoredRow], seed: int, samples: int = SAMPLES) -> dict[str, RateInterval]:
-    """The pooled rate of each metric with its bootstrap interval, utterances resampled within devices."""
+def intervals(scored: Sequence[ScoredRow], seed: int, samples: int = SAMPLES) -> dict[str, dict[str, Any]]:
+    """The fields of :class:`fl.metrics.intervals.Interval` of each metric, utterances resampled within devices."""
     groups = [each.row.device for each in scored]
-    result: dict[str, RateInterval] = {}
+    result = {}
     for metric in metrics_of(scored):
         counts = [each.counts[metric] for each in scored]
         errors, reference = [one.errors for one in counts], [one.reference for one in counts]
-        found = asdict(rate_interval(errors, reference, groups, seed=seed, samples=samples))
-        result[metric] = cast(RateInterval, found)
+        result[metric] = asdict(rate_interval(errors, reference, groups, seed=seed, samples=samples))
     return result
 
 
@@ -158,6 +146,5 @@ def compare(
         left = [each.counts[metric].errors for each in a]
         right = [others[each.utterance].counts[metric].errors for each in a]
         reference = [each.counts[metric].reference for each in a]
-        difference = paired_difference(left, right, reference, groups, seed=seed, samples=samples)
-        result[metric] = asdict(difference) | {"excludes_zero": difference.excludes_zero}
+        result[metric] = asdict(paired_difference(left, right, reference, groups, seed=seed, samples=samples))
     return result

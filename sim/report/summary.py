@@ -11,13 +11,12 @@ from typing import Any, TypedDict
 from fl.core.errors import RunError
 from fl.core.files import PUBLIC
 from fl.core.rng import derive_seed
+from fl.metrics.intervals import SAMPLES
 from fl.runs.files import RunFiles, write_whole
-from fl.runs.schema import SCHEMA, PredictionRow, ResultRow
+from fl.runs.schema import SCHEMA, ResultRow
 from fl.settings.names import ARMS
 from sim.report.scoring import (
-    SAMPLES,
     PooledRate,
-    RateInterval,
     ScoredRow,
     by_device,
     by_metric,
@@ -57,12 +56,12 @@ class RunSummary(TypedDict):
     """The content of summary.json, see :func:`summarize`."""
 
     schema: int
-    arms: dict[str, dict[str, RateInterval]]
+    arms: dict[str, dict[str, dict[str, Any]]]
     comparisons: dict[str, dict[str, dict[str, Any]]]
     devices: dict[str, DeviceSummary]
     worst_tenth: dict[str, dict[str, float | None]]
     harmed: dict[str, Any]
-    new_people: dict[str, dict[str, RateInterval]]
+    new_people: dict[str, dict[str, dict[str, Any]]]
     new_people_comparisons: dict[str, dict[str, dict[str, Any]]]
     by_level: dict[str, dict[str, dict[str, PooledRate]]]
     by_language: dict[str, dict[str, PooledRate]]
@@ -209,7 +208,8 @@ def _costs(runs: Sequence[RunFiles]) -> dict[str, Any]:
     """costs.json of the first run, with the mean seconds over all runs and the sizes set against each other."""
     costs = asdict(runs[0].costs)
     del costs["schema"]
-    arms = sorted({arm for run in runs for arm in run.costs.seconds}, key=_arm_order)
+    timed = {arm for run in runs for arm in run.costs.seconds}
+    arms = [*(arm for arm in ARMS if arm in timed), *sorted(timed.difference(ARMS))]
     costs["seconds"] = {arm: _mean(run.costs.seconds.get(arm) for run in runs) for arm in arms}
     for name in ("bytes_up_per_device_round", "bytes_down_per_device_round"):
         costs[name] = _mean(getattr(run.costs, name) for run in runs)
@@ -251,10 +251,6 @@ def _mean(values: Iterable[float | None]) -> float:
     return math.fsum(present) / len(present)
 
 
-def _arm_order(arm: str) -> tuple[int, str]:
-    return (ARMS.index(arm) if arm in ARMS else len(ARMS), arm)
-
-
 def _run(
     runs: Sequence[RunFiles], devices: Mapping[str, DeviceSummary], scored: Sequence[ScoredRow], samples: int
 ) -> dict[str, Any]:
@@ -279,8 +275,3 @@ def _run(
         "words": {"field": kind.field, "model": kind.model, "example": kind.example},
         "config": json.loads(json.dumps(runs[0].config, default=str)),
     }
-
-
-def transcripts_of(runs: Sequence[RunFiles]) -> list[PredictionRow]:
-    """The transcripts of all (pooled) runs in one list, as the page wants them."""
-    return [row for run in runs for row in run.transcripts]

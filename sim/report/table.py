@@ -1,5 +1,8 @@
 """The summary in a terminal: a table of arms, the key comparisons as sentences, what it cost."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -28,18 +31,19 @@ def print_summary(summary: RunSummary, console: Console) -> None:
             f"{', '.join(run['names'])}: {people(summary)}, {sentences_compared(summary)} test {noun(summary, 'example', 2)}"
         )
     )
-    console.print(_arms(summary, "arms", "Error rates in % with 95 % CI, all devices that took part"))
+    console.print(_arms(summary, summary["arms"], "Error rates in % with 95 % CI, all devices that took part"))
     if summary["new_people"]:
         console.print(
-            _arms(summary, "new_people", f"Held-out people: {run['new_people']} who took no part in training")
+            _arms(summary, summary["new_people"], f"Held-out people: {run['new_people']} who took no part in training")
         )
-    for line in _sentences(summary):
+    new = comparisons(summary, HELD_OUT_COMPARISONS[:1], held_out=True)
+    lines = [*comparisons(summary, KEY_COMPARISONS), *(f"for held-out people, {text}" for text in new), harmed(summary)]
+    for line in filter(None, lines):
         console.print(Text(f"• {line}"))
     console.print(Text(_costs(summary)))
 
 
-def _arms(summary: RunSummary, part: str, title: str) -> Table:
-    rows = summary["new_people"] if part == "new_people" else summary["arms"]
+def _arms(summary: RunSummary, rows: Mapping[str, Mapping[str, Any]], title: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left", padding=(0, 1))
     table.add_column("arm", no_wrap=True)
     metrics_shown = list(summary["run"]["measures"])
@@ -64,12 +68,6 @@ def _arms(summary: RunSummary, part: str, title: str) -> Table:
         table.add_row(Text(arm), *cells)
     table.caption = "* lowest, the centralized bound aside"
     return table
-
-
-def _sentences(summary: RunSummary) -> list[str]:
-    new = comparisons(summary, HELD_OUT_COMPARISONS[:1], held_out=True)
-    lines = [*comparisons(summary, KEY_COMPARISONS), *(f"for held-out people, {text}" for text in new), harmed(summary)]
-    return [line for line in lines if line]
 
 
 def _costs(summary: RunSummary) -> str:

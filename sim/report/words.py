@@ -44,7 +44,7 @@ def noun(summary: RunSummary, what: str, many: int = 1) -> str:
 
 
 def language(code: str) -> str:
-    """The language's name, or its code where we have no name."""
+    """The language's name, or the code (or another word) itself where we have no name."""
     return LANGUAGES.get(code, code)
 
 
@@ -72,18 +72,18 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}\u202fh {whole % 3600 // 60}\u202fmin"
 
 
-def points(value: float) -> str:
-    """An absolute difference with its sign: ``+1.2``, in percentage points."""
-    return f"{100 * value:+.1f}".replace("-", "−")
+def signed(share: float, digits: int = 1) -> str:
+    """A change in per cent or in percentage points, with its sign: ``+1.2``."""
+    return f"{100 * share:+.{digits}f}".replace("-", "−")
 
 
 def relative_range(difference: Mapping[str, Any]) -> str:
     """The relative interval without its sign, smaller end first where both have one sign: ``33 to 48``."""
     ends = [difference["relative_low"], difference["relative_high"]]
-    if ends[0] is None or ends[1] is None:
+    if None in ends:
         return "unbounded"
     if ends[0] < 0 < ends[1]:
-        return " to ".join(f"{100 * end:+.0f}".replace("-", "−") for end in ends)
+        return " to ".join(signed(end, 0) for end in ends)
     return " to ".join(f"{share:.0f}" for share in sorted(100 * abs(end) for end in ends))
 
 
@@ -97,8 +97,8 @@ def comparison(summary: RunSummary, a: str, b: str, *, held_out: bool = False) -
     if found is None or found[metric]["difference"] is None:
         return None
     difference, name = found[metric], label(summary, metric)
-    amount = f"{points(difference['difference'])} points"
-    interval = f"95 % CI {points(difference['low'])} to {points(difference['high'])}"
+    amount = f"{signed(difference['difference'])} points"
+    interval = f"95 % CI {signed(difference['low'])} to {signed(difference['high'])}"
     if not difference["excludes_zero"]:
         return f"no significant difference between {a} and {b} in {name} ({amount}, {interval})"
     verb = "beats" if difference["difference"] < 0 else "is worse than"

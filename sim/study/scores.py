@@ -11,8 +11,8 @@ from typing import Any
 from fl.core.rng import derive_seed
 from fl.metrics import Counts, macro_rate
 from fl.runs.files import RunFiles, read_run
-from sim.report import pool
 from sim.report.scoring import ScoredRow, by_device, compare, intervals, kind_of_run, pooled, score, worst_tenth
+from sim.report.summary import pool
 
 
 def _level(scored: ScoredRow) -> str:

@@ -6,7 +6,7 @@ import pytest
 from fl.core.errors import RunError
 from fl.metrics import Counts
 from fl.runs import files
-from fl.runs.schema import PrivacyRecord
+from fl.runs.schema import PredictionRow, PrivacyRecord, ResultRow
 from fl.settings.names import ARMS
 
 
@@ -44,20 +44,30 @@ def test_a_wrong_transcript_is_named_by_file_line_and_field(finished, change, co
     lines = path.read_text(encoding="utf-8").splitlines()
     lines[4] = json.dumps(json.loads(lines[4]) | change)
     path.write_text("\n".join(lines), encoding="utf-8")
-    refused(lambda: files.read_predictions(path), f"{path}:5:", complaint)
+    refused(lambda: files.read_rows(path, PredictionRow), f"{path}:5:", complaint)
 
 
-def test_a_negative_count_is_refused(finished, edit_rows):
+@pytest.mark.parametrize(
+    ("counts", "complaint"),
+    [
+        ({"substitutions": -1}, "'metrics.wer.substitutions': Input should be greater than or equal to 0, found -1"),
+        ({"substitutions": 1.5}, "'metrics.wer.substitutions': Input should be a valid integer, found 1.5"),
+        ({"substitutions": True}, "'metrics.wer.substitutions': Input should be a valid integer, found True"),
+        ({"reference": 1 << 41}, "'metrics.wer.reference': Input should be less than or equal to 1099511627776"),
+        ({"deletion": 1}, "'metrics.wer': deletions missing"),
+    ],
+)
+def test_a_row_whose_counts_are_none_is_refused(finished, edit_rows, counts, complaint):
     path = finished / "results.jsonl"
-    bad = {"wer": {"substitutions": -1, "deletions": 0, "insertions": 0, "reference": 3}}
-    edit_rows(path, lambda row: row | {"metrics": bad})
-    refused(lambda: files.read_results(path), f"{path}:1:", "'metrics.wer'", "substitutions", "-1")
+    sound = {"substitutions": 1, "insertions": 0, "reference": 3} | ({} if "deletion" in counts else {"deletions": 0})
+    edit_rows(path, lambda row: row | {"metrics": {"wer": sound | counts}})
+    refused(lambda: files.read_rows(path, ResultRow), f"{path}:1:", complaint)
 
 
 def test_a_missing_field_is_named(finished, edit_rows):
     path = finished / "results.jsonl"
     edit_rows(path, lambda row: {name: value for name, value in row.items() if name != "bytes_up"})
-    refused(lambda: files.read_results(path), f"{path}:1:", "'bytes_up' is missing")
+    refused(lambda: files.read_rows(path, ResultRow), f"{path}:1:", "'bytes_up' is missing")
 
 
 def test_a_row_cut_off_by_a_crash_is_named_with_the_remedy(finished):
@@ -65,33 +75,33 @@ def test_a_row_cut_off_by_a_crash_is_named_with_the_remedy(finished):
     count = len(path.read_text(encoding="utf-8").splitlines())
     with path.open("a", encoding="utf-8") as file:
         file.write('{"schema": 1, "arm"')
-    refused(lambda: files.read_results(path), f"{path}:{count + 1}:", "not JSON", "resumed")
+    refused(lambda: files.read_rows(path, ResultRow), f"{path}:{count + 1}:", "not JSON", "resumed")
 
 
 def test_the_same_row_twice_is_refused_with_both_lines(finished):
     path = finished / "transcripts.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines()
     path.write_text("\n".join([*lines, lines[2]]), encoding="utf-8")
-    refused(lambda: files.read_predictions(path), f"{path}:{len(lines) + 1}:", "repeats line 3")
+    refused(lambda: files.read_rows(path, PredictionRow), f"{path}:{len(lines) + 1}:", "repeats line 3")
 
 
 def test_nan_is_not_a_number_a_report_takes(finished):
     path = finished / "results.jsonl"
     path.write_text(path.read_text(encoding="utf-8").replace('"train_loss": null', '"train_loss": NaN', 1), "utf-8")
-    refused(lambda: files.read_results(path), f"{path}:1:", "'train_loss'", "nan")
+    refused(lambda: files.read_rows(path, ResultRow), f"{path}:1:", "'train_loss'", "nan")
 
 
 @pytest.mark.parametrize("content", [b'"' + b"x" * files.MAX_LINE_BYTES + b'"', b"\xff\xfe{}", b"[" * 200_000])
 def test_a_file_that_is_no_results_file_is_refused_at_its_line(finished, content):
     path = finished / "results.jsonl"
     path.write_bytes(content + b"\n")
-    refused(lambda: files.read_results(path), f"{path}:1:")
+    refused(lambda: files.read_rows(path, ResultRow), f"{path}:1:")
 
 
 def test_a_file_beyond_the_bound_is_refused_before_it_is_read(finished):
     path = finished / "results.jsonl"
     os.truncate(path, files.MAX_FILE_BYTES + 1)  # sparse: takes no room
-    refused(lambda: files.read_results(path), str(path), "more than")
+    refused(lambda: files.read_rows(path, ResultRow), str(path), "more than")
 
 
 @pytest.mark.parametrize("name", ["transcripts.jsonl", "results.jsonl", "costs.json"])

@@ -7,10 +7,9 @@ import pytest
 
 from fl.core.errors import RunError
 from fl.metrics import Counts
-from fl.runs.files import dump, read_predictions, read_results
-from fl.runs.predictions import gather_predictions, prediction_lines
-from fl.runs.results import ResultsFile, make_row
-from fl.runs.schema import ResultRow
+from fl.runs.files import dump, read_rows
+from fl.runs.results import ResultsFile, gather_predictions, make_row, prediction_lines
+from fl.runs.schema import PredictionRow, ResultRow
 from fl.tasks.task import Example
 
 
@@ -53,7 +52,7 @@ def test_what_was_written_is_what_is_read(tmp_path: Path) -> None:
     for one in rows:
         results.add(one)
     results.flush()
-    assert list(read_results(results.path)) == rows
+    assert list(read_rows(results.path, ResultRow)) == rows
 
 
 def test_a_test_on_the_split_of_the_last_round_keeps_what_its_training_cost(tmp_path: Path) -> None:
@@ -147,7 +146,7 @@ def test_transcripts_are_gathered_of_the_arms_and_devices_of_the_run_alone(tmp_p
         text = prediction_lines(arm, device, examples, ["회의 버그"], new_person=False)
         (folder / "transcripts.jsonl").write_text(text, encoding="utf-8")
     assert gather_predictions(tmp_path, ("global",), ("ann", "김민수")) == 2
-    rows = read_predictions(tmp_path / "transcripts.jsonl")
+    rows = read_rows(tmp_path / "transcripts.jsonl", PredictionRow)
     assert [(r.arm, r.device, r.hypothesis) for r in rows] == [
         (("global", "ann", "회의 버그")),
         ("global", "김민수", "회의 버그"),

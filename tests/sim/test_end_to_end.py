@@ -9,7 +9,7 @@ from fl.runs.files import read_run
 from fl.settings.config import make_config
 from fl.speech.transcribe import transcribe_file
 from sim.backends.run import run_simulation
-from sim.report import summarize
+from sim.report.summary import summarize
 
 pytestmark = pytest.mark.slow
 

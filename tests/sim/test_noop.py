@@ -21,7 +21,7 @@ from fl.algorithms.arms import trained_arm
 from fl.protocol.wire import Job, from_arrays
 from fl.settings.config import RunConfig, make_config
 from fl.settings.names import EDGE, NO_OP
-from fl.tasks.noop.task import NoOpTask
+from fl.tasks.noop import NoOpTask
 from fl.tasks.task import DeviceExamples
 from sim.backends.memory import peak_memory
 from sim.backends.noop import no_op_config, run_no_op

@@ -30,7 +30,7 @@ from fl.protocol.wire import Job, split_key
 from fl.runs.schema import PRIVACY_NAME
 from fl.settings.config import make_config
 from fl.settings.names import NO_OP
-from fl.tasks.noop.task import WIDTH
+from fl.tasks.noop import WIDTH
 from fl.tasks.table import load_task
 from sim.backends.serial import SerialGrid
 from strategies.account import LEDGER_NAME

@@ -93,7 +93,7 @@ def test_clients_and_strategies_know_no_task():
     "text",
     [
         "from fl.tasks.speech.task import SpeechTask",
-        "def late():\n    import fl.tasks.noop.task",
+        "def late():\n    import fl.tasks.noop",
         "from fl.settings.names import NO_OP",
         "from fl.tasks import text",
         "from fl.data.manifest import Utterance",

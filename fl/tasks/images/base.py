@@ -6,9 +6,7 @@ thread, so that the number of cores does not decide the last bits; what was trai
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 from filelock import FileLock
@@ -24,13 +22,12 @@ from fl.core.rng import derive_seed
 from fl.core.tensorfile import tensor_bytes
 from fl.tasks.images.kind import DIGITS
 from fl.tasks.images.writers import CLASSES, SIDE, public_digits
+from fl.tasks.kind import Progress
 
 TRAINED, NANO = DIGITS.default_base, "random:vit-nano"  # the second for unit tests: not trained
 VERSION = 1  # raise it with every change that alters what is trained
 EPOCHS, BATCH, RATE = 25, 50, 2e-3
 WEIGHT_DECAY = 0.05
-
-Values = dict[str, Tensor]
 
 
 def vit_config(name: str) -> ViTConfig:
@@ -76,7 +73,7 @@ def fresh_reader(name: str) -> Reader:
 
 
 @lru_cache(maxsize=2)
-def load_reader(name: str, progress: Callable[[int, int], None] = lambda done, total: None) -> Reader:
+def load_reader(name: str, progress: Progress = lambda done, total: None) -> Reader:
     """The base ``name``, frozen: from the cache, or trained now. Raises :class:`BaseModelError`.
 
     Processes that ask at the same time wait for the first.
@@ -88,15 +85,21 @@ def load_reader(name: str, progress: Callable[[int, int], None] = lambda done, t
         with FileLock(path.with_suffix(".lock")):
             if not path.is_file():
                 train(reader, progress)
-                _save(reader, path)
-        _load(reader, path)
+                try:
+                    write_atomically(path, tensor_bytes(reader.state_dict(), {"format": "pt"}))
+                except OSError as error:
+                    free = "free some space, or set IDIOLECT_HOME"
+                    raise BaseModelError(f"{path} cannot be written ({error}): {free}") from error
+        try:
+            reader.load_state_dict(load_file(path))
+        except Exception as error:  # safetensors and torch have several unrelated types for a damaged file
+            again = "remove it, it is made again"
+            raise BaseModelError(f"{path} is not the base that was trained ({error}): {again}") from error
     reader.requires_grad_(False)
     return reader.eval()
 
 
-def train(
-    reader: Reader, progress: Callable[[int, int], None] = lambda done, total: None, epochs: int = EPOCHS
-) -> None:
+def train(reader: Reader, progress: Progress = lambda done, total: None, epochs: int = EPOCHS) -> None:
     """Train on the public images, each a little turned and moved anew in every pass."""
     public = public_digits()
     generator = torch.Generator().manual_seed(derive_seed("image base training", VERSION))
@@ -134,19 +137,3 @@ def _jittered(images: Tensor, generator: torch.Generator) -> Tensor:
     )
     grid = functional.affine_grid(rows, [len(images), 1, SIDE, SIDE], align_corners=False)
     return functional.grid_sample(images[:, None], grid, align_corners=False)[:, 0]
-
-
-def _save(reader: Reader, path: Path) -> None:
-    try:
-        write_atomically(path, tensor_bytes(reader.state_dict(), {"format": "pt"}))
-    except OSError as error:
-        raise BaseModelError(f"{path} cannot be written ({error}): free some space, or set IDIOLECT_HOME") from error
-
-
-def _load(reader: Reader, path: Path) -> None:
-    try:
-        reader.load_state_dict(load_file(path))
-    except Exception as error:  # safetensors and torch have several unrelated types for a damaged file
-        raise BaseModelError(
-            f"{path} is not the base that was trained ({error}): remove it, it is made again"
-        ) from error

@@ -8,10 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fl.data.partition import split_sizes
 from fl.metrics import Counts
 from fl.settings.config import RunConfig
-from fl.tasks.classifier import ENCODER_SELF, FFN, ClassifierTask, make_head, weights_digest
+from fl.tasks.classifier import ENCODER_SELF, FFN, ClassifierTask, example_counts, make_head, weights_digest
 from fl.tasks.images.base import Reader, load_reader
 from fl.tasks.images.kind import DIGITS, score_digit
 from fl.tasks.images.writers import CLASSES, SIDE, as_text, draw_writers, images_of
@@ -36,10 +35,8 @@ class DigitsTask(ClassifierTask):
     rows = 256
 
     def __init__(self, config: RunConfig) -> None:
-        data = config.data
-        self._sizes = split_sizes(data.synthetic.sentences, data.validation_share, data.test_share)
-        self._new_tests = min(data.new_people_tests, data.synthetic.sentences)
-        self._seed = config.data_seed
+        data, self._seed = config.data, config.data_seed
+        self._counts = {new: example_counts(data, new) for new in (False, True)}
         self._writers = {w.name: w for w in draw_writers(data.devices, data.new_people, config.data_seed)}
         self.base_name = DIGITS.base_of(config)
         base = load_reader(self.base_name)
@@ -48,12 +45,11 @@ class DigitsTask(ClassifierTask):
         start = {"weight": base.head.weight, "bias": base.head.bias}
         head = make_head(vit.hidden_size, CLASSES, config.adapter.rank, "digits", start)
         super().__init__(config, Reader(base.vit, head), vit, {w.name: w.new_person for w in self._writers.values()})
-        self.adapter_facts: Mapping[str, str] = {"window": "", "language": ""}
+        self.adapter_facts = {"window": "", "language": ""}
 
     def _examples_of(self, device_id: str) -> Mapping[str, Iterable[Example]]:
-        new = {"train": 0, "validation": 0, "test": self._new_tests}
-        sizes = new if self.is_new(device_id) else self._sizes
-        return {split: self._examples(device_id, split, sizes[split]) for split in ("train", "validation", "test")}
+        counts = self._counts[self.is_new(device_id)]
+        return {split: self._examples(device_id, split, count) for split, count in counts.items()}
 
     def _examples(self, device_id: str, split: str, count: int) -> Iterable[Example]:
         chosen, found = images_of(self._writers[device_id], split, count, self._seed)

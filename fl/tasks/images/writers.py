@@ -100,24 +100,22 @@ def draw_writers(devices: int, new_people: int, seed: int) -> tuple[Writer, ...]
     """Writers called ``writer-000``... and ``writer-new-000``...; every second one swaps two digits, pair by pair in turn."""
     names = [(f"writer-{i:03d}", False) for i in range(devices)]
     names += [(f"writer-new-{i:03d}", True) for i in range(new_people)]
-    return tuple(
-        _draw(name, new, SWAPS[i // 2 % len(SWAPS)] if i % 2 else None, seed) for i, (name, new) in enumerate(names)
-    )
-
-
-def _draw(name: str, new_person: bool, swap: tuple[int, int] | None, seed: int) -> Writer:
-    random = derive_random(seed, "writer", name)
-    return Writer(
-        name=name,
-        new_person=new_person,
-        rotation=math.radians(random.uniform(-25, 25)),
-        shear=random.uniform(-0.3, 0.3),
-        scale=random.uniform(0.8, 1.1),
-        shift=(random.uniform(-0.8, 0.8), random.uniform(-0.8, 0.8)),
-        weight=random.uniform(0.6, 1.6),
-        contrast=random.uniform(0.5, 1.0),
-        swap=swap,
-    )
+    writers = []
+    for index, (name, new_person) in enumerate(names):
+        random = derive_random(seed, "writer", name)
+        writer = Writer(
+            name=name,
+            new_person=new_person,
+            rotation=math.radians(random.uniform(-25, 25)),
+            shear=random.uniform(-0.3, 0.3),
+            scale=random.uniform(0.8, 1.1),
+            shift=(random.uniform(-0.8, 0.8), random.uniform(-0.8, 0.8)),
+            weight=random.uniform(0.6, 1.6),
+            contrast=random.uniform(0.5, 1.0),
+            swap=SWAPS[index // 2 % len(SWAPS)] if index % 2 else None,
+        )
+        writers.append(writer)
+    return tuple(writers)
 
 
 def images_of(writer: Writer, split: str, count: int, seed: int) -> tuple[list[int], Digits]:

@@ -18,13 +18,11 @@ from fl.settings.config import RunConfig
 from fl.settings.names import OWN_MANIFEST
 from fl.settings.tables import DataTable
 
-NOBODY = Population(devices=(), new_people=(), dropped=0, manifest=Path())
-
 
 def population_of(config: RunConfig) -> Population:
     """The population of a run; an aggregator of deployed devices has no speech, only the base and its shapes."""
     if config.data.manifest == OWN_MANIFEST:
-        return NOBODY
+        return Population(devices=(), new_people=(), dropped=0, manifest=Path())
     return load_population(population_manifest(config), config.data_seed, config.data)
 
 

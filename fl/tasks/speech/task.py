@@ -31,9 +31,8 @@ from fl.speech.audio import SAMPLE_RATE, check_speech, load_audio
 from fl.speech.augment import Augmentation, DrawnLater
 from fl.speech.features import Audio, FeatureCache, Window, heard_frames
 from fl.speech.prefix import PrefixCache, check_frozen, frozen_layers, untouched
-from fl.tasks.devices import NamedDevices
 from fl.tasks.speech.population import languages_of, population_of
-from fl.tasks.task import Example
+from fl.tasks.task import Example, NamedDevices
 
 # A batch decodes as long as its longest row needs, so two batches where one would do cost nearly twice; long rows would take
 # too much memory.
@@ -58,18 +57,19 @@ class SpeechTask(NamedDevices):
         self.compute = choose_device(config.base.compute)
         self.base_name = name_with_tokens(config.base.name, config.base.tokens)
         self.base = load_speech_base(self.base_name).to(self.compute)
-        self.base.require_texts(self._texts(), "the transcripts")
+        parts = (part for person in everybody for part in (person.train, person.validation, person.test))
+        self.base.require_texts([u.text for part in parts for u in part], "the transcripts")
         self.fingerprint = self.base.fingerprint
-        self.model: nn.Module = self.base.new_model()
+        self.model = self.base.new_model()
         sites = target_pattern(config.sites)
-        self.targets: str | list[str] = f"(?:{sites}|{self.base.targets})" if self.base.targets else sites
+        self.targets = f"(?:{sites}|{self.base.targets})" if self.base.targets else sites
         self.window: Window = "full" if config.base.window == "full" else "trimmed"
         self.train_utterances = config.data.train_utterances
         self.languages = languages_of(self.population)
         self.language = self._language(config)
         # Over the test sentences, as the report takes it: PIER is then the same in both.
         self._matrix = corpus_matrix_language(u.spans for person in self._people.values() for u in person.test)
-        self.adapter_facts: Mapping[str, str] = {"window": self.window, "language": self.language}
+        self.adapter_facts = {"window": self.window, "language": self.language}
         self._augmentation = Augmentation.of(config.train.augmentation)
         self._features = FeatureCache(cache_root() / "features")
         self._prefix = PrefixCache(cache_root() / "prefix")
@@ -88,10 +88,6 @@ class SpeechTask(NamedDevices):
                 f"language = {language!r} is unknown to base {self.base_name!r}: one of {', '.join(known[:12])}, ..."
             )
         return language
-
-    def _texts(self) -> list[str]:
-        people = self._people.values()
-        return [u.text for person in people for part in (person.train, person.validation, person.test) for u in part]
 
     def _examples_of(self, device_id: str) -> Mapping[str, Iterable[Example]]:
         person = self._people[device_id]

@@ -48,12 +48,12 @@ class TextEncoder:
 
 
 @lru_cache(maxsize=4)
-def load_encoder(name: str, cache: Path | None = None) -> TextEncoder:
+def load_encoder(name: str) -> TextEncoder:
     """The encoder called ``name``: a folder in transformers' layout, a Hub name (owner/model), a pinned wheel, or
     ``random:bert-nano``. The same object for the same name in one process. Raises :class:`BaseModelError`."""
     if name == NANO:
         return _random()
-    folder = _folder(name, cache or cache_root())
+    folder = _folder(name)
     facts = read_json(folder / "config.json")
     if facts.get("model_type") != "bert":
         raise BaseModelError(
@@ -71,12 +71,12 @@ def load_encoder(name: str, cache: Path | None = None) -> TextEncoder:
     return _frozen(name, BertConfig.from_dict(facts), weights, tokenizer)
 
 
-def _folder(name: str, cache: Path) -> Path:
+def _folder(name: str) -> Path:
     local = Path(name).expanduser()
     if local.is_dir():
         return local
     if name in TEXT_BASES:
-        return convert.ensure_converted(TEXT_BASES[name], cache / "bases")
+        return convert.ensure_converted(TEXT_BASES[name], cache_root() / "bases")
     if hub.is_repository(name):
         return hub.snapshot(name)
     raise BaseModelError(

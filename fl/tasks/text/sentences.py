@@ -9,19 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 from fl.core.errors import ConfigError
 from fl.core.rng import derive_random
-from fl.data.partition import split_sizes
 from fl.data.synthetic.grammar import Sentence, Spelling, generate
 from fl.data.synthetic.loader import load_pair
 from fl.data.synthetic.morphology import Word
 from fl.data.synthetic.pairs import Pair
 from fl.data.synthetic.voices import DeviceProfile, draw_profiles
 from fl.settings.tables import DataTable
+from fl.tasks.classifier import example_counts
 
-SPLITS = ("test", "validation", "train")
 TRIES = 200  # sentences drawn for each that is wanted, before the grammar is said to have no more
 
 
@@ -45,8 +43,7 @@ class TaggedPopulation:
     pair: Pair
     people: dict[str, DeviceProfile]
     sentences: int
-    sizes: dict[str, int]  # of each split of a device, of ``sentences`` together
-    new_tests: int
+    sizes: dict[bool, dict[str, int]]  # of each split, of ``sentences`` together; True: of a held-out person
     seed: int
 
     @property
@@ -57,10 +54,10 @@ class TaggedPopulation:
     def split(self, sentence: Sentence) -> str:
         """The split to which a sentence belongs."""
         place = derive_random(self.seed, "split", sentence.key()).random() * self.sentences
-        for name in SPLITS[:2]:
-            if place < self.sizes[name]:
+        for name in ("test", "validation"):
+            if place < self.sizes[False][name]:
                 return name
-            place -= self.sizes[name]
+            place -= self.sizes[False][name]
         return "train"
 
     def of(self, name: str) -> dict[str, list[Tagged]]:
@@ -69,8 +66,8 @@ class TaggedPopulation:
         Raises :class:`ConfigError` if the grammar cannot make as many.
         """
         profile = self.people[name]
-        wanted = {"test": self.new_tests, "validation": 0, "train": 0} if profile.new_person else self.sizes
-        found: dict[str, list[Tagged]] = {split: [] for split in SPLITS}
+        wanted = self.sizes[profile.new_person]
+        found: dict[str, list[Tagged]] = {split: [] for split in wanted}
         said: set[str] = set()
         decide = profile.writes_latin()
         for sentence in self._drawn(profile, TRIES * sum(wanted.values())):
@@ -96,20 +93,15 @@ class TaggedPopulation:
         return Tagged(
             key,
             tuple("".join(part.text for part in word) for word in sentence.words),
-            tuple(self._language(word, latin) for word in sentence.words),
+            tuple(self.pair.embedded if _embedded(word, latin) else self.pair.matrix for word in sentence.words),
             None if sentence.level == "none" else sentence.level,
         )
 
-    def _language(self, word: Word, latin: Spelling) -> str:
-        """The language of the word's stem; endings and particles follow it."""
-        stem = word[0]
-        embedded = stem.kind == "embedded" or (stem.latin is not None and latin(stem.text, stem.latin))
-        return self.pair.embedded if embedded else self.pair.matrix
 
-
-@lru_cache(maxsize=8)
-def _pair(name: str) -> Pair:
-    return load_pair(name)
+def _embedded(word: Word, latin: Spelling) -> bool:
+    """Whether the word's stem is of the embedded language; endings and particles follow it."""
+    stem = word[0]
+    return stem.kind == "embedded" or (stem.latin is not None and latin(stem.text, stem.latin))
 
 
 def make_population(data: DataTable, seed: int) -> TaggedPopulation:
@@ -117,8 +109,7 @@ def make_population(data: DataTable, seed: int) -> TaggedPopulation:
 
     Raises :class:`ConfigError` for an unknown pair and for shares that leave nothing to train on.
     """
-    grammar = _pair(data.synthetic.pair)
+    grammar = load_pair(data.synthetic.pair)
     profiles = draw_profiles(grammar, devices=data.devices, new_people=data.new_people, seed=seed)
-    sizes = split_sizes(data.synthetic.sentences, data.validation_share, data.test_share)
-    new_tests = min(data.new_people_tests, data.synthetic.sentences)
-    return TaggedPopulation(grammar, {p.name: p for p in profiles}, data.synthetic.sentences, sizes, new_tests, seed)
+    sizes = {new: example_counts(data, new) for new in (False, True)}
+    return TaggedPopulation(grammar, {p.name: p for p in profiles}, data.synthetic.sentences, sizes, seed)

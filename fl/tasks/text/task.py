@@ -15,9 +15,8 @@ from fl.tasks.classifier import ENCODER_SELF, FFN, ClassifierTask, make_head
 from fl.tasks.kind import Progress
 from fl.tasks.task import Example
 from fl.tasks.text.encoder import load_encoder
-from fl.tasks.text.kind import LANGUAGE_ID
+from fl.tasks.text.kind import LANGUAGE_ID, read_tags, score_tags, write_tags
 from fl.tasks.text.sentences import Tagged, make_population
-from fl.tasks.text.tags import read_tags, score_tags, write_tags
 
 
 def load_base(config: RunConfig, progress: Progress) -> None:
@@ -61,7 +60,7 @@ class LanguageIdTask(ClassifierTask):
         people = self.population.people.values()
         tagger = Tagger(self._text.model, head, len(self.languages))
         super().__init__(config, tagger, shape, {person.name: person.new_person for person in people})
-        self.adapter_facts: Mapping[str, str] = {"window": "", "language": "+".join(self.languages)}
+        self.adapter_facts = {"window": "", "language": "+".join(self.languages)}
 
     def _examples_of(self, device_id: str) -> Mapping[str, Iterable[Example]]:
         return {split: map(self._example, said) for split, said in self.population.of(device_id).items()}
@@ -98,12 +97,10 @@ class LanguageIdTask(ClassifierTask):
 
     def predict(self, model: nn.Module, examples: Sequence[Example], *, adapted: bool, beams: int) -> list[str]:
         """The words with their languages. The base alone has no trained head: every word is in the matrix language then."""
-        if not adapted:
-            return [write_tags(e.inputs[0], [self.languages[0]] * len(e.inputs[0])) for e in examples]
-        return [
-            write_tags(e.inputs[0], [self.languages[place] for place in row[: len(e.inputs[0])]])
-            for e, row in zip(examples, self.classes(model, examples), strict=True)
-        ]
+        texts = [e.inputs[0] for e in examples]
+        found = self.classes(model, examples) if adapted else [[0] * len(words) for words in texts]
+        rows = zip(texts, found, strict=True)
+        return [write_tags(words, [self.languages[place] for place in row[: len(words)]]) for words, row in rows]
 
     def score(self, example: Example, prediction: str) -> Mapping[str, Counts]:
         """Words with the wrong language."""

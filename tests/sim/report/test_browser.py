@@ -10,8 +10,8 @@ import pytest
 
 from fl.runs.files import read_run
 from fl.settings.names import ARMS
-from sim.report import pool, summarize, transcripts_of
 from sim.report.page import render
+from sim.report.summary import pool, summarize
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
@@ -72,7 +72,7 @@ FRAME = '<!doctype html><meta charset="utf-8"><body><iframe width="{width}" heig
 @pytest.fixture(scope="module")
 def page(finished_run):
     runs = pool([read_run(finished_run)])
-    return render(summarize(runs, samples=100), transcripts_of(runs))
+    return render(summarize(runs, samples=100), runs)
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 
 from fl.core.errors import RunError
 from fl.runs.files import read_run
-from sim.report import pool, summarize, transcripts_of
 from sim.report.page import render
+from sim.report.summary import pool, summarize
 
 WORDS = ("el", "mitin", "fue", "short")
 WANTED = ("es", "en", "es", "en")
@@ -51,7 +51,7 @@ def test_the_tasks_own_metric_decides(other_run):
 
 def test_the_page_speaks_of_the_task_and_of_no_other(other_run):
     summary = summarize([read_run(other_run)], samples=50)
-    page = render(summary, transcripts_of([read_run(other_run)]))
+    page = render(summary, [read_run(other_run)])
     assert "Personal taggers make 100 % fewer errors" in page
     assert "Error rate with 95 % CI" in page
     for word in ("MER", "recognizer", "Recording", "<audio", ">Listen"):
@@ -61,7 +61,7 @@ def test_the_page_speaks_of_the_task_and_of_no_other(other_run):
 def test_an_image_is_drawn(other_run, edit_rows):
     image = "0" * 62 + "7f"
     edit_rows(other_run / "transcripts.jsonl", lambda row: row | {"image": image})
-    page = render(summarize([read_run(other_run)], samples=50), transcripts_of([read_run(other_run)]))
+    page = render(summarize([read_run(other_run)], samples=50), [read_run(other_run)])
     assert '<rect x="7" y="7" width="1.02" height="1.02" opacity="1.00"/></svg>' in page
     assert '<rect x="0" y="0"' not in page
 

@@ -8,10 +8,11 @@ import pytest
 from fl.core.errors import RunError
 from fl.runs.files import read_run
 from fl.settings.names import ARMS
-from sim.report import pool, summarize, transcripts_of, write_page, write_report
-from sim.report.page import headline, render
+from sim.report.page import render, templates, write_page, write_report
+from sim.report.summary import pool, summarize
 
 VOID = {"meta", "link", "input", "br", "hr", "img"}
+headline = templates().get_template("opening.html").module.headline
 EVIL = '<script>document.title="owned"</script><img src=x onerror=alert(1)>"\'&'
 
 
@@ -41,7 +42,7 @@ class Outline(html.parser.HTMLParser):
 
 def summed(folder):
     runs = pool([read_run(folder)])
-    return summarize(runs, samples=100), transcripts_of(runs)
+    return summarize(runs, samples=100), runs
 
 
 @pytest.fixture(scope="module")
@@ -149,9 +150,9 @@ def test_a_run_with_one_arm_and_no_new_people_has_a_page(run_copy, edit_rows):
 
 def test_perfect_arms_make_a_page_too(run_copy, edit_rows):
     edit_rows(run_copy / "transcripts.jsonl", lambda row: row | {"hypothesis": row["reference"]})
-    summary, transcripts = summed(run_copy)
+    summary, runs = summed(run_copy)
     assert headline(summary).startswith("No significant difference between personal recognizers")
-    assert Outline(render(summary, transcripts)).open == []
+    assert Outline(render(summary, runs)).open == []
 
 
 @pytest.mark.parametrize(("sign", "words"), [(-1, "fewer errors"), (1, "more errors")])

@@ -5,7 +5,8 @@ import pytest
 from rich.console import Console
 
 from fl.runs.files import read_run
-from sim.report import print_summary, summarize
+from sim.report.summary import summarize
+from sim.report.table import print_summary
 from sim.report.words import comparison, duration, size
 
 OF_MER = {"run": {"main_metric": "mer", "measures": {"mer": {"label": "MER"}}}}

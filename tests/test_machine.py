@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 PROGRAM = """
-from fl.core.heap import return_free_memory
+from fl.core.machine import return_free_memory
 def own():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
 blocks = [bytearray(50_000) for _ in range(4_000)]  # 200 MB in blocks that the C library keeps when they are freed

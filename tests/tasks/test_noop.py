@@ -7,7 +7,7 @@ import torch
 
 from fl.core.errors import ConfigError
 from fl.settings.config import make_config
-from fl.tasks.noop.task import NAME, NoOpTask
+from fl.tasks.noop import NAME, NoOpTask
 from fl.tasks.table import TASKS, load_task
 from fl.tasks.task import Task
 

@@ -1,4 +1,4 @@
-"""Devices by number and one small linear map.
+"""A task that learns nothing, to measure the framework around training: devices by number and one small linear map.
 
 A device is an id and three examples without audio, the same for all; none is kept, so that 100,000 of them cost no more than
 their ids. The adapted module is one small linear map: adapters, private state and messages are real, only training is not.
@@ -6,6 +6,7 @@ their ids. The adapted module is one small linear map: adapters, private state a
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -15,7 +16,7 @@ from fl.core.errors import ConfigError
 from fl.core.rng import derive_seed
 from fl.metrics import Counts
 from fl.settings.config import RunConfig
-from fl.tasks.task import DeviceExamples, Example
+from fl.tasks.task import DeviceExamples, Example, Task
 
 NAME = "no-op"  # of the base: it is the task alone
 WIDTH = 8  # of the linear map: A, B and a gate of a few hundred bytes
@@ -28,37 +29,26 @@ def device_name(number: int) -> str:
     return f"{PREFIX}{number:0{DIGITS}d}"
 
 
-class _Linear(nn.Module):
-    """One frozen linear map."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        self.map = nn.Linear(WIDTH, WIDTH, bias=False)
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            self.map.weight.copy_(torch.randn(WIDTH, WIDTH, generator=generator))
-        self.requires_grad_(False)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.map(inputs)  # type: ignore[no-any-return]
+def _linear() -> nn.Module:
+    """One frozen linear map, called ``map``."""
+    linear = nn.Linear(WIDTH, WIDTH, bias=False).requires_grad_(False)
+    linear.weight.copy_(torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(derive_seed(0, NAME))))
+    return nn.Sequential(OrderedDict(map=linear))
 
 
-def _example(split: str) -> Example:
-    return Example(key=f"{NAME}-{split}", inputs=torch.ones(WIDTH), target="", size=1, details={"seconds_audio": 0.0})
-
-
-class NoOpTask:
+class NoOpTask(Task):
     """See :class:`fl.tasks.task.Task`. Device ``i`` of ``devices`` is called ``device-00000i``; the last ``new_people`` are new."""
+
+    learns = False
 
     def __init__(self, config: RunConfig) -> None:
         self.base_name = NAME
         self.fingerprint = f"{NAME}:{WIDTH}"
-        self.learns = False
-        self.adapter_facts: Mapping[str, str] = {}
-        self.targets: str | list[str] = ["map"]
-        self.model: nn.Module = _Linear(derive_seed(0, NAME))
+        self.targets = ["map"]
+        self.model = _linear()
         self._training, self._all = config.data.devices, config.data.devices + config.data.new_people
-        self._splits = tuple((_example(split),) for split in ("train", "validation", "test"))
+        names = [f"{NAME}-{split}" for split in ("train", "validation", "test")]
+        self._splits = [(Example(name, torch.ones(WIDTH), "", 1, {"seconds_audio": 0.0}),) for name in names]
 
     def device_ids(self) -> tuple[str, ...]:
         """All ids, made on each call: nothing is kept of a device."""
@@ -85,11 +75,7 @@ class NoOpTask:
 
     def new_model(self) -> nn.Module:
         """A further linear map with the same values."""
-        return _Linear(derive_seed(0, NAME))
-
-    def loss(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
-        """Zero, with a gradient of zero."""
-        return self.losses(model, examples)[0].sum()
+        return _linear()
 
     def losses(self, model: nn.Module, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
         """Zero for each example."""
