@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from pydantic import ConfigDict
+
 from fl.core.errors import ConfigError
 from fl.settings.config import RunConfig, make_config
 from fl.settings.fields import Value
@@ -66,8 +68,9 @@ class StudyCell:
     ``again`` is a repetition: the same people, sentences and division, another initialisation and order of batches.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
     name: str
-    settings: Settings
+    settings: Settings = field(default_factory=dict)
     smoke: bool = True
     compared: tuple[str, ...] = ()
     new_people: bool = False
@@ -85,6 +88,7 @@ class Study:
     ``base`` are settings of all cells, ``sizes`` replace those of a size.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
     name: str
     question: str
     cells: tuple[StudyCell, ...]
