@@ -23,8 +23,7 @@ from fl.settings.config import RunConfig, make_config
 from fl.settings.names import EDGE, NO_OP
 from fl.tasks.noop.task import NoOpTask
 from fl.tasks.task import DeviceExamples
-from sim.backends.memory import peak_memory
-from sim.backends.noop import no_op_config, run_no_op
+from sim.backends.noop import no_op_config, peak_memory, run_no_op
 from sim.backends.run import run_simulation
 from sim.backends.serial import SerialGrid
 from sim.cli.app import app

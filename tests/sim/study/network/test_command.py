@@ -26,7 +26,7 @@ from fl.speech.audio import save_audio
 from sim.study.network.command import DEVICES, network, parse_devices
 from sim.study.network.latency import MODES, AskingDevice, LatencyProbe
 from sim.study.network.links import LinkProfile, NetworkError, transfer_seconds
-from sim.study.network.local import ProcessCost, only_ask, served
+from sim.study.network.local import ProcessCost, process_cost, served
 from sim.study.network.proxy import LOOPBACK, proxied
 from sim.study.network.report import END, START
 from sim.study.network.study import NetworkStudy, run_study
@@ -237,7 +237,7 @@ def test_a_device_that_only_asks_is_a_small_process(audio, tmp_path: Path):
     save_audio(tmp_path / "audio.wav", audio)
     (tmp_path / "adapter").write_bytes(ADAPTER)
     with stub_server() as (port, asked):
-        cost = only_ask(port, tmp_path / "audio.wav", tmp_path / "adapter", 2)
+        cost = process_cost("ask", port, tmp_path / "audio.wav", tmp_path / "adapter", 2)
     assert [sorted(form) for form in asked] == [["adapter", "file", "response_format"]] * 2
     assert len(cost.seconds) == 2
     assert 10 * 2**20 < cost.peak_bytes < 150 * 2**20  # torch alone would be more
@@ -245,7 +245,7 @@ def test_a_device_that_only_asks_is_a_small_process(audio, tmp_path: Path):
 
 def test_a_process_that_fails_says_why(tmp_path: Path):
     with pytest.raises(NetworkError, match=r"ask failed: .*No such file.*missing"):
-        only_ask(1, tmp_path / "missing", tmp_path / "missing", 1)
+        process_cost("ask", 1, tmp_path / "missing", tmp_path / "missing", 1)
 
 
 HEALTHY = """
@@ -283,8 +283,8 @@ def command(monkeypatch: pytest.MonkeyPatch, audio, tmp_path: Path) -> Callable[
     """``idiolect study network`` on an adapter that is packed already, with a base whose cost is known."""
     monkeypatch.setattr("fl.adapters.files.load_adapter", lambda _: (None, SimpleNamespace(base_name="whisper-base")))
     monkeypatch.setattr("fl.adapters.packing.pack_folder", lambda *_: ADAPTER)
-    monkeypatch.setattr("sim.study.network.command.hold_base", lambda *_: ProcessCost((1e-9,), 2**30))
-    monkeypatch.setattr("sim.study.network.command.only_ask", lambda *_: ProcessCost((0.1,), 2**25))
+    costs = {"hold": ProcessCost((1e-9,), 2**30), "ask": ProcessCost((0.1,), 2**25)}
+    monkeypatch.setattr("sim.study.network.command.process_cost", lambda what, *_: costs[what])
     save_audio(tmp_path / "audio.wav", audio)
     app = typer.Typer()
     app.command()(network)

@@ -4,7 +4,7 @@ from io import StringIO
 
 from rich.console import Console
 
-from sim.tables import ReportTable, markdown_tables, print_tables
+from sim.section import ReportTable, markdown_tables, print_tables
 
 TABLE = ReportTable("Rates", ("split", "view", "rate"), (("a", "x", "**1.0**"), ("a", "y", "[2]"), ("b", "x", "3")), 2)
 
