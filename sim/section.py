@@ -65,9 +65,13 @@ def print_tables(tables: Sequence[ReportTable], conditions: str, console: Consol
         for number, row in enumerate(table.rows):
             if table.names > 1 and number and row[0] != table.rows[number - 1][0]:
                 shown.add_section()
-            shown.add_row(*(Text(cell.strip("*"), style="bold" if cell.startswith(BOLD) else "") for cell in row))
+            shown.add_row(*(_text(cell) for cell in row))
         console.print(shown)
     console.print(conditions, highlight=False, markup=False)
+
+
+def _text(cell: str) -> Text:
+    return Text(cell[len(BOLD) : -len(BOLD)], style="bold") if cell.startswith(BOLD) else Text(cell)
 
 
 def markdown_tables(tables: Sequence[ReportTable], conditions: str) -> str:

@@ -34,7 +34,7 @@ from fl.core.files import PUBLIC, write_atomically
 from fl.core.rng import derive_generator, derive_seed
 from fl.core.tensorfile import tensor_bytes
 from fl.data.manifest import Utterance
-from fl.metrics import score_utterance
+from fl.metrics import Counts, score_utterance
 from fl.speech.audio import check_speech, load_audio
 
 FACTS_NAME = "pretraining.json"
@@ -240,14 +240,13 @@ class _Training:
     def facts(self) -> PretrainFacts:
         """The finished model, and how it does on what it did not see."""
         self.model.eval()
-        errors = words = 0
+        counts = []
         for first in range(0, len(self.held_out), 16):
             part = self.held_out[first : first + 16]
             with torch.inference_mode():
                 texts = self.base.generate(self.model, self.base.collate([h.features for h in part]).to(self.device))
-            for one, text in zip(part, texts, strict=True):
-                count = score_utterance(one.text, text).metrics["cer"]
-                errors, words = errors + count.errors, words + count.reference
+            counts += [score_utterance(one.text, text).metrics["cer"] for one, text in zip(part, texts, strict=True)]
+        cer = sum(counts, Counts())
         inner = unwrap_ctc(self.model)
         return PretrainFacts(
             fingerprint=ctc_fingerprint(inner, self.base.vocabulary.digest),
@@ -257,7 +256,7 @@ class _Training:
             steps=self.step,
             first_loss=self.losses[0],
             last_loss=self.losses[-1],
-            cer=errors / max(1, words),
+            cer=cer.errors / max(1, cer.reference),
         )
 
     def write(self, folder: Path) -> None:
@@ -276,5 +275,5 @@ def _read_utterance(base: CtcBase, utterance: Utterance) -> SpokenText:
     spoken = SpokenText(base.features(audio), utterance.text)
     base.collate(
         [spoken.features], [spoken.text]
-    )  # a text that does not fit its recording is refused before the first step
+    )  # refuses a text that does not fit its recording, before the first step
     return spoken

@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from sim.section import markdown_table
+from sim.section import ReportTable, markdown_table, print_tables
 from sim.study.rows import StudyResult, StudyRow
 
 WIDE = 240  # characters
@@ -111,13 +110,7 @@ def print_result(result: StudyResult, console: Console) -> None:
     if console.width < WIDE:
         kept = [i for i, head in enumerate(heads) if head not in ON_PAGES]
         heads, rows = tuple(heads[i] for i in kept), [tuple(row[i] for i in kept) for row in rows]
-    shown = Table(title=result.question, box=None, title_justify="left")
-    for i, head in enumerate(heads):
-        shown.add_column(head, justify="left" if i == 0 else "right", overflow="fold")
-    for row in rows:
-        shown.add_row(*row)
-    console.print(shown)
-    console.print(conditions(result), highlight=False, style="dim")
+    print_tables([ReportTable(result.question, heads, tuple(rows))], conditions(result), console)
 
 
 def conditions(result: StudyResult) -> str:

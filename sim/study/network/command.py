@@ -100,7 +100,7 @@ def network(
         local = process_cost("hold", base, *files, repeats)
         with nullcontext(running) if running else served(base) as port:
             asking = process_cost("ask", port, *files, repeats)
-            probe = LatencyProbe.prepare(port, device, samples, repeats, seed)
+            probe = LatencyProbe(port, device, samples, repeats, seed)
             study = run_study(probe, local, asking, links, slowdowns, conditions, status.update)
     if write is not None:
         write_section(write, START, END, markdown_tables(tables(study), conditions_text(study)))

@@ -7,7 +7,6 @@ exchange. Encoding the audio and storing the adapter are done before the clock s
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,22 +102,16 @@ class Latency:
     modelled: float = 0.0
 
 
-@dataclass(frozen=True)
 class LatencyProbe:
-    """The server on a port of this machine, and who asks it what: ``uploads`` by codec, ``handle`` of the device's adapter."""
+    """Who asks the server on ``port`` of this machine, ``repeats`` times in each way.
 
-    port: int
-    device: AskingDevice
-    handle: str
-    uploads: Mapping[str, Upload]
-    repeats: int
-    seed: int = 0
+    The server holds the device's adapter from now on; ``audio`` (samples,) at 16 kHz is encoded here, once for each codec.
+    """
 
-    @classmethod
-    def prepare(cls, port: int, device: AskingDevice, audio: Waveform, repeats: int, seed: int) -> LatencyProbe:
-        """Have the server hold the device's adapter, and encode ``audio`` (samples,) at 16 kHz once for each codec."""
-        uploads = {codec: encode_samples(audio, codec) for codec in CODECS}
-        return cls(port, device, device.put(port), uploads, repeats, seed)
+    def __init__(self, port: int, device: AskingDevice, audio: Waveform, repeats: int, seed: int = 0) -> None:
+        self.port, self.device, self.repeats, self.seed = port, device, repeats, seed
+        self.handle = device.put(port)
+        self.uploads = {codec: encode_samples(audio, codec) for codec in CODECS}
 
     def measure(self, mode: RequestMode, profile: LinkProfile | None) -> Latency:
         """Ask ``repeats`` times over ``profile``, each time on a new link with the next seed; None is without a link."""

@@ -1,8 +1,9 @@
 """A proxy on loopback that makes a real server feel as if it were at the other end of a link.
 
 Each connection is a link of its own, as each device has one. Bytes are read when they come, get the time at which the link
-would deliver them (:mod:`sim.study.network.stream`), and are passed on at that time: by deadlines, so that a wait that took too long
-is made up for by the next and errors never add up. It works above TCP: nothing is dropped, a lost segment is a delay.
+would deliver them (:class:`sim.study.network.links.Stream`), and are passed on at that time: by deadlines, so that a wait
+that took too long is made up for by the next and errors never add up. It works above TCP: nothing is dropped, a lost
+segment is a delay.
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from fl.core.rng import derive_random
-from sim.study.network.links import TCP_ROUND_TRIPS, LinkProfile, NetworkError
-from sim.study.network.stream import Stream
+from sim.study.network.links import TCP_ROUND_TRIPS, LinkProfile, NetworkError, Stream
 
 READ_BYTES = 64 * 1024
 MAX_IN_FLIGHT = 8 * 2**20  # bytes read and not yet delivered, each way: above what any link of PROFILES holds

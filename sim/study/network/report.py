@@ -15,21 +15,23 @@ from sim.study.network.study import NetworkStudy
 START, END = "<!-- network: made by idiolect study network -->", "<!-- end of network -->"
 
 
-def seconds_text(values: Sequence[float]) -> str:
+def _seconds(values: Sequence[float]) -> str:
     """Median and 95th percentile of repeated measurements."""
     return f"{median(values):.2f} ({np.percentile(values, 95):.2f})"
 
 
-def rtt_text(rtt: float | None) -> str:
-    """A threshold of the round trip."""
+def _rtt(rtt: float | None) -> str:
     return "never" if rtt is None else "any" if rtt == math.inf else f"{1e3 * rtt:.0f} ms"
 
 
-def rate_text(rate: float | None) -> str:
-    """A threshold of the rate up."""
+def _rate(rate: float | None) -> str:
     if rate is None:
         return "never"
     return "any" if rate == 0 else f"{rate / 1e6:.2f} Mbit/s" if rate >= 1e5 else f"{rate / 1e3:.1f} kbit/s"
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.0f} MiB"
 
 
 def tables(study: NetworkStudy) -> list[ReportTable]:
@@ -39,9 +41,9 @@ def tables(study: NetworkStudy) -> list[ReportTable]:
         (f"base on a {name} ({slowdown:g} times slower)", f"{slowdown * local:.2f}", _mib(study.local.peak_bytes))
         for name, slowdown in study.conditions["devices"].items()
     ]
-    thresholds = [(row.device, row.mode, rtt_text(row.rtt), rate_text(row.rate_up)) for row in study.thresholds]
+    thresholds = [(row.device, row.mode, _rtt(row.rtt), _rate(row.rate_up)) for row in study.thresholds]
     confirmed = [
-        (row.profile, row.device, row.mode, f"{row.local_seconds:.2f}", seconds_text(row.seconds),
+        (row.profile, row.device, row.mode, f"{row.local_seconds:.2f}", _seconds(row.seconds),
          f"{median(row.seconds) / row.local_seconds:.2f}")
         for row in study.confirmed
     ]  # fmt: skip
@@ -76,11 +78,7 @@ def _latencies(measured: Sequence[Latency]) -> Iterator[tuple[str, ...]]:
         found = {row.mode: row for row in measured if row.profile == profile}
         times = [found[mode.name].first_word if mode.stream else found[mode.name].seconds for mode in MODES]
         ratios = [row.modelled / median(row.seconds) for row in found.values() if row.modelled]
-        yield profile, *map(seconds_text, times), f"{min(ratios):.2f}-{max(ratios):.2f}" if ratios else ""
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:.0f} MiB"
+        yield profile, *map(_seconds, times), f"{min(ratios):.2f}-{max(ratios):.2f}" if ratios else ""
 
 
 def conditions_text(study: NetworkStudy) -> str:

@@ -66,8 +66,8 @@ def run_seconds(rows: Iterable[ResultRow], profile: LinkProfile, *, slowdown: fl
             device: round_seconds(profile, row.bytes_down, row.seconds_train, row.bytes_up, slowdown=slowdown)
             for device, row in devices.items()
         }
-        slowest = max(seconds, key=lambda device: seconds[device])
-        network = network_seconds(profile, devices[slowest].bytes_down, devices[slowest].bytes_up)
+        slowest = max(devices.values(), key=lambda row: seconds[row.device])
+        network = network_seconds(profile, slowest.bytes_down, slowest.bytes_up)
         middle = statistics.median(seconds.values())
-        found.append(RoundTime(arm, number, len(devices), seconds[slowest], middle, network))
+        found.append(RoundTime(arm, number, len(devices), seconds[slowest.device], middle, network))
     return found

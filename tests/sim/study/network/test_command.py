@@ -171,7 +171,7 @@ def study(audio, device: AskingDevice) -> Iterator[Callable[..., NetworkStudy]]:
     with stub_server() as (port, _):
 
         def make(local_seconds: float = 5.0, **changes: Any) -> NetworkStudy:
-            probe = LatencyProbe.prepare(port, device, audio, repeats=2, seed=0)
+            probe = LatencyProbe(port, device, audio, repeats=2, seed=0)
             conditions: dict[str, Any] = {
                 "base": "random:whisper-nano",
                 "audio_seconds": 1.0,
