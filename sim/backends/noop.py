@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,6 @@ from fl.runs.files import read_costs
 from fl.runs.schema import RESULTS_NAME
 from fl.settings.config import RunConfig
 from fl.settings.names import ARMS, NO_OP
-from sim.backends.run import run_simulation
-from strategies.loop import Progress
 
 
 @dataclass
@@ -88,25 +86,15 @@ def no_op_config(config: RunConfig) -> RunConfig:
     return config.changed({"task": NO_OP, "new-people": 0, "private-share": 0.0, "arms": arms, "evaluate-every": 0})
 
 
-def run_no_op(
-    config: RunConfig,
-    *,
-    workers: int | None = None,
-    serial: bool = False,
-    ray_address: str = "",
-    progress: Progress | None = None,
-) -> NoOpSummary:
-    """Run :func:`no_op_config` of ``config`` and measure it. Without ``output`` the run folder is gone afterwards."""
+def run_no_op(config: RunConfig, simulate: Callable[[RunConfig], Path]) -> NoOpSummary:
+    """Run :func:`no_op_config` of ``config`` and measure it; without ``output`` the run folder is gone afterwards.
+
+    ``simulate`` is :func:`sim.backends.run.run_simulation` with where it is to happen.
+    """
     config = no_op_config(config)
     started = time.perf_counter()
     with TemporaryDirectory(prefix="idiolect-no-op-") as folder, peak_memory() as peak:
-        output = run_simulation(
-            config.changed({"output": config.output or str(Path(folder) / "run")}),
-            workers=workers,
-            serial=serial,
-            ray_address=ray_address,
-            progress=progress,
-        )
+        output = simulate(config.changed({"output": config.output or str(Path(folder) / "run")}))
         costs = read_costs(output)
         with (output / RESULTS_NAME).open(encoding="utf-8") as file:
             trained = sum(1 for _ in file)

@@ -34,9 +34,7 @@ def row(algorithm: type[Algorithm]) -> dict[str, Any]:
     return {"name": algorithm.name, "role": algorithm.role.value, **about, "can": can, "options": options}
 
 
-def algorithms(
-    as_json: Json = False,
-) -> None:
+def algorithms(as_json: Json = False) -> None:
     """List the algorithms: what each shares and keeps, its paper, and what it composes with."""
     if as_json:
         print(json.dumps([row(algorithm) for algorithm in ALGORITHMS.values()], ensure_ascii=False))

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,11 +74,18 @@ def progress_bars(quiet: bool = False) -> Iterator[Callable[[str, int, int], Non
         yield show
 
 
-def _run_no_op(config: RunConfig, *, workers: int, serial: bool, ray_address: str, as_json: bool) -> None:
+def _simulation(workers: int, serial: bool, ray_address: str = "") -> Callable[..., Path]:
+    """:func:`sim.backends.run.run_simulation` where the options say that it is to happen."""
+    from sim.backends.run import run_simulation
+
+    return partial(run_simulation, workers=workers or None, serial=serial, ray_address=ray_address)
+
+
+def _run_no_op(config: RunConfig, simulate: Callable[..., Path], as_json: bool) -> None:
     from sim.backends.noop import run_no_op
 
     with progress_bars(as_json) as show:
-        summary = run_no_op(config, workers=workers or None, serial=serial, ray_address=ray_address, progress=show)
+        summary = run_no_op(config, partial(simulate, progress=show))
     if as_json:
         print(json.dumps(asdict(summary)))
         return
@@ -92,16 +100,15 @@ def _run_no_op(config: RunConfig, *, workers: int, serial: bool, ray_address: st
     console.print(facts_table(rows.items(), "Run without training"))
 
 
-def _run_and_report(config: RunConfig, *, workers: int, serial: bool, as_json: bool, ray_address: str = "") -> None:
+def _run_and_report(config: RunConfig, simulate: Callable[..., Path], as_json: bool) -> None:
     from fl.runs.files import read_privacy
     from fl.tasks.table import task_kind
-    from sim.backends.run import run_simulation
     from sim.report import print_summary, write_report
 
     with progress_bars(as_json) as show:
         task_kind(config.task).prepare(config, lambda done, total: show(config.task, done, total))
         show("starting workers", 0, 1)
-        folder = run_simulation(config, workers=workers or None, progress=show, serial=serial, ray_address=ray_address)
+        folder = simulate(config, progress=show)
         show("starting workers", 1, 1)
     summary = write_report([folder], folder)
     if as_json:
@@ -141,7 +148,7 @@ def demo(
 
     Everything runs on this machine, in about 15 minutes on 2 cores. An interrupted demo goes on where it stopped.
     """
-    _run_and_report(config, workers=workers, serial=serial, as_json=as_json)
+    _run_and_report(config, _simulation(workers, serial), as_json)
 
 
 @app.command()
@@ -161,11 +168,11 @@ def run(
     """
     from fl.tasks.table import task_kind
 
+    simulate = _simulation(workers, serial, ray_address)
     if no_op or not task_kind(config.task).learns:
-        _run_no_op(config, workers=workers, serial=serial, ray_address=ray_address, as_json=as_json)
-        return
-    config = config.changed({"output": config.output or "runs/last"})
-    _run_and_report(config, workers=workers, serial=serial, ray_address=ray_address, as_json=as_json)
+        _run_no_op(config, simulate, as_json)
+    else:
+        _run_and_report(config.changed({"output": config.output or "runs/last"}), simulate, as_json)
 
 
 @app.command()
@@ -218,8 +225,7 @@ def report(
 def transcribe(
     file: Annotated[Path, Argument(help="Audio file, of any format, rate and length.")],
     adapter: Annotated[
-        Path | None,
-        Option(help="A device's adapter folder, of any method; without it the frozen base transcribes."),
+        Path | None, Option(help="A device's adapter folder, of any method; without it the frozen base transcribes.")
     ] = None,
     base: Annotated[str, Option(help="Base; by default the adapter's own.")] = "",
     beams: Annotated[int, Option(min=1, max=16, help="Beam width.")] = 1,
@@ -278,10 +284,7 @@ def bases(
 
 
 @app.command()
-def info(
-    adapter: Annotated[Path, Argument(help="An adapter folder.")],
-    as_json: Json = False,
-) -> None:
+def info(adapter: Annotated[Path, Argument(help="An adapter folder.")], as_json: Json = False) -> None:
     """Show what an adapter is: its base, its configuration, and how much of it is shared and how much private."""
     from fl.adapters.files import describe, load_adapter
 

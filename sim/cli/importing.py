@@ -66,8 +66,7 @@ def import_command(
     ] = None,
     listing: Annotated[bool, Option("--list", help="List the importers and how to get each corpus.")] = False,
     out: Annotated[
-        Path | None,
-        Option(help="Folder for manifest.jsonl and import.json; without it the corpus is only checked."),
+        Path | None, Option(help="Folder for manifest.jsonl and import.json; without it the corpus is only checked.")
     ] = None,
     copy: Annotated[
         bool, Option("--copy", help="Write all audio to --out (16 kHz mono FLAC) instead of naming it in place.")
@@ -86,8 +85,7 @@ def import_command(
         bool, Option("--local-speakers", help="Speakers are numbered anew in each label file (aihub).")
     ] = False,
     splits: Annotated[
-        Splits,
-        Option(help="Keep the official split, or divide each device; auto: official where every device trains."),
+        Splits, Option(help="Keep the official split, or divide each device; auto: official where every device trains.")
     ] = "auto",
     order: Annotated[
         Literal["spelling-first", "pronunciation-first"] | None,
@@ -130,13 +128,7 @@ def import_command(
         local_speakers=local_speakers,
     )
     plan = ImportPlan(
-        out=out,
-        copy=copy,
-        plain=plain,
-        devices=devices_by,
-        splits=splits,
-        drop_leaking=drop_leaking,
-        drop_bad=drop_bad,
+        out=out, copy=copy, plain=plain, devices=devices_by, splits=splits, drop_leaking=drop_leaking, drop_bad=drop_bad
     )
     writer = _writer(check_base) if check_base else None
     with progress_bars(as_json) as show:

@@ -11,7 +11,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
-from rich.console import Console
 from typer import Option
 
 from fl.bases.ctc.catalog import CTC_ARCHITECTURES
@@ -20,6 +19,7 @@ from fl.core.paths import cache_root
 from fl.data.manifest import Utterance, read_manifest
 from fl.data.synthetic import population_digest, synthesize
 from fl.settings.names import OWN, TOKENS
+from sim.cli.app import errors
 from sim.cli.options import Json, with_fields
 from sim.pretrain.loop import PretrainSettings, pretrain_base
 
@@ -69,11 +69,10 @@ def pretrain(
     if settings.tokens not in TOKENS or settings.tokens == OWN:
         raise ConfigError(f"tokens {settings.tokens!r}: one of {', '.join(t for t in TOKENS if t != OWN)}")
     settings = replace(settings, **SMOKE) if smoke else settings  # type: ignore[arg-type]
-    console = Console(stderr=True)
 
     def show(step: int, loss: float) -> None:
         if step % max(1, settings.steps // 20) == 0 or step == settings.steps:
-            console.print(f"step {step}/{settings.steps}  loss {loss:.3f}", highlight=False)
+            errors.print(f"step {step}/{settings.steps}  loss {loss:.3f}", highlight=False)
 
     facts = pretrain_base(out, settings, speech_of(settings, manifest), show)
     if as_json:

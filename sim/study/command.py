@@ -65,13 +65,11 @@ def make_run(study: Study, options: StudyOptions, cells: str = "") -> StudyRun:
 
 
 def run_ahead(runs: list[StudyRun], jobs: int, *, quiet: bool = False) -> None:
-    """Carry out what ``studies`` need, ``jobs`` runs side by side; with one job each study does so itself."""
+    """Carry out what ``runs`` need, ``jobs`` side by side; with one job each study does so itself."""
     if jobs == 1:
         return
     if any(run.workers for run in runs):
         raise ConfigError("jobs and workers are two ways to use the cores: give one of them")
-    for run in runs:
-        run.check()
     pending: dict[str, CellRun] = {}
     for run in runs:
         pending |= run.pending()

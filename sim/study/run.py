@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
@@ -34,11 +34,10 @@ from sim.cli.app import set_up_process
 from sim.study.plan import Study, StudyCell, StudySize
 from sim.study.rows import StudyResult, StudyRow
 from sim.study.scores import CellScores
+from strategies.loop import Progress
 
 log = logging.getLogger("idiolect.study")
-Progress = Callable[[str, int, int], None]
 FAILURE = "failed.txt"  # in the folder of a run
-REFUSED_RESULTS = (AggregationError,)  # a run that ends so has a result: the attack or the noise won
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class CellRun:
         """Begin or go on, in this process or with ``workers`` that train side by side. What it raises names the cell."""
         try:
             run_simulation(self.config, serial=not workers, workers=workers or None)
-        except REFUSED_RESULTS as error:
+        except AggregationError as error:  # which is a result: the attack or the noise won
             log.warning("%s: %s", self.title, error)
             (self.folder / FAILURE).write_text(str(error), encoding="utf-8")
             return
@@ -92,11 +91,6 @@ class StudyRun:
         shared = sorted(self.root.glob(f"*-seed{seed}-{digest}"))
         return shared[0] if shared else self.root / f"{slug}-seed{seed}-{digest}"
 
-    def check(self) -> None:
-        """Make every configuration, so that a wrong one is refused before the first hour."""
-        for cell in self._chosen():
-            self._runs(cell)
-
     def pending(self) -> dict[str, CellRun]:
         """The runs that :meth:`run` would carry out, by their settings: what cells and studies have in common is there once."""
         found: dict[str, CellRun] = {}
@@ -121,8 +115,9 @@ class StudyRun:
 
     def run(self, progress: Progress = lambda what, done, total: None) -> StudyResult:
         """All cells; what is finished already is read and not run again."""
-        self.check()
         cells = self._chosen()
+        for cell in cells:
+            self._runs(cell)  # makes every configuration, so that a wrong one is refused before the first hour
         scores: dict[str, CellScores | str] = {}
         for done, cell in enumerate(cells):
             progress(f"{self.study.name}: {cell.name}", done, len(cells))

@@ -14,6 +14,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from fl.speech.audio import SAMPLE_RATE, load_audio, save_audio
+from sim.cli.app import errors
 from sim.cli.options import Json, wide_console
 from sim.study.network.latency import AskingDevice, LatencyProbe
 from sim.study.network.links import PROFILES, NetworkError, parse_profile
@@ -67,8 +68,6 @@ def network(
     """
     links = [parse_profile(text) for text in profiles.split(";")]
     slowdowns, running = parse_devices(devices), parse_server(server)
-    from rich.console import Console
-
     from fl.adapters.files import load_adapter
     from fl.adapters.packing import pack_folder
     from fl.core.machine import machine
@@ -91,17 +90,16 @@ def network(
         "profiles": {link.name: asdict(link) for link in links},
         "machine": machine(),
     }
-    with Console(stderr=True).status("the base on this machine") as status, tempfile.TemporaryDirectory() as folder:
+    with errors.status("the base on this machine") as status, tempfile.TemporaryDirectory() as folder:
         files = Path(folder) / "audio.wav", Path(folder) / "adapter"
         save_audio(files[0], samples)
         files[1].write_bytes(packed)
-        device = AskingDevice(Path(folder) / "device")
-        device.keep(packed)
+        device = AskingDevice(Path(folder) / "device", packed)
         local = process_cost("hold", base, *files, repeats)
         with nullcontext(running) if running else served(base) as port:
             asking = process_cost("ask", port, *files, repeats)
             probe = LatencyProbe(port, device, samples, repeats, seed)
-            study = run_study(probe, local, asking, links, slowdowns, conditions, status.update)
+            study = run_study(probe, local, asking, links, conditions, status.update)
     if write is not None:
         write_section(write, START, END, markdown_tables(tables(study), conditions_text(study)))
     if as_json:

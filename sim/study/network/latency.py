@@ -51,11 +51,12 @@ class TimedAnswer:
     first_word: float
 
 
-@dataclass(frozen=True)
 class AskingDevice:
-    """A device's folder, with its packed adapter in it once :meth:`keep` was called."""
+    """A device's ``folder`` with a packed adapter. Raises :class:`fl.core.errors.AdapterError` for an unsound one."""
 
-    folder: Path
+    def __init__(self, folder: Path, adapter: bytes) -> None:
+        self.folder, self.adapter = folder, adapter
+        self.client(1).store.set(adapter, other_base=True)
 
     def client(self, port: int, *, handles: bool = True) -> DeviceClient:
         """A client of the server on this machine's ``port``, not connected yet. Without ``handles`` it sends the adapter."""
@@ -64,14 +65,10 @@ class AskingDevice:
         retry = RetryPolicy(attempts=1, total=SECONDS)
         return DeviceClient(self.folder, settings, ServerAddress(url, timeout=SECONDS), retry=retry)
 
-    def keep(self, adapter: bytes) -> None:
-        """Store a packed adapter. Raises :class:`fl.core.errors.AdapterError` for an unsound one."""
-        self.client(1).store.set(adapter, other_base=True)
-
     def put(self, port: int) -> str:
         """Have the server on ``port`` hold the adapter; returns its handle."""
         with closing(self.client(port)) as client:
-            return client.put_adapter(client.store.load() or b"")
+            return client.put_adapter(self.adapter)
 
     def ask(self, port: int, upload: Upload, *, handle: str = "", stream: bool = False) -> TimedAnswer:
         """Ask for a transcript of ``upload`` on a new connection: by ``handle``, or else with the adapter sent along.
@@ -81,7 +78,7 @@ class AskingDevice:
         words: list[float] = []
         with closing(self.client(port, handles=bool(handle))) as client:
             if handle:
-                client.store.remember(client.server.url, client.store.load() or b"", handle, HANDLE_SECONDS)
+                client.store.remember(client.server.url, self.adapter, handle, HANDLE_SECONDS)
             started = time.perf_counter()
             on_text = (lambda text: words.append(time.perf_counter()) if text else None) if stream else None
             found = client.transcribe(upload, on_text=on_text)

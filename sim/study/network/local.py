@@ -103,8 +103,7 @@ def _ask(port: str, audio: Path, adapter: bytes, repeats: int) -> list[float]:
     from sim.study.network.latency import AskingDevice
 
     with tempfile.TemporaryDirectory() as folder:
-        device = AskingDevice(Path(folder))
-        device.keep(adapter)
+        device = AskingDevice(Path(folder), adapter)
         upload = encode_file(audio)
         return [device.ask(int(port), upload).seconds for _ in range(repeats)]
 

@@ -21,7 +21,6 @@ from sim.study.network.links import BOUNDS, PROFILES, LinkProfile, transfer_seco
 from sim.study.network.local import ProcessCost
 
 REFERENCE = "lte"  # the link whose rates the round trip's threshold takes, and the other way round
-MAX_RTT = BOUNDS["rtt"][1]
 MIN_RATE, MAX_RATE = BOUNDS["rate_up"]
 
 
@@ -54,13 +53,7 @@ def largest_rtt(cost: RequestCost, profile: LinkProfile, local_seconds: float) -
 
     None where it is slower at any round trip, infinity where it is faster at the longest that a link can have.
     """
-
-    def slower_by(rtt: float) -> float:
-        return cost.over(with_rtt(profile, rtt)) - local_seconds
-
-    if slower_by(0.0) > 0:
-        return None
-    return math.inf if slower_by(MAX_RTT) <= 0 else float(brentq(slower_by, 0.0, MAX_RTT))
+    return _turning_point(lambda rtt: cost.over(with_rtt(profile, rtt)) - local_seconds, 0.0, BOUNDS["rtt"][1])
 
 
 def least_rate(cost: RequestCost, profile: LinkProfile, local_seconds: float) -> float | None:
@@ -68,14 +61,16 @@ def least_rate(cost: RequestCost, profile: LinkProfile, local_seconds: float) ->
 
     The rate down keeps its ratio. None where it is slower at any rate, 0 where it is faster at the lowest that a link can have.
     """
+    fastest, slowest = -math.log10(MAX_RATE), -math.log10(MIN_RATE)
+    found = _turning_point(lambda e: cost.over(with_rate(profile, 10**-e)) - local_seconds, fastest, slowest)
+    return None if found is None else 10**-found  # 0 for infinity
 
-    def slower_by(magnitude: float) -> float:
-        return cost.over(with_rate(profile, 10**magnitude)) - local_seconds
 
-    least, most = math.log10(MIN_RATE), math.log10(MAX_RATE)
-    if slower_by(most) > 0:
+def _turning_point(slower_by: Callable[[float], float], best: float, worst: float) -> float | None:
+    """Where a difference of seconds that grows with a link's value is 0: None below ``best``, infinity beyond ``worst``."""
+    if slower_by(best) > 0:
         return None
-    return 0.0 if slower_by(least) <= 0 else float(10 ** brentq(slower_by, least, most))
+    return math.inf if slower_by(worst) <= 0 else float(brentq(slower_by, best, worst))
 
 
 @dataclass(frozen=True)
@@ -125,11 +120,10 @@ def run_study(
     local: ProcessCost,
     asking: ProcessCost,
     profiles: Sequence[LinkProfile],
-    devices: Mapping[str, float],
     conditions: Mapping[str, Any],
     progress: Callable[[str], None] = lambda _: None,
 ) -> NetworkStudy:
-    """Measure each mode over each of ``profiles``, solve the thresholds for ``devices`` (slowdowns by name), measure two."""
+    """Measure each mode over each of ``profiles``, solve the thresholds for the devices of ``conditions``, measure two."""
     direct = {mode.name: probe.measure(mode, None) for mode in MODES}
     latencies: list[Latency] = []
     costs: dict[RequestMode, RequestCost] = {}
@@ -143,7 +137,7 @@ def run_study(
     reference = PROFILES[REFERENCE]
     thresholds: list[Threshold] = []
     turning: dict[str, tuple[LinkProfile, RequestMode, Threshold]] = {}
-    for device, slowdown in devices.items():
+    for device, slowdown in conditions["devices"].items():
         seconds = slowdown * median(local.seconds)
         for mode, cost in costs.items():
             if not mode.stream:  # streamed or not, the last word comes at the same time

@@ -111,9 +111,7 @@ def audio() -> np.ndarray[Any, np.dtype[np.float32]]:
 
 @pytest.fixture
 def device(tmp_path: Path) -> AskingDevice:
-    made = AskingDevice(tmp_path / "device")
-    made.keep(ADAPTER)
-    return made
+    return AskingDevice(tmp_path / "device", ADAPTER)
 
 
 def test_a_request_carries_the_adapter_or_its_handle_and_the_audio_to_the_byte(device: AskingDevice, audio):
@@ -160,7 +158,7 @@ def test_what_fails_is_not_tried_again(device: AskingDevice, audio):
 
 def test_what_is_no_adapter_is_refused_before_anything_is_measured(tmp_path: Path):
     with pytest.raises(AdapterError):
-        AskingDevice(tmp_path).keep(b"no adapter")
+        AskingDevice(tmp_path, b"no adapter")
 
 
 # The study
@@ -187,7 +185,7 @@ def study(audio, device: AskingDevice) -> Iterator[Callable[..., NetworkStudy]]:
                 ProcessCost((local_seconds, local_seconds), 700 * 2**20),
                 ProcessCost((0.1, 0.1), 50 * 2**20),
             )
-            return run_study(probe, local, asking, [QUICK], conditions["devices"], conditions)
+            return run_study(probe, local, asking, [QUICK], conditions)
 
         yield make
 
