@@ -25,18 +25,15 @@ from fl import __version__
 from fl.core.errors import IdiolectError
 from fl.settings.config import RunConfig
 from sim.cli.late import LateGroup
-from sim.cli.options import Json, facts_table, wide_console, with_settings
+from sim.cli.options import Json, facts_table, new_app, wide_console, with_settings
 
-app = typer.Typer(
+app = new_app(
     name="idiolect",
     cls=LateGroup,
     help="Federated, private, personal speech recognition for people who mix languages in one sentence.\n\n"
     "Start with [bold]idiolect demo[/bold]: it makes six people who mix Korean and English, trains all arms of the "
     "comparison on this machine and writes a report.",
-    rich_markup_mode="rich",
     no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
 )
 console, errors = wide_console(110), Console(stderr=True)
 # The default experiment with fewer steps, so that it ends within fifteen minutes on two cores.

@@ -10,6 +10,8 @@ import click
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from sim.cli.options import new_app
+
 
 @dataclass(frozen=True)
 class Late:
@@ -40,7 +42,7 @@ def load(name: str) -> click.Command:
     found = resolve_name(LATE[name].place)
     if isinstance(found, typer.Typer):
         return typer.main.get_command(found)
-    alone = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+    alone = new_app()
     alone.command(name)(found)
     return typer.main.get_command(alone)
 

@@ -28,6 +28,11 @@ SHORT = (
 )
 
 
+def new_app(**more: Any) -> typer.Typer:
+    """A group of commands with Rich's markup in its help, and ordinary stack traces."""
+    return typer.Typer(rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False, **more)
+
+
 def wide_console(width: int) -> Console:
     """Standard output, ``width`` characters wide where it is a file or a pipe, which have none: tables in it stay whole."""
     return Console(width=None if sys.stdout.isatty() else width)

@@ -7,12 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from typer import Option
 
 from fl.core.errors import ConfigError
 from sim.cli.app import progress_bars
-from sim.cli.options import Json, wide_console, with_fields
+from sim.cli.options import Json, new_app, wide_console, with_fields
 from sim.study.catalog import STUDIES
 from sim.study.network.command import network
 from sim.study.page import PAGE, STORE, rewrite, store, stored_at, write_study
@@ -24,13 +23,10 @@ from sim.study.table import print_result
 ROOT = Path("runs/studies")
 WORKERS = "Processes in which the devices of a run train side by side; 0 trains in the run's own."
 console = wide_console(200)
-app = typer.Typer(
+app = new_app(
     name="study",
     help="Run a study and print its tables; --write puts them into a page of the documentation.",
-    rich_markup_mode="rich",
     no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
 )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fl.runs.schema import ResultRow
-from sim.study.network.links import TCP_ROUND_TRIPS, LinkProfile, NetworkError, one_way_seconds
+from sim.study.network.links import TCP_ROUND_TRIPS, LinkProfile, NetworkError, transfer_seconds
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,8 @@ class RoundTime:
 
 def network_seconds(profile: LinkProfile, bytes_down: int, bytes_up: int) -> float:
     """Mean seconds of the network in a device's round: two connections, one to get the shared tensors and one to send an update."""
-    down = one_way_seconds(profile, bytes_down, profile.rate_down)
-    up = one_way_seconds(profile, bytes_up, profile.rate_up)
     # The request for the tensors is one way up, half a round trip, and so is the answer to the update on its way down.
-    return 2 * TCP_ROUND_TRIPS * profile.rtt + profile.rtt + down + up
+    return transfer_seconds(profile, bytes_up, bytes_down, round_trips=2 * TCP_ROUND_TRIPS + 1)
 
 
 def round_seconds(
