@@ -15,7 +15,7 @@ import time
 
 import psutil
 
-from sim.backends.memory import tree_bytes
+from sim.backends.noop import tree_bytes
 
 
 def watch(root: psutil.Process, every: float) -> dict[str, float]:

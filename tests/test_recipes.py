@@ -58,6 +58,7 @@ from fl.tasks.table import TASKS, load_task
 from sim.backends.run import run_simulation
 from sim.cli.app import app
 from sim.cli.late import LATE, load
+from sim.study.catalog import read_study
 from sim.study.plan import SIZES
 
 ROOT = Path(__file__).parents[1]
@@ -215,7 +216,9 @@ def test_every_command_that_the_page_names_is_there() -> None:
         command = load(name) if name in LATE else get_command(app).commands[name]  # type: ignore[attr-defined]
         if isinstance(command, click.Group):
             inner = words.pop(0)
-            command = command.commands["strategies" if inner == "alphas" else inner]  # whose row is not in this process
+            command = command.commands[
+                "strategies" if inner == "alphas" else inner
+            ]  # whose file is not in this process
         options = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in words if word.startswith("--")} <= options, f"idiolect {line}"
 
@@ -423,8 +426,8 @@ def test_the_language_pair_writes_every_level_with_its_loanwords(placed: Path) -
         assert all(latin in written.text.split() for _, latin in written.loanwords)
 
 
-def test_the_study_is_of_runs_that_could_be_made() -> None:
-    study = module("A study").alphas()
+def test_the_study_is_of_runs_that_could_be_made(placed: Path) -> None:
+    study = read_study(placed / RECIPES["A study"].path)
     for size in SIZES.values():
         runs = [study.config(cell, size, 1, "") for cell in study.chosen(size)]
         alphas = [run.adapter.alpha for run in runs]

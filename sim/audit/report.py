@@ -9,8 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from fl.privacy.audit import linkage, membership
-from sim.section import write_section
-from sim.tables import BOLD, ReportTable, markdown_tables, print_tables
+from sim.section import BOLD, ReportTable, markdown_tables, print_tables, write_section
 
 START, END = "<!-- audit: made by idiolect audit -->", "<!-- end of audit -->"
 SIGNIFICANT = 0.05

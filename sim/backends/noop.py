@@ -1,21 +1,70 @@
-"""A run that trains nothing: what the framework itself costs at any number of devices."""
+"""A run that trains nothing: what the framework itself costs at any number of devices, in time and memory.
+
+Memory is of this process and everything that it started, Ray's processes among them, sampled while it runs.
+"""
 
 from __future__ import annotations
 
-import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import psutil
 
 from fl.runs.files import read_costs
 from fl.runs.schema import RESULTS_NAME
 from fl.settings.config import RunConfig
 from fl.settings.names import ARMS, NO_OP
-from sim.backends.memory import peak_memory
-from sim.backends.run import run_simulation
-from strategies.loop import Progress
+
+
+@dataclass
+class PeakMemory:
+    """The largest proportional sum that was seen, in bytes; 0 where the system does not tell."""
+
+    bytes: int = 0
+
+
+def tree_bytes(root: psutil.Process) -> tuple[int, int]:
+    """Proportional and resident bytes of a process and its descendants.
+
+    In the proportional set size a page that N processes share counts 1/N in each; it is 0 where the system does not tell.
+    """
+    proportional = resident = 0
+    for process in (root, *root.children(recursive=True)):
+        try:
+            memory = process.memory_full_info()
+        except psutil.Error:  # it ended while we looked
+            continue
+        proportional += getattr(memory, "pss", 0)
+        resident += memory.rss
+    return proportional, resident
+
+
+@contextmanager
+def peak_memory(every: float = 1.0) -> Iterator[PeakMemory]:
+    """Sample the proportional :func:`tree_bytes` of this process every so many seconds, and once at the start and the end."""
+    peak, stop, root = PeakMemory(), threading.Event(), psutil.Process()
+
+    def sample() -> None:
+        peak.bytes = max(peak.bytes, tree_bytes(root)[0])
+
+    def watch() -> None:
+        while not stop.wait(every):
+            sample()
+
+    sample()
+    thread = threading.Thread(target=watch, name="idiolect-memory", daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        stop.set()
+        thread.join()
+        sample()
 
 
 @dataclass(frozen=True)
@@ -37,27 +86,17 @@ def no_op_config(config: RunConfig) -> RunConfig:
     return config.changed({"task": NO_OP, "new-people": 0, "private-share": 0.0, "arms": arms, "evaluate-every": 0})
 
 
-def run_no_op(
-    config: RunConfig,
-    *,
-    workers: int | None = None,
-    serial: bool = False,
-    ray_address: str = "",
-    progress: Progress | None = None,
-) -> NoOpSummary:
-    """Run :func:`no_op_config` of ``config`` and measure it. Without ``output`` the run folder is gone afterwards."""
+def run_no_op(config: RunConfig, simulate: Callable[[RunConfig], Path]) -> NoOpSummary:
+    """Run :func:`no_op_config` of ``config`` and measure it; without ``output`` the run folder is gone afterwards.
+
+    ``simulate`` is :func:`sim.backends.run.run_simulation` with where it is to happen.
+    """
     config = no_op_config(config)
     started = time.perf_counter()
-    with _folder(config.output) as output, peak_memory() as peak:
-        folder = run_simulation(
-            config.changed({"output": output}),
-            workers=workers,
-            serial=serial,
-            ray_address=ray_address,
-            progress=progress,
-        )
-        costs = read_costs(folder)
-        with (folder / RESULTS_NAME).open(encoding="utf-8") as file:
+    with TemporaryDirectory(prefix="idiolect-no-op-") as folder, peak_memory() as peak:
+        output = simulate(config.changed({"output": config.output or str(Path(folder) / "run")}))
+        costs = read_costs(output)
+        with (output / RESULTS_NAME).open(encoding="utf-8") as file:
             trained = sum(1 for _ in file)
     seconds_rounds = sum(costs.seconds.values())
     return NoOpSummary(
@@ -69,12 +108,3 @@ def run_no_op(
         framework_ms=round(1e3 * seconds_rounds / max(1, trained), 3),
         peak_bytes=peak.bytes,
     )
-
-
-@contextmanager
-def _folder(output: str) -> Iterator[str]:
-    if output:
-        yield output
-        return
-    with tempfile.TemporaryDirectory(prefix="idiolect-no-op-") as folder:
-        yield str(Path(folder) / "run")

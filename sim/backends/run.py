@@ -113,13 +113,12 @@ class _Notices(io.TextIOBase):
 
 def _backend(workers: int, ray_address: str) -> dict[str, dict[str, object]]:
     """What Flower's simulation passes on to Ray: to start it, or to join the cluster at ``ray_address``."""
-    init: dict[str, object] = {"logging_level": logging.ERROR, "log_to_driver": False, "include_dashboard": False}
-    if ray_address:
-        init["address"] = ray_address
-        del init["include_dashboard"]
-    else:
-        init["num_cpus"] = workers
+    start = {"address": ray_address} if ray_address else {"num_cpus": workers, "include_dashboard": False}
     # A worker that dies is started anew and does its message once more, to the same numbers; if it dies again, the devices of
     # that message are left out of the round. A later message waits for the new worker.
     survival = {"max_restarts": -1, "max_task_retries": 1}
-    return {"init_args": init, "client_resources": {"num_cpus": 1, "num_gpus": 0.0, **survival}}
+    resources: dict[str, object] = {"num_cpus": 1, "num_gpus": 0.0, **survival}
+    return {
+        "init_args": {"logging_level": logging.ERROR, "log_to_driver": False, **start},
+        "client_resources": resources,
+    }

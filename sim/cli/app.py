@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,27 +19,23 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from typer import Argument, Option
 
 from fl import __version__
 from fl.core.errors import IdiolectError
 from fl.settings.config import RunConfig
 from sim.cli.late import LateGroup
-from sim.cli.options import with_settings
+from sim.cli.options import Json, facts_table, new_app, wide_console, with_settings
 
-app = typer.Typer(
+app = new_app(
     name="idiolect",
     cls=LateGroup,
     help="Federated, private, personal speech recognition for people who mix languages in one sentence.\n\n"
     "Start with [bold]idiolect demo[/bold]: it makes six people who mix Korean and English, trains all arms of the "
     "comparison on this machine and writes a report.",
-    rich_markup_mode="rich",
     no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
 )
-console = Console(width=None if sys.stdout.isatty() else 110)  # a file or a pipe has no width: tables in it stay whole
-errors = Console(stderr=True)
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of text for a person.")]
+console, errors = wide_console(110), Console(stderr=True)
 # The default experiment with fewer steps, so that it ends within fifteen minutes on two cores.
 DEMO: dict[str, object] = {
     "output": "runs/demo",
@@ -74,77 +71,69 @@ def progress_bars(quiet: bool = False) -> Iterator[Callable[[str, int, int], Non
         yield show
 
 
-def _run_no_op(config: RunConfig, *, workers: int, serial: bool, ray_address: str, as_json: bool) -> None:
+def _simulation(workers: int, serial: bool, ray_address: str = "") -> Callable[..., Path]:
+    """:func:`sim.backends.run.run_simulation` where the options say that it is to happen."""
+    from sim.backends.run import run_simulation
+
+    return partial(run_simulation, workers=workers or None, serial=serial, ray_address=ray_address)
+
+
+def _run_no_op(config: RunConfig, simulate: Callable[..., Path], as_json: bool) -> None:
     from sim.backends.noop import run_no_op
 
     with progress_bars(as_json) as show:
-        summary = run_no_op(config, workers=workers or None, serial=serial, ray_address=ray_address, progress=show)
+        summary = run_no_op(config, partial(simulate, progress=show))
     if as_json:
         print(json.dumps(asdict(summary)))
         return
-    table = Table(title="Run without training", box=None, show_header=False)
-    table.add_column(style="bold")
-    table.add_row("rounds", f"{summary.rounds:,}")
-    table.add_row("devices", f"{summary.devices:,}, {summary.trained / summary.rounds:,.0f} in a round")
-    table.add_row("seconds", f"{summary.seconds:.1f}, {summary.seconds_rounds:.1f} of them in rounds")
-    table.add_row("framework", f"{summary.framework_ms:.2f} ms for each device in a round")
     memory = f"{summary.peak_bytes / 2**30:.2f} GiB at most, all processes" if summary.peak_bytes else "not known"
-    table.add_row("memory", memory)
-    console.print(table)
+    rows = {
+        "rounds": f"{summary.rounds:,}",
+        "devices": f"{summary.devices:,}, {summary.trained / summary.rounds:,.0f} in a round",
+        "seconds": f"{summary.seconds:.1f}, {summary.seconds_rounds:.1f} of them in rounds",
+        "framework": f"{summary.framework_ms:.2f} ms for each device in a round",
+        "memory": memory,
+    }
+    console.print(facts_table(rows.items(), "Run without training"))
 
 
-def _run_and_report(config: RunConfig, *, workers: int, serial: bool, as_json: bool, ray_address: str = "") -> None:
+def _run_and_report(config: RunConfig, simulate: Callable[..., Path], as_json: bool) -> None:
+    from fl.runs.files import read_privacy
     from fl.tasks.table import TASKS
-    from sim.backends.run import run_simulation
     from sim.report.page import write_report
     from sim.report.table import print_summary
 
     with progress_bars(as_json) as show:
         TASKS[config.task].prepare(config, lambda done, total: show(config.task, done, total))
         show("starting workers", 0, 1)
-        folder = run_simulation(config, workers=workers or None, progress=show, serial=serial, ray_address=ray_address)
+        folder = simulate(config, progress=show)
         show("starting workers", 1, 1)
     summary = write_report([folder], folder)
     if as_json:
         print(json.dumps(summary, ensure_ascii=False))
     else:
         print_summary(summary, console)
-        _print_promise(folder)
-        console.print(
-            f"\nReport: [bold]{_relative(folder / 'report.html')}[/bold]   adapters: {_relative(folder / 'devices')}",
-            soft_wrap=True,
-        )
+        if (privacy := read_privacy(folder)) is not None:  # what a private run promises, with every assumption
+            console.print(f"\n[bold]Privacy[/bold]\n{escape(privacy.statement)}", highlight=False)
+        page, adapters = _relative(folder / "report.html"), _relative(folder / "devices")
+        console.print(f"\nReport: [bold]{page}[/bold]   adapters: {adapters}", soft_wrap=True)
 
 
-def _print_promise(folder: Path) -> None:
-    """What a private run promises, with every assumption."""
-    from fl.runs.files import read_privacy
-
-    if (privacy := read_privacy(folder)) is not None:
-        console.print(f"\n[bold]Privacy[/bold]\n{escape(privacy.statement)}", highlight=False)
+def _relative(path: Path) -> Path:
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
-def _relative(path: Path) -> str:
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
-
-
-Workers = Annotated[int, typer.Option(help="Processes that train side by side; 0 takes one for each core.", min=0)]
+Workers = Annotated[int, Option(help="Processes that train side by side; 0 takes one for each core.", min=0)]
 Serial = Annotated[
-    bool, typer.Option("--serial", help="Run in this process, without Ray: slower, with ordinary stack traces.")
+    bool, Option("--serial", help="Run in this process, without Ray: slower, with ordinary stack traces.")
 ]
-
-
 RayAddress = Annotated[
-    str, typer.Option(help="Join a Ray cluster that runs already, host:port or auto, and use all its cores.")
+    str, Option(help="Join a Ray cluster that runs already, host:port or auto, and use all its cores.")
 ]
 NoOp = Annotated[
     bool,
-    typer.Option(
-        "--no-op", help="Train nothing: measure the framework, with --devices 100000 --sample 1000 for instance."
-    ),
+    Option("--no-op", help="Train nothing: measure the framework, with --devices 100000 --sample 1000 for instance."),
 ]
 
 
@@ -157,7 +146,7 @@ def demo(
 
     Everything runs on this machine, in about 15 minutes on 2 cores. An interrupted demo goes on where it stopped.
     """
-    _run_and_report(config, workers=workers, serial=serial, as_json=as_json)
+    _run_and_report(config, _simulation(workers, serial), as_json)
 
 
 @app.command()
@@ -177,51 +166,43 @@ def run(
     """
     from fl.tasks.table import TASKS
 
+    simulate = _simulation(workers, serial, ray_address)
     if no_op or not TASKS[config.task].learns:
-        _run_no_op(config, workers=workers, serial=serial, ray_address=ray_address, as_json=as_json)
-        return
-    config = config.changed({"output": config.output or "runs/last"})
-    _run_and_report(config, workers=workers, serial=serial, ray_address=ray_address, as_json=as_json)
+        _run_no_op(config, simulate, as_json)
+    else:
+        _run_and_report(config.changed({"output": config.output or "runs/last"}), simulate, as_json)
 
 
 @app.command()
 def synth(
-    out: Annotated[Path, typer.Option(help="Folder to write: manifest.jsonl, audio, population.json.")],
+    out: Annotated[Path, Option(help="Folder to write: manifest.jsonl, audio, population.json.")],
     pair: Annotated[
-        str, typer.Option(help="Language pair: ko-en or es-en; another is one file, see CONTRIBUTING.md.")
+        str, Option(help="Language pair: ko-en or es-en; another is one file, see CONTRIBUTING.md.")
     ] = "ko-en",
-    devices: Annotated[int, typer.Option(help="People who take part.", min=1)] = 8,
-    new_people: Annotated[int, typer.Option(help="Further people who never train.", min=0)] = 0,
-    sentences: Annotated[int, typer.Option(help="Sentences of each person.", min=1)] = 60,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.", min=0)] = 0,
+    devices: Annotated[int, Option(help="People who take part.", min=1)] = 8,
+    new_people: Annotated[int, Option(help="Further people who never train.", min=0)] = 0,
+    sentences: Annotated[int, Option(help="Sentences of each person.", min=1)] = 60,
+    seed: Annotated[int, Option(help="The same seed gives the same bytes.", min=0)] = 0,
     as_json: Json = False,
 ) -> None:
     """Make a synthetic population of people who mix two languages: each with a voice, a room and spelling habits."""
     from fl.data.synthetic import synthesize
 
+    sizes = {"devices": devices, "new_people": new_people, "sentences": sentences, "seed": seed}
     with progress_bars(as_json) as show:
-        manifest = synthesize(
-            out,
-            pair=pair,
-            devices=devices,
-            new_people=new_people,
-            sentences=sentences,
-            seed=seed,
-            progress=lambda done, total: show("speech", done, total),
-        )
+        manifest = synthesize(out, pair=pair, progress=lambda done, total: show("speech", done, total), **sizes)
     if as_json:
         print(json.dumps({"manifest": str(manifest.resolve())}))
     else:
-        console.print(
-            f"{manifest}\nTrain on it with: idiolect run --manifest {manifest}", soft_wrap=True, highlight=False
-        )
+        text = f"{manifest}\nTrain on it with: idiolect run --manifest {manifest}"
+        console.print(text, soft_wrap=True, highlight=False)
 
 
 @app.command()
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="Run folders; several seeds of one configuration are pooled.")],
+    folders: Annotated[list[Path], Argument(help="Run folders; several seeds of one configuration are pooled.")],
     out: Annotated[
-        Path | None, typer.Option(help="Where to write summary.json and report.html; by default the first folder.")
+        Path | None, Option(help="Where to write summary.json and report.html; by default the first folder.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -241,16 +222,15 @@ def report(
 
 @app.command()
 def transcribe(
-    file: Annotated[Path, typer.Argument(help="Audio file, of any format, rate and length.")],
+    file: Annotated[Path, Argument(help="Audio file, of any format, rate and length.")],
     adapter: Annotated[
-        Path | None,
-        typer.Option(help="A device's adapter folder, of any method; without it the frozen base transcribes."),
+        Path | None, Option(help="A device's adapter folder, of any method; without it the frozen base transcribes.")
     ] = None,
-    base: Annotated[str, typer.Option(help="Base; by default the adapter's own.")] = "",
-    beams: Annotated[int, typer.Option(min=1, max=16, help="Beam width.")] = 1,
-    language: Annotated[str, typer.Option(help="Language token; by default the adapter's own, or detected.")] = "",
+    base: Annotated[str, Option(help="Base; by default the adapter's own.")] = "",
+    beams: Annotated[int, Option(min=1, max=16, help="Beam width.")] = 1,
+    language: Annotated[str, Option(help="Language token; by default the adapter's own, or detected.")] = "",
     correction: Annotated[
-        Path | None, typer.Option(help="Correction of flora or fedex; by default that of the adapter's own run.")
+        Path | None, Option(help="Correction of flora or fedex; by default that of the adapter's own run.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -260,11 +240,8 @@ def transcribe(
     with errors.status("loading the base and listening"):
         pieces = transcribe_file(file, base, adapter, beams=beams, language=language, correction=correction)
     if as_json:
-        print(
-            json.dumps(
-                {"text": " ".join(p.text for p in pieces), "pieces": [asdict(p) for p in pieces]}, ensure_ascii=False
-            )
-        )
+        text = " ".join(p.text for p in pieces)
+        print(json.dumps({"text": text, "pieces": [asdict(p) for p in pieces]}, ensure_ascii=False))
     else:
         print("\n".join(p.text for p in pieces))
 
@@ -273,9 +250,9 @@ def transcribe(
 def bases(
     as_json: Json = False,
     sizes: Annotated[
-        bool, typer.Option("--sizes", help="The architectures of random:<architecture> instead, as a Markdown table.")
+        bool, Option("--sizes", help="The architectures of random:<architecture> instead, as a Markdown table.")
     ] = False,
-    write: Annotated[Path | None, typer.Option(help="With --sizes: a page to write the table into.")] = None,
+    write: Annotated[Path | None, Option(help="With --sizes: a page to write the table into.")] = None,
 ) -> None:
     """List the bases that need no model hub. Any Whisper or Wav2Vec2-CTC from a directory or the Hub works as well."""
     from fl.bases.resolve import known_bases
@@ -297,13 +274,8 @@ def bases(
     for name in ("name", "ready", "download", "licence", "source"):
         table.add_column(name)
     for row in rows:
-        table.add_row(
-            row.name,
-            "yes" if row.cached else "at first use",
-            f"{row.download_bytes / 1e6:.0f} MB",
-            row.licence,
-            row.source,
-        )
+        size, ready = f"{row.download_bytes / 1e6:.0f} MB", "yes" if row.cached else "at first use"
+        table.add_row(row.name, ready, size, row.licence, row.source)
     console.print(table)
     console.print(
         "Also: a directory in transformers' layout, a Hub name such as openai/whisper-small, random:<architecture>."
@@ -311,10 +283,7 @@ def bases(
 
 
 @app.command()
-def info(
-    adapter: Annotated[Path, typer.Argument(help="An adapter folder.")],
-    as_json: Json = False,
-) -> None:
+def info(adapter: Annotated[Path, Argument(help="An adapter folder.")], as_json: Json = False) -> None:
     """Show what an adapter is: its base, its configuration, and how much of it is shared and how much private."""
     from fl.adapters.files import describe, load_adapter
 
@@ -322,12 +291,12 @@ def info(
     if as_json:
         print(json.dumps(facts, ensure_ascii=False))
         return
-    table = Table(box=None, show_header=False)
+    rows = []
     for key, value in facts.items():
         if isinstance(value, dict):
             value = f"{value['tensors']} tensors, {value['parameters']:,} parameters, {value['bytes'] / 1024:,.0f} KiB"
-        table.add_row(key.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
-    console.print(table)
+        rows.append((key.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value)))
+    console.print(facts_table(rows))
 
 
 def _version(value: bool) -> None:
@@ -351,10 +320,8 @@ def set_up_process(verbose: bool = False) -> None:
 
 @app.callback()
 def options(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every round to standard error.")] = False,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
+    verbose: Annotated[bool, Option("--verbose", "-v", help="Log every round to standard error.")] = False,
+    version: Annotated[bool, Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
     """Options of every command."""
     set_up_process(verbose)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from typer import Argument, Option
 
 from fl.core.errors import ConfigError
 from fl.data.importers.build import ImportPlan, import_corpus
@@ -22,49 +20,25 @@ from fl.data.importers.summary import SPEAKERS, ImportSummary
 from fl.data.importers.table import IMPORTERS
 from fl.data.importers.vocabulary import TextIds
 from sim.cli.app import progress_bars
+from sim.cli.options import Json, facts_table, wide_console
 
-console = Console(width=None if sys.stdout.isatty() else 140)
-
-
-COLUMNS = ("title", "layout", "speakers", "licence", "get")  # of an importer, in the list
+console = wide_console(140)
 
 
-def formats_table() -> Table:
-    """The importers as a table for a person."""
-    table = Table(title="Importers: idiolect import NAME SOURCE --out DIR", title_justify="left")
-    for heading in ("name", "corpus", "layout", "devices", "licence", "how to get it"):
-        table.add_column(heading, overflow="fold")
-    for row in _importers():
-        table.add_row(*row.values())
-    return table
-
-
-def _importers() -> list[dict[str, str]]:
-    return [{"name": name, **{key: getattr(form, key) for key in COLUMNS}} for name, form in IMPORTERS.items()]
-
-
-def summary_table(summary: ImportSummary) -> Table:
-    """What an import did, as a table for a person."""
-    table = Table(
-        title=escape(f"{summary.format}: {summary.source}"), box=None, show_header=False, title_justify="left"
-    )
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    table.add_row("utterances", f"{summary.utterances:,}, {summary.hours:.2f} hours")
-    table.add_row("devices", _devices(summary))
-    table.add_row("languages", ", ".join(f"{name} {count:,}" for name, count in summary.languages.items()))
+def _facts(summary: ImportSummary) -> Iterator[tuple[str, str]]:
+    """What an import did, for a person."""
+    yield "utterances", f"{summary.utterances:,}, {summary.hours:.2f} hours"
+    yield "devices", _devices(summary)
+    yield "languages", ", ".join(f"{name} {count:,}" for name, count in summary.languages.items())
     splits = ", ".join(f"{name} {count:,}" for name, count in summary.splits.items())
-    table.add_row("split", summary.splits_are + (f" ({splits})" if splits else ""))
-    table.add_row("loanwords", f"{summary.loanwords:,} pairs of spellings")
+    yield "split", summary.splits_are + (f" ({splits})" if splits else "")
+    yield "loanwords", f"{summary.loanwords:,} pairs of spellings"
     if summary.shared_texts:
-        table.add_row(
-            "shared", f"{summary.shared_texts:,} texts are said on several devices; a split keeps each in one part"
-        )
+        yield "shared", f"{summary.shared_texts:,} texts are said on several devices; a split keeps each in one part"
     for reason, count in summary.left_out.items():
-        table.add_row("left out", escape(f"{count:,}: {reason}, first in {summary.examples[reason]}"))
+        yield "left out", f"{count:,}: {reason}, first in {summary.examples[reason]}"
     for note in summary.notes:
-        table.add_row("note", escape(note))
-    return table
+        yield "note", note
 
 
 def _devices(summary: ImportSummary) -> str:
@@ -86,62 +60,54 @@ def _fields(given: list[str]) -> dict[str, str]:
 
 
 def import_command(
-    form: Annotated[str, typer.Argument(metavar="[FORMAT]", help="Name of an importer; --list shows them.")] = "",
+    form: Annotated[str, Argument(metavar="[FORMAT]", help="Name of an importer; --list shows them.")] = "",
     source: Annotated[
-        Path | None, typer.Argument(metavar="[SOURCE]", help="Folder, file or archive (.zip, .tar.gz) of the corpus.")
+        Path | None, Argument(metavar="[SOURCE]", help="Folder, file or archive (.zip, .tar.gz) of the corpus.")
     ] = None,
-    listing: Annotated[bool, typer.Option("--list", help="List the importers and how to get each corpus.")] = False,
+    listing: Annotated[bool, Option("--list", help="List the importers and how to get each corpus.")] = False,
     out: Annotated[
-        Path | None,
-        typer.Option(help="Folder for manifest.jsonl and import.json; without it the corpus is only checked."),
+        Path | None, Option(help="Folder for manifest.jsonl and import.json; without it the corpus is only checked.")
     ] = None,
     copy: Annotated[
-        bool, typer.Option("--copy", help="Write all audio to --out (16 kHz mono FLAC) instead of naming it in place.")
+        bool, Option("--copy", help="Write all audio to --out (16 kHz mono FLAC) instead of naming it in place.")
     ] = False,
-    audio: Annotated[Path | None, typer.Option(help="A further folder in which the audio may lie.")] = None,
-    encoding: Annotated[
-        str, typer.Option(help="Encoding of the label files: cp949, utf-16, ...; by default UTF-8.")
-    ] = "",
-    part: Annotated[
-        list[str] | None, typer.Option(help="Only this split, list or folder of the corpus; repeatable.")
-    ] = None,
+    audio: Annotated[Path | None, Option(help="A further folder in which the audio may lie.")] = None,
+    encoding: Annotated[str, Option(help="Encoding of the label files: cp949, utf-16, ...; by default UTF-8.")] = "",
+    part: Annotated[list[str] | None, Option(help="Only this split, list or folder of the corpus; repeatable.")] = None,
     field: Annotated[
         list[str] | None,
-        typer.Option(metavar="FIELD=NAME", help=f"What a field is called in the corpus; FIELD: {', '.join(FIELDS)}."),
+        Option(metavar="FIELD=NAME", help=f"What a field is called in the corpus; FIELD: {', '.join(FIELDS)}."),
     ] = None,
     devices_by: Annotated[
-        DevicesBy, typer.Option(help="What becomes a device; auto: speakers, else topics, else sessions.")
+        DevicesBy, Option(help="What becomes a device; auto: speakers, else topics, else sessions.")
     ] = "auto",
     local_speakers: Annotated[
-        bool, typer.Option("--local-speakers", help="Speakers are numbered anew in each label file (aihub).")
+        bool, Option("--local-speakers", help="Speakers are numbered anew in each label file (aihub).")
     ] = False,
     splits: Annotated[
-        Splits,
-        typer.Option(help="Keep the official split, or divide each device; auto: official where every device trains."),
+        Splits, Option(help="Keep the official split, or divide each device; auto: official where every device trains.")
     ] = "auto",
     order: Annotated[
         Literal["spelling-first", "pronunciation-first"] | None,
-        typer.Option(help="Which half of (A)/(B) comes first; never guessed."),
+        Option(help="Which half of (A)/(B) comes first; never guessed."),
     ] = None,
-    transcript: Annotated[Transcript, typer.Option(help="Which half becomes the text.")] = "spelling",
+    transcript: Annotated[Transcript, Option(help="Which half becomes the text.")] = "spelling",
     keep_events: Annotated[
-        bool, typer.Option("--keep-events", help="Keep marks of noise and hesitation in the text.")
+        bool, Option("--keep-events", help="Keep marks of noise and hesitation in the text.")
     ] = False,
     plain: Annotated[
-        bool, typer.Option("--plain", help="Write texts without punctuation and in lower case, as they are scored.")
+        bool, Option("--plain", help="Write texts without punctuation and in lower case, as they are scored.")
     ] = False,
     drop_leaking: Annotated[
-        bool, typer.Option("--drop-leaking", help="Leave out training utterances whose text a held-out split has.")
+        bool, Option("--drop-leaking", help="Leave out training utterances whose text a held-out split has.")
     ] = False,
     drop_bad: Annotated[
-        bool, typer.Option("--drop-bad", help="Leave out utterances that are broken instead of refusing the corpus.")
+        bool, Option("--drop-bad", help="Leave out utterances that are broken instead of refusing the corpus.")
     ] = False,
     check_base: Annotated[
-        str, typer.Option(metavar="NAME", help="Refuse texts with letters that this base cannot write.")
+        str, Option(metavar="NAME", help="Refuse texts with letters that this base cannot write.")
     ] = "",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON for a script instead of text for a person.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Turn a corpus into a manifest: idiolect import FORMAT SOURCE --out DIR. Speakers become devices."""
     if listing:
@@ -162,13 +128,7 @@ def import_command(
         local_speakers=local_speakers,
     )
     plan = ImportPlan(
-        out=out,
-        copy=copy,
-        plain=plain,
-        devices=devices_by,
-        splits=splits,
-        drop_leaking=drop_leaking,
-        drop_bad=drop_bad,
+        out=out, copy=copy, plain=plain, devices=devices_by, splits=splits, drop_leaking=drop_leaking, drop_bad=drop_bad
     )
     writer = _writer(check_base) if check_base else None
     with progress_bars(as_json) as show:
@@ -176,11 +136,10 @@ def import_command(
     if as_json:
         print(json.dumps(asdict(summary), ensure_ascii=False))
         return
-    console.print(summary_table(summary))
+    console.print(facts_table(_facts(summary), f"{summary.format}: {summary.source}"))
     if summary.manifest:
-        console.print(
-            f"\nTrain on it with: idiolect run --manifest {summary.manifest}", soft_wrap=True, highlight=False
-        )
+        text = f"\nTrain on it with: idiolect run --manifest {summary.manifest}"
+        console.print(text, soft_wrap=True, highlight=False)
     else:
         console.print("\nNothing was written; --out DIR writes the manifest.")
 
@@ -195,7 +154,14 @@ def _writer(name: str) -> TextIds:
 
 
 def _print_formats(as_json: bool) -> None:
+    columns = ("title", "layout", "speakers", "licence", "get")
+    rows = [{"name": name, **{key: getattr(form, key) for key in columns}} for name, form in IMPORTERS.items()]
     if as_json:
-        print(json.dumps(_importers(), ensure_ascii=False))
+        print(json.dumps(rows, ensure_ascii=False))
         return
-    console.print(formats_table())
+    table = Table(title="Importers: idiolect import NAME SOURCE --out DIR", title_justify="left")
+    for heading in ("name", "corpus", "layout", "devices", "licence", "how to get it"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*row.values())
+    console.print(table)

@@ -4,52 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any
+from pkgutil import resolve_name
 
 import click
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from sim.cli.options import new_app
+
 
 @dataclass(frozen=True)
 class Late:
-    """Where a command is: a function of ``module``, or a whole ``typer.Typer`` of commands, and its line in the list."""
+    """``module:name`` of a function or of a ``typer.Typer`` of commands, and its line in the list."""
 
-    module: str
-    name: str
+    place: str
     help: str
 
 
 LATE = {
-    "serve": Late("sim.cli.serve", "serve", "Serve one frozen base to many people, each with an adapter of their own."),
-    "token": Late("sim.cli.serve", "token", "Make a bearer token for a server."),
-    "algorithms": Late(
-        "sim.cli.algorithms", "algorithms", "List the algorithms: what each shares, keeps, and its paper."
-    ),
+    "serve": Late("sim.cli.serve:serve", "Serve one frozen base to many people, each with an adapter of their own."),
+    "token": Late("sim.cli.serve:token", "Make a bearer token for a server."),
+    "algorithms": Late("sim.cli.algorithms:algorithms", "List the algorithms: what each shares, keeps, and its paper."),
     "import": Late(
-        "sim.cli.importing", "import_command", "Turn a corpus into a manifest; --list shows which and how to get them."
+        "sim.cli.importing:import_command", "Turn a corpus into a manifest; --list shows which and how to get them."
     ),
     "pretrain": Late(
-        "sim.pretrain.command",
-        "pretrain",
-        "Pretrain a small Wav2Vec2-CTC on synthetic speech in one language, as a base.",
+        "sim.pretrain.command:pretrain", "Pretrain a small Wav2Vec2-CTC on synthetic speech in one language, as a base."
     ),
-    "study": Late("sim.cli.studies", "app", "Run a study and print its tables."),
-    "audit": Late(
-        "sim.audit.command", "audit", "Measure what shared updates leak: speakers, attributes, training data."
-    ),
-    "device": Late("", "", "What a thin device does: keep its adapter, ask a server (no torch needed)."),
+    "study": Late("sim.study.command:app", "Run a study and print its tables."),
+    "audit": Late("sim.audit.command:audit", "Measure what shared updates leak: speakers, attributes, training data."),
+    "device": Late("", "What a thin device does: keep its adapter, ask a server (no torch needed)."),  # see entry.py
 }
 
 
 def load(name: str) -> click.Command:
     """The command ``name`` of :data:`LATE`, imported."""
-    late = LATE[name]
-    found: Any = getattr(import_module(late.module), late.name)
+    found = resolve_name(LATE[name].place)
     if isinstance(found, typer.Typer):
         return typer.main.get_command(found)
-    alone = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+    alone = new_app()
     alone.command(name)(found)
     return typer.main.get_command(alone)
 
@@ -71,6 +64,6 @@ class LateGroup(TyperGroup):
         self, ctx: click.Context, args: Sequence[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """The command that is to be run, with its arguments."""
-        if args and args[0] in LATE and LATE[args[0]].module:
+        if args and args[0] in LATE and LATE[args[0]].place:
             return args[0], load(args[0]), list(args[1:])
         return super().resolve_command(ctx, list(args))

@@ -1,39 +1,51 @@
-"""Settings on the command line: short options for those that people use, ``--set KEY=VALUE`` for all, and a file."""
+"""Options that commands share. Settings: short options for those that people use, ``--set KEY=VALUE`` for all, and a file."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from fl.core.errors import ConfigError
-from fl.settings.config import SETTINGS, RunConfig, find_key, load_config, make_config
+from fl.settings.config import SETTINGS, find_key, load_config, make_config
 from fl.settings.fields import Setting
 
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of text for a person.")]
+# The settings with an option of their own, by their short keys
 SHORT = (
-    *(
-        "task",
-        "base",
-        "method",
-        "rank",
-        "gate",
-        "sites",
-        "split",
-        "manifest",
-        "pair",
-        "devices",
-        "new-people",
-        "sentences",
-    ),
-    *("algorithm", "arms", "rounds", "local-steps", "batch-size", "learning-rate", "cohort", "sample", "aggregation"),
-    *("codec", "dp", "secure-sum", "seed", "output"),
+    *("task", "base", "method", "rank", "gate", "sites", "split", "manifest", "pair", "devices", "new-people"),
+    *("sentences", "algorithm", "arms", "rounds", "local-steps", "batch-size", "learning-rate", "cohort", "sample"),
+    *("aggregation", "codec", "dp", "secure-sum", "seed", "output"),
 )
-"""The settings with an option of their own, by their short keys."""
+
+
+def new_app(**more: Any) -> typer.Typer:
+    """A group of commands with Rich's markup in its help, and ordinary stack traces."""
+    return typer.Typer(rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False, **more)
+
+
+def wide_console(width: int) -> Console:
+    """Standard output, ``width`` characters wide where it is a file or a pipe, which have none: tables in it stay whole."""
+    return Console(width=None if sys.stdout.isatty() else width)
+
+
+def facts_table(rows: Iterable[tuple[str, str]], title: str | None = None) -> Table:
+    """Names and texts, a line for each, for a person."""
+    table = Table(title=title and escape(title), box=None, show_header=False, title_justify="left")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in rows:
+        table.add_row(name, escape(text))
+    return table
 
 
 def parse_value(text: str) -> object:
@@ -58,17 +70,14 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, object]:
     return values
 
 
-def _parameter(short: str, row: Setting) -> inspect.Parameter:
-    help_text = f"{row.help} [{row.allowed}; default: {row.default if row.default != '' else 'empty'}]"
-    option = typer.Option(
-        f"--{short}", help=help_text.replace("[", "\\["), rich_help_panel="Settings", show_default=False
-    )
-    kind: Any = Annotated[row.type | None, option]  # type: ignore[valid-type]
-    return inspect.Parameter(short.replace("-", "_"), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
-
-
-def _keyword(name: str, option: Any, kind: Any) -> inspect.Parameter:
+def _keyword(name: str, kind: Any, option: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
+
+
+def _short(name: str, row: Setting) -> inspect.Parameter:
+    text = f"{row.help} [{row.allowed}; default: {row.default if row.default != '' else 'empty'}]".replace("[", "\\[")
+    option = typer.Option(f"--{name}", help=text, rich_help_panel="Settings", show_default=False)
+    return _keyword(name.replace("-", "_"), row.type | None, option)
 
 
 def with_settings(function: Callable[..., None]) -> Callable[..., None]:
@@ -85,13 +94,12 @@ def with_settings(function: Callable[..., None]) -> Callable[..., None]:
         "--set", help="Any setting: KEY=VALUE, e.g. algorithm.ditto.pull=0.1; see docs/settings.md. Repeatable."
     )
     parameters = [
-        *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own),
-        _keyword("config", file_option, Path | None),
-        _keyword("settings", set_option, list[str] | None),
-        *(_parameter(name, SETTINGS[find_key(name)]) for name in short),
+        *own,
+        _keyword("config", Path | None, file_option),
+        _keyword("settings", list[str] | None, set_option),
+        *(_short(name, SETTINGS[find_key(name)]) for name in short),
     ]
 
-    @functools.wraps(function)
     def command(**values: Any) -> None:
         given = {name: values.pop(name.replace("-", "_")) for name in short}
         chosen = {find_key(name): value for name, value in given.items() if value is not None}
@@ -99,23 +107,26 @@ def with_settings(function: Callable[..., None]) -> Callable[..., None]:
         path, base = values.pop("config"), make_config(start)
         function(config=make_config(chosen, load_config(path, base) if path is not None else base), **values)
 
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return _with_parameters(command, function, parameters)
+
+
+def with_fields(function: Callable[..., None]) -> Callable[..., None]:
+    """Give ``function(chosen, ...)`` an option for each field of the dataclass ``chosen``, as the field is annotated."""
+    first, *own = inspect.signature(function, eval_str=True).parameters.values()
+    fields = inspect.signature(first.annotation, eval_str=True).parameters
+
+    def command(**values: Any) -> None:
+        function(first.annotation(**{name: values.pop(name) for name in fields}), **values)
+
+    return _with_parameters(command, function, [*fields.values(), *own])
+
+
+def _with_parameters(
+    command: Callable[..., None], function: Callable[..., None], parameters: list[inspect.Parameter]
+) -> Callable[..., None]:
+    """``command`` as Typer sees it: named and documented as ``function``, with ``parameters``."""
+    functools.update_wrapper(command, function)
+    keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+    command.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command
-
-
-def describe_settings() -> str:
-    """A Markdown table of all settings, for the documentation."""
-    lines = ["| setting | default | allowed | meaning |", "| --- | --- | --- | --- |"]
-    for row in SETTINGS.values():
-        default = f"`{row.default}`" if row.default != "" else "empty"
-        lines.append(f"| `{row.key}` | {default} | {row.allowed} | {row.help} |".replace("|pattern", "\\|pattern"))
-    return "\n".join(lines) + "\n"
-
-
-def flower_section(config: RunConfig) -> str:
-    """The tables under ``[tool.flwr.app.config]`` of pyproject.toml, with the values of ``config``."""
-    import tomli_w
-
-    document = {"tool": {"flwr": {"app": {"config": config.model_dump(by_alias=True)}}}}
-    return tomli_w.dumps(document)

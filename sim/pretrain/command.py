@@ -11,8 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
-import typer
-from rich.console import Console
+from typer import Option
 
 from fl.bases.ctc.catalog import CTC_ARCHITECTURES
 from fl.core.errors import ConfigError
@@ -20,6 +19,8 @@ from fl.core.paths import cache_root
 from fl.data.manifest import Utterance, read_manifest
 from fl.data.synthetic import population_digest, synthesize
 from fl.settings.names import OWN, TOKENS
+from sim.cli.app import errors
+from sim.cli.options import Json, with_fields
 from sim.pretrain.loop import PretrainSettings, pretrain_base
 
 SMOKE = {"speakers": 2, "sentences": 30, "steps": 40, "batch_size": 4, "warmup": 10, "checkpoint_every": 20}
@@ -42,71 +43,36 @@ def speech_of(settings: PretrainSettings, manifest: str) -> list[Utterance]:
     """The utterances to learn from: of ``manifest``, or of a synthetic population."""
     if manifest:
         return one_language(read_manifest(Path(manifest).expanduser()))
-    wanted = {
-        "pair": settings.pair,
-        "devices": settings.speakers,
-        "new_people": 0,
-        "sentences": settings.sentences,
-        "seed": settings.seed,
-    }
-    folder = cache_root() / "populations" / f"pretrain-{settings.pair}-{population_digest(**wanted)}"  # type: ignore[arg-type]
-    return one_language(read_manifest(synthesize(folder, **wanted)))  # type: ignore[arg-type]
+    size = {"devices": settings.speakers, "new_people": 0, "sentences": settings.sentences, "seed": settings.seed}
+    folder = cache_root() / "populations" / f"pretrain-{settings.pair}-{population_digest(pair=settings.pair, **size)}"
+    return one_language(read_manifest(synthesize(folder, pair=settings.pair, progress=None, **size)))
 
 
+@with_fields
 def pretrain(
-    out: Annotated[Path, typer.Option(help="Folder of the base; it appears when all steps are done.")],
-    pair: Annotated[
-        str, typer.Option(help="Pair whose matrix language is learnt: ko-en for Korean, es-en for Spanish.")
-    ] = "ko-en",
-    tokens: Annotated[
-        str, typer.Option(help="What the head writes: latin, syllables, all-syllables, jamo, compat-jamo.")
-    ] = "jamo",
-    architecture: Annotated[
-        str, typer.Option(help="Shape of the model, as in random:<architecture>.")
-    ] = "wav2vec2-small",
-    speakers: Annotated[int, typer.Option(help="Synthetic voices.", min=1)] = 12,
-    sentences: Annotated[
-        int, typer.Option(help="Sentences of each; those that mix languages are left out.", min=1)
-    ] = 400,
-    steps: Annotated[int, typer.Option(help="Optimizer steps.", min=1)] = 6_000,
-    batch_size: Annotated[int, typer.Option(help="Utterances in a step.", min=1)] = 16,
-    learning_rate: Annotated[float, typer.Option(help="Largest learning rate, after the warmup.", min=0.0)] = 5e-4,
-    warmup: Annotated[int, typer.Option(help="Steps over which the learning rate rises.", min=0)] = 500,
-    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)] = 200,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same weights.", min=0)] = 1,
-    manifest: Annotated[str, typer.Option(help="Learn from these recordings instead of synthetic ones.")] = "",
+    settings: PretrainSettings,
+    out: Annotated[Path, Option(help="Folder of the base; it appears when all steps are done.")],
+    manifest: Annotated[str, Option(help="Learn from these recordings instead of synthetic ones.")] = "",
     smoke: Annotated[
-        bool, typer.Option("--smoke", help="A few steps on a few sentences: that it runs, not that it learns.")
+        bool, Option("--smoke", help="A few steps on a few sentences: that it runs, not that it learns.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Pretrain a small Wav2Vec2-CTC from random weights on synthetic speech in one language, as a base for --base.
 
     Stopped, it goes on from its last checkpoint when the same command is given again, to the same weights.
     """
-    if architecture not in CTC_ARCHITECTURES:
-        raise ConfigError(f"architecture {architecture!r} is not known. Known: {', '.join(CTC_ARCHITECTURES)}.")
-    if tokens not in TOKENS or tokens == OWN:
-        raise ConfigError(f"tokens {tokens!r}: one of {', '.join(t for t in TOKENS if t != OWN)}")
-    settings = PretrainSettings(
-        pair=pair,
-        tokens=tokens,
-        architecture=architecture,
-        speakers=speakers,
-        sentences=sentences,
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        warmup=warmup,
-        checkpoint_every=checkpoint_every,
-        seed=seed,
-    )
+    if settings.architecture not in CTC_ARCHITECTURES:
+        raise ConfigError(
+            f"architecture {settings.architecture!r} is not known. Known: {', '.join(CTC_ARCHITECTURES)}."
+        )
+    if settings.tokens not in TOKENS or settings.tokens == OWN:
+        raise ConfigError(f"tokens {settings.tokens!r}: one of {', '.join(t for t in TOKENS if t != OWN)}")
     settings = replace(settings, **SMOKE) if smoke else settings  # type: ignore[arg-type]
-    console = Console(stderr=True)
 
     def show(step: int, loss: float) -> None:
         if step % max(1, settings.steps // 20) == 0 or step == settings.steps:
-            console.print(f"step {step}/{settings.steps}  loss {loss:.3f}", highlight=False)
+            errors.print(f"step {step}/{settings.steps}  loss {loss:.3f}", highlight=False)
 
     facts = pretrain_base(out, settings, speech_of(settings, manifest), show)
     if as_json:

@@ -13,11 +13,13 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from typer import Option
 
 from fl.bases.ctc.base import CtcBase
 from fl.bases.ctc.catalog import CTC_ARCHITECTURES, ctc_config
@@ -32,7 +34,7 @@ from fl.core.files import PUBLIC, write_atomically
 from fl.core.rng import derive_generator, derive_seed
 from fl.core.tensorfile import tensor_bytes
 from fl.data.manifest import Utterance
-from fl.metrics import score_utterance
+from fl.metrics import Counts, score_utterance
 from fl.speech.audio import check_speech, load_audio
 
 FACTS_NAME = "pretraining.json"
@@ -45,19 +47,23 @@ HELD_OUT_SHARE = 0.05
 
 @dataclass(frozen=True)
 class PretrainSettings:
-    """Everything that decides the weights, beside the speech itself."""
+    """Everything that decides the weights, beside the speech itself: each is an option of the command."""
 
-    pair: str
-    tokens: str
-    architecture: str
-    speakers: int
-    sentences: int
-    steps: int
-    batch_size: int
-    learning_rate: float
-    warmup: int
-    checkpoint_every: int
-    seed: int
+    pair: Annotated[str, Option(help="Pair whose matrix language is learnt: ko-en for Korean, es-en for Spanish.")] = (
+        "ko-en"
+    )
+    tokens: Annotated[str, Option(help="What the head writes: latin, syllables, all-syllables, jamo, compat-jamo.")] = (
+        "jamo"
+    )
+    architecture: Annotated[str, Option(help="Shape of the model, as in random:<architecture>.")] = "wav2vec2-small"
+    speakers: Annotated[int, Option(help="Synthetic voices.", min=1)] = 12
+    sentences: Annotated[int, Option(help="Sentences of each; those that mix languages are left out.", min=1)] = 400
+    steps: Annotated[int, Option(help="Optimizer steps.", min=1)] = 6_000
+    batch_size: Annotated[int, Option(help="Utterances in a step.", min=1)] = 16
+    learning_rate: Annotated[float, Option(help="Largest learning rate, after the warmup.", min=0.0)] = 5e-4
+    warmup: Annotated[int, Option(help="Steps over which the learning rate rises.", min=0)] = 500
+    checkpoint_every: Annotated[int, Option(help="Steps between checkpoints.", min=1)] = 200
+    seed: Annotated[int, Option(help="The same seed gives the same weights.", min=0)] = 1
 
 
 @dataclass(frozen=True)
@@ -234,14 +240,13 @@ class _Training:
     def facts(self) -> PretrainFacts:
         """The finished model, and how it does on what it did not see."""
         self.model.eval()
-        errors = words = 0
+        counts = []
         for first in range(0, len(self.held_out), 16):
             part = self.held_out[first : first + 16]
             with torch.inference_mode():
                 texts = self.base.generate(self.model, self.base.collate([h.features for h in part]).to(self.device))
-            for one, text in zip(part, texts, strict=True):
-                count = score_utterance(one.text, text).metrics["cer"]
-                errors, words = errors + count.errors, words + count.reference
+            counts += [score_utterance(one.text, text).metrics["cer"] for one, text in zip(part, texts, strict=True)]
+        cer = sum(counts, Counts())
         inner = unwrap_ctc(self.model)
         return PretrainFacts(
             fingerprint=ctc_fingerprint(inner, self.base.vocabulary.digest),
@@ -251,7 +256,7 @@ class _Training:
             steps=self.step,
             first_loss=self.losses[0],
             last_loss=self.losses[-1],
-            cer=errors / max(1, words),
+            cer=cer.errors / max(1, cer.reference),
         )
 
     def write(self, folder: Path) -> None:
@@ -270,5 +275,5 @@ def _read_utterance(base: CtcBase, utterance: Utterance) -> SpokenText:
     spoken = SpokenText(base.features(audio), utterance.text)
     base.collate(
         [spoken.features], [spoken.text]
-    )  # a text that does not fit its recording is refused before the first step
+    )  # refuses a text that does not fit its recording, before the first step
     return spoken

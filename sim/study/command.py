@@ -1,68 +1,71 @@
-"""``idiolect study NAME``: one command for each study of the catalogue, and ``all`` and ``tables`` over them."""
+"""``idiolect study NAME``: a command for each study of the catalogue, ``network``, and ``all`` and ``tables`` over them."""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
-from rich.console import Console
+from typer import Option
 
 from fl.core.errors import ConfigError
 from sim.cli.app import progress_bars
+from sim.cli.options import Json, new_app, wide_console, with_fields
 from sim.study.catalog import STUDIES
+from sim.study.network.command import network
 from sim.study.page import PAGE, STORE, rewrite, store, stored_at, write_study
-from sim.study.plan import SIZES, Study
+from sim.study.plan import SIZES, SMOKE, Study
 from sim.study.rows import StudyResult
-from sim.study.run import CellRun, StudyRun
-from sim.study.side_by_side import carry_out_side_by_side
+from sim.study.run import CellRun, StudyRun, carry_out_side_by_side
 from sim.study.table import print_result
 
 ROOT = Path("runs/studies")
-Smoke = Annotated[bool, typer.Option("--smoke", help="Minutes on 2 cores: shows that it runs, not what it finds.")]
-SizeName = Annotated[str, typer.Option("--size", help=f"How large the runs are: {', '.join(SIZES)}.")]
-Root = Annotated[
-    Path, typer.Option("--runs", help="Where the runs are kept; those that are finished are not run again.")
-]
-Cells = Annotated[str, typer.Option("--cells", help="Names of cells with ';' between; all by default.")]
-Workers = Annotated[
-    int,
-    typer.Option(help="Processes in which the devices of a run train side by side; 0 trains in the run's own.", min=0),
-]
-Jobs = Annotated[
-    int, typer.Option(help="Runs side by side, each with its share of the cores and 2 GiB of memory or more.", min=1)
-]
-Write = Annotated[
-    Path | None, typer.Option(help=f"Markdown page whose section is to be replaced, {PAGE}; rows go to {STORE}.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of text for a person.")]
+WORKERS = "Processes in which the devices of a run train side by side; 0 trains in the run's own."
+console = wide_console(200)
+app = new_app(
+    name="study",
+    help="Run a study and print its tables; --write puts them into a page of the documentation.",
+    no_args_is_help=True,
+)
 
 
-def console() -> Console:
-    """Wide enough for the tables where there is no window."""
-    return Console(width=None if sys.stdout.isatty() else 200)
+@app.callback()
+def studies() -> None:
+    """Every study is a table of runs that differ in a few settings, and can be cut to minutes by --smoke."""
 
 
-def make_run(study: Study, *, size: str, root: Path, cells: str = "", workers: int = 0) -> StudyRun:
-    """What the options of a command ask for."""
+@dataclass(frozen=True)
+class StudyOptions:
+    """The options of every study, and of ``all``."""
+
+    smoke: Annotated[bool, Option("--smoke", help="Minutes on 2 cores: shows that it runs, not what it finds.")] = False
+    size: Annotated[str, Option(help=f"How large the runs are: {', '.join(SIZES)}.")] = "full"
+    runs: Annotated[Path, Option(help="Where the runs are kept; those that are finished are not run again.")] = ROOT
+    workers: Annotated[int, Option(help=WORKERS, min=0)] = 0
+    jobs: Annotated[
+        int, Option(help="Runs side by side, each with its share of the cores and 2 GiB of memory or more.", min=1)
+    ] = 1
+    write: Annotated[
+        Path | None, Option(help=f"Markdown page whose section is to be replaced, {PAGE}; rows go to {STORE}.")
+    ] = None
+
+
+def make_run(study: Study, options: StudyOptions, cells: str = "") -> StudyRun:
+    """What the options of a command ask for; ``cells`` are names with ``;`` between."""
+    size = SMOKE.name if options.smoke else options.size
     if size not in SIZES:
         raise ConfigError(f"size {size!r} is unknown: {', '.join(SIZES)}")
     names = tuple(name.strip() for name in cells.split(";") if name.strip())
-    return StudyRun(study, SIZES[size], root / size, names, workers)
+    return StudyRun(study, SIZES[size], options.runs / size, names, options.workers)
 
 
 def run_ahead(runs: list[StudyRun], jobs: int, *, quiet: bool = False) -> None:
-    """Carry out what ``studies`` need, ``jobs`` runs side by side; with one job each study does so itself."""
+    """Carry out what ``runs`` need, ``jobs`` side by side; with one job each study does so itself."""
     if jobs == 1:
         return
     if any(run.workers for run in runs):
         raise ConfigError("jobs and workers are two ways to use the cores: give one of them")
-    for run in runs:
-        run.check()
     pending: dict[str, CellRun] = {}
     for run in runs:
         pending |= run.pending()
@@ -87,53 +90,48 @@ def run_study(run: StudyRun, *, write: Path | None, quiet: bool = False) -> Stud
     return result
 
 
-def study_command(study: Study) -> Callable[..., None]:
-    """The command of one study."""
-
-    def command(
-        smoke: Smoke = False,
-        size: SizeName = "full",
-        runs: Root = ROOT,
-        cells: Cells = "",
-        workers: Workers = 0,
-        jobs: Jobs = 1,
-        write: Write = None,
-        as_json: Json = False,
-    ) -> None:
-        run = make_run(study, size="smoke" if smoke else size, root=runs, cells=cells, workers=workers)
-        run_ahead([run], jobs, quiet=as_json)
-        result = run_study(run, write=write, quiet=as_json)
-        if as_json:
-            print(json.dumps(asdict(result), ensure_ascii=False))
-        else:
-            print_result(result, console())
-
-    command.__doc__ = (
+def add_command(study: Study) -> None:
+    """Give ``app`` the command of one study."""
+    text = (
         f"{study.question}\n\n{len(study.cells)} cells; arms {', '.join(study.arms)}. "
         "A study that was stopped goes on where it stopped."
     )
-    return command
+
+    @app.command(study.name, help=text)
+    @with_fields
+    def command(
+        options: StudyOptions,
+        cells: Annotated[str, Option(help="Names of cells with ';' between; all by default.")] = "",
+        as_json: Json = False,
+    ) -> None:
+        run = make_run(study, options, cells)
+        run_ahead([run], options.jobs, quiet=as_json)
+        result = run_study(run, write=options.write, quiet=as_json)
+        if as_json:
+            print(json.dumps(asdict(result), ensure_ascii=False))
+        else:
+            print_result(result, console)
 
 
-def run_all(
-    smoke: Smoke = False,
-    size: SizeName = "full",
-    runs: Root = ROOT,
-    workers: Workers = 0,
-    jobs: Jobs = 1,
-    write: Write = None,
-) -> None:
+for _study in STUDIES.values():
+    add_command(_study)
+app.command("network")(network)
+
+
+@app.command("all")
+@with_fields
+def run_all(options: StudyOptions) -> None:
     """Run every study of the catalogue; runs that two of them have in common are made once."""
-    size = "smoke" if smoke else size
-    each = [make_run(study, size=size, root=runs, workers=workers) for study in STUDIES.values()]
-    run_ahead(each, jobs)
+    each = [make_run(study, options) for study in STUDIES.values()]
+    run_ahead(each, options.jobs)
     for run in each:
-        print_result(run_study(run, write=write), console())
+        print_result(run_study(run, write=options.write), console)
 
 
+@app.command()
 def tables(
-    page: Annotated[Path, typer.Option(help="The page.")] = PAGE,
-    rows: Annotated[Path, typer.Option(help="The folder of stored rows.")] = STORE,
+    page: Annotated[Path, Option(help="The page.")] = PAGE,
+    rows: Annotated[Path, Option(help="The folder of stored rows.")] = STORE,
 ) -> None:
     """Write every table and plot of the page again from the stored rows; nothing is run."""
     for name in rewrite(page, rows):

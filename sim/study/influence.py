@@ -8,6 +8,7 @@ difference between the best and the worst value's mean stands in its place.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -25,13 +26,16 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Influence:
-    """One setting and one arm: ``correlation`` of ranks (positive: larger values, more errors), None for words."""
+    """One setting and one arm. ``strength`` is the correlation of ranks (positive: larger values, more errors).
+
+    Of ``words`` it is the worst mean rate less the best mean rate.
+    """
 
     setting: str
     arm: str
-    correlation: float | None
-    spread: float | None  # words: worst mean rate less best mean rate
-    chance: float  # what one in twenty shufflings of the draws reaches, of either
+    words: bool
+    strength: float
+    chance: float  # what one in twenty shufflings of the draws reaches
     draws: int
 
 
@@ -48,7 +52,7 @@ def influences(result: StudyResult) -> list[Influence]:
         names = [name for name in rows[0].settings if len({row.settings.get(name) for row in rows}) > 1] if rows else []
         if len(rows) >= FEWEST:
             each = [_influence(name, arm, rows) for name in names]
-            found += sorted(each, key=lambda one: -abs(one.correlation or one.spread or 0) / max(one.chance, 1e-9))
+            found += sorted(each, key=lambda one: -abs(one.strength) / max(one.chance, 1e-9))
     return found
 
 
@@ -57,12 +61,10 @@ def _influence(name: str, arm: str, rows: list[StudyRow]) -> Influence:
     values = [row.settings[name] for row in rows]
     generator = derive_generator(0, "influence", name, arm)
     shuffled = [generator.permutation(rates) for _ in range(SHUFFLES)]
-    if isinstance(values[0], str):
-        spreads = [_spread(values, one) for one in (rates, *shuffled)]
-        return Influence(name, arm, None, spreads[0], float(np.quantile(spreads[1:], 0.95)), len(rows))
-    numbers = np.array(values, np.float64)
-    ranks = [rank_correlation(numbers, one) for one in (rates, *shuffled)]
-    return Influence(name, arm, ranks[0], None, float(np.quantile(np.abs(ranks[1:]), 0.95)), len(rows))
+    words = isinstance(values[0], str)
+    strength = partial(_spread, values) if words else partial(rank_correlation, np.array(values, np.float64))
+    chance = np.quantile([abs(strength(one)) for one in shuffled], 0.95)
+    return Influence(name, arm, words, strength(rates), float(chance), len(rows))
 
 
 def rank_correlation(first: Floats, second: Floats) -> float:
@@ -81,12 +83,11 @@ def influence_table(result: StudyResult) -> str:
     """The influences as Markdown; empty where there are none. Bold is what fewer than one in twenty shufflings reach."""
     rows = []
     for one in influences(result):
-        if one.correlation is not None:
-            strength, text, chance = abs(one.correlation), f"{one.correlation:+.2f}", f"{one.chance:.2f}"
+        if one.words:
+            text, chance = f"{100 * one.strength:.1f} points between words", f"{100 * one.chance:.1f} points"
         else:
-            strength = one.spread or 0.0
-            text, chance = f"{100 * strength:.1f} points between words", f"{100 * one.chance:.1f} points"
-        shown = f"**{text}**" if strength > one.chance else text
+            text, chance = f"{one.strength:+.2f}", f"{one.chance:.2f}"
+        shown = f"**{text}**" if abs(one.strength) > one.chance else text
         rows.append((f"`{one.setting}`", one.arm, shown, chance, str(one.draws)))
     note = "Influence: rank correlation with the error rate, positive where larger values make more errors."
     return f"{markdown_table(HEADS, rows)}\n{note}\n" if rows else ""

@@ -8,9 +8,8 @@ from fl.core.files import PUBLIC, write_atomically
 from sim.section import page_parts, write_section
 from sim.study.influence import influence_table, influences
 from sim.study.plan import SIZES
-from sim.study.repetition import spread_table
 from sim.study.rows import StudyResult
-from sim.study.table import markdown
+from sim.study.table import markdown, spread_table
 
 STORE = Path("docs/studies")
 PAGE = Path("docs/results.md")

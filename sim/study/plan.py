@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from pydantic import ConfigDict
+
 from fl.core.errors import ConfigError
 from fl.settings.config import RunConfig, make_config
 from fl.settings.fields import Value
@@ -22,38 +24,33 @@ class StudySize:
     seeds: tuple[int, ...]
 
 
+FULL = StudySize("full", {"new-people": 0, "evaluate-every": 0, "cohort": 3}, seeds=(1, 2, 3))
+SHORT = StudySize(
+    "short",
+    {
+        **FULL.settings,
+        "rounds": 8,
+        "local-steps": 5,
+        "finetune-steps": 5,
+        "private-share": 0.25,
+        "private-learning-rate": 7e-3,
+    },
+    seeds=(1,),
+)
 SMOKE = StudySize(
     "smoke",
     {
+        **SHORT.settings,
         "devices": 3,
-        "new-people": 0,
         "sentences": 14,
         "test-share": 0.15,
         "rounds": 2,
         "local-steps": 2,
         "finetune-steps": 2,
         "private-share": 0.5,
-        "private-learning-rate": 7e-3,
-        "evaluate-every": 0,
-        "cohort": 3,
     },
     seeds=(1,),
 )
-SHORT = StudySize(
-    "short",
-    {
-        "new-people": 0,
-        "rounds": 8,
-        "local-steps": 5,
-        "finetune-steps": 5,
-        "private-share": 0.25,
-        "private-learning-rate": 7e-3,
-        "evaluate-every": 0,
-        "cohort": 3,
-    },
-    seeds=(1,),
-)
-FULL = StudySize("full", {"new-people": 0, "evaluate-every": 0, "cohort": 3}, seeds=(1, 2, 3))
 SIZES = {size.name: size for size in (SMOKE, SHORT, FULL)}
 
 
@@ -66,8 +63,9 @@ class StudyCell:
     ``again`` is a repetition: the same people, sentences and division, another initialisation and order of batches.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
     name: str
-    settings: Settings
+    settings: Settings = field(default_factory=dict)
     smoke: bool = True
     compared: tuple[str, ...] = ()
     new_people: bool = False
@@ -78,13 +76,13 @@ class StudyCell:
 class Study:
     """A study. ``arms`` are trained and evaluated in each cell; of them ``compared`` is what the table is about.
 
-    Every cell is compared with the cell ``baseline`` where both were tested on the same sentences, and with the arm ``global``, its
-    own or else that of the baseline. ``drawn`` says that all settings of the
-    cells but the baseline's were drawn at random. ``slices`` are further rows for
-    parts of the test sentences: ``level`` of the switch, ``mixing`` by thirds of how much of a sentence is embedded language.
-    ``base`` are settings of all cells, ``sizes`` replace those of a size.
+    Every cell is compared with the cell ``baseline`` where both were tested on the same sentences, and with the arm ``global``,
+    its own or else that of the baseline. ``drawn`` says that all settings of the cells but the baseline's were drawn at random.
+    ``slices`` are further rows for parts of the test sentences: ``level`` of the switch, ``mixing`` by thirds of how much of a
+    sentence is embedded language. ``base`` are settings of all cells, ``sizes`` replace those of a size.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
     name: str
     question: str
     cells: tuple[StudyCell, ...]

@@ -6,7 +6,7 @@ The same rows give the same file to the byte: no date, no random names, and text
 from __future__ import annotations
 
 import io
-from typing import Any
+from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -16,28 +16,14 @@ from sim.study.rows import StudyResult
 
 WIDTH = 7.2  # inches, as all sizes here
 COLOURS = ("#0b6e99", "#c2410c", "#15803d", "#7e22ce")
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "idiolect",
-    "font.size": 9,
-    "axes.edgecolor": "#9ca3af",
-    "axes.labelcolor": "#6b7280",
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "xtick.color": "#6b7280",
-    "ytick.color": "#6b7280",
-    "ytick.labelcolor": "#111827",
-    "ytick.left": False,
-    "grid.color": "#d1d5db",
-}
+STYLE = Path(__file__).with_suffix(".mplstyle")
 
 
 def results_svg(result: StudyResult) -> str:
     """The main metric of each cell and arm with its interval; arms have colours of their own."""
     rows = [row for row in result.rows if not row.failed and row.rates[row.metric]["rate"] is not None]
     arms = list(dict.fromkeys(row.arm for row in rows))
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(fname=STYLE):
         figure = Figure(figsize=(WIDTH, 0.8 + 0.27 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
         for y, row in enumerate(rows):
@@ -63,7 +49,7 @@ def influence_svg(result: StudyResult) -> str:
     top = max(100 * row.rates[row.metric]["rate"] for arm in arms for row in drawn(result, arm))
     across = 3
     down = -(-len(names) // across)
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(fname=STYLE):
         figure = Figure(figsize=(WIDTH, 0.4 + 1.6 * down), layout="constrained")
         panels = figure.subplots(down, across, sharey=True, squeeze=False).flat
         for name, panel in zip(names, panels, strict=False):
@@ -81,7 +67,9 @@ def influence_svg(result: StudyResult) -> str:
             panel.grid(axis="y")
         for panel in panels:
             panel.set_axis_off()
-        figure.supylabel(f"{result.metric.upper()} in per cent", color=STYLE["axes.labelcolor"], fontsize=9)
+        figure.supylabel(
+            f"{result.metric.upper()} in per cent", color=matplotlib.rcParams["axes.labelcolor"], fontsize=9
+        )
         figure.legend(arms, loc="outside upper left", ncols=len(arms), frameon=False)
         return _svg(figure, result.question)
 

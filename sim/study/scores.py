@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from fl.core.rng import derive_seed
@@ -25,9 +26,8 @@ def _mixing(scored: ScoredRow) -> str:
     if not languages:
         return ""
     share = 1 - max(languages.count(one) for one in set(languages)) / len(languages)
-    return (
-        "embedded words: none" if share == 0 else f"embedded words: {'up to' if share <= 0.25 else 'above'} a quarter"
-    )
+    amount = "none" if share == 0 else "up to a quarter" if share <= 0.25 else "above a quarter"
+    return f"embedded words: {amount}"
 
 
 SLICES: Mapping[str, Callable[[ScoredRow], str]] = {"level": _level, "mixing": _mixing}
@@ -61,10 +61,11 @@ class CellScores:
 
     def sliced(self, kind: str) -> dict[str, CellScores]:
         """The same for parts of the sentences: by ``level`` of the switch, or by ``mixing``, thirds of how much is embedded."""
-        names = sorted({name for rows in self.arms.values() for each in rows if (name := SLICES[kind](each))})
+        name_of = SLICES[kind]
+        names = sorted({name for rows in self.arms.values() for each in rows if (name := name_of(each))})
         parts = {}
         for name in names:
-            arms = {arm: tuple(each for each in rows if SLICES[kind](each) == name) for arm, rows in self.arms.items()}
+            arms = {arm: tuple(each for each in rows if name_of(each) == name) for arm, rows in self.arms.items()}
             parts[name] = replace(self, arms=arms)
         return parts
 
@@ -111,26 +112,25 @@ class CellScores:
 
     def costs(self, arm: str) -> dict[str, float]:
         """Means over the runs: parameters, bytes, seconds of training and of decoding, seconds of audio decoded in one second."""
-        found: dict[str, list[float]] = {}
-        for run in self.runs:
-            trained = [row for row in run.results if row.arm == arm and row.steps]
-            whose = [row for row in run.results if row.arm == arm and row.new_person == self.new_people]
-            tested = [row for row in whose if row.split == "test"]
-            decoded = [row for row in run.transcripts if row.arm == arm and row.new_person == self.new_people]
-            audio = math.fsum(row.seconds_audio for row in decoded)
-            decoding = math.fsum(row.seconds_evaluate for row in tested)
-            size = run.costs.arms.get(arm)  # the frozen base has none
-            values = {
-                "parameters": float(size.parameters if size else 0),
-                "private_bytes": float(run.costs.private_bytes if arm == "personalized" else 0),
-                "bytes_up": float(max((row.bytes_up for row in trained), default=0)),
-                "seconds_train": math.fsum(row.seconds_train for row in trained),
-                "seconds_test": decoding,
-                "audio_per_second": audio / decoding if decoding else 0.0,
-            }
-            for name, value in values.items():
-                found.setdefault(name, []).append(value)
-        return {name: math.fsum(values) / len(values) for name, values in found.items()}
+        each = [self._costs(run, arm) for run in self.runs]
+        return {name: fmean(one[name] for one in each) for name in each[0]}
+
+    def _costs(self, run: RunFiles, arm: str) -> dict[str, float]:
+        own = [row for row in run.results if row.arm == arm]
+        trained = [row for row in own if row.steps]
+        tested = [row for row in own if row.split == "test" and row.new_person == self.new_people]
+        decoded = [row for row in run.transcripts if row.arm == arm and row.new_person == self.new_people]
+        audio = math.fsum(row.seconds_audio for row in decoded)
+        decoding = math.fsum(row.seconds_evaluate for row in tested)
+        size = run.costs.arms.get(arm)  # the frozen base has none
+        return {
+            "parameters": float(size.parameters if size else 0),
+            "private_bytes": float(run.costs.private_bytes if arm == "personalized" else 0),
+            "bytes_up": float(max((row.bytes_up for row in trained), default=0)),
+            "seconds_train": math.fsum(row.seconds_train for row in trained),
+            "seconds_test": decoding,
+            "audio_per_second": audio / decoding if decoding else 0.0,
+        }
 
 
 def _sentences(rows: Sequence[ScoredRow]) -> set[tuple[str, str, str]]:

@@ -1,17 +1,18 @@
-"""A study's rows as a table: Rich for the terminal, Markdown for a page."""
+"""A study's rows as a table: Rich for the terminal, Markdown for a page, and how far apart repetitions of one run lie."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from sim.section import markdown_table
+from sim.section import ReportTable, markdown_table, print_tables
 from sim.study.rows import StudyResult, StudyRow
 
 WIDE = 240  # characters
+FEWEST = 3  # runs, below which a standard deviation says nothing
 ON_PAGES = ("WER, %", "inserted, %", "other language, %", "audio s / s")  # no room in a narrow terminal
 
 
@@ -78,19 +79,38 @@ def markdown(result: StudyResult) -> str:
     return f"{markdown_table(*table(result))}\n{conditions(result)}\n"
 
 
+def spread_table(result: StudyResult) -> str:
+    """Mean, deviation and range of each arm with at least :data:`FEWEST` runs as Markdown; empty where there is none.
+
+    They are the part of a result that is the chance in training.
+    """
+    rows = []
+    for arm in dict.fromkeys(row.arm for row in result.rows):
+        own = [row for row in result.rows if row.arm == arm and not row.failed]
+        rates = [row.rates[row.metric]["rate"] for row in own]
+        differences = [row.against_global["difference"] for row in own if row.against_global]
+        if len(own) >= FEWEST:
+            rows.append((arm, str(len(own)), *_spread(rates, ".1f"), *_spread(differences, "+.1f")))
+    of_each = "standard deviation", "range"
+    main, other = f"{result.metric.upper()}, %: mean", "against global, points: mean"
+    return markdown_table(("arm", "runs", main, *of_each, other, *of_each), rows) if rows else ""
+
+
+def _spread(values: list[float], form: str) -> tuple[str, str, str]:
+    if len(values) < FEWEST:
+        return "-", "-", "-"
+    points = [100 * value for value in values]
+    mean, deviation = statistics.mean(points), statistics.stdev(points)
+    return f"{mean:{form}}", f"{deviation:.1f}", f"{min(points):{form}} to {max(points):{form}}"
+
+
 def print_result(result: StudyResult, console: Console) -> None:
     """The table in a terminal; where that is narrow without the columns of :data:`ON_PAGES`, which pages and JSON have."""
     heads, rows = table(result)
     if console.width < WIDE:
         kept = [i for i, head in enumerate(heads) if head not in ON_PAGES]
         heads, rows = tuple(heads[i] for i in kept), [tuple(row[i] for i in kept) for row in rows]
-    shown = Table(title=result.question, box=None, title_justify="left")
-    for i, head in enumerate(heads):
-        shown.add_column(head, justify="left" if i == 0 else "right", overflow="fold")
-    for row in rows:
-        shown.add_row(*row)
-    console.print(shown)
-    console.print(conditions(result), highlight=False, style="dim")
+    print_tables([ReportTable(result.question, heads, tuple(rows))], conditions(result), console)
 
 
 def conditions(result: StudyResult) -> str:
@@ -99,13 +119,13 @@ def conditions(result: StudyResult) -> str:
     sizes = ""
     if "base" in found:
         sizes = (
-            f"{found['base']}; {found['devices']} devices, {found['rounds']} rounds of {found['local_steps']} steps of "
-            f"{found['batch_size']} unless the cell says otherwise, {found['sentences']} test sentences; "
-        )
+            "{base}; {devices} devices, {rounds} rounds of {local_steps} steps of {batch_size} unless the cell says otherwise, "
+            "{sentences} test sentences; "
+        ).format_map(found)
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     return (
-        f"Size {result.size}, seeds {', '.join(map(str, found['seeds']))}; {sizes}{_machines(result)}; "
-        + ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-        + ". 95 % bootstrap CI, sentences resampled within people. Differences are paired, negative is better; * excludes zero."
+        f"Size {result.size}, seeds {', '.join(map(str, found['seeds']))}; {sizes}{_machines(result)}; {versions}. "
+        "95 % bootstrap CI, sentences resampled within people. Differences are paired, negative is better; * excludes zero."
     )
 
 
@@ -117,9 +137,8 @@ def _machines(result: StudyResult) -> str:
         if row.cell not in names:
             names.append(row.cell)
     first, *others = sorted(cells, key=lambda machine: -len(cells[machine]))
-    return "; ".join(
-        [first, *(f"{machine} ({'; '.join(cells[machine])}){_beside(result, machine)}" for machine in others)]
-    )
+    named = [f"{machine} ({'; '.join(cells[machine])}){_beside(result, machine)}" for machine in others]
+    return "; ".join([first, *named])
 
 
 def _machine(found: Mapping[str, Any]) -> str:

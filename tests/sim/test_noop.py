@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,7 @@ from fl.settings.config import RunConfig, make_config
 from fl.settings.names import EDGE, NO_OP
 from fl.tasks.noop import NoOpTask
 from fl.tasks.task import DeviceExamples
-from sim.backends.memory import peak_memory
-from sim.backends.noop import no_op_config, run_no_op
+from sim.backends.noop import no_op_config, peak_memory, run_no_op
 from sim.backends.run import run_simulation
 from sim.backends.serial import SerialGrid
 from sim.cli.app import app
@@ -85,7 +85,9 @@ def test_a_run_without_training_prints_what_it_cost(tmp_path: Path) -> None:
 
 
 def test_the_population_costs_an_entry_in_two_tables_and_no_file(tmp_path: Path) -> None:
-    summary = run_no_op(config(tmp_path / "run", devices=20_000, sample=10, rounds=1), serial=True)
+    summary = run_no_op(
+        config(tmp_path / "run", devices=20_000, sample=10, rounds=1), partial(run_simulation, serial=True)
+    )
     assert summary.devices == 20_000
     assert len(list((tmp_path / "run" / "devices").glob("*/*"))) == 10
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -12,12 +11,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from fl.speech.audio import SAMPLE_RATE, load_audio, save_audio
+from sim.cli.app import errors
+from sim.cli.options import Json, wide_console
 from sim.study.network.latency import AskingDevice, LatencyProbe
 from sim.study.network.links import PROFILES, NetworkError, parse_profile
-from sim.study.network.local import hold_base, only_ask, served
+from sim.study.network.local import process_cost, served
 from sim.study.network.proxy import LOOPBACK
 from sim.study.network.study import REFERENCE, run_study
 
@@ -49,17 +50,17 @@ def parse_devices(text: str) -> dict[str, float]:
 
 
 def network(
-    audio: Annotated[Path, typer.Argument(help="An utterance, at most 29 s.")],
-    adapter: Annotated[Path, typer.Option(help="The adapter folder of whoever speaks.")],
-    base: Annotated[str, typer.Option(help="Base; by default the adapter's own.")] = "",
-    precision: Annotated[str, typer.Option(help="Of the adapter on the wire: float32, float16 or int8.")] = "float16",
-    profiles: Annotated[str, typer.Option(help="Links, ';' between: names, or lte,rtt=0.2.")] = ";".join(PROFILES),
-    devices: Annotated[str, typer.Option(help="name=slowdown against this machine.")] = _ALL_DEVICES,
-    repeats: Annotated[int, typer.Option(help="Of each measurement.", min=1)] = 5,
-    seed: Annotated[int, typer.Option(help="Of jitter and loss.", min=0)] = 0,
-    server: Annotated[str, typer.Option(help="127.0.0.1:PORT of a server without tokens; else one is started.")] = "",
-    write: Annotated[Path | None, typer.Option(help="Markdown page whose section is to be replaced.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script, not text for a person.")] = False,
+    audio: Annotated[Path, Argument(help="An utterance, at most 29 s.")],
+    adapter: Annotated[Path, Option(help="The adapter folder of whoever speaks.")],
+    base: Annotated[str, Option(help="Base; by default the adapter's own.")] = "",
+    precision: Annotated[str, Option(help="Of the adapter on the wire: float32, float16 or int8.")] = "float16",
+    profiles: Annotated[str, Option(help="Links, ';' between: names, or lte,rtt=0.2.")] = ";".join(PROFILES),
+    devices: Annotated[str, Option(help="name=slowdown against this machine.")] = _ALL_DEVICES,
+    repeats: Annotated[int, Option(help="Of each measurement.", min=1)] = 5,
+    seed: Annotated[int, Option(help="Of jitter and loss.", min=0)] = 0,
+    server: Annotated[str, Option(help="127.0.0.1:PORT of a server without tokens; else one is started.")] = "",
+    write: Annotated[Path | None, Option(help="Markdown page whose section is to be replaced.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Compare asking a server over all kinds of networks with holding the base on the device, and say where it turns.
 
@@ -67,13 +68,11 @@ def network(
     """
     links = [parse_profile(text) for text in profiles.split(";")]
     slowdowns, running = parse_devices(devices), parse_server(server)
-    from rich.console import Console
-
     from fl.adapters.files import load_adapter
     from fl.adapters.packing import pack_folder
     from fl.core.machine import machine
-    from sim.section import page_parts
-    from sim.study.network.report import END, START, print_study, write_study
+    from sim.section import markdown_tables, page_parts, print_tables, write_section
+    from sim.study.network.report import END, START, conditions_text, tables
 
     if write is not None:
         page_parts(write, START, END)  # now, not after minutes of measuring
@@ -91,20 +90,19 @@ def network(
         "profiles": {link.name: asdict(link) for link in links},
         "machine": machine(),
     }
-    with Console(stderr=True).status("the base on this machine") as status, tempfile.TemporaryDirectory() as folder:
+    with errors.status("the base on this machine") as status, tempfile.TemporaryDirectory() as folder:
         files = Path(folder) / "audio.wav", Path(folder) / "adapter"
         save_audio(files[0], samples)
         files[1].write_bytes(packed)
-        device = AskingDevice(Path(folder) / "device")
-        device.keep(packed)
-        local = hold_base(base, *files, repeats)
+        device = AskingDevice(Path(folder) / "device", packed)
+        local = process_cost("hold", base, *files, repeats)
         with nullcontext(running) if running else served(base) as port:
-            asking = only_ask(port, *files, repeats)
-            probe = LatencyProbe.prepare(port, device, samples, repeats, seed)
-            study = run_study(probe, local, asking, links, slowdowns, conditions, status.update)
+            asking = process_cost("ask", port, *files, repeats)
+            probe = LatencyProbe(port, device, samples, repeats, seed)
+            study = run_study(probe, local, asking, links, conditions, status.update)
     if write is not None:
-        write_study(study, write)
+        write_section(write, START, END, markdown_tables(tables(study), conditions_text(study)))
     if as_json:
         print(json.dumps(study.document(), ensure_ascii=False))
     else:
-        print_study(study, Console(width=None if sys.stdout.isatty() else 110))
+        print_tables(tables(study), conditions_text(study), wide_console(110))

@@ -7,7 +7,6 @@ exchange. Encoding the audio and storing the adapter are done before the clock s
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,11 +51,12 @@ class TimedAnswer:
     first_word: float
 
 
-@dataclass(frozen=True)
 class AskingDevice:
-    """A device's folder, with its packed adapter in it once :meth:`keep` was called."""
+    """A device's ``folder`` with a packed adapter. Raises :class:`fl.core.errors.AdapterError` for an unsound one."""
 
-    folder: Path
+    def __init__(self, folder: Path, adapter: bytes) -> None:
+        self.folder, self.adapter = folder, adapter
+        self.client(1).store.set(adapter, other_base=True)
 
     def client(self, port: int, *, handles: bool = True) -> DeviceClient:
         """A client of the server on this machine's ``port``, not connected yet. Without ``handles`` it sends the adapter."""
@@ -65,14 +65,10 @@ class AskingDevice:
         retry = RetryPolicy(attempts=1, total=SECONDS)
         return DeviceClient(self.folder, settings, ServerAddress(url, timeout=SECONDS), retry=retry)
 
-    def keep(self, adapter: bytes) -> None:
-        """Store a packed adapter. Raises :class:`fl.core.errors.AdapterError` for an unsound one."""
-        self.client(1).store.set(adapter, other_base=True)
-
     def put(self, port: int) -> str:
         """Have the server on ``port`` hold the adapter; returns its handle."""
         with closing(self.client(port)) as client:
-            return client.put_adapter(client.store.load() or b"")
+            return client.put_adapter(self.adapter)
 
     def ask(self, port: int, upload: Upload, *, handle: str = "", stream: bool = False) -> TimedAnswer:
         """Ask for a transcript of ``upload`` on a new connection: by ``handle``, or else with the adapter sent along.
@@ -82,7 +78,7 @@ class AskingDevice:
         words: list[float] = []
         with closing(self.client(port, handles=bool(handle))) as client:
             if handle:
-                client.store.remember(client.server.url, client.store.load() or b"", handle, HANDLE_SECONDS)
+                client.store.remember(client.server.url, self.adapter, handle, HANDLE_SECONDS)
             started = time.perf_counter()
             on_text = (lambda text: words.append(time.perf_counter()) if text else None) if stream else None
             found = client.transcribe(upload, on_text=on_text)
@@ -103,22 +99,16 @@ class Latency:
     modelled: float = 0.0
 
 
-@dataclass(frozen=True)
 class LatencyProbe:
-    """The server on a port of this machine, and who asks it what: ``uploads`` by codec, ``handle`` of the device's adapter."""
+    """Who asks the server on ``port`` of this machine, ``repeats`` times in each way.
 
-    port: int
-    device: AskingDevice
-    handle: str
-    uploads: Mapping[str, Upload]
-    repeats: int
-    seed: int = 0
+    The server holds the device's adapter from now on; ``audio`` (samples,) at 16 kHz is encoded here, once for each codec.
+    """
 
-    @classmethod
-    def prepare(cls, port: int, device: AskingDevice, audio: Waveform, repeats: int, seed: int) -> LatencyProbe:
-        """Have the server hold the device's adapter, and encode ``audio`` (samples,) at 16 kHz once for each codec."""
-        uploads = {codec: encode_samples(audio, codec) for codec in CODECS}
-        return cls(port, device, device.put(port), uploads, repeats, seed)
+    def __init__(self, port: int, device: AskingDevice, audio: Waveform, repeats: int, seed: int = 0) -> None:
+        self.port, self.device, self.repeats, self.seed = port, device, repeats, seed
+        self.handle = device.put(port)
+        self.uploads = {codec: encode_samples(audio, codec) for codec in CODECS}
 
     def measure(self, mode: RequestMode, profile: LinkProfile | None) -> Latency:
         """Ask ``repeats`` times over ``profile``, each time on a new link with the next seed; None is without a link."""

@@ -1,8 +1,10 @@
-"""Link profiles, and the model that turns bytes into seconds.
+"""Link profiles, the model that turns bytes into seconds, and the stream of segments that the model is the mean of.
 
 A link has a rate in each direction, a round trip, jitter and loss. The same description drives the proxy that delays real
-bytes (:mod:`sim.study.network.proxy`) and the formula here. One message of n bytes over TCP takes, from its first byte sent to its
-last byte received,
+bytes (:mod:`sim.study.network.proxy`) and the formula here. The stream knows no sockets and no clock: it is given times and
+gives times, so that a simulation, a test and the proxy see the same one.
+
+One message of n bytes over TCP takes, from its first byte sent to its last byte received,
 
     rtt / 2  +  8 n / rate  +  sum over k < K - 1 of max(0, 8 S / rate + rtt - 2^k W 8 S / rate)  +  rtt * m p / (1 - p)
 
@@ -15,14 +17,18 @@ docs/network.md says what is assumed and where the profiles come from.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from random import Random
 from typing import Any
 
 from fl.core.errors import IdiolectError
 
 SEGMENT_BYTES = 1460  # Ethernet's 1500 without the headers of IPv4 and TCP, 20 each
 FIRST_WINDOW = 10  # segments that a sender may have in flight before the first acknowledgement: RFC 6928
+MAX_WINDOW = 32_768  # segments in flight, 46 MiB: more than any link of PROFILES holds in a round trip
+IDLE_RESTART = 0.2  # seconds without a byte after which a window starts anew (RFC 5681, 4.1; Linux's least timeout)
 TCP_ROUND_TRIPS = 1  # before the first byte of a request on a new connection; TLS 1.3 takes one more
 MBIT, MS = 1e6, 1e-3
 BOUNDS: Mapping[str, tuple[float, float]] = {  # what a value of a link can be: between a pager and a data centre
@@ -140,3 +146,51 @@ def transfer_seconds(
     """
     up = one_way_seconds(profile, bytes_up, profile.rate_up)
     return round_trips * profile.rtt + up + one_way_seconds(profile, bytes_down, profile.rate_down)
+
+
+class Stream:
+    """When the bytes of one direction of a connection arrive. :meth:`send` must be called with times that never go back.
+
+    A sender keeps at most a window of segments unacknowledged; the window starts at ten and grows by one with each
+    acknowledgement, so it doubles each round trip. The line sends one segment after the other at ``rate``. A lost segment is
+    noticed and repeated one round trip later, and nothing behind it moves meanwhile. Bytes never overtake each other.
+    """
+
+    def __init__(self, profile: LinkProfile, rate: float, random: Random, start: float = 0.0) -> None:
+        self.profile, self.rate, self.random = profile, rate, random
+        self.free = start  # when the line can take the next segment
+        self.arrived = start  # when the last byte so far is at the other end
+        self._window = FIRST_WINDOW
+        self._acks: deque[float] = deque()  # when the segments in flight are acknowledged, ascending
+        self._delay, self._delay_until = 0.0, float("-inf")
+
+    def send(self, size: int, now: float) -> Iterator[tuple[int, float]]:
+        """Segments of ``size`` bytes that the sender has at ``now``: bytes of each, and when it is at the other end."""
+        if self._acks and now - max(self._acks[-1], self.free) > IDLE_RESTART:
+            self._window = FIRST_WINDOW
+            self._acks.clear()
+        while size > 0:
+            segment = min(size, SEGMENT_BYTES)
+            size -= segment
+            yield segment, self._send_one(segment, now)
+
+    def _send_one(self, size: int, now: float) -> float:
+        leaves = max(now, self.free)
+        while self._acks and (self._acks[0] <= leaves or len(self._acks) >= self._window):
+            leaves = max(leaves, self._acks.popleft())
+            self._window = min(self._window + 1, MAX_WINDOW)
+        self.free = leaves + 8 * size / self.rate
+        while self.profile.loss and self.random.random() < self.profile.loss:
+            self.free += self.profile.rtt
+        self.arrived = max(self.arrived, self.free + self._one_way(leaves))
+        self._acks.append(self.arrived + self.profile.rtt / 2)
+        return self.arrived
+
+    def _one_way(self, now: float) -> float:
+        """The one-way delay, in seconds: queues are long or short for a while, so it is drawn once in a round trip."""
+        if not self.profile.jitter:
+            return self.profile.rtt / 2
+        if now >= self._delay_until:
+            spread = self.profile.jitter * (self.random.random() - 0.5)
+            self._delay, self._delay_until = self.profile.rtt / 2 + spread, now + self.profile.rtt
+        return self._delay

@@ -6,7 +6,6 @@ server's engine (:mod:`fl.serving.engine.engine`), one request at a time and wit
 
 from __future__ import annotations
 
-import http.client
 import json
 import socket
 import subprocess
@@ -14,8 +13,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from sim.study.network.links import NetworkError
@@ -34,18 +34,12 @@ class ProcessCost:
     peak_bytes: int
 
 
-def hold_base(base: str, audio: Path, adapter: Path, repeats: int) -> ProcessCost:
-    """What transcribing ``audio`` costs a device that holds the base and its ``adapter`` (packed): seconds without loading."""
-    return _child("hold", base, audio, adapter, repeats)
+def process_cost(what: str, where: object, audio: Path, adapter: Path, repeats: int) -> ProcessCost:
+    """What transcribing ``audio`` with the packed ``adapter`` costs a device, in seconds without loading.
 
-
-def only_ask(port: int, audio: Path, adapter: Path, repeats: int) -> ProcessCost:
-    """The same of a device that sends ``audio`` and ``adapter`` to the server on this machine's ``port``."""
-    return _child("ask", port, audio, adapter, repeats)
-
-
-def _child(what: str, *arguments: object) -> ProcessCost:
-    command = [sys.executable, "-m", __name__, what, *map(str, arguments)]
+    One that is to ``hold`` has the base ``where``, one that is to ``ask`` sends both to the server on this machine's port ``where``.
+    """
+    command = [sys.executable, "-m", __name__, what, *map(str, (where, audio, adapter, repeats))]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
@@ -80,14 +74,10 @@ def served(base: str) -> Iterator[int]:
 
 
 def _healthy(port: int) -> bool:
-    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=5)
-    try:
+    with closing(HTTPConnection(LOOPBACK, port, timeout=5)) as connection, suppress(OSError, HTTPException):
         connection.request("GET", "/healthz")
         return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
+    return False
 
 
 def _hold(base_name: str, audio: Path, adapter: bytes, repeats: int) -> list[float]:
@@ -99,15 +89,12 @@ def _hold(base_name: str, audio: Path, adapter: bytes, repeats: int) -> list[flo
 
     base = load_base(base_name)
     samples, served_adapter = load_audio(audio), admit(adapter, base)
-    engine = BatchEngine(base, EngineSettings())
     seconds = []
-    try:
+    with closing(BatchEngine(base, EngineSettings())) as engine:
         for _ in range(repeats + 1):  # the first one warms up
             started = time.perf_counter()
             engine.submit(Request(samples, served_adapter)).result()
             seconds.append(time.perf_counter() - started)
-    finally:
-        engine.close()
     return seconds[1:]
 
 
@@ -116,8 +103,7 @@ def _ask(port: str, audio: Path, adapter: bytes, repeats: int) -> list[float]:
     from sim.study.network.latency import AskingDevice
 
     with tempfile.TemporaryDirectory() as folder:
-        device = AskingDevice(Path(folder))
-        device.keep(adapter)
+        device = AskingDevice(Path(folder), adapter)
         upload = encode_file(audio)
         return [device.ask(int(port), upload).seconds for _ in range(repeats)]
 
@@ -132,11 +118,9 @@ def _peak_bytes() -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
 
 
-def main(what: str, where: str, audio: str, adapter: str, repeats: str) -> None:
-    """What a child does: ``hold BASE AUDIO ADAPTER REPEATS`` or ``ask PORT AUDIO ADAPTER REPEATS``; prints its cost as JSON."""
+if (
+    __name__ == "__main__"
+):  # hold BASE AUDIO ADAPTER REPEATS, or ask PORT AUDIO ADAPTER REPEATS; prints the cost as JSON
+    what, where, audio, adapter, repeats = sys.argv[1:]
     seconds = {"hold": _hold, "ask": _ask}[what](where, Path(audio), Path(adapter).read_bytes(), int(repeats))
     print(json.dumps({"seconds": seconds, "peak_bytes": _peak_bytes()}))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

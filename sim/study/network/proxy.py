@@ -1,8 +1,9 @@
 """A proxy on loopback that makes a real server feel as if it were at the other end of a link.
 
 Each connection is a link of its own, as each device has one. Bytes are read when they come, get the time at which the link
-would deliver them (:mod:`sim.study.network.stream`), and are passed on at that time: by deadlines, so that a wait that took too long
-is made up for by the next and errors never add up. It works above TCP: nothing is dropped, a lost segment is a delay.
+would deliver them (:class:`sim.study.network.links.Stream`), and are passed on at that time: by deadlines, so that a wait
+that took too long is made up for by the next and errors never add up. It works above TCP: nothing is dropped, a lost
+segment is a delay.
 """
 
 from __future__ import annotations
@@ -17,12 +18,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from fl.core.rng import derive_random
-from sim.study.network.links import TCP_ROUND_TRIPS, LinkProfile, NetworkError
-from sim.study.network.stream import Stream
+from sim.study.network.links import TCP_ROUND_TRIPS, LinkProfile, NetworkError, Stream
 
 READ_BYTES = 64 * 1024
 MAX_IN_FLIGHT = 8 * 2**20  # bytes read and not yet delivered, each way: above what any link of PROFILES holds
-START_SECONDS = 10.0  # for the thread of `proxied` to open its port
+START_SECONDS = 10.0  # for the thread of `proxied` to begin or to end
 LOOPBACK = "127.0.0.1"
 
 
@@ -118,22 +118,20 @@ class LinkProxy:
     def __init__(self, profile: LinkProfile, host: str, port: int, *, seed: int = 0) -> None:
         self.profile, self.host, self.target, self.seed = profile, host, port, seed
         self.traffic = Traffic()
-        self._listening: socket.socket | None = None
-        self._connections: dict[asyncio.Task[None], socket.socket] = {}
-
-    async def start(self) -> int:
-        """Open the port and return it."""
         self._listening = socket.create_server((LOOPBACK, 0))
         self._listening.setblocking(False)
+        self.port = int(self._listening.getsockname()[1])
+        self._connections: dict[asyncio.Task[None], socket.socket] = {}
+
+    async def start(self) -> None:
+        """Accept connections to ``port``."""
         # Not asyncio.start_server: a connection that comes while that one closes stays open for ever (Python 3.11).
-        asyncio.get_running_loop().add_reader(self._listening, self._accept, self._listening)
-        return int(self._listening.getsockname()[1])
+        asyncio.get_running_loop().add_reader(self._listening, self._accept)
 
     async def stop(self) -> None:
         """Close the port and every connection."""
-        if self._listening is not None:
-            asyncio.get_running_loop().remove_reader(self._listening)
-            self._listening.close()
+        asyncio.get_running_loop().remove_reader(self._listening)
+        self._listening.close()
         open_still = dict(self._connections)
         for task in open_still:
             task.cancel()
@@ -141,9 +139,9 @@ class LinkProxy:
         for connection in open_still.values():  # one whose task had not begun has no transport that would close it
             connection.close()
 
-    def _accept(self, listening: socket.socket) -> None:
+    def _accept(self) -> None:
         with contextlib.suppress(OSError):  # whoever knocked has gone again
-            connection, _ = listening.accept()
+            connection, _ = self._listening.accept()
             task = asyncio.get_running_loop().create_task(self._connect(self.traffic.connections, connection))
             self.traffic.connections += 1
             self._connections[task] = connection
@@ -175,17 +173,17 @@ class LinkProxy:
 @contextlib.contextmanager
 def proxied(profile: LinkProfile, host: str, port: int, *, seed: int = 0) -> Iterator[tuple[int, Traffic]]:
     """A :class:`LinkProxy` in a thread of its own: its port, and what goes through. Raises :class:`NetworkError` if none opens."""
+    try:
+        proxy = LinkProxy(profile, host, port, seed=seed)
+    except OSError as error:
+        raise NetworkError(f"no port for a network proxy on {LOOPBACK}: {error}") from error
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="idiolect-link", daemon=True)
     thread.start()
-    proxy = LinkProxy(profile, host, port, seed=seed)
     try:
+        asyncio.run_coroutine_threadsafe(proxy.start(), loop).result(START_SECONDS)
         try:
-            opened = asyncio.run_coroutine_threadsafe(proxy.start(), loop).result(START_SECONDS)
-        except (OSError, TimeoutError) as error:
-            raise NetworkError(f"no port for a network proxy on {LOOPBACK}: {error}") from error
-        try:
-            yield opened, proxy.traffic
+            yield proxy.port, proxy.traffic
         finally:
             asyncio.run_coroutine_threadsafe(proxy.stop(), loop).result(START_SECONDS)
     finally:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fl.runs.schema import ResultRow
-from sim.study.network.links import TCP_ROUND_TRIPS, LinkProfile, NetworkError, one_way_seconds
+from sim.study.network.links import TCP_ROUND_TRIPS, LinkProfile, NetworkError, transfer_seconds
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,8 @@ class RoundTime:
 
 def network_seconds(profile: LinkProfile, bytes_down: int, bytes_up: int) -> float:
     """Mean seconds of the network in a device's round: two connections, one to get the shared tensors and one to send an update."""
-    down = one_way_seconds(profile, bytes_down, profile.rate_down)
-    up = one_way_seconds(profile, bytes_up, profile.rate_up)
     # The request for the tensors is one way up, half a round trip, and so is the answer to the update on its way down.
-    return 2 * TCP_ROUND_TRIPS * profile.rtt + profile.rtt + down + up
+    return transfer_seconds(profile, bytes_up, bytes_down, round_trips=2 * TCP_ROUND_TRIPS + 1)
 
 
 def round_seconds(
@@ -66,8 +64,8 @@ def run_seconds(rows: Iterable[ResultRow], profile: LinkProfile, *, slowdown: fl
             device: round_seconds(profile, row.bytes_down, row.seconds_train, row.bytes_up, slowdown=slowdown)
             for device, row in devices.items()
         }
-        slowest = max(seconds, key=lambda device: seconds[device])
-        network = network_seconds(profile, devices[slowest].bytes_down, devices[slowest].bytes_up)
+        slowest = max(devices.values(), key=lambda row: seconds[row.device])
+        network = network_seconds(profile, slowest.bytes_down, slowest.bytes_up)
         middle = statistics.median(seconds.values())
-        found.append(RoundTime(arm, number, len(devices), seconds[slowest], middle, network))
+        found.append(RoundTime(arm, number, len(devices), seconds[slowest.device], middle, network))
     return found

@@ -2,7 +2,8 @@
 
 Latencies are measured: a real server, real bytes, and the proxy that delays them. The base on the device is measured on this
 machine and multiplied by a slowdown for each device, an assumption that can be set. Thresholds of round trip and rate are
-solved from the model (:mod:`sim.study.network.thresholds`), and two of them are then measured.
+solved from the model (:mod:`sim.study.network.links`) with the server's seconds, measured without a network, and the bytes
+that were counted; two of them are then measured.
 """
 
 from __future__ import annotations
@@ -13,17 +14,68 @@ from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
+from scipy.optimize import brentq
+
 from sim.study.network.latency import MODES, Latency, LatencyProbe, RequestMode
-from sim.study.network.links import PROFILES, LinkProfile
+from sim.study.network.links import BOUNDS, PROFILES, LinkProfile, transfer_seconds
 from sim.study.network.local import ProcessCost
-from sim.study.network.thresholds import RequestCost, largest_rtt, least_rate, request_seconds, with_rate, with_rtt
 
 REFERENCE = "lte"  # the link whose rates the round trip's threshold takes, and the other way round
+MIN_RATE, MAX_RATE = BOUNDS["rate_up"]
+
+
+@dataclass(frozen=True)
+class RequestCost:
+    """One way of asking: the bytes that went each way, and the seconds that it takes where the network takes none."""
+
+    bytes_up: int
+    bytes_down: int
+    seconds: float
+
+    def over(self, profile: LinkProfile) -> float:
+        """Mean seconds of an exchange over a link, on a new connection."""
+        return self.seconds + transfer_seconds(profile, self.bytes_up, self.bytes_down)
+
+
+def with_rtt(profile: LinkProfile, rtt: float) -> LinkProfile:
+    """The link at another round trip, its jitter no wider than that."""
+    return replace(profile, name=f"{profile.name},rtt={rtt:.4g}", rtt=rtt, jitter=min(profile.jitter, rtt))
+
+
+def with_rate(profile: LinkProfile, rate_up: float) -> LinkProfile:
+    """The link at another rate up; the rate down keeps its ratio to it, within what a link can have."""
+    down = min(max(rate_up * profile.rate_down / profile.rate_up, MIN_RATE), MAX_RATE)
+    return replace(profile, name=f"{profile.name},rate_up={rate_up:.4g}", rate_up=rate_up, rate_down=down)
+
+
+def largest_rtt(cost: RequestCost, profile: LinkProfile, local_seconds: float) -> float | None:
+    """The round trip in seconds up to which asking is faster than ``local_seconds`` at the rates of ``profile``.
+
+    None where it is slower at any round trip, infinity where it is faster at the longest that a link can have.
+    """
+    return _turning_point(lambda rtt: cost.over(with_rtt(profile, rtt)) - local_seconds, 0.0, BOUNDS["rtt"][1])
+
+
+def least_rate(cost: RequestCost, profile: LinkProfile, local_seconds: float) -> float | None:
+    """The rate up in bit/s from which asking is faster than ``local_seconds`` at the round trip of ``profile``.
+
+    The rate down keeps its ratio. None where it is slower at any rate, 0 where it is faster at the lowest that a link can have.
+    """
+    fastest, slowest = -math.log10(MAX_RATE), -math.log10(MIN_RATE)
+    found = _turning_point(lambda e: cost.over(with_rate(profile, 10**-e)) - local_seconds, fastest, slowest)
+    return None if found is None else 10**-found  # 0 for infinity
+
+
+def _turning_point(slower_by: Callable[[float], float], best: float, worst: float) -> float | None:
+    """Where a difference of seconds that grows with a link's value is 0: None below ``best``, infinity beyond ``worst``."""
+    if slower_by(best) > 0:
+        return None
+    return math.inf if slower_by(worst) <= 0 else float(brentq(slower_by, best, worst))
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """Where one device with one way of asking is as fast as with the base on it: see :mod:`sim.study.network.thresholds`."""
+    """Where one device with one way of asking is as fast as with the base on it: at a round trip in seconds and a rate in bit/s."""
 
     device: str
     mode: str
@@ -68,11 +120,10 @@ def run_study(
     local: ProcessCost,
     asking: ProcessCost,
     profiles: Sequence[LinkProfile],
-    devices: Mapping[str, float],
     conditions: Mapping[str, Any],
     progress: Callable[[str], None] = lambda _: None,
 ) -> NetworkStudy:
-    """Measure each mode over each of ``profiles``, solve the thresholds for ``devices`` (slowdowns by name), measure two."""
+    """Measure each mode over each of ``profiles``, solve the thresholds for the devices of ``conditions``, measure two."""
     direct = {mode.name: probe.measure(mode, None) for mode in MODES}
     latencies: list[Latency] = []
     costs: dict[RequestMode, RequestCost] = {}
@@ -82,11 +133,11 @@ def run_study(
             row = probe.measure(mode, profile)
             cost = RequestCost(row.bytes_up, row.bytes_down, median(direct[mode.name].seconds))
             costs[mode] = cost
-            latencies.append(replace(row, modelled=request_seconds(cost, profile)))
+            latencies.append(replace(row, modelled=cost.over(profile)))
     reference = PROFILES[REFERENCE]
     thresholds: list[Threshold] = []
     turning: dict[str, tuple[LinkProfile, RequestMode, Threshold]] = {}
-    for device, slowdown in devices.items():
+    for device, slowdown in conditions["devices"].items():
         seconds = slowdown * median(local.seconds)
         for mode, cost in costs.items():
             if not mode.stream:  # streamed or not, the last word comes at the same time

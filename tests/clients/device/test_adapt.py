@@ -38,9 +38,7 @@ def client(folder: Path, port: int, gate: str = "self") -> DeviceClient:
     }
     written = {"r": 2, "lora_alpha": 4.0, "gate": gate, "target_modules": config.target_modules}
     info = PackedInfo(base.name, base.fingerprint, "", "gates", "trimmed", "ko", written, "float32")
-    device = AskingDevice(folder / "device")
-    device.keep(pack(tensors, info))
-    return device.client(port)
+    return AskingDevice(folder / "device", pack(tensors, info)).client(port)
 
 
 @pytest.fixture

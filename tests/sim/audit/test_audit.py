@@ -426,7 +426,7 @@ def test_smoke_is_smaller_but_leaves_what_was_chosen_by_hand():
 def test_the_documentation_has_the_comments_and_the_command_is_listed():
     text = (Path(__file__).parents[3] / "docs" / "audit.md").read_text(encoding="utf-8")
     assert text.index(START) < text.index(END)
-    assert LATE["audit"].module == "sim.audit.command"
+    assert LATE["audit"].place == "sim.audit.command:audit"
 
 
 def test_the_configuration_of_an_audit_lies_in_its_folder(config: RunConfig, document: dict[str, Any]):

@@ -23,7 +23,7 @@ def test_the_list_names_every_command_and_loads_nothing_heavy() -> None:
         assert late.help.split()[0] in done.stdout
 
 
-@pytest.mark.parametrize("name", [name for name, late in LATE.items() if late.module])
+@pytest.mark.parametrize("name", [name for name, late in LATE.items() if late.place])
 def test_a_late_command_has_its_own_help(name: str) -> None:
     result = CliRunner().invoke(app, [name, "--help"])
     assert result.exit_code == 0, result.output

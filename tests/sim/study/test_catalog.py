@@ -1,13 +1,14 @@
 """Every cell of every study is a run that could be made, and each differs from the others."""
 
 import pytest
+from pydantic import ValidationError
 
 from fl.algorithms.base import Role
 from fl.algorithms.shared.fedavg import FedAvg
 from fl.algorithms.table import names_of
 from fl.core.errors import ConfigError
 from fl.settings.config import flat
-from sim.study.catalog import ROBUST_RULES, STUDIES
+from sim.study.catalog import ROBUST_RULES, STUDIES, read_study
 from sim.study.plan import FULL, SIZES, SMOKE, Study, StudyCell
 
 
@@ -51,3 +52,11 @@ def test_symbols_are_all_that_differs_where_symbols_are_compared(size):
     configs = [flat(plan.config(cell, size, 1, "")) for cell in plan.cells]
     assert {name for config in configs for name in config if config[name] != configs[0][name]} == {"base.tokens"}
     assert {config["base.tokens"] for config in configs} == {"syllables", "jamo", "compat-jamo"}
+
+
+@pytest.mark.parametrize("wrong", ["bassline = 'first'", "slices = 'level'", "cells = [{name = 'a', smoke = 'often'}]"])
+def test_a_file_with_a_word_that_is_no_field_or_a_value_of_another_type_is_refused(tmp_path, wrong):
+    path = tmp_path / "tried.toml"
+    path.write_text(f"question = '?'\nbaseline = 'first'\n{wrong}\n", encoding="utf-8")
+    with pytest.raises(ValidationError):
+        read_study(path)

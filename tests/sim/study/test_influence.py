@@ -39,10 +39,10 @@ def test_rank_correlation_is_spearmans_with_ties():
 
 def test_what_decides_the_rate_stands_out_and_what_does_not_is_within_chance():
     found = {one.setting: one for one in influences(search())}
-    assert found["learning-rate"].correlation > found["learning-rate"].chance
-    assert abs(found["batch-size"].correlation) < found["batch-size"].chance
-    assert found["schedule"].correlation is None
-    assert found["schedule"].spread > found["schedule"].chance
+    assert found["learning-rate"].strength > found["learning-rate"].chance
+    assert abs(found["batch-size"].strength) < found["batch-size"].chance
+    assert [name for name, one in found.items() if one.words] == ["schedule"]
+    assert found["schedule"].strength > found["schedule"].chance
     assert all(one.draws == 24 for one in found.values())  # the default was not drawn
     table = influence_table(search())
     assert "| `learning-rate` | global | **+" in table

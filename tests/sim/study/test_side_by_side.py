@@ -8,10 +8,9 @@ import pytest
 from fl.core.errors import ConfigError, IdiolectError
 from fl.core.machine import available_cores
 from sim.study.catalog import STUDIES
-from sim.study.command import make_run, run_ahead
+from sim.study.command import StudyOptions, make_run, run_ahead
 from sim.study.plan import Study, StudyCell, StudySize
-from sim.study.run import StudyRun
-from sim.study.side_by_side import carry_out_side_by_side, core_groups
+from sim.study.run import StudyRun, carry_out_side_by_side, core_groups
 
 JOBS = min(2, available_cores())
 
@@ -70,6 +69,6 @@ def test_what_a_run_raises_names_its_cell(study, tmp_path):
 
 
 def test_jobs_and_workers_are_not_given_together(tmp_path):
-    study = make_run(STUDIES["rank"], size="smoke", root=tmp_path, workers=2)
+    study = make_run(STUDIES["rank"], StudyOptions(smoke=True, runs=tmp_path, workers=2))
     with pytest.raises(ConfigError, match="give one of them"):
         run_ahead([study], 2)

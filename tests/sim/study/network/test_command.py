@@ -26,7 +26,7 @@ from fl.speech.audio import save_audio
 from sim.study.network.command import DEVICES, network, parse_devices
 from sim.study.network.latency import MODES, AskingDevice, LatencyProbe
 from sim.study.network.links import LinkProfile, NetworkError, transfer_seconds
-from sim.study.network.local import ProcessCost, only_ask, served
+from sim.study.network.local import ProcessCost, process_cost, served
 from sim.study.network.proxy import LOOPBACK, proxied
 from sim.study.network.report import END, START
 from sim.study.network.study import NetworkStudy, run_study
@@ -111,9 +111,7 @@ def audio() -> np.ndarray[Any, np.dtype[np.float32]]:
 
 @pytest.fixture
 def device(tmp_path: Path) -> AskingDevice:
-    made = AskingDevice(tmp_path / "device")
-    made.keep(ADAPTER)
-    return made
+    return AskingDevice(tmp_path / "device", ADAPTER)
 
 
 def test_a_request_carries_the_adapter_or_its_handle_and_the_audio_to_the_byte(device: AskingDevice, audio):
@@ -160,7 +158,7 @@ def test_what_fails_is_not_tried_again(device: AskingDevice, audio):
 
 def test_what_is_no_adapter_is_refused_before_anything_is_measured(tmp_path: Path):
     with pytest.raises(AdapterError):
-        AskingDevice(tmp_path).keep(b"no adapter")
+        AskingDevice(tmp_path, b"no adapter")
 
 
 # The study
@@ -171,7 +169,7 @@ def study(audio, device: AskingDevice) -> Iterator[Callable[..., NetworkStudy]]:
     with stub_server() as (port, _):
 
         def make(local_seconds: float = 5.0, **changes: Any) -> NetworkStudy:
-            probe = LatencyProbe.prepare(port, device, audio, repeats=2, seed=0)
+            probe = LatencyProbe(port, device, audio, repeats=2, seed=0)
             conditions: dict[str, Any] = {
                 "base": "random:whisper-nano",
                 "audio_seconds": 1.0,
@@ -187,7 +185,7 @@ def study(audio, device: AskingDevice) -> Iterator[Callable[..., NetworkStudy]]:
                 ProcessCost((local_seconds, local_seconds), 700 * 2**20),
                 ProcessCost((0.1, 0.1), 50 * 2**20),
             )
-            return run_study(probe, local, asking, [QUICK], conditions["devices"], conditions)
+            return run_study(probe, local, asking, [QUICK], conditions)
 
         yield make
 
@@ -237,7 +235,7 @@ def test_a_device_that_only_asks_is_a_small_process(audio, tmp_path: Path):
     save_audio(tmp_path / "audio.wav", audio)
     (tmp_path / "adapter").write_bytes(ADAPTER)
     with stub_server() as (port, asked):
-        cost = only_ask(port, tmp_path / "audio.wav", tmp_path / "adapter", 2)
+        cost = process_cost("ask", port, tmp_path / "audio.wav", tmp_path / "adapter", 2)
     assert [sorted(form) for form in asked] == [["adapter", "file", "response_format"]] * 2
     assert len(cost.seconds) == 2
     assert 10 * 2**20 < cost.peak_bytes < 150 * 2**20  # torch alone would be more
@@ -245,7 +243,7 @@ def test_a_device_that_only_asks_is_a_small_process(audio, tmp_path: Path):
 
 def test_a_process_that_fails_says_why(tmp_path: Path):
     with pytest.raises(NetworkError, match=r"ask failed: .*No such file.*missing"):
-        only_ask(1, tmp_path / "missing", tmp_path / "missing", 1)
+        process_cost("ask", 1, tmp_path / "missing", tmp_path / "missing", 1)
 
 
 HEALTHY = """
@@ -283,8 +281,8 @@ def command(monkeypatch: pytest.MonkeyPatch, audio, tmp_path: Path) -> Callable[
     """``idiolect study network`` on an adapter that is packed already, with a base whose cost is known."""
     monkeypatch.setattr("fl.adapters.files.load_adapter", lambda _: (None, SimpleNamespace(base_name="whisper-base")))
     monkeypatch.setattr("fl.adapters.packing.pack_folder", lambda *_: ADAPTER)
-    monkeypatch.setattr("sim.study.network.command.hold_base", lambda *_: ProcessCost((1e-9,), 2**30))
-    monkeypatch.setattr("sim.study.network.command.only_ask", lambda *_: ProcessCost((0.1,), 2**25))
+    costs = {"hold": ProcessCost((1e-9,), 2**30), "ask": ProcessCost((0.1,), 2**25)}
+    monkeypatch.setattr("sim.study.network.command.process_cost", lambda what, *_: costs[what])
     save_audio(tmp_path / "audio.wav", audio)
     app = typer.Typer()
     app.command()(network)

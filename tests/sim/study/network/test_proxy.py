@@ -17,9 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl.core.rng import derive_random
-from sim.study.network.links import PROFILES, LinkProfile, one_way_seconds, transfer_seconds
+from sim.study.network.links import PROFILES, LinkProfile, Stream, one_way_seconds, transfer_seconds
 from sim.study.network.proxy import LOOPBACK, carry, proxied
-from sim.study.network.stream import Stream
 
 FAST = LinkProfile("fast", rate_up=1e10, rate_down=1e10, rtt=0.0)
 MODEM = LinkProfile("modem", rate_up=1.168e6, rate_down=2.336e6, rtt=0.1)  # a segment takes 10 ms up and 5 ms down

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sim.section import SectionError, page_parts
+from sim.section import SectionError, markdown_tables, page_parts, print_tables, write_section
 from sim.study.network.command import DEVICES
 from sim.study.network.latency import MODES, Latency
 from sim.study.network.local import ProcessCost
-from sim.study.network.report import END, START, markdown, print_study, write_study
+from sim.study.network.report import END, START, conditions_text, tables
 from sim.study.network.study import MeasuredThreshold, NetworkStudy, Threshold
 
 
@@ -44,9 +44,13 @@ def made(**changes: Any) -> NetworkStudy:
     return replace(study, **changes)
 
 
+def markdown(study: NetworkStudy) -> str:
+    return markdown_tables(tables(study), conditions_text(study))
+
+
 def test_the_tables_say_percentiles_thresholds_memory_and_conditions():
     console = Console(width=200, file=StringIO())
-    print_study(made(), console)
+    print_tables(tables(made()), conditions_text(made()), console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     for part in ("1.25 (1.48)", "0.85", "450 ms", "0.25 Mbit/s", "never", "any", "1024 MiB", "32 MiB", "3.00", "1.00"):
         assert part in text
@@ -71,9 +75,9 @@ def test_json_has_no_infinity_and_the_raw_measurements():
 def test_the_section_of_a_page_is_replaced_and_nothing_else(tmp_path: Path):
     page = tmp_path / "network.md"
     page.write_text(f"before\n{START}\nwhat was there\n{END}\nafter\n", encoding="utf-8")
-    write_study(made(), page)
+    write_section(page, START, END, markdown(made()))
     first = page.read_text(encoding="utf-8")
-    write_study(made(), page)
+    write_section(page, START, END, markdown(made()))
     assert page.read_text(encoding="utf-8") == first
     assert first.startswith(f"before\n{START}")
     assert first.endswith(f"{END}\nafter\n")

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from sim.study.network.links import PROFILES, LinkProfile
-from sim.study.network.thresholds import RequestCost, largest_rtt, least_rate, request_seconds, with_rate, with_rtt
+from sim.study.network.study import RequestCost, largest_rtt, least_rate, with_rate, with_rtt
 
 REQUEST = RequestCost(bytes_up=40_000, bytes_down=400, seconds=0.5)
 LTE = PROFILES["lte"]
@@ -15,11 +15,11 @@ def test_at_the_threshold_both_take_the_same_time():
     rtt, rate = largest_rtt(REQUEST, LTE, 2.0), least_rate(REQUEST, LTE, 2.0)
     assert rtt is not None
     assert rate is not None
-    assert request_seconds(REQUEST, with_rtt(LTE, rtt)) == pytest.approx(2.0, abs=1e-6)
-    assert request_seconds(REQUEST, with_rate(LTE, rate)) == pytest.approx(2.0, abs=1e-6)
-    assert request_seconds(REQUEST, with_rtt(LTE, 1.1 * rtt)) > 2.0 > request_seconds(REQUEST, with_rtt(LTE, 0.9 * rtt))
-    assert request_seconds(REQUEST, with_rate(LTE, 0.9 * rate)) > 2.0
-    assert request_seconds(REQUEST, with_rate(LTE, 1.1 * rate)) < 2.0
+    assert REQUEST.over(with_rtt(LTE, rtt)) == pytest.approx(2.0, abs=1e-6)
+    assert REQUEST.over(with_rate(LTE, rate)) == pytest.approx(2.0, abs=1e-6)
+    assert REQUEST.over(with_rtt(LTE, 1.1 * rtt)) > 2.0 > REQUEST.over(with_rtt(LTE, 0.9 * rtt))
+    assert REQUEST.over(with_rate(LTE, 0.9 * rate)) > 2.0
+    assert REQUEST.over(with_rate(LTE, 1.1 * rate)) < 2.0
 
 
 def test_a_threshold_by_hand():

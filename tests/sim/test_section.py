@@ -4,9 +4,9 @@ from io import StringIO
 
 from rich.console import Console
 
-from sim.tables import ReportTable, markdown_tables, print_tables
+from sim.section import ReportTable, markdown_tables, print_tables
 
-TABLE = ReportTable("Rates", ("split", "view", "rate"), (("a", "x", "**1.0**"), ("a", "y", "[2]"), ("b", "x", "3")), 2)
+TABLE = ReportTable("Rates", ("split", "view", "rate"), (("a", "x", "**1.0**"), ("a", "y", "[2]"), ("b", "x", "3*")), 2)
 
 
 def test_a_page_has_a_title_a_head_and_a_line_for_each_row():
@@ -17,7 +17,7 @@ def test_a_page_has_a_title_a_head_and_a_line_for_each_row():
         "| --- | --- | --- |",
         "| a | x | **1.0** |",
         "| a | y | [2] |",
-        "| b | x | 3 |",
+        "| b | x | 3* |",
         "",
         "One machine.",
     ]
@@ -29,7 +29,8 @@ def test_a_terminal_shows_bold_cells_without_stars_and_brackets_as_they_are():
     text = console.file.getvalue()  # type: ignore[attr-defined]
     (line,) = (line for line in text.splitlines() if "1.0" in line)
     assert "\x1b[1m" in line
-    assert "*" not in text
+    assert "**" not in text
+    assert "3*" in text
     assert "[2]" in text
     assert "One [machine]." in text
     assert text.count("├") + text.count("┡") == 2  # under the head, and where the split changes
