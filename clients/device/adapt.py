@@ -1,6 +1,6 @@
 """Server-assisted training as a device sees it: labelled speech out, a trained adapter back, and why it may be believed.
 
-The layout is that of :mod:`fl.serving.training.adapt`. A server that answers with another adapter than the one that was sent, trained,
+The layout is that of :mod:`fl.serving.http.adapt`. A server that answers with another adapter than the one that was sent, trained,
 does not get to replace it: base, tokenizer, split, window, configuration, names and shapes must be the same.
 """
 

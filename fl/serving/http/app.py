@@ -16,12 +16,12 @@ from fl.bases.whisper.base import WhisperBase
 from fl.serving import page
 from fl.serving.engine.adapters import served_tokenizer
 from fl.serving.engine.requests import Engine
+from fl.serving.http import adapt as training
 from fl.serving.http import problems, routes, transcriptions
 from fl.serving.http.admission import AdmissionMiddleware
 from fl.serving.http.auth import TokenFile
 from fl.serving.http.limits import ServerLimits
 from fl.serving.http.service import Service
-from fl.serving.training import adapt as training
 
 
 def create_app(
