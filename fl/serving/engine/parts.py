@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from fl.serving.engine.requests import BusyError, ClosedError, DeadlineError, Engine, Request, Transcript
+from fl.serving.engine.engine import BatchEngine
+from fl.serving.engine.requests import BusyError, ClosedError, DeadlineError, Request, Transcript
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class _PartTexts:
 
 
 async def listen(
-    engine: Engine, requests: Sequence[Request], *, ahead: int, partial: bool = False
+    engine: BatchEngine, requests: Sequence[Request], *, ahead: int, partial: bool = False
 ) -> AsyncIterator[PartUpdate]:
     """The transcripts of ``requests`` in order, with ``partial`` texts between them; at most ``ahead`` are in the engine.
 
@@ -94,7 +95,7 @@ async def listen(
 
 
 def _submit(
-    engine: Engine, index: int, request: Request, texts: _PartTexts, partial: bool
+    engine: BatchEngine, index: int, request: Request, texts: _PartTexts, partial: bool
 ) -> tuple[int, asyncio.Future[Transcript]]:
     if partial:
         request = replace(request, on_text=lambda text: texts.tell(index, text))

@@ -15,7 +15,7 @@ from fl import __version__
 from fl.bases.whisper.base import WhisperBase
 from fl.serving import page
 from fl.serving.engine.adapters import served_tokenizer
-from fl.serving.engine.requests import Engine
+from fl.serving.engine.engine import BatchEngine
 from fl.serving.http import adapt as training
 from fl.serving.http import problems, routes, transcriptions
 from fl.serving.http.admission import AdmissionMiddleware
@@ -25,7 +25,7 @@ from fl.serving.http.service import Service
 
 
 def create_app(
-    engine: Engine,
+    engine: BatchEngine,
     base: WhisperBase,
     limits: ServerLimits | None = None,
     *,

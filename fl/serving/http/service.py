@@ -15,7 +15,8 @@ from starlette.requests import ClientDisconnect, Request
 
 from fl.bases.whisper.base import WhisperBase
 from fl.serving.engine.adapters import admit
-from fl.serving.engine.requests import Engine, ServedAdapter
+from fl.serving.engine.engine import BatchEngine
+from fl.serving.engine.requests import ServedAdapter
 from fl.serving.http.audio import decode_audio
 from fl.serving.http.handles import Handles
 from fl.serving.http.limits import RateLimit, ServerLimits
@@ -31,7 +32,7 @@ NO_STORE = {"cache-control": "no-store"}
 class Service:
     """Everything behind the routes. ``rated`` is whether tokens have budgets by the minute."""
 
-    def __init__(self, engine: Engine, base: WhisperBase, limits: ServerLimits, *, rated: bool) -> None:
+    def __init__(self, engine: BatchEngine, base: WhisperBase, limits: ServerLimits, *, rated: bool) -> None:
         self.engine, self.base, self.limits = engine, base, limits
         self.open_requests = 0
         self.body_bytes = 0  # of all bodies that are in memory
