@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from clients.device.body import FormPart
+from clients.device.messages import FormPart
 from fl.core.errors import AudioError, ConfigError
 from fl.speech.audio import MIN_SECONDS, SAMPLE_RATE, Waveform, check_sound, read_blocks
 
-MAX_UPLOAD_SECONDS = 3600.0  # a server may take less
+UPLOAD_SECONDS = 3600.0  # a server may take less
 CODECS: dict[str, tuple[str, str, str, str]] = {  # libsndfile's format and subtype, file name, media type
     "flac": ("FLAC", "PCM_16", "audio.flac", "audio/flac"),
     "opus": ("OGG", "OPUS", "audio.ogg", "audio/ogg"),
@@ -48,22 +48,20 @@ def encode_file(path: Path, codec: str = "flac") -> Upload:
         raise AudioError(f"{path}: no such audio file; check the name")
     try:
         with soundfile.SoundFile(str(path)) as file:
-            if file.frames > MAX_UPLOAD_SECONDS * file.samplerate:
+            if file.frames > UPLOAD_SECONDS * file.samplerate:
                 raise _too_long(str(path), file.frames / file.samplerate)
             return _encode(read_blocks(file), codec, str(path))
     except (soundfile.SoundFileError, RuntimeError, OSError) as error:
         raise AudioError(f"{path}: cannot be read as audio ({error}); use WAV, FLAC, OGG or MP3") from error
 
 
-def encode_samples(samples: Waveform, codec: str = "flac", source: str = "recording") -> Upload:
+def encode_samples(samples: Waveform, codec: str = "flac") -> Upload:
     """Samples ``(samples,)`` at 16 kHz, nominally in [-1, 1], as an upload."""
-    return _encode([samples], codec, source)
+    return _encode([samples], codec, "recording")
 
 
 def _too_long(source: str, seconds: float) -> AudioError:
-    return AudioError(
-        f"{source}: {seconds:,.0f} s is too long; cut it into parts of at most {MAX_UPLOAD_SECONDS:,.0f} s"
-    )
+    return AudioError(f"{source}: {seconds:,.0f} s is too long; cut it into parts of at most {UPLOAD_SECONDS:,.0f} s")
 
 
 def _encode(blocks: Iterable[Waveform], codec: str, source: str) -> Upload:
@@ -76,7 +74,7 @@ def _encode(blocks: Iterable[Waveform], codec: str, source: str) -> Upload:
     with soundfile.SoundFile(buffer, "w", SAMPLE_RATE, 1, subtype, format=kind) as out:
         for block in blocks:
             samples += len(block)
-            if samples > MAX_UPLOAD_SECONDS * SAMPLE_RATE:
+            if samples > UPLOAD_SECONDS * SAMPLE_RATE:
                 raise _too_long(source, samples / SAMPLE_RATE)
             peak = float(np.maximum(peak, np.abs(block).max(initial=0.0)))  # NaN stays
             out.write(np.nan_to_num(block).clip(-1.0, 1.0))  # FLAC takes no NaN; it is refused below
@@ -86,8 +84,8 @@ def _encode(blocks: Iterable[Waveform], codec: str, source: str) -> Upload:
 
 def record(seconds: float, codec: str = "flac") -> Upload:
     """``seconds`` from the default microphone as an upload. Raises :class:`AudioError` where there is none."""
-    if not MIN_SECONDS <= seconds <= MAX_UPLOAD_SECONDS:
-        raise ConfigError(f"seconds = {seconds:g} is not allowed: give {MIN_SECONDS} to {MAX_UPLOAD_SECONDS:.0f}")
+    if not MIN_SECONDS <= seconds <= UPLOAD_SECONDS:
+        raise ConfigError(f"seconds = {seconds:g} is not allowed: give {MIN_SECONDS} to {UPLOAD_SECONDS:.0f}")
     try:
         device: Any = importlib.import_module("sounddevice")
     except (ImportError, OSError) as error:  # OSError: without the PortAudio library

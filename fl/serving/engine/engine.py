@@ -138,8 +138,14 @@ class BatchEngine:
             idle = not self._jobs and not self._queue
         if idle:
             return False
+        self._counts["turns"] += 1
         try:
-            self._turn()
+            self._let_go([job for job in _each(self._jobs) if job.gone or job.request.late])
+            self._starting = self._admitted()
+            if self._starting:
+                self._start(self._starting)
+            if self._jobs:
+                self._step()
         except Exception as error:  # ours: the rows are lost, the server is not
             logger.exception("a turn of the engine failed")
             self._fail_all(RunError(f"the engine failed ({type(error).__name__}): ask again"))
@@ -153,15 +159,6 @@ class BatchEngine:
                         return
                     self._wake.wait()
             self.turn()
-
-    def _turn(self) -> None:
-        self._counts["turns"] += 1
-        self._let_go([job for job in _each(self._jobs) if job.gone or job.request.late])
-        self._starting = self._admitted()
-        if self._starting:
-            self._start(self._starting)
-        if self._jobs:
-            self._step()
 
     def _admitted(self) -> list[EngineJob]:
         """Requests whose turn it is and for which there are rows."""
@@ -235,9 +232,8 @@ class BatchEngine:
 
     def _encode(self, jobs: Sequence[EngineJob], first: int) -> tuple[Prompted, list[int], list[int]]:
         """What the decoder knows behind the jobs' prompts, and each job's encoder states and most tokens."""
-        batch = self.base.collate([job.features for job in jobs], None, self._window(jobs[0].request)).to(
-            self._decoder.device
-        )
+        features = [job.features for job in jobs]
+        batch = self.base.collate(features, None, self._window(jobs[0].request)).to(self._decoder.device)
         with self._table.rows(first, len(jobs)) as model:
             states, mask = self.base.encode(model, batch)
             for job in jobs:
@@ -262,9 +258,7 @@ class BatchEngine:
         for job, token in zip(jobs, found, strict=True):
             job.language = job.language or candidates[token]
 
-    def _begin(
-        self, jobs: Sequence[EngineJob], prompted: Prompted, states: Sequence[int], limits: Sequence[int]
-    ) -> None:
+    def _begin(self, jobs: Sequence[EngineJob], prompted: Prompted, states: list[int], limits: list[int]) -> None:
         """Give the jobs their rows: each the one where it was encoded, and one more for each further beam."""
         first, end = len(self._jobs), self.base.tokenizer.special.end
         for index, job in enumerate(jobs):

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Literal
 
 from fl.adapters.files import AdapterInfo
@@ -131,7 +132,9 @@ class EngineJob:
         call = self.request.on_text
         if call is None or self._mute:
             return
-        text = tokenizer.decode(_common([tokens for tokens, _ in self.search.open])).rstrip(UNFINISHED)
+        columns = zip(*(tokens for tokens, _ in self.search.open), strict=False)
+        common = [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]
+        text = tokenizer.decode(common).rstrip(UNFINISHED)
         if len(text) <= len(self._shown):
             return
         self._shown = text
@@ -163,13 +166,3 @@ class EngineJob:
         except InvalidStateError:  # cancelled between two looks
             return False
         return True
-
-
-def _common(rows: Sequence[Sequence[int]]) -> list[int]:
-    """What all rows begin with."""
-    shared: list[int] = []
-    for column in zip(*rows, strict=False):
-        if len(set(column)) > 1:
-            break
-        shared.append(column[0])
-    return shared
