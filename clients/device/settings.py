@@ -144,7 +144,7 @@ def load_settings(folder: Path) -> DeviceSettings:
 
 
 def open_seal(settings: DeviceSettings, passphrase: Callable[[], str]) -> Seal:
-    """The key to a device's files. Raises :class:`LockedError` for a wrong or missing one; the files are intact."""
+    """The key to a device's files. Raises :class:`clients.device.seal.LockedError` for a wrong or missing one; the files are intact."""
     if settings.encryption == "none":
         return Seal()
     seal = _seal(settings, passphrase)
