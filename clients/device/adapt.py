@@ -1,6 +1,6 @@
 """Server-assisted training as a device sees it: labelled speech out, a trained adapter back, and why it may be believed.
 
-The layout is that of :mod:`fl.serving.training.adapt`. A server that answers with another adapter than the one that was sent, trained,
+The layout is that of :mod:`fl.serving.http.adapt`. A server that answers with another adapter than the one that was sent, trained,
 does not get to replace it: base, tokenizer, split, window, configuration, names and shapes must be the same.
 """
 
@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from clients.device.answer import ServerAnswer
 from clients.device.audio import Upload, encode_file
-from clients.device.body import FormPart, adapter_part, text_parts
-from clients.device.errors import unexpected
+from clients.device.messages import FormPart, ServerAnswer, unexpected
 from fl.core.errors import AdapterMismatchError, ConfigError, ManifestError
 from fl.packed.blob import unpack
 from fl.packed.header import MAX_PACKED_BYTES
@@ -28,12 +26,7 @@ MAX_REPORT_BYTES = 4 * 2**20
 _SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif")
 
 
-@dataclass(frozen=True)
-class LabelledUpload:
-    """One utterance and what was said in it."""
-
-    upload: Upload
-    text: str
+Labelled: TypeAlias = tuple[Upload, str]  # one utterance and what was said in it
 
 
 @dataclass(frozen=True)
@@ -59,30 +52,27 @@ class AdaptOptions:
         return {**chosen, "steps": str(self.shared_steps), "private_steps": str(private)}
 
 
-def read_labelled(source: Path, codec: str = "flac") -> list[LabelledUpload]:
+def read_labelled(source: Path, codec: str = "flac") -> list[Labelled]:
     """Utterances of a ``manifest.jsonl`` (``audio`` relative to it, ``text``) or of a folder (``a.wav`` beside ``a.txt``).
 
     Raises :class:`ManifestError` that names file and line, :class:`fl.core.errors.AudioError` for audio that cannot be used.
     """
     manifest = source / "manifest.jsonl" if source.is_dir() else source
-    pairs = _from_manifest(manifest) if manifest.is_file() or not source.is_dir() else _from_folder(source)
+    pairs = list(_from_manifest(manifest) if manifest.is_file() or not source.is_dir() else _from_folder(source))
     if not 1 <= len(pairs) <= MAX_UTTERANCES:
         raise ManifestError(f"{source}: has {len(pairs)} utterances; give 1 to {MAX_UTTERANCES}")
-    return [LabelledUpload(encode_file(path, codec), text) for path, text in pairs]
+    return [(encode_file(path, codec), text) for path, text in pairs]
 
 
-def _from_folder(folder: Path) -> list[tuple[Path, str]]:
-    pairs = []
+def _from_folder(folder: Path) -> Iterator[tuple[Path, str]]:
     for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES):
         text = path.with_suffix(".txt")
         if not text.is_file():
             raise ManifestError(f"{path}: has no text beside it; write what is said into {text.name}")
-        pairs.append((path, _read_text(text).strip()))
-    return pairs
+        yield path, _read_text(text).strip()
 
 
-def _from_manifest(path: Path) -> list[tuple[Path, str]]:
-    pairs = []
+def _from_manifest(path: Path) -> Iterator[tuple[Path, str]]:
     for number, line in enumerate(_read_text(path).splitlines(), 1):
         if not line.strip():
             continue
@@ -93,8 +83,7 @@ def _from_manifest(path: Path) -> list[tuple[Path, str]]:
             raise ManifestError(f"{path}:{number}: is no JSON object with 'audio' and 'text' ({error!r})") from error
         if not isinstance(audio, str) or not isinstance(text, str) or values.get("start") or values.get("end"):
             raise ManifestError(f"{path}:{number}: 'audio' and 'text' have to be texts, and parts files of their own")
-        pairs.append((path.parent / audio, text))
-    return pairs
+        yield path.parent / audio, text
 
 
 def _read_text(path: Path) -> str:
@@ -106,11 +95,11 @@ def _read_text(path: Path) -> str:
         raise ManifestError(f"{path}:1: cannot be read as text ({error})") from error
 
 
-def adapt_parts(adapter: bytes, utterances: Sequence[LabelledUpload], options: AdaptOptions) -> list[FormPart]:
+def adapt_parts(adapter: bytes, utterances: Sequence[Labelled], options: AdaptOptions) -> list[FormPart]:
     """The form of ``POST /v1/adapt``."""
-    texts = json.dumps([utterance.text for utterance in utterances], ensure_ascii=False)
-    audio = [utterance.upload.part("audio") for utterance in utterances]
-    return [adapter_part(adapter), *audio, *text_parts(texts=texts, **options.fields())]
+    texts = json.dumps([text for _, text in utterances], ensure_ascii=False)
+    audio = [upload.part("audio") for upload, _ in utterances]
+    return [FormPart.adapter(adapter), *audio, *FormPart.texts(texts=texts, **options.fields())]
 
 
 def read_adapted(answer: ServerAnswer) -> tuple[bytes, dict[str, Any]]:
@@ -132,9 +121,7 @@ def check_adapted(sent: bytes, new: bytes, options: AdaptOptions, report: Mappin
     Raises :class:`ConfigError` where only the private part was to be trained and the adapter has none.
     """
     if not options.shared_steps and report.get("private") == []:
-        raise ConfigError(
-            "nothing was trained: the adapter has no private part; --shared-steps N trains its shared part"
-        )
+        raise ConfigError("nothing was trained: the adapter has no private part; --shared-steps N trains the shared")
     old_tensors, old = unpack(sent)
     new_tensors, info = unpack(new)
     for field in ("base_name", "base_fingerprint", "tokenizer", "split", "window", "config"):

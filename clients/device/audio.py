@@ -7,29 +7,23 @@ from __future__ import annotations
 
 import importlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import soundfile
 
-from clients.device.body import FormPart
+from clients.device.messages import FormPart
 from fl.core.errors import AudioError, ConfigError
+from fl.speech.audio import MIN_SECONDS, SAMPLE_RATE, Waveform, check_sound, read_blocks
 
-SAMPLE_RATE = 16_000  # Hz, what every base expects
-MIN_SECONDS = 0.2
-MAX_SECONDS = 3600.0  # of one upload; a server may take less
-SILENCE_PEAK = 10 ** (-60 / 20)
-
+UPLOAD_SECONDS = 3600.0  # a server may take less
 CODECS: dict[str, tuple[str, str, str, str]] = {  # libsndfile's format and subtype, file name, media type
     "flac": ("FLAC", "PCM_16", "audio.flac", "audio/flac"),
     "opus": ("OGG", "OPUS", "audio.ogg", "audio/ogg"),
 }
-
-Block = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -54,40 +48,23 @@ def encode_file(path: Path, codec: str = "flac") -> Upload:
         raise AudioError(f"{path}: no such audio file; check the name")
     try:
         with soundfile.SoundFile(str(path)) as file:
-            if file.frames > MAX_SECONDS * file.samplerate:
+            if file.frames > UPLOAD_SECONDS * file.samplerate:
                 raise _too_long(str(path), file.frames / file.samplerate)
-            return _encode(_resampled(_mono(file), int(file.samplerate)), codec, str(path))
+            return _encode(read_blocks(file), codec, str(path))
     except (soundfile.SoundFileError, RuntimeError, OSError) as error:
         raise AudioError(f"{path}: cannot be read as audio ({error}); use WAV, FLAC, OGG or MP3") from error
 
 
-def encode_samples(samples: Block, codec: str = "flac", source: str = "recording") -> Upload:
+def encode_samples(samples: Waveform, codec: str = "flac") -> Upload:
     """Samples ``(samples,)`` at 16 kHz, nominally in [-1, 1], as an upload."""
-    return _encode(iter([samples]), codec, source)
+    return _encode([samples], codec, "recording")
 
 
 def _too_long(source: str, seconds: float) -> AudioError:
-    return AudioError(f"{source}: {seconds:,.0f} s is too long; cut it into parts of at most {MAX_SECONDS:,.0f} s")
+    return AudioError(f"{source}: {seconds:,.0f} s is too long; cut it into parts of at most {UPLOAD_SECONDS:,.0f} s")
 
 
-def _mono(file: soundfile.SoundFile) -> Iterator[Block]:
-    while len(block := file.read(int(file.samplerate), dtype="float32", always_2d=True)):
-        yield block.mean(axis=1, dtype=np.float32)
-
-
-def _resampled(blocks: Iterator[Block], rate: int) -> Iterator[Block]:
-    if rate == SAMPLE_RATE:
-        yield from blocks
-        return
-    import soxr  # a fifth of the start-up time, and most devices record at 16 kHz
-
-    stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
-    for block in blocks:
-        yield stream.resample_chunk(block)
-    yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
-
-
-def _encode(blocks: Iterator[Block], codec: str, source: str) -> Upload:
+def _encode(blocks: Iterable[Waveform], codec: str, source: str) -> Upload:
     if codec not in CODECS:
         raise ConfigError(f"codec {codec!r} is not known: give one of {', '.join(CODECS)}")
     kind, subtype, _, _ = CODECS[codec]
@@ -96,25 +73,19 @@ def _encode(blocks: Iterator[Block], codec: str, source: str) -> Upload:
     buffer, samples, peak = io.BytesIO(), 0, 0.0
     with soundfile.SoundFile(buffer, "w", SAMPLE_RATE, 1, subtype, format=kind) as out:
         for block in blocks:
-            if not np.isfinite(block).all():
-                raise AudioError(f"{source}: holds samples that are not finite numbers; convert the file again")
             samples += len(block)
-            if samples > MAX_SECONDS * SAMPLE_RATE:
+            if samples > UPLOAD_SECONDS * SAMPLE_RATE:
                 raise _too_long(source, samples / SAMPLE_RATE)
-            peak = max(peak, float(np.abs(block).max(initial=0.0)))
-            out.write(np.clip(block, -1.0, 1.0))
-    seconds = samples / SAMPLE_RATE
-    if seconds < MIN_SECONDS:
-        raise AudioError(f"{source}: {seconds:.2f} s is too short; speech has at least {MIN_SECONDS} s")
-    if peak < SILENCE_PEAK:
-        raise AudioError(f"{source}: is silent (peak under -60 dBFS); check the microphone")
-    return Upload(buffer.getvalue(), codec, seconds)
+            peak = float(np.maximum(peak, np.abs(block).max(initial=0.0)))  # NaN stays
+            out.write(np.nan_to_num(block).clip(-1.0, 1.0))  # FLAC takes no NaN; it is refused below
+    check_sound(samples / SAMPLE_RATE, peak, source)
+    return Upload(buffer.getvalue(), codec, samples / SAMPLE_RATE)
 
 
 def record(seconds: float, codec: str = "flac") -> Upload:
     """``seconds`` from the default microphone as an upload. Raises :class:`AudioError` where there is none."""
-    if not MIN_SECONDS <= seconds <= MAX_SECONDS:
-        raise ConfigError(f"seconds = {seconds:g} is not allowed: give {MIN_SECONDS} to {MAX_SECONDS:.0f}")
+    if not MIN_SECONDS <= seconds <= UPLOAD_SECONDS:
+        raise ConfigError(f"seconds = {seconds:g} is not allowed: give {MIN_SECONDS} to {UPLOAD_SECONDS:.0f}")
     try:
         device: Any = importlib.import_module("sounddevice")
     except (ImportError, OSError) as error:  # OSError: without the PortAudio library

@@ -6,14 +6,20 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
-from clients.device import adapters, speech
-from clients.device.command import ERROR_CODE, LATER_CODE
-from clients.device.errors import UnreachableError
-from clients.device.settings import HOME_VARIABLE, PASSPHRASE_VARIABLE, TOKEN_VARIABLE, default_folder
+from clients.device import commands
+from clients.device.adapt import PRIVATE_STEPS
+from clients.device.audio import CODECS
+from clients.device.client import FORMATS
+from clients.device.commands import DONE_CODE, ERROR_CODE, LATER_CODE
+from clients.device.messages import UnreachableError
+from clients.device.seal import PASSPHRASE_VARIABLE
+from clients.device.settings import HOME_VARIABLE, TOKEN_VARIABLE, DeviceSettings, Option, default_folder, option
 from fl.core.errors import IdiolectError
+from fl.packed.header import CODES
 
 _ABOUT = f"""Transcribe with the adapter of this device and the base of a server.
 
@@ -25,6 +31,59 @@ environment:
   {PASSPHRASE_VARIABLE:<22} the passphrase, where files are encrypted with one
 
 exit codes: 0 done; 1 refused or failed; 2 wrong usage; 3 the server cannot be reached now, nothing is lost"""
+
+
+ANSWER = (
+    option("--language", "code such as ko, for this recording", default=""),
+    option("--format", "of the answer (%(default)s: its text is printed)", choices=FORMATS, default="json"),
+)
+SENDING = (
+    *ANSWER,
+    option("--stream", "print words as they are recognised", action="store_true"),
+    option("--queue", "keep the recording for 'flush' if the server is not reachable", action="store_true"),
+    option("--base-only", "without the adapter", action="store_true"),
+    option("--codec", "of this upload", choices=tuple(CODECS), default=""),
+)
+Run: TypeAlias = Callable[[argparse.Namespace], int | None]
+COMMANDS: dict[str, tuple[Run, *tuple[Option, ...]]] = {
+    "init": (commands.init, *DeviceSettings.options()),
+    "adapter set": (
+        commands.adapter_set,
+        option("path", metavar="FILE|DIR", type=Path),
+        option("--dtype", "precision to store (float16 for a folder)", choices=tuple(CODES), default=""),
+        option("--other-base", "allow an adapter of another base than the stored one", action="store_true"),
+    ),
+    "adapter show": (commands.adapter_show,),
+    "adapter export": (
+        commands.adapter_export,
+        option("file", type=Path),
+        option("--force", "replace a file that is there", action="store_true"),
+    ),
+    "adapt": (
+        commands.adapt,
+        option("source", "folder with a.wav beside a.txt, or manifest.jsonl with audio and text", type=Path),
+        option("--private-steps", f"train gates on frozen A and B ({PRIVATE_STEPS}; 0 with --shared-steps)", type=int),
+        option("--shared-steps", "train A and B, with neutral gates (%(default)s)", type=int, default=0),
+        option("--private-learning-rate", "of private steps (the server's default)", type=float, default=0.0),
+        option("--learning-rate", "of shared steps (the server's default)", type=float, default=0.0),
+        option("--seed", type=int, default=0),
+        option("--language", "code such as ko (the device's, else the adapter's)", default=""),
+    ),
+    "transcribe": (commands.transcribe, option("file", type=Path), *SENDING),
+    "record": (
+        commands.record_speech,
+        option("--seconds", "how long (%(default)s)", type=float, default=5.0),
+        option("--output", "keep the recording here, send nothing", type=Path, metavar="FILE"),
+        *SENDING,
+    ),
+    "queue": (
+        commands.queue,
+        option("files", type=Path, nargs="*", metavar="FILE"),
+        option("--forget", "remove answers and refusals; what waits stays", action="store_true"),
+        *ANSWER,
+    ),
+    "flush": (commands.flush,),
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,16 +98,16 @@ def build_parser() -> argparse.ArgumentParser:
     common.add_argument("--folder", type=Path, default=default_folder(), help="the device's folder (%(default)s)")
     common.add_argument("--json", action="store_true", help="print JSON lines for a script")
     groups = {"": parser.add_subparsers(title="commands", required=True, metavar="COMMAND")}
-    for command in (*adapters.COMMANDS, *speech.COMMANDS):
-        group, _, name = command.name.rpartition(" ")
+    for command, (run, *options) in COMMANDS.items():
+        group, _, name = command.rpartition(" ")
         if group not in groups:
             under = groups[""].add_parser(group, help=f"store, show or export the {group}")
             groups[group] = under.add_subparsers(title="commands", required=True, metavar="COMMAND")
-        text = command.run.__doc__
+        text = run.__doc__
         added = groups[group].add_parser(name, help=text, description=text, parents=[common], allow_abbrev=False)
-        for flag, how in command.options:
+        for flag, how in options:
             added.add_argument(flag, **how)
-        added.set_defaults(run=command.run)
+        added.set_defaults(run=run)
     return parser
 
 
@@ -56,7 +115,7 @@ def main(argv: Sequence[str]) -> int:
     """Run one command and return its exit code; a typed error is printed. ``argv`` is without the program's name."""
     arguments = build_parser().parse_args(argv)
     try:
-        return int(arguments.run(arguments))
+        return int(arguments.run(arguments) or DONE_CODE)
     except IdiolectError as error:
         if arguments.json:
             print(json.dumps({"error": str(error), "type": type(error).__name__}, ensure_ascii=False), flush=True)

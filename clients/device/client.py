@@ -1,7 +1,7 @@
 """A thin device: it holds an adapter and no base, sends speech to a server, and its adapter when the server lacks it.
 
-It loads without torch, transformers, Flower or PEFT: numpy, soundfile and the standard library are enough (``soxr`` for audio
-that is not at 16 kHz, ``cryptography`` for encryption at rest, ``sounddevice`` for the microphone).
+It loads with numpy, soundfile and the standard library (``soxr`` for audio that is not at 16 kHz, ``cryptography`` for encryption
+at rest, ``sounddevice`` for the microphone).
 
     device = DeviceClient.open(folder)
     print(device.transcribe(encode_file(Path("note.wav"))).text)
@@ -12,20 +12,19 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from clients.device.adapt import AdaptOptions, LabelledUpload, adapt_parts, check_adapted, read_adapted
-from clients.device.answer import ServerAnswer
+from clients.device.adapt import AdaptOptions, Labelled, adapt_parts, check_adapted, read_adapted
 from clients.device.audio import Upload
-from clients.device.body import BINARY, FormPart, RequestBody, adapter_part, encode, text_parts
-from clients.device.errors import RefusedError, unexpected
 from clients.device.http import Connection, RetryPolicy, ServerAddress
+from clients.device.messages import FormPart, RefusedError, RequestBody, ServerAnswer, unexpected
 from clients.device.queue import DamagedEntryError, RecordingQueue
-from clients.device.seal import Seal
-from clients.device.settings import DeviceSettings, ask_passphrase, load_settings, open_seal, open_server
+from clients.device.seal import Seal, ask_passphrase
+from clients.device.settings import DeviceSettings, load_settings, open_seal, open_server
 from clients.device.store import AdapterStore
 from fl.core.errors import ConfigError
 from fl.packed.blob import PackedInfo
@@ -70,15 +69,14 @@ class DeviceClient:
         seal: Seal | None = None,
         retry: RetryPolicy | None = None,
     ) -> None:
-        self.settings = settings
-        self.server = server
+        self.settings, self.server = settings, server
         self.retry = retry or RetryPolicy()
         self.store = AdapterStore(folder, settings.budget_bytes, seal)
         self.queue = RecordingQueue(folder / "queue", settings.queue_bytes, seal)
 
     @classmethod
     def open(cls, folder: Path, passphrase: Callable[[], str] = ask_passphrase) -> DeviceClient:
-        """The device that was set up in ``folder``. Raises :class:`ConfigError` or :class:`clients.device.errors.LockedError`."""
+        """The device that was set up in ``folder``. Raises :class:`ConfigError` or :class:`clients.device.seal.LockedError`."""
         settings = load_settings(folder)
         return cls(folder, settings, open_server(settings), open_seal(settings, passphrase))
 
@@ -106,7 +104,7 @@ class DeviceClient:
 
         With ``on_text`` the server streams: it is called with the whole text so far, which may begin anew after an
         interruption. ``key`` is the idempotency key; the same for the same recording. Raises
-        :class:`clients.device.errors.UnreachableError` when later may help, :class:`RefusedError` when it will not.
+        :class:`clients.device.messages.UnreachableError` when later may help, :class:`RefusedError` when it will not.
         """
         if response_format not in FORMATS:
             raise ConfigError(f"format {response_format!r} is not known: give one of {', '.join(FORMATS)}")
@@ -114,7 +112,10 @@ class DeviceClient:
             raise ConfigError(f"format {response_format!r} cannot be streamed: leave --stream or --format out")
         stream = "true" if on_text is not None else ""
         language = language or self.settings.language
-        parts = [upload.part("file"), *text_parts(language=language, response_format=response_format, stream=stream)]
+        parts = [
+            upload.part("file"),
+            *FormPart.texts(language=language, response_format=response_format, stream=stream),
+        ]
         adapter = self.store.load() if adapted else None
         key = key or os.urandom(16).hex()
 
@@ -122,7 +123,7 @@ class DeviceClient:
             return self.connection.call(
                 "POST",
                 TRANSCRIBE,
-                encode([*extra, *parts]),
+                RequestBody.form([*extra, *parts]),
                 lambda answer: _streamed(answer, on_text) if on_text else _whole(answer, response_format),
                 key=key + step,
             )
@@ -139,17 +140,17 @@ class DeviceClient:
             handle = self.put_adapter(adapter) if step else self.store.handle(self.server.url, adapter)
             if handle:
                 try:
-                    return send(text_parts(adapter_handle=handle), step)
+                    return send(FormPart.texts(adapter_handle=handle), step)
                 except RefusedError as error:
                     if error.slug != UNKNOWN_HANDLE:
                         raise
                     self.store.forget_handle()  # out of date, or gave way to others at once: the server is full
-        return send([adapter_part(adapter)], "-adapter")
+        return send([FormPart.adapter(adapter)], "-adapter")
 
     def put_adapter(self, adapter: bytes) -> str:
         """Have the server hold the adapter for a while; its handle, or empty from a server that keeps none."""
         try:
-            found = self.connection.call("PUT", ADAPTERS, RequestBody((adapter,), BINARY), ServerAnswer.json)
+            found = self.connection.call("PUT", ADAPTERS, RequestBody((adapter,)), ServerAnswer.json)
         except RefusedError as error:
             if error.status in NO_HANDLES and error.slug != UNKNOWN_HANDLE:
                 return ""  # it can still come with each request
@@ -164,51 +165,44 @@ class DeviceClient:
     def flush(self, on_done: Callable[[Flushed], None] = lambda _: None) -> int:
         """Send what waits, in order, telling ``on_done`` of each; how many were answered.
 
-        Stops with :class:`clients.device.errors.UnreachableError` at the first that cannot be sent now; it and those behind it
+        Stops with :class:`clients.device.messages.UnreachableError` at the first that cannot be sent now; it and those behind it
         go on waiting. What the server refuses for good is put aside with the reason.
         """
         answered = 0
         with self.queue.sending() as names:
             for name in names:
                 try:
-                    entry = self.queue.load(name)
-                    found = self.transcribe(
-                        entry.upload, language=entry.language, response_format=entry.format, key=entry.key
-                    )
-                except DamagedEntryError as error:
-                    reason = str(error)
-                except RefusedError as error:
-                    if error.status not in RECORDING_AT_FAULT or error.slug in ADAPTER_AT_FAULT:
+                    one = self.queue.load(name)
+                    found = self.transcribe(one.upload, language=one.language, response_format=one.format, key=one.key)
+                except (DamagedEntryError, RefusedError) as error:
+                    if isinstance(error, RefusedError) and not _is_recordings_fault(error):
                         raise
-                    reason = str(error)
+                    self.queue.fail(name, str(error))
+                    on_done(Flushed(name, "", str(error)))
                 else:
                     self.queue.finish(name, found.answer)
                     answered += 1
                     on_done(Flushed(name, found.text))
-                    continue
-                self.queue.fail(name, reason)
-                on_done(Flushed(name, "", reason))
         return answered
 
-    def adapt(self, utterances: Sequence[LabelledUpload], options: AdaptOptions) -> tuple[PackedInfo, dict[str, Any]]:
+    def adapt(self, utterances: Sequence[Labelled], options: AdaptOptions) -> tuple[PackedInfo, dict[str, Any]]:
         """Have the server train this device's adapter on labelled speech; store the new one if it is sound.
 
         Returns what the new adapter says of itself and what the server says of the training. Raises
         :class:`fl.core.errors.AdapterMismatchError` for an answer that is not this adapter, trained; the old one is then kept.
         """
-        adapter = self.store.load()
-        if adapter is None:
-            raise ConfigError("there is no adapter to train: 'idiolect device adapter set FILE' first")
+        adapter = self.store.require()
         options = replace(options, language=options.language or self.settings.language)
-        body = encode(adapt_parts(adapter, utterances, options))
+        body = RequestBody.form(adapt_parts(adapter, utterances, options))
         patient = replace(self.retry, total=max(self.retry.total, ADAPT_SECONDS))
-        connection = Connection(replace(self.server, timeout=ADAPT_SECONDS), patient)
-        try:
+        with closing(Connection(replace(self.server, timeout=ADAPT_SECONDS), patient)) as connection:
             new, report = connection.call("POST", ADAPT, body, read_adapted, key=os.urandom(16).hex())
-        finally:
-            connection.close()
         check_adapted(adapter, new, options, report)
         return self.store.set(new), report
+
+
+def _is_recordings_fault(error: RefusedError) -> bool:
+    return error.status in RECORDING_AT_FAULT and error.slug not in ADAPTER_AT_FAULT
 
 
 def _whole(answer: ServerAnswer, response_format: str) -> Transcription:

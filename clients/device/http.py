@@ -14,11 +14,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from random import SystemRandom
 from typing import TypeVar
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
-from clients.device.answer import RetryableError, ServerAnswer, check_status, printable
-from clients.device.body import RequestBody
-from clients.device.errors import RefusedError, UnreachableError
+from clients.device.messages import RefusedError, RequestBody, RetryableError, ServerAnswer, UnreachableError, printable
 from fl import __version__
 from fl.core.errors import ConfigError
 
@@ -36,9 +34,8 @@ class ServerAddress:
     allow_http: bool = False  # without TLS beyond this machine
 
     def __post_init__(self) -> None:
-        parts = _split_url(self.url)
-        assert parts.hostname
-        if parts.scheme == "http" and not self.allow_http and not _is_loopback(parts.hostname):
+        scheme, host, _, _ = _split_url(self.url)
+        if scheme == "http" and not self.allow_http and not _is_loopback(host):
             raise ConfigError(
                 f"server {self.url!r} is not encrypted: speech and token would be readable on the way; use https, or "
                 "--allow-http where the network is private"
@@ -46,16 +43,28 @@ class ServerAddress:
         if not (self.token.isascii() and self.token.isprintable()) or " " in self.token:
             raise ConfigError("the token has characters that no token has: check its file or IDIOLECT_TOKEN")
 
+    def connect(self) -> http.client.HTTPConnection:
+        """A connection that connects with its first request. Raises :class:`ConfigError` for certificates that cannot be read."""
+        scheme, host, port, _ = _split_url(self.url)
+        if scheme == "http":
+            return http.client.HTTPConnection(host, port, timeout=self.timeout)
+        try:
+            context = ssl.create_default_context(cafile=self.ca or None)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(f"certificates cannot be read from {self.ca!r} ({error}): give a PEM file") from error
+        return http.client.HTTPSConnection(host, port, timeout=self.timeout, context=context)
 
-def _split_url(url: str) -> SplitResult:
+
+def _split_url(url: str) -> tuple[str, str, int | None, str]:
+    """Scheme, host, port and path."""
     try:
         parts = urlsplit(url)
-        sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        host = parts.hostname if parts.scheme in ("http", "https") and parts.port != 0 else None
     except ValueError:
-        sound = False
-    if not sound or not url.isascii() or not url.isprintable() or " " in url or parts.query or parts.username:
+        host = None
+    if not host or not url.isascii() or not url.isprintable() or " " in url or parts.query or parts.username:
         raise ConfigError(f"server {url!r} is no address: give https://HOST or https://HOST:PORT")
-    return parts
+    return parts.scheme, host, parts.port, parts.path.rstrip("/")
 
 
 def _is_loopback(host: str) -> bool:
@@ -100,9 +109,8 @@ class Connection:
     def __init__(self, server: ServerAddress, retry: RetryPolicy | None = None) -> None:
         self.server = server
         self.retry = retry or RetryPolicy()
-        parts = _split_url(server.url)
-        self._prefix = parts.path.rstrip("/")
-        self._connection = _connect(server)
+        self._prefix = _split_url(server.url)[-1]
+        self._connection = server.connect()
 
     def close(self) -> None:
         """Hang up."""
@@ -114,7 +122,7 @@ class Connection:
         ``key`` is sent as Idempotency-Key with each attempt. Raises :class:`RefusedError` for an answer that will stay the
         same, :class:`UnreachableError` when attempts or time are used up.
         """
-        headers = {"Content-Type": body.content_type, "Content-Length": str(body.bytes), "Accept": "*/*"}
+        headers = {"Content-Type": body.content_type, "Content-Length": str(sum(map(len, body.parts))), "Accept": "*/*"}
         headers["User-Agent"] = f"idiolect-device/{__version__}"
         if self.server.token:
             headers["Authorization"] = f"Bearer {self.server.token}"
@@ -128,8 +136,9 @@ class Connection:
             try:
                 response, whole = self._send(method, path, body, headers)
                 try:
-                    check_status(response)
-                    return read(ServerAnswer(response, lambda: self.retry.clock() - started > self.retry.total))
+                    answer = ServerAnswer(response, lambda: self.retry.clock() - started > self.retry.total)
+                    answer.check_status()
+                    return read(answer)
                 finally:
                     if not (whole and response.isclosed()):
                         self._connection.close()  # the next request may not begin in the middle of this one
@@ -164,15 +173,3 @@ class Connection:
                 raise
             whole = False
         return self._connection.getresponse(), whole
-
-
-def _connect(server: ServerAddress) -> http.client.HTTPConnection:
-    parts = _split_url(server.url)
-    assert parts.hostname
-    if parts.scheme == "http":
-        return http.client.HTTPConnection(parts.hostname, parts.port, timeout=server.timeout)
-    try:
-        context = ssl.create_default_context(cafile=server.ca or None)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"certificates cannot be read from {server.ca!r} ({error}): give a PEM file") from error
-    return http.client.HTTPSConnection(parts.hostname, parts.port, timeout=server.timeout, context=context)

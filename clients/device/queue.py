@@ -23,9 +23,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from clients.device.audio import CODECS, Upload
-from clients.device.errors import LockedError
-from clients.device.seal import Seal, SealedFolder
-from fl.core.errors import ConfigError, StoreError
+from clients.device.seal import LockedError, Seal, SealedFolder
+from fl.core.errors import StoreError
 from fl.core.files import sync_folder
 
 WAITING, DONE, FAILED = "waiting", "done", "failed"
@@ -68,7 +67,8 @@ class RecordingQueue:
         with self._locked("order"):
             every = [name for state in (WAITING, DONE, FAILED) for name in self.names(state)]
             name = f"{max((int(name[:8]) for name in every), default=0) + 1:08d}-{entry.key}"
-            data = _to_bytes(entry)
+            head = {**asdict(entry), "upload": {"codec": upload.codec, "seconds": upload.seconds}}
+            data = json.dumps(head, sort_keys=True).encode() + b"\n" + upload.content
             used = sum((self.folder / WAITING / waiting).stat().st_size for waiting in self.names())
             if used + len(data) + self._files.seal.overhead > self.max_bytes:
                 raise StoreError(
@@ -81,16 +81,22 @@ class RecordingQueue:
     def load(self, name: str, state: str = WAITING) -> QueuedRecording:
         """An entry. Raises :class:`DamagedEntryError` for one that was altered or cannot be read."""
         try:
-            return _from_bytes(self._files.read(f"{state}/{name}", name, _MAX_ENTRY_BYTES), name)
+            head, _, content = self._files.read(f"{state}/{name}", name, _MAX_ENTRY_BYTES).partition(b"\n")
+            values = json.loads(head)
+            codec, seconds = values["upload"]["codec"], float(values["upload"]["seconds"])
+            if codec not in CODECS or values["key"] != name[9:]:
+                raise ValueError("codec or key is another")
+            texts = str(values["language"]), str(values["format"])
+            return QueuedRecording(values["key"], Upload(content, codec, seconds), *texts)
         except LockedError:
             raise
-        except StoreError as error:
-            raise DamagedEntryError(str(error)) from error
+        except (StoreError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DamagedEntryError(f"queue entry {name} is damaged and can only be removed: {error}") from error
 
     def finish(self, name: str, answer: str) -> None:
         """Keep the answer, durably, then drop the recording. A crash in between leaves both, and nothing is sent again."""
         self._files.write(f"{DONE}/{name}", f"{DONE} {name}", answer.encode(), "free some space and flush again")
-        self._drop(name)
+        (self.folder / WAITING / name).unlink(missing_ok=True)
 
     def fail(self, name: str, reason: str) -> None:
         """Put a recording that the server will never take aside, with the reason."""
@@ -103,9 +109,6 @@ class RecordingQueue:
         """The transcript of an entry that is done; with ``failed`` the reason why there is none."""
         file = name if state == DONE else f"{name}.reason"
         return self._files.read(f"{state}/{file}", f"{state} {file}", _MAX_ENTRY_BYTES).decode()
-
-    def _drop(self, name: str) -> None:
-        (self.folder / WAITING / name).unlink(missing_ok=True)
 
     def forget(self) -> int:
         """Remove what is done and what failed; how many."""
@@ -120,7 +123,7 @@ class RecordingQueue:
         """The names that are to be sent, while no other process sends. What was done before a crash is dropped, not sent."""
         with self._locked("sending"):
             for name in {*self.names()} & {*self.names(DONE)}:
-                self._drop(name)
+                (self.folder / WAITING / name).unlink(missing_ok=True)
             yield self.names()
 
     @contextmanager
@@ -133,21 +136,3 @@ class RecordingQueue:
             except BlockingIOError as error:
                 raise StoreError("another process is sending the queue: wait for it") from error
             yield
-
-
-def _to_bytes(entry: QueuedRecording) -> bytes:
-    head = {**asdict(entry), "upload": {"codec": entry.upload.codec, "seconds": entry.upload.seconds}}
-    return json.dumps(head, sort_keys=True).encode() + b"\n" + entry.upload.content
-
-
-def _from_bytes(data: bytes, name: str) -> QueuedRecording:
-    head, _, content = data.partition(b"\n")
-    try:
-        values = json.loads(head)
-        codec, seconds = values["upload"]["codec"], float(values["upload"]["seconds"])
-        if codec not in CODECS or values["key"] != name[9:]:
-            raise ConfigError("codec or key")
-        texts = str(values["language"]), str(values["format"])
-        return QueuedRecording(values["key"], Upload(content, codec, seconds), *texts)
-    except (ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
-        raise StoreError(f"queue entry {name} was altered or damaged ({error}): remove it") from error

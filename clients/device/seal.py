@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clients.device.errors import LockedError
 from fl.core.errors import ConfigError, StoreError
 from fl.core.files import write_atomically
 
+PASSPHRASE_VARIABLE = "IDIOLECT_PASSPHRASE"
 MAGIC = b"IDIO1"
 NONCE_BYTES, TAG_BYTES, KEY_BYTES, SALT_BYTES = 12, 16, 32, 16
 OVERHEAD = len(MAGIC) + NONCE_BYTES + TAG_BYTES
@@ -24,6 +25,10 @@ KINDS = ("none", "key-file", "passphrase")
 SCRYPT = {"n": 2**14, "r": 8, "p": 5}  # 16 MiB for a fraction of a second: a device has little memory (RFC 7914; OWASP)
 _SCRYPT_MEMORY = 64 * 2**20  # what OpenSSL may take at most
 _CHECK = b"idiolect device"
+
+
+class LockedError(StoreError):
+    """The key or passphrase is missing or is not the one that the device's files were encrypted with. They are intact."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +108,21 @@ class SealedFolder:
     def write(self, name: str, purpose: str, data: bytes, remedy: str) -> None:
         """Write durably, or raise :class:`StoreError` with the ``remedy`` and leave the old file as it was."""
         try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_atomically(self.folder / name, self.seal.close(data, purpose))
         except OSError as error:
             raise StoreError(f"{purpose} could not be written ({error}): {remedy}") from error
+
+
+def ask_passphrase() -> str:
+    """From the environment, else from the keyboard."""
+    if PASSPHRASE_VARIABLE in os.environ:
+        return os.environ[PASSPHRASE_VARIABLE]
+    import getpass
+
+    if not sys.stdin.isatty():
+        raise LockedError(f"the device's files are encrypted: set {PASSPHRASE_VARIABLE}, or run this in a terminal")
+    return getpass.getpass("passphrase of this device: ")
 
 
 def key_from_passphrase(passphrase: str, salt: bytes) -> bytes:
@@ -124,12 +141,8 @@ def key_from_file(path: Path, *, create: bool = False) -> bytes:
         if create and not path.exists():
             write_atomically(path, os.urandom(KEY_BYTES).hex().encode() + b"\n")
         key = bytes.fromhex(read_secret(path, "key"))
-    except OSError as error:
-        raise LockedError(
-            f"key file {path} cannot be read ({error.strerror}): put it back; the files are intact"
-        ) from error
-    except ConfigError as error:
-        raise LockedError(str(error)) from error
+    except (OSError, ConfigError) as error:
+        raise LockedError(f"the key cannot be read ({error}): put it back; the files are intact") from error
     except ValueError:
         key = b""
     if len(key) != KEY_BYTES:

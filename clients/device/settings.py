@@ -20,14 +20,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from clients.device.audio import CODECS
-from clients.device.errors import LockedError
 from clients.device.http import ServerAddress
-from clients.device.seal import KINDS, SALT_BYTES, Seal, key_from_file, key_from_passphrase, read_secret
-from fl.core.errors import ConfigError, StoreError
-from fl.core.files import write_atomically
+from clients.device.seal import KINDS, SALT_BYTES, Seal, SealedFolder, key_from_file, key_from_passphrase, read_secret
+from fl.core.errors import ConfigError
 
 SETTINGS_NAME = "device.json"
-HOME_VARIABLE, TOKEN_VARIABLE, PASSPHRASE_VARIABLE = "IDIOLECT_DEVICE", "IDIOLECT_TOKEN", "IDIOLECT_PASSPHRASE"
+HOME_VARIABLE, TOKEN_VARIABLE = "IDIOLECT_DEVICE", "IDIOLECT_TOKEN"
 MAX_SETTINGS_BYTES = 64 * 2**10
 MIB = 2**20
 _TRUE, _FALSE = {"action": "store_true"}, {"action": "store_false"}
@@ -125,11 +123,8 @@ def initialize(folder: Path, settings: DeviceSettings, passphrase: Callable[[], 
             raise ConfigError("encryption by key file needs --key-file PATH; it is made if it is missing")
         settings = replace(settings, salt=os.urandom(SALT_BYTES).hex())
         settings = replace(settings, check=_seal(settings, passphrase, create=True).check())
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_atomically(folder / SETTINGS_NAME, json.dumps(asdict(settings), indent=2).encode() + b"\n")
-    except OSError as error:
-        raise StoreError(f"settings could not be written to {folder}: {error}; free space or choose another") from error
+    data = json.dumps(asdict(settings), indent=2).encode() + b"\n"
+    SealedFolder(folder).write(SETTINGS_NAME, f"settings of {folder}", data, "free some space or choose another folder")
     return settings
 
 
@@ -149,7 +144,7 @@ def load_settings(folder: Path) -> DeviceSettings:
 
 
 def open_seal(settings: DeviceSettings, passphrase: Callable[[], str]) -> Seal:
-    """The key to a device's files. Raises :class:`LockedError` for a wrong or missing one; the files are intact."""
+    """The key to a device's files. Raises :class:`clients.device.seal.LockedError` for a wrong or missing one; the files are intact."""
     if settings.encryption == "none":
         return Seal()
     seal = _seal(settings, passphrase)
@@ -161,18 +156,6 @@ def _seal(settings: DeviceSettings, passphrase: Callable[[], str], *, create: bo
     if settings.encryption == "key-file":
         return Seal(key_from_file(Path(settings.key_file).expanduser(), create=create))
     return Seal(key_from_passphrase(passphrase(), bytes.fromhex(settings.salt)))
-
-
-def ask_passphrase() -> str:
-    """From the environment, else from the keyboard."""
-    if PASSPHRASE_VARIABLE in os.environ:
-        return os.environ[PASSPHRASE_VARIABLE]
-    import getpass
-    import sys
-
-    if not sys.stdin.isatty():
-        raise LockedError(f"the device's files are encrypted: set {PASSPHRASE_VARIABLE}, or run this in a terminal")
-    return getpass.getpass("passphrase of this device: ")
 
 
 def open_server(settings: DeviceSettings) -> ServerAddress:

@@ -10,8 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from clients.device.errors import LockedError
-from clients.device.seal import Seal, SealedFolder
+from clients.device.seal import LockedError, Seal, SealedFolder
 from fl.core.errors import AdapterError, AdapterMismatchError, StoreError
 from fl.packed.blob import PackedInfo, digest, read_info, unpack
 from fl.packed.header import MAX_PACKED_BYTES
@@ -42,10 +41,12 @@ class AdapterStore:
             raise StoreError(f"{self.folder / ADAPTER_NAME} is damaged ({error}); set the adapter again") from error
         return data
 
-    def info(self) -> PackedInfo | None:
-        """What the stored adapter says of itself."""
+    def require(self) -> bytes:
+        """As :meth:`load`, but raises :class:`StoreError` without one."""
         data = self.load()
-        return None if data is None else read_info(data)
+        if data is None:
+            raise StoreError("there is no adapter on this device: 'idiolect device adapter set FILE' first")
+        return data
 
     def set(self, data: bytes, *, other_base: bool = False) -> PackedInfo:
         """Check ``data`` and make it the adapter of this device, durably; the old one stays when anything is wrong.
@@ -61,12 +62,13 @@ class AdapterStore:
             )
         _, info = unpack(data)
         try:
-            old = None if other_base else self.info()
+            stored = None if other_base else self.load()
         except LockedError:
             raise
         except StoreError:
-            old = None  # damaged: a sound one may replace it
-        if old is not None and (old.base_fingerprint, old.base_name) != (info.base_fingerprint, info.base_name):
+            stored = None  # damaged: a sound one may replace it
+        old = info if stored is None else read_info(stored)
+        if (old.base_fingerprint, old.base_name) != (info.base_fingerprint, info.base_name):
             raise AdapterMismatchError(
                 f"the adapter is for base {info.base_name!r} ({info.base_fingerprint}), this device's is for "
                 f"{old.base_name!r} ({old.base_fingerprint}): get one for that base, or say --other-base; the old one is kept"

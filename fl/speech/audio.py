@@ -1,12 +1,13 @@
 """Waveforms: any file that libsndfile reads in, 16 kHz mono float32 out, and checks that it can be speech."""
 
 import io
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import soundfile
-import soxr
 
 from fl.core.errors import AudioError
 from fl.core.files import PUBLIC, write_atomically
@@ -58,8 +59,24 @@ def read_mono(file: soundfile.SoundFile, first: int, count: int) -> Waveform:
     samples = file.read(count, dtype="float32", always_2d=True)
     mono = samples.mean(axis=1, dtype=np.float32)
     if file.samplerate != SAMPLE_RATE and len(mono):
+        import soxr  # a fifth of a small device's start-up time, and most of them record at 16 kHz
+
         mono = soxr.resample(mono, file.samplerate, SAMPLE_RATE, quality="HQ").astype(np.float32)
     return np.ascontiguousarray(mono)
+
+
+def read_blocks(file: soundfile.SoundFile) -> Iterator[Waveform]:
+    """All of an open file as :func:`read_mono` gives it, about a second at a time, whatever length its header claims."""
+    rate, stream, last = int(file.samplerate), None, False
+    if rate != SAMPLE_RATE:
+        import soxr
+
+        stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+    while not last:
+        block = file.read(rate, dtype="float32", always_2d=True)
+        last = len(block) < rate
+        mono = block.mean(axis=1, dtype=np.float32)
+        yield mono if stream is None else stream.resample_chunk(mono, last=last)
 
 
 def _frame_range(path: Path, start: float | None, end: float | None, rate: int, frames: int) -> tuple[int, int]:
@@ -79,16 +96,21 @@ def check_speech(audio: Waveform, source: str) -> None:
     """Refuse what cannot be one utterance: AudioError, beginning with ``source``, for non-finite samples, less than
     MIN_SECONDS, more than MAX_SECONDS, or silence (peak under -60 dBFS)."""
     seconds = len(audio) / SAMPLE_RATE
-    if not np.isfinite(audio).all():
-        raise AudioError(f"{source}: holds samples that are not finite numbers; convert the file again")
-    if seconds < MIN_SECONDS:
-        raise AudioError(f"{source}: {seconds:.2f} s is too short; an utterance has at least {MIN_SECONDS} s")
+    check_sound(seconds, float(np.abs(audio).max(initial=0.0)), source)
     if seconds > MAX_SECONDS:
         raise AudioError(
             f"{source}: {seconds:.1f} s is too long; an utterance has at most {MAX_SECONDS:.0f} s. Split it with "
             "'start' and 'end' in the manifest, each part with its own text; `idiolect transcribe` splits at pauses"
         )
-    if float(np.abs(audio).max()) < SILENCE_PEAK:
+
+
+def check_sound(seconds: float, peak: float, source: str) -> None:
+    """Refuse what holds no speech, of any length: :class:`AudioError` as :func:`check_speech`. ``peak`` is NaN where a sample is."""
+    if not math.isfinite(peak):
+        raise AudioError(f"{source}: holds samples that are not finite numbers; convert the file again")
+    if seconds < MIN_SECONDS:
+        raise AudioError(f"{source}: {seconds:.2f} s is too short; speech has at least {MIN_SECONDS} s")
+    if peak < SILENCE_PEAK:
         raise AudioError(f"{source}: is silent (peak under -60 dBFS); check the microphone or leave it out")
 
 

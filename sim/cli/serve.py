@@ -22,11 +22,11 @@ from fl.bases.whisper.base import WhisperBase
 from fl.core.compute import choose_device
 from fl.core.errors import ConfigError
 from fl.serving.engine.engine import BatchEngine, EngineSettings
+from fl.serving.http.adapt import Adapt, AdaptJob, AdaptResult
 from fl.serving.http.app import create_app
 from fl.serving.http.auth import TokenFile, add_token
 from fl.serving.http.limits import MIB, ServerLimits
 from fl.serving.http.server import Address, make_server
-from fl.serving.training.adapt import Adapt, AdaptJob, AdaptResult
 from fl.speech.features import Window
 from fl.tasks.task import Example, Task
 

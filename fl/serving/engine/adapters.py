@@ -6,11 +6,11 @@ What a sender writes is never compiled or matched as a pattern of their own, bec
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
-from functools import lru_cache
-from itertools import permutations
+from collections.abc import Collection
+from functools import cache, lru_cache
+from itertools import permutations, product, starmap
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from fl.adapters.state import Shapes, check_tensors
 from fl.bases.whisper.base import WhisperBase
 from fl.bases.whisper.tokenizer import tokenizer_digest
 from fl.core.errors import AdapterError, AdapterMismatchError, ConfigError
-from fl.packed.blob import PackedInfo, read_info, unpack
+from fl.packed.blob import PackedInfo, digest, read_info, unpack
 from fl.packed.folder import PEFT_TYPE, require_low_rank
 from fl.serving.engine.requests import ServedAdapter
 from fl.speech.features import WINDOWS
@@ -34,7 +34,6 @@ MAX_BYTES = 16 * 2**20
 MAX_TENSORS = 2_048
 MAX_RANK = 64
 _IGNORED = ("exclude_modules", "layers_to_transform", "layers_pattern")  # settings that would change what is adapted
-_TARGETS = re.compile(r"\(\?:((?:{0})(?:\|(?:{0}))*)\)".format("|".join(ATTENTION_TARGETS)))
 
 
 @lru_cache(maxsize=4)
@@ -54,14 +53,7 @@ def served_tokenizer(base: WhisperBase) -> str:
     return tokenizer_digest(base)
 
 
-def admit(
-    data: bytes,
-    base: WhisperBase,
-    *,
-    max_bytes: int = MAX_BYTES,
-    max_tensors: int = MAX_TENSORS,
-    max_rank: int = MAX_RANK,
-) -> ServedAdapter:
+def admit(data: bytes, base: WhisperBase, *, max_bytes: int = MAX_BYTES) -> ServedAdapter:
     """The packed adapter ``data``, checked against ``base``.
 
     Raises :class:`AdapterMismatchError` for a sound one of another base, tokenizer or configuration and
@@ -83,27 +75,29 @@ def admit(
             f"the adapter was trained with another tokenizer ({packed.tokenizer[:12]}...) than that of this server "
             f"({own[:12]}...): its words would come out as others; train it again or use a server with that tokenizer"
         )
-    if packed.tensors > max_tensors:
-        raise AdapterError(f"the adapter has {packed.tensors:,} tensors, and at most {max_tensors:,} are taken")
-    config = _config(packed.config, base, max_rank)
-    shapes = _shapes(config, base)
-    _check_size(shapes, packed, max_bytes)
+    if packed.tensors > MAX_TENSORS:
+        raise AdapterError(f"the adapter has {packed.tensors:,} tensors, and at most {MAX_TENSORS:,} are taken")
+    config = _config(packed.config, base)
     _check_use(packed, base)
+    shapes = _shapes(config, base)
+    if packed.tensors != len(shapes):
+        raise AdapterMismatchError(
+            f"the adapter has {packed.tensors} tensors, and its configuration means {len(shapes)} on this base: "
+            "was it packed whole, and for this base?"
+        )
+    size, most = 4 * sum(math.prod(shape) for shape in shapes.values()), 4 * max_bytes
+    if size > most:
+        raise AdapterError(f"the adapter would have {size:,} bytes in memory, and at most {most:,} are allowed")
     arrays, _ = unpack(data)
     tensors = {name: torch.from_numpy(array) for name, array in sorted(arrays.items())}
     check_tensors(tensors, shapes)
     info = AdapterInfo(
-        base_name=base.name,
-        base_fingerprint=base.fingerprint,
-        split=packed.split,
-        config=config,
-        window=packed.window,
-        language=packed.language,
+        base.name, base.fingerprint, packed.split, config, window=packed.window, language=packed.language
     )
-    return ServedAdapter(tensors, Slot.of(config), info, hashlib.sha256(data).hexdigest())
+    return ServedAdapter(tensors, Slot.of(config), info, digest(data))
 
 
-def _config(values: dict[str, Any], base: WhisperBase, max_rank: int) -> GatedLoraConfig:
+def _config(values: dict[str, Any], base: WhisperBase) -> GatedLoraConfig:
     """The configuration with ``target_modules`` as the full names of the modules that it selects on this base."""
     for key in _IGNORED:
         if values.get(key) not in (None, [], ""):
@@ -118,37 +112,28 @@ def _config(values: dict[str, Any], base: WhisperBase, max_rank: int) -> GatedLo
         )
     except (ConfigError, TypeError, ValueError, OverflowError) as error:
         raise AdapterError(f"the adapter's configuration is not one: {str(error)[:200]}; pack it again") from None
-    if config.r > max_rank:
-        raise AdapterError(f"the adapter has rank {config.r}, and at most {max_rank} are served: train a smaller one")
+    if config.r > MAX_RANK:
+        raise AdapterError(f"the adapter has rank {config.r}, and at most {MAX_RANK} are served: train a smaller one")
     maps = linear_maps(base)
     smallest = min(min(maps[name]) for name in modules)
     if config.r > smallest:
-        raise AdapterMismatchError(
-            f"rank {config.r} is larger than a map of {smallest} of this base: was it for another?"
-        )
+        raise AdapterMismatchError(f"rank {config.r} exceeds a map of {smallest} of this base: was it for another?")
     return config
 
 
 def _modules(targets: object, base: WhisperBase) -> list[str]:
     maps = linear_maps(base)
     if isinstance(targets, str):
-        pattern = _own_pattern(targets)
-        if pattern is None:
-            raise AdapterError(
-                "the adapter's 'target_modules' is a pattern that 'sites' does not make: give a list of module names"
-            )
-        found = [name for name in maps if re.fullmatch(pattern, name)]
-    elif isinstance(targets, list) and targets and len(targets) <= MAX_TENSORS and all(map(_is_name, targets)):
+        if targets not in _own_patterns():
+            raise AdapterError("the adapter's 'target_modules' is a pattern that 'sites' does not make: list modules")
+        found = [name for name in maps if re.fullmatch(targets, name)]
+    elif isinstance(targets, list) and 0 < len(targets) <= MAX_TENSORS and all(map(_is_name, targets)):
         endings, whole = tuple(f".{target}" for target in targets), frozenset(targets)
         found = [name for name in maps if name in whole or name.endswith(endings)]
     else:
-        raise AdapterError(
-            "the adapter's 'target_modules' is neither a list of module names nor a pattern; pack it again"
-        )
+        raise AdapterError("the adapter's 'target_modules' is no list of module names nor a pattern; pack it again")
     if not found:
-        raise AdapterMismatchError(
-            "the adapter's 'target_modules' match no linear map of this base: check sites and base"
-        )
+        raise AdapterMismatchError("the adapter's 'target_modules' match no map of this base: check sites and base")
     return found
 
 
@@ -156,17 +141,15 @@ def _is_name(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[\w.]{1,200}", value) is not None
 
 
-def _own_pattern(text: str) -> str | None:
-    """``text`` if it is what :func:`target_pattern` makes of some sites and targets."""
-    found = _TARGETS.search(text[:400])
-    targets = tuple(found[1].split("|")) if found else ()
-    if len(targets) > len(ATTENTION_TARGETS):
-        return None
-    orders = (order for count in range(1, len(SITES) + 1) for order in permutations(SITES, count))
-    for sites in orders:
-        if (targets or sites == ("ffn",)) and target_pattern(sites, targets) == text:
-            return text
-    return None
+@cache
+def _own_patterns() -> frozenset[str]:
+    """All that :func:`target_pattern` makes, of sites and targets in any order."""
+    sites, targets = _orders(SITES), _orders(ATTENTION_TARGETS)
+    return frozenset({target_pattern(("ffn",), ()), *starmap(target_pattern, product(sites, targets))})
+
+
+def _orders(names: Collection[str]) -> list[tuple[str, ...]]:
+    return [order for count in range(1, len(names) + 1) for order in permutations(names, count)]
 
 
 def _shapes(config: GatedLoraConfig, base: WhisperBase) -> Shapes:
@@ -180,24 +163,9 @@ def _shapes(config: GatedLoraConfig, base: WhisperBase) -> Shapes:
     return shapes
 
 
-def _check_size(shapes: Shapes, packed: PackedInfo, max_bytes: int) -> None:
-    if packed.tensors != len(shapes):
-        raise AdapterMismatchError(
-            f"the adapter has {packed.tensors} tensors, and its configuration means {len(shapes)} on this base: "
-            "was it packed whole, and for this base?"
-        )
-    size = 4 * sum(math.prod(shape) for shape in shapes.values())
-    if size > 4 * max_bytes:
-        raise AdapterError(
-            f"the adapter would have {size:,} bytes in memory, and at most {4 * max_bytes:,} are allowed"
-        )
-
-
 def _check_use(packed: PackedInfo, base: WhisperBase) -> None:
     if packed.window not in WINDOWS:
-        raise AdapterError(
-            f"the adapter's window {packed.window[:20]!r} is none of {', '.join(WINDOWS)}: pack it again"
-        )
+        raise AdapterError(f"the adapter's window {packed.window[:20]!r} is none of {', '.join(WINDOWS)}: pack it anew")
     known = base.languages or ("en",)
     if packed.language and packed.language not in known:
         raise AdapterMismatchError(f"the adapter's language {packed.language[:20]!r} is unknown to base {base.name!r}")

@@ -27,12 +27,11 @@ from fl.bases.whisper.decoding import BeamSearch, detect_languages, expand, toke
 from fl.core.errors import AdapterError, AudioError, ConfigError, IdiolectError, RunError
 from fl.data.batching import buckets
 from fl.serving.engine.fair import FairQueue
-from fl.serving.engine.jobs import EngineJob
-from fl.serving.engine.requests import BusyError, ClosedError, DeadlineError, Request, Transcript
+from fl.serving.engine.requests import BusyError, ClosedError, DeadlineError, EngineJob, Request, Transcript
 from fl.speech.audio import MAX_SECONDS, SAMPLE_RATE
 from fl.speech.features import Window, heard_frames
 
-log = logging.getLogger("idiolect.serving")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class EngineSettings:
 
 
 class BatchEngine:
-    """The engine (:class:`fl.serving.engine.requests.Engine`) on a Whisper; adapters may sit at any of its linear maps."""
+    """Transcribes requests of many people at once on a Whisper; adapters may sit at any of its linear maps."""
 
     def __init__(self, base: WhisperBase, settings: EngineSettings | None = None, *, start: bool = True) -> None:
         """With ``start`` False there is no thread: call :meth:`turn` until nothing is left."""
@@ -77,7 +76,12 @@ class BatchEngine:
             self._thread.start()
 
     def submit(self, request: Request) -> Future[Transcript]:
-        """See :meth:`fl.serving.engine.requests.Engine.submit`."""
+        """Queue a request; from any thread. The future's exception is a typed error: :class:`DeadlineError` when it is late,
+        :class:`AdapterError` when the adapter makes numbers that are not finite, :class:`ClosedError` at shutdown.
+        ``future.cancel()`` works at any time, also in the middle of decoding: the row is then freed at the next step.
+
+        Raises :class:`BusyError` when the queue is full, :class:`IdiolectError` for a request that cannot be served.
+        """
         self._check(request)
         job = EngineJob(request, Future(), time.monotonic())
         with self._wake:
@@ -112,18 +116,18 @@ class BatchEngine:
         """Counters since the start, and gauges: ``queued``, ``running`` requests, ``rows`` in use, bytes of rows."""
         with self._wake:
             queued = len(self._queue)
-        running = len({id(job) for job, _ in list(self._jobs)})
+        running = len({job for job, _ in list(self._jobs)})
         memory = self._table.bytes + self._cache.bytes
         return {**self._counts, "queued": queued, "running": running, "rows": len(self._jobs), "row_bytes": memory}
 
     def close(self) -> None:
-        """See :meth:`fl.serving.engine.requests.Engine.close`."""
+        """Fail what is waiting with :class:`ClosedError`, finish what runs, and stop the thread."""
         with self._wake:
             self._closing = True
             waiting = self._queue.drain()
             self._wake.notify()
         for job in waiting:
-            job.fail(ClosedError("the server is shutting down: ask again when it is back"))
+            job.settle(ClosedError("the server is shutting down: ask again when it is back"))
         if self._thread.ident is not None:
             self._thread.join()
 
@@ -134,10 +138,16 @@ class BatchEngine:
             idle = not self._jobs and not self._queue
         if idle:
             return False
+        self._counts["turns"] += 1
         try:
-            self._turn()
+            self._let_go([job for job in _each(self._jobs) if job.gone or job.request.late])
+            self._starting = self._admitted()
+            if self._starting:
+                self._start(self._starting)
+            if self._jobs:
+                self._step()
         except Exception as error:  # ours: the rows are lost, the server is not
-            log.exception("a turn of the engine failed")
+            logger.exception("a turn of the engine failed")
             self._fail_all(RunError(f"the engine failed ({type(error).__name__}): ask again"))
         return True
 
@@ -149,18 +159,6 @@ class BatchEngine:
                         return
                     self._wake.wait()
             self.turn()
-
-    def _turn(self) -> None:
-        self._counts["turns"] += 1
-        self._let_go([job for job in self._active() if job.gone or job.request.late])
-        self._starting = self._admitted()
-        if self._starting:
-            self._start(self._starting)
-        if self._jobs:
-            self._step()
-
-    def _active(self) -> list[EngineJob]:
-        return list({id(job): job for job, _ in self._jobs}.values())
 
     def _admitted(self) -> list[EngineJob]:
         """Requests whose turn it is and for which there are rows."""
@@ -177,7 +175,7 @@ class BatchEngine:
                     return jobs  # rows are kept for it: whoever needs many would otherwise wait for ever
                 self._queue.pop()
             if not waits:
-                self._settle(job, late=job.request.late)
+                self._settle(job)
                 continue
             free, frames = free - job.request.beams, frames - expected
             job.started = time.monotonic()
@@ -203,9 +201,7 @@ class BatchEngine:
                 continue
             job.seconds_features = time.monotonic() - started
             ready.append(job)
-        for chosen in buckets(
-            [int(job.features.shape[1]) for job in ready if job.features is not None], rows=self.settings.rows
-        ):
+        for chosen in buckets([int(job.features.shape[1]) for job in ready], rows=self.settings.rows):
             self._start_together([ready[i] for i in chosen])
 
     def _start_together(self, jobs: list[EngineJob]) -> None:
@@ -224,7 +220,7 @@ class BatchEngine:
             elif isinstance(error, IdiolectError):
                 self._settle(jobs[0], error)
             else:
-                log.exception("a request could not be encoded")
+                logger.exception("a request could not be encoded")
                 self._settle(jobs[0], RunError(f"the request could not be computed ({type(error).__name__})"))
         else:
             self._begin(jobs, prompted, states, limits)
@@ -236,7 +232,7 @@ class BatchEngine:
 
     def _encode(self, jobs: Sequence[EngineJob], first: int) -> tuple[Prompted, list[int], list[int]]:
         """What the decoder knows behind the jobs' prompts, and each job's encoder states and most tokens."""
-        features = [job.features for job in jobs if job.features is not None]
+        features = [job.features for job in jobs]
         batch = self.base.collate(features, None, self._window(jobs[0].request)).to(self._decoder.device)
         with self._table.rows(first, len(jobs)) as model:
             states, mask = self.base.encode(model, batch)
@@ -262,21 +258,20 @@ class BatchEngine:
         for job, token in zip(jobs, found, strict=True):
             job.language = job.language or candidates[token]
 
-    def _begin(
-        self, jobs: Sequence[EngineJob], prompted: Prompted, states: Sequence[int], limits: Sequence[int]
-    ) -> None:
+    def _begin(self, jobs: Sequence[EngineJob], prompted: Prompted, states: list[int], limits: list[int]) -> None:
         """Give the jobs their rows: each the one where it was encoded, and one more for each further beam."""
         first, end = len(self._jobs), self.base.tokenizer.special.end
         for index, job in enumerate(jobs):
-            job.features, job.encoded = None, time.monotonic()
+            del job.features
+            job.encoded = time.monotonic()
             job.search = BeamSearch(job.request.beams, limits[index], end)
         further = [index for index, job in enumerate(jobs) for _ in range(job.request.beams - 1)]
         for place, index in enumerate([*range(len(jobs)), *further]):
             job, row = jobs[index], len(self._jobs)
             if place >= len(jobs):
                 self._adapt(row, job)
-            self._jobs.append((job, len(job.beams.rows)))
-            job.beams.rows.append(row)
+            self._jobs.append((job, len(job.search.rows)))
+            job.search.rows.append(row)
             self._next.append(0)
             self._cache.join(*prompted.row(index), states[index])
         values = prompted.log_probs
@@ -290,26 +285,26 @@ class BatchEngine:
 
     def _choose(self, values: Tensor, first: int) -> None:
         """From log-probabilities (rows, vocabulary) of the rows from ``first`` on to their next tokens; who is done leaves."""
-        jobs = list({id(job): job for job, _ in self._jobs[first:]}.values())
-        sources, self._next[first:] = expand([job.beams for job in jobs], values, first)
+        jobs = _each(self._jobs[first:])
+        sources, self._next[first:] = expand([job.search for job in jobs], values, first)
         self._cache.reorder(range(first, len(self._jobs)), sources)
         for job in jobs:
-            if not job.beams.broken:
+            if not job.search.broken:
                 job.show(self.base.tokenizer)
-        self._let_go([job for job in jobs if job.beams.broken or job.beams.done])
+        self._let_go([job for job in jobs if job.search.broken or job.search.done])
 
     def _let_go(self, jobs: Sequence[EngineJob]) -> None:
         """Free the rows of jobs that are done, late, cancelled or broken, and say so to who waits."""
         for job in jobs:
-            for row in sorted(job.beams.rows, reverse=True):
+            for row in sorted(job.search.rows, reverse=True):
                 self._leave(row)
-            if job.beams.done and not job.beams.broken and not job.request.late:
+            if job.gone or job.request.late:
+                self._settle(job)
+            elif job.search.broken:
+                self._settle(job, _not_finite(job.request))
+            else:
                 self._pace = 0.9 * self._pace + 0.1 * min(10.0, (time.monotonic() - job.submitted) / self.settings.rows)
                 self._counts["finished" if job.finish(self.base.tokenizer) else "cancelled"] += 1
-            elif job.gone or job.request.late:
-                self._settle(job, late=job.request.late)
-            else:
-                self._settle(job, _not_finite(job.request))
 
     def _leave(self, row: int) -> None:
         last = self._cache.leave(row)
@@ -317,28 +312,28 @@ class BatchEngine:
         if last != row:
             self._table.move(last, row)
             job, beam = self._jobs[last]
-            job.beams.rows[beam] = row
+            job.search.rows[beam] = row
             self._jobs[row], self._next[row] = (job, beam), self._next[last]
         self._jobs.pop()
         self._next.pop()
 
-    def _settle(self, job: EngineJob, error: Exception | None = None, *, late: bool = False) -> None:
-        if job.gone:
-            self._counts["cancelled"] += 1
-        elif late:
-            self._counts["failed"] += 1
-            job.fail(DeadlineError("not done by its deadline: ask again later, or allow more time"))
-        elif error is not None:
-            self._counts["failed"] += 1
-            job.fail(error)
+    def _settle(self, job: EngineJob, error: Exception | None = None) -> None:
+        """Say to who waits that a request ends without a transcript: with ``error``, or by default since it is late."""
+        self._counts["cancelled" if job.gone else "failed"] += 1
+        job.settle(error or DeadlineError("not done by its deadline: ask again later, or allow more time"))
 
     def _fail_all(self, error: Exception) -> None:
-        jobs = [job for job in [*self._active(), *self._starting] if not job.future.done()]
+        jobs = [job for job in [*_each(self._jobs), *self._starting] if not job.future.done()]
         self._jobs, self._next, self._starting = [], [], []
         self._table.clear()
         self._cache.clear()
         for job in jobs:
             self._settle(job, error)
+
+
+def _each(rows: Sequence[tuple[EngineJob, int]]) -> list[EngineJob]:
+    """The jobs of rows, each once."""
+    return list(dict.fromkeys(job for job, _ in rows))
 
 
 def _not_finite(request: Request) -> IdiolectError:

@@ -8,26 +8,16 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
-
-
-@dataclass(order=True)
-class _Waiting(Generic[Item]):
-    start: float
-    arrival: int
-    cost: float = field(compare=False)
-    person: str = field(compare=False)
-    item: Item = field(compare=False)
 
 
 class FairQueue(Generic[Item]):
     """Items of many people. The caller brings the lock."""
 
     def __init__(self) -> None:
-        self._heap: list[_Waiting[Item]] = []
+        self._heap: list[tuple[float, int, str, Item]] = []  # start in virtual time, arrival, person, item
         self._ends: dict[str, float] = {}  # when a person's last request ends in virtual time
         self._counts: Counter[str] = Counter()
         self._now = 0.0
@@ -45,19 +35,19 @@ class FairQueue(Generic[Item]):
         start = max(self._now, self._ends.get(person, 0.0))
         self._ends[person] = start + cost
         self._arrivals += 1
-        heapq.heappush(self._heap, _Waiting(start, self._arrivals, cost, person, item))
+        heapq.heappush(self._heap, (start, self._arrivals, person, item))
         self._counts[person] += 1
 
     def pop(self) -> Item:
         """The item whose turn it is. Raises IndexError if there is none."""
-        found = heapq.heappop(self._heap)
-        self._now = max(self._now, found.start)
-        self._release(found.person)
-        return found.item
+        start, _, person, item = heapq.heappop(self._heap)
+        self._now = max(self._now, start)
+        self._release(person)
+        return item
 
     def peek(self) -> Item:
         """The item that :meth:`pop` would give."""
-        return self._heap[0].item
+        return self._heap[0][-1]
 
     def drain(self) -> list[Item]:
         """Take everything, in turn."""

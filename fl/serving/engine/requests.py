@@ -1,18 +1,29 @@
-"""What goes into the engine and what comes out: requests, the adapters they bring, transcripts, and what may go wrong."""
+"""What goes into the engine and what comes out: requests, the adapters they bring, transcripts, and what may go wrong.
+
+Between the two a request is an :class:`EngineJob`: what it has so far.
+"""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Literal
 
 from fl.adapters.files import AdapterInfo
 from fl.adapters.stacked import Slot
 from fl.adapters.state import State
+from fl.bases.whisper.decoding import BeamSearch
+from fl.bases.whisper.tokenizer import Tokenizer
 from fl.core.errors import IdiolectError
 from fl.speech.audio import Waveform
+from fl.speech.features import Features
+
+logger = logging.getLogger(__name__)
+UNFINISHED = "\ufffd"  # what half a character decodes to
 
 
 class BusyError(IdiolectError):
@@ -82,11 +93,6 @@ class Stages:
     encode: float
     decode: float
 
-    @property
-    def total(self) -> float:
-        """All of them."""
-        return self.queue + self.features + self.encode + self.decode
-
 
 @dataclass(frozen=True)
 class Transcript:
@@ -100,22 +106,63 @@ class Transcript:
     stages: Stages
 
 
-class Engine(Protocol):
-    """Transcribes requests of many people at once. :class:`fl.serving.engine.engine.BatchEngine` is the real one."""
+@dataclass(eq=False)
+class EngineJob:
+    """One request on its way through the engine. Its rows in the batch, one for each beam, are those of its ``search``."""
 
-    def submit(self, request: Request) -> Future[Transcript]:
-        """Queue a request; from any thread. The future's exception is a typed error: :class:`DeadlineError` when it is late,
-        :class:`fl.core.errors.AdapterError` when the adapter makes numbers that are not finite, :class:`ClosedError` at shutdown.
-        ``future.cancel()`` works at any time, also in the middle of decoding: the row is then freed at the next step.
+    request: Request
+    future: Future[Transcript]
+    submitted: float
+    started: float = 0.0
+    encoded: float = 0.0
+    seconds_features: float = 0.0
+    features: Features = field(init=False)
+    search: BeamSearch = field(init=False)
+    language: str = ""
+    _shown: str = ""
+    _mute: bool = False
 
-        Raises :class:`BusyError` when the queue is full, :class:`fl.core.errors.IdiolectError` for a request that cannot be served.
-        """
-        ...
+    @property
+    def gone(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.future.cancelled()
 
-    def stats(self) -> dict[str, float]:
-        """Gauges and counters by name: ``queued``, ``running``, ``rows``, ``steps``, ``finished``, ``failed``, ..."""
-        ...
+    def show(self, tokenizer: Tokenizer) -> None:
+        """Tell ``on_text`` what is certain so far: the tokens that all open beams begin with."""
+        call = self.request.on_text
+        if call is None or self._mute:
+            return
+        columns = zip(*(tokens for tokens, _ in self.search.open), strict=False)
+        common = [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]
+        text = tokenizer.decode(common).rstrip(UNFINISHED)
+        if len(text) <= len(self._shown):
+            return
+        self._shown = text
+        try:
+            call(text)
+        except Exception as error:  # the engine goes on for everybody else
+            self._mute = True
+            logger.warning("a listener failed with %s: it gets no more partial texts", type(error).__name__)
 
-    def close(self) -> None:
-        """Fail what is waiting with :class:`ClosedError`, finish what runs, and stop the thread."""
-        ...
+    def finish(self, tokenizer: Tokenizer) -> bool:
+        """:meth:`settle` with what the search found."""
+        found, now = self.search.best(), time.monotonic()
+        stages = Stages(
+            queue=self.started - self.submitted,
+            features=self.seconds_features,
+            encode=self.encoded - self.started - self.seconds_features,
+            decode=now - self.encoded,
+        )
+        text = tokenizer.decode(found.tokens)
+        return self.settle(Transcript(text, found.tokens, self.language, found.log_prob, found.reason, stages))
+
+    def settle(self, outcome: Transcript | Exception) -> bool:
+        """Hand out a transcript or an error; False if nobody waits for it."""
+        try:
+            if isinstance(outcome, Exception):
+                self.future.set_exception(outcome)
+            else:
+                self.future.set_result(outcome)
+        except InvalidStateError:  # cancelled between two looks
+            return False
+        return True

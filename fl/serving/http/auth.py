@@ -22,13 +22,8 @@ logger = logging.getLogger(__name__)
 PREFIX = "idl_"  # so that scanners for leaked secrets can know one
 MAX_TOKEN = 512  # characters that are looked at
 MAX_FILE_BYTES = 2**20
-_NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
-_LINE = re.compile(r"(?P<name>\S+)\s+sha256:(?P<hash>[0-9a-f]{64})")
-
-
-def new_token() -> str:
-    """A token of 256 random bits."""
-    return PREFIX + secrets.token_urlsafe(32)
+_NAME = r"[A-Za-z0-9._@-]{1,64}"
+_LINE = re.compile(rf"({_NAME})\s+sha256:([0-9a-f]{{64}})")
 
 
 def hash_token(token: str) -> str:
@@ -41,12 +36,12 @@ def add_token(path: Path, name: str) -> str:
 
     Raises :class:`ConfigError` for a name that stands there already or is none.
     """
-    if not _NAME.fullmatch(name):
+    if not re.fullmatch(_NAME, name):
         raise ConfigError(f"token name {name!r} is not allowed: use 1 to 64 letters, digits and . _ @ -")
     before = _read_text(path) if path.exists() else "# name sha256:hash; made by 'idiolect token'\n"
     if name in parse_tokens(before, str(path)).values():
         raise ConfigError(f"{path} has a token for {name!r} already: remove its line first, or take another name")
-    token = new_token()
+    token = PREFIX + secrets.token_urlsafe(32)
     newline = "" if before.endswith("\n") or not before else "\n"
     try:
         write_atomically(path, f"{before}{newline}{name} sha256:{hash_token(token)}\n".encode())
@@ -61,9 +56,7 @@ def _read_text(path: Path) -> str:
             raise ConfigError(f"{path} has more than {MAX_FILE_BYTES:,} bytes: it is no token file")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"token file {path} cannot be read ({type(error).__name__}): make one with 'idiolect token'"
-        ) from error
+        raise ConfigError(f"{path} cannot be read ({type(error).__name__}): make one with 'idiolect token'") from error
 
 
 def parse_tokens(text: str, source: str) -> dict[str, str]:
@@ -73,11 +66,12 @@ def parse_tokens(text: str, source: str) -> dict[str, str]:
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         match = _LINE.fullmatch(line.strip())
-        if match is None or not _NAME.fullmatch(match["name"]):
+        if match is None:
             raise ConfigError(f"{source}:{number}: not of the form 'NAME sha256:HEX'; make it with 'idiolect token'")
-        if match["hash"] in names or match["name"] in names.values():
+        name, known = match.groups()
+        if known in names or name in names.values():
             raise ConfigError(f"{source}:{number}: this name or token stands there twice; keep one line")
-        names[match["hash"]] = match["name"]
+        names[known] = name
     return names
 
 
@@ -112,11 +106,8 @@ class TokenFile:
             except ConfigError as error:  # an edit in the middle: go on with what was there, and say so
                 logger.warning("token file kept as it was: %s", error)
         given = hash_token(token[:MAX_TOKEN])
-        found = None
-        for known, name in self._names.items():
-            if hmac.compare_digest(known, given):
-                found = name
-        return found
+        found = [name for known, name in self._names.items() if hmac.compare_digest(known, given)]
+        return found[0] if found else None
 
 
 def bearer_of(header: str) -> str | None:

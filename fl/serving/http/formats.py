@@ -14,6 +14,7 @@ import json
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, fields
+from itertools import accumulate, pairwise
 from typing import Any
 
 from fl.metrics.languages import SCRIPT_LANGUAGES, script_language, switch_words
@@ -25,7 +26,7 @@ EVENTS_TYPE = "text/event-stream"
 EVENTS_HEADERS = {
     "cache-control": "no-store",
     "x-accel-buffering": "no",
-}  # a proxy that collects first defeats the purpose
+}  # a proxy that collects would defeat the purpose
 KEEP_ALIVE_SECONDS = 10.0
 MEDIA_TYPES = {
     "text": "text/plain; charset=utf-8",
@@ -74,15 +75,13 @@ def language_spans(text: str, alphabetic: str) -> list[dict[str, Any]]:
 def timed_words(segment: TimedTranscript, alphabetic: str) -> list[dict[str, Any]]:
     """The words of a segment with estimated times and the language of their first letter."""
     words = segment.text.split()
-    letters = sum(len(word) for word in words)
-    seconds, before, timed = segment.end - segment.start, 0, []
-    for word in words:
-        start = segment.start + seconds * before / letters
-        before += len(word)
-        end = segment.start + seconds * before / letters
-        language = script_language(word, alphabetic)
-        timed.append({"word": word, "start": round(start, 3), "end": round(end, 3), "language": language})
-    return timed
+    letters = list(accumulate(map(len, words), initial=0))
+    seconds = segment.end - segment.start
+    times = [round(segment.start + seconds * before / max(1, letters[-1]), 3) for before in letters]
+    return [
+        {"word": word, "start": start, "end": end, "language": script_language(word, alphabetic)}
+        for word, (start, end) in zip(words, pairwise(times), strict=True)
+    ]
 
 
 def verbose(
@@ -153,41 +152,24 @@ def event(document: dict[str, Any]) -> bytes:
     return f"event: {document['type']}\ndata: {json.dumps(document, ensure_ascii=False)}\n\n".encode()
 
 
-class Deltas:
-    """From whole texts so far to what is new in them, over the parts of a recording."""
-
-    def __init__(self) -> None:
-        self._sent = ""  # of the part at hand
-        self._part = 0
-        self._space = ""
-
-    def next(self, update: PartUpdate) -> str:
-        """What to send for this update; empty where nothing is certain to be new."""
-        if update.index != self._part:
-            self._part, self._sent = update.index, ""
-        text = update.text
-        new = text[len(self._sent) :] if text.startswith(self._sent) else ""
-        if new:
-            new = new if self._sent else self._space + new
-            self._sent = text
-        if update.transcript is not None and text:
-            self._space = " "
-        return new
-
-
 async def events(
     first: PartUpdate | None, rest: AsyncIterator[PartUpdate], finish: Callable[[list[PartUpdate]], dict[str, Any]]
 ) -> AsyncIterator[bytes]:
     """The events of a recording from its updates ``first`` and ``rest``; ``finish`` makes the last document of its transcripts."""
-    deltas, done, update = Deltas(), [], first
+    done: list[PartUpdate] = []
+    update, part, sent, space = first, 0, "", ""  # ``sent`` is of the part at hand
     upcoming: asyncio.Task[PartUpdate | None] | None = None
     try:
         while update is not None:
-            new = deltas.next(update)
-            if new:
-                yield event({"type": "transcript.text.delta", "delta": new})
+            if update.index != part:
+                part, sent = update.index, ""
+            if update.text != sent and update.text.startswith(sent):  # nothing is taken back
+                new = update.text[len(sent) :]
+                yield event({"type": "transcript.text.delta", "delta": new if sent else space + new})
+                sent = update.text
             if update.transcript is not None:
                 done.append(update)
+                space = " " if update.text else space
             upcoming = asyncio.create_task(next_of(rest))
             while not (await asyncio.wait({upcoming}, timeout=KEEP_ALIVE_SECONDS))[0]:
                 yield b": still working\n\n"

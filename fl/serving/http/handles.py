@@ -32,8 +32,7 @@ class Handles:
         self, max_bytes: int, seconds: float, per_owner: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.max_bytes, self.seconds, self.per_owner = max_bytes, seconds, per_owner
-        self.bytes = 0
-        self.evicted = 0
+        self.bytes, self.evicted = 0, 0
         self._clock = clock
         self._held: OrderedDict[str, HeldAdapter] = OrderedDict()
 
@@ -47,9 +46,7 @@ class Handles:
         """
         self._expire()
         if adapter.bytes > self.max_bytes:
-            raise ProblemError(
-                "too-large", f"the adapter has {adapter.bytes:,} bytes in memory; {self.max_bytes:,} are for handles"
-            )
+            raise ProblemError("too-large", f"the adapter has {adapter.bytes:,} bytes; handles have {self.max_bytes:,}")
         own = {handle: held for handle, held in self._held.items() if held.owner == owner}
         for handle, held in own.items():
             if held.adapter.digest == adapter.digest:
@@ -90,9 +87,7 @@ class Handles:
         self._expire()
         held = self._held.get(handle)
         if held is None or held.owner != owner:
-            raise ProblemError(
-                "unknown-handle", "no adapter of this token has that handle: it expired, gave way, or never was"
-            )
+            raise ProblemError("unknown-handle", "no adapter of this token has that handle: expired, evicted or wrong")
         return held
 
     def _expire(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 from fl.core.errors import ConfigError
-from fl.serving.engine.adapters import MAX_BYTES, MAX_RANK, MAX_TENSORS
+from fl.serving.engine.adapters import MAX_BYTES
 from fl.serving.http.problems import ProblemError
 from fl.speech.audio import MAX_SECONDS
 
@@ -23,8 +23,6 @@ class ServerLimits:
     # One request
     max_body_bytes: int = 32 * MIB
     max_adapter_bytes: int = MAX_BYTES
-    max_adapter_tensors: int = MAX_TENSORS
-    max_rank: int = MAX_RANK
     max_audio_seconds: float = 600.0
     max_beams: int = 5
     body_seconds: float = 120.0  # by when the body has arrived: 2 MiB at 140 kbit/s

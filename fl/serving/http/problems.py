@@ -11,6 +11,7 @@ import math
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -57,9 +58,7 @@ KINDS: dict[str, Refusal] = {
     "audio-too-long": Refusal(413, "More seconds than this server takes", "Cut the recording and send the parts."),
     "invalid-field": Refusal(422, "A field has a wrong value", "Correct the field that the detail names."),
     "unusable-audio": Refusal(422, "The audio cannot be used", "Send speech as WAV, FLAC, OGG or MP3.", AudioError),
-    "unusable-adapter": Refusal(
-        422, "The adapter cannot be used", "Export it again or use an earlier one.", AdapterError
-    ),
+    "unusable-adapter": Refusal(422, "The adapter cannot be used", "Export it again or an earlier one.", AdapterError),
     "adapter-mismatch": Refusal(
         422, "The adapter belongs to another base", "GET /v1/models says which base is served.", AdapterMismatchError
     ),
@@ -85,8 +84,7 @@ class ProblemError(IdiolectError):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(detail)
-        self.slug = slug
-        self.kind = KINDS[slug]
+        self.slug, self.kind = slug, KINDS[slug]
         self.retry_after = max(retry_after, self.kind.retry_after)
         self.close = close
         self.extra_headers = headers or {}
@@ -102,8 +100,9 @@ class ProblemError(IdiolectError):
             "error": {"message": str(self), "code": self.slug},
         }
 
-    def headers(self) -> dict[str, str]:
-        """``Retry-After`` in whole seconds, ``WWW-Authenticate`` where a token is missing, ``Connection`` where it ends."""
+    def response(self) -> JSONResponse:
+        """The answer on the wire: ``Retry-After`` in whole seconds, ``WWW-Authenticate`` where a token is missing, ``Connection``
+        where it ends."""
         headers = {"cache-control": "no-store", **self.extra_headers}
         if self.retry_after > 0:
             headers["retry-after"] = str(math.ceil(self.retry_after))
@@ -111,11 +110,7 @@ class ProblemError(IdiolectError):
             headers["www-authenticate"] = 'Bearer realm="idiolect"'
         if self.close:
             headers["connection"] = "close"
-        return headers
-
-    def response(self) -> JSONResponse:
-        """The answer on the wire."""
-        return JSONResponse(self.document(), self.kind.status, headers=self.headers(), media_type=MEDIA_TYPE)
+        return JSONResponse(self.document(), self.kind.status, headers=headers, media_type=MEDIA_TYPE)
 
 
 _SLUGS = {kind.error: slug for slug, kind in KINDS.items() if kind.error is not None}
@@ -145,8 +140,6 @@ def describe_invalid(errors: Sequence[Any]) -> str:
 
 def log_fault(error: Exception) -> None:
     """Log where an unexpected exception came from, and not its message: that may quote what a person said."""
-    frames = traceback.extract_tb(error.__traceback__)[-8:]
-    places = " < ".join(
-        f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in reversed(frames)
-    )
+    frames = traceback.extract_tb(error.__traceback__)[:-9:-1]  # the innermost eight
+    places = " < ".join(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames)
     logger.error("%s at %s", type(error).__name__, places)

@@ -3,35 +3,62 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from typing import Annotated, Any, TypeVar
 
 import anyio
 from anyio import to_thread
 from fastapi import Depends
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 from starlette.requests import ClientDisconnect, Request
 
 from fl.bases.whisper.base import WhisperBase
 from fl.serving.engine.adapters import admit
-from fl.serving.engine.requests import Engine, ServedAdapter
+from fl.serving.engine.engine import BatchEngine
+from fl.serving.engine.requests import ServedAdapter
 from fl.serving.http.audio import decode_audio
 from fl.serving.http.handles import Handles
 from fl.serving.http.limits import RateLimit, ServerLimits
-from fl.serving.http.metrics import ServerMetrics
 from fl.serving.http.problems import ProblemError
 from fl.speech.audio import SAMPLE_RATE, Waveform
 
 Result = TypeVar("Result")
 ALIASES = frozenset({"", "whisper-1"})  # what OpenAI's clients call a model that they do not choose
 NO_STORE = {"cache-control": "no-store"}
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0)  # bounds of the histograms' buckets
+
+
+class ServerMetrics(Collector):
+    """What ``/metrics`` tells of one app, in a registry of its own. ``gauges`` gives numbers of the moment when they are asked for.
+
+    No label is a person, a token or a text; ``route`` is a path template, never a path, which may hold a handle.
+    """
+
+    def __init__(self, gauges: Callable[[], dict[str, float]]) -> None:
+        self.registry = own = CollectorRegistry()
+        self.requests = Counter("idiolect_requests", "Requests by route and status.", ("route", "status"), registry=own)
+        self.problems = Counter("idiolect_problems", "Refusals by kind.", ("kind",), registry=own)
+        histogram = partial(Histogram, registry=own, buckets=SECONDS)
+        self.request_seconds = histogram("idiolect_request_seconds", "Seconds from headers to answer.", ("route",))
+        self.stage_seconds = histogram("idiolect_stage_seconds", "Seconds of one request by stage.", ("stage",))
+        self.audio_seconds = Counter("idiolect_audio_seconds", "Seconds of audio that were taken.", registry=own)
+        self._gauges = gauges
+        self.registry.register(self)
+
+    def collect(self) -> Iterable[Metric]:
+        """One gauge for each number."""
+        for name, value in self._gauges().items():
+            yield GaugeMetricFamily(f"idiolect_{name}", f"{name.replace('_', ' ')}, now or since the start.", value)
 
 
 class Service:
     """Everything behind the routes. ``rated`` is whether tokens have budgets by the minute."""
 
-    def __init__(self, engine: Engine, base: WhisperBase, limits: ServerLimits, *, rated: bool) -> None:
+    def __init__(self, engine: BatchEngine, base: WhisperBase, limits: ServerLimits, *, rated: bool) -> None:
         self.engine, self.base, self.limits = engine, base, limits
         self.open_requests = 0
         self.body_bytes = 0  # of all bodies that are in memory
@@ -47,15 +74,7 @@ class Service:
 
     async def admit(self, data: bytes) -> ServedAdapter:
         """A packed adapter from a request, checked against the base."""
-        limits = self.limits
-        return await self.off_loop(
-            admit,
-            data,
-            self.base,
-            max_bytes=limits.max_adapter_bytes,
-            max_tensors=limits.max_adapter_tensors,
-            max_rank=limits.max_rank,
-        )
+        return await self.off_loop(admit, data, self.base, max_bytes=self.limits.max_adapter_bytes)
 
     async def decode(self, data: bytes, principal: str, max_seconds: float, source: str = "file") -> Waveform:
         """Audio of a request as samples; its seconds are taken from the token's budget."""
@@ -68,9 +87,7 @@ class Service:
     def check_model(self, name: str) -> None:
         """Raise :class:`ProblemError` ``unknown-model`` for another model than the one that is served."""
         if name not in ALIASES and name != self.base.name:
-            raise ProblemError(
-                "unknown-model", f"model: {name[:80]!r} is not served; this server has {self.base.name!r}"
-            )
+            raise ProblemError("unknown-model", f"model: {name[:80]!r} is not served; only {self.base.name!r} is")
 
     def check_language(self, language: str) -> str:
         """The language token, empty for detection. Raises :class:`ProblemError` for one that the base does not know."""
@@ -78,9 +95,7 @@ class Service:
         if language in ("", "auto"):
             return ""
         if language not in known:
-            raise ProblemError(
-                "invalid-field", f"language: {language[:20]!r} is unknown; known are {', '.join(sorted(known))}"
-            )
+            raise ProblemError("invalid-field", f"language: {language[:20]!r} is none of {', '.join(sorted(known))}")
         return language
 
     def gauges(self) -> dict[str, float]:
@@ -117,11 +132,9 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Re
             return task.result()
         raise ClientDisconnect
     finally:
-        for future in (task, gone):
-            future.cancel()
-        for future in (task, gone):
-            with suppress(asyncio.CancelledError, Exception):
-                await future
+        task.cancel()
+        gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
 
 
 async def _hung_up(request: Request) -> None:

@@ -128,9 +128,7 @@ async def _prepare(request: Request, service: Service, principal: str) -> Prepar
     service.check_model(fields.model)
     language = service.check_language(fields.language)
     if fields.beams > service.limits.max_beams:
-        raise ProblemError(
-            "invalid-field", f"beams: {fields.beams} is more than the {service.limits.max_beams} of this server"
-        )
+        raise ProblemError("invalid-field", f"beams: {fields.beams} is above the limit of {service.limits.max_beams}")
     received = time.monotonic()
     adapter = await _adapter(fields, service, principal)
     admitted = time.monotonic()

@@ -73,7 +73,7 @@ class AskingDevice:
     def ask(self, port: int, upload: Upload, *, handle: str = "", stream: bool = False) -> TimedAnswer:
         """Ask for a transcript of ``upload`` on a new connection: by ``handle``, or else with the adapter sent along.
 
-        Raises :class:`clients.device.errors.RefusedError` or :class:`clients.device.errors.UnreachableError`.
+        Raises :class:`clients.device.messages.RefusedError` or :class:`clients.device.messages.UnreachableError`.
         """
         words: list[float] = []
         with closing(self.client(port, handles=bool(handle))) as client:

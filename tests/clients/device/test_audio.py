@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from clients.device.audio import encode_file, encode_samples, record
-from clients.device.body import FormPart
+from clients.device.messages import FormPart
 from fl.core.errors import AudioError, ConfigError
 
 

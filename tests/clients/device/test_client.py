@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from benchmarks.stub_server import HANG_UP, TEXT, Reply, events, problem
-from clients.device.adapt import AdaptOptions, LabelledUpload, read_labelled
+from clients.device.adapt import AdaptOptions, read_labelled
 from clients.device.audio import encode_file
-from clients.device.errors import RefusedError, UnreachableError
-from fl.core.errors import AdapterError, AdapterMismatchError, AudioError, ConfigError, ManifestError
+from clients.device.messages import RefusedError, UnreachableError
+from fl.core.errors import AdapterError, AdapterMismatchError, AudioError, ConfigError, ManifestError, StoreError
 from fl.packed.blob import pack, unpack
 
 POST, PUT = "POST /v1/audio/transcriptions", "PUT /v1/adapters"
@@ -194,7 +194,7 @@ def test_events_that_are_none_end_in_a_typed_error(server, client, upload, body)
 
 @pytest.fixture
 def labelled(upload):
-    return [LabelledUpload(upload, "오늘 meeting 은"), LabelledUpload(upload, 'say "hi"')]
+    return [(upload, "오늘 meeting 은"), (upload, 'say "hi"')]
 
 
 def test_adapting_sends_speech_texts_and_adapter_and_stores_what_comes_back(server, client, labelled, make_adapter):
@@ -203,7 +203,7 @@ def test_adapting_sends_speech_texts_and_adapter_and_stores_what_comes_back(serv
     (request,) = server.requests
     assert request.path == "/v1/adapt"
     assert request.form["adapter"] == [make_adapter()]
-    assert request.form["audio"] == [labelled[0].upload.content] * 2
+    assert request.form["audio"] == [labelled[0][0].content] * 2
     assert json.loads(request.text("texts")) == ["오늘 meeting 은", 'say "hi"']
     sent = {name: request.text(name) for name in request.form if name not in ("adapter", "audio", "texts")}
     assert sent == {"steps": "7", "private_steps": "0", "learning_rate": "0.01", "seed": "3"}
@@ -271,7 +271,7 @@ def test_a_trained_adapter_beyond_the_budget_is_refused_before_it_replaces_the_o
 
 
 def test_without_an_adapter_there_is_nothing_to_train(server, client, labelled):
-    with pytest.raises(ConfigError, match="adapter set FILE"):
+    with pytest.raises(StoreError, match="adapter set FILE"):
         client.adapt(labelled, AdaptOptions())
     assert server.requests == []
 
@@ -290,11 +290,11 @@ def test_labelled_speech_is_a_folder_of_pairs_or_a_manifest(tmp_path, wav):
     for name in ("b", "a"):
         (folder / f"{name}.wav").write_bytes(wav.read_bytes())
         (folder / f"{name}.txt").write_text(f"text of {name}\n")
-    assert [u.text for u in read_labelled(folder)] == ["text of a", "text of b"]
+    assert [text for _, text in read_labelled(folder)] == ["text of a", "text of b"]
     lines = [{"audio": "b.wav", "text": "둘", "speaker": "x"}, {"audio": "a.wav", "text": "하나"}]
     (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
     for source in (folder, folder / "manifest.jsonl"):
-        assert [u.text for u in read_labelled(source)] == ["둘", "하나"]
+        assert [text for _, text in read_labelled(source)] == ["둘", "하나"]
 
 
 @pytest.mark.parametrize(

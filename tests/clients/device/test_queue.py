@@ -2,14 +2,15 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
 from benchmarks.stub_server import HANG_UP, TEXT, problem
 from clients.device.audio import encode_file
 from clients.device.client import DeviceClient
-from clients.device.errors import RefusedError, UnreachableError
 from clients.device.http import ServerAddress
+from clients.device.messages import RefusedError, UnreachableError
 from clients.device.queue import DONE, FAILED, WAITING, RecordingQueue
 from clients.device.seal import Seal
 from fl.core.errors import StoreError
@@ -184,7 +185,7 @@ def test_killed_at_any_step_each_recording_is_answered_in_order_and_none_is_lost
         elif step == "while it is kept":
             patch.setattr(os, "replace", die)
         else:
-            patch.setattr(client.queue, "_drop", die)
+            patch.setattr(Path, "unlink", die)
         with pytest.raises(Killed):
             client.flush()
     sent_before = len(server.requests)

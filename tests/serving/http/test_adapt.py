@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from fl.core.errors import IdiolectError
 from fl.packed.blob import unpack
-from fl.serving.training.adapt import AdaptResult
+from fl.serving.http.adapt import AdaptResult
 from fl.settings.tables import TrainTable
 from sim.cli.serve import local_steps
 

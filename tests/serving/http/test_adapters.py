@@ -42,7 +42,7 @@ def test_targets_may_be_a_list_of_endings_or_of_names(base, packed):
 
 
 def test_the_model_head_and_the_convolutions_cannot_be_adapted(base, packed):
-    with pytest.raises(AdapterMismatchError, match="match no linear map"):
+    with pytest.raises(AdapterMismatchError, match="match no map"):
         admit(packed(config={"target_modules": ["proj_out"]}), base)
 
 
@@ -134,14 +134,16 @@ def test_nan_is_refused(base, packed):
         admit(bytes(data), base)
 
 
-def test_size_and_number_of_tensors_are_bounded_before_anything_is_made(base, packed):
+def test_size_and_number_of_tensors_are_bounded_before_anything_is_made(base, packed, monkeypatch):
     data = packed()
     with pytest.raises(AdapterError, match="at most 100 are taken"):
         admit(data, base, max_bytes=100)
-    with pytest.raises(AdapterError, match="tensors, and at most 3"):
-        admit(data, base, max_tensors=3)
+    monkeypatch.setattr("fl.serving.engine.adapters.MAX_RANK", 1)
     with pytest.raises(AdapterError, match="rank 2, and at most 1"):
-        admit(data, base, max_rank=1)
+        admit(data, base)
+    monkeypatch.setattr("fl.serving.engine.adapters.MAX_TENSORS", 3)
+    with pytest.raises(AdapterError, match="tensors, and at most 3"):
+        admit(data, base)
 
 
 def test_ten_thousand_tensors_are_refused(base):

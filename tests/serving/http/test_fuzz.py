@@ -20,8 +20,8 @@ from schemathesis.specs.openapi.checks import (
 )
 from schemathesis.transport.serialization import Binary
 
+from fl.serving.http.adapt import AdaptResult
 from fl.serving.http.auth import TokenFile
-from fl.serving.training.adapt import AdaptResult
 
 EXAMPLES = int(os.environ.get("IDIOLECT_FUZZ", "20"))
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]

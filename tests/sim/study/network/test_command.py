@@ -19,7 +19,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from clients.device.audio import encode_samples
-from clients.device.errors import UnreachableError
+from clients.device.messages import UnreachableError
 from fl.core.errors import AdapterError, IdiolectError
 from fl.packed.blob import PackedInfo, pack
 from fl.speech.audio import save_audio

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import Field, Json
 
@@ -31,6 +31,7 @@ from fl.adapters.state import State
 from fl.algorithms.personal.gates import Gates
 from fl.core.errors import AdapterError, ConfigError, SplitError, TextError
 from fl.packed.blob import digest, pack, read_info
+from fl.serving.engine.parts import look_at
 from fl.serving.engine.requests import ClosedError, DeadlineError, ServedAdapter
 from fl.serving.http.forms import FormModel
 from fl.serving.http.limits import ADAPT_PATH, ServerLimits
@@ -71,14 +72,10 @@ class AdaptFields(FormModel):
     batch_size: Annotated[int, Field(ge=1, le=16)] = _TRAIN.batch_size
     learning_rate: Annotated[float, Field(gt=0, le=1)] = _TRAIN.learning_rate
     private_learning_rate: Annotated[float, Field(gt=0, le=1)] = _GATES.private_learning_rate
-    gate_dropout: Annotated[float, Field(ge=0, le=1, description="Share of steps with neutral gates.")] = (
-        _GATES.gate_dropout
-    )
+    gate_dropout: Annotated[float, Field(ge=0, le=1, description="Share of steps without gates.")] = _GATES.gate_dropout
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     language: Annotated[str, Field(max_length=20, description="By default the adapter's own.")] = ""
-    dtype: Annotated[
-        Literal["", "float32", "float16", "int8"], Field(description="Of the answer; as sent if empty.")
-    ] = ""
+    dtype: Annotated[Literal["", "float32", "float16", "int8"], Field(description="Of the answer; else as sent.")] = ""
 
     def check(self, limits: ServerLimits) -> None:
         """Raise :class:`ProblemError` for more steps or utterances than the limits, or files without texts."""
@@ -155,8 +152,7 @@ class AdaptQueue:
 
     def _done(self, job: AdaptJob, future: asyncio.Future[AdaptResult]) -> None:
         self.jobs.remove(job)
-        if not future.cancelled():
-            future.exception()  # looked at: asyncio would log it with its message where the client has hung up
+        look_at(future)
 
     def close(self) -> None:
         """Stop what runs at its next step, and wait for it."""
@@ -165,20 +161,11 @@ class AdaptQueue:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-async def _queue(request: Request) -> Any:
-    return request.app.state.adapts
-
-
 router = APIRouter(tags=["personalization"])
 
 
 @router.post(ADAPT_PATH, openapi_extra=AdaptFields.document())
-async def adapt(
-    request: Request,
-    service: ServiceOf,
-    principal: PrincipalOf,
-    queue: Annotated[AdaptQueue, Depends(_queue)],
-) -> JSONResponse:
+async def adapt(request: Request, service: ServiceOf, principal: PrincipalOf) -> JSONResponse:
     """Train an adapter on labelled speech for a device, and keep nothing of either."""
     fields = await AdaptFields.read(request, max_files=service.limits.max_utterances + 1)
     fields.check(service.limits)
@@ -200,6 +187,7 @@ async def adapt(
         left -= len(audio) / SAMPLE_RATE
         utterances.append((audio, texts[number]))
     job = AdaptJob(adapter, split, utterances, language, fields, service.limits.adapt_seconds)
+    queue: AdaptQueue = request.app.state.adapts
     result = await unless_gone(request, queue.run(job))
     return JSONResponse(await service.off_loop(_answer, result, fields, split), headers=NO_STORE)
 
@@ -217,9 +205,7 @@ def _targets(texts: list[str]) -> list[str]:
 def _split(adapter: ServedAdapter) -> Split:
     preset = adapter.info.split
     if preset.startswith(LAYERS_PREFIX) and not _PLAIN.fullmatch(preset.removeprefix(LAYERS_PREFIX)):
-        raise AdapterError(
-            f"the adapter's split {preset[:80]!r} is a pattern with repetition or groups: use a plainer one"
-        )
+        raise AdapterError(f"the adapter's split {preset[:80]!r} is a pattern with repetition or groups: simplify it")
     try:
         return make_split(preset, adapter.tensors)
     except (ConfigError, SplitError) as error:

@@ -1,22 +1,40 @@
-"""What a server answered: a document, events as they come, or a problem. Never more of it than its limit."""
+"""What goes to a server and what comes back: multipart/form-data (RFC 7578) as far as a device writes it, documents, events
+as they come, and problems, as types that say whether trying again can help. Never more of an answer than its limit.
+"""
 
 from __future__ import annotations
 
 import http.client
 import json
 import math
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from clients.device.errors import RefusedError, UnreachableError, unexpected
+from fl.core.errors import IdiolectError
 
+BINARY = "application/octet-stream"
 MAX_ANSWER_BYTES = 16 * 2**20
 MAX_PROBLEM_BYTES = 64 * 2**10
 MAX_DETAIL = 400  # characters of a server's text that a message repeats
 _CHUNK = 64 * 2**10
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses after which the same request may well succeed
+
+
+class UnreachableError(IdiolectError):
+    """No answer after all attempts, or none that is of use now (busy, shutting down). Later may work; nothing is lost."""
+
+
+class RefusedError(IdiolectError):
+    """The server refused the request. ``status`` is HTTP's; ``slug`` is the end of the problem's type, or empty."""
+
+    def __init__(self, message: str, status: int, slug: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.slug = slug
 
 
 class RetryableError(Exception):
@@ -27,15 +45,50 @@ class RetryableError(Exception):
         self.retry_after = retry_after
 
 
-def check_status(response: http.client.HTTPResponse) -> None:
-    """Raise :class:`RefusedError`, or :class:`RetryableError`, for a status that is not one of success."""
-    if 200 <= response.status < 300:
-        return
-    try:
-        document = _object(response.read(MAX_PROBLEM_BYTES))
-    except RefusedError:
-        document = {}
-    raise _problem(document, response.status, response.reason, response.headers.get("Retry-After"))
+def unexpected(fault: str) -> RefusedError:
+    """A good status with an answer that has a ``fault``, as ``is no JSON``: it does not come from such a server."""
+    return RefusedError(f"the server's answer {fault}: is this the right address?", 200)
+
+
+@dataclass(frozen=True)
+class FormPart:
+    """A field, or a file where it has a ``filename``. Names and types are ours, never those of a person's files."""
+
+    name: str
+    content: bytes
+    filename: str = ""
+    content_type: str = ""
+
+    @classmethod
+    def adapter(cls, packed: bytes) -> FormPart:
+        """A packed adapter as a file."""
+        return cls("adapter", packed, "adapter.safetensors", BINARY)
+
+    @classmethod
+    def texts(cls, **texts: str) -> list[FormPart]:
+        """A field for each text that is not empty."""
+        return [cls(name, text.encode()) for name, text in texts.items() if text]
+
+
+@dataclass(frozen=True)
+class RequestBody:
+    """Parts that are sent one after the other, as often as it takes."""
+
+    parts: tuple[bytes, ...]
+    content_type: str = BINARY
+
+    @classmethod
+    def form(cls, parts: Sequence[FormPart]) -> RequestBody:
+        """The parts as a form. No content is copied, and the boundary is 128 random bits."""
+        boundary = os.urandom(16).hex()
+        pieces: list[bytes] = []
+        for part in parts:
+            head = f'--{boundary}\r\nContent-Disposition: form-data; name="{part.name}"'
+            if part.filename:
+                head += f'; filename="{part.filename}"\r\nContent-Type: {part.content_type}'
+            pieces += [f"{head}\r\n\r\n".encode(), part.content, b"\r\n"]
+        pieces.append(f"--{boundary}--\r\n".encode())
+        return cls(tuple(pieces), f"multipart/form-data; boundary={boundary}")
 
 
 def _problem(document: dict[str, Any], status: int, reason: str, retry_after: str | None = None) -> Exception:
@@ -65,11 +118,21 @@ def _object(data: bytes) -> dict[str, Any]:
 
 
 class ServerAnswer:
-    """A good answer that is being read: never more of it than its limit, never for longer than ``late`` allows."""
+    """An answer that is being read: never more of it than its limit, never for longer than ``late`` allows."""
 
     def __init__(self, response: http.client.HTTPResponse, late: Callable[[], bool]) -> None:
-        self._response = response
-        self._late = late
+        self._response, self._late = response, late
+
+    def check_status(self) -> None:
+        """Raise :class:`RefusedError`, or :class:`RetryableError`, for a status that is not one of success."""
+        response = self._response
+        if 200 <= response.status < 300:
+            return
+        try:
+            document = _object(response.read(MAX_PROBLEM_BYTES))
+        except RefusedError:
+            document = {}
+        raise _problem(document, response.status, response.reason, response.headers.get("Retry-After"))
 
     def content(self, limit: int = MAX_ANSWER_BYTES) -> bytes:
         """All of it. Raises ConnectionError, after which another attempt is made, for one that was cut off."""
@@ -104,17 +167,15 @@ class ServerAnswer:
                 data.append(line[5:].removeprefix(b" ").rstrip(b"\r\n"))
             elif not line.rstrip(b"\r\n") and data:
                 found, data = b"\n".join(data), []
-                if found != b"[DONE]":
-                    yield _event(_object(found))
-
-
-def _event(found: dict[str, Any]) -> dict[str, Any]:
-    if found.get("type") != "error":
-        return found
-    problem = found.get("problem")
-    document = problem if isinstance(problem, dict) else {}
-    status = document.get("status")
-    raise _problem(document, status if isinstance(status, int) else 500, "error")
+                if found == b"[DONE]":
+                    continue
+                event = _object(found)
+                if event.get("type") == "error":
+                    problem = event.get("problem")
+                    document = problem if isinstance(problem, dict) else {}
+                    status = document.get("status")
+                    raise _problem(document, status if isinstance(status, int) else 500, "error")
+                yield event
 
 
 def parse_retry_after(text: str | None, now: float | None = None) -> float | None:

@@ -1,0 +1,208 @@
+"""What the commands of ``idiolect device`` do: set a device up, keep and train its adapter, transcribe, record, queue, flush.
+
+A command takes parsed arguments, says a line of JSON for a script or text for a person, and returns its exit code unless it is
+done. Its docstring is its help.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from contextlib import closing
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from clients.device.adapt import AdaptOptions, read_labelled
+from clients.device.audio import Upload, encode_file, record
+from clients.device.client import DeviceClient, Flushed
+from clients.device.messages import UnreachableError, printable
+from clients.device.queue import DONE, FAILED, WAITING
+from clients.device.seal import SealedFolder, ask_passphrase
+from clients.device.settings import DeviceSettings, initialize
+from fl.core.errors import AdapterError, StoreError
+from fl.packed.blob import digest, pack, read_info, unpack
+from fl.packed.header import MAX_PACKED_BYTES, PackedInfo
+
+DONE_CODE, ERROR_CODE, LATER_CODE = 0, 1, 3  # 2 is argparse's, for a command that was written wrongly
+
+
+def say(arguments: argparse.Namespace, document: dict[str, Any], text: str) -> None:
+    """Print ``document`` for a script, or ``text`` for a person."""
+    print(json.dumps(document, ensure_ascii=False) if arguments.json else harmless(text), flush=True)
+
+
+def harmless(text: str) -> str:
+    """``text`` without characters that steer a terminal: a transcript is written by a server."""
+    return printable(text, "\n\t", limit=None)
+
+
+def write_output(path: Path, data: bytes) -> None:
+    """Write a file that a person asked for. Raises :class:`StoreError`."""
+    SealedFolder(path.parent).write(path.name, str(path), data, "free some space or choose another place")
+
+
+def init(arguments: argparse.Namespace) -> None:
+    """Set this device up, or change its settings."""
+    settings = initialize(arguments.folder, DeviceSettings.chosen(arguments), ask_passphrase)
+    said = {"folder": str(arguments.folder), "server": settings.server, "encryption": settings.encryption}
+    say(arguments, said, "{folder} is set up for {server}; files encrypted: {encryption}".format(**said))
+
+
+def adapter_set(arguments: argparse.Namespace) -> None:
+    """Store an adapter: a packed file, or an adapter folder."""
+    path: Path = arguments.path
+    if path.is_dir():
+        from fl.packed.folder import pack_folder
+
+        data = pack_folder(path, arguments.dtype or "float16")
+    else:
+        data = _read_packed(path)
+        if arguments.dtype and arguments.dtype != read_info(data).dtype:
+            tensors, info = unpack(data)
+            data = pack(tensors, replace(info, dtype=arguments.dtype))
+    info = DeviceClient.open(arguments.folder).store.set(data, other_base=arguments.other_base)
+    say(arguments, _describe(data, info), f"stored: {len(data):,} bytes for base {info.base_name} ({info.dtype})")
+
+
+def _read_packed(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > MAX_PACKED_BYTES:
+            raise AdapterError(f"{path} has {path.stat().st_size:,} bytes, more than an adapter may have")
+        return path.read_bytes()
+    except OSError as error:
+        raise AdapterError(f"{path} cannot be read ({error.strerror}): give a packed file or a folder") from error
+
+
+def _describe(data: bytes, info: PackedInfo) -> dict[str, Any]:
+    shown = {name: info.config.get(name) for name in ("r", "lora_alpha", "gate", "target_modules")}
+    named = {name: value for name, value in info.__dict__.items() if name != "config"}
+    return {**named, **shown, "bytes": len(data), "digest": digest(data)}
+
+
+def adapter_show(arguments: argparse.Namespace) -> None:
+    """Say what the stored adapter is."""
+    client = DeviceClient.open(arguments.folder)
+    data = client.store.require()
+    found = _describe(data, read_info(data))
+    found |= {"budget_bytes": client.settings.budget_bytes, "encryption": client.settings.encryption}
+    say(arguments, found, "\n".join(f"{name:<17} {value}" for name, value in found.items()))
+
+
+def adapter_export(arguments: argparse.Namespace) -> None:
+    """Write the stored adapter to a file, not encrypted."""
+    data, path = DeviceClient.open(arguments.folder).store.require(), arguments.file
+    if path.exists() and not arguments.force:
+        raise StoreError(f"{path} is there already: say --force to replace it")
+    write_output(path, data)
+    say(arguments, {"file": str(path), "bytes": len(data)}, f"{path}: {len(data):,} bytes, readable by its owner alone")
+
+
+def adapt(arguments: argparse.Namespace) -> None:
+    """Have the server train this device's adapter on labelled speech: its gates, unless the steps say otherwise."""
+    options = AdaptOptions(**{one.name: getattr(arguments, one.name) for one in fields(AdaptOptions)})
+    with closing(DeviceClient.open(arguments.folder)) as client:
+        client.store.require()  # before the audio is read
+        utterances = read_labelled(arguments.source, client.settings.codec)
+        info, report = client.adapt(utterances, options)
+    shown = {name: report.get(name) for name in ("steps", "examples", "loss", "seconds")}
+    text = f"trained on {len(utterances)} utterances and stored: " + ", ".join(f"{k} {v}" for k, v in shown.items())
+    say(arguments, {**shown, "base_name": info.base_name, "dtype": info.dtype}, text)
+
+
+def transcribe(arguments: argparse.Namespace) -> int:
+    """Transcribe an audio file."""
+    client = DeviceClient.open(arguments.folder)
+    return _send(arguments, client, encode_file(arguments.file, arguments.codec or client.settings.codec))
+
+
+def record_speech(arguments: argparse.Namespace) -> int:
+    """Record from the microphone and transcribe."""
+    client = DeviceClient.open(arguments.folder)
+    print(f"recording {arguments.seconds:g} s ...", file=sys.stderr, flush=True)
+    upload = record(arguments.seconds, arguments.codec or client.settings.codec)
+    if not arguments.output:
+        return _send(arguments, client, upload)
+    write_output(arguments.output, upload.content)
+    say(arguments, {"file": str(arguments.output), "seconds": upload.seconds}, str(arguments.output))
+    return DONE_CODE
+
+
+def _send(arguments: argparse.Namespace, client: DeviceClient, upload: Upload) -> int:
+    shown = _GrowingText(arguments.json) if arguments.stream else None
+    try:
+        with closing(client):
+            found = client.transcribe(
+                upload,
+                language=arguments.language,
+                response_format=arguments.format,
+                on_text=shown,
+                adapted=not arguments.base_only,
+            )
+    except UnreachableError as error:
+        if not arguments.queue:
+            raise
+        name = client.queue.add(upload, arguments.language, arguments.format)
+        say(arguments, {"queued": name, "reason": str(error)}, f"queued as {name}: {error}")
+        return LATER_CODE
+    if shown is not None:
+        shown.finish(found.text)
+    else:
+        document = json.loads(found.answer) if arguments.format.endswith("json") else {"text": found.answer}
+        say(arguments, document, found.answer.rstrip("\n") if arguments.format != "json" else found.text)
+    return DONE_CODE
+
+
+class _GrowingText:
+    """Prints a text as it grows: what is new of it, or the whole on a new line where it began anew."""
+
+    def __init__(self, as_json: bool) -> None:
+        self._json = as_json
+        self._text = ""
+
+    def __call__(self, text: str) -> None:
+        if self._json:
+            print(json.dumps({"partial": text}, ensure_ascii=False), flush=True)
+        else:
+            anew = not text.startswith(self._text)
+            print(harmless("\n" + text if anew else text[len(self._text) :]), end="", flush=True)
+        self._text = text
+
+    def finish(self, text: str) -> None:
+        """Print the final text where it differs, and end the line."""
+        if self._json:
+            print(json.dumps({"text": text}, ensure_ascii=False), flush=True)
+            return
+        if text.strip() != self._text.strip():
+            self(text)
+        print(flush=True)
+
+
+def queue(arguments: argparse.Namespace) -> None:
+    """List what waits for the server, or add audio files."""
+    client = DeviceClient.open(arguments.folder)
+    if arguments.forget:
+        gone = client.queue.forget()
+        say(arguments, {"forgotten": gone}, f"{gone} answers and refusals removed")
+        return
+    for path in arguments.files:
+        name = client.queue.add(encode_file(path, client.settings.codec), arguments.language, arguments.format)
+        say(arguments, {"queued": name, "file": str(path)}, f"{name}  {path}")
+    for state in () if arguments.files else (WAITING, DONE, FAILED):
+        for name in client.queue.names(state):
+            text = "" if state == WAITING else client.queue.answer(name, state)
+            say(arguments, {"name": name, "state": state, "text": text}, f"{name}  {state:<8} {text}".rstrip())
+
+
+def flush(arguments: argparse.Namespace) -> int:
+    """Send what waits, in order."""
+    refused = []
+
+    def on_done(one: Flushed) -> None:
+        refused.append(bool(one.reason))
+        say(arguments, one.__dict__, f"{one.name}  {one.reason and 'REFUSED: '}{one.reason or one.text}")
+
+    with closing(DeviceClient.open(arguments.folder)) as client:
+        client.flush(on_done)
+    return ERROR_CODE if any(refused) else DONE_CODE
