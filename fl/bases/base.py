@@ -126,7 +126,7 @@ class SpeechBase(ABC):
         self.model: nn.Module = model
         self.config: Any = model.config
         self.targets = ""  # a pattern of modules of its own that adapters train, beside the sites
-        self._weights: Mapping[str, Tensor] = dict(model.state_dict())
+        self.weights: Mapping[str, Tensor] = dict(model.state_dict())  # the frozen tensors by name
 
     @classmethod
     @abstractmethod
@@ -139,11 +139,6 @@ class SpeechBase(ABC):
     @abstractmethod
     def compute_fingerprint(self) -> str:
         """What tells this base from all others, over every bit of its weights."""
-
-    @property
-    def weights(self) -> Mapping[str, Tensor]:
-        """The frozen tensors by name."""
-        return self._weights
 
     @property
     def parameters(self) -> int:
@@ -159,22 +154,22 @@ class SpeechBase(ABC):
         """This base with its weights on ``device``: itself if they are there, otherwise one with a copy of them."""
         if next(self.model.parameters()).device == device:
             return self
-        return self.on_weights({name: tensor.to(device) for name, tensor in self._weights.items()})
+        return self.on_weights({name: tensor.to(device) for name, tensor in self.weights.items()})
 
     def in_dtype(self, dtype: torch.dtype) -> Self:
         """This base with its weights in ``dtype``."""
-        return self.on_weights({name: tensor.to(dtype) for name, tensor in self._weights.items()})
+        return self.on_weights({name: tensor.to(dtype) for name, tensor in self.weights.items()})
 
     def on_weights(self, weights: Mapping[str, Tensor]) -> Self:
         """This base on other tensors of the same names, which are not copied; itself if they are its own."""
-        own = self._weights
+        own = self.weights
         if all(
             name in own and own[name].data_ptr() == t.data_ptr() and own[name].dtype == t.dtype
             for name, t in weights.items()
         ):
             return self
         other = copy.copy(self)
-        other._weights = weights
+        other.weights = weights
         other.model = other.new_model()
         return other
 
@@ -184,7 +179,7 @@ class SpeechBase(ABC):
         All other weights are shared. Its fingerprint names the correction. Raises :class:`fl.core.errors.AdapterMismatchError` for a
         correction that does not fit.
         """
-        other = self.on_weights(corrected_weights(self._weights, corrections))
+        other = self.on_weights(corrected_weights(self.weights, corrections))
         other.fingerprint = corrected_fingerprint(self.fingerprint, corrections)
         return other
 

@@ -13,6 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from fl.bases.sources.mapped import read_mapped
 from fl.core.errors import BaseModelError
+from fl.core.rng import derive_seed
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 Config = TypeVar("Config", bound=PretrainedConfig)
@@ -72,6 +73,13 @@ def weight_files(folder: Path) -> list[Path]:
 def read_weights(files: list[Path]) -> dict[str, Tensor]:
     """All tensors of some safetensors files, memory-mapped: pages are read when they are first used."""
     return {name: tensor for file in files for name, tensor in read_mapped(file).items()}
+
+
+def random_weights(kind: type[PreTrainedModel], config: Any, *names: str) -> Mapping[str, Tensor]:
+    """The initial weights of ``kind`` from a seed that depends on ``names`` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed("random base", *names))
+        return kind(config).state_dict()
 
 
 def frozen_model(

@@ -5,25 +5,22 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from transformers import Wav2Vec2Config, WhisperConfig, WhisperForConditionalGeneration
+from transformers import Wav2Vec2Config, WhisperConfig
 
 from fl.bases.base import SpeechBase
 from fl.bases.ctc.base import CtcBase
-from fl.bases.ctc.catalog import CTC_ARCHITECTURES
-from fl.bases.ctc.loading import random_ctc
+from fl.bases.ctc.loading import CTC_ARCHITECTURES, random_ctc
 from fl.bases.extended import extended
 from fl.bases.files import read_json, read_weights, weight_files
-from fl.bases.fingerprint import ctc_fingerprint, fingerprint_of, remembered
+from fl.bases.fingerprint import remembered
 from fl.bases.sources import convert, hub
-from fl.bases.sources.catalog import ARCHITECTURES, TEXT_BASES, WHEEL_BASES
+from fl.bases.sources.catalog import TEXT_BASES, WHEEL_BASES
 from fl.bases.sources.mapped import in_dtype
 from fl.bases.whisper.base import WhisperBase
-from fl.bases.whisper.loading import assemble, make_rules, whisper_config
-from fl.bases.whisper.tokenizer import ByteTokenizer
+from fl.bases.whisper.loading import ARCHITECTURES, random_whisper
 from fl.core.errors import BaseModelError
 from fl.core.paths import cache_root
 from fl.core.registry import Registry
-from fl.core.rng import derive_seed
 from fl.settings.names import OWN, TOKENS
 
 BASE_KINDS: Registry[type[SpeechBase]] = Registry(
@@ -32,6 +29,7 @@ BASE_KINDS: Registry[type[SpeechBase]] = Registry(
 """By what a folder's ``config.json`` says of itself as ``model_type``."""
 
 RANDOM = "random:"
+RANDOM_NAMES = ", ".join(RANDOM + known for known in (*ARCHITECTURES, *CTC_ARCHITECTURES))
 WITH_TOKENS = "+"  # whisper-tiny.en+jamo: the base with new tokens, in adapters and wherever one name says all
 
 
@@ -71,12 +69,9 @@ def load_base(name: str, *, cache: Path | None = None, dtype: torch.dtype = torc
 @lru_cache(maxsize=4)
 def _load(name: str, cache: Path, dtype: torch.dtype) -> SpeechBase:
     plain, tokens = split_tokens(name)
-    if plain.startswith(RANDOM) and plain.removeprefix(RANDOM) in CTC_ARCHITECTURES:
-        model, vocabulary = random_ctc(plain.removeprefix(RANDOM), tokens)
-        drawn = CtcBase(name, ctc_fingerprint(model, vocabulary.digest), model, vocabulary)
-        return drawn.in_dtype(dtype)
-    base = random_base(plain).in_dtype(dtype) if plain.startswith(RANDOM) else _from_files(plain, cache, dtype)
-    return base if tokens == OWN else extended(base, tokens)
+    is_random = plain.startswith(RANDOM)
+    base = random_base(plain, tokens).in_dtype(dtype) if is_random else _from_files(plain, cache, dtype)
+    return base if base.name == name else extended(base, tokens)
 
 
 def _from_files(name: str, cache: Path, dtype: torch.dtype) -> SpeechBase:
@@ -103,27 +98,22 @@ def find_folder(name: str, cache: Path) -> tuple[Path, bool]:
     raise BaseModelError(
         f"base {name!r} not found: there is no such folder, it is no name of the Hugging Face Hub (owner/model), and it "
         f"is not one of the pinned ones: {', '.join(WHEEL_BASES)}. Random weights: "
-        f"{', '.join(RANDOM + known for known in (*ARCHITECTURES, *CTC_ARCHITECTURES))}."
+        f"{RANDOM_NAMES}."
     )
 
 
-def random_base(name: str) -> WhisperBase:
-    """``random:<architecture>``: weights from a seed that depends on the name alone, and a byte tokenizer."""
+def random_base(name: str, tokens: str = OWN) -> SpeechBase:
+    """``random:<architecture>``: weights from a seed that depends on the name alone. A CTC base is made with ``tokens``."""
     key = name.removeprefix(RANDOM)
-    if key not in ARCHITECTURES:
-        raise BaseModelError(
-            f"architecture {key!r} is not known. Known: {', '.join(RANDOM + known for known in (*ARCHITECTURES, *CTC_ARCHITECTURES))}."
-        )
-    architecture = ARCHITECTURES[key]
-    tokenizer = ByteTokenizer(architecture.vocabulary)
-    special = tokenizer.special
-    config = whisper_config(architecture, special.end, special.start)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed("random base", key))
-        weights = WhisperForConditionalGeneration(config).state_dict()
-    model = assemble(config, weights, name)
-    rules = make_rules(special, architecture.vocabulary)
-    return WhisperBase(name, fingerprint_of(model), model, tokenizer, rules)
+    base: SpeechBase
+    if key in CTC_ARCHITECTURES:
+        base = CtcBase(name_with_tokens(name, tokens), "", *random_ctc(key, tokens))
+    elif key in ARCHITECTURES:
+        base = WhisperBase(name, "", *random_whisper(key))
+    else:
+        raise BaseModelError(f"architecture {key!r} is not known. Known: {RANDOM_NAMES}.")
+    base.fingerprint = base.compute_fingerprint()
+    return base
 
 
 @dataclass(frozen=True)

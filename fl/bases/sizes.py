@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 from transformers import Wav2Vec2ForCTC, WhisperForConditionalGeneration
 
-from fl.bases.ctc.catalog import CTC_ARCHITECTURES, ctc_config
-from fl.bases.ctc.loading import RANDOM_TOKENS
+from fl.bases.ctc.loading import CTC_ARCHITECTURES, RANDOM_TOKENS, ctc_config
 from fl.bases.ctc.vocabulary import make_vocabulary
-from fl.bases.sources.catalog import ARCHITECTURES
-from fl.bases.whisper.loading import HEAD, whisper_config
+from fl.bases.whisper.loading import ARCHITECTURES, HEAD, whisper_config
 
 HEADER = (
     "| architecture | d_model | layers | heads | outputs | parameters | MiB in float32 |\n"

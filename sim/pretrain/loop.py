@@ -20,15 +20,11 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from fl.bases.ctc.base import CtcBase
-from fl.bases.ctc.catalog import CTC_ARCHITECTURES, ctc_config
-from fl.bases.ctc.forward import unwrap_ctc
-from fl.bases.ctc.loading import assemble_ctc, random_ctc
-from fl.bases.fingerprint import ctc_fingerprint
-from fl.bases.sources.folder import new_folder
+from fl.bases.ctc.loading import CTC_ARCHITECTURES, assemble_ctc, ctc_config, random_ctc
 from fl.bases.sources.mapped import write_aligned
 from fl.core.compute import choose_device, precision
 from fl.core.errors import ConfigError, RunError
-from fl.core.files import PUBLIC, write_atomically
+from fl.core.files import PUBLIC, new_folder, write_atomically
 from fl.core.rng import derive_generator, derive_seed
 from fl.core.tensorfile import tensor_bytes
 from fl.data.manifest import Utterance
@@ -242,9 +238,8 @@ class _Training:
             for one, text in zip(part, texts, strict=True):
                 count = score_utterance(one.text, text).metrics["cer"]
                 errors, words = errors + count.errors, words + count.reference
-        inner = unwrap_ctc(self.model)
         return PretrainFacts(
-            fingerprint=ctc_fingerprint(inner, self.base.vocabulary.digest),
+            fingerprint=self.base.on_weights(self.model.state_dict()).compute_fingerprint(),
             parameters=sum(p.numel() for p in self.parameters.values()),
             utterances=len(self.train) + len(self.held_out),
             held_out=len(self.held_out),

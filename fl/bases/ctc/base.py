@@ -22,7 +22,7 @@ from fl.bases.ctc.decoding import CANDIDATES, beam_ctc, greedy_ctc
 from fl.bases.ctc.forward import encode_ctc, state_count, unwrap_ctc
 from fl.bases.ctc.loading import assemble_ctc, read_ctc_config
 from fl.bases.ctc.vocabulary import SETTINGS_NAME, VOCABULARY_NAME, CtcVocabulary, load_vocabulary
-from fl.bases.fingerprint import ctc_fingerprint
+from fl.bases.fingerprint import fingerprint_of
 from fl.bases.memory import ctc_training_bytes
 from fl.bases.padding import pad_tokens
 from fl.core.errors import BaseModelError, TextError
@@ -60,12 +60,13 @@ class CtcBase(SpeechBase):
         return cls(name, "", assemble_ctc(config, weights, str(folder)), vocabulary)
 
     def compute_fingerprint(self) -> str:
-        """See :func:`fl.bases.fingerprint.ctc_fingerprint`."""
-        return ctc_fingerprint(unwrap_ctc(self.model), self.vocabulary.digest)
+        """``wav2vec2:<d_model>x<layers>:<hash>``, of the vocabulary too (:func:`fl.bases.fingerprint.fingerprint_of`)."""
+        shape = f"{self.config.hidden_size}x{self.config.num_hidden_layers}"
+        return fingerprint_of("wav2vec2", shape, self.weights, self.vocabulary.digest)
 
     def new_model(self) -> Wav2Vec2ForCTC:
         """See :meth:`SpeechBase.new_model`."""
-        return assemble_ctc(self.config, self._weights, self.name)
+        return assemble_ctc(self.config, self.weights, self.name)
 
     def features(self, audio: Audio, window: Window = "trimmed") -> Features:
         """The waveform (1, samples) with zero mean and unit variance, then silence (:func:`fl.speech.features.pad_window`).

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fl.core.errors import BaseModelError
-from fl.core.files import sync_folder
+from fl.core.files import sync_path
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 _SIZE = struct.Struct("<Q")  # safetensors begins with the size of its header in bytes
@@ -105,7 +105,7 @@ def _converted(
             for older in store.glob(f"{where}-*.safetensors"):
                 older.unlink()  # who maps it keeps it
             temporary.rename(path)
-            sync_folder(store)
+            sync_path(store)
         finally:
             temporary.unlink(missing_ok=True)
     return read_mapped(path)

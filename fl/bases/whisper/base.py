@@ -15,12 +15,11 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 from fl.bases.base import DecodingOptions, Hypothesis, PaddedBatch, SpeechBase, Texts, beams_of
 from fl.bases.extension import head_logits
 from fl.bases.files import read_config
-from fl.bases.fingerprint import fingerprint_of
 from fl.bases.memory import training_bytes
 from fl.bases.padding import pad_tokens
 from fl.bases.whisper import decoding, forward
 from fl.bases.whisper.decoder import DecodingRules
-from fl.bases.whisper.loading import HEAD, assemble, read_text_side
+from fl.bases.whisper.loading import HEAD, assemble, read_text_side, whisper_fingerprint
 from fl.bases.whisper.tokenizer import Tokenizer
 from fl.core.errors import BaseModelError, TextError
 from fl.speech.features import Audio, Features, Window, extract
@@ -58,7 +57,7 @@ class WhisperBase(SpeechBase):
         rules: DecodingRules,
     ) -> None:
         super().__init__(name, fingerprint, model)
-        self._weights = {name: tensor for name, tensor in self._weights.items() if name != HEAD}
+        self.weights = {name: tensor for name, tensor in self.weights.items() if name != HEAD}
         self.tokenizer = tokenizer
         self.rules = rules
         self.mels, self.longest = int(self.config.num_mel_bins), 2 * int(self.config.max_source_positions)
@@ -71,12 +70,12 @@ class WhisperBase(SpeechBase):
         return cls(name, "", assemble(config, weights, str(folder)), *read_text_side(folder, config))
 
     def compute_fingerprint(self) -> str:
-        """See :func:`fl.bases.fingerprint.fingerprint_of`."""
-        return fingerprint_of(self.model)
+        """See :func:`fl.bases.whisper.loading.whisper_fingerprint`."""
+        return whisper_fingerprint(self.config, self.weights)
 
     def new_model(self) -> WhisperForConditionalGeneration:
         """See :meth:`SpeechBase.new_model`."""
-        return assemble(self.config, self._weights, self.name)
+        return assemble(self.config, self.weights, self.name)
 
     def features(self, audio: Audio, window: Window = "trimmed") -> Features:
         """Log-mel features (mels, frames), float16, of ``audio`` (samples,) at 16 kHz (:mod:`fl.speech.features`)."""
