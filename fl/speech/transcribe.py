@@ -24,10 +24,8 @@ from fl.bases.resolve import load_speech_base
 from fl.core.errors import AdapterError, AudioError
 from fl.methods import MethodInfo, Recipe, attach, load_method
 from fl.methods.files import is_method
-from fl.speech.audio import MAX_SECONDS, SAMPLE_RATE, Waveform, check_speech, load_audio, split_at_silence
+from fl.speech.audio import MAX_SECONDS, SAMPLE_RATE, SILENCE_PEAK, Waveform, check_speech, load_audio, split_at_silence
 from fl.speech.features import Window, heard_frames
-
-SILENCE_PEAK = 1e-3  # -60 dB of full scale: a piece under it has no words
 
 
 @dataclass(frozen=True)

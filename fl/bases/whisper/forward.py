@@ -11,8 +11,7 @@ from transformers import WhisperForConditionalGeneration
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from fl.bases.base import PrefixStates
-from fl.bases.padding import inside
+from fl.bases.batch import PrefixStates, inside
 
 
 def unwrap(model: nn.Module) -> WhisperForConditionalGeneration:

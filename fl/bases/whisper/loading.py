@@ -8,7 +8,6 @@ from torch import Tensor
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from fl.bases.files import frozen_model, random_weights, read_json
-from fl.bases.fingerprint import fingerprint_of
 from fl.bases.whisper.decoder import DecodingRules
 from fl.bases.whisper.tokenizer import ByteTokenizer, FileTokenizer, SpecialTokens
 
@@ -103,9 +102,3 @@ def random_whisper(key: str) -> tuple[WhisperForConditionalGeneration, ByteToken
     config = whisper_config(shape, tokenizer.special.end, tokenizer.special.start)
     weights = random_weights(WhisperForConditionalGeneration, config, key)
     return assemble(config, weights, key), tokenizer, make_rules(tokenizer.special, shape.vocabulary)
-
-
-def whisper_fingerprint(config: WhisperConfig, weights: Mapping[str, Tensor]) -> str:
-    """``whisper:<d_model>x<encoder layers>+<decoder layers>:<hash>``; the tied head is left out."""
-    shape = f"{config.d_model}x{config.encoder_layers}+{config.decoder_layers}"
-    return fingerprint_of("whisper", shape, {name: tensor for name, tensor in weights.items() if name != HEAD})

@@ -95,7 +95,7 @@ def test_a_row_does_not_depend_on_the_others(base: CtcBase, rows: list[np.ndarra
         together, lengths = base.log_probs(model, base.collate(rows))
         for row, features in enumerate(rows):
             alone, count = base.log_probs(model, base.collate([features]))
-            assert int(count) == int(lengths[row]) == base.state_count(features)
+            assert int(count) == int(lengths[row]) == base.states_of(features.shape[1])
             torch.testing.assert_close(together[row, : int(count)], alone[0], atol=2e-5, rtol=0)
 
 
@@ -156,8 +156,6 @@ def test_the_volume_and_the_offset_of_a_recording_do_not_matter(
 
 
 def test_adapters_sit_in_attention_and_feed_forward(nano: CtcBase) -> None:
-    model = nano.new_model()
-
     def matched(*sites: str) -> set[str]:
         pattern = target_pattern(sites)
         host = StackedModel(nano.new_model(), pattern)
@@ -167,7 +165,7 @@ def test_adapters_sit_in_attention_and_feed_forward(nano: CtcBase) -> None:
     ffn = {f"{i}.feed_forward.{p}_dense" for i in (0, 1) for p in ("intermediate", "output")}
     assert matched("encoder.self", "decoder.self") == attention
     assert matched("ffn") == ffn
-    assert frozen_layers(model, target_pattern(["encoder.self"])) == 0
+    assert frozen_layers(nano, target_pattern(["encoder.self"])) == 0
 
 
 @pytest.mark.parametrize("gate", ["none", "self", "hidden", "low-rank", "cross"])
@@ -219,14 +217,14 @@ def test_what_enters_a_layer_computed_before_gives_the_same_result(
 def test_models_share_the_frozen_tensors_until_they_are_trained(nano: CtcBase) -> None:
     one, other = nano.new_model(), nano.new_model()
     assert not {id(m) for m in one.modules()} & {id(m) for m in other.modules()}
-    assert untouched(with_adapter(nano), nano.model, 0)
-    assert not untouched(with_adapter(nano), nano.model, 1)  # the adapter is in front of that layer
+    assert untouched(nano, with_adapter(nano), 0)
+    assert not untouched(nano, with_adapter(nano), 1)  # the adapter is in front of that layer
     one.requires_grad_(True)
-    assert not untouched(one, nano.model, 0)
+    assert not untouched(nano, one, 0)
     copied = nano.new_model()
     conv = unwrap_ctc(copied).wav2vec2.feature_extractor.conv_layers[0].conv
     conv.weight = nn.Parameter(conv.weight.clone(), requires_grad=False)
-    assert not untouched(copied, nano.model, 0)
+    assert not untouched(nano, copied, 0)
 
 
 def test_beams_find_a_labelling_at_least_as_probable_as_the_best_path(nano: CtcBase, rows: list[np.ndarray]) -> None:

