@@ -107,11 +107,6 @@ class SpeechBase(ABC):
     def compute_fingerprint(self) -> str:
         """What tells this base from all others, over every bit of its weights."""
 
-    @property
-    def parameters(self) -> int:
-        """Number of parameters (a tied output head counted once)."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
-
     def to(self, target: torch.device | torch.dtype) -> Self:
         """This base with its weights on a device or in a type: itself if they are, otherwise one with a copy of them."""
         return self.on_weights({name: tensor.to(target) for name, tensor in self.weights.items()})

@@ -112,10 +112,12 @@ class ExtendedWhisper(WhisperBase):
     """A frozen Whisper with new tokens; its weights are those of ``plain``."""
 
     def __init__(self, plain: WhisperBase, tokens: str) -> None:
-        self.plain, self.tokens = plain, tokens
         embedding = plain.model.model.decoder.embed_tokens.weight
         tokenizer = ExtendedTokenizer(plain.tokenizer, tokens, int(embedding.shape[0]))
-        self.rows = spelled_rows(embedding, plain.tokenizer, tokenizer.symbols, tokens)
+        # The mean of the rows of the tokens that spelled each; a break, which nothing spelled, starts at the mean of all.
+        spelled = [[] if s == hangul.BREAK else plain.tokenizer.spell(s) for s in tokenizer.symbols]
+        means = torch.stack([(embedding[ids] if ids else embedding).mean(dim=0) for ids in spelled])
+        self.rows = noisy(means, embedding, derive_seed("new rows", tokens, len(spelled)))
         super().__init__(f"{plain.name}+{tokens}", f"{plain.fingerprint}+{tokens}", plain.model, tokenizer, plain.rules)
         self.targets = ADDED
         self.model = self.new_model()
@@ -143,7 +145,6 @@ class ExtendedCtc(CtcBase):
         new = len(vocabulary) - len(plain.vocabulary)
         if not new:
             raise ConfigError(f"base {plain.name!r} has all symbols of tokens = {tokens!r}: set tokens = 'own'")
-        self.plain, self.tokens = plain, tokens
         head = unwrap_ctc(plain.model).lm_head
         texts = [i for i, symbol in enumerate(plain.vocabulary.symbols) if symbol not in plain.vocabulary.special]
         mean = head.weight[texts].mean(dim=0, keepdim=True).expand(new, -1)
@@ -159,18 +160,6 @@ class ExtendedCtc(CtcBase):
         rows, bias = (tensor.to(model.device, model.dtype) for tensor in (self.rows, self.row_bias))
         model.lm_head = ExtendedHead(model.lm_head, rows, bias)
         return model
-
-
-def spelled_rows(embedding: Tensor, tokenizer: Tokenizer, symbols: Sequence[str], tokens: str) -> Tensor:
-    """First rows of new tokens (new, d_model): the mean of the rows of the tokens that spelled each, and noise.
-
-    A break, which nothing spelled, starts at the mean of all rows.
-    """
-    means = [
-        embedding.mean(dim=0) if symbol == hangul.BREAK else embedding[tokenizer.spell(symbol)].mean(dim=0)
-        for symbol in symbols
-    ]
-    return noisy(torch.stack(means), embedding, derive_seed("new rows", tokens, len(symbols)))
 
 
 def noisy(means: Tensor, known: Tensor, seed: int) -> Tensor:

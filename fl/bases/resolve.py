@@ -12,8 +12,7 @@ from fl.bases.base import SpeechBase
 from fl.bases.ctc.base import CtcBase
 from fl.bases.ctc.loading import CTC_ARCHITECTURES, random_ctc
 from fl.bases.extended import extended
-from fl.bases.files import read_json, read_weights, weight_files
-from fl.bases.fingerprint import remembered
+from fl.bases.files import read_json, read_weights, remembered, weight_files
 from fl.bases.sources import convert, hub
 from fl.bases.sources.mapped import in_dtype
 from fl.bases.sources.wheels import TEXT_BASES, WHEEL_BASES, WheelBase

@@ -23,7 +23,7 @@ from fl.bases.ctc.decoding import CANDIDATES, beam_ctc, greedy_ctc
 from fl.bases.ctc.forward import encode_ctc, state_count, unwrap_ctc
 from fl.bases.ctc.loading import assemble_ctc, read_ctc_config
 from fl.bases.ctc.vocabulary import SETTINGS_NAME, VOCABULARY_NAME, CtcVocabulary, load_vocabulary
-from fl.bases.fingerprint import fingerprint_of
+from fl.bases.files import fingerprint_of
 from fl.core.errors import BaseModelError, TextError
 from fl.speech.audio import Waveform
 from fl.speech.features import FULL_SAMPLES, HOP_SAMPLES, Features, Window, pad_window
@@ -34,11 +34,6 @@ class CtcBatch(PaddedBatch):
     """Waveforms (batch, 1, samples) as ``features``. ``labels`` (batch, symbols) are padded behind each row's ``label_counts``."""
 
     label_counts: Tensor | None = None
-
-    @property
-    def waveforms(self) -> Tensor:
-        """(batch, samples)."""
-        return self.features[:, 0]
 
 
 class CtcBase(SpeechBase):
@@ -64,7 +59,7 @@ class CtcBase(SpeechBase):
         return cls(name, "", assemble_ctc(config, weights, str(folder)), vocabulary)
 
     def compute_fingerprint(self) -> str:
-        """``wav2vec2:<d_model>x<layers>:<hash>``, of the vocabulary too (:func:`fl.bases.fingerprint.fingerprint_of`)."""
+        """``wav2vec2:<d_model>x<layers>:<hash>``, of the vocabulary too (:func:`fl.bases.files.fingerprint_of`)."""
         shape = f"{self.config.hidden_size}x{self.config.num_hidden_layers}"
         return fingerprint_of("wav2vec2", shape, self.weights, self.vocabulary.digest)
 
@@ -114,7 +109,7 @@ class CtcBase(SpeechBase):
 
     def encode(self, model: nn.Module, batch: CtcBatch, stop: int | None = None) -> tuple[Tensor, Tensor]:
         """Encoder states, and the number of real ones in each row (batch,) (:meth:`SpeechBase.encode`)."""
-        return encode_ctc(model, batch.waveforms, batch.lengths, prefix=batch.prefix, stop=stop)
+        return encode_ctc(model, batch, stop)
 
     def log_probs(self, model: nn.Module, batch: CtcBatch) -> tuple[Tensor, Tensor]:
         """Log-probabilities (batch, states, symbols), and the number of real states of each row (batch,)."""

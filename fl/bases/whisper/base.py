@@ -14,8 +14,7 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from fl.bases.base import FLOAT_BYTES, DecodingOptions, Hypothesis, SpeechBase, Texts, beams_of
 from fl.bases.batch import PaddedBatch, pad_tokens
-from fl.bases.files import read_config
-from fl.bases.fingerprint import fingerprint_of
+from fl.bases.files import fingerprint_of, read_config
 from fl.bases.whisper import decoding, forward
 from fl.bases.whisper.decoder import DecodingRules
 from fl.bases.whisper.loading import HEAD, assemble, read_text_side
@@ -72,7 +71,7 @@ class WhisperBase(SpeechBase):
         return cls(name, "", assemble(config, weights, str(folder)), *read_text_side(folder, config))
 
     def compute_fingerprint(self) -> str:
-        """``whisper:<d_model>x<encoder layers>+<decoder layers>:<hash>`` (:func:`fl.bases.fingerprint.fingerprint_of`)."""
+        """``whisper:<d_model>x<encoder layers>+<decoder layers>:<hash>`` (:func:`fl.bases.files.fingerprint_of`)."""
         shape = f"{self.config.d_model}x{self.config.encoder_layers}+{self.config.decoder_layers}"
         return fingerprint_of("whisper", shape, self.weights)
 
@@ -137,7 +136,7 @@ class WhisperBase(SpeechBase):
 
     def encode(self, model: nn.Module, batch: WhisperBatch, stop: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Encoder states, and the mask (batch, states) of the real ones, None if all are (:meth:`SpeechBase.encode`)."""
-        return forward.encode(model, batch.features, batch.lengths, prefix=batch.prefix, stop=stop)
+        return forward.encode(model, batch, stop)
 
     def token_losses(self, model: nn.Module, batch: WhisperBatch) -> tuple[Tensor, Tensor]:
         """Cross-entropy in nats of each labelled token (labelled,), and the row that it belongs to (labelled,).

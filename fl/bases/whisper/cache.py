@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import WhisperConfig
 
 from fl.bases.batch import inside
@@ -52,8 +53,7 @@ class _Shelf:
         """Work out again which rows attend to what."""
         keys = self.kept[0][0]
         self.index = torch.tensor(self.owners, dtype=torch.long, device=keys.device)
-        lengths = torch.tensor(self.states, device=keys.device)
-        real = inside(lengths, keys.shape[2])
+        real = inside(torch.tensor(self.states, device=keys.device), keys.shape[2])
         self.mask = None if bool(real.all()) else real[:, None, None, :]
 
 
@@ -112,11 +112,11 @@ class RowCache:
         row, tokens = self.count, own[0][0].shape[1]
         self._reserve(row + 1, tokens + 1)
         width = shelf_width(states, self.most_states)
-        shelf = self._shelves.get(width)
-        if shelf is None:
+        if width not in self._shelves:
             room = (ROWS_AT_A_TIME, self.heads, width, self.width)
             kept = [(self._like.new_zeros(room), self._like.new_zeros(room)) for _ in range(self.layers)]
-            shelf = self._shelves[width] = _Shelf(kept)
+            self._shelves[width] = _Shelf(kept)
+        shelf = self._shelves[width]
         place = len(shelf.owners)
         if place == shelf.kept[0][0].shape[0]:
             size = min(2 * place, self.capacity)
@@ -236,8 +236,5 @@ def _repeated(tensor: Tensor, times: int) -> Tensor:
 
 def _grown(tensor: Tensor, axis: int, size: int) -> Tensor:
     """A larger tensor with zeros behind what ``tensor`` has."""
-    shape = list(tensor.shape)
-    shape[axis] = size
-    larger = tensor.new_zeros(shape)
-    larger.narrow(axis, 0, tensor.shape[axis]).copy_(tensor)
-    return larger
+    behind = (0, 0) * (tensor.ndim - 1 - axis)  # the axes behind it, which pad takes from the last on
+    return functional.pad(tensor, (*behind, 0, size - tensor.shape[axis]))
