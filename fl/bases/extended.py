@@ -11,8 +11,6 @@ cannot write what it has no output for.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -25,7 +23,7 @@ from fl.bases.base import SpeechBase
 from fl.bases.ctc.base import CtcBase
 from fl.bases.ctc.forward import unwrap_ctc
 from fl.bases.whisper.base import WhisperBase
-from fl.bases.whisper.tokenizer import Tokenizer
+from fl.bases.whisper.tokenizer import Tokenizer, digest_of
 from fl.core.errors import ConfigError
 from fl.core.rng import derive_seed
 from fl.settings.names import LATIN
@@ -88,8 +86,7 @@ class ExtendedTokenizer(Tokenizer):
     @property
     def digest(self) -> str:
         """Of the known tokenizer and what was added."""
-        facts = json.dumps([self.known.digest, self.form, self.first, self.symbols])
-        return hashlib.sha256(facts.encode()).hexdigest()
+        return digest_of([self.known.digest, self.form, self.first, self.symbols])
 
     def spell(self, text: str) -> list[int]:
         """See :class:`Tokenizer`: runs of other characters are spelled as the known tokenizer does."""

@@ -83,8 +83,7 @@ def random_weights(kind: type[PreTrainedModel], config: Any, *names: str) -> Map
     """The initial weights of ``kind`` from a seed that depends on ``names`` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("random base", *names))
-        weights: Mapping[str, Tensor] = kind(config).state_dict()
-    return weights
+        return dict(kind(config).state_dict())
 
 
 def frozen_model(

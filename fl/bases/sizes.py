@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import Wav2Vec2ForCTC, WhisperForConditionalGeneration
 
@@ -15,26 +17,25 @@ HEADER = (
 )
 
 
-def architecture_sizes() -> dict[str, int]:
-    """Parameters of every architecture, a tied head once; Whispers first."""
+def architecture_sizes() -> dict[str, tuple[Any, int]]:
+    """Configuration and number of parameters, a tied head once, of every architecture; Whispers first."""
     outputs = len(make_vocabulary(RANDOM_TOKENS))
     with torch.device("meta"):
         models = {name: WhisperForConditionalGeneration(whisper_config(shape)) for name, shape in ARCHITECTURES.items()}
         models |= {name: Wav2Vec2ForCTC(ctc_config(shape, outputs)) for name, shape in CTC_ARCHITECTURES.items()}
     return {
-        name: sum(p.numel() for key, p in model.named_parameters() if key != HEAD) for name, model in models.items()
+        name: (model.config, sum(p.numel() for key, p in model.named_parameters() if key != HEAD))
+        for name, model in models.items()
     }
 
 
 def sizes_table() -> str:
     """The sizes as a Markdown table; outputs are tokens or symbols."""
-    sizes, outputs = architecture_sizes(), len(make_vocabulary(RANDOM_TOKENS))
-    facts = {
-        n: (s.d_model, f"{s.encoder_layers} + {s.decoder_layers}", s.heads, s.vocabulary)
-        for n, s in ARCHITECTURES.items()
-    }
-    facts |= {n: (s.d_model, str(s.layers), s.heads, outputs) for n, s in CTC_ARCHITECTURES.items()}
-    return HEADER + "".join(
-        f"| `{name}` | {width} | {layers} | {heads} | {count:,} | {sizes[name]:,} | {sizes[name] * 4 / 2**20:,.0f} |\n"
-        for name, (width, layers, heads, count) in facts.items()
-    )
+    rows = []
+    for name, (config, size) in architecture_sizes().items():
+        stacks = (
+            (config.encoder_layers, config.decoder_layers) if config.is_encoder_decoder else (config.num_hidden_layers,)
+        )
+        facts = f"{config.hidden_size} | {' + '.join(map(str, stacks))} | {config.num_attention_heads} | {config.vocab_size:,}"
+        rows.append(f"| `{name}` | {facts} | {size:,} | {size * 4 / 2**20:,.0f} |\n")
+    return HEADER + "".join(rows)

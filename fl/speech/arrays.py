@@ -101,15 +101,12 @@ class ArrayCache:
             if total <= self.budget * _FILL:
                 return
             with suppress(OSError):
-                os.unlink(path)
+                path.unlink()
             total -= size
 
-    def _files(self) -> Iterator[tuple[float, int, str]]:
+    def _files(self) -> Iterator[tuple[float, int, Path]]:
         """Last use, size and path of every file, those of killed writers included."""
-        with suppress(OSError):
-            for folder in os.scandir(self.root):
-                with suppress(OSError):
-                    for entry in os.scandir(folder.path):
-                        with suppress(OSError):
-                            facts = entry.stat()
-                            yield facts.st_mtime, facts.st_size, entry.path
+        for path in self.root.glob("*/*"):
+            with suppress(OSError):
+                facts = path.stat()
+                yield facts.st_mtime, facts.st_size, path

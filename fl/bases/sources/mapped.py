@@ -36,10 +36,9 @@ log = logging.getLogger("idiolect.bases")
 def read_mapped(file: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, memory-mapped; :class:`BaseModelError` for one that is damaged or missing."""
     try:
-        tensors: dict[str, Tensor] = load_file(file, backend="mmap")
+        return dict(load_file(file, backend="mmap"))
     except (OSError, SafetensorError) as error:
         raise BaseModelError(f"{file} cannot be read ({error}). It may be truncated: get it again.") from error
-    return tensors
 
 
 def write_aligned(weights: Mapping[str, Tensor], path: Path, dtype: torch.dtype = torch.float32) -> None:

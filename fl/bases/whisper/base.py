@@ -131,7 +131,12 @@ class WhisperBase(SpeechBase):
         for text, target in zip(texts, targets, strict=True):
             if len(target) > limit:
                 raise TextError(f"a text of {len(target)} tokens is over the {limit} of the decoder: {text[:40]!r}...")
-        inputs, labels, mask = target_tensors(prefix, targets, self.tokenizer.special.end)
+        # Teacher forcing: the last token of the prefix predicts the first of the text.
+        end, first = self.tokenizer.special.end, len(prefix) - 1
+        inputs = pad_tokens([[*prefix, *target[:-1]] for target in targets], end)
+        labels = pad_tokens([[end] * first + target for target in targets], end)
+        position = torch.arange(inputs.shape[1])[None, :] - first
+        mask = (position >= 0) & (position < torch.tensor([len(target) for target in targets])[:, None])
         return WhisperBatch(features, lengths, labels, None, language, inputs, mask)
 
     def encode(self, model: nn.Module, batch: WhisperBatch, stop: int | None = None) -> tuple[Tensor, Tensor | None]:
@@ -173,7 +178,15 @@ class WhisperBase(SpeechBase):
         beams = beams_of(options)
         with torch.no_grad():
             states, mask = self.encode(model, batch)
-            prompts = self._prompts(model, states, mask, batch, options.get("languages"))
+            language = None if batch.language == AUTO else batch.language
+            if language is not None or not self.languages:
+                prompts = [self.prefix_ids(language)] * batch.size
+            else:
+                known = options.get("languages") or self.languages
+                prefixes = {prefix[1]: prefix for prefix in map(self.prefix_ids, known)}
+                start = self.tokenizer.special.start
+                found = decoding.detect_languages(model, states, mask, start, list(prefixes))
+                prompts = [prefixes[token] for token in found]
             positions, most = int(self.config.max_target_positions), options.get("max_new_tokens")
             limits = [
                 decoding.token_limit(frames, len(prompts[0]), positions, most)
@@ -183,32 +196,3 @@ class WhisperBase(SpeechBase):
             return decoding.search(
                 model, states, mask, prompts, limits, self.rules, beams=beams, length_penalty=penalty
             )
-
-    def _prompts(
-        self,
-        model: nn.Module,
-        states: Tensor,
-        mask: Tensor | None,
-        batch: WhisperBatch,
-        languages: Sequence[str] | None,
-    ) -> list[list[int]]:
-        special = self.tokenizer.special
-        if batch.language not in (None, AUTO) or not special.languages:
-            language = None if batch.language == AUTO else batch.language
-            return [self.prefix_ids(language)] * batch.size
-        prefixes = {prefix[1]: prefix for prefix in map(special.prefix, languages or self.languages)}
-        found = decoding.detect_languages(model, states, mask, special.start, list(prefixes))
-        return [prefixes[token] for token in found]
-
-
-def target_tensors(prefix: Sequence[int], targets: Sequence[Sequence[int]], end: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Teacher forcing: decoder inputs, labels and label mask, each (batch, len(prefix) + longest target - 1).
-
-    ``targets`` are text tokens with the end token. The last token of the prefix predicts the first of the text.
-    """
-    inputs = pad_tokens([[*prefix, *target[:-1]] for target in targets], end)
-    labels = pad_tokens([[end] * (len(prefix) - 1) + list(target) for target in targets], end)
-    first = len(prefix) - 1
-    lengths = torch.tensor([len(target) for target in targets])[:, None]
-    position = torch.arange(inputs.shape[1])[None, :]
-    return inputs, labels, (position >= first) & (position < first + lengths)

@@ -11,7 +11,8 @@ from fl.bases.files import frozen_model, random_weights, read_json
 from fl.bases.whisper.decoder import DecodingRules
 from fl.bases.whisper.tokenizer import ByteTokenizer, FileTokenizer, SpecialTokens
 
-HEAD = "proj_out.weight"  # tied to the decoder's embedding
+EMBEDDING = "model.decoder.embed_tokens.weight"
+HEAD = "proj_out.weight"  # tied to the embedding
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,7 @@ def whisper_config(shape: Architecture, end: int = 0, start: int = 0) -> Whisper
 
 def assemble(config: WhisperConfig, weights: Mapping[str, Tensor], source: str) -> WhisperForConditionalGeneration:
     """See :func:`fl.bases.files.frozen_model`; the output head is the decoder's embedding."""
-    return frozen_model(
-        WhisperForConditionalGeneration,
-        config,
-        weights,
-        source,
-        head=HEAD,
-        tied="model.decoder.embed_tokens.weight",
-    )
+    return frozen_model(WhisperForConditionalGeneration, config, weights, source, head=HEAD, tied=EMBEDDING)
 
 
 def read_text_side(folder: Path, config: WhisperConfig) -> tuple[FileTokenizer, DecodingRules]:
