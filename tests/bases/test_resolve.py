@@ -1,5 +1,6 @@
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from safetensors.torch import save_file
 
 from fl.bases import resolve
 from fl.bases.files import remembered
-from fl.bases.resolve import known_bases, load_base
+from fl.bases.resolve import architecture_sizes, known_bases, load_base, load_speech_base, sizes_table
 from fl.bases.sources import hub
 from fl.bases.sources.convert import ensure_converted
 from fl.bases.sources.wheels import WHEEL_BASES
@@ -172,3 +173,12 @@ def test_known_bases_say_whether_they_are_there(tmp_path):
         ("whisper-tiny.en", False),
         ("all-minilm-l6-v2", False),
     ]
+
+
+def test_a_counted_size_is_that_of_the_loaded_base() -> None:
+    sizes = {name: size for name, (_, size) in architecture_sizes().items()}
+    for name in ("whisper-nano", "wav2vec2-nano", "wav2vec2-nano-group"):
+        base = load_speech_base(f"random:{name}")
+        assert sizes[name] == sum(p.numel() for p in base.model.parameters())
+    assert sizes["whisper-base"] == 72_593_920  # openai/whisper-base
+    assert sizes_table() in (Path(__file__).parents[2] / "docs" / "bases.md").read_text(encoding="utf-8")

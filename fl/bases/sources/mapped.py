@@ -90,13 +90,11 @@ def _converted(
     where = _digest([str(file.resolve()) for file in sorted(files)], str(dtype))
     what = _digest([(file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files)], sorted(weights))
     path = store / f"{where}-{what}.safetensors"
-    found = _usable(path, weights, dtype)
-    if found is not None:
+    if (found := _usable(path, weights, dtype)) is not None:
         return found
     store.mkdir(parents=True, exist_ok=True)
     with FileLock(store / f".{where}.lock"):
-        found = _usable(path, weights, dtype)  # another process was quicker
-        if found is not None:
+        if (found := _usable(path, weights, dtype)) is not None:  # another process was quicker
             return found
         temporary = path.with_suffix(".tmp")  # one writer at a time, by the lock
         try:
