@@ -30,7 +30,7 @@ from fl.core.machine import available_cores
 from fl.core.rng import derive_generator
 from fl.methods import attach
 from fl.methods.base import Recipe
-from fl.speech.features import SAMPLE_RATE
+from fl.speech.audio import SAMPLE_RATE
 from sim.section import write_section
 
 NAMES = ("whisper-tiny", "whisper-base", "whisper-small", "wav2vec2-base", "wav2vec2-large")

@@ -33,7 +33,6 @@ from fl.adapters.fresh import fresh_adapter
 from fl.adapters.stacked import Slot, StackedModel
 from fl.adapters.state import adapter_parameters
 from fl.algorithms.plan import LocalPlan
-from fl.bases.memory import training_bytes
 from fl.bases.resolve import load_base
 from fl.bases.whisper.base import WhisperBase
 from fl.core.rng import derive_generator, derive_seed
@@ -72,7 +71,7 @@ class Speech:
 
     def training_bytes(self, example: Example) -> int:
         """Bytes of activations in a training step."""
-        return training_bytes(self.base.model.config, example.size, len(example.target.encode()) + 5)
+        return self.base.training_bytes(example.size, example.target)
 
 
 class Bench:

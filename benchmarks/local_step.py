@@ -18,7 +18,8 @@ from benchmarks._report import BenchmarkRow, machine, spread, time_side_by_side,
 from fl.bases.resolve import load_base
 from fl.bases.whisper.base import WhisperBase
 from fl.core.rng import derive_generator, derive_seed
-from fl.speech.features import SAMPLE_RATE, Window
+from fl.speech.audio import SAMPLE_RATE
+from fl.speech.features import Window
 
 TARGET_RATIO = 8.0
 TEXT = "내일 meeting 전에 presentation 파일 보내 줄 수 있어요"

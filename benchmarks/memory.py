@@ -114,7 +114,7 @@ def prepare(arguments: argparse.Namespace, stages: Stages) -> Callable[[], None]
     from fl.bases.resolve import load_base
     from fl.core.machine import return_free_memory
     from fl.core.rng import derive_generator
-    from fl.speech.features import SAMPLE_RATE
+    from fl.speech.audio import SAMPLE_RATE
 
     base = load_base(arguments.base)
     stages.done("base")

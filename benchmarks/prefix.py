@@ -26,7 +26,8 @@ from fl.adapters import GatedLoraConfig, target_pattern
 from fl.bases.resolve import load_base
 from fl.bases.whisper.base import WhisperBase
 from fl.core.rng import derive_generator, derive_seed
-from fl.speech.features import SAMPLE_RATE, Features
+from fl.speech.audio import SAMPLE_RATE
+from fl.speech.features import Features
 from fl.speech.prefix import PrefixCache, frozen_layers
 
 TARGET_RATIO = 3.0
@@ -57,7 +58,7 @@ def make_step(
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     features = make_features(base, arguments)
     language = "ko" if "ko" in base.languages else None
-    layers = frozen_layers(base.model, config.target_modules or [])
+    layers = frozen_layers(base, config.target_modules or [])
 
     def step() -> float:
         batch = base.collate(features, [TEXT] * len(features), "trimmed", language)

@@ -41,7 +41,7 @@ from fl.bases.whisper.base import WhisperBase
 from fl.core.rng import derive_generator, derive_seed
 from fl.serving.engine.engine import BatchEngine, EngineSettings
 from fl.serving.engine.requests import Request, ServedAdapter, Transcript
-from fl.speech.features import SAMPLE_RATE
+from fl.speech.audio import SAMPLE_RATE
 
 SITES = ("encoder.self", "decoder.self", "decoder.cross")
 TARGETS = {"peft_switching_30s": 6.0, "peft_switching": 2.5, "peft_mixed": 1.7}

@@ -33,7 +33,7 @@ from fl.adapters.fresh import fresh_adapter
 from fl.bases.resolve import load_base
 from fl.core.rng import derive_generator
 from fl.packed.folder import pack_folder
-from fl.speech.features import SAMPLE_RATE
+from fl.speech.audio import SAMPLE_RATE
 from sim.study.network.local import served
 
 MOST_SPREAD = 3.0  # p95 against p50

@@ -33,7 +33,7 @@ from fl.adapters.state import adapter_parameters
 from fl.aggregation.updates import DeviceUpdate
 from fl.algorithms.base import Round
 from fl.algorithms.table import ALGORITHMS, make_algorithm
-from fl.bases.ctc.catalog import CTC_ARCHITECTURES, ctc_config
+from fl.bases.ctc.loading import CTC_ARCHITECTURES, ctc_config
 from fl.bases.ctc.vocabulary import make_vocabulary
 from fl.bases.resolve import BASE_KINDS, load_speech_base, random_base
 from fl.codecs.base import CompressionError

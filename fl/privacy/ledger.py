@@ -22,7 +22,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from fl.core.files import PRIVATE, sync_folder
+from fl.core.files import PRIVATE, sync_path
 from fl.privacy.accounting import Scheme, check_delta, epsilon
 from fl.privacy.dp import PrivacyError
 
@@ -182,7 +182,7 @@ class Ledger:
                 raise
         finally:
             os.close(descriptor)
-        sync_folder(self.path.parent)
+        sync_path(self.path.parent)
 
     def affordable(self, noise_multiplier: float, most: int = 100_000) -> int:
         """How many further rounds at ``noise_multiplier`` the budget allows, up to ``most``."""

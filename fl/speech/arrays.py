@@ -6,9 +6,8 @@ import os
 import struct
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,6 @@ _FILL = 0.9  # share of the budget that is left after an eviction
 _SCAN_SHARE = 1 / 16  # of the budget: after so many bytes of its own a process looks again at what others wrote
 
 
-@dataclass(frozen=True)
-class ArrayKind:
-    """A type of values and the four bytes that say so in a file."""
-
-    magic: bytes
-    dtype: str
-
-
 class ArrayCache:
     """Matrices under ``root``, one file each, by a key of hexadecimal digits.
 
@@ -42,9 +33,9 @@ class ArrayCache:
     writes and look at the folder now and then, so N of them may go over by N/16 of the budget before one notices.
     """
 
-    def __init__(self, root: Path, suffix: str, kinds: tuple[ArrayKind, ...], *, budget: int, largest: int) -> None:
-        self.root, self.suffix, self.kinds = root, suffix, kinds
-        self.budget = budget
+    def __init__(self, root: Path, suffix: str, dtypes: Mapping[bytes, str], *, budget: int, largest: int) -> None:
+        self.root, self.suffix, self.budget = root, suffix, budget
+        self.dtypes = {magic: np.dtype(dtype) for magic, dtype in dtypes.items()}  # by four bytes that say so in a file
         self.largest = largest  # bytes of a file that could be ours; anything above is not read
         self._unseen: int | None = None  # bytes written since the last look; None before the first
 
@@ -52,8 +43,16 @@ class ArrayCache:
         """Where ``key`` is or would be."""
         return self.root / key[:2] / f"{key[2:]}{self.suffix}"
 
-    def read(self, key: str, rows: int | None = None, columns: int | None = None) -> npt.NDArray[Any] | None:
-        """The matrix of ``key`` if it is there, whole, and has the ``rows`` and ``columns`` that are asked for."""
+    def get(self, key: str, rows: int, make: Callable[[], npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        """The matrix of ``key``, which has so many ``rows``: read if it is there, else made and kept."""
+        found = self.read(key, rows)
+        if found is None:
+            found = make()
+            self.write(key, found)
+        return found
+
+    def read(self, key: str, rows: int) -> npt.NDArray[Any] | None:
+        """The matrix of ``key`` if it is there, whole, and has so many ``rows``."""
         path = self.path(key)
         try:
             facts = path.stat()
@@ -65,11 +64,11 @@ class ArrayCache:
         if len(data) < _HEADER.size:
             return None
         magic, height, width, crc = _HEADER.unpack_from(data)
-        dtype = next((np.dtype(kind.dtype) for kind in self.kinds if kind.magic == magic), None)
+        dtype = self.dtypes.get(magic)
         payload = memoryview(data)[_HEADER.size :]
-        if dtype is None or len(payload) != dtype.itemsize * height * width or zlib.crc32(payload) != crc:
+        if dtype is None or height != rows or len(payload) != dtype.itemsize * height * width:
             return None
-        if (rows is not None and rows != height) or (columns is not None and columns != width):
+        if zlib.crc32(payload) != crc:
             return None
         if time.time() - facts.st_mtime > _TOUCH_SECONDS:
             with suppress(OSError):
@@ -77,10 +76,10 @@ class ArrayCache:
         return np.frombuffer(payload, dtype).reshape(height, width).astype(dtype.newbyteorder("="))
 
     def write(self, key: str, values: npt.NDArray[Any]) -> None:
-        """Keep a matrix of one of the kinds, if the disk and the budget allow."""
-        kind = next(kind for kind in self.kinds if np.dtype(kind.dtype) == values.dtype.newbyteorder("<"))
-        payload = np.ascontiguousarray(values, kind.dtype).tobytes()
-        data = _HEADER.pack(kind.magic, *values.shape, zlib.crc32(payload)) + payload
+        """Keep a matrix of one of the types, if the disk and the budget allow."""
+        magic, dtype = next(known for known in self.dtypes.items() if known[1] == values.dtype.newbyteorder("<"))
+        payload = np.ascontiguousarray(values, dtype).tobytes()
+        data = _HEADER.pack(magic, *values.shape, zlib.crc32(payload)) + payload
         if len(data) > min(self.largest, self.budget):
             return
         with suppress(OSError):
@@ -102,15 +101,12 @@ class ArrayCache:
             if total <= self.budget * _FILL:
                 return
             with suppress(OSError):
-                os.unlink(path)
+                path.unlink()
             total -= size
 
-    def _files(self) -> Iterator[tuple[float, int, str]]:
+    def _files(self) -> Iterator[tuple[float, int, Path]]:
         """Last use, size and path of every file, those of killed writers included."""
-        with suppress(OSError):
-            for folder in os.scandir(self.root):
-                with suppress(OSError):
-                    for entry in os.scandir(folder.path):
-                        with suppress(OSError):
-                            facts = entry.stat()
-                            yield facts.st_mtime, facts.st_size, entry.path
+        for path in self.root.glob("*/*"):
+            with suppress(OSError):
+                facts = path.stat()
+                yield facts.st_mtime, facts.st_size, path

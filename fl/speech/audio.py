@@ -12,22 +12,12 @@ import soundfile
 from fl.core.errors import AudioError
 from fl.core.files import PUBLIC, write_atomically
 
-Waveform = npt.NDArray[np.float32]
-"""Samples at SAMPLE_RATE, shape ``(samples,)``, nominally in [-1, 1]."""
-
-SAMPLE_RATE = 16_000
-"""Hz, what Whisper and Wav2Vec2 expect."""
-
+Waveform = npt.NDArray[np.float32]  # samples (samples,) at SAMPLE_RATE, nominally in [-1, 1]
+SAMPLE_RATE = 16_000  # Hz, what Whisper and Wav2Vec2 expect
 MIN_SECONDS = 0.2
-MAX_SECONDS = 29.0
-"""Whisper's window of 30 s less a margin for the padding of a trimmed window."""
-
-SILENCE_PEAK = 10 ** (-60 / 20)
-"""A waveform whose peak is under -60 dBFS holds no speech."""
-
-MAX_FILE_SECONDS = 4 * 3600.0
-"""No more than this is read into memory at once; cut longer files with ``start`` and ``end``."""
-
+MAX_SECONDS = 29.0  # Whisper's window of 30 s less a margin for the padding of a trimmed window
+SILENCE_PEAK = 10 ** (-60 / 20)  # a waveform whose peak is under -60 dBFS holds no speech
+MAX_FILE_SECONDS = 4 * 3600.0  # no more is read into memory at once; cut longer files with ``start`` and ``end``
 _FORMATS = "WAV, FLAC, OGG, MP3 and whatever else libsndfile reads"
 _LEVEL_WINDOW = SAMPLE_RATE // 50  # 20 ms
 

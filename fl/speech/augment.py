@@ -7,8 +7,8 @@ whatever the backend. Nothing of it reaches a cache, and without it examples are
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar, overload
+from functools import cache
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -63,54 +63,30 @@ def mask_features(features: Array, frames: int, strength: float, generator: np.r
     return masked
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """What is done to training speech; zeros do nothing."""
+def vary_audio(settings: AugmentationTable, audio: Waveform, generator: np.random.Generator) -> Waveform:
+    """One drawing of ``audio`` (samples,)."""
+    speed = 1 + settings.speed_perturbation * generator.uniform(-1, 1)
+    less = QUIETER_DB * generator.random()
+    if settings.speed_perturbation:
+        audio = change_speed(audio, speed)
+    return add_noise(audio, settings.noise_snr + less, generator) if settings.noise_snr else audio
 
-    spec_augment: float = 0.0
-    speed: float = 0.0
-    noise_snr_db: float = 0.0
 
-    @classmethod
-    def of(cls, settings: AugmentationTable) -> Augmentation:
-        """That of the settings."""
-        return cls(settings.spec_augment, settings.speed_perturbation, settings.noise_snr)
-
-    @property
-    def active(self) -> bool:
-        """Whether anything is done."""
-        return self != Augmentation()
-
-    def of_audio(self, audio: Waveform, generator: np.random.Generator) -> Waveform:
-        """One drawing of ``audio`` (samples,)."""
-        speed, less = 1 + self.speed * generator.uniform(-1, 1), QUIETER_DB * generator.random()
-        if self.speed:
-            audio = change_speed(audio, speed)
-        return add_noise(audio, self.noise_snr_db + less, generator) if self.noise_snr_db else audio
-
-    def of_features(self, features: Array, frames: int, generator: np.random.Generator) -> Array:
-        """One drawing of ``features`` (bands, columns) of ``frames`` frames, after that of their audio."""
-        return mask_features(features, frames, self.spec_augment, generator) if self.spec_augment else features
+def vary_features(settings: AugmentationTable, features: Array, frames: int, generator: np.random.Generator) -> Array:
+    """One drawing of ``features`` (bands, columns) of ``frames`` frames, after that of their audio."""
+    return mask_features(features, frames, settings.spec_augment, generator) if settings.spec_augment else features
 
 
 class DrawnLater(Sequence[Item]):
     """``draw`` of each item, made when it is first used: a local phase uses few of a device's examples."""
 
     def __init__(self, items: Sequence[Item], draw: Callable[[Item], Item]) -> None:
-        self._items, self._draw = items, draw
-        self._drawn: dict[int, Item] = {}
+        self._items, self._drawn = items, cache(lambda place: draw(items[place]))
 
     def __len__(self) -> int:
         return len(self._items)
 
-    @overload
-    def __getitem__(self, index: int) -> Item: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Item]: ...
-    def __getitem__(self, index: int | slice) -> Item | Sequence[Item]:
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
-        if place not in self._drawn:
-            self._drawn[place] = self._draw(self._items[place])
-        return self._drawn[place]
+            return [self[place] for place in range(len(self))[index]]
+        return self._drawn(range(len(self))[index])

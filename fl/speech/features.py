@@ -7,20 +7,19 @@ filters up to 8 kHz, log10 floored 8 decades under the maximum, then ``(x + 4) /
 import hashlib
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from transformers.audio_utils import mel_filter_bank
+from transformers import WhisperFeatureExtractor
 
 from fl.core.errors import AudioError
-from fl.speech.arrays import GIB, ArrayCache, ArrayKind
+from fl.speech.arrays import GIB, ArrayCache
+from fl.speech.audio import SAMPLE_RATE, Waveform
 
 Window = Literal["trimmed", "full"]
 WINDOWS: tuple[Window, ...] = ("trimmed", "full")
 
-SAMPLE_RATE = 16_000
 FFT_SAMPLES = 400  # 25 ms
 HOP_SAMPLES = 160  # 10 ms: 100 mel frames a second
 FRAMES_PER_STATE = 2  # the encoder's second convolution has stride 2: 50 states a second
@@ -28,13 +27,13 @@ FULL_SECONDS = 30
 FULL_SAMPLES = FULL_SECONDS * SAMPLE_RATE
 MARGIN_SECONDS = 0.5  # real silence behind a trimmed utterance, so that the model sees it end
 MAX_MELS = 256
+_MAGIC = b"IDF1"
 BUDGET = 4 * GIB  # on disk: about 70 hours of speech at 80 mel bands
 
-Audio = npt.NDArray[np.float32]
 Features = npt.NDArray[np.float16]
 
 
-def pad_window(audio: Audio, window: Window) -> Audio:
+def pad_window(audio: Waveform, window: Window) -> Waveform:
     """``audio`` (samples,) at 16 kHz followed by zeros: up to 30 s (``full``), or 0.5 s and then up to a whole encoder
     state, 20 ms (``trimmed``). Raises :class:`AudioError` for audio that does not fit into 30 s.
     """
@@ -59,37 +58,22 @@ def heard_frames(samples: int) -> int:
 
 
 @lru_cache(maxsize=4)
-def mel_filters(mels: int) -> npt.NDArray[np.float64]:
-    """Triangular filters (201 frequencies, ``mels``) from 0 to 8 kHz on Slaney's scale, each of equal area."""
-    filters: npt.NDArray[np.float64] = mel_filter_bank(
-        num_frequency_bins=FFT_SAMPLES // 2 + 1,
-        num_mel_filters=mels,
-        min_frequency=0.0,
-        max_frequency=SAMPLE_RATE / 2,
-        sampling_rate=SAMPLE_RATE,
-        norm="slaney",
-        mel_scale="slaney",
-    )
-    return filters
+def _extractor(mels: int) -> WhisperFeatureExtractor:
+    return WhisperFeatureExtractor(feature_size=mels)
 
 
-def log_mel(waveform: Audio, mels: int) -> npt.NDArray[np.float32]:
+def log_mel(waveform: Waveform, mels: int) -> npt.NDArray[np.float32]:
     """The log-mel spectrogram (mels, samples // 160) of a padded waveform (samples,) at 16 kHz.
 
     The floor is relative to the loudest point of *this* waveform; trailing silence never is, so a trimmed window has
     the same values as the same frames of the full one.
     """
-    samples = torch.from_numpy(np.ascontiguousarray(waveform, np.float32))
-    stft = torch.stft(samples, FFT_SAMPLES, HOP_SAMPLES, window=torch.hann_window(FFT_SAMPLES), return_complex=True)
-    power = (stft[..., :-1].abs() ** 2).contiguous()
-    mel = torch.from_numpy(mel_filters(mels)).to(torch.float32).T @ power
-    decades = torch.clamp(mel, min=1e-10).log10()
-    decades = torch.maximum(decades, decades.max() - 8.0)
-    spectrogram: npt.NDArray[np.float32] = ((decades + 4.0) / 4.0).numpy()
+    made = _extractor(mels)(waveform, sampling_rate=SAMPLE_RATE, padding="longest", return_tensors="np")
+    spectrogram: npt.NDArray[np.float32] = made["input_features"][0]
     return spectrogram
 
 
-def extract(audio: Audio, mels: int, window: Window) -> Features:
+def extract(audio: Waveform, mels: int, window: Window) -> Features:
     """Features (mels, frames) of ``audio`` (samples,) in half precision, which is what the cache keeps.
 
     Half precision always, so that a result does not depend on whether the cache was warm. Values are within about
@@ -98,38 +82,19 @@ def extract(audio: Audio, mels: int, window: Window) -> Features:
     return log_mel(pad_window(audio, window), mels).astype(np.float16)
 
 
-class HasMels(Protocol):
-    """A base, as far as features care."""
+class FeatureCache(ArrayCache):
+    """Features on disk under ``root``, by the hash of the samples and of every setting."""
 
-    @property
-    def mels(self) -> int:
-        """Number of mel bands."""
-        ...
-
-
-class FeatureCache:
-    """Features on disk under ``root``, by the hash of the samples and of every setting (:class:`ArrayCache`)."""
-
-    _MAGIC = b"IDF1"
-
-    def __init__(self, root: Path, budget: int = BUDGET) -> None:
+    def __init__(self, root: Path) -> None:
         largest = 64 + 2 * MAX_MELS * FULL_SAMPLES // HOP_SAMPLES
-        self._arrays = ArrayCache(root, ".mel", (ArrayKind(self._MAGIC, "<f2"),), budget=budget, largest=largest)
+        super().__init__(root, ".mel", {_MAGIC: "<f2"}, budget=BUDGET, largest=largest)
 
-    def path(self, audio: Audio, mels: int, window: Window) -> Path:
-        """Where the features of ``audio`` are or would be."""
-        return self._arrays.path(self._key(audio, mels, window))
-
-    def _key(self, audio: Audio, mels: int, window: Window) -> str:
+    @staticmethod
+    def key(audio: Waveform, mels: int, window: Window) -> str:
+        """The key of the features of ``audio``."""
         settings = f"{FFT_SAMPLES} {HOP_SAMPLES} {MARGIN_SECONDS} {mels} {window} {audio.size}\n".encode()
-        return hashlib.sha256(self._MAGIC + settings + np.ascontiguousarray(audio, "<f4").tobytes()).hexdigest()
+        return hashlib.sha256(_MAGIC + settings + np.ascontiguousarray(audio, "<f4").tobytes()).hexdigest()
 
-    def features(self, base: HasMels, audio: Audio, window: Window) -> Features:
+    def features(self, audio: Waveform, mels: int, window: Window) -> Features:
         """Features (mels, frames) of ``audio`` (samples,), from disk if they are there."""
-        key = self._key(audio, base.mels, window)
-        found = self._arrays.read(key, rows=base.mels)
-        if found is not None:
-            return found
-        made = extract(audio, base.mels, window)
-        self._arrays.write(key, made)
-        return made
+        return self.get(self.key(audio, mels, window), mels, lambda: extract(audio, mels, window))

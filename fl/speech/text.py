@@ -10,32 +10,14 @@ from fl.core.errors import TextError
 
 Script = Literal["hangul", "latin", "han", "kana", "digit", "other"]
 
-_RANGES: tuple[tuple[int, int, Script], ...] = (
-    (0x1100, 0x11FF, "hangul"),  # conjoining jamo
-    (0x3130, 0x318F, "hangul"),  # compatibility jamo
-    (0xA960, 0xA97F, "hangul"),
-    (0xAC00, 0xD7FF, "hangul"),  # syllables, and the second block of old jamo
-    (0xFFA0, 0xFFDC, "hangul"),  # half width
-    (0x3040, 0x30FF, "kana"),
-    (0x31F0, 0x31FF, "kana"),
-    (0xFF66, 0xFF9F, "kana"),  # half width
-    (0x2E80, 0x2FDF, "han"),
-    (0x3005, 0x3007, "han"),
-    (0x3400, 0x4DBF, "han"),
-    (0x4E00, 0x9FFF, "han"),
-    (0xF900, 0xFAFF, "han"),
-    (0x20000, 0x323AF, "han"),
-    (0x41, 0x5A, "latin"),
-    (0x61, 0x7A, "latin"),
-    (0xAA, 0xAA, "latin"),
-    (0xBA, 0xBA, "latin"),
-    (0xC0, 0xD6, "latin"),
-    (0xD8, 0xF6, "latin"),
-    (0xF8, 0x24F, "latin"),
-    (0x1E00, 0x1EFF, "latin"),
-    (0xFF21, 0xFF3A, "latin"),  # full width
-    (0xFF41, 0xFF5A, "latin"),
-)
+_SCRIPTS: dict[Script, re.Pattern[str]] = {
+    # Jamo (conjoining, compatibility, extended), syllables and the second block of old jamo; half width.
+    "hangul": re.compile(r"[\u1100-\u11FF\u3130-\u318F\uA960-\uA97F\uAC00-\uD7FF\uFFA0-\uFFDC]"),
+    "kana": re.compile(r"[\u3040-\u30FF\u31F0-\u31FF\uFF66-\uFF9F]"),  # the last are half width
+    "han": re.compile(r"[\u2E80-\u2FDF\u3005-\u3007\u3400-\u4DBF\u4E00-\u9FFF\uF900-\uFAFF\U00020000-\U000323AF]"),
+    # The last two are full width.
+    "latin": re.compile(r"[A-Za-z\xAA\xBA\xC0-\xD6\xD8-\xF6\xF8-\u024F\u1E00-\u1EFF\uFF21-\uFF3A\uFF41-\uFF5A]"),
+}
 
 
 def normalize_text(text: str) -> str:
@@ -56,9 +38,8 @@ def normalize_text(text: str) -> str:
 @lru_cache(maxsize=4096)
 def script(char: str) -> Script:
     """Script of one character. ``digit`` is any decimal digit, ``other`` punctuation, spaces and all other scripts."""
-    code = ord(char)
-    for low, high, name in _RANGES:
-        if low <= code <= high:
+    for name, characters in _SCRIPTS.items():
+        if characters.match(char):
             return name
     return "digit" if char.isdecimal() else "other"
 

@@ -24,10 +24,8 @@ from fl.bases.resolve import load_speech_base
 from fl.core.errors import AdapterError, AudioError
 from fl.methods import MethodInfo, Recipe, attach, load_method
 from fl.methods.files import is_method
-from fl.speech.audio import MAX_SECONDS, SAMPLE_RATE, Waveform, check_speech, load_audio, split_at_silence
+from fl.speech.audio import MAX_SECONDS, SAMPLE_RATE, SILENCE_PEAK, Waveform, check_speech, load_audio, split_at_silence
 from fl.speech.features import Window, heard_frames
-
-SILENCE_PEAK = 1e-3  # -60 dB of full scale: a piece under it has no words
 
 
 @dataclass(frozen=True)
@@ -54,11 +52,11 @@ class Trained:
             tensors, method = load_method(folder)
             return cls(tensors, method.recipe, method)
         tensors, info = load_adapter(folder)
-        chosen = info.config.target_modules
-        targets = chosen if isinstance(chosen, str) else sorted(chosen or ())
-        return cls(
-            tensors, Recipe("gated-lora", info.config.r, info.config.lora_alpha, info.config.gate, targets, 0), info
+        config = info.config
+        targets = (
+            config.target_modules if isinstance(config.target_modules, str) else sorted(config.target_modules or ())
         )
+        return cls(tensors, Recipe("gated-lora", config.r, config.lora_alpha, config.gate, targets, 0), info)
 
     def corrections(self, folder: Path, given: Path | None, base: SpeechBase) -> dict[str, Tensor]:
         """What is to be added to the weights of ``base``: of the file ``given``, else of the run's file that the fingerprint names.

@@ -255,10 +255,9 @@ def bases(
     write: Annotated[Path | None, Option(help="With --sizes: a page to write the table into.")] = None,
 ) -> None:
     """List the bases that need no model hub. Any Whisper or Wav2Vec2-CTC from a directory or the Hub works as well."""
-    from fl.bases.resolve import known_bases
+    from fl.bases.resolve import known_bases, sizes_table
 
     if sizes:
-        from fl.bases.sizes import sizes_table
         from sim.section import write_section
 
         if write is not None:

@@ -13,7 +13,7 @@ from typing import Annotated
 
 from typer import Option
 
-from fl.bases.ctc.catalog import CTC_ARCHITECTURES
+from fl.bases.ctc.loading import CTC_ARCHITECTURES
 from fl.core.errors import ConfigError
 from fl.core.paths import cache_root
 from fl.data.manifest import Utterance, read_manifest

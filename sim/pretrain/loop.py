@@ -22,15 +22,11 @@ from torch import nn
 from typer import Option
 
 from fl.bases.ctc.base import CtcBase
-from fl.bases.ctc.catalog import CTC_ARCHITECTURES, ctc_config
-from fl.bases.ctc.forward import unwrap_ctc
-from fl.bases.ctc.loading import assemble_ctc, random_ctc
-from fl.bases.fingerprint import ctc_fingerprint
-from fl.bases.sources.folder import new_folder
+from fl.bases.ctc.loading import CTC_ARCHITECTURES, assemble_ctc, ctc_config, random_ctc
 from fl.bases.sources.mapped import write_aligned
 from fl.core.compute import choose_device, precision
 from fl.core.errors import ConfigError, RunError
-from fl.core.files import PUBLIC, write_atomically
+from fl.core.files import PUBLIC, new_folder, write_atomically
 from fl.core.rng import derive_generator, derive_seed
 from fl.core.tensorfile import tensor_bytes
 from fl.data.manifest import Utterance
@@ -247,9 +243,8 @@ class _Training:
                 texts = self.base.generate(self.model, self.base.collate([h.features for h in part]).to(self.device))
             counts += [score_utterance(one.text, text).metrics["cer"] for one, text in zip(part, texts, strict=True)]
         cer = sum(counts, Counts())
-        inner = unwrap_ctc(self.model)
         return PretrainFacts(
-            fingerprint=ctc_fingerprint(inner, self.base.vocabulary.digest),
+            fingerprint=self.base.on_weights(self.model.state_dict()).compute_fingerprint(),
             parameters=sum(p.numel() for p in self.parameters.values()),
             utterances=len(self.train) + len(self.held_out),
             held_out=len(self.held_out),

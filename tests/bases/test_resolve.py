@@ -1,16 +1,18 @@
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from fl.bases import resolve
-from fl.bases.fingerprint import fingerprint_of, remembered
-from fl.bases.resolve import known_bases, load_base
+from fl.bases.files import remembered
+from fl.bases.resolve import architecture_sizes, known_bases, load_base, load_speech_base, sizes_table
 from fl.bases.sources import hub
-from fl.bases.sources.catalog import ARCHITECTURES, WHEEL_BASES
 from fl.bases.sources.convert import ensure_converted
+from fl.bases.sources.wheels import WHEEL_BASES
+from fl.bases.whisper.loading import ARCHITECTURES
 from fl.core.errors import BaseModelError
 
 
@@ -41,23 +43,20 @@ def test_the_fingerprint_does_not_depend_on_how_the_weights_are_cut_into_files(f
 
 
 def test_one_changed_weight_changes_the_fingerprint(nano):
-    model = nano.new_model()
-    before = fingerprint_of(model)
-    model.model.encoder.conv1.bias = torch.nn.Parameter(model.model.encoder.conv1.bias + 1e-7, requires_grad=False)
-    assert before == nano.fingerprint
-    assert fingerprint_of(model) != before
+    bias = nano.weights["model.encoder.conv1.bias"]
+    changed = nano.on_weights({**nano.weights, "model.encoder.conv1.bias": bias + 1e-7})
+    assert nano.compute_fingerprint() == nano.fingerprint
+    assert changed.compute_fingerprint() != nano.fingerprint
 
 
-def test_a_remembered_fingerprint_is_forgotten_when_the_file_changes(tmp_path, nano):
+def test_a_remembered_fingerprint_is_forgotten_when_the_file_changes(tmp_path):
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"first")
     marks = tmp_path / "marks"
-    first = remembered(marks, [file], lambda: fingerprint_of(nano.model))
-    changed = nano.new_model()
-    changed.model.encoder.conv1.bias = torch.nn.Parameter(torch.ones(64), requires_grad=False)
-    assert remembered(marks, [file], lambda: fingerprint_of(changed)) == first
+    assert remembered(marks, [file], lambda: "whisper:first") == "whisper:first"
+    assert remembered(marks, [file], lambda: "whisper:second") == "whisper:first"
     os.utime(file, ns=(1, 1))
-    assert remembered(marks, [file], lambda: fingerprint_of(changed)) != first
+    assert remembered(marks, [file], lambda: "whisper:second") == "whisper:second"
 
 
 def test_the_same_name_is_the_same_object_in_a_process():
@@ -76,7 +75,7 @@ def test_random_weights_depend_on_the_name_alone_and_leave_the_global_generator_
 
 def test_random_bases_have_the_published_shapes():
     """Whisper tiny on the Hub has 37,760,640 parameters, its 1,500 fixed sinusoids included."""
-    assert load_base("random:whisper-tiny").parameters == 37_760_640
+    assert load_base("random:whisper-tiny").model.num_parameters() == 37_760_640
     shape = ARCHITECTURES["whisper-small"]
     assert (shape.d_model, shape.encoder_layers, shape.heads) == (768, 12, 12)
 
@@ -174,3 +173,12 @@ def test_known_bases_say_whether_they_are_there(tmp_path):
         ("whisper-tiny.en", False),
         ("all-minilm-l6-v2", False),
     ]
+
+
+def test_a_counted_size_is_that_of_the_loaded_base() -> None:
+    sizes = {name: size for name, (_, size) in architecture_sizes().items()}
+    for name in ("whisper-nano", "wav2vec2-nano", "wav2vec2-nano-group"):
+        base = load_speech_base(f"random:{name}")
+        assert sizes[name] == sum(p.numel() for p in base.model.parameters())
+    assert sizes["whisper-base"] == 72_593_920  # openai/whisper-base
+    assert sizes_table() in (Path(__file__).parents[2] / "docs" / "bases.md").read_text(encoding="utf-8")

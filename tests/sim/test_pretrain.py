@@ -79,7 +79,7 @@ def test_what_is_written_is_a_base(whole: tuple[Path, list[float]], speech: list
     assert isinstance(found, CtcBase)
     again = pretrain_base(whole[0], SETTINGS, speech, killed_at(1))  # done already: no step is taken
     assert again.fingerprint == found.fingerprint
-    assert again.parameters == found.parameters
+    assert again.parameters == found.model.num_parameters()  # type: ignore[operator]
     assert found.fingerprint != load_speech_base("random:wav2vec2-nano+jamo").fingerprint
     assert found.vocabulary.form == "jamo"
     assert whole[1][-1] < whole[1][0]

@@ -5,8 +5,9 @@ import pytest
 
 from fl.core.errors import ConfigError
 from fl.settings.config import make_config
+from fl.settings.tables import AugmentationTable
 from fl.speech.audio import SAMPLE_RATE
-from fl.speech.augment import Augmentation, DrawnLater, add_noise, change_speed, mask_features
+from fl.speech.augment import DrawnLater, add_noise, change_speed, mask_features, vary_audio, vary_features
 
 TONE = (0.3 * np.sin(2 * np.pi * 440 * np.arange(SAMPLE_RATE) / SAMPLE_RATE)).astype(np.float32)
 
@@ -65,7 +66,13 @@ def test_items_are_drawn_once_and_when_they_are_used():
 
 
 def test_nothing_is_varied_by_default_and_only_speech_can_be():
-    assert not Augmentation.of(make_config({}).train.augmentation).active
-    assert Augmentation.of(make_config({"noise-snr": 20}).train.augmentation).active
+    settings, generator = make_config({}).train.augmentation, np.random.default_rng(0)
+    assert settings == AugmentationTable()
+    assert vary_audio(settings, TONE, generator) is TONE
+    wave = TONE[None]
+    assert vary_features(settings, wave, 100, generator) is wave
+    noisy = make_config({"noise-snr": 20}).train.augmentation
+    assert noisy != AugmentationTable()
+    assert not np.array_equal(vary_audio(noisy, TONE, generator), TONE)
     with pytest.raises(ConfigError, match="noise-snr varies speech, and task = 'no-op' has none"):
         make_config({"noise-snr": 20, "task": "no-op", "arms": "global"})

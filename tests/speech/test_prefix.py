@@ -76,13 +76,13 @@ def loss_and_gradient(task: SpeechTask, model: nn.Module, examples: Any) -> tupl
     [("decoder.self", 2), (DECODER, 2), ("decoder.cross", 2), ("encoder.self", 0), ("ffn", 0), ("decoder.self,ffn", 0)],
 )
 def test_the_frozen_layers_are_those_below_the_lowest_site(nano: Any, sites: str, layers: int) -> None:
-    assert frozen_layers(nano.model, target_pattern(sites.split(","))) == layers
+    assert frozen_layers(nano, target_pattern(sites.split(","))) == layers
 
 
 def test_adapters_that_begin_higher_leave_the_layers_below_frozen(nano: Any) -> None:
-    assert frozen_layers(nano.model, r"(?:.*\.)?encoder\.layers\.1\.self_attn\.q_proj") == 1
-    assert frozen_layers(nano.model, ["q_proj"]) == 0
-    assert frozen_layers(nano.model, ["encoder.layers.1.fc1", "embed_tokens"]) == 1
+    assert frozen_layers(nano, r"(?:.*\.)?encoder\.layers\.1\.self_attn\.q_proj") == 1
+    assert frozen_layers(nano, ["q_proj"]) == 0
+    assert frozen_layers(nano, ["encoder.layers.1.fc1", "embed_tokens"]) == 1
 
 
 def test_with_cached_states_loss_and_gradient_differ_by_the_rounding_of_the_states_alone(
@@ -103,7 +103,7 @@ def test_adapters_from_the_second_layer_on_train_as_without_the_cache(
 ) -> None:
     targets = r"(?:.*\.)?(?:encoder\.layers\.1|decoder\.layers\.\d+)\.self_attn\.(?:q_proj|v_proj)"
     model, examples = adapted(task, targets), task.device("ann").train
-    monkeypatch.setattr(task, "frozen_layers", frozen_layers(task.base.model, targets))
+    monkeypatch.setattr(task, "frozen_layers", frozen_layers(task.base, targets))
     assert task.frozen_layers == 1
     loss, gradient = loss_and_gradient(task, model, examples)
     monkeypatch.setattr(task, "frozen_layers", 0)
@@ -136,7 +136,7 @@ def test_an_adapter_in_the_encoder_is_refused_where_the_sites_leave_it_out(task:
     everywhere = adapted(task, ["q_proj"])
     with pytest.raises(BaseModelError, match="lowest 2 encoder layers"):
         task.loss(everywhere, task.device("ann").train)
-    check_frozen(everywhere, 0)
+    check_frozen(task.base, everywhere, 0)
 
 
 def test_with_adapters_in_the_encoder_nothing_is_cached(manifest: Path, cache: Path) -> None:
@@ -161,8 +161,8 @@ def test_activations_beyond_half_precision_are_kept_in_full(tmp_path: Path, feat
     class Loud:
         fingerprint = "loud"
 
-        def state_count(self, features: np.ndarray) -> int:
-            return (features.shape[1] + 1) // 2
+        def states_of(self, length: int) -> int:
+            return (length + 1) // 2
 
         def prefix_states(self, features: np.ndarray, layers: int) -> np.ndarray:
             return np.full(((features.shape[1] + 1) // 2, 4), 1e5, np.float32)
@@ -173,34 +173,33 @@ def test_activations_beyond_half_precision_are_kept_in_full(tmp_path: Path, feat
     assert (warm == 1e5).all()
 
 
-def test_the_key_is_the_features_the_base_and_the_layer(nano: Any, features: np.ndarray, tmp_path: Path) -> None:
+def test_the_key_is_the_features_the_base_and_the_layer(nano: Any, features: np.ndarray) -> None:
     class Other:
         fingerprint = "whisper:other"
 
         def prefix_states(self, features: np.ndarray, layers: int) -> np.ndarray:
             raise AssertionError
 
-    cache = PrefixCache(tmp_path)
     changed = features.copy()
     changed[0, 0] += 1
-    paths = {
-        cache.path(nano, features, 1),
-        cache.path(nano, features, 2),
-        cache.path(nano, changed, 2),
-        cache.path(nano, features[:, :-2], 2),
-        cache.path(Other(), features, 2),
+    keys = {
+        PrefixCache.key(nano, features, 1),
+        PrefixCache.key(nano, features, 2),
+        PrefixCache.key(nano, changed, 2),
+        PrefixCache.key(nano, features[:, :-2], 2),
+        PrefixCache.key(Other(), features, 2),
     }
-    assert len(paths) == 5
-    assert cache.path(nano, features.copy(), 2) in paths
+    assert len(keys) == 5
+    assert PrefixCache.key(nano, features.copy(), 2) in keys
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "shorter"])
 def test_a_damaged_file_is_computed_again(nano: Any, features: np.ndarray, tmp_path: Path, damage: str) -> None:
     cache = PrefixCache(tmp_path)
     good = cache.states(nano, features, 2)
-    path = cache.path(nano, features, 2)
+    path = cache.path(cache.key(nano, features, 2))
     data = path.read_bytes()
-    shorter = cache.path(nano, features[:, :-2], 2)
+    shorter = cache.path(cache.key(nano, features[:, :-2], 2))
     cache.states(nano, features[:, :-2], 2)
     flipped = data[:100] + bytes([data[100] ^ 1]) + data[101:]
     path.write_bytes({"cut": data[:-2], "empty": b"", "flipped": flipped, "shorter": shorter.read_bytes()}[damage])

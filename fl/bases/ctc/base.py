@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Wav2Vec2ForCTC
 
-from fl.bases.base import DecodingOptions, Hypothesis, PaddedBatch, SpeechBase, Texts, beams_of
+from fl.bases.base import FLOAT_BYTES, DecodingOptions, Hypothesis, SpeechBase, Texts, beams_of
+from fl.bases.batch import PaddedBatch, pad_tokens
 from fl.bases.ctc.decoding import CANDIDATES, beam_ctc, greedy_ctc
 from fl.bases.ctc.forward import encode_ctc, state_count, unwrap_ctc
 from fl.bases.ctc.loading import assemble_ctc, read_ctc_config
 from fl.bases.ctc.vocabulary import SETTINGS_NAME, VOCABULARY_NAME, CtcVocabulary, load_vocabulary
-from fl.bases.fingerprint import ctc_fingerprint
-from fl.bases.memory import ctc_training_bytes
-from fl.bases.padding import pad_tokens
+from fl.bases.files import fingerprint_of
 from fl.core.errors import BaseModelError, TextError
-from fl.speech.features import FULL_SAMPLES, HOP_SAMPLES, Audio, Features, Window, pad_window
+from fl.speech.audio import Waveform
+from fl.speech.features import FULL_SAMPLES, HOP_SAMPLES, Features, Window, pad_window
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,6 @@ class CtcBatch(PaddedBatch):
 
     label_counts: Tensor | None = None
 
-    @property
-    def waveforms(self) -> Tensor:
-        """(batch, samples)."""
-        return self.features[:, 0]
-
 
 class CtcBase(SpeechBase):
     """A Wav2Vec2-CTC (see :class:`SpeechBase`). It knows no language token, and decodes at any length."""
@@ -47,10 +42,14 @@ class CtcBase(SpeechBase):
     deciding_files: ClassVar[tuple[str, ...]] = (VOCABULARY_NAME, SETTINGS_NAME)
     caches_stem = True  # the convolutions are half of the work, and no adapter sits in them
     longest, hop = FULL_SAMPLES, HOP_SAMPLES
+    encoder = "wav2vec2.encoder"
 
     def __init__(self, name: str, fingerprint: str, model: Wav2Vec2ForCTC, vocabulary: CtcVocabulary) -> None:
         super().__init__(name, fingerprint, model)
         self.vocabulary = vocabulary
+        first = ("feature_extractor", "feature_projection", "encoder.pos_conv_embed")
+        norm = () if self.config.do_stable_layer_norm else ("encoder.layer_norm",)
+        self.stem = tuple(f"wav2vec2.{name}" for name in (*first, *norm))
 
     @classmethod
     def from_folder(cls, folder: Path, name: str, weights: Mapping[str, Tensor]) -> Self:
@@ -60,14 +59,15 @@ class CtcBase(SpeechBase):
         return cls(name, "", assemble_ctc(config, weights, str(folder)), vocabulary)
 
     def compute_fingerprint(self) -> str:
-        """See :func:`fl.bases.fingerprint.ctc_fingerprint`."""
-        return ctc_fingerprint(unwrap_ctc(self.model), self.vocabulary.digest)
+        """``wav2vec2:<d_model>x<layers>:<hash>``, of the vocabulary too (:func:`fl.bases.files.fingerprint_of`)."""
+        shape = f"{self.config.hidden_size}x{self.config.num_hidden_layers}"
+        return fingerprint_of("wav2vec2", shape, self.weights, self.vocabulary.digest)
 
     def new_model(self) -> Wav2Vec2ForCTC:
         """See :meth:`SpeechBase.new_model`."""
-        return assemble_ctc(self.config, self._weights, self.name)
+        return assemble_ctc(self.config, self.weights, self.name)
 
-    def features(self, audio: Audio, window: Window = "trimmed") -> Features:
+    def features(self, audio: Waveform, window: Window = "trimmed") -> Features:
         """The waveform (1, samples) with zero mean and unit variance, then silence (:func:`fl.speech.features.pad_window`).
 
         In half precision always, so that a result does not depend on what was cached: 66 dB under the speech.
@@ -109,7 +109,7 @@ class CtcBase(SpeechBase):
 
     def encode(self, model: nn.Module, batch: CtcBatch, stop: int | None = None) -> tuple[Tensor, Tensor]:
         """Encoder states, and the number of real ones in each row (batch,) (:meth:`SpeechBase.encode`)."""
-        return encode_ctc(model, batch.waveforms, batch.lengths, prefix=batch.prefix, stop=stop)
+        return encode_ctc(model, batch, stop)
 
     def log_probs(self, model: nn.Module, batch: CtcBatch) -> tuple[Tensor, Tensor]:
         """Log-probabilities (batch, states, symbols), and the number of real states of each row (batch,)."""
@@ -153,8 +153,13 @@ class CtcBase(SpeechBase):
         return found
 
     def training_bytes(self, frames: int, text: str) -> int:
-        """Bytes of activations of an utterance of ``frames`` (10 ms) in a training step, estimated from above."""
-        return ctc_training_bytes(self.config, self.states_of(frames * HOP_SAMPLES))
+        """See :meth:`SpeechBase.training_bytes`: counted as in a Whisper's encoder, behind the frozen convolutions.
+
+        For the head: logits, log-probabilities and their gradient.
+        """
+        config, states, d = self.config, self.states_of(frames * HOP_SAMPLES), self.config.hidden_size
+        layer = states * (16 * d + 2 * config.intermediate_size) + config.num_attention_heads * states**2
+        return int(FLOAT_BYTES * (4 * states * d + config.num_hidden_layers * layer + 3 * states * config.vocab_size))
 
 
 def path_length(target: Sequence[int]) -> int:

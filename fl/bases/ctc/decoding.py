@@ -7,6 +7,7 @@ Works on ids only.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +16,13 @@ from fl.bases.base import Hypothesis
 
 CANDIDATES = 40  # symbols that are looked at in a frame by a beam search over a large vocabulary
 
+# By prefix, the log-probability of its paths that end in the blank, and of those that end in its last symbol.
+_Beam = dict[tuple[int, ...], tuple[float, float]]
+
 
 def collapse(path: Sequence[int], blank: int) -> tuple[int, ...]:
     """The labelling of a path."""
-    return tuple(
-        symbol for index, symbol in enumerate(path) if symbol != blank and (index == 0 or path[index - 1] != symbol)
-    )
+    return tuple(symbol for symbol, _ in groupby(path) if symbol != blank)
 
 
 def greedy_ctc(log_probs: npt.NDArray[np.float32], blank: int) -> Hypothesis:
@@ -38,12 +40,10 @@ def beam_ctc(
     repeats the last one needs a blank between. With as many ``beams`` as there are prefixes, and all symbols as
     ``candidates`` (None), the result is exact. Otherwise both prune: ``candidates`` the symbols of each frame.
     """
-    beam: dict[tuple[int, ...], tuple[float, float]] = {
-        (): (0.0, -np.inf)
-    }  # ends in the blank, ends in its last symbol
+    beam: _Beam = {(): (0.0, -np.inf)}
     for frame in np.asarray(log_probs, np.float64):
         symbols = _likely(frame, blank, candidates)
-        grown: dict[tuple[int, ...], tuple[float, float]] = {}
+        grown: _Beam = {}
         for prefix, (in_blank, in_symbol) in beam.items():
             total = _add(in_blank, in_symbol)
             last = prefix[-1] if prefix else blank
@@ -63,9 +63,7 @@ def _likely(frame: npt.NDArray[np.float64], blank: int, candidates: int | None) 
     return [int(symbol) for symbol in sorted(best) if symbol != blank]
 
 
-def _merge(
-    grown: dict[tuple[int, ...], tuple[float, float]], prefix: tuple[int, ...], in_blank: float, in_symbol: float
-) -> None:
+def _merge(grown: _Beam, prefix: tuple[int, ...], in_blank: float, in_symbol: float) -> None:
     if in_blank == in_symbol == -np.inf:
         return  # no path leads there
     before = grown.get(prefix, (-np.inf, -np.inf))

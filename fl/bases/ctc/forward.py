@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Wav2Vec2ForCTC
 
-from fl.bases.base import PrefixStates
-from fl.bases.padding import inside
+from fl.bases.batch import PaddedBatch, inside
 
 
 def unwrap_ctc(model: nn.Module) -> Wav2Vec2ForCTC:
@@ -38,37 +37,24 @@ def state_count(config: Any, samples: int) -> int:
     return max(samples, 0)
 
 
-def encode_ctc(
-    model: nn.Module,
-    waveforms: Tensor | None,
-    samples: Sequence[int],
-    *,
-    prefix: PrefixStates | None = None,
-    stop: int | None = None,
-) -> tuple[Tensor, Tensor]:
+def encode_ctc(model: nn.Module, batch: PaddedBatch, stop: int | None = None) -> tuple[Tensor, Tensor]:
     """Encoder states (batch, states, d_model), and their number in each row (batch,).
 
-    ``waveforms`` is (batch, samples), of which row i has ``samples[i]`` real ones. With a ``prefix`` the convolutions and the
-    lowest layers are skipped and the waveforms not looked at; with ``stop`` the result is what enters that layer.
+    Features are waveforms (batch, 1, samples). With a prefix the convolutions and the lowest layers are skipped and the
+    waveforms not looked at; with ``stop`` the result is what enters that layer.
     """
     inner = unwrap_ctc(model).wav2vec2
     encoder = inner.encoder
-    stable = bool(inner.config.do_stable_layer_norm)
-    counts = [state_count(inner.config, size) for size in samples]
-    last = len(encoder.layers) if stop is None else stop
-    if prefix is None:
-        assert waveforms is not None
-        lengths = torch.tensor(counts, device=waveforms.device)
-        states = _stem(inner, waveforms, samples, lengths)
-        first = 0
+    counts = [state_count(inner.config, size) for size in batch.lengths]
+    lengths = torch.tensor(counts, device=batch.features.device)
+    if batch.prefix is None:
+        states, first = _stem(inner, batch.features[:, 0], batch.lengths, lengths), 0
     else:
-        lengths = torch.tensor(counts, device=prefix.states.device)
-        states, first = prefix.states, prefix.layers
-    mask = inside(lengths, states.shape[1])
-    attention = None if len(set(counts)) == 1 else mask[:, None, None, :]
-    for layer in encoder.layers[first:last]:
+        states, first = batch.prefix.states, batch.prefix.layers
+    attention = None if len(set(counts)) == 1 else inside(lengths, states.shape[1])[:, None, None, :]
+    for layer in encoder.layers[first:stop]:
         states = layer(states, attention_mask=attention)
-    if stable and stop is None:
+    if inner.config.do_stable_layer_norm and stop is None:
         states = encoder.layer_norm(states)
     return states, lengths
 

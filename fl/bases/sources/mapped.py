@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fl.core.errors import BaseModelError
-from fl.core.files import sync_folder
+from fl.core.files import sync_path
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 _SIZE = struct.Struct("<Q")  # safetensors begins with the size of its header in bytes
@@ -36,10 +36,9 @@ log = logging.getLogger("idiolect.bases")
 def read_mapped(file: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, memory-mapped; :class:`BaseModelError` for one that is damaged or missing."""
     try:
-        tensors: dict[str, Tensor] = load_file(file, backend="mmap")
+        return dict(load_file(file, backend="mmap"))
     except (OSError, SafetensorError) as error:
         raise BaseModelError(f"{file} cannot be read ({error}). It may be truncated: get it again.") from error
-    return tensors
 
 
 def write_aligned(weights: Mapping[str, Tensor], path: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -91,13 +90,11 @@ def _converted(
     where = _digest([str(file.resolve()) for file in sorted(files)], str(dtype))
     what = _digest([(file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files)], sorted(weights))
     path = store / f"{where}-{what}.safetensors"
-    found = _usable(path, weights, dtype)
-    if found is not None:
+    if (found := _usable(path, weights, dtype)) is not None:
         return found
     store.mkdir(parents=True, exist_ok=True)
     with FileLock(store / f".{where}.lock"):
-        found = _usable(path, weights, dtype)  # another process was quicker
-        if found is not None:
+        if (found := _usable(path, weights, dtype)) is not None:  # another process was quicker
             return found
         temporary = path.with_suffix(".tmp")  # one writer at a time, by the lock
         try:
@@ -105,7 +102,7 @@ def _converted(
             for older in store.glob(f"{where}-*.safetensors"):
                 older.unlink()  # who maps it keeps it
             temporary.rename(path)
-            sync_folder(store)
+            sync_path(store)
         finally:
             temporary.unlink(missing_ok=True)
     return read_mapped(path)

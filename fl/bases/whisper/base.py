@@ -12,18 +12,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from fl.bases.base import DecodingOptions, Hypothesis, PaddedBatch, SpeechBase, Texts, beams_of
-from fl.bases.extension import head_logits
-from fl.bases.files import read_config
-from fl.bases.fingerprint import fingerprint_of
-from fl.bases.memory import training_bytes
-from fl.bases.padding import pad_tokens
+from fl.bases.base import FLOAT_BYTES, DecodingOptions, Hypothesis, SpeechBase, Texts, beams_of
+from fl.bases.batch import PaddedBatch, pad_tokens
+from fl.bases.files import fingerprint_of, read_config
 from fl.bases.whisper import decoding, forward
 from fl.bases.whisper.decoder import DecodingRules
 from fl.bases.whisper.loading import HEAD, assemble, read_text_side
 from fl.bases.whisper.tokenizer import Tokenizer
 from fl.core.errors import BaseModelError, TextError
-from fl.speech.features import Audio, Features, Window, extract
+from fl.speech.audio import Waveform
+from fl.speech.features import Features, Window, extract
 
 AUTO = "auto"
 PROMPT_TOKENS = 5  # start, language, transcribe, no timestamps; end
@@ -47,6 +45,8 @@ class WhisperBase(SpeechBase):
     """A Whisper (see :class:`SpeechBase`)."""
 
     alone_window: Window | None = "full"  # unadapted it does not stop on a trimmed one
+    encoder = "model.encoder"
+    stem = ("model.encoder.conv1", "model.encoder.conv2", "model.encoder.embed_positions")
     model: WhisperForConditionalGeneration
 
     def __init__(
@@ -58,7 +58,7 @@ class WhisperBase(SpeechBase):
         rules: DecodingRules,
     ) -> None:
         super().__init__(name, fingerprint, model)
-        self._weights = {name: tensor for name, tensor in self._weights.items() if name != HEAD}
+        self.weights = {name: tensor for name, tensor in self.weights.items() if name != HEAD}
         self.tokenizer = tokenizer
         self.rules = rules
         self.mels, self.longest = int(self.config.num_mel_bins), 2 * int(self.config.max_source_positions)
@@ -71,14 +71,15 @@ class WhisperBase(SpeechBase):
         return cls(name, "", assemble(config, weights, str(folder)), *read_text_side(folder, config))
 
     def compute_fingerprint(self) -> str:
-        """See :func:`fl.bases.fingerprint.fingerprint_of`."""
-        return fingerprint_of(self.model)
+        """``whisper:<d_model>x<encoder layers>+<decoder layers>:<hash>`` (:func:`fl.bases.files.fingerprint_of`)."""
+        shape = f"{self.config.d_model}x{self.config.encoder_layers}+{self.config.decoder_layers}"
+        return fingerprint_of("whisper", shape, self.weights)
 
     def new_model(self) -> WhisperForConditionalGeneration:
         """See :meth:`SpeechBase.new_model`."""
-        return assemble(self.config, self._weights, self.name)
+        return assemble(self.config, self.weights, self.name)
 
-    def features(self, audio: Audio, window: Window = "trimmed") -> Features:
+    def features(self, audio: Waveform, window: Window = "trimmed") -> Features:
         """Log-mel features (mels, frames), float16, of ``audio`` (samples,) at 16 kHz (:mod:`fl.speech.features`)."""
         return extract(audio, self.mels, window)
 
@@ -90,9 +91,21 @@ class WhisperBase(SpeechBase):
         """A byte-level vocabulary can write any text."""
 
     def training_bytes(self, frames: int, text: str) -> int:
-        """Bytes of activations in a training step (:mod:`fl.bases.memory`); a token is at least a byte of text."""
-        tokens = min(len(text.encode()) + PROMPT_TOKENS, int(self.config.max_target_positions))
-        return training_bytes(self.config, frames, tokens)
+        """See :meth:`SpeechBase.training_bytes`; a token is at least a byte of text.
+
+        Counted in units of d_model for each position and layer. Encoder: about 16 (inputs of both layer norms, normed states, q, k,
+        v, attention output, their low-rank updates) and the feed-forward width twice, with the attention weights. Decoder: about
+        28, with keys and values of the encoder's states, and three copies of the logits.
+        """
+        config, states = self.config, self.states_of(frames)
+        tokens = min(len(text.encode()) + PROMPT_TOKENS, int(config.max_target_positions))
+        d, heads = config.d_model, config.decoder_attention_heads
+        stem = 2 * frames * d + 4 * states * d
+        encoder_layer = states * (16 * d + 2 * config.encoder_ffn_dim) + config.encoder_attention_heads * states**2
+        cross_attention = heads * tokens * states + 4 * d * states
+        decoder_layer = tokens * (28 * d + 2 * config.decoder_ffn_dim) + heads * tokens**2 + cross_attention
+        layers = config.encoder_layers * encoder_layer + config.decoder_layers * decoder_layer
+        return int(FLOAT_BYTES * (stem + layers + 3 * tokens * config.vocab_size))
 
     def text_of(self, ids: Sequence[int]) -> str:
         """See :meth:`SpeechBase.text_of`."""
@@ -118,12 +131,17 @@ class WhisperBase(SpeechBase):
         for text, target in zip(texts, targets, strict=True):
             if len(target) > limit:
                 raise TextError(f"a text of {len(target)} tokens is over the {limit} of the decoder: {text[:40]!r}...")
-        inputs, labels, mask = target_tensors(prefix, targets, self.tokenizer.special.end)
+        # Teacher forcing: the last token of the prefix predicts the first of the text.
+        end, first = self.tokenizer.special.end, len(prefix) - 1
+        inputs = pad_tokens([[*prefix, *target[:-1]] for target in targets], end)
+        labels = pad_tokens([[end] * first + target for target in targets], end)
+        position = torch.arange(inputs.shape[1])[None, :] - first
+        mask = (position >= 0) & (position < torch.tensor([len(target) for target in targets])[:, None])
         return WhisperBatch(features, lengths, labels, None, language, inputs, mask)
 
     def encode(self, model: nn.Module, batch: WhisperBatch, stop: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Encoder states, and the mask (batch, states) of the real ones, None if all are (:meth:`SpeechBase.encode`)."""
-        return forward.encode(model, batch.features, batch.lengths, prefix=batch.prefix, stop=stop)
+        return forward.encode(model, batch, stop)
 
     def token_losses(self, model: nn.Module, batch: WhisperBatch) -> tuple[Tensor, Tensor]:
         """Cross-entropy in nats of each labelled token (labelled,), and the row that it belongs to (labelled,).
@@ -134,9 +152,14 @@ class WhisperBase(SpeechBase):
             raise BaseModelError("a batch without texts has no loss: collate it with texts.")
         states, mask = self.encode(model, batch)
         hidden = forward.decode(model, batch.decoder_input_ids, states, mask)
-        logits = head_logits(forward.unwrap(model).proj_out, hidden, batch.label_mask).float()
+        logits = self._labelled_logits(forward.unwrap(model).proj_out, hidden, batch.label_mask).float()
         losses = functional.cross_entropy(logits, batch.labels[batch.label_mask], reduction="none")
         return losses, batch.label_mask.nonzero()[:, 0]
+
+    def _labelled_logits(self, head: nn.Module, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Logits (labelled, vocabulary) of the positions in ``mask`` (batch, tokens) of ``hidden`` (batch, tokens, d_model)."""
+        logits: Tensor = head(hidden[mask])
+        return logits
 
     def row_losses(self, model: nn.Module, batch: WhisperBatch) -> tuple[Tensor, Tensor]:
         """Summed cross-entropy in nats of each row (batch,), and the number of its labelled tokens (batch,)."""
@@ -155,7 +178,15 @@ class WhisperBase(SpeechBase):
         beams = beams_of(options)
         with torch.no_grad():
             states, mask = self.encode(model, batch)
-            prompts = self._prompts(model, states, mask, batch, options.get("languages"))
+            language = None if batch.language == AUTO else batch.language
+            if language is not None or not self.languages:
+                prompts = [self.prefix_ids(language)] * batch.size
+            else:
+                known = options.get("languages") or self.languages
+                prefixes = {prefix[1]: prefix for prefix in map(self.prefix_ids, known)}
+                start = self.tokenizer.special.start
+                found = decoding.detect_languages(model, states, mask, start, list(prefixes))
+                prompts = [prefixes[token] for token in found]
             positions, most = int(self.config.max_target_positions), options.get("max_new_tokens")
             limits = [
                 decoding.token_limit(frames, len(prompts[0]), positions, most)
@@ -165,32 +196,3 @@ class WhisperBase(SpeechBase):
             return decoding.search(
                 model, states, mask, prompts, limits, self.rules, beams=beams, length_penalty=penalty
             )
-
-    def _prompts(
-        self,
-        model: nn.Module,
-        states: Tensor,
-        mask: Tensor | None,
-        batch: WhisperBatch,
-        languages: Sequence[str] | None,
-    ) -> list[list[int]]:
-        special = self.tokenizer.special
-        if batch.language not in (None, AUTO) or not special.languages:
-            language = None if batch.language == AUTO else batch.language
-            return [self.prefix_ids(language)] * batch.size
-        prefixes = {prefix[1]: prefix for prefix in map(special.prefix, languages or self.languages)}
-        found = decoding.detect_languages(model, states, mask, special.start, list(prefixes))
-        return [prefixes[token] for token in found]
-
-
-def target_tensors(prefix: Sequence[int], targets: Sequence[Sequence[int]], end: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Teacher forcing: decoder inputs, labels and label mask, each (batch, len(prefix) + longest target - 1).
-
-    ``targets`` are text tokens with the end token. The last token of the prefix predicts the first of the text.
-    """
-    inputs = pad_tokens([[*prefix, *target[:-1]] for target in targets], end)
-    labels = pad_tokens([[end] * (len(prefix) - 1) + list(target) for target in targets], end)
-    first = len(prefix) - 1
-    lengths = torch.tensor([len(target) for target in targets])[:, None]
-    position = torch.arange(inputs.shape[1])[None, :]
-    return inputs, labels, (position >= first) & (position < first + lengths)

@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 from torch.nn import functional
+from transformers import WhisperConfig
+
+from fl.bases.batch import inside
 
 FINE, COARSE, KNEE = 64, 256, 512  # widths of shelves: multiples of FINE states up to KNEE, of COARSE above it
 TOKENS_AT_A_TIME = 32
@@ -22,25 +25,7 @@ ROWS_AT_A_TIME = 4
 
 KeysAndValues = Sequence[tuple[Tensor, Tensor]]  # of each layer
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-
-
-def plain_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention of a scaled ``query`` (rows, heads, 1, d) to (rows, heads, n, d): (rows, heads, 1, d)."""
-    return functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=1.0)
-
-
-@dataclass(frozen=True)
-class CacheShape:
-    """Sizes of the decoder's attention."""
-
-    layers: int
-    heads: int
-    width: int  # of a head
-    states: int  # most encoder states
-    tokens: int  # most tokens
-
-    def __post_init__(self) -> None:
-        assert min(self.layers, self.heads, self.width, self.states, self.tokens) > 0
+"""Of a scaled query (rows, heads, 1, d) to keys and values (rows, heads, n, d) under a mask: (rows, heads, 1, d)."""
 
 
 def shelf_width(states: int, most: int) -> int:
@@ -68,26 +53,28 @@ class _Shelf:
         """Work out again which rows attend to what."""
         keys = self.kept[0][0]
         self.index = torch.tensor(self.owners, dtype=torch.long, device=keys.device)
-        lengths = torch.tensor(self.states, device=keys.device)
-        inside = torch.arange(keys.shape[2], device=keys.device)[None, :] < lengths[:, None]
-        self.mask = None if bool(inside.all()) else inside[:, None, None, :]
+        real = inside(torch.tensor(self.states, device=keys.device), keys.shape[2])
+        self.mask = None if bool(real.all()) else real[:, None, None, :]
 
 
 class RowCache:
-    """Keys and values of up to ``capacity`` rows; the first :attr:`count` are in use."""
+    """Keys and values of up to ``capacity`` rows, of which the first :attr:`count` are in use, of the type of ``like``."""
 
-    def __init__(self, shape: CacheShape, capacity: int, like: Tensor) -> None:
-        self.shape, self.capacity, self._like = shape, capacity, like
+    def __init__(self, config: WhisperConfig, capacity: int, like: Tensor) -> None:
+        self.layers, self.heads = config.decoder_layers, config.decoder_attention_heads
+        self.width = config.d_model // self.heads
+        self.most_states, self.most_tokens = config.max_source_positions, config.max_target_positions
+        self.capacity, self._like = capacity, like
         self.clear()
 
     def clear(self) -> None:
         """Drop all rows and free their memory."""
         self.count = 0
         self.lengths: list[int] = []  # tokens of each row
-        self._own = self._zeros(0, 0)  # (layers, 2, rows, heads, tokens, d)
+        self.positions = torch.zeros(0, dtype=torch.long)  # of each row's next token
+        self._own = self._like.new_zeros((self.layers, 2, 0, self.heads, 0, self.width))  # its fifth axis are tokens
         self._shelves: dict[int, _Shelf] = {}
         self._places: list[tuple[int, int]] = []  # shelf and place on it, of each row
-        self._positions = torch.zeros(0, dtype=torch.long)
         self._mask: Tensor | None = None
 
     @property
@@ -99,11 +86,6 @@ class RowCache:
     def bytes(self) -> int:
         """What the cache occupies."""
         return sum(t.numel() * t.element_size() for t in self.tensors)
-
-    @property
-    def positions(self) -> Tensor:
-        """Position (rows,) of each row's next token."""
-        return self._positions
 
     def fill(self, own: KeysAndValues, speech: KeysAndValues, states: Sequence[int], times: int = 1) -> None:
         """Make a batch the rows of an empty cache, each ``times`` times: keys and values (batch, heads, n, d) by layer.
@@ -129,17 +111,17 @@ class RowCache:
         """Add a row: for each layer keys and values of its prompt (heads, tokens, d) and of its speech (heads, states, d)."""
         row, tokens = self.count, own[0][0].shape[1]
         self._reserve(row + 1, tokens + 1)
-        width = shelf_width(states, self.shape.states)
-        shelf = self._shelves.get(width)
-        if shelf is None:
-            room = (ROWS_AT_A_TIME, self.shape.heads, width, self.shape.width)
-            kept = [(self._like.new_zeros(room), self._like.new_zeros(room)) for _ in range(self.shape.layers)]
-            shelf = self._shelves[width] = _Shelf(kept)
+        width = shelf_width(states, self.most_states)
+        if width not in self._shelves:
+            room = (ROWS_AT_A_TIME, self.heads, width, self.width)
+            kept = [(self._like.new_zeros(room), self._like.new_zeros(room)) for _ in range(self.layers)]
+            self._shelves[width] = _Shelf(kept)
+        shelf = self._shelves[width]
         place = len(shelf.owners)
         if place == shelf.kept[0][0].shape[0]:
             size = min(2 * place, self.capacity)
             shelf.kept = [(_grown(keys, 0, size), _grown(values, 0, size)) for keys, values in shelf.kept]
-        for layer in range(self.shape.layers):
+        for layer in range(self.layers):
             for which in (0, 1):
                 self._own[layer, which, row, :, :tokens] = own[layer][which]
                 shelf.kept[layer][which][place, :, :states] = speech[layer][which][:, :states]
@@ -203,25 +185,23 @@ class RowCache:
         self.lengths = [length + 1 for length in self.lengths]
         self._changed()
 
-    def attend_own(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, attention: Attention = plain_attention
-    ) -> Tensor:
+    def attend_own(self, layer: int, query: Tensor, key: Tensor, value: Tensor, attention: Attention) -> Tensor:
         """Attention (rows, heads d) of each row's new token to its own tokens, after its ``key`` and ``value`` are added.
 
         All three are (rows, heads d); the query is scaled.
         """
-        split = (self.count, self.shape.heads, self.shape.width)
+        split = (self.count, self.heads, self.width)
         rows, longest = torch.arange(self.count, device=query.device), max(self.lengths) + 1
         keys, values = self._own[layer, 0, : self.count], self._own[layer, 1, : self.count]
-        keys[rows, :, self._positions] = key.view(split)
-        values[rows, :, self._positions] = value.view(split)
+        keys[rows, :, self.positions] = key.view(split)
+        values[rows, :, self.positions] = value.view(split)
         return attention(
             query.view(split)[:, :, None], keys[:, :, :longest], values[:, :, :longest], self._mask
         ).reshape(self.count, -1)
 
-    def attend_speech(self, layer: int, query: Tensor, attention: Attention = plain_attention) -> Tensor:
+    def attend_speech(self, layer: int, query: Tensor, attention: Attention) -> Tensor:
         """Attention (rows, heads d) of each row's new token, as a scaled ``query`` (rows, heads d), to its speech."""
-        split = query.view(self.count, self.shape.heads, 1, self.shape.width)
+        split = query.view(self.count, self.heads, 1, self.width)
         shelves = list(self._shelves.values())
         if len(shelves) == 1 and shelves[0].owners == list(range(self.count)):
             return self._from_shelf(shelves[0], layer, split, attention)
@@ -237,21 +217,17 @@ class RowCache:
 
     def _changed(self) -> None:
         device = self._own.device
-        self._positions = torch.tensor(self.lengths, dtype=torch.long, device=device)
+        self.positions = torch.tensor(self.lengths, dtype=torch.long, device=device)
         self._mask = None
         if self.count and len(set(self.lengths)) > 1:
-            inside = torch.arange(max(self.lengths) + 1, device=device)[None, :] <= self._positions[:, None]
-            self._mask = inside[:, None, None, :]
+            self._mask = inside(self.positions + 1, max(self.lengths) + 1)[:, None, None, :]
 
     def _reserve(self, rows: int, tokens: int) -> None:
         room = self._own.shape
         if rows > room[2]:
             self._own = _grown(self._own, 2, min(max(ROWS_AT_A_TIME, 2 * room[2], rows), self.capacity))
         if tokens > room[4]:
-            self._own = _grown(self._own, 4, min(-(-tokens // TOKENS_AT_A_TIME) * TOKENS_AT_A_TIME, self.shape.tokens))
-
-    def _zeros(self, rows: int, length: int) -> Tensor:
-        return self._like.new_zeros((self.shape.layers, 2, rows, self.shape.heads, length, self.shape.width))
+            self._own = _grown(self._own, 4, min(-(-tokens // TOKENS_AT_A_TIME) * TOKENS_AT_A_TIME, self.most_tokens))
 
 
 def _repeated(tensor: Tensor, times: int) -> Tensor:
@@ -260,8 +236,5 @@ def _repeated(tensor: Tensor, times: int) -> Tensor:
 
 def _grown(tensor: Tensor, axis: int, size: int) -> Tensor:
     """A larger tensor with zeros behind what ``tensor`` has."""
-    shape = list(tensor.shape)
-    shape[axis] = size
-    larger = tensor.new_zeros(shape)
-    larger.narrow(axis, 0, tensor.shape[axis]).copy_(tensor)
-    return larger
+    behind = (0, 0) * (tensor.ndim - 1 - axis)  # the axes behind it, which pad takes from the last on
+    return functional.pad(tensor, (*behind, 0, size - tensor.shape[axis]))

@@ -17,7 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from fl.bases.whisper import forward
-from fl.bases.whisper.cache import Attention, CacheShape, KeysAndValues, RowCache
+from fl.bases.whisper.cache import Attention, KeysAndValues, RowCache
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,9 @@ class RowDecoder:
 
     def __init__(self, model: nn.Module, rules: DecodingRules, capacity: int) -> None:
         self.inner = forward.unwrap(model)
-        config, weight = self.inner.config, next(self.inner.parameters())
+        weight = next(self.inner.parameters())
         self.device = weight.device
-        shape = CacheShape(
-            layers=config.decoder_layers,
-            heads=config.decoder_attention_heads,
-            width=config.d_model // config.decoder_attention_heads,
-            states=config.max_source_positions,
-            tokens=config.max_target_positions,
-        )
-        self.cache = RowCache(shape, capacity, weight)
+        self.cache = RowCache(self.inner.config, capacity, weight)
         self._never, self._not_first = (
             torch.tensor(tokens, dtype=torch.long, device=self.device)
             for tokens in (rules.suppress, rules.begin_suppress)

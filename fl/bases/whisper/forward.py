@@ -11,8 +11,7 @@ from transformers import WhisperForConditionalGeneration
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from fl.bases.base import PrefixStates
-from fl.bases.padding import inside
+from fl.bases.batch import PaddedBatch, inside
 
 
 def unwrap(model: nn.Module) -> WhisperForConditionalGeneration:
@@ -23,40 +22,30 @@ def unwrap(model: nn.Module) -> WhisperForConditionalGeneration:
     raise TypeError(f"{type(model).__name__} holds no WhisperForConditionalGeneration")
 
 
-def encode(
-    model: nn.Module,
-    features: Tensor,
-    frames: tuple[int, ...],
-    *,
-    prefix: PrefixStates | None = None,
-    stop: int | None = None,
-) -> tuple[Tensor, Tensor | None]:
+def encode(model: nn.Module, batch: PaddedBatch, stop: int | None = None) -> tuple[Tensor, Tensor | None]:
     """Encoder states (batch, states, d_model), and which of them are real (batch, states), None where all are.
 
-    ``features`` is (batch, mels, frames). Rows shorter than the batch get the result that they get alone: their
-    padding is zeroed wherever a convolution could see it and masked in attention. With a ``prefix`` the lowest layers
+    Features are (batch, mels, frames). Rows shorter than the batch get the result that they get alone: their
+    padding is zeroed wherever a convolution could see it and masked in attention. With a prefix the lowest layers
     are skipped and the features not looked at; with ``stop`` the result is what enters that layer.
     """
     encoder = unwrap(model).model.encoder
-    longest = max(frames)
+    longest = max(batch.lengths)
     mask = None
-    if any(count != longest for count in frames):
-        lengths = torch.tensor(frames, device=features.device)
+    if any(count != longest for count in batch.lengths):
+        lengths = torch.tensor(batch.lengths, device=batch.features.device)
         mask = inside((lengths + 1) // 2, (longest + 1) // 2)
     attention_mask = None if mask is None else mask[:, None, None, :]
-    first, last = (0 if prefix is None else prefix.layers), len(encoder.layers) if stop is None else stop
-    if prefix is None:
-        states = _stem(encoder, features, None if mask is None else inside(lengths, longest)[:, None, :])
+    first, last = 0, len(encoder.layers) if stop is None else stop
+    if batch.prefix is None:
+        states = _stem(encoder, batch.features, None if mask is None else inside(lengths, longest)[:, None, :])
     else:
-        states = prefix.states
+        states, first = batch.prefix.states, batch.prefix.layers
         if first == len(encoder.layers):
             return states, mask
     for layer in encoder.layers[first:last]:
         states = layer(states, attention_mask)
-    if last < len(encoder.layers):
-        return states, mask
-    normed: Tensor = encoder.layer_norm(states)
-    return normed, mask
+    return (states if last < len(encoder.layers) else encoder.layer_norm(states)), mask
 
 
 def _stem(encoder: WhisperEncoder, features: Tensor, real: Tensor | None) -> Tensor:

@@ -1,17 +1,45 @@
-"""The parts of a frozen Whisper: its configuration, modules on given weights, tokenizer and decoding rules."""
+"""The parts of a frozen Whisper: its configuration, modules on given weights, tokenizer and decoding rules; or random ones."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from fl.bases.files import frozen_model, read_json
-from fl.bases.sources.catalog import Architecture
+from fl.bases.files import frozen_model, random_weights, read_json
 from fl.bases.whisper.decoder import DecodingRules
-from fl.bases.whisper.tokenizer import FileTokenizer, SpecialTokens
+from fl.bases.whisper.tokenizer import ByteTokenizer, FileTokenizer, SpecialTokens
 
-HEAD = "proj_out.weight"  # tied to the decoder's embedding
+EMBEDDING = "model.decoder.embed_tokens.weight"
+HEAD = "proj_out.weight"  # tied to the embedding
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The shape of a published Whisper (Radford et al. 2022, table 1, and the model cards of large-v3 and turbo)."""
+
+    d_model: int
+    encoder_layers: int
+    decoder_layers: int
+    heads: int
+    vocabulary: int = 51_865  # 51,864 in English-only models; large-v3 and turbo have one language more
+    mels: int = 80
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "whisper-nano": Architecture(64, 2, 2, 2, vocabulary=300),  # ours: for unit tests
+    "whisper-tiny": Architecture(384, 4, 4, 6),
+    "whisper-tiny.en": Architecture(384, 4, 4, 6, vocabulary=51_864),
+    "whisper-base": Architecture(512, 6, 6, 8),
+    "whisper-base.en": Architecture(512, 6, 6, 8, vocabulary=51_864),
+    "whisper-small": Architecture(768, 12, 12, 12),
+    "whisper-small.en": Architecture(768, 12, 12, 12, vocabulary=51_864),
+    "whisper-medium": Architecture(1024, 24, 24, 16),
+    "whisper-large-v2": Architecture(1280, 32, 32, 20),
+    "whisper-large-v3": Architecture(1280, 32, 32, 20, vocabulary=51_866, mels=128),
+    "whisper-large-v3-turbo": Architecture(1280, 32, 4, 20, vocabulary=51_866, mels=128),
+}
 
 
 def whisper_config(shape: Architecture, end: int = 0, start: int = 0) -> WhisperConfig:
@@ -36,14 +64,7 @@ def whisper_config(shape: Architecture, end: int = 0, start: int = 0) -> Whisper
 
 def assemble(config: WhisperConfig, weights: Mapping[str, Tensor], source: str) -> WhisperForConditionalGeneration:
     """See :func:`fl.bases.files.frozen_model`; the output head is the decoder's embedding."""
-    return frozen_model(
-        WhisperForConditionalGeneration,
-        config,
-        weights,
-        source,
-        head=HEAD,
-        tied="model.decoder.embed_tokens.weight",
-    )
+    return frozen_model(WhisperForConditionalGeneration, config, weights, source, head=HEAD, tied=EMBEDDING)
 
 
 def read_text_side(folder: Path, config: WhisperConfig) -> tuple[FileTokenizer, DecodingRules]:
@@ -66,3 +87,12 @@ def make_rules(special: SpecialTokens, vocabulary: int, suppress: object = None,
         suppress=tuple(sorted(token for token in never if 0 <= token < vocabulary)),
         begin_suppress=tuple(sorted(token for token in first if 0 <= token < vocabulary)),
     )
+
+
+def random_whisper(key: str) -> tuple[WhisperForConditionalGeneration, ByteTokenizer, DecodingRules]:
+    """The architecture ``key`` with weights from a seed that depends on its name alone, and a byte tokenizer."""
+    shape = ARCHITECTURES[key]
+    tokenizer = ByteTokenizer(shape.vocabulary)
+    config = whisper_config(shape, tokenizer.special.end, tokenizer.special.start)
+    weights = random_weights(WhisperForConditionalGeneration, config, key)
+    return assemble(config, weights, key), tokenizer, make_rules(tokenizer.special, shape.vocabulary)

@@ -11,16 +11,11 @@ from functools import cached_property
 from pathlib import Path
 
 import tokenizers
+from transformers.models.whisper.tokenization_whisper import LANGUAGES as CODES
 
 from fl.core.errors import BaseModelError
 
-# In the order of their token ids in every multilingual Whisper (openai/whisper, tokenizer.py).
-_CODES = (
-    "en zh de es ru ko fr ja pt tr pl ca nl ar sv it id hi fi vi he uk el ms cs ro da hu ta no th ur hr bg lt la mi ml "
-    "cy sk te fa lv bn sr az sl kn et mk br eu is hy ne mn bs kk sq sw gl mr pa si km sn yo so af oc ka be tg sd gu am "
-    "yi lo uz fo ht ps tk nn mt sa lb my bo tl mg as tt haw ln ha ba jw su"
-)
-LANGUAGES = _CODES.split()
+LANGUAGES = [*CODES][:99]  # in the order of their token ids; a hundredth, "yue", only in large-v3 and turbo
 
 
 @dataclass(frozen=True)
@@ -50,7 +45,7 @@ class SpecialTokens:
 
 
 class Tokenizer(ABC):
-    """What a base needs of a tokenizer."""
+    """Text to ids and back; it can write any text."""
 
     special: SpecialTokens
 
@@ -60,26 +55,6 @@ class Tokenizer(ABC):
         """Hexadecimal SHA-256 of what every id stands for: equal for tokenizers that decode alike, whatever their files."""
 
     @abstractmethod
-    def encode(self, text: str) -> list[int]:
-        """Ids of ``text`` (normalized to NFC) without special tokens, as Whisper writes a sentence: after a space."""
-
-    @abstractmethod
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ``ids`` in NFC, special tokens and outer spaces left out."""
-
-
-class SpellingTokenizer(Tokenizer):
-    """A tokenizer that can write any text."""
-
-    def encode(self, text: str) -> list[int]:
-        """See :class:`Tokenizer`."""
-        return self.spell(" " + unicodedata.normalize("NFC", text))
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """See :class:`Tokenizer`."""
-        return unicodedata.normalize("NFC", self.plain(ids)).strip()
-
-    @abstractmethod
     def spell(self, text: str) -> list[int]:
         """Ids of exactly ``text``, as it stands inside a sentence."""
 
@@ -87,8 +62,16 @@ class SpellingTokenizer(Tokenizer):
     def plain(self, ids: Sequence[int]) -> str:
         """The text of ``ids``, outer spaces included, special tokens left out."""
 
+    def encode(self, text: str) -> list[int]:
+        """Ids of ``text`` (normalized to NFC) without special tokens, as Whisper writes a sentence: after a space."""
+        return self.spell(" " + unicodedata.normalize("NFC", text))
 
-class FileTokenizer(SpellingTokenizer):
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ``ids`` in NFC, special tokens and outer spaces left out."""
+        return unicodedata.normalize("NFC", self.plain(ids)).strip()
+
+
+class FileTokenizer(Tokenizer):
     """The byte-pair encoding in a ``tokenizer.json``."""
 
     def __init__(self, path: Path, *, multilingual: bool) -> None:
@@ -110,7 +93,7 @@ class FileTokenizer(SpellingTokenizer):
     @cached_property
     def digest(self) -> str:
         """See :class:`Tokenizer`. Of the vocabulary with the added tokens, not of the file, which may be written in many ways."""
-        return _digest(sorted(self._bpe.get_vocab(with_added_tokens=True).items()))
+        return digest_of(sorted(self._bpe.get_vocab(with_added_tokens=True).items()))
 
     def _id(self, token: str, path: Path) -> int:
         value = self._bpe.token_to_id(token)
@@ -124,15 +107,15 @@ class FileTokenizer(SpellingTokenizer):
         return {match[1]: index for match, index in found if match}
 
     def spell(self, text: str) -> list[int]:
-        """See :class:`SpellingTokenizer`."""
+        """See :class:`Tokenizer`."""
         return list(self._bpe.encode(text, add_special_tokens=False).ids)
 
     def plain(self, ids: Sequence[int]) -> str:
-        """See :class:`SpellingTokenizer`."""
+        """See :class:`Tokenizer`."""
         return str(self._bpe.decode([i for i in ids if i < self.special.end], skip_special_tokens=True))
 
 
-class ByteTokenizer(SpellingTokenizer):
+class ByteTokenizer(Tokenizer):
     """One token a byte of UTF-8, with the special tokens where a vocabulary of that size has them.
 
     For random weights only: they know no language, so nothing needs to be downloaded to give them one.
@@ -160,22 +143,17 @@ class ByteTokenizer(SpellingTokenizer):
     @property
     def digest(self) -> str:
         """See :class:`Tokenizer`."""
-        return _digest(["bytes", asdict(self.special)])
+        return digest_of(["bytes", asdict(self.special)])
 
     def spell(self, text: str) -> list[int]:
-        """See :class:`SpellingTokenizer`."""
+        """See :class:`Tokenizer`."""
         return list(text.encode())
 
     def plain(self, ids: Sequence[int]) -> str:
-        """See :class:`SpellingTokenizer`."""
+        """See :class:`Tokenizer`."""
         return bytes(index for index in ids if index < 256).decode(errors="replace")
 
 
-def _digest(content: object) -> str:
+def digest_of(content: object) -> str:
+    """Hexadecimal SHA-256 of ``content`` as JSON."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def tokenizer_digest(base: object) -> str:
-    """The digest of a base's tokenizer; empty for a base that has none."""
-    digest: str = getattr(getattr(base, "tokenizer", None), "digest", "")
-    return digest

@@ -9,8 +9,8 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from fl.bases.sources.folder import new_folder
 from fl.core.errors import CorpusError
+from fl.core.files import new_folder
 
 MAX_MEMBERS = 20_000_000
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")

@@ -23,7 +23,6 @@ from fl.adapters.gates import GATES
 from fl.adapters.stacked import Slot, tensor_name
 from fl.adapters.state import Shapes, check_tensors
 from fl.bases.whisper.base import WhisperBase
-from fl.bases.whisper.tokenizer import tokenizer_digest
 from fl.core.errors import AdapterError, AdapterMismatchError, ConfigError
 from fl.packed.blob import PackedInfo, digest, read_info, unpack
 from fl.packed.folder import PEFT_TYPE, require_low_rank
@@ -50,7 +49,7 @@ def linear_maps(base: WhisperBase) -> dict[str, tuple[int, int]]:
 @lru_cache(maxsize=4)
 def served_tokenizer(base: WhisperBase) -> str:
     """The digest of the base's tokenizer, computed once: it is over the whole vocabulary."""
-    return tokenizer_digest(base)
+    return base.tokenizer.digest
 
 
 def admit(data: bytes, base: WhisperBase, *, max_bytes: int = MAX_BYTES) -> ServedAdapter:

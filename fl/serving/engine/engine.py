@@ -186,7 +186,7 @@ class BatchEngine:
         return "trimmed" if request.adapter is not None and request.adapter.info.window != "full" else "full"
 
     def _frames(self, request: Request) -> int:
-        full = 2 * self._cache.shape.states
+        full = 2 * self._cache.most_states
         return full if self._window(request) == "full" else heard_frames(len(request.audio))
 
     def _start(self, jobs: Sequence[EngineJob]) -> None:
@@ -243,7 +243,7 @@ class BatchEngine:
             prompts = [self.base.prefix_ids(job.language or None) for job in jobs]
             prompted = self._decoder.read(prompts, states, mask)
         limits = [
-            token_limit(heard_frames(len(asked.audio)), len(prompts[0]), self._cache.shape.tokens, asked.max_new_tokens)
+            token_limit(heard_frames(len(asked.audio)), len(prompts[0]), self._cache.most_tokens, asked.max_new_tokens)
             for asked in (job.request for job in jobs)
         ]
         return prompted, [(count + 1) // 2 for count in batch.lengths], limits

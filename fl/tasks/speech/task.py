@@ -27,9 +27,10 @@ from fl.data.partition import DeviceData
 from fl.metrics import Counts, corpus_matrix_language, score_utterance
 from fl.settings.config import RunConfig
 from fl.settings.names import OWN_MANIFEST
-from fl.speech.audio import SAMPLE_RATE, check_speech, load_audio
-from fl.speech.augment import Augmentation, DrawnLater
-from fl.speech.features import Audio, FeatureCache, Window, heard_frames
+from fl.settings.tables import AugmentationTable
+from fl.speech.audio import SAMPLE_RATE, Waveform, check_speech, load_audio
+from fl.speech.augment import DrawnLater, vary_audio, vary_features
+from fl.speech.features import FeatureCache, Window, heard_frames
 from fl.speech.prefix import PrefixCache, check_frozen, frozen_layers, untouched
 from fl.tasks.speech.population import languages_of, population_of
 from fl.tasks.task import Example, NamedDevices
@@ -70,10 +71,10 @@ class SpeechTask(NamedDevices):
         # Over the test sentences, as the report takes it: PIER is then the same in both.
         self._matrix = corpus_matrix_language(u.spans for person in self._people.values() for u in person.test)
         self.adapter_facts = {"window": self.window, "language": self.language}
-        self._augmentation = Augmentation.of(config.train.augmentation)
+        self._augmentation = config.train.augmentation
         self._features = FeatureCache(cache_root() / "features")
         self._prefix = PrefixCache(cache_root() / "prefix")
-        self.frozen_layers = frozen_layers(self.base.model, self.targets)
+        self.frozen_layers = frozen_layers(self.base, self.targets)
 
     def _language(self, config: RunConfig) -> str:
         """The language that the base is told: that of the setting, else of most words; "" for a base that is told none."""
@@ -110,23 +111,25 @@ class SpeechTask(NamedDevices):
         }
         return Example(utterance.id, (utterance, features), utterance.text, self.base.frames(features), details)
 
-    def _features_of(self, audio: Audio, window: Window) -> npt.NDArray[np.float16]:
+    def _features_of(self, audio: Waveform, window: Window) -> npt.NDArray[np.float16]:
         """Features of ``audio``, from disk where they are worth it."""
         return (
-            self._features.features(self.base, audio, window) if self.base.mels else self.base.features(audio, window)
+            self._features.features(audio, self.base.mels, window)
+            if self.base.mels
+            else self.base.features(audio, window)
         )
 
     def varied(self, examples: Sequence[Example], seed: int) -> Sequence[Example]:
         """Training examples for one local phase: drawn by ``seed`` as the settings of augmentation say, or as they are."""
-        if not self._augmentation.active:
+        if self._augmentation == AugmentationTable():  # its defaults vary nothing
             return examples
         return DrawnLater(examples, lambda e: self._varied(e, derive_generator(seed, "augment", e.key)))
 
     def _varied(self, example: Example, generator: np.random.Generator) -> Example:
         utterance: Utterance = example.inputs[0]
-        features = self.base.features(self._augmentation.of_audio(_audio_of(utterance), generator), self.window)
+        features = self.base.features(vary_audio(self._augmentation, _audio_of(utterance), generator), self.window)
         frames = self.base.frames(features)
-        features = self._augmentation.of_features(features, frames, generator)
+        features = vary_features(self._augmentation, features, frames, generator)
         return replace(example, inputs=(utterance, features), size=frames, details={**example.details, VARIED: True})
 
     def new_model(self) -> nn.Module:
@@ -155,8 +158,8 @@ class SpeechTask(NamedDevices):
         layers = self.frozen_layers
         if (not layers and not self.base.caches_stem) or any(VARIED in e.details for e in examples):
             return batch.to(self.compute)
-        check_frozen(model, layers)
-        if not untouched(model, self.base.model, layers):
+        check_frozen(self.base, model, layers)
+        if not untouched(self.base, model, layers):
             return batch.to(self.compute)
         rows = [self._prefix.states(self.base, e.inputs[1], layers) for e in examples]
         return self.base.with_prefix(batch, rows, layers).to(self.compute)
@@ -196,5 +199,5 @@ class SpeechTask(NamedDevices):
         ).metrics
 
 
-def _audio_of(utterance: Utterance) -> Audio:
+def _audio_of(utterance: Utterance) -> Waveform:
     return load_audio(utterance.audio, utterance.start, utterance.end)

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
-from fl.bases.files import read_json, weight_files
-from fl.bases.sources import convert, hub
-from fl.bases.sources.catalog import TEXT_BASES
-from fl.bases.sources.mapped import read_mapped
+from fl.bases.files import read_config, read_weights, weight_files
+from fl.bases.resolve import find_folder
+from fl.bases.sources.wheels import TEXT_BASES
 from fl.core.errors import BaseModelError, TextError
 from fl.core.paths import cache_root
 from fl.core.rng import derive_seed
@@ -53,36 +51,15 @@ def load_encoder(name: str) -> TextEncoder:
     ``random:bert-nano``. The same object for the same name in one process. Raises :class:`BaseModelError`."""
     if name == NANO:
         return _random()
-    folder = _folder(name)
-    facts = read_json(folder / "config.json")
-    if facts.get("model_type") != "bert":
-        raise BaseModelError(
-            f"{folder}/config.json is of model type {facts.get('model_type')!r}; this task needs 'bert'"
-        )
-    weights: dict[str, Tensor] = {}
-    for file in weight_files(folder):
-        weights.update(read_mapped(file))
+    folder = find_folder(name, cache_root(), TEXT_BASES, f"Random weights: {NANO}")
+    config, weights = read_config(folder, BertConfig), read_weights(weight_files(folder))
     try:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # the library raises plain exceptions
         raise BaseModelError(f"{folder}/tokenizer.json cannot be read ({error}): get it again") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    return _frozen(name, BertConfig.from_dict(facts), weights, tokenizer)
-
-
-def _folder(name: str) -> Path:
-    local = Path(name).expanduser()
-    if local.is_dir():
-        return local
-    if name in TEXT_BASES:
-        return convert.ensure_converted(TEXT_BASES[name], cache_root() / "bases")
-    if hub.is_repository(name):
-        return hub.snapshot(name)
-    raise BaseModelError(
-        f"text base {name!r} not found: give a folder, a name of the Hugging Face Hub (owner/model), or one of "
-        f"{', '.join((*TEXT_BASES, NANO))}"
-    )
+    return _frozen(name, config, weights, tokenizer)
 
 
 def _frozen(name: str, config: BertConfig, weights: dict[str, Tensor], tokenizer: Tokenizer) -> TextEncoder:

@@ -61,7 +61,7 @@ def test_a_row_alone_has_the_logits_of_transformers(base: CtcBase, rows: list[np
     batch = base.collate(rows[:1])
     with torch.no_grad():
         found, lengths = base.log_probs(base.model, batch)
-        expected = base.model(batch.waveforms).logits
+        expected = base.model(batch.features[:, 0]).logits
     assert lengths.tolist() == [expected.shape[1]]
     torch.testing.assert_close(found, torch.log_softmax(expected, dim=-1), rtol=1e-4, atol=1e-4)
 
@@ -95,7 +95,7 @@ def test_a_row_does_not_depend_on_the_others(base: CtcBase, rows: list[np.ndarra
         together, lengths = base.log_probs(model, base.collate(rows))
         for row, features in enumerate(rows):
             alone, count = base.log_probs(model, base.collate([features]))
-            assert int(count) == int(lengths[row]) == base.state_count(features)
+            assert int(count) == int(lengths[row]) == base.states_of(features.shape[1])
             torch.testing.assert_close(together[row, : int(count)], alone[0], atol=2e-5, rtol=0)
 
 
@@ -103,10 +103,10 @@ def test_the_norm_over_time_of_transformers_depends_on_the_padding(rows: list[np
     """Why the forward is our own: stock, a neighbour changes a row of the group-norm model by far more than rounding."""
     base = load_speech_base(GROUP)
     batch = base.collate(rows)
-    mask = torch.arange(batch.waveforms.shape[1])[None] < torch.tensor(batch.lengths)[:, None]
+    mask = torch.arange(batch.features[:, 0].shape[1])[None] < torch.tensor(batch.lengths)[:, None]
     with torch.no_grad():
-        stock = base.model(batch.waveforms, attention_mask=mask.long()).logits[1, :30]
-        alone = base.model(base.collate(rows[1:2]).waveforms).logits[0, :30]
+        stock = base.model(batch.features[:, 0], attention_mask=mask.long()).logits[1, :30]
+        alone = base.model(base.collate(rows[1:2]).features[:, 0]).logits[0, :30]
     assert float((stock - alone).abs().max()) > 1e-3
 
 
@@ -115,7 +115,7 @@ def test_what_is_behind_a_row_never_reaches_it(base: CtcBase, rows: list[np.ndar
     before, _ = base.row_losses(base.model, batch)
     assert batch.labels is not None
     for row, count in enumerate(batch.lengths):
-        batch.waveforms[row, count:] = 3.0
+        batch.features[:, 0][row, count:] = 3.0
         batch.labels[row, len(base.target_ids(TEXTS[row])) :] = 5
     after, _ = base.row_losses(base.model, batch)
     torch.testing.assert_close(before, after, atol=1e-4, rtol=0)
@@ -131,7 +131,7 @@ def test_the_loss_of_a_row_is_that_of_the_row_alone_and_of_transformers(base: Ct
         torch.testing.assert_close(losses[row], alone[0], rtol=1e-5, atol=1e-3)
         assert batch.labels is not None
         base.model.config.ctc_loss_reduction = "sum"
-        torch.testing.assert_close(alone[0], base.model(batch.waveforms, labels=batch.labels).loss)
+        torch.testing.assert_close(alone[0], base.model(batch.features[:, 0], labels=batch.labels).loss)
 
 
 def test_a_text_that_the_speech_cannot_hold_is_refused(nano: CtcBase, rows: list[np.ndarray]) -> None:
@@ -156,8 +156,6 @@ def test_the_volume_and_the_offset_of_a_recording_do_not_matter(
 
 
 def test_adapters_sit_in_attention_and_feed_forward(nano: CtcBase) -> None:
-    model = nano.new_model()
-
     def matched(*sites: str) -> set[str]:
         pattern = target_pattern(sites)
         host = StackedModel(nano.new_model(), pattern)
@@ -167,7 +165,7 @@ def test_adapters_sit_in_attention_and_feed_forward(nano: CtcBase) -> None:
     ffn = {f"{i}.feed_forward.{p}_dense" for i in (0, 1) for p in ("intermediate", "output")}
     assert matched("encoder.self", "decoder.self") == attention
     assert matched("ffn") == ffn
-    assert frozen_layers(model, target_pattern(["encoder.self"])) == 0
+    assert frozen_layers(nano, target_pattern(["encoder.self"])) == 0
 
 
 @pytest.mark.parametrize("gate", ["none", "self", "hidden", "low-rank", "cross"])
@@ -219,14 +217,14 @@ def test_what_enters_a_layer_computed_before_gives_the_same_result(
 def test_models_share_the_frozen_tensors_until_they_are_trained(nano: CtcBase) -> None:
     one, other = nano.new_model(), nano.new_model()
     assert not {id(m) for m in one.modules()} & {id(m) for m in other.modules()}
-    assert untouched(with_adapter(nano), nano.model, 0)
-    assert not untouched(with_adapter(nano), nano.model, 1)  # the adapter is in front of that layer
+    assert untouched(nano, with_adapter(nano), 0)
+    assert not untouched(nano, with_adapter(nano), 1)  # the adapter is in front of that layer
     one.requires_grad_(True)
-    assert not untouched(one, nano.model, 0)
+    assert not untouched(nano, one, 0)
     copied = nano.new_model()
     conv = unwrap_ctc(copied).wav2vec2.feature_extractor.conv_layers[0].conv
     conv.weight = nn.Parameter(conv.weight.clone(), requires_grad=False)
-    assert not untouched(copied, nano.model, 0)
+    assert not untouched(nano, copied, 0)
 
 
 def test_beams_find_a_labelling_at_least_as_probable_as_the_best_path(nano: CtcBase, rows: list[np.ndarray]) -> None:
@@ -295,7 +293,7 @@ def test_a_folder_is_the_base_that_was_saved(base: CtcBase, tmp_path: Path, rows
     with torch.no_grad():
         assert torch.equal(found.loss(found.model, batch), base.loss(base.model, batch))
         stock = Wav2Vec2ForCTC.from_pretrained(tmp_path / "base").eval()
-        states, _ = encode_ctc(stock, batch.waveforms, batch.lengths)
+        states, _ = encode_ctc(stock, batch)
     assert torch.isfinite(states).all()
     half = load_speech_base(str(tmp_path / "base"), cache=tmp_path / "cache", dtype=torch.float16)
     assert half.fingerprint == base.fingerprint

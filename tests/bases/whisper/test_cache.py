@@ -6,10 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from transformers import WhisperConfig
 
-from fl.bases.whisper.cache import CacheShape, RowCache, shelf_width
+from fl.bases.whisper.cache import RowCache, shelf_width
 
-SHAPE = CacheShape(layers=2, heads=2, width=4, states=1500, tokens=40)
+LAYERS, HEADS, WIDTH = 2, 2, 4
+SHAPE = WhisperConfig(
+    decoder_layers=LAYERS, decoder_attention_heads=HEADS, d_model=HEADS * WIDTH, max_target_positions=40
+)
 
 
 @dataclass
@@ -25,7 +29,7 @@ def person(seed: int, tokens: int, states: int) -> Person:
     generator = torch.Generator().manual_seed(seed)
 
     def pair(length: int) -> tuple[Tensor, Tensor]:
-        made = torch.randn(2, SHAPE.heads, length, SHAPE.width, generator=generator)
+        made = torch.randn(2, HEADS, length, WIDTH, generator=generator)
         return made[0], made[1]
 
     return Person([pair(tokens) for _ in range(2)], [pair(states) for _ in range(2)], states)
@@ -40,17 +44,21 @@ def step(cache: RowCache, people: list[Person], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     cache.begin_step()
     assert cache.positions.tolist() == [one.own[0][0].shape[1] for one in people]
-    for layer in range(SHAPE.layers):
-        query, key, value = torch.randn(3, len(people), SHAPE.heads * SHAPE.width, generator=generator)
-        own, speech = cache.attend_own(layer, query, key, value), cache.attend_speech(layer, query)
+    for layer in range(LAYERS):
+        query, key, value = torch.randn(3, len(people), HEADS * WIDTH, generator=generator)
+        own, speech = cache.attend_own(layer, query, key, value, attend), cache.attend_speech(layer, query, attend)
         for row, one in enumerate(people):
             keys, values = one.own[layer]
-            new = [t[row].view(SHAPE.heads, 1, SHAPE.width) for t in (key, value)]
+            new = [t[row].view(HEADS, 1, WIDTH) for t in (key, value)]
             one.own[layer] = (torch.cat((keys, new[0]), 1), torch.cat((values, new[1]), 1))
-            q = query[row].view(SHAPE.heads, 1, SHAPE.width)
+            q = query[row].view(HEADS, 1, WIDTH)
             assert torch.allclose(own[row], _alone(q, *one.own[layer]), atol=1e-5)
             assert torch.allclose(speech[row], _alone(q, *one.speech[layer]), atol=1e-5)
     cache.end_step()
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    return functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=1.0)
 
 
 def _alone(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:

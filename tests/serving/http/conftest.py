@@ -21,7 +21,6 @@ from fl.adapters.config import target_pattern
 from fl.adapters.fresh import fresh_adapter
 from fl.bases.resolve import load_base
 from fl.bases.whisper.base import WhisperBase
-from fl.bases.whisper.tokenizer import tokenizer_digest
 from fl.packed.blob import PackedInfo, pack
 from fl.serving.engine.requests import Request, Stages, Transcript
 from fl.serving.http.app import create_app
@@ -149,7 +148,7 @@ def packed(base: WhisperBase) -> Callable[..., bytes]:
         facts = {
             "base_name": base.name,
             "base_fingerprint": base.fingerprint,
-            "tokenizer": tokenizer_digest(base),
+            "tokenizer": base.tokenizer.digest,
             "split": "gates",
             "window": "trimmed",
             "language": "ko",

@@ -12,7 +12,6 @@ from fl.adapters import GatedLoraConfig
 from fl.adapters.config import target_pattern
 from fl.adapters.fresh import fresh_adapter
 from fl.bases.resolve import load_base
-from fl.bases.whisper.tokenizer import tokenizer_digest
 from fl.packed.blob import PackedInfo, pack
 from fl.serving.engine.requests import Stages, Transcript
 from fl.serving.http.app import create_app
@@ -57,7 +56,7 @@ def adapter_file(base, tmp_path):
         tensors = {
             name: np.full(tuple(t.shape), 0.01, np.float32) for name, t in fresh_adapter(base.model, config).items()
         }
-        facts = {"base_name": base.name, "base_fingerprint": base.fingerprint, "tokenizer": tokenizer_digest(base)}
+        facts = {"base_name": base.name, "base_fingerprint": base.fingerprint, "tokenizer": base.tokenizer.digest}
         facts |= {"split": "gates", "window": "trimmed", "language": "ko", "dtype": "float16", **info}
         written = {"r": 2, "lora_alpha": 4.0, "gate": "self", "target_modules": SITES}
         (tmp_path / "me.safetensors").write_bytes(pack(tensors, PackedInfo(config=written, **facts)))

@@ -131,7 +131,7 @@ def test_a_base_that_is_not_there_names_the_ones_that_are(tmp_path):
     with pytest.raises(BaseModelError, match=r"'poetry' not found.*all-minilm-l6-v2"):
         load_encoder("poetry")
     (tmp_path / "config.json").write_text('{"model_type": "whisper"}', encoding="utf-8")
-    with pytest.raises(BaseModelError, match="model type 'whisper'; this task needs 'bert'"):
+    with pytest.raises(BaseModelError, match="model type 'whisper'; this command needs 'bert'"):
         load_encoder(str(tmp_path))
 
 
