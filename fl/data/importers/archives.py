@@ -1,7 +1,5 @@
 """Unpacking a corpus that comes as one archive, without trusting it."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import tarfile

@@ -1,11 +1,9 @@
 """From a corpus to a manifest: everything is checked before the first second of audio is written."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,11 +13,9 @@ from fl.core.files import PUBLIC, write_atomically
 from fl.data.importers.archives import is_archive, unpack
 from fl.data.importers.audio import Spoken, checked
 from fl.data.importers.devices import DevicesBy, Splits, assign_devices, settle_splits
-from fl.data.importers.gather import ImportTally, Progress, gather, with_audio, without_leaks
-from fl.data.importers.leakage import shared_texts
+from fl.data.importers.gather import ImportTally, Progress, gather, shared_texts, with_audio, without_leaks
 from fl.data.importers.records import Embedded, Options
-from fl.data.importers.sounds import Sounds
-from fl.data.importers.summary import ImportSummary, by_device, spoken_languages
+from fl.data.importers.summary import ImportSummary, spoken_languages
 from fl.data.importers.table import IMPORTERS
 from fl.data.importers.vocabulary import TextIds, check_vocabulary
 from fl.data.manifest import write_manifest
@@ -78,19 +74,18 @@ def import_corpus(
         raise CorpusError(
             f"{source}: holds no usable utterances ({tally.reasons()}); is this a corpus of format {name}?"
         )
-    assigned = assign_devices(records, plan.devices)
-    tally.problems += assigned.problems
-    records, splits_are = settle_splits(assigned.records, plan.splits)
+    records, devices_are = assign_devices(records, plan.devices, tally)
+    records, splits_are = settle_splits(records, plan.splits)
     records = without_leaks(records, plan.drop_leaking, tally)
     records = with_audio(records, tally)
     tally.settle(plan.drop_bad)
     if writer is not None:
         check_vocabulary(((record.where, record.text) for record in records), writer, base)
-    spoken = checked(records, Sounds(), plan.out, plan.copy, tally, show)
+    spoken = list(checked(records, plan.out, plan.copy, tally, show))
     tally.settle(plan.drop_bad)
     if not spoken:
         raise CorpusError(f"{source}: nothing is left to learn from ({tally.reasons()})")
-    summary = _summarize(name, source, plan, spoken, tally, assigned.devices_are, splits_are)
+    summary = _summarize(name, source, plan, spoken, tally, devices_are, splits_are)
     if plan.out is not None:
         data = json.dumps(asdict(summary), ensure_ascii=False, indent=1).encode()
         write_atomically(plan.out / SUMMARY, data, mode=PUBLIC)
@@ -109,6 +104,9 @@ def _summarize(
 ) -> ImportSummary:
     records = [record for _, record, _ in spoken]
     tables = sorted({r.audio.path for r in records if isinstance(r.audio, Embedded)})
+    minutes: dict[str, list[float]] = defaultdict(list)
+    for utterance, _, seconds in spoken:
+        minutes[utterance.speaker].append(seconds / 60)
     return ImportSummary(
         format=name,
         source=str(source),
@@ -116,7 +114,7 @@ def _summarize(
         utterances=len(spoken),
         hours=round(sum(seconds for _, _, seconds in spoken) / 3600, 4),
         devices_are=devices_are,
-        devices=by_device([(utterance.speaker, seconds) for utterance, _, seconds in spoken]),
+        devices={n: {"utterances": len(m), "minutes": round(sum(m), 3)} for n, m in sorted(minutes.items())},
         splits_are=splits_are,
         splits=dict(Counter(record.split for record in records if record.split)),
         languages=dict(Counter(spoken_languages(record)[0] for record in records).most_common()),

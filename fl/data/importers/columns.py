@@ -1,7 +1,5 @@
 """Rows of Parquet and Arrow files, as Hugging Face's ``datasets`` writes them: labels now, audio bytes when they are asked for."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -4,14 +4,12 @@ Which of the two comes first differs between corpora, so it is told and never gu
 with both of its spellings, for free.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from fl.core.errors import CorpusError, TextError
-from fl.data.importers.records import Options, Order, Transcript, useless
+from fl.data.importers.records import Options, Order, Transcript, UnusableError
 from fl.speech.text import normalize_text, script
 
 _DUAL = re.compile(r"\(([^()]*)\)\s*/\s*\(([^()]*)\)")
@@ -49,7 +47,7 @@ def spoken_text(text: str, where: str, options: Options) -> DualText:
         return found
     clean, reason = remove_marks(found.text)
     if reason:
-        raise useless(where, reason)
+        raise UnusableError(where, reason)
     return replace(found, text=clean)
 
 

@@ -1,8 +1,6 @@
 """What an import did, for a person, for a script and beside the manifest."""
 
-from __future__ import annotations
-
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -47,14 +45,3 @@ def spoken_languages(record: Record) -> tuple[str, str | None]:
     matrix = record.lang or matrix_language(tags)
     ordered = sorted(counts, key=lambda tag: (tag != matrix, -counts[tag], tag))
     return "+".join(ordered) or (matrix or "none"), matrix
-
-
-def by_device(spoken: Sequence[tuple[str, float]]) -> dict[str, dict[str, float]]:
-    """Utterances and minutes of each device, from (device, seconds)."""
-    seconds: dict[str, list[float]] = defaultdict(list)
-    for device, length in spoken:
-        seconds[device].append(length)
-    return {
-        name: {"utterances": len(lengths), "minutes": round(sum(length / 60 for length in lengths), 3)}
-        for name, lengths in sorted(seconds.items())
-    }

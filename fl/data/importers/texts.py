@@ -1,7 +1,5 @@
 """Label files as text: decoded strictly, with the file, the line and the likely encoding named where that fails."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """Whether a base can write the texts of a corpus at all."""
 
-from __future__ import annotations
-
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -12,7 +12,7 @@ import pytest
 from fl.bases.whisper.tokenizer import ByteTokenizer
 from fl.core.errors import ConfigError, CorpusError, VocabularyError
 from fl.data.importers.build import ImportPlan, import_corpus
-from fl.data.importers.leakage import find_leaks
+from fl.data.importers.gather import find_leaks
 from fl.data.importers.records import Options, Record, split_name
 from fl.data.importers.table import IMPORTERS
 from fl.data.importers.vocabulary import missing_characters
@@ -80,7 +80,7 @@ def test_leaks_are_found_over_case_points_and_the_spelling_of_loanwords(tmp_path
         said(6, "train", "see you"),
         said(7, None, "see you"),
     ]
-    assert [(leak.record.id, leak.other.id) for leak in find_leaks(records)] == [("1", "2"), ("3", "4"), ("6", "4")]
+    assert [(record.id, other.id) for record, other in find_leaks(records)] == [("1", "2"), ("3", "4"), ("6", "4")]
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,6 @@ in it, alone in its file or in a list; what the objects around it say (speaker, 
 field names, else the file with the name of the label file, in any folder.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +19,9 @@ from fl.data.importers.records import (
     Importer,
     Note,
     Options,
-    Problem,
     Record,
+    UnusableError,
     attempt,
-    broken,
     file_of,
     seconds,
 )
@@ -90,13 +87,13 @@ class _LabelFile:
         self._listed = self._listed_speakers()
 
     def findings(self) -> Iterator[Finding]:
-        """The utterances of this file; a Problem where it holds none."""
+        """The utterances of this file; a problem where it holds none."""
         count = 0
         for count, found in enumerate(self._utterances(), 1):
             yield attempt(self._record, found, count)
         if not count:
             fault = f"no text under {', '.join(self._names['text'])}; name the field with --field text=NAME"
-            yield Problem(f"{self._path}:1", "no transcript", fault)
+            yield UnusableError(f"{self._path}:1", "no transcript", fault)
 
     def _record(self, found: LabelObject, number: int) -> Record:
         text = next(value for key in self._names["text"] if isinstance(value := found.values.get(key), str))
@@ -124,7 +121,7 @@ class _LabelFile:
         speaker = self._field(found, "speaker")
         if self._listed and speaker is not None and speaker not in self._listed:
             fault = f"speaker {speaker!r} is not among those that the file lists ({', '.join(sorted(self._listed))})"
-            raise broken(where, "unknown speaker", fault)
+            raise UnusableError(where, "unknown speaker", fault)
         return f"{self._path.stem}/{speaker}" if speaker is not None and self._options.local_speakers else speaker
 
     def _utterances(self) -> Iterator[LabelObject]:

@@ -4,8 +4,6 @@ A line of ``wav.scp`` may be a command whose output is the audio (``flac -dc a.f
 ever run. The audio of such a line is looked for by the name of its recording in the folder given with ``--audio``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +17,8 @@ from fl.data.importers.records import (
     Note,
     Options,
     Record,
+    UnusableError,
     attempt,
-    broken,
     seconds,
     split_name,
 )
@@ -108,7 +106,7 @@ class _Directory:
         """Utterance ``key``. Raises :class:`fl.data.importers.records.UnusableError` for what the other maps lack or have wrong."""
         if self._who is not None and key not in self._who:
             fault = f"utterance {key!r} has no line in {self._speakers}; add one, or leave it out"
-            raise broken(text.where, "unknown speaker", fault)
+            raise UnusableError(text.where, "unknown speaker", fault)
         recording, start, end = self._cut(key, text)
         return Record(
             text.where,
@@ -126,23 +124,23 @@ class _Directory:
         if self._cuts is None:
             return key, None, None
         if key not in self._cuts:
-            raise broken(text.where, "missing segment", f"utterance {key!r} has no line in {self._segments}")
+            raise UnusableError(text.where, "missing segment", f"utterance {key!r} has no line in {self._segments}")
         entry = self._cuts[key]
         try:
             recording, begin, finish = entry.value.split()[:3]
             start, stop = float(begin), float(finish)
         except ValueError as error:
             fault = f"a segment is utterance, recording, start and end in seconds ({error}), this is {entry.value!r}"
-            raise broken(entry.where, "broken times", fault) from error
+            raise UnusableError(entry.where, "broken times", fault) from error
         first, last = seconds(start, entry.where), None if stop == TO_THE_END else seconds(stop, entry.where)
         if last is not None and start >= last:
-            raise broken(entry.where, "broken times", f"start {start} is not before end {last} (seconds)")
+            raise UnusableError(entry.where, "broken times", f"start {start} is not before end {last} (seconds)")
         return recording, first, last
 
     def _audio(self, recording: str, where: str) -> AudioPlace:
         """Raises :class:`CorpusError` for a command or an offset into an archive of Kaldi's."""
         if recording not in self._recordings:
-            raise broken(where, "missing audio", f"recording {recording!r} has no line in wav.scp")
+            raise UnusableError(where, "missing audio", f"recording {recording!r} has no line in wav.scp")
         entry = self._recordings[recording]
         name = entry.value
         if name.startswith("|") or name.endswith("|"):
