@@ -54,14 +54,12 @@ def _unzip(archive: Path, folder: Path, encoding: str, progress: Callable[[int, 
 
 def _untar(archive: Path, folder: Path, progress: Callable[[int, int], None] | None) -> None:
     with tarfile.open(archive) as file:
-        total = 0
         for done, member in enumerate(file, 1):
             name = _safe(archive, member.name)
             if not (member.isfile() or member.isdir()):
                 raise CorpusError(
                     f"{archive}: {name} is a link or a device; unpack the archive yourself and look at it"
                 )
-            total += member.size
             _check_room(archive, done, member.size, folder)
             _write_member(file, member, folder / name)
             if progress:

@@ -1,7 +1,7 @@
 """Rows of Parquet and Arrow files, as Hugging Face's ``datasets`` writes them: labels now, audio bytes when they are asked for."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +39,16 @@ class ArrowTable:
         structs = {field.name: field.type for field in schema if self._pa.types.is_struct(field.type)}
         self.columns: list[str] = list(schema.names)
         self.audio = [name for name, kind in structs.items() if kind.get_field_index("bytes") >= 0]
-        self._paths = [f"{name}.path" for name in self.audio if structs[name].get_field_index("path") >= 0]
+        paths = [f"{name}.path" for name in self.audio if structs[name].get_field_index("path") >= 0]
+        self._labels = [name for name in self.columns if name not in structs] + paths
         self._names = _class_names(schema.metadata or {})
 
     def _stream(self) -> Any:
         return self._pa.ipc.open_stream(self._pa.memory_map(str(self.path)))
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Every row without the bytes of its audio: of an audio column only ``path`` is read, and whether bytes are there."""
-        labels = [name for name in self.columns if name not in self.audio]
-        for batch in self._batches(LABEL_ROWS, [*labels, *self._paths]):
+        """Every row without the bytes of its audio: of an audio column ``NAME`` only ``NAME.path`` is read."""
+        for batch in self._batches(LABEL_ROWS, self._labels):
             for row in batch.to_pylist():
                 for name, names in self._names.items():
                     value = row.get(name)
@@ -59,24 +59,14 @@ class ArrowTable:
     def audio_bytes(self, column: str) -> Iterator[bytes | None]:
         """The bytes of ``column`` in every row, in order."""
         for batch in self._batches(AUDIO_ROWS, [f"{column}.bytes"]):
-            for value in batch.column(0):
-                yield value.as_py()["bytes"] if value.is_valid else None
+            yield from batch.column(0).to_pylist()
 
-    def _batches(self, size: int, columns: Sequence[str]) -> Iterator[Any]:
+    def _batches(self, size: int, columns: list[str]) -> Iterator[Any]:
         """The rows with only ``columns``, of which ``name.part`` is one part of a structure."""
         try:
-            if self._parquet is not None:
-                yield from self._parquet.iter_batches(batch_size=size, columns=list(columns))
-                return
-            for batch in self._stream():
-                found = {}
-                for column in columns:
-                    name, _, part = column.partition(".") if column not in self.columns else (column, "", "")
-                    array = batch.column(name)
-                    if part:
-                        array = self._pa.StructArray.from_arrays([array.field(part)], [part], mask=array.is_null())
-                    found[name] = array
-                yield self._pa.RecordBatch.from_pydict(found)
+            parquet = self._parquet
+            for batch in self._stream() if parquet is None else parquet.iter_batches(batch_size=size, columns=columns):
+                yield self._pa.Table.from_batches([batch]).flatten().select(columns)
         except (self._pa.ArrowInvalid, OSError) as error:
             raise CorpusError(f"{self.path}: is damaged ({error}); fetch it again") from error
 

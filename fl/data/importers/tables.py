@@ -81,7 +81,7 @@ class RowReader:
         def cell(field: str) -> str | None:
             return plain(row.get(self.chosen[field])) if field in self.chosen else None
 
-        name = cell("audio") if inside is None else str((row.get(inside.column) or {}).get("path") or "")
+        name = cell("audio") if inside is None else str(row.get(f"{inside.column}.path") or "")
         if name is None:
             raise UnusableError(where, "missing audio", f"column {self.chosen['audio']!r} is empty")
         stem = Path(name.replace("\\", "/")).stem

@@ -1,8 +1,8 @@
 """Whether a base can write the texts of a corpus at all."""
 
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from fl.core.errors import IdiolectError, VocabularyError
@@ -22,31 +22,20 @@ class TextIds(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class MissingCharacter:
-    """A character that a vocabulary cannot write: how often it stands in the texts, and where it stands first."""
-
-    char: str
-    count: int
-    where: str
-
-
-def missing_characters(texts: Iterable[tuple[str, str]], writer: TextIds) -> list[MissingCharacter]:
-    """Characters of ``texts`` (where, text) that do not come back from encoding and decoding, the most frequent first.
+def missing_characters(texts: Iterable[tuple[str, str]], writer: TextIds) -> list[tuple[str, int, str]]:
+    """Characters of ``texts`` (where, text) that do not come back from encoding and decoding, with how often each stands there
+    and where it stands first, the most frequent first.
 
     Case makes no difference: a vocabulary of one case writes every word.
     """
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     first: dict[str, str] = {}
     for where, text in texts:
-        for char in unicodedata.normalize("NFC", text):
-            if not char.isspace():
-                counts[char] = counts.get(char, 0) + 1
-                first.setdefault(char, where)
-    lacking = [
-        MissingCharacter(char, count, first[char]) for char, count in counts.items() if not _writes(writer, char)
-    ]
-    return sorted(lacking, key=lambda missing: (-missing.count, missing.char))
+        for char in "".join(unicodedata.normalize("NFC", text).split()):
+            counts[char] += 1
+            first.setdefault(char, where)
+    missing = [(char, count, first[char]) for char, count in counts.items() if not _writes(writer, char)]
+    return sorted(missing, key=lambda found: (-found[1], found[0]))
 
 
 def _writes(writer: TextIds, char: str) -> bool:
@@ -62,9 +51,9 @@ def check_vocabulary(texts: Iterable[tuple[str, str]], writer: TextIds, base: st
     missing = missing_characters(texts, writer)
     if not missing:
         return
-    listed = ", ".join(f"{each.char} (U+{ord(each.char):04X}) {each.count}x" for each in missing[:SHOWN])
+    listed = ", ".join(f"{char} (U+{ord(char):04X}) {count}x" for char, count, _ in missing[:SHOWN])
     more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
     raise VocabularyError(
-        f"{missing[0].where}: base {base!r} cannot write {len(missing)} characters of these texts: {listed}{more}; choose a base "
+        f"{missing[0][2]}: base {base!r} cannot write {len(missing)} characters of these texts: {listed}{more}; choose a base "
         "that has them, extend its vocabulary, import with --plain (no punctuation, lower case), or leave the utterances out"
     )

@@ -44,8 +44,7 @@ class Alphabet:
 
 def test_characters_that_a_vocabulary_lacks_are_counted_most_frequent_first():
     texts = [("m:1", "Fix it"), ("m:2", "고쳐 고쳐 ñ")]
-    missing = missing_characters(texts, Alphabet("fixt 쳐"))
-    assert [(each.char, each.count, each.where) for each in missing] == [("고", 2, "m:2"), ("ñ", 1, "m:2")]
+    assert missing_characters(texts, Alphabet("fixt 쳐")) == [("고", 2, "m:2"), ("ñ", 1, "m:2")]
 
 
 def test_bytes_can_write_everything():

@@ -36,10 +36,10 @@ def read(source: Path, options: Options) -> Iterator[Finding]:
 
 
 def _record(where: str, stem: str, text: str, split: str | None, folders: AudioFolders, options: Options) -> Record:
-    spoken = spoken_text(text, where, options)
+    spoken, loanwords = spoken_text(text, where, options)
     audio = folders.called(stem, where)
     session = file_of(audio).parent.name  # a folder holds a thousand utterances that were recorded after each other
-    return Record(where, stem, audio, spoken.text, session=session, split=split, lang="ko", loanwords=spoken.loanwords)
+    return Record(where, stem, audio, spoken, session=session, split=split, lang="ko", loanwords=loanwords)
 
 
 IMPORTER = Importer(

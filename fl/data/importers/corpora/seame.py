@@ -27,21 +27,13 @@ LAST_PHASE = "phaseII"
 
 def read(source: Path, options: Options) -> Iterator[Finding]:
     """Records of the LDC's tree or of Kaldi directories, whichever ``source`` is."""
-    found = _ldc(source, options) if any(source.rglob(f"transcript/{LAST_PHASE}")) else _kaldi(source, options)
-    for finding in found:
-        yield _clean(finding, options) if isinstance(finding, Record) else finding
+    ldc = any(source.rglob(f"transcript/{LAST_PHASE}"))
+    for found in _ldc(source, options) if ldc else kaldi.read(source, options):
+        named = found if ldc or not isinstance(found, Record) else _named(found)
+        yield _clean(named, options) if isinstance(named, Record) else named
 
 
-def _kaldi(source: Path, options: Options) -> Iterator[Finding]:
-    for folder in kaldi.data_folders(source):
-        if not options.wants(folder.name):
-            continue
-        whole = not (folder / "segments").is_file()
-        for finding in kaldi.read_folder(folder, source, options):
-            yield _named(finding, whole) if isinstance(finding, Record) else finding
-
-
-def _named(record: Record, whole: bool) -> Finding:
+def _named(record: Record) -> Finding:
     """``record`` with the speaker and the session that its id says, which recipes write into utt2spk in several ways."""
     match = _NAME.search(record.id)
     if match is None:
@@ -49,7 +41,7 @@ def _named(record: Record, whole: bool) -> Finding:
         return UnusableError(record.where, "unknown speaker", fault)
     speaker = match.group(1).upper()
     session = match.group(0).upper()
-    if whole and file_of(record.audio).stem.upper() == session and _MILLISECONDS.search(record.id):
+    if record.start is None and file_of(record.audio).stem.upper() == session and _MILLISECONDS.search(record.id):
         # several utterances of one recording, and no segments to say where: the times in ids have two units
         raise CorpusError(
             f"{record.where}: utterances of one recording, but no file segments beside it; ids give times in milliseconds or "
