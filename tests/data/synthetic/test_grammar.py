@@ -110,7 +110,7 @@ def test_spelling_changes_letters_only_and_never_what_is_said(pair):
         for matrix, other in native.loanwords:
             assert matrix in native.text
             assert other in latin.text
-        spoken = " ".join(text for _, text in sentence.segments(pair))
+        spoken = " ".join(text for text, _ in sentence.segments(pair))
         for matrix, _ in native.loanwords:
             assert matrix in spoken
         assert spoken.replace(" ", "") == native.text.replace(" ", "")
