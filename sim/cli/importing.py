@@ -20,7 +20,7 @@ from fl.data.importers.devices import DevicesBy, Splits
 from fl.data.importers.records import FIELDS, Options, Transcript
 from fl.data.importers.summary import SPEAKERS, ImportSummary
 from fl.data.importers.table import IMPORTERS
-from fl.data.importers.vocabulary import TextIds
+from fl.data.importers.vocabulary import Rewriting
 from sim.cli.app import progress_bars
 
 console = Console(width=None if sys.stdout.isatty() else 140)
@@ -170,9 +170,9 @@ def import_command(
         drop_leaking=drop_leaking,
         drop_bad=drop_bad,
     )
-    writer = _writer(check_base) if check_base else None
+    rewrite = _rewriting(check_base) if check_base else None
     with progress_bars(as_json) as show:
-        summary = import_corpus(form, source, options, plan, writer=writer, base=check_base, progress=show)
+        summary = import_corpus(form, source, options, plan, rewrite=rewrite, base=check_base, progress=show)
     if as_json:
         print(json.dumps(asdict(summary), ensure_ascii=False))
         return
@@ -185,13 +185,13 @@ def import_command(
         console.print("\nNothing was written; --out DIR writes the manifest.")
 
 
-def _writer(name: str) -> TextIds:
-    """What turns text into ids in base ``name``: a Whisper's tokenizer, or the vocabulary of a CTC head."""
+def _rewriting(name: str) -> Rewriting:
+    """Text to ids and back in base ``name``: by a Whisper's tokenizer, or the vocabulary of a CTC head."""
     from fl.bases.resolve import load_base  # it loads torch
 
     base: Any = load_base(name)
-    found: TextIds = getattr(base, "tokenizer", None) or base.vocabulary
-    return found
+    writer = getattr(base, "tokenizer", None) or base.vocabulary
+    return lambda text: str(writer.decode(writer.encode(text)))
 
 
 def _print_formats(as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import stat
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -45,7 +46,7 @@ def _unzip(archive: Path, folder: Path, encoding: str, progress: Callable[[int, 
         _check_room(archive, len(members), sum(member.file_size for member in members), folder)
         for done, member in enumerate(members, 1):
             name = _safe(archive, member.filename)
-            if (member.external_attr >> 28) & 0xF == 0xA:  # S_IFLNK in the upper half of the attributes
+            if stat.S_ISLNK(member.external_attr >> 16):
                 raise CorpusError(f"{archive}: {name} is a link; unpack the archive yourself and look at it")
             file.extract(member, folder)
             if progress:

@@ -17,7 +17,7 @@ from fl.data.importers.gather import ImportTally, Progress, gather, shared_texts
 from fl.data.importers.records import Embedded, Options
 from fl.data.importers.summary import ImportSummary, spoken_languages
 from fl.data.importers.table import IMPORTERS
-from fl.data.importers.vocabulary import TextIds, check_vocabulary
+from fl.data.importers.vocabulary import Rewriting, check_vocabulary
 from fl.data.manifest import write_manifest
 
 MANIFEST, SUMMARY = "manifest.jsonl", "import.json"
@@ -47,15 +47,15 @@ def import_corpus(
     options: Options,
     plan: ImportPlan,
     *,
-    writer: TextIds | None = None,
+    rewrite: Rewriting | None = None,
     base: str = "",
     progress: Progress | None = None,
 ) -> ImportSummary:
     """Import ``source``, a folder, file or archive of format ``name``, to ``plan.out``: manifest.jsonl, import.json, audio.
 
-    Texts are checked against ``writer`` (of ``base``) if there is one. Raises :class:`fl.core.errors.ConfigError` for an unknown format and
-    :class:`CorpusError` for a corpus that cannot be used; audio that was written
-    before that stays in ``plan.out``, the manifest appears last.
+    Texts are checked against what ``base`` makes of them by ``rewrite``, if it is given. Raises ConfigError for an
+    unknown format and :class:`CorpusError` for a corpus that cannot be used; audio that was written before that stays in
+    ``plan.out``, the manifest appears last.
     """
     show = progress or (lambda what, done, total: None)
     importer = IMPORTERS.find(name)
@@ -79,8 +79,8 @@ def import_corpus(
     records = without_leaks(records, plan.drop_leaking, tally)
     records = with_audio(records, tally)
     tally.settle(plan.drop_bad)
-    if writer is not None:
-        check_vocabulary(((record.where, record.text) for record in records), writer, base)
+    if rewrite is not None:
+        check_vocabulary(((record.where, record.text) for record in records), rewrite, base)
     spoken = list(checked(records, plan.out, plan.copy, tally, show))
     tally.settle(plan.drop_bad)
     if not spoken:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from fl.core.errors import CorpusError, TextError
-from fl.data.importers.records import Finding, Note, Record, UnusableError, file_of
+from fl.data.importers.records import Finding, Record, UnusableError, file_of
 from fl.data.importers.texts import REPLACEMENT
 from fl.data.manifest import SPLITS
 from fl.metrics.tokens import normalize_for_scoring
@@ -24,10 +24,10 @@ class ImportTally:
     problems: list[UnusableError] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def add(self, found: UnusableError | Note) -> None:
+    def add(self, found: UnusableError | str) -> None:
         """Keep what is no record."""
-        if isinstance(found, Note):
-            self.notes.append(found.message)
+        if isinstance(found, str):
+            self.notes.append(found)
         elif found.fault:
             self.problems.append(found)
         else:

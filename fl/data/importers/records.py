@@ -70,14 +70,8 @@ class UnusableError(Exception):
         self.where, self.reason, self.fault = where, reason, fault
 
 
-@dataclass(frozen=True)
-class Note:
-    """Something a person should know about the corpus as a whole; it goes into the summary."""
-
-    message: str
-
-
-Finding = Record | UnusableError | Note
+Finding = Record | UnusableError | str
+"""A string is a note of what a person should know about the corpus as a whole; it goes into the summary."""
 
 
 def attempt(make: Callable[P, Finding], *arguments: P.args, **options: P.kwargs) -> Finding:

@@ -2,28 +2,19 @@
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable
 
 from fl.core.errors import IdiolectError, VocabularyError
 
 SHOWN = 20
 
 
-class TextIds(Protocol):
-    """What is asked of a tokenizer or a vocabulary: ids of a text, and the text of ids."""
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of ``text``."""
-        ...
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ``ids``."""
-        ...
+Rewriting = Callable[[str], str]
+"""What a base makes of a text by turning it into ids and back."""
 
 
-def missing_characters(texts: Iterable[tuple[str, str]], writer: TextIds) -> list[tuple[str, int, str]]:
-    """Characters of ``texts`` (where, text) that do not come back from encoding and decoding, with how often each stands there
+def missing_characters(texts: Iterable[tuple[str, str]], rewrite: Rewriting) -> list[tuple[str, int, str]]:
+    """Characters of ``texts`` (where, text) that ``rewrite`` does not give back, with how often each stands there
     and where it stands first, the most frequent first.
 
     Case makes no difference: a vocabulary of one case writes every word.
@@ -34,21 +25,21 @@ def missing_characters(texts: Iterable[tuple[str, str]], writer: TextIds) -> lis
         for char in "".join(unicodedata.normalize("NFC", text).split()):
             counts[char] += 1
             first.setdefault(char, where)
-    missing = [(char, count, first[char]) for char, count in counts.items() if not _writes(writer, char)]
+    missing = [(char, count, first[char]) for char, count in counts.items() if not _writes(rewrite, char)]
     return sorted(missing, key=lambda found: (-found[1], found[0]))
 
 
-def _writes(writer: TextIds, char: str) -> bool:
+def _writes(rewrite: Rewriting, char: str) -> bool:
     try:
-        back = unicodedata.normalize("NFC", writer.decode(writer.encode(char)))
+        back = unicodedata.normalize("NFC", rewrite(char))
     except (IdiolectError, KeyError, ValueError):
         return False
     return char.casefold() in back.casefold()
 
 
-def check_vocabulary(texts: Iterable[tuple[str, str]], writer: TextIds, base: str) -> None:
+def check_vocabulary(texts: Iterable[tuple[str, str]], rewrite: Rewriting, base: str) -> None:
     """Raises :class:`VocabularyError` that lists the characters which ``base`` cannot write, with counts, if there are any."""
-    missing = missing_characters(texts, writer)
+    missing = missing_characters(texts, rewrite)
     if not missing:
         return
     listed = ", ".join(f"{char} (U+{ord(char):04X}) {count}x" for char, count, _ in missing[:SHOWN])

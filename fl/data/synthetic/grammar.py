@@ -1,7 +1,7 @@
-"""Sentences from a pair's grammar: expansion of patterns, then spelling. Nothing here knows of sound or of devices."""
+"""A language pair and its sentences: expansion of patterns, then spelling. Nothing here knows of sound or of devices."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from itertools import product
@@ -11,12 +11,54 @@ from typing import cast
 from fl.core.errors import ConfigError
 from fl.core.rng import derive_random
 from fl.data.synthetic.morphology import MORPHOLOGY, Agreement, Kind, Part, Phrase, Word, matrix_words
-from fl.data.synthetic.pairs import Lexicon, Pair
 
 _TOKEN = re.compile(r"\{(?P<slot>[^}]*)\}|\[(?P<embedded>[^\]]*)\]|(?P<space>\s+)|(?P<literal>[^\s{\[]+)")
 _SLOT = re.compile(
     r"(?:(?P<kind>matrix|loan|embedded):)?(?P<name>\w+)(?:\|(?P<function>\w+)(?::(?P<argument>[^|]+))?)?"
 )
+
+LEVELS = ("none", "word", "phrase", "sentence")
+"""Start symbols of a grammar. "none" switches no language; the others name the largest thing switched."""
+
+Lexicon = Mapping[tuple[Kind, str], tuple[Phrase, ...]]
+"""Entries by (kind, category)."""
+
+
+@dataclass(frozen=True)
+class Topic:
+    """What people talk about: a lexicon for each *frame*, a set of objects with the verbs that suit them."""
+
+    name: str
+    frames: tuple[Lexicon, ...]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A matrix language, an embedded one, and a grammar that mixes them."""
+
+    id: str
+    matrix: str
+    embedded: str
+    matrix_voice: str
+    embedded_voice: str
+    variants: tuple[str, ...]
+    endings: Mapping[str, tuple[str, ...]]
+    rules: Mapping[str, tuple[str, ...]]
+    topics: tuple[Topic, ...]
+
+    def entries(self) -> Iterator[tuple[Kind, Phrase]]:
+        """Every lexicon entry with its kind; an entry that several frames share comes once for each."""
+        for topic in self.topics:
+            for frame in topic.frames:
+                for (kind, _), phrases in frame.items():
+                    for phrase in phrases:
+                        yield kind, phrase
+
+    def loanwords(self) -> dict[str, str]:
+        """Matrix spelling -> Latin spelling of all loanwords."""
+        parts = (phrase.words[0][0] for kind, phrase in self.entries() if kind == "loan")
+        return {part.text: part.latin for part in parts if part.latin is not None}
+
 
 Spelling = Callable[[str, str], bool]
 """``(matrix spelling, latin spelling) -> True`` when this person writes the Latin one."""
@@ -34,11 +76,10 @@ class Written:
 
 @dataclass(frozen=True)
 class Sentence:
-    """Words before anyone has spelled them. ``level`` is one of ``pairs.LEVELS``."""
+    """Words before anyone has spelled them. ``level`` is one of LEVELS."""
 
     words: tuple[Word, ...]
     level: str
-    topic: str
 
     def key(self) -> str:
         """The sentence without its spelling: equal for two people who write the same words differently."""
@@ -86,7 +127,7 @@ def generate(pair: Pair, *, level: str, topic: str, register: int, random: Rando
     lexicon = random.choice(chosen.frames)
     agreement = Agreement(register=register, endings=pair.endings)
     phrase = _Expansion(pair, lexicon, agreement, random).rule(level)
-    return Sentence(phrase.words, level, topic)
+    return Sentence(phrase.words, level)
 
 
 class _Expansion:

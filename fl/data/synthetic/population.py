@@ -3,11 +3,13 @@
 import hashlib
 import json
 import os
+from bisect import bisect
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, replace
+from itertools import accumulate
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,9 +20,8 @@ from fl.core.rng import derive_generator, derive_random
 from fl.data.manifest import Utterance, write_manifest
 from fl.data.synthetic.acoustics import Acoustics, join_segments, record
 from fl.data.synthetic.espeak import ESPEAK_SAMPLE_RATE, Espeak
-from fl.data.synthetic.grammar import Sentence, generate
-from fl.data.synthetic.loader import load_pair
-from fl.data.synthetic.pairs import Pair
+from fl.data.synthetic.grammar import Pair, Sentence, generate
+from fl.data.synthetic.pairs import load_pair
 from fl.data.synthetic.voices import DeviceProfile, draw_profiles
 from fl.speech.audio import SAMPLE_RATE, Waveform, save_audio
 
@@ -180,11 +181,8 @@ def session_numbers(sentences: int, random: Random) -> list[int]:
     count = min(sentences, random.randint(7, 9))
     weights = [random.uniform(0.6, 1.4) for _ in range(count)]
     spare = sentences - count
-    bounds, total = [], 0.0
-    for index, weight in enumerate(weights):
-        total += weight
-        bounds.append(index + 1 + round(spare * total / sum(weights)))
-    return [next(number for number, bound in enumerate(bounds) if index < bound) for index in range(sentences)]
+    ends = [number + round(spare * total / sum(weights)) for number, total in enumerate(accumulate(weights), 1)]
+    return [bisect(ends, index) for index in range(sentences)]
 
 
 def _draw_sentence(

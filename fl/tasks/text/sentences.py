@@ -14,10 +14,9 @@ from functools import lru_cache
 from fl.core.errors import ConfigError
 from fl.core.rng import derive_random
 from fl.data.partition import split_sizes
-from fl.data.synthetic.grammar import Sentence, Spelling, generate
-from fl.data.synthetic.loader import load_pair
+from fl.data.synthetic.grammar import Pair, Sentence, Spelling, generate
 from fl.data.synthetic.morphology import Word
-from fl.data.synthetic.pairs import Pair
+from fl.data.synthetic.pairs import load_pair
 from fl.data.synthetic.voices import DeviceProfile, draw_profiles
 from fl.settings.tables import DataTable
 

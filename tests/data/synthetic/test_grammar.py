@@ -6,9 +6,8 @@ import pytest
 from fl.core.errors import ConfigError
 from fl.core.rng import derive_random
 from fl.data.synthetic import known_pairs, korean, load_pair
-from fl.data.synthetic.grammar import generate
-from fl.data.synthetic.loader import PAIRS_FOLDER
-from fl.data.synthetic.pairs import LEVELS
+from fl.data.synthetic.grammar import LEVELS, generate
+from fl.data.synthetic.pairs import PAIRS_FOLDER
 from fl.speech.text import normalize_text, script
 
 CHOICES = {

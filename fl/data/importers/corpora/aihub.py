@@ -15,7 +15,6 @@ from fl.data.importers.places import SUFFIXES, AudioFolders
 from fl.data.importers.records import (
     Finding,
     Importer,
-    Note,
     Options,
     Record,
     UnusableError,
@@ -57,9 +56,7 @@ def read(source: Path, options: Options) -> Iterator[Finding]:
             yield from labels.findings()
             votes += labels.reversed_votes
     if votes > 0:
-        yield Note(
-            f"digits and Latin letters stand mostly in the other half of the duals: is --order {options.order} right?"
-        )
+        yield f"digits and Latin letters stand mostly in the other half of the duals: is --order {options.order} right?"
 
 
 class _LabelFile:

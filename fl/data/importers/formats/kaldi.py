@@ -13,7 +13,6 @@ from fl.data.importers.places import AudioFolders
 from fl.data.importers.records import (
     Finding,
     Importer,
-    Note,
     Options,
     Record,
     UnusableError,
@@ -67,14 +66,14 @@ def _read_map(path: Path, encoding: str, *, empty: bool = False) -> dict[str, _M
     return found
 
 
-def _check_channels(path: Path, encoding: str) -> Note:
+def _check_channels(path: Path, encoding: str) -> str:
     """Two speakers on two channels of one file would be mixed by averaging."""
     for entry in _read_map(path, encoding).values():
         if entry.value.split()[-1] not in ("A", "1"):
             raise CorpusError(
                 f"{entry.where}: recordings with more than one channel; write one file a channel (sox, remix)"
             )
-    return Note(f"{path.name}: first channels only")
+    return f"{path.name}: first channels only"
 
 
 class _Directory:
