@@ -15,10 +15,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from fl.core.errors import ConfigError
-from fl.data.importers.build import ImportPlan, import_corpus
-from fl.data.importers.devices import DevicesBy, Splits
+from fl.data.importers.build import ImportPlan, ImportSummary, import_corpus
+from fl.data.importers.devices import SPEAKERS, DevicesBy, Splits
 from fl.data.importers.records import FIELDS, Options, Transcript
-from fl.data.importers.summary import SPEAKERS, ImportSummary
 from fl.data.importers.table import IMPORTERS
 from fl.data.importers.vocabulary import Rewriting
 from sim.cli.app import progress_bars

@@ -17,7 +17,6 @@ from fl.data.importers.columns import ColumnReader
 from fl.data.importers.gather import ImportTally, Progress
 from fl.data.importers.places import RAW_SUFFIXES
 from fl.data.importers.records import AudioPlace, Embedded, Record, UnusableError, file_of
-from fl.data.importers.summary import spoken_languages
 from fl.data.importers.texts import is_pointer
 from fl.data.manifest import Utterance
 from fl.speech.audio import MAX_SECONDS, MIN_SECONDS, SAMPLE_RATE, SILENCE_PEAK, Waveform, read_mono, save_audio
@@ -77,7 +76,7 @@ def _spoken(record: Record, sounds: "_Sounds", out: Path | None, copy: bool) -> 
 
 def _utterance(record: Record, audio: Path) -> Utterance:
     known = {field.name: getattr(record, field.name) for field in fields(Utterance)}
-    return Utterance(**{**known, "audio": audio, "lang": spoken_languages(record)[1]})
+    return Utterance(**{**known, "audio": audio})
 
 
 def _slug(name: str) -> str:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,9 +13,16 @@ from fl.core.files import PUBLIC, write_atomically
 from fl.data.importers.archives import is_archive, unpack
 from fl.data.importers.audio import Spoken, checked
 from fl.data.importers.devices import DevicesBy, Splits, assign_devices, settle_splits
-from fl.data.importers.gather import ImportTally, Progress, gather, shared_texts, with_audio, without_leaks
+from fl.data.importers.gather import (
+    ImportTally,
+    Progress,
+    gather,
+    shared_texts,
+    spoken_languages,
+    with_audio,
+    without_leaks,
+)
 from fl.data.importers.records import Embedded, Options
-from fl.data.importers.summary import ImportSummary, spoken_languages
 from fl.data.importers.table import IMPORTERS
 from fl.data.importers.vocabulary import Rewriting, check_vocabulary
 from fl.data.manifest import write_manifest
@@ -39,6 +46,32 @@ class ImportPlan:
     splits: Splits = "auto"
     drop_leaking: bool = False
     drop_bad: bool = False
+
+
+@dataclass(frozen=True)
+class ImportSummary:
+    """``devices`` holds utterances and minutes by name, and ``devices_are`` says what one is: a speaker or a stand-in for one.
+
+    ``languages`` counts utterances by the languages in them (``ko+en``), ``left_out`` by the reason, of which ``examples`` has
+    the first place. ``tables`` are the SHA-256 of the tables that held the audio: which revision of the corpus this is.
+    """
+
+    format: str
+    source: str
+    manifest: str
+    utterances: int
+    hours: float
+    devices_are: str
+    devices: Mapping[str, Mapping[str, float]]
+    splits_are: str
+    splits: Mapping[str, int]
+    languages: Mapping[str, int]
+    loanwords: int
+    shared_texts: int
+    left_out: Mapping[str, int]
+    examples: Mapping[str, str]
+    notes: Sequence[str]
+    tables: Mapping[str, str]
 
 
 def import_corpus(

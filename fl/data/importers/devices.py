@@ -8,11 +8,11 @@ from typing import Literal
 from fl.core.errors import CorpusError
 from fl.data.importers.gather import ImportTally
 from fl.data.importers.records import Record, UnusableError
-from fl.data.importers.summary import SPEAKERS
 
 DevicesBy = Literal["auto", "speaker", "topic", "session"]
 Splits = Literal["auto", "official", "own"]
 _KINDS = ("speaker", "topic", "session")
+SPEAKERS = "speakers"
 
 
 def assign_devices(records: Sequence[Record], how: DevicesBy, tally: ImportTally) -> tuple[list[Record], str]:

@@ -8,6 +8,7 @@ from fl.core.errors import CorpusError, TextError
 from fl.data.importers.records import Finding, Record, UnusableError, file_of
 from fl.data.importers.texts import REPLACEMENT
 from fl.data.manifest import SPLITS
+from fl.metrics.languages import SCRIPT_LANGUAGES, language_tags, matrix_language
 from fl.metrics.tokens import normalize_for_scoring
 from fl.speech.text import fold_text, normalize_text
 
@@ -56,7 +57,7 @@ class ImportTally:
 
 
 def gather(findings: Iterable[Finding], plain: bool, tally: ImportTally, show: Progress) -> list[Record]:
-    """Records with a usable text and a unique id; all else goes to ``tally``."""
+    """Records with a usable text, its language and a unique id; all else goes to ``tally``."""
     records: dict[str, Record] = {}
     for number, found in enumerate(findings, 1):
         if isinstance(found, Record):
@@ -67,7 +68,7 @@ def gather(findings: Iterable[Finding], plain: bool, tally: ImportTally, show: P
             fault = f"id {found.id!r} was already used in {records[found.id].where}"
             tally.add(UnusableError(found.where, "id twice", fault))
         else:
-            records[found.id] = found
+            records[found.id] = replace(found, lang=spoken_languages(found)[1])
         if number % 500 == 0:
             show("labels", number, number)
     show("labels", len(records), len(records))
@@ -89,6 +90,17 @@ def _with_clean_text(record: Record, plain: bool) -> Finding:
     if plain:
         return replace(record, text=text, spans=(), loanwords=tuple((m.lower(), latin.lower()) for m, latin in pairs))
     return replace(record, text=text, loanwords=pairs)
+
+
+def spoken_languages(record: Record) -> tuple[str, str | None]:
+    """The languages in a text, joined by "+" with the one of most words first, and that one: the corpus's own word for it, else
+    by script (alphabets count as English unless the corpus says otherwise)."""
+    alphabetic = record.lang if record.lang and record.lang not in SCRIPT_LANGUAGES.values() else "en"
+    tags = language_tags(record.text, alphabetic=alphabetic)
+    counts = Counter(tag for tag in tags if tag is not None)
+    matrix = record.lang or matrix_language(tags)
+    ordered = sorted(counts, key=lambda tag: (tag != matrix, -counts[tag], tag))
+    return "+".join(ordered) or (matrix or "none"), matrix
 
 
 def find_leaks(records: Sequence[Record]) -> list[tuple[Record, Record]]:

@@ -10,6 +10,8 @@ its arguments alone.
 import _ctypes
 import ctypes
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,21 +77,6 @@ class Espeak:
             raise ConfigError(
                 f"espeak variant {voice.variant!r} is not shipped; known: {', '.join(sorted(self.variants))}"
             )
-        with self._lock:
-            library, chunks, keep = self._load()
-            try:
-                self._speak(library, text, f"{language}+{voice.variant}", voice)
-            finally:
-                library.espeak_Terminate()
-                _unload(library)
-                del keep
-        if not chunks:
-            raise AudioError(f"espeak-ng gave no sound for {text!r} in {language!r}")
-        return np.concatenate(chunks).astype(np.float32) / np.float32(32768.0)
-
-    def _load(self) -> tuple[Any, list[npt.NDArray[np.int16]], object]:
-        library = ctypes.CDLL(self._library_path)
-        _declare(library)
         chunks: list[npt.NDArray[np.int16]] = []
 
         def receive(wave: Any, count: int, events: Any) -> int:
@@ -98,15 +85,29 @@ class Espeak:
             return 0
 
         callback = _Callback(receive)
+        with self._lock, self._loaded() as library:
+            library.espeak_SetSynthCallback(callback)
+            library.espeak_ng_SetRandSeed(_SEED)
+            self._speak(library, text, f"{language}+{voice.variant}", voice)
+        if not chunks:
+            raise AudioError(f"espeak-ng gave no sound for {text!r} in {language!r}")
+        return np.concatenate(chunks).astype(np.float32) / np.float32(32768.0)
+
+    @contextmanager
+    def _loaded(self) -> Iterator[Any]:
+        library = ctypes.CDLL(self._library_path)
+        _declare(library)
         rate = library.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, str(self._data_folder).encode(), _DONT_EXIT)
         if rate != ESPEAK_SAMPLE_RATE:
             _unload(library)
             raise ConfigError(
                 f"espeak-ng did not start from {self._data_folder} (code {rate}); reinstall the extra synth"
             )
-        library.espeak_SetSynthCallback(callback)
-        library.espeak_ng_SetRandSeed(_SEED)
-        return library, chunks, callback
+        try:
+            yield library
+        finally:
+            library.espeak_Terminate()
+            _unload(library)
 
     def _speak(self, library: Any, text: str, name: str, voice: Voice) -> None:
         if library.espeak_SetVoiceByName(name.encode()) != 0:
