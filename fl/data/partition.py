@@ -130,17 +130,12 @@ def _label_by_session(devices: Spoken, wanted: Sizes, keys: Mapping[str, str], s
     """Split of each utterance id: by whole sessions for devices that have MIN_SESSIONS, by text for the others."""
     labels, rest = {}, {}
     for name, group in devices.items():
-        sessions: dict[str, list[Utterance]] = defaultdict(list)
-        for utterance in group:
-            if utterance.session is not None:
-                sessions[utterance.session].append(utterance)
-        complete = all(u.session is not None and u.split is None for u in group)
-        if len(sessions) < MIN_SESSIONS or not complete:
+        sizes = Counter(u.session for u in group if u.session is not None)
+        if len(sizes) < MIN_SESSIONS or any(u.session is None or u.split is not None for u in group):
             rest[name] = group
             continue
-        sizes = {session: len(members) for session, members in sessions.items()}
         chosen = _choose_sessions(sizes, wanted[name], derive_seed(seed, "sessions", name))
-        labels.update({u.id: chosen[session] for session, members in sessions.items() for u in members})
+        labels.update({u.id: chosen[u.session] for u in group if u.session is not None})
     return labels | _label_by_text(rest, wanted, keys, seed)
 
 

@@ -17,9 +17,9 @@ from rich.table import Table
 from fl.core.errors import ConfigError
 from fl.data.importers.build import ImportPlan, ImportSummary, import_corpus
 from fl.data.importers.devices import SPEAKERS, DevicesBy, Splits
+from fl.data.importers.gather import Rewriting
 from fl.data.importers.records import FIELDS, Options, Transcript
 from fl.data.importers.table import IMPORTERS
-from fl.data.importers.vocabulary import Rewriting
 from sim.cli.app import progress_bars
 
 console = Console(width=None if sys.stdout.isatty() else 140)

@@ -13,10 +13,10 @@ import numpy as np
 import soundfile
 
 from fl.core.errors import AudioError, CorpusError
-from fl.data.importers.columns import ColumnReader
 from fl.data.importers.gather import ImportTally, Progress
 from fl.data.importers.places import RAW_SUFFIXES
 from fl.data.importers.records import AudioPlace, Embedded, Record, UnusableError, file_of
+from fl.data.importers.tables import ArrowTable
 from fl.data.importers.texts import is_pointer
 from fl.data.manifest import Utterance
 from fl.speech.audio import MAX_SECONDS, MIN_SECONDS, SAMPLE_RATE, SILENCE_PEAK, Waveform, read_mono, save_audio
@@ -89,7 +89,9 @@ class _Sounds:
     """Opens audio of records in the order of the corpus, so that a table is read once and a long recording measured once."""
 
     def __init__(self) -> None:
-        self._columns = ColumnReader()
+        self._place: tuple[Path, str] | None = None  # the column that is being read
+        self._values: Iterator[bytes | None] = iter(())
+        self._row, self._value = -1, b""  # the one that was read last
         self._known: tuple[AudioPlace | None, float] = (None, 0.0)
 
     def seconds(self, audio: AudioPlace) -> float:
@@ -125,12 +127,16 @@ class _Sounds:
             raise AudioError(f"{path}: {fault}") from error
 
     def _bytes(self, audio: Embedded) -> bytes:
-        data = self._columns.value(audio)
-        if not data or len(data) > MAX_EMBEDDED_BYTES:
+        if self._place != (audio.path, audio.column) or audio.row < self._row:
+            self._place, self._row = (audio.path, audio.column), -1
+            self._values = ArrowTable(audio.path).audio_bytes(audio.column)
+        while self._row < audio.row:
+            self._row, self._value = self._row + 1, next(self._values, None) or b""
+        if not 0 < len(self._value) <= MAX_EMBEDDED_BYTES:
             raise AudioError(
                 f"{audio.path}: row {audio.row + 1} holds no audio, or more than {MAX_EMBEDDED_BYTES:,} bytes"
             )
-        return data
+        return self._value
 
 
 def _is_raw(audio: AudioPlace) -> bool:

@@ -10,22 +10,15 @@ from pathlib import Path
 
 from fl.core.errors import CorpusError
 from fl.core.files import PUBLIC, write_atomically
+from fl.data.importers import gather
 from fl.data.importers.archives import is_archive, unpack
 from fl.data.importers.audio import Spoken, checked
 from fl.data.importers.devices import DevicesBy, Splits, assign_devices, settle_splits
-from fl.data.importers.gather import (
-    ImportTally,
-    Progress,
-    gather,
-    shared_texts,
-    spoken_languages,
-    with_audio,
-    without_leaks,
-)
+from fl.data.importers.gather import ImportTally, Progress, Rewriting, spoken_languages
 from fl.data.importers.records import Embedded, Options
 from fl.data.importers.table import IMPORTERS
-from fl.data.importers.vocabulary import Rewriting, check_vocabulary
 from fl.data.manifest import write_manifest
+from fl.speech.text import fold_text
 
 MANIFEST, SUMMARY = "manifest.jsonl", "import.json"
 
@@ -52,8 +45,9 @@ class ImportPlan:
 class ImportSummary:
     """``devices`` holds utterances and minutes by name, and ``devices_are`` says what one is: a speaker or a stand-in for one.
 
-    ``languages`` counts utterances by the languages in them (``ko+en``), ``left_out`` by the reason, of which ``examples`` has
-    the first place. ``tables`` are the SHA-256 of the tables that held the audio: which revision of the corpus this is.
+    ``languages`` counts utterances by the languages in them (``ko+en``), ``shared_texts`` the texts that several devices say,
+    ``left_out`` utterances by the reason, of which ``examples`` has the first place. ``tables`` are the SHA-256 of the tables
+    that held the audio: which revision of the corpus this is.
     """
 
     format: str
@@ -101,7 +95,7 @@ def import_corpus(
             raise CorpusError(f"{source}: an archive is unpacked into --out DIR; give one, or unpack it yourself")
         source = unpack(source, plan.out / "source", options.encoding, lambda d, t: show("unpacking", d, t or d))
     tally = ImportTally()
-    records = gather(importer.read(source, options), plan.plain, tally, show)
+    records = gather.usable_records(importer.read(source, options), plan.plain, tally, show)
     tally.settle(plan.drop_bad)
     if not records:
         raise CorpusError(
@@ -109,11 +103,11 @@ def import_corpus(
         )
     records, devices_are = assign_devices(records, plan.devices, tally)
     records, splits_are = settle_splits(records, plan.splits)
-    records = without_leaks(records, plan.drop_leaking, tally)
-    records = with_audio(records, tally)
+    records = gather.without_leaks(records, plan.drop_leaking, tally)
+    records = gather.with_audio(records, tally)
     tally.settle(plan.drop_bad)
     if rewrite is not None:
-        check_vocabulary(((record.where, record.text) for record in records), rewrite, base)
+        gather.check_vocabulary(records, rewrite, base)
     spoken = list(checked(records, plan.out, plan.copy, tally, show))
     tally.settle(plan.drop_bad)
     if not spoken:
@@ -138,8 +132,10 @@ def _summarize(
     records = [record for _, record, _ in spoken]
     tables = sorted({r.audio.path for r in records if isinstance(r.audio, Embedded)})
     minutes: dict[str, list[float]] = defaultdict(list)
+    who_says: dict[str, set[str]] = defaultdict(set)
     for utterance, _, seconds in spoken:
         minutes[utterance.speaker].append(seconds / 60)
+        who_says[fold_text(utterance.text, utterance.loanwords)].add(utterance.speaker)
     return ImportSummary(
         format=name,
         source=str(source),
@@ -152,7 +148,7 @@ def _summarize(
         splits=dict(Counter(record.split for record in records if record.split)),
         languages=dict(Counter(spoken_languages(record)[0] for record in records).most_common()),
         loanwords=len({pair for record in records for pair in record.loanwords}),
-        shared_texts=shared_texts(records),
+        shared_texts=sum(len(people) > 1 for people in who_says.values()),
         left_out=dict(tally.left_out.most_common()),
         examples=tally.examples,
         notes=tally.notes,

@@ -1,10 +1,11 @@
 """Findings of an importer, sorted: records that can be used, what is left out and why, what is broken, what would leak."""
 
-from collections import Counter, defaultdict
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from fl.core.errors import CorpusError, TextError
+from fl.core.errors import CorpusError, IdiolectError, TextError, VocabularyError
 from fl.data.importers.records import Finding, Record, UnusableError, file_of
 from fl.data.importers.texts import REPLACEMENT
 from fl.data.manifest import SPLITS
@@ -12,8 +13,10 @@ from fl.metrics.languages import SCRIPT_LANGUAGES, language_tags, matrix_languag
 from fl.metrics.tokens import normalize_for_scoring
 from fl.speech.text import fold_text, normalize_text
 
-SHOWN = 10
+SHOWN, SHOWN_LETTERS = 10, 20
 Progress = Callable[[str, int, int], None]
+Rewriting = Callable[[str], str]
+"""What a base makes of a text by turning it into ids and back."""
 
 
 @dataclass
@@ -56,7 +59,7 @@ class ImportTally:
         self.problems.clear()
 
 
-def gather(findings: Iterable[Finding], plain: bool, tally: ImportTally, show: Progress) -> list[Record]:
+def usable_records(findings: Iterable[Finding], plain: bool, tally: ImportTally, show: Progress) -> list[Record]:
     """Records with a usable text, its language and a unique id; all else goes to ``tally``."""
     records: dict[str, Record] = {}
     for number, found in enumerate(findings, 1):
@@ -139,14 +142,6 @@ def without_leaks(records: Sequence[Record], drop: bool, tally: ImportTally) -> 
     return [record for record in records if record.id not in leaking]
 
 
-def shared_texts(records: Sequence[Record]) -> int:
-    """How many texts are said by more than one speaker."""
-    who: dict[str, set[str | None]] = defaultdict(set)
-    for record in records:
-        who[fold_text(record.text, record.loanwords)].add(record.speaker)
-    return sum(len(speakers) > 1 for speakers in who.values())
-
-
 def with_audio(records: Sequence[Record], tally: ImportTally) -> list[Record]:
     """Records whose audio, or the table that holds it, exists; the others are problems."""
     there = {path: path.is_file() for path in {file_of(record.audio) for record in records}}
@@ -155,3 +150,40 @@ def with_audio(records: Sequence[Record], tally: ImportTally) -> list[Record]:
             fault = f"no such audio file: {file_of(record.audio)}; --audio DIR names a further folder"
             tally.add(UnusableError(record.where, "missing audio", fault))
     return [record for record in records if there[file_of(record.audio)]]
+
+
+def missing_characters(records: Iterable[Record], rewrite: Rewriting) -> list[tuple[str, int, str]]:
+    """Characters of texts that ``rewrite`` does not give back, with how often each stands in them
+    and where it stands first, the most frequent first.
+
+    Case makes no difference: a vocabulary of one case writes every word.
+    """
+    counts: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    for record in records:
+        for char in "".join(unicodedata.normalize("NFC", record.text).split()):
+            counts[char] += 1
+            first.setdefault(char, record.where)
+    missing = [(char, count, first[char]) for char, count in counts.items() if not _writes(rewrite, char)]
+    return sorted(missing, key=lambda found: (-found[1], found[0]))
+
+
+def _writes(rewrite: Rewriting, char: str) -> bool:
+    try:
+        back = unicodedata.normalize("NFC", rewrite(char))
+    except (IdiolectError, KeyError, ValueError):
+        return False
+    return char.casefold() in back.casefold()
+
+
+def check_vocabulary(records: Sequence[Record], rewrite: Rewriting, base: str) -> None:
+    """Raises :class:`VocabularyError` that lists the characters which ``base`` cannot write, with counts, if there are any."""
+    missing = missing_characters(records, rewrite)
+    if not missing:
+        return
+    listed = ", ".join(f"{char} (U+{ord(char):04X}) {count}x" for char, count, _ in missing[:SHOWN_LETTERS])
+    more = f" and {len(missing) - SHOWN_LETTERS} more" if len(missing) > SHOWN_LETTERS else ""
+    raise VocabularyError(
+        f"{missing[0][2]}: base {base!r} cannot write {len(missing)} characters of these texts: {listed}{more}; choose a base "
+        "that has them, extend its vocabulary, import with --plain (no punctuation, lower case), or leave the utterances out"
+    )

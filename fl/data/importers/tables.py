@@ -1,20 +1,90 @@
-"""From a row with named columns to a record: what CSV files, Common Voice and the tables of ``datasets`` have in common."""
+"""Rows with named columns, of text files and of Parquet and Arrow as ``datasets`` writes them, and the records they become.
 
+Labels are read at once, audio inside a table when it is asked for.
+"""
+
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fl.core.errors import CorpusError
-from fl.data.importers.columns import ArrowTable, tables_below
 from fl.data.importers.places import AudioFolders
 from fl.data.importers.records import Embedded, Finding, Options, Record, UnusableError, attempt, seconds, split_name
-from fl.data.importers.texts import Rows, read_objects, read_table
+from fl.data.importers.texts import Rows, is_pointer, read_objects, read_table
 from fl.data.manifest import LEVELS
 from fl.metrics.languages import SCRIPT_LANGUAGES
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 """Of tables by the ending of their files; ``.jsonl`` holds one object a line."""
+
+LABEL_ROWS, AUDIO_ROWS = 4096, 16
+TABLE_SUFFIXES = (".parquet", ".arrow")
+
+
+class ArrowTable:
+    """One file. ``columns`` are its names, ``audio`` those that hold audio as bytes or a path."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError as error:
+            raise CorpusError("Parquet and Arrow files need pyarrow: pip install 'idiolect-fl[import]'") from error
+        self._pa: Any = pyarrow
+        self._parquet: Any = None
+        self.path = path
+        if is_pointer(path):
+            raise CorpusError(f"{path}:1: is a Git LFS pointer, not the data; run `git lfs pull` in the corpus")
+        try:
+            if path.suffix == ".parquet":
+                self._parquet = self._pa.parquet.ParquetFile(path, memory_map=True)
+            schema = self._stream().schema if self._parquet is None else self._parquet.schema_arrow
+        except (self._pa.ArrowInvalid, OSError) as error:
+            raise CorpusError(f"{path}: is not a {path.suffix[1:]} file ({error}); fetch it again") from error
+        structs = {field.name: field.type for field in schema if self._pa.types.is_struct(field.type)}
+        self.columns: list[str] = list(schema.names)
+        self.audio = [name for name, kind in structs.items() if kind.get_field_index("bytes") >= 0]
+        paths = [f"{name}.path" for name in self.audio if structs[name].get_field_index("path") >= 0]
+        self._labels = [name for name in self.columns if name not in structs] + paths
+        self._names = _class_names(schema.metadata or {})
+
+    def _stream(self) -> Any:
+        return self._pa.ipc.open_stream(self._pa.memory_map(str(self.path)))
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Every row without the bytes of its audio: of an audio column ``NAME`` only ``NAME.path`` is read."""
+        for batch in self._batches(LABEL_ROWS, self._labels):
+            for row in batch.to_pylist():
+                for name, names in self._names.items():
+                    value = row.get(name)
+                    if isinstance(value, int) and 0 <= value < len(names):
+                        row[name] = names[value]
+                yield row
+
+    def audio_bytes(self, column: str) -> Iterator[bytes | None]:
+        """The bytes of ``column`` in every row, in order."""
+        for batch in self._batches(AUDIO_ROWS, [f"{column}.bytes"]):
+            yield from batch.column(0).to_pylist()
+
+    def _batches(self, size: int, columns: list[str]) -> Iterator[Any]:
+        """The rows with only ``columns``, of which ``name.part`` is one part of a structure."""
+        try:
+            parquet = self._parquet
+            for batch in self._stream() if parquet is None else parquet.iter_batches(batch_size=size, columns=columns):
+                yield self._pa.Table.from_batches([batch]).flatten().select(columns)
+        except (self._pa.ArrowInvalid, OSError) as error:
+            raise CorpusError(f"{self.path}: is damaged ({error}); fetch it again") from error
+
+
+def _class_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
+    """Columns of whole numbers that stand for names (``ClassLabel``), by what ``datasets`` notes in the schema."""
+    try:
+        noted = json.loads(metadata[b"huggingface"])["info"]["features"]
+        return {name: feature["names"] for name, feature in noted.items() if feature.get("_type") == "ClassLabel"}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
 
 
 @dataclass(frozen=True)
@@ -127,6 +197,16 @@ def split_of(path: Path, source: Path) -> str | None:
     """The split that the name of a file or of its folders says: ``data/train-00000-of-00005.parquet``, ``test/0000.parquet``."""
     relative = Path(*parts_of(path, source))
     return next(filter(None, map(split_name, (relative.stem, *reversed(relative.parent.parts)))), None)
+
+
+def tables_below(source: Path) -> list[Path]:
+    """All Parquet files below ``source``, or where there are none all Arrow files, in the order of their names."""
+    if source.is_file():
+        return [source]
+    found = (
+        [p for p in sorted(source.rglob(f"*{s}")) if not p.name.startswith((".", "cache-"))] for s in TABLE_SUFFIXES
+    )
+    return next(filter(None, found), [])
 
 
 def _wanted_tables(source: Path, options: Options) -> list[tuple[Path, str | None]]:

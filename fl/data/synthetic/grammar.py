@@ -125,16 +125,15 @@ def generate(pair: Pair, *, level: str, topic: str, register: int, random: Rando
     if chosen is None:
         raise ConfigError(f"unknown topic {topic!r}; {pair.id} knows: {', '.join(t.name for t in pair.topics)}")
     lexicon = random.choice(chosen.frames)
-    agreement = Agreement(register=register, endings=pair.endings)
-    phrase = _Expansion(pair, lexicon, agreement, random).rule(level)
-    return Sentence(phrase.words, level)
+    return Sentence(_Expansion(pair, lexicon, register, random).rule(level).words, level)
 
 
 class _Expansion:
     """The state of one sentence being made: which entries were used, and what must agree with them."""
 
-    def __init__(self, pair: Pair, lexicon: Lexicon, agreement: Agreement, random: Random) -> None:
-        self._pair, self._lexicon, self._agreement, self._random = pair, lexicon, agreement, random
+    def __init__(self, pair: Pair, lexicon: Lexicon, register: int, random: Random) -> None:
+        self._pair, self._lexicon, self._random = pair, lexicon, random
+        self.agreement = Agreement(register=register, endings=pair.endings)
         self._used: set[str] = set()
 
     def rule(self, name: str) -> Phrase:
@@ -158,7 +157,7 @@ class _Expansion:
         if token["slot"] is not None:
             slot = _read_slot(token["slot"])
             phrase = self.rule(slot.name) if slot.is_rule(self._pair) else self._pick(slot)
-            return slot.apply(phrase, self._agreement)
+            return slot.apply(phrase, self.agreement)
         if token["embedded"] is not None:
             words = tuple((Part(word, "embedded"),) for word in token["embedded"].split())
             return Phrase(words, token["embedded"].split()[-1])
@@ -224,10 +223,6 @@ def check_grammar(pair: Pair) -> None:
     frames = [frame for topic in pair.topics for frame in topic.frames]
     registers = range(max((len(forms) for forms in pair.endings.values()), default=1))
     for slot, lexicon, register in product(sorted(set().union(*slots.values()), key=repr), frames, registers):
-        agreement = Agreement(register=register, endings=pair.endings)
-        if slot.is_rule(pair):
-            random = derive_random("check", pair.id, slot.name)
-            slot.apply(_Expansion(pair, lexicon, agreement, random).rule(slot.name), agreement)
-        else:
-            for entry in slot.entries(pair, lexicon):
-                slot.apply(entry, agreement)
+        expansion = _Expansion(pair, lexicon, register, derive_random("check", pair.id, slot.name))
+        for phrase in (expansion.rule(slot.name),) if slot.is_rule(pair) else slot.entries(pair, lexicon):
+            slot.apply(phrase, expansion.agreement)

@@ -165,13 +165,11 @@ def _speak_all(
             utterance = Utterance(
                 id=f"{profile.name}-{index:03d}",
                 audio=path,
-                text=written.text,
                 speaker=profile.name,
                 lang=pair.matrix,
-                spans=written.spans,
                 level=None if sentence.level == "none" else sentence.level,
-                loanwords=written.loanwords,
                 session=f"session-{session + 1}",
+                **vars(written),
             )
             yield utterance, recorded
 

@@ -6,16 +6,16 @@ import shutil
 import tarfile
 import zipfile
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 
 from fl.bases.whisper.tokenizer import ByteTokenizer
 from fl.core.errors import ConfigError, CorpusError, VocabularyError
 from fl.data.importers.build import ImportPlan, import_corpus
-from fl.data.importers.gather import find_leaks
+from fl.data.importers.gather import find_leaks, missing_characters
 from fl.data.importers.records import Options, Record, split_name
 from fl.data.importers.table import IMPORTERS
-from fl.data.importers.vocabulary import missing_characters
 from fl.data.manifest import read_manifest
 
 from .conftest import wav_bytes, write_text, write_wav
@@ -35,14 +35,14 @@ def alphabet(symbols):
 
 
 def test_characters_that_a_vocabulary_lacks_are_counted_most_frequent_first():
-    texts = [("m:1", "Fix it"), ("m:2", "고쳐 고쳐 ñ")]
-    assert missing_characters(texts, alphabet("fixt 쳐")) == [("고", 2, "m:2"), ("ñ", 1, "m:2")]
+    records = [Record("m:1", "1", Path("a"), "Fix it"), Record("m:2", "2", Path("b"), "고쳐 고쳐 ñ")]
+    assert missing_characters(records, alphabet("fixt 쳐")) == [("고", 2, "m:2"), ("ñ", 1, "m:2")]
 
 
 def test_bytes_can_write_everything():
     tokenizer = ByteTokenizer(300)
-    texts = [("m:1", "고쳐 ㅋㅋ 我们 ñ 😀")]
-    assert missing_characters(texts, lambda text: tokenizer.decode(tokenizer.encode(text))) == []
+    record = Record("m:1", "1", Path("a"), "고쳐 ㅋㅋ 我们 ñ 😀")
+    assert missing_characters([record], lambda text: tokenizer.decode(tokenizer.encode(text))) == []
 
 
 def test_a_base_that_lacks_characters_is_refused_before_anything_is_written(people, tmp_path):

@@ -70,7 +70,9 @@ class _LabelFile:
         self._shared = {name for field in SHARED for name in self._names[field]}
         self._source = read_text(path, options.encoding)
         self._document = parse_json(self._source, str(path))
-        self._listed = self._listed_speakers()
+        listed = self._document.get("speaker") if isinstance(self._document, dict) else None
+        people = listed if isinstance(listed, list) else []
+        self._listed = {str(person["id"]) for person in people if isinstance(person, dict) and "id" in person}
 
     def findings(self) -> Iterator[Finding]:
         """The utterances of this file; a problem where it holds none."""
@@ -133,12 +135,6 @@ class _LabelFile:
                 return
             for item in value.values():
                 yield from self._walk(item, here, alone)
-
-    def _listed_speakers(self) -> set[str]:
-        """Ids in a list of speakers at the top of the document, where there is one."""
-        listed = self._document.get("speaker") if isinstance(self._document, dict) else None
-        people = listed if isinstance(listed, list) else []
-        return {str(person["id"]) for person in people if isinstance(person, dict) and "id" in person}
 
     def _audio(self, name: str | None, where: str) -> Path:
         if not name or Path(name).suffix.lower() not in SUFFIXES:

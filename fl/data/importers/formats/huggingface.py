@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fl.core.errors import CorpusError
-from fl.data.importers.columns import tables_below
 from fl.data.importers.places import AudioFolders
 from fl.data.importers.records import Finding, Importer, Options
-from fl.data.importers.tables import ColumnNames, list_rows, parts_of, split_of, table_records
+from fl.data.importers.tables import ColumnNames, list_rows, parts_of, split_of, table_records, tables_below
 
 COLUMNS = ColumnNames()
 LISTS = ("metadata.csv", "metadata.jsonl")
