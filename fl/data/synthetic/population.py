@@ -161,7 +161,7 @@ def _speak_all(
             said.add(sentence.key())
             path = folder / "audio" / profile.name / f"{index:03d}.wav"
             recorded = recorders.submit(_record, path, speech, profile, session, index, seed)
-            written = sentence.write(pair, profile.writes_latin())
+            written = sentence.write(pair, profile.writes_latin)
             utterance = Utterance(
                 id=f"{profile.name}-{index:03d}",
                 audio=path,

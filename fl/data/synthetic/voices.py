@@ -8,7 +8,7 @@ from random import Random
 from fl.core.rng import derive_random
 from fl.data.synthetic.acoustics import Acoustics
 from fl.data.synthetic.espeak import Voice
-from fl.data.synthetic.grammar import Pair, Spelling
+from fl.data.synthetic.grammar import Pair
 
 SPELLING_HABITS = (
     ("matrix", 0.03),
@@ -48,14 +48,10 @@ class DeviceProfile:
     habit: str
     latin_share: float
 
-    def writes_latin(self) -> Spelling:
-        """This person's habit: the same answer for the same word, always, and it depends on nothing else."""
-
-        def decide(matrix: str, latin: str) -> bool:
-            digest = hashlib.sha256(f"{self.name}\0{matrix}\0{latin}".encode()).digest()
-            return int.from_bytes(digest[:8], "little") / 2**64 < self.latin_share
-
-        return decide
+    def writes_latin(self, matrix: str, latin: str) -> bool:
+        """This person's habit, a ``Spelling``: the same answer for the same word, always, and it depends on nothing else."""
+        digest = hashlib.sha256(f"{self.name}\0{matrix}\0{latin}".encode()).digest()
+        return int.from_bytes(digest[:8], "little") / 2**64 < self.latin_share
 
     def draw_level(self, random: Random) -> str:
         """How far the next sentence switches: one of ``grammar.LEVELS``."""

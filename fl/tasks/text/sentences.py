@@ -71,7 +71,7 @@ class TaggedPopulation:
         wanted = {"test": self.new_tests, "validation": 0, "train": 0} if profile.new_person else self.sizes
         found: dict[str, list[Tagged]] = {split: [] for split in SPLITS}
         said: set[str] = set()
-        decide = profile.writes_latin()
+        decide = profile.writes_latin
         for sentence in self._drawn(profile, TRIES * sum(wanted.values())):
             split = self.split(sentence)
             if sentence.key() not in said and len(found[split]) < wanted[split]:

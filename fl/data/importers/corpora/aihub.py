@@ -12,15 +12,7 @@ from typing import Any
 from fl.core.errors import CorpusError
 from fl.data.importers.duals import reversed_votes, spoken_text
 from fl.data.importers.places import SUFFIXES, AudioFolders
-from fl.data.importers.records import (
-    Finding,
-    Importer,
-    Options,
-    Record,
-    UnusableError,
-    attempt,
-    seconds,
-)
+from fl.data.importers.records import Finding, Importer, Options, Record, UnusableError, attempt, seconds
 from fl.data.importers.tables import language, parts_of, plain, split_of
 from fl.data.importers.texts import line_of, parse_json, read_text
 
@@ -34,8 +26,6 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "topic": ("topic", "category", "domain"),
     "lang": ("lang", "language"),
 }
-
-
 SHARED = ("speaker", "topic", "lang", "audio")
 """Fields that the objects around an utterance say of it too. Of one that is alone in its file they say all: its id, its audio."""
 

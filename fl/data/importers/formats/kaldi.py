@@ -10,16 +10,7 @@ from pathlib import Path
 
 from fl.core.errors import CorpusError
 from fl.data.importers.places import AudioFolders
-from fl.data.importers.records import (
-    Finding,
-    Importer,
-    Options,
-    Record,
-    UnusableError,
-    attempt,
-    seconds,
-    split_name,
-)
+from fl.data.importers.records import Finding, Importer, Options, Record, UnusableError, attempt, seconds, split_name
 from fl.data.importers.texts import numbered_lines
 
 TO_THE_END = -1.0
