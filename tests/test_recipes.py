@@ -46,8 +46,7 @@ from fl.data.importers.records import Options
 from fl.data.importers.table import IMPORTERS
 from fl.data.manifest import read_manifest
 from fl.data.synthetic import load_pair
-from fl.data.synthetic.grammar import generate
-from fl.data.synthetic.pairs import LEVELS
+from fl.data.synthetic.grammar import LEVELS, generate
 from fl.methods import METHODS, Recipe, attach
 from fl.metrics import METRICS, Counts, score_utterance
 from fl.protocol.guard import error_counts

@@ -1,7 +1,5 @@
 """Which examples to compute together, so that little of a batch is padding and there are few batches."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 # Measured on whisper-base with utterances of 3 s: a training step takes 0.34 s with one of them and 1.2 to 1.7 s with

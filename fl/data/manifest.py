@@ -6,13 +6,13 @@ Required keys: ``audio`` (path relative to the manifest), ``text``, ``speaker``.
 """
 
 import json
-import math
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from fl.core.errors import ManifestError, MetricError, TextError
 from fl.core.files import PUBLIC, write_atomically
@@ -25,6 +25,24 @@ MAX_LINE_BYTES = 1 << 20
 MAX_UTTERANCES = 5_000_000
 
 
+def _filled(value: object) -> object:
+    if isinstance(value, str) and (not value or "\0" in value):
+        raise ValueError("is empty or holds a zero character")
+    return value
+
+
+def _transcript(value: str) -> str:
+    try:
+        return normalize_text(value)
+    except TextError as error:
+        raise ValueError(str(error)) from error
+
+
+Text = Annotated[str, AfterValidator(_transcript)]
+Pairs = tuple[tuple[Text, Text], ...]
+Seconds = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+
+
 @dataclass(frozen=True)
 class Utterance:
     """One stretch of speech by one person, with its transcript in NFC. ``start`` and ``end`` (seconds) cut it out of a
@@ -32,17 +50,32 @@ class Utterance:
     spellings (matrix script, latin) of words in the text that could be written either way."""
 
     id: str
-    audio: Path
-    text: str
-    speaker: str
-    start: float | None = None
-    end: float | None = None
+    audio: Annotated[Path, BeforeValidator(_filled)]
+    text: Text
+    speaker: Annotated[str, BeforeValidator(_filled)]
+    start: Seconds | None = None
+    end: Seconds | None = None
     lang: str | None = None
-    spans: tuple[tuple[str, str], ...] = ()
-    level: str | None = None
-    loanwords: tuple[tuple[str, str], ...] = ()
+    spans: Pairs = ()
+    level: Annotated[str, Field(pattern=f"^({'|'.join(LEVELS)})$")] | None = None
+    loanwords: Pairs = ()
     session: str | None = None
-    split: str | None = None
+    split: Annotated[str, Field(pattern=f"^({'|'.join(SPLITS)})$")] | None = None
+
+
+FIELDS = tuple(field.name for field in fields(Utterance))
+REQUIRED = ("audio", "text", "speaker")
+FORMS = {
+    "start": "a number of seconds from 0 up",
+    "end": "a number of seconds from 0 up",
+    "spans": "a list of pairs of strings (a word part and its language)",
+    "loanwords": "a list of pairs of strings (a matrix and a latin spelling)",
+    "level": f"one of {', '.join(LEVELS)}",
+    "split": f"one of {', '.join(SPLITS)}",
+}
+"""What a key must be, in words; all others are strings."""
+
+_ADAPTER = TypeAdapter(Utterance)
 
 
 def read_manifest(path: str | Path) -> list[Utterance]:
@@ -64,7 +97,7 @@ def read_manifest(path: str | Path) -> list[Utterance]:
                 raise ManifestError(f"{where}: the line is longer than {MAX_LINE_BYTES} bytes; one utterance a line")
             if not raw.strip():
                 continue
-            utterance = _utterance(_decode(raw, where), where, path, number)
+            utterance = _utterance(raw, where, path, number)
             if utterance.id in lines:
                 raise ManifestError(f"{where}: id {utterance.id!r} was already used in line {lines[utterance.id]}")
             if len(utterances) >= MAX_UTTERANCES:
@@ -79,108 +112,42 @@ def read_manifest(path: str | Path) -> list[Utterance]:
 def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> None:
     """Write ``utterances`` with audio paths relative to the manifest's folder; complete or not at all."""
     path = Path(path)
-    lines = (json.dumps(_row(utterance, path.parent), ensure_ascii=False) + "\n" for utterance in utterances)
-    write_atomically(path, "".join(lines).encode(), mode=PUBLIC)
+    folder = path.parent.resolve()
+    rows = []
+    for utterance in utterances:
+        row = {key: value for key, value in vars(utterance).items() if value is not None and value != ()}
+        audio = Path(os.path.relpath(utterance.audio.resolve(), folder)).as_posix()
+        rows.append(json.dumps({**row, "audio": audio}, ensure_ascii=False) + "\n")
+    write_atomically(path, "".join(rows).encode(), mode=PUBLIC)
 
 
-def _row(utterance: Utterance, folder: Path) -> dict[str, Any]:
-    """The JSON object of one utterance, without the keys that hold nothing."""
-    row: dict[str, Any] = {
-        "id": utterance.id,
-        "audio": Path(os.path.relpath(utterance.audio.resolve(), folder.resolve())).as_posix(),
-        "text": utterance.text,
-        "speaker": utterance.speaker,
-    }
-    rest = {key: getattr(utterance, key) for key in FIELDS if key not in row}
-    return row | {key: value for key, value in rest.items() if value is not None and value != ()}
-
-
-def _decode(raw: bytes, where: str) -> dict[str, Any]:
+def _utterance(raw: bytes, where: str, manifest: Path, number: int) -> Utterance:
+    """The utterance of one line; every error names the file and the line."""
     try:
-        value = json.loads(raw.decode("utf-8-sig"))
+        row = json.loads(raw.decode("utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ManifestError(f"{where}: not a JSON object in UTF-8 ({error})") from error
-    if not isinstance(value, dict):
-        raise ManifestError(f"{where}: a line is one JSON object, this is a {type(value).__name__}")
-    return value
-
-
-def _utterance(row: dict[str, Any], where: str, manifest: Path, number: int) -> Utterance:
-    """The utterance of one line; every error names the file and the line."""
+    if not isinstance(row, dict):
+        raise ManifestError(f"{where}: a line is one JSON object, this is a {type(row).__name__}")
     if unknown := [key for key in row if key not in FIELDS]:
         raise ManifestError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(FIELDS)}")
     if missing := [key for key in REQUIRED if row.get(key) is None]:
         raise ManifestError(f"{where}: {missing[0]!r} is missing; required: {', '.join(REQUIRED)}")
-    found: dict[str, Any] = {}
-    for key in (key for key in FIELDS if row.get(key) is not None):
-        try:
-            found[key] = FIELDS[key](row[key])
-        except ValueError as error:
-            raise ManifestError(f"{where}: {key!r} {error}, this is {row[key]!r}") from None
-        except TextError as error:
-            raise ManifestError(f"{where}: {key!r}: {error}") from error
-    start, end = found.get("start", 0.0), found.get("end")
-    if end is not None and start >= end:
-        raise ManifestError(f"{where}: 'start' {start} is not before 'end' {end} (seconds)")
+    told = {key: value for key, value in row.items() if value is not None and (key, value) != ("id", "")}
     try:
-        check_spans(found["text"], found.get("spans", ()))  # now, and not when hours of training are to be scored
+        found = _ADAPTER.validate_python({"id": f"{manifest.stem}:{number}", **told})
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = str(fault["loc"][0])
+        if fault["type"] == "value_error":
+            raise ManifestError(f"{where}: {key!r}: {fault['ctx']['error']}") from error
+        must = f"must be {FORMS.get(key, 'a string')}, this is {row[key]!r}"
+        raise ManifestError(f"{where}: {key!r} {must}") from None
+    start = found.start or 0.0
+    if found.end is not None and start >= found.end:
+        raise ManifestError(f"{where}: 'start' {start} is not before 'end' {found.end} (seconds)")
+    try:
+        check_spans(found.text, found.spans)  # now, and not when hours of training are to be scored
     except MetricError as error:
         raise ManifestError(f"{where}: 'spans': {error}") from error
-    audio = Path(os.path.abspath(manifest.parent / found["audio"]))
-    return Utterance(**{**found, "id": found.get("id") or f"{manifest.stem}:{number}", "audio": audio})
-
-
-# One value each, as JSON has it; ValueError says what it must be.
-
-
-def _string(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError("must be a string")
-    return value
-
-
-def _filled(value: object) -> str:
-    if not (text := _string(value)) or "\0" in text:
-        raise ValueError("is empty or holds a zero character")
-    return text
-
-
-def _transcript(value: object) -> str:
-    return normalize_text(_string(value))
-
-
-def _seconds(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise ValueError("must be a number of seconds from 0 up")
-    return float(value)
-
-
-def _choice(allowed: Sequence[str], value: object) -> str:
-    if _string(value) not in allowed:
-        raise ValueError(f"must be one of {', '.join(allowed)}")
-    return str(value)
-
-
-def _pairs(meaning: str, value: object) -> tuple[tuple[str, str], ...]:
-    if not isinstance(value, list) or not all(
-        isinstance(pair, list) and len(pair) == 2 and all(isinstance(item, str) for item in pair) for pair in value
-    ):
-        raise ValueError(f"must be a list of pairs of strings ({meaning})")
-    return tuple((normalize_text(first), normalize_text(second)) for first, second in value)
-
-
-FIELDS: dict[str, Callable[[Any], Any]] = {
-    "audio": _filled,
-    "text": _transcript,
-    "speaker": _filled,
-    "id": _string,
-    "start": _seconds,
-    "end": _seconds,
-    "lang": _string,
-    "spans": partial(_pairs, "a word part and its language"),
-    "level": partial(_choice, LEVELS),
-    "loanwords": partial(_pairs, "a matrix and a latin spelling"),
-    "session": _string,
-    "split": partial(_choice, SPLITS),
-}
-REQUIRED = ("audio", "text", "speaker")
+    return replace(found, audio=Path(os.path.abspath(manifest.parent / found.audio)))

@@ -16,6 +16,9 @@ from fl.core.rng import derive_random, derive_seed
 from fl.data.manifest import Utterance, read_manifest
 from fl.speech.text import fold_text
 
+Spoken = Mapping[str, Sequence[Utterance]]  # by device
+Sizes = Mapping[str, Mapping[str, int]]  # utterances by device and split
+
 MIN_SESSIONS = 3
 """A device with fewer sessions cannot give one to each split; its utterances are split by text alone."""
 
@@ -64,7 +67,6 @@ def split_population(
     and is tested on the other, one with 3 has one of each. An utterance with its own ``split`` keeps it (that of a held-out
     speaker is test all the same). Raises ConfigError for impossible shares or speakers.
     """
-    check_shares(validation_share, test_share)
     by_speaker: dict[str, list[Utterance]] = defaultdict(list)
     for utterance in utterances:
         by_speaker[utterance.speaker].append(utterance)
@@ -92,21 +94,16 @@ def split_population(
     )
 
 
-def check_shares(validation_share: float, test_share: float) -> None:
-    """Raises :class:`ConfigError` for shares that are negative or leave nothing to train on."""
+def split_sizes(count: int, validation_share: float, test_share: float) -> dict[str, int]:
+    """How many of ``count`` utterances each split should get: nearest to the shares, at least one of each when there are
+    3, a train and a test utterance when there are 2, and train before everything when there is 1.
+
+    Raises :class:`ConfigError` for shares that are negative or leave nothing to train on."""
     if min(validation_share, test_share) < 0 or validation_share + test_share >= 1:
         raise ConfigError(
             f"validation-share = {validation_share} and test-share = {test_share} leave nothing to train on, or are negative: "
             "together they must be below 1"
         )
-
-
-def split_sizes(count: int, validation_share: float, test_share: float) -> dict[str, int]:
-    """How many of ``count`` utterances each split should get: nearest to the shares, at least one of each when there are
-    3, a train and a test utterance when there are 2, and train before everything when there is 1.
-
-    Raises :class:`ConfigError` for impossible shares."""
-    check_shares(validation_share, test_share)
     test = max(1, round(count * test_share)) if count >= 2 and test_share > 0 else 0
     validation = max(1, round(count * validation_share)) if count >= 3 and validation_share > 0 else 0
     return {"train": count - validation - test, "validation": validation, "test": test}
@@ -129,26 +126,16 @@ def _choose_new_people(names: Sequence[str], new_people: int | Sequence[str], se
     return chosen
 
 
-def _label_by_session(
-    devices: Mapping[str, Sequence[Utterance]],
-    wanted: Mapping[str, Mapping[str, int]],
-    keys: Mapping[str, str],
-    seed: int,
-) -> dict[str, str]:
+def _label_by_session(devices: Spoken, wanted: Sizes, keys: Mapping[str, str], seed: int) -> dict[str, str]:
     """Split of each utterance id: by whole sessions for devices that have MIN_SESSIONS, by text for the others."""
     labels, rest = {}, {}
     for name, group in devices.items():
-        sessions: dict[str, list[Utterance]] = defaultdict(list)
-        for utterance in group:
-            if utterance.session is not None:
-                sessions[utterance.session].append(utterance)
-        complete = all(u.session is not None and u.split is None for u in group)
-        if len(sessions) < MIN_SESSIONS or not complete:
+        sizes = Counter(u.session for u in group if u.session is not None)
+        if len(sizes) < MIN_SESSIONS or any(u.session is None or u.split is not None for u in group):
             rest[name] = group
             continue
-        sizes = {session: len(members) for session, members in sessions.items()}
         chosen = _choose_sessions(sizes, wanted[name], derive_seed(seed, "sessions", name))
-        labels.update({u.id: chosen[session] for session, members in sessions.items() for u in members})
+        labels.update({u.id: chosen[u.session] for u in group if u.session is not None})
     return labels | _label_by_text(rest, wanted, keys, seed)
 
 
@@ -172,12 +159,7 @@ def _choose_sessions(sizes: Mapping[str, int], wanted: Mapping[str, int], seed: 
     return labels
 
 
-def _label_by_text(
-    devices: Mapping[str, Sequence[Utterance]],
-    wanted: Mapping[str, Mapping[str, int]],
-    keys: Mapping[str, str],
-    seed: int,
-) -> dict[str, str]:
+def _label_by_text(devices: Spoken, wanted: Sizes, keys: Mapping[str, str], seed: int) -> dict[str, str]:
     """Split of each utterance id; utterances with one text share a split over all devices. Texts are taken in random
     order, those of most devices first, and each goes where these devices together still lack most."""
     groups: dict[str, list[Utterance]] = defaultdict(list)
@@ -203,9 +185,7 @@ def _label_by_text(
     return labels
 
 
-def _leaking(
-    devices: Mapping[str, Sequence[Utterance]], labels: Mapping[str, str], keys: Mapping[str, str], foreign: set[str]
-) -> set[str]:
+def _leaking(devices: Spoken, labels: Mapping[str, str], keys: Mapping[str, str], foreign: set[str]) -> set[str]:
     """Ids to drop: train utterances whose text is in a validation or test set, validation ones whose text is in a test."""
     test = foreign | {keys[u.id] for group in devices.values() for u in group if labels[u.id] == "test"}
     held_out = test | {keys[u.id] for group in devices.values() for u in group if labels[u.id] == "validation"}

@@ -13,12 +13,11 @@ from rich.table import Table
 from typer import Argument, Option
 
 from fl.core.errors import ConfigError
-from fl.data.importers.build import ImportPlan, import_corpus
-from fl.data.importers.devices import DevicesBy, Splits
+from fl.data.importers.build import ImportPlan, ImportSummary, import_corpus
+from fl.data.importers.devices import SPEAKERS, DevicesBy, Splits
+from fl.data.importers.gather import Rewriting
 from fl.data.importers.records import FIELDS, Options, Transcript
-from fl.data.importers.summary import SPEAKERS, ImportSummary
 from fl.data.importers.table import IMPORTERS
-from fl.data.importers.vocabulary import TextIds
 from sim.cli.app import progress_bars
 from sim.cli.options import Json, facts_table, wide_console
 
@@ -130,9 +129,9 @@ def import_command(
     plan = ImportPlan(
         out=out, copy=copy, plain=plain, devices=devices_by, splits=splits, drop_leaking=drop_leaking, drop_bad=drop_bad
     )
-    writer = _writer(check_base) if check_base else None
+    rewrite = _rewriting(check_base) if check_base else None
     with progress_bars(as_json) as show:
-        summary = import_corpus(form, source, options, plan, writer=writer, base=check_base, progress=show)
+        summary = import_corpus(form, source, options, plan, rewrite=rewrite, base=check_base, progress=show)
     if as_json:
         print(json.dumps(asdict(summary), ensure_ascii=False))
         return
@@ -144,13 +143,13 @@ def import_command(
         console.print("\nNothing was written; --out DIR writes the manifest.")
 
 
-def _writer(name: str) -> TextIds:
-    """What turns text into ids in base ``name``: a Whisper's tokenizer, or the vocabulary of a CTC head."""
+def _rewriting(name: str) -> Rewriting:
+    """Text to ids and back in base ``name``: by a Whisper's tokenizer, or the vocabulary of a CTC head."""
     from fl.bases.resolve import load_base  # it loads torch
 
     base: Any = load_base(name)
-    found: TextIds = getattr(base, "tokenizer", None) or base.vocabulary
-    return found
+    writer = getattr(base, "tokenizer", None) or base.vocabulary
+    return lambda text: str(writer.decode(writer.encode(text)))
 
 
 def _print_formats(as_json: bool) -> None:

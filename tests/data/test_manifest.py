@@ -38,10 +38,10 @@ def test_text_spans_and_loanwords_are_composed_at_ingest(write_lines):
         ("{oops", "not a JSON object"),
         ("[1, 2]", "one JSON object, this is a list"),
         ("[" * 100_000, "not a JSON object"),
-        ({**GOOD, "speeker": "x"}, "unknown key 'speeker'; known: audio, text, speaker"),
+        ({**GOOD, "speeker": "x"}, "unknown key 'speeker'; known: id, audio, text, speaker"),
         ({"audio": "a.wav", "text": "hi"}, "'speaker' is missing"),
         ({**GOOD, "speaker": 7}, "'speaker' must be a string, this is 7"),
-        ({**GOOD, "speaker": ""}, "'speaker' is empty"),
+        ({**GOOD, "speaker": ""}, "'speaker': is empty"),
         ({**GOOD, "text": " "}, "'text': the transcript is empty"),
         ({**GOOD, "start": "0"}, "'start' must be a number of seconds"),
         ({**GOOD, "start": True}, "'start' must be a number of seconds"),
@@ -55,7 +55,7 @@ def test_text_spans_and_loanwords_are_composed_at_ingest(write_lines):
         ({**GOOD, "spans": "bug"}, "'spans' must be a list of pairs"),
         ({**GOOD, "spans": [["bug", "en"], ["는", "ko"]]}, "the spans spell 'bug 는' but"),
         ({**GOOD, "loanwords": [["커피", ""]]}, "'loanwords'.*empty"),
-        ({**GOOD, "audio": "a\0.wav"}, "'audio' is empty or holds a zero"),
+        ({**GOOD, "audio": "a\0.wav"}, "'audio': is empty or holds a zero"),
     ],
 )
 def test_a_bad_line_is_named_by_file_and_line(write_lines, line, message):

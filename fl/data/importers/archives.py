@@ -1,9 +1,8 @@
 """Unpacking a corpus that comes as one archive, without trusting it."""
 
-from __future__ import annotations
-
 import re
 import shutil
+import stat
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -29,7 +28,6 @@ def unpack(archive: Path, folder: Path, encoding: str = "", progress: Callable[[
     """
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         with new_folder(folder) as fresh:
             if archive.name.lower().endswith(".zip"):
@@ -46,9 +44,7 @@ def _unzip(archive: Path, folder: Path, encoding: str, progress: Callable[[int, 
         members = file.infolist()
         _check_room(archive, len(members), sum(member.file_size for member in members), folder)
         for done, member in enumerate(members, 1):
-            name = _safe(archive, member.filename)
-            if (member.external_attr >> 28) & 0xF == 0xA:  # S_IFLNK in the upper half of the attributes
-                raise CorpusError(f"{archive}: {name} is a link; unpack the archive yourself and look at it")
+            _check_member(archive, member.filename, plain=not stat.S_ISLNK(member.external_attr >> 16))
             file.extract(member, folder)
             if progress:
                 progress(done, len(members))
@@ -56,16 +52,10 @@ def _unzip(archive: Path, folder: Path, encoding: str, progress: Callable[[int, 
 
 def _untar(archive: Path, folder: Path, progress: Callable[[int, int], None] | None) -> None:
     with tarfile.open(archive) as file:
-        total = 0
         for done, member in enumerate(file, 1):
-            name = _safe(archive, member.name)
-            if not (member.isfile() or member.isdir()):
-                raise CorpusError(
-                    f"{archive}: {name} is a link or a device; unpack the archive yourself and look at it"
-                )
-            total += member.size
+            _check_member(archive, member.name, plain=member.isfile() or member.isdir())
             _check_room(archive, done, member.size, folder)
-            _write_member(file, member, folder / name)
+            _write_member(file, member, folder / member.name)
             if progress:
                 progress(done, 0)
 
@@ -81,13 +71,14 @@ def _write_member(file: tarfile.TarFile, member: tarfile.TarInfo, target: Path) 
         shutil.copyfileobj(source, copy)
 
 
-def _safe(archive: Path, name: str) -> str:
+def _check_member(archive: Path, name: str, plain: bool) -> None:
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or "\0" in name or re.match(r"[A-Za-z]:", name):
         raise CorpusError(
             f"{archive}: member {name!r} would be written outside the folder; this archive is not to be trusted"
         )
-    return name
+    if not plain:
+        raise CorpusError(f"{archive}: {name} is a link or a device; unpack the archive yourself and look at it")
 
 
 def _check_room(archive: Path, members: int, size: int, folder: Path) -> None:

@@ -1,93 +1,150 @@
-"""The audio of the records: measured, checked and, where a manifest cannot name it in place, written out."""
-
-from __future__ import annotations
+"""The audio of the records, wherever it lies: measured, checked and, where a manifest cannot name it in place, written out."""
 
 import hashlib
+import io
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import soundfile
 
 from fl.core.errors import AudioError, CorpusError
 from fl.data.importers.gather import ImportTally, Progress
-from fl.data.importers.records import Problem, Record, UnusableError, file_of, useless
-from fl.data.importers.sounds import Sounds
-from fl.data.importers.summary import spoken_languages
+from fl.data.importers.places import RAW_SUFFIXES
+from fl.data.importers.records import AudioPlace, Embedded, Record, UnusableError, file_of
+from fl.data.importers.tables import ArrowTable
+from fl.data.importers.texts import is_pointer
 from fl.data.manifest import Utterance
-from fl.speech.audio import MAX_SECONDS, MIN_SECONDS, SAMPLE_RATE, SILENCE_PEAK, save_audio
+from fl.speech.audio import MAX_SECONDS, MIN_SECONDS, SAMPLE_RATE, SILENCE_PEAK, Waveform, read_mono, save_audio
 
 Spoken = tuple[Utterance, Record, float]
 """An utterance of the manifest, the record it comes from, and its seconds."""
 
+MAX_EMBEDDED_BYTES = 512 << 20
+_RAW = {"samplerate": SAMPLE_RATE, "channels": 1, "format": "RAW", "subtype": "PCM_16", "endian": "LITTLE"}
+
 
 def checked(
-    records: Sequence[Record], sounds: Sounds, out: Path | None, copy: bool, tally: ImportTally, show: Progress
-) -> list[Spoken]:
+    records: Sequence[Record], out: Path | None, copy: bool, tally: ImportTally, show: Progress
+) -> Iterator[Spoken]:
     """Every record whose audio is speech of a usable length; what is not goes to ``tally``.
 
     Audio is written below ``out`` if ``copy`` says so, and where a manifest could not name it (bytes in a table, raw PCM).
     """
-    spoken: list[Spoken] = []
+    sounds = _Sounds()
     for number, record in enumerate(records, 1):
         try:
-            spoken.append(checked_utterance(record, sounds, out, copy))
+            yield _spoken(record, sounds, out, copy)
         except UnusableError as refusal:
-            tally.add(refusal.finding)
+            tally.add(refusal)
         except AudioError as error:
-            tally.add(Problem(record.where, "unreadable audio", str(error)))
+            tally.add(UnusableError(record.where, "unreadable audio", str(error)))
         except OSError as error:
             raise CorpusError(
                 f"{record.where}: {error}; make room or choose another --out, then start again"
             ) from error
         show("audio", number, len(records))
-    return spoken
 
 
-def checked_utterance(record: Record, sounds: Sounds, out: Path | None, copy: bool) -> Spoken:
+def _spoken(record: Record, sounds: "_Sounds", out: Path | None, copy: bool) -> Spoken:
     """The utterance of ``record``, its audio written if it must be. Raises :class:`UnusableError` for audio that is of no use."""
     whole = sounds.seconds(record.audio)
     start, end = record.start or 0.0, whole if record.end is None else min(record.end, whole)
     if start >= whole:
-        raise useless(record.where, "beyond the end of its recording")
+        raise UnusableError(record.where, "beyond the end of its recording")
     if end - start < MIN_SECONDS:
-        raise useless(record.where, f"shorter than {MIN_SECONDS} s")
+        raise UnusableError(record.where, f"shorter than {MIN_SECONDS} s")
     if end - start > MAX_SECONDS:
-        raise useless(record.where, f"longer than {MAX_SECONDS:.0f} s")
+        raise UnusableError(record.where, f"longer than {MAX_SECONDS:.0f} s")
     record = replace(record, end=None if record.end is None else end)
-    inside = not isinstance(record.audio, Path)
-    if out is None or not (inside or copy):
-        place = Path(_slug(record.id)) if inside else file_of(record.audio)
-        return _utterance(record, place, record.start, record.end), record, end - start
+    inside = isinstance(record.audio, Embedded)
+    if out is None or not (copy or inside or _is_raw(record.audio)):
+        return _utterance(record, Path(_slug(record.id)) if inside else file_of(record.audio)), record, end - start
     audio = sounds.waveform(record)
     if not np.isfinite(audio).all():
-        raise useless(record.where, "samples that are no finite numbers")
+        raise UnusableError(record.where, "samples that are no finite numbers")
     if float(np.abs(audio).max()) < SILENCE_PEAK:
-        raise useless(record.where, "silence")
+        raise UnusableError(record.where, "silence")
     path = out / "audio" / _slug(record.speaker or "") / f"{_slug(record.id)}.flac"
     save_audio(path, audio)
-    return _utterance(record, path, None, None), record, len(audio) / SAMPLE_RATE
+    return _utterance(replace(record, start=None, end=None), path), record, len(audio) / SAMPLE_RATE
 
 
-def _utterance(record: Record, audio: Path, start: float | None, end: float | None) -> Utterance:
-    return Utterance(
-        id=record.id,
-        audio=audio,
-        text=record.text,
-        speaker=record.speaker or "",
-        start=start,
-        end=end,
-        lang=spoken_languages(record)[1],
-        spans=record.spans,
-        level=record.level,
-        loanwords=record.loanwords,
-        session=record.session,
-        split=record.split,
-    )
+def _utterance(record: Record, audio: Path) -> Utterance:
+    known = {field.name: getattr(record, field.name) for field in fields(Utterance)}
+    return Utterance(**{**known, "audio": audio})
 
 
 def _slug(name: str) -> str:
     """A file name for any id: the id itself where that is safe, else what is safe of it and a hash of all."""
     safe = re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:80]
     return safe if safe == name and safe else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+
+
+class _Sounds:
+    """Opens audio of records in the order of the corpus, so that a table is read once and a long recording measured once."""
+
+    def __init__(self) -> None:
+        self._place: tuple[Path, str] | None = None  # the column that is being read
+        self._values: Iterator[bytes | None] = iter(())
+        self._row, self._value = -1, b""  # the one that was read last
+        self._known: tuple[AudioPlace | None, float] = (None, 0.0)
+
+    def seconds(self, audio: AudioPlace) -> float:
+        """Length of the whole file from its header. Raises :class:`AudioError` if it is not audio."""
+        if self._known[0] != audio:
+            with self._opened(audio) as file:
+                self._known = (audio, file.frames / file.samplerate)
+        return self._known[1]
+
+    def waveform(self, record: Record) -> Waveform:
+        """The record's samples, 16 kHz mono, cut from ``start`` to ``end``. Raises :class:`AudioError`."""
+        with self._opened(record.audio) as file:
+            first = min(file.frames, round((record.start or 0.0) * file.samplerate))
+            last = file.frames if record.end is None else min(file.frames, round(record.end * file.samplerate))
+            return read_mono(file, first, max(0, last - first))
+
+    @contextmanager
+    def _opened(self, audio: AudioPlace) -> Iterator[Any]:
+        path = file_of(audio)
+        try:
+            if isinstance(audio, Embedded):
+                opened = soundfile.SoundFile(io.BytesIO(self._bytes(audio)))
+            else:
+                opened = soundfile.SoundFile(str(path), **(_RAW if _is_raw(audio) and not _has_header(path) else {}))
+            with opened as file:
+                yield file
+        except (soundfile.SoundFileError, RuntimeError) as error:
+            fault = f"cannot be read as audio ({error}); convert it to WAV or FLAC, or fetch it again"
+            if isinstance(audio, Embedded):
+                fault = f"the audio in row {audio.row + 1} cannot be read ({error}); fetch the file again"
+            elif is_pointer(path):
+                fault = "is a Git LFS pointer, not the audio; run `git lfs pull` in the corpus"
+            raise AudioError(f"{path}: {fault}") from error
+
+    def _bytes(self, audio: Embedded) -> bytes:
+        if self._place != (audio.path, audio.column) or audio.row < self._row:
+            self._place, self._row = (audio.path, audio.column), -1
+            self._values = ArrowTable(audio.path).audio_bytes(audio.column)
+        while self._row < audio.row:
+            self._row, self._value = self._row + 1, next(self._values, None) or b""
+        if not 0 < len(self._value) <= MAX_EMBEDDED_BYTES:
+            raise AudioError(
+                f"{audio.path}: row {audio.row + 1} holds no audio, or more than {MAX_EMBEDDED_BYTES:,} bytes"
+            )
+        return self._value
+
+
+def _is_raw(audio: AudioPlace) -> bool:
+    """Whether audio is named like 16-bit little-endian samples of one channel at 16 kHz, as AI Hub ships them."""
+    return isinstance(audio, Path) and audio.suffix.lower() in RAW_SUFFIXES
+
+
+def _has_header(path: Path) -> bool:
+    """Whether a file that is called ``.pcm`` is a WAV all the same."""
+    with path.open("rb") as file:
+        return file.read(4) == b"RIFF"

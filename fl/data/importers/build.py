@@ -1,28 +1,24 @@
 """From a corpus to a manifest: everything is checked before the first second of audio is written."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fl.core.errors import CorpusError
 from fl.core.files import PUBLIC, write_atomically
+from fl.data.importers import gather
 from fl.data.importers.archives import is_archive, unpack
 from fl.data.importers.audio import Spoken, checked
 from fl.data.importers.devices import DevicesBy, Splits, assign_devices, settle_splits
-from fl.data.importers.gather import ImportTally, Progress, gather, with_audio, without_leaks
-from fl.data.importers.leakage import shared_texts
+from fl.data.importers.gather import ImportTally, Progress, Rewriting, spoken_languages
 from fl.data.importers.records import Embedded, Options
-from fl.data.importers.sounds import Sounds
-from fl.data.importers.summary import ImportSummary, by_device, spoken_languages
 from fl.data.importers.table import IMPORTERS
-from fl.data.importers.vocabulary import TextIds, check_vocabulary
 from fl.data.manifest import write_manifest
+from fl.speech.text import fold_text
 
 MANIFEST, SUMMARY = "manifest.jsonl", "import.json"
 
@@ -45,21 +41,48 @@ class ImportPlan:
     drop_bad: bool = False
 
 
+@dataclass(frozen=True)
+class ImportSummary:
+    """``devices`` holds utterances and minutes by name, and ``devices_are`` says what one is: a speaker or a stand-in for one.
+
+    ``languages`` counts utterances by the languages in them (``ko+en``), ``shared_texts`` the texts that several devices say,
+    ``left_out`` utterances by the reason, of which ``examples`` has the first place. ``tables`` are the SHA-256 of the tables
+    that held the audio: which revision of the corpus this is.
+    """
+
+    format: str
+    source: str
+    manifest: str
+    utterances: int
+    hours: float
+    devices_are: str
+    devices: Mapping[str, Mapping[str, float]]
+    splits_are: str
+    splits: Mapping[str, int]
+    languages: Mapping[str, int]
+    loanwords: int
+    shared_texts: int
+    left_out: Mapping[str, int]
+    examples: Mapping[str, str]
+    notes: Sequence[str]
+    tables: Mapping[str, str]
+
+
 def import_corpus(
     name: str,
     source: Path,
     options: Options,
     plan: ImportPlan,
     *,
-    writer: TextIds | None = None,
+    rewrite: Rewriting | None = None,
     base: str = "",
     progress: Progress | None = None,
 ) -> ImportSummary:
     """Import ``source``, a folder, file or archive of format ``name``, to ``plan.out``: manifest.jsonl, import.json, audio.
 
-    Texts are checked against ``writer`` (of ``base``) if there is one. Raises :class:`fl.core.errors.ConfigError` for an unknown format and
-    :class:`CorpusError` for a corpus that cannot be used; audio that was written
-    before that stays in ``plan.out``, the manifest appears last.
+    Texts are checked against what ``base`` makes of them by ``rewrite``, if it is given. Raises ConfigError for an
+    unknown format and :class:`CorpusError` for a corpus that cannot be used; audio that was written before that stays in
+    ``plan.out``, the manifest appears last.
     """
     show = progress or (lambda what, done, total: None)
     importer = IMPORTERS.find(name)
@@ -72,25 +95,24 @@ def import_corpus(
             raise CorpusError(f"{source}: an archive is unpacked into --out DIR; give one, or unpack it yourself")
         source = unpack(source, plan.out / "source", options.encoding, lambda d, t: show("unpacking", d, t or d))
     tally = ImportTally()
-    records = gather(importer.read(source, options), plan.plain, tally, show)
+    records = gather.usable_records(importer.read(source, options), plan.plain, tally, show)
     tally.settle(plan.drop_bad)
     if not records:
         raise CorpusError(
             f"{source}: holds no usable utterances ({tally.reasons()}); is this a corpus of format {name}?"
         )
-    assigned = assign_devices(records, plan.devices)
-    tally.problems += assigned.problems
-    records, splits_are = settle_splits(assigned.records, plan.splits)
-    records = without_leaks(records, plan.drop_leaking, tally)
-    records = with_audio(records, tally)
+    records, devices_are = assign_devices(records, plan.devices, tally)
+    records, splits_are = settle_splits(records, plan.splits)
+    records = gather.without_leaks(records, plan.drop_leaking, tally)
+    records = gather.with_audio(records, tally)
     tally.settle(plan.drop_bad)
-    if writer is not None:
-        check_vocabulary(((record.where, record.text) for record in records), writer, base)
-    spoken = checked(records, Sounds(), plan.out, plan.copy, tally, show)
+    if rewrite is not None:
+        gather.check_vocabulary(records, rewrite, base)
+    spoken = list(checked(records, plan.out, plan.copy, tally, show))
     tally.settle(plan.drop_bad)
     if not spoken:
         raise CorpusError(f"{source}: nothing is left to learn from ({tally.reasons()})")
-    summary = _summarize(name, source, plan, spoken, tally, assigned.devices_are, splits_are)
+    summary = _summarize(name, source, plan, spoken, tally, devices_are, splits_are)
     if plan.out is not None:
         data = json.dumps(asdict(summary), ensure_ascii=False, indent=1).encode()
         write_atomically(plan.out / SUMMARY, data, mode=PUBLIC)
@@ -109,6 +131,11 @@ def _summarize(
 ) -> ImportSummary:
     records = [record for _, record, _ in spoken]
     tables = sorted({r.audio.path for r in records if isinstance(r.audio, Embedded)})
+    minutes: dict[str, list[float]] = defaultdict(list)
+    who_says: dict[str, set[str]] = defaultdict(set)
+    for utterance, _, seconds in spoken:
+        minutes[utterance.speaker].append(seconds / 60)
+        who_says[fold_text(utterance.text, utterance.loanwords)].add(utterance.speaker)
     return ImportSummary(
         format=name,
         source=str(source),
@@ -116,12 +143,12 @@ def _summarize(
         utterances=len(spoken),
         hours=round(sum(seconds for _, _, seconds in spoken) / 3600, 4),
         devices_are=devices_are,
-        devices=by_device([(utterance.speaker, seconds) for utterance, _, seconds in spoken]),
+        devices={n: {"utterances": len(m), "minutes": round(sum(m), 3)} for n, m in sorted(minutes.items())},
         splits_are=splits_are,
         splits=dict(Counter(record.split for record in records if record.split)),
         languages=dict(Counter(spoken_languages(record)[0] for record in records).most_common()),
         loanwords=len({pair for record in records for pair in record.loanwords}),
-        shared_texts=shared_texts(records),
+        shared_texts=sum(len(people) > 1 for people in who_says.values()),
         left_out=dict(tally.left_out.most_common()),
         examples=tally.examples,
         notes=tally.notes,

@@ -1,34 +1,25 @@
 """Who is a device, and which split of the corpus is kept."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 from fl.core.errors import CorpusError
-from fl.data.importers.records import Problem, Record
-from fl.data.importers.summary import SPEAKERS
+from fl.data.importers.gather import ImportTally
+from fl.data.importers.records import Record, UnusableError
 
 DevicesBy = Literal["auto", "speaker", "topic", "session"]
 Splits = Literal["auto", "official", "own"]
 _KINDS = ("speaker", "topic", "session")
+SPEAKERS = "speakers"
 
 
-@dataclass(frozen=True)
-class AssignedDevices:
-    """Records with the device as their speaker; ``devices_are`` names the kind in words."""
+def assign_devices(records: Sequence[Record], how: DevicesBy, tally: ImportTally) -> tuple[list[Record], str]:
+    """Records with the device as their speaker, and in words what a device is: a speaker, or where the corpus names none a
+    pseudo-device by topic, else by session.
 
-    records: list[Record]
-    problems: list[Problem]
-    devices_are: str
-
-
-def assign_devices(records: Sequence[Record], how: DevicesBy) -> AssignedDevices:
-    """A device for every record: its speaker, or where the corpus names none a pseudo-device by topic, else by session.
-
-    The name of a pseudo-device says so (``topic:travel``). A record that lacks what the others have is a Problem. Raises
+    The name of a pseudo-device says so (``topic:travel``). A record that lacks what the others have is a problem. Raises
     :class:`CorpusError` when no record has any.
     """
     there = [kind for kind in _KINDS if any(getattr(record, kind) for record in records)]
@@ -39,15 +30,15 @@ def assign_devices(records: Sequence[Record], how: DevicesBy) -> AssignedDevices
             f"there is a {there[0]}: --devices-by {there[0]}" if there else "name the field with --field speaker=NAME"
         )
         raise CorpusError(f"{records[0].where}: no utterance names a {what}, so there are no devices; {remedy}")
-    kept, problems = [], []
+    kept = []
     for record in records:
         name = getattr(record, kind)
         if name:
             kept.append(replace(record, speaker=name if kind == "speaker" else f"{kind}:{name}"))
         else:
             fault = f"utterance {record.id!r} has no {kind}, others have; name it, or --devices-by another"
-            problems.append(Problem(record.where, f"unknown {kind}", fault))
-    return AssignedDevices(kept, problems, SPEAKERS if kind == "speaker" else f"pseudo-devices by {kind}")
+            tally.add(UnusableError(record.where, f"unknown {kind}", fault))
+    return kept, SPEAKERS if kind == "speaker" else f"pseudo-devices by {kind}"
 
 
 def settle_splits(records: Sequence[Record], how: Splits) -> tuple[list[Record], str]:

@@ -4,14 +4,10 @@ Which of the two comes first differs between corpora, so it is told and never gu
 with both of its spellings, for free.
 """
 
-from __future__ import annotations
-
 import re
-from dataclasses import dataclass, replace
-from typing import Literal
 
 from fl.core.errors import CorpusError, TextError
-from fl.data.importers.records import Options, Order, Transcript, useless
+from fl.data.importers.records import Options, Order, UnusableError
 from fl.speech.text import normalize_text, script
 
 _DUAL = re.compile(r"\(([^()]*)\)\s*/\s*\(([^()]*)\)")
@@ -26,59 +22,34 @@ _MARKS = re.compile(
 )  # 아/ filler, 모+ broken off, 뭐* unclear
 
 
-@dataclass(frozen=True)
-class DualText:
-    """A transcript without marks, and (matrix spelling, latin spelling) of the English words that are in it."""
+def spoken_text(text: str, where: str, options: Options) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """The side of every dual that ``options`` ask for, without marks unless they are to be kept, and the (matrix spelling, latin
+    spelling) of the English words among the duals.
 
-    text: str
-    loanwords: tuple[tuple[str, str], ...]
-
-
-def has_dual(text: str) -> bool:
-    """Whether a dual transcript stands in ``text``."""
-    return _DUAL.search(text) is not None
-
-
-def spoken_text(text: str, where: str, options: Options) -> DualText:
-    """The side that ``options`` ask for, without marks unless they are to be kept.
-
-    Raises :class:`fl.data.importers.records.UnusableError` for speech that nobody can transcribe, and :func:`read_dual`'s.
+    Raises :class:`CorpusError` where there are duals and no ``options.order``, and for one that is not closed;
+    :class:`UnusableError` for speech that nobody can transcribe.
     """
-    found = read_dual(text, where, options.order, options.transcript)
-    if options.events == "keep":
-        return found
-    clean, reason = remove_marks(found.text)
-    if reason:
-        raise useless(where, reason)
-    return replace(found, text=clean)
-
-
-def read_dual(text: str, where: str, order: Order, transcript: Transcript) -> DualText:
-    """One side of every dual in ``text``, and the loanwords among them.
-
-    Raises :class:`CorpusError` where there are duals and no ``order``, and for one that is not closed.
-    """
-    if (shown := _DUAL.search(text)) and not order:
+    if (shown := _DUAL.search(text)) and not options.order:
         raise CorpusError(
             f"{where}: dual transcript {shown.group()!r}: does the spelling or the pronunciation come first? It differs between "
             "corpora; give --order spelling-first or --order pronunciation-first"
         )
-    loanwords: list[tuple[str, str]] = []
-
-    def choose(match: re.Match[str]) -> str:
-        first, second = match.group(1), match.group(2)
-        spelling, sound = (first, second) if order == "spelling-first" else (second, first)
-        if pair := _loanword(spelling, sound):
-            loanwords.append(pair)
-        return spelling if transcript == "spelling" else sound
-
-    chosen = _DUAL.sub(choose, text)
-    if broken := _BROKEN.search(chosen):
-        start = max(0, broken.start() - 12)
+    duals = _duals(text, options.order)
+    loanwords = tuple(dict.fromkeys(pair for spelling, sound in duals if (pair := _loanword(spelling, sound))))
+    chosen = iter(spelling if options.transcript == "spelling" else sound for spelling, sound in duals)
+    text = _DUAL.sub(lambda match: next(chosen), text)
+    if unclosed := _BROKEN.search(text):
+        start = max(0, unclosed.start() - 12)
         raise CorpusError(
-            f"{where}: a dual transcript is not closed near {chosen[start : broken.end() + 12]!r}; write (A)/(B)"
+            f"{where}: a dual transcript is not closed near {text[start : unclosed.end() + 12]!r}; write (A)/(B)"
         )
-    return DualText(chosen, tuple(dict.fromkeys(loanwords)))
+    return text if options.events == "keep" else _without_marks(text, where), loanwords
+
+
+def _duals(text: str, order: Order) -> list[tuple[str, str]]:
+    """(spelling, pronunciation) of every dual in ``text``."""
+    found = _DUAL.findall(text)
+    return found if order == "spelling-first" else [(second, first) for first, second in found]
 
 
 def _loanword(spelling: str, sound: str) -> tuple[str, str] | None:
@@ -93,26 +64,22 @@ def _loanword(spelling: str, sound: str) -> tuple[str, str] | None:
     return None
 
 
-def remove_marks(text: str) -> tuple[str, Literal["", "a masked name", "unintelligible speech"]]:
-    """``text`` without AI Hub's marks of noise and hesitation, and why it is no transcript of its audio, if it is not."""
+def _without_marks(text: str, where: str) -> str:
+    """``text`` without AI Hub's marks of noise and hesitation."""
     if _MASKED.search(text):
-        return text, "a masked name"
+        raise UnusableError(where, "a masked name")
     if _UNHEARD.search(text):
-        return text, "unintelligible speech"
+        raise UnusableError(where, "unintelligible speech")
     text = _GUESSED.sub(r"\1", text)
     text = _EVENT.sub(" ", _NOISE.sub(" ", text))
-    return " ".join(_MARKS.sub("", text).split()), ""
+    return " ".join(_MARKS.sub("", text).split())
 
 
-def looks_reversed(texts: list[str], order: Order) -> bool:
-    """Whether what ``order`` takes for the pronunciation is what people write in most duals: digits, signs, Latin letters."""
-    votes = 0
-    for text in texts:
-        for first, second in _DUAL.findall(text):
-            spelling, sound = (first, second) if order == "spelling-first" else (second, first)
-            votes += _written(sound) - _written(spelling)
-    return votes > 0
+def reversed_votes(text: str, order: Order) -> int:
+    """In how many duals more, of which one half has digits, signs or Latin letters, ``order`` takes that one, which people
+    would write, for the pronunciation; negative where it takes it for the spelling."""
+    return sum(_written(sound) - _written(spelling) for spelling, sound in _duals(text, order))
 
 
-def _written(text: str) -> int:
-    return int(any(script(char) in ("latin", "digit") for char in text))
+def _written(text: str) -> bool:
+    return any(script(char) in ("latin", "digit") for char in text)

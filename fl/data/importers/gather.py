@@ -1,20 +1,22 @@
-"""Findings of an importer, sorted: records that can be used, what is left out and why, what is broken."""
+"""Findings of an importer, sorted: records that can be used, what is left out and why, what is broken, what would leak."""
 
-from __future__ import annotations
-
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from fl.core.errors import CorpusError, TextError
-from fl.data.importers.leakage import find_leaks
-from fl.data.importers.records import Finding, LeftOut, Note, Problem, Record, file_of
+from fl.core.errors import CorpusError, IdiolectError, TextError, VocabularyError
+from fl.data.importers.records import Finding, Record, UnusableError, file_of
 from fl.data.importers.texts import REPLACEMENT
+from fl.data.manifest import SPLITS
+from fl.metrics.languages import SCRIPT_LANGUAGES, language_tags, matrix_language
 from fl.metrics.tokens import normalize_for_scoring
 from fl.speech.text import fold_text, normalize_text
 
-SHOWN = 10
+SHOWN, SHOWN_LETTERS = 10, 20
 Progress = Callable[[str, int, int], None]
+Rewriting = Callable[[str], str]
+"""What a base makes of a text by turning it into ids and back."""
 
 
 @dataclass
@@ -23,17 +25,17 @@ class ImportTally:
 
     left_out: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[UnusableError] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def add(self, found: LeftOut | Problem | Note) -> None:
+    def add(self, found: UnusableError | str) -> None:
         """Keep what is no record."""
-        if isinstance(found, LeftOut):
-            self.leave_out(found.where, found.reason)
-        elif isinstance(found, Problem):
+        if isinstance(found, str):
+            self.notes.append(found)
+        elif found.fault:
             self.problems.append(found)
         else:
-            self.notes.append(found.message)
+            self.leave_out(found.where, found.reason)
 
     def leave_out(self, where: str, reason: str) -> None:
         """Count an utterance under ``reason``."""
@@ -47,51 +49,79 @@ class ImportTally:
     def settle(self, drop_bad: bool) -> None:
         """Raise :class:`CorpusError` for the problems so far, or count them as left out."""
         if self.problems and not drop_bad:
-            shown = "\n".join(f"  {problem.message}" for problem in self.problems[:SHOWN])
+            shown = "\n".join(f"  {problem}" for problem in self.problems[:SHOWN])
             more = f"\n  and {len(self.problems) - SHOWN} more" if len(self.problems) > SHOWN else ""
             raise CorpusError(
                 f"{len(self.problems)} utterances cannot be used:\n{shown}{more}\n--drop-bad leaves them out"
             )
         for problem in self.problems:
-            self.leave_out(problem.where, problem.kind)
+            self.leave_out(problem.where, problem.reason)
         self.problems.clear()
 
 
-def gather(findings: Iterable[Finding], plain: bool, tally: ImportTally, show: Progress) -> list[Record]:
-    """Records with a usable text and a unique id; all else goes to ``tally``."""
-    records: list[Record] = []
-    places: dict[str, str] = {}
+def usable_records(findings: Iterable[Finding], plain: bool, tally: ImportTally, show: Progress) -> list[Record]:
+    """Records with a usable text, its language and a unique id; all else goes to ``tally``."""
+    records: dict[str, Record] = {}
     for number, found in enumerate(findings, 1):
         if isinstance(found, Record):
-            found = with_clean_text(found, plain)
-        if isinstance(found, Record) and found.id in places:
-            found = Problem(found.where, "id twice", f"id {found.id!r} was already used in {places[found.id]}")
-        if isinstance(found, Record):
-            records.append(found)
-            places[found.id] = found.where
-        else:
+            found = _with_clean_text(found, plain)
+        if not isinstance(found, Record):
             tally.add(found)
+        elif found.id in records:
+            fault = f"id {found.id!r} was already used in {records[found.id].where}"
+            tally.add(UnusableError(found.where, "id twice", fault))
+        else:
+            records[found.id] = replace(found, lang=spoken_languages(found)[1])
         if number % 500 == 0:
             show("labels", number, number)
     show("labels", len(records), len(records))
-    return records
+    return list(records.values())
 
 
-def with_clean_text(record: Record, plain: bool = False) -> Finding:
+def _with_clean_text(record: Record, plain: bool) -> Finding:
     """``record`` with its text in NFC, or why it has none that can be learned."""
     if REPLACEMENT in record.text:
         fault = "the text holds U+FFFD, left by a wrong decoding before: get the original text"
-        return Problem(record.where, "damaged text", fault)
+        return UnusableError(record.where, "damaged text", fault)
     if not fold_text(record.text) or (plain and not normalize_for_scoring(record.text)):
-        return LeftOut(record.where, "no words in the text")
+        return UnusableError(record.where, "no words in the text")
     try:
         text = normalize_text(normalize_for_scoring(record.text) if plain else record.text)
         pairs = tuple((normalize_text(matrix), normalize_text(latin)) for matrix, latin in record.loanwords)
     except TextError as error:
-        return Problem(record.where, "damaged text", str(error))
+        return UnusableError(record.where, "damaged text", str(error))
     if plain:
         return replace(record, text=text, spans=(), loanwords=tuple((m.lower(), latin.lower()) for m, latin in pairs))
     return replace(record, text=text, loanwords=pairs)
+
+
+def spoken_languages(record: Record) -> tuple[str, str | None]:
+    """The languages in a text, joined by "+" with the one of most words first, and that one: the corpus's own word for it, else
+    by script (alphabets count as English unless the corpus says otherwise)."""
+    alphabetic = record.lang if record.lang and record.lang not in SCRIPT_LANGUAGES.values() else "en"
+    tags = language_tags(record.text, alphabetic=alphabetic)
+    counts = Counter(tag for tag in tags if tag is not None)
+    matrix = record.lang or matrix_language(tags)
+    ordered = sorted(counts, key=lambda tag: (tag != matrix, -counts[tag], tag))
+    return "+".join(ordered) or (matrix or "none"), matrix
+
+
+def find_leaks(records: Sequence[Record]) -> list[tuple[Record, Record]]:
+    """Records whose text stands in a later split too (train before validation before test), each with the last that has it.
+
+    Texts are compared by :func:`fl.speech.text.fold_text`: case, punctuation and the spelling of loanwords make no difference.
+    Records without a split leak into none: they are divided later, by text.
+    """
+    said = [
+        (SPLITS.index(record.split), fold_text(record.text, record.loanwords), record)
+        for record in records
+        if record.split
+    ]
+    latest: dict[str, tuple[int, Record]] = {}
+    for rank, text, record in said:
+        if text not in latest or rank > latest[text][0]:
+            latest[text] = rank, record
+    return [(record, latest[text][1]) for rank, text, record in said if latest[text][0] > rank]
 
 
 def without_leaks(records: Sequence[Record], drop: bool, tally: ImportTally) -> list[Record]:
@@ -99,16 +129,16 @@ def without_leaks(records: Sequence[Record], drop: bool, tally: ImportTally) -> 
     leaks = find_leaks(records)
     if leaks and not drop:
         shown = "\n".join(
-            f"  {leak.record.where} ({leak.record.split}) and {leak.other.where} ({leak.other.split}): {leak.record.text[:60]!r}"
-            for leak in leaks[:SHOWN]
+            f"  {record.where} ({record.split}) and {other.where} ({other.split}): {record.text[:60]!r}"
+            for record, other in leaks[:SHOWN]
         )
         raise CorpusError(
             f"{len(leaks)} of {len(records)} utterances say what a later split says too, so that a test would be known:\n{shown}\n"
             "--drop-leaking leaves them out of the earlier split; --splits own divides every device anew, by text"
         )
-    for leak in leaks:
-        tally.leave_out(leak.record.where, f"the text is in {leak.other.split} too")
-    leaking = {leak.record.id for leak in leaks}
+    for record, other in leaks:
+        tally.leave_out(record.where, f"the text is in {other.split} too")
+    leaking = {record.id for record, _ in leaks}
     return [record for record in records if record.id not in leaking]
 
 
@@ -118,5 +148,42 @@ def with_audio(records: Sequence[Record], tally: ImportTally) -> list[Record]:
     for record in records:
         if not there[file_of(record.audio)]:
             fault = f"no such audio file: {file_of(record.audio)}; --audio DIR names a further folder"
-            tally.problems.append(Problem(record.where, "missing audio", fault))
+            tally.add(UnusableError(record.where, "missing audio", fault))
     return [record for record in records if there[file_of(record.audio)]]
+
+
+def missing_characters(records: Iterable[Record], rewrite: Rewriting) -> list[tuple[str, int, str]]:
+    """Characters of texts that ``rewrite`` does not give back, with how often each stands in them
+    and where it stands first, the most frequent first.
+
+    Case makes no difference: a vocabulary of one case writes every word.
+    """
+    counts: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    for record in records:
+        for char in "".join(unicodedata.normalize("NFC", record.text).split()):
+            counts[char] += 1
+            first.setdefault(char, record.where)
+    missing = [(char, count, first[char]) for char, count in counts.items() if not _writes(rewrite, char)]
+    return sorted(missing, key=lambda found: (-found[1], found[0]))
+
+
+def _writes(rewrite: Rewriting, char: str) -> bool:
+    try:
+        back = unicodedata.normalize("NFC", rewrite(char))
+    except (IdiolectError, KeyError, ValueError):
+        return False
+    return char.casefold() in back.casefold()
+
+
+def check_vocabulary(records: Sequence[Record], rewrite: Rewriting, base: str) -> None:
+    """Raises :class:`VocabularyError` that lists the characters which ``base`` cannot write, with counts, if there are any."""
+    missing = missing_characters(records, rewrite)
+    if not missing:
+        return
+    listed = ", ".join(f"{char} (U+{ord(char):04X}) {count}x" for char, count, _ in missing[:SHOWN_LETTERS])
+    more = f" and {len(missing) - SHOWN_LETTERS} more" if len(missing) > SHOWN_LETTERS else ""
+    raise VocabularyError(
+        f"{missing[0][2]}: base {base!r} cannot write {len(missing)} characters of these texts: {listed}{more}; choose a base "
+        "that has them, extend its vocabulary, import with --plain (no punctuation, lower case), or leave the utterances out"
+    )

@@ -1,17 +1,15 @@
 """Where the audio of a corpus lies. A path that stands in a corpus is data: it may not lead out of the corpus."""
 
-from __future__ import annotations
-
 import os
 from collections import defaultdict
 from functools import cached_property
 from pathlib import Path
 
 from fl.core.errors import CorpusError
-from fl.data.importers.records import AudioPlace, Options, RawPcm, broken
+from fl.data.importers.records import Options, UnusableError
 
 RAW_SUFFIXES = frozenset({".pcm", ".raw"})
-"""Files without a header. (Some ``.pcm`` files of AI Hub do have one: see :mod:`fl.data.importers.sounds`.)"""
+"""Files without a header. (Some ``.pcm`` files of AI Hub do have one: see :mod:`fl.data.importers.audio`.)"""
 SUFFIXES = RAW_SUFFIXES | {".wav", ".flac", ".mp3", ".ogg", ".opus", ".sph", ".aiff", ".au"}
 
 
@@ -24,7 +22,7 @@ class AudioFolders:
         own = source if source.is_dir() else source.parent
         self.roots = (own,) if options.audio is None else (own, options.audio)
 
-    def at(self, name: str, where: str, *, beside: Path | None = None) -> AudioPlace:
+    def at(self, name: str, where: str, *, beside: Path | None = None) -> Path:
         """The audio that ``name`` in a label file means: relative to the folder ``beside`` or a root, or absolute and inside one.
 
         The first that exists, else the first that may; a later check reports it as missing. An absolute path of another
@@ -43,26 +41,28 @@ class AudioFolders:
                 f"{where}: path {name!r} leads out of {roots[0]}; if the audio is meant to lie elsewhere, name that folder with "
                 "--audio DIR"
             )
-        return _as_audio(found or allowed[0])
+        return found or allowed[0]
 
-    def called(self, stem: str, where: str) -> AudioPlace:
+    def called(self, stem: str, where: str) -> Path:
         """The audio file of that name in any folder, for corpora that keep labels and audio in two trees.
 
         Raises :class:`fl.data.importers.records.UnusableError` if there is none and :class:`CorpusError` if there are several.
         """
         found = self.find(stem, where)
         if found is None:
-            raise broken(where, "missing audio", f"no audio file is called {stem!r}; give its folder with --audio DIR")
+            raise UnusableError(
+                where, "missing audio", f"no audio file is called {stem!r}; give its folder with --audio DIR"
+            )
         return found
 
-    def find(self, stem: str, where: str) -> AudioPlace | None:
+    def find(self, stem: str, where: str) -> Path | None:
         """As :meth:`called`, None if there is none."""
         found = self._by_stem.get(stem, [])
         if len(found) > 1:
             raise CorpusError(
                 f"{where}: {len(found)} audio files are called {stem!r} ({found[0]}, {found[1]}); import the parts one by one"
             )
-        return _as_audio(found[0]) if found else None
+        return found[0] if found else None
 
     @cached_property
     def _by_stem(self) -> dict[str, list[Path]]:
@@ -73,10 +73,6 @@ class AudioFolders:
                     if path.suffix.lower() in SUFFIXES and path not in found[path.stem]:
                         found[path.stem].append(path)
         return found
-
-
-def _as_audio(path: Path) -> AudioPlace:
-    return RawPcm(path) if path.suffix.lower() in RAW_SUFFIXES else path
 
 
 def _inside(root: Path, name: str) -> Path | None:

@@ -4,8 +4,6 @@ An importer is a generator of findings. It opens label files only; audio is look
 usable, so that a bad corpus is refused before hours are spent.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,19 +27,12 @@ class Embedded:
     row: int
 
 
-@dataclass(frozen=True)
-class RawPcm:
-    """Audio without a header: 16-bit little-endian samples, 16 kHz, one channel, as AI Hub ships them."""
-
-    path: Path
-
-
-AudioPlace = Path | Embedded | RawPcm
+AudioPlace = Path | Embedded
 
 
 def file_of(audio: AudioPlace) -> Path:
     """The file that ``audio`` is or lies in."""
-    return audio if isinstance(audio, Path) else audio.path
+    return audio.path if isinstance(audio, Embedded) else audio
 
 
 @dataclass(frozen=True)
@@ -67,54 +58,20 @@ class Record:
     spans: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True)
-class LeftOut:
-    """An utterance that is sound but of no use here, such as one without words. ``reason`` is a heading to count under."""
-
-    where: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Problem:
-    """An utterance that is broken. One of them stops the import unless bad ones are to be left out, under ``kind``."""
-
-    where: str
-    kind: str
-    fault: str
-
-    @property
-    def message(self) -> str:
-        """What is wrong, with the file and the line."""
-        return f"{self.where}: {self.fault}"
-
-
-@dataclass(frozen=True)
-class Note:
-    """Something a person should know about the corpus as a whole; it goes into the summary."""
-
-    message: str
-
-
-Finding = Record | LeftOut | Problem | Note
-
-
 class UnusableError(Exception):
-    """Raised where one utterance is read, with what it is instead of a record; :func:`attempt` returns that."""
+    """One utterance that becomes no record: yielded, or raised where it is read, for :func:`attempt` to return.
 
-    def __init__(self, finding: LeftOut | Problem) -> None:
-        super().__init__(finding)
-        self.finding = finding
+    Without a ``fault`` it is sound but of no use here, such as one without words, and is counted under ``reason``. With one it
+    is broken, which stops the import unless bad utterances are to be left out.
+    """
+
+    def __init__(self, where: str, reason: str, fault: str = "") -> None:
+        super().__init__(f"{where}: {fault or reason}")
+        self.where, self.reason, self.fault = where, reason, fault
 
 
-def broken(where: str, kind: str, fault: str) -> UnusableError:
-    """To be raised for a :class:`Problem`."""
-    return UnusableError(Problem(where, kind, fault))
-
-
-def useless(where: str, reason: str) -> UnusableError:
-    """To be raised for what is :class:`LeftOut`."""
-    return UnusableError(LeftOut(where, reason))
+Finding = Record | UnusableError | str
+"""A string is a note of what a person should know about the corpus as a whole; it goes into the summary."""
 
 
 def attempt(make: Callable[P, Finding], *arguments: P.args, **options: P.kwargs) -> Finding:
@@ -122,7 +79,7 @@ def attempt(make: Callable[P, Finding], *arguments: P.args, **options: P.kwargs)
     try:
         return make(*arguments, **options)
     except UnusableError as refusal:
-        return refusal.finding
+        return refusal.with_traceback(None)  # its frames would keep whole label files in memory
 
 
 def seconds(value: object, where: str) -> float | None:
@@ -134,7 +91,7 @@ def seconds(value: object, where: str) -> float | None:
     except ValueError:
         number = -1.0
     if not 0 <= number < float("inf"):
-        raise broken(where, "broken times", f"{value!r} is not a number of seconds from 0 up")
+        raise UnusableError(where, "broken times", f"{value!r} is not a number of seconds from 0 up")
     return number
 
 

@@ -1,29 +1,90 @@
-"""From a row with named columns to a record: what CSV files, Common Voice and the tables of ``datasets`` have in common."""
+"""Rows with named columns, of text files and of Parquet and Arrow as ``datasets`` writes them, and the records they become.
 
-from __future__ import annotations
+Labels are read at once, audio inside a table when it is asked for.
+"""
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fl.core.errors import CorpusError
-from fl.data.importers.columns import ArrowTable, tables_below
 from fl.data.importers.places import AudioFolders
-from fl.data.importers.records import (
-    AudioPlace,
-    Embedded,
-    Finding,
-    Options,
-    Problem,
-    Record,
-    attempt,
-    broken,
-    seconds,
-    split_name,
-)
+from fl.data.importers.records import Embedded, Finding, Options, Record, UnusableError, attempt, seconds, split_name
+from fl.data.importers.texts import Rows, is_pointer, read_objects, read_table
 from fl.data.manifest import LEVELS
 from fl.metrics.languages import SCRIPT_LANGUAGES
+
+DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
+"""Of tables by the ending of their files; ``.jsonl`` holds one object a line."""
+
+LABEL_ROWS, AUDIO_ROWS = 4096, 16
+TABLE_SUFFIXES = (".parquet", ".arrow")
+
+
+class ArrowTable:
+    """One file. ``columns`` are its names, ``audio`` those that hold audio as bytes or a path."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError as error:
+            raise CorpusError("Parquet and Arrow files need pyarrow: pip install 'idiolect-fl[import]'") from error
+        self._pa: Any = pyarrow
+        self._parquet: Any = None
+        self.path = path
+        if is_pointer(path):
+            raise CorpusError(f"{path}:1: is a Git LFS pointer, not the data; run `git lfs pull` in the corpus")
+        try:
+            if path.suffix == ".parquet":
+                self._parquet = self._pa.parquet.ParquetFile(path, memory_map=True)
+            schema = self._stream().schema if self._parquet is None else self._parquet.schema_arrow
+        except (self._pa.ArrowInvalid, OSError) as error:
+            raise CorpusError(f"{path}: is not a {path.suffix[1:]} file ({error}); fetch it again") from error
+        structs = {field.name: field.type for field in schema if self._pa.types.is_struct(field.type)}
+        self.columns: list[str] = list(schema.names)
+        self.audio = [name for name, kind in structs.items() if kind.get_field_index("bytes") >= 0]
+        paths = [f"{name}.path" for name in self.audio if structs[name].get_field_index("path") >= 0]
+        self._labels = [name for name in self.columns if name not in structs] + paths
+        self._names = _class_names(schema.metadata or {})
+
+    def _stream(self) -> Any:
+        return self._pa.ipc.open_stream(self._pa.memory_map(str(self.path)))
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Every row without the bytes of its audio: of an audio column ``NAME`` only ``NAME.path`` is read."""
+        for batch in self._batches(LABEL_ROWS, self._labels):
+            for row in batch.to_pylist():
+                for name, names in self._names.items():
+                    value = row.get(name)
+                    if isinstance(value, int) and 0 <= value < len(names):
+                        row[name] = names[value]
+                yield row
+
+    def audio_bytes(self, column: str) -> Iterator[bytes | None]:
+        """The bytes of ``column`` in every row, in order."""
+        for batch in self._batches(AUDIO_ROWS, [f"{column}.bytes"]):
+            yield from batch.column(0).to_pylist()
+
+    def _batches(self, size: int, columns: list[str]) -> Iterator[Any]:
+        """The rows with only ``columns``, of which ``name.part`` is one part of a structure."""
+        try:
+            parquet = self._parquet
+            for batch in self._stream() if parquet is None else parquet.iter_batches(batch_size=size, columns=columns):
+                yield self._pa.Table.from_batches([batch]).flatten().select(columns)
+        except (self._pa.ArrowInvalid, OSError) as error:
+            raise CorpusError(f"{self.path}: is damaged ({error}); fetch it again") from error
+
+
+def _class_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
+    """Columns of whole numbers that stand for names (``ClassLabel``), by what ``datasets`` notes in the schema."""
+    try:
+        noted = json.loads(metadata[b"huggingface"])["info"]["features"]
+        return {name: feature["names"] for name, feature in noted.items() if feature.get("_type") == "ClassLabel"}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
 
 
 @dataclass(frozen=True)
@@ -48,8 +109,8 @@ class ColumnNames:
         for field, wanted in options.fields.items():
             if field != "utterances" and wanted not in columns:
                 raise CorpusError(f"{where}: --field {field}={wanted}: no such column; there are {', '.join(columns)}")
-        for field in self.__dataclass_fields__:
-            for name in getattr(self, field):
+        for field, names in vars(self).items():
+            for name in names:
                 if field not in chosen and name in columns:
                     chosen[field] = name
         for field in ("text", "audio"):
@@ -80,34 +141,29 @@ class RowReader:
     chosen: Mapping[str, str]
     folders: AudioFolders
 
-    def from_file(self, row: Mapping[str, Any], where: str, split: str | None) -> Finding:
-        """The record of a row that names an audio file; its id defaults to the file's stem."""
-        name = plain(row.get(self.chosen["audio"]))
-        if name is None:
-            return Problem(where, "missing audio", f"column {self.chosen['audio']!r} is empty")
-        stem = Path(name.replace("\\", "/")).stem
-        return attempt(self._record, row, where, self.folders.at(name, where), stem, split)
+    def read(self, row: Mapping[str, Any], where: str, split: str | None, inside: Embedded | None = None) -> Finding:
+        """The record of a row that names an audio file, or has it ``inside`` its table; its id defaults to the file's stem."""
+        return attempt(self._record, row, where, split, inside)
 
-    def from_table(self, row: Mapping[str, Any], path: Path, index: int, split: str | None) -> Finding:
-        """The record of row ``index`` of the table at ``path``, which has the audio inside."""
-        column = self.chosen["audio"]
-        stem = Path(str((row.get(column) or {}).get("path") or "")).stem or f"{path.stem}-{index + 1}"
-        return attempt(self._record, row, f"{path}:{index + 1}", Embedded(path, column, index), stem, split)
-
-    def _record(self, row: Mapping[str, Any], where: str, audio: AudioPlace, key: str, split: str | None) -> Record:
-        """Raises :class:`fl.data.importers.records.UnusableError` for times that are no numbers or a split that has no name."""
+    def _record(self, row: Mapping[str, Any], where: str, split: str | None, inside: Embedded | None) -> Record:
+        """Raises :class:`UnusableError` without audio, for times that are no numbers and a split that has no name."""
 
         def cell(field: str) -> str | None:
             return plain(row.get(self.chosen[field])) if field in self.chosen else None
 
-        start, end = seconds(cell("start"), where), seconds(cell("end"), where)
+        name = cell("audio") if inside is None else str(row.get(f"{inside.column}.path") or "")
+        if name is None:
+            raise UnusableError(where, "missing audio", f"column {self.chosen['audio']!r} is empty")
+        stem = Path(name.replace("\\", "/")).stem
+        if inside is not None:
+            stem = stem or f"{inside.path.stem}-{inside.row + 1}"
         own = cell("split")
         if own is not None and split_name(own) is None:
-            raise broken(where, "unknown split", f"split {own!r} is not one of train, validation, test")
+            raise UnusableError(where, "unknown split", f"split {own!r} is not one of train, validation, test")
         return Record(
             where=where,
-            id=cell("id") or key,
-            audio=audio,
+            id=cell("id") or stem,
+            audio=inside or self.folders.at(name, where),
             text=cell("text") or "",
             speaker=cell("speaker"),
             session=cell("session"),
@@ -115,9 +171,21 @@ class RowReader:
             split=split_name(own) if own else split,
             lang=language(cell("lang")),
             level=cell("level") if cell("level") in LEVELS else None,
-            start=start,
-            end=end,
+            start=seconds(cell("start"), where),
+            end=seconds(cell("end"), where),
         )
+
+
+def list_rows(
+    path: Path, options: Options, names: ColumnNames, folders: AudioFolders, *, quoted: bool = True
+) -> tuple[RowReader, Rows]:
+    """The rows of a list of audio files, by the ending of ``path``, and what makes records of them."""
+    if path.suffix == ".jsonl":
+        columns, rows = read_objects(path, options.encoding)
+    else:
+        delimiter = DELIMITERS[path.suffix.lower()]
+        columns, rows = read_table(path, options.encoding, delimiter=delimiter, quoted=quoted)
+    return RowReader(names.choose(columns, options, f"{path}:1"), folders), rows
 
 
 def parts_of(path: Path, source: Path) -> tuple[str, ...]:
@@ -131,7 +199,17 @@ def split_of(path: Path, source: Path) -> str | None:
     return next(filter(None, map(split_name, (relative.stem, *reversed(relative.parent.parts)))), None)
 
 
-def wanted_tables(source: Path, options: Options) -> list[tuple[Path, str | None]]:
+def tables_below(source: Path) -> list[Path]:
+    """All Parquet files below ``source``, or where there are none all Arrow files, in the order of their names."""
+    if source.is_file():
+        return [source]
+    found = (
+        [p for p in sorted(source.rglob(f"*{s}")) if not p.name.startswith((".", "cache-"))] for s in TABLE_SUFFIXES
+    )
+    return next(filter(None, found), [])
+
+
+def _wanted_tables(source: Path, options: Options) -> list[tuple[Path, str | None]]:
     """The tables below ``source`` that ``Options.parts`` wants, each with its split."""
     found = [(path, split_of(path, source)) for path in tables_below(source)]
     if not found:
@@ -144,17 +222,19 @@ def wanted_tables(source: Path, options: Options) -> list[tuple[Path, str | None
     return kept
 
 
-def table_records(source: Path, options: Options, names: ColumnNames) -> Iterator[tuple[Finding, Mapping[str, Any]]]:
-    """Every row of the tables below ``source`` as a record, with the row itself for what only one corpus has."""
+def table_records(
+    source: Path,
+    options: Options,
+    names: ColumnNames,
+    mend: Callable[[Record, Mapping[str, Any]], Finding] = lambda record, row: record,
+) -> Iterator[Finding]:
+    """Every row of the tables below ``source`` as a record; ``mend`` adds to it what only this corpus has in its rows."""
     folders = AudioFolders(source, options)
-    for path, split in wanted_tables(source, options):
+    for path, split in _wanted_tables(source, options):
         table = ArrowTable(path)
         reader = RowReader(names.choose(table.columns, options, str(path)), folders)
-        embedded = reader.chosen["audio"] in table.audio
+        column = reader.chosen["audio"]
         for index, row in enumerate(table.rows()):
-            found = (
-                reader.from_table(row, path, index, split)
-                if embedded
-                else reader.from_file(row, f"{path}:{index + 1}", split)
-            )
-            yield found, row
+            inside = Embedded(path, column, index) if column in table.audio else None
+            found = reader.read(row, f"{path}:{index + 1}", split, inside)
+            yield mend(found, row) if isinstance(found, Record) else found

@@ -1,7 +1,5 @@
 """Label files as text: decoded strictly, with the file, the line and the likely encoding named where that fails."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -16,7 +14,6 @@ MAX_TEXT_BYTES = 2 << 30
 
 _POINTER = b"version https://git-lfs"
 REPLACEMENT = "\ufffd"
-_KOREAN, _CHINESE = "cp949", "gb18030"
 
 
 def is_pointer(path: Path) -> bool:
@@ -28,32 +25,28 @@ def is_pointer(path: Path) -> bool:
 def read_text(path: Path, encoding: str = "") -> str:
     """The text of a label file in ``encoding`` ("" is UTF-8, with or without a byte order mark).
 
-    Raises :class:`CorpusError` for a missing or too large file, and :func:`decode`'s.
+    Raises :class:`CorpusError` for a missing or too large file, and with line and likely encoding for one in another.
     """
     if not path.is_file():
         raise CorpusError(f"{path}: no such file; check the folder that you gave, or the layout in docs/corpora.md")
     size = path.stat().st_size
     if size > MAX_TEXT_BYTES:
         raise CorpusError(f"{path}: {size:,} bytes of labels are more than {MAX_TEXT_BYTES:,}; split the file")
-    return decode(path.read_bytes(), str(path), encoding)
-
-
-def decode(data: bytes, source: str, encoding: str = "") -> str:
-    """``data`` as text. Raises :class:`CorpusError` ``source:line: ...`` that names the encoding it looks like."""
+    data = path.read_bytes()
     if not encoding and (wide := _utf16(data)):
-        raise CorpusError(f"{source}:1: this is UTF-16, not UTF-8; give --encoding {wide}")
+        raise CorpusError(f"{path}:1: this is UTF-16, not UTF-8; give --encoding {wide}")
     try:
         return data.decode(encoding or "utf-8-sig")
     except LookupError as error:
         raise CorpusError(f"--encoding {encoding!r} is unknown; for instance cp949, utf-16, gb18030") from error
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        guess = guess_encoding(data)
+        guess = _guess_encoding(data)
         looks = f"it looks like {guess}: give --encoding {guess}" if guess else "give --encoding, or convert the file"
-        raise CorpusError(f"{source}:{line}: not {encoding or 'UTF-8'}; {looks}") from error
+        raise CorpusError(f"{path}:{line}: not {encoding or 'UTF-8'}; {looks}") from error
 
 
-def guess_encoding(data: bytes) -> str:
+def _guess_encoding(data: bytes) -> str:
     """The encoding that text which is not UTF-8 most likely has, "" where none is likely.
 
     CP949 and GB18030 accept much of each other's bytes; Korean text in CP949 is nearly all Hangul, Chinese text read as
@@ -61,7 +54,7 @@ def guess_encoding(data: bytes) -> str:
     """
     if wide := _utf16(data):
         return wide
-    for encoding, first, last in ((_KOREAN, "\uac00", "\ud7a3"), (_CHINESE, "\u4e00", "\u9fff")):
+    for encoding, first, last in (("cp949", "\uac00", "\ud7a3"), ("gb18030", "\u4e00", "\u9fff")):
         wide_letters = [char for char in _decoded(data, encoding) or "" if ord(char) > 0x7F]
         if wide_letters and sum(first <= char <= last for char in wide_letters) >= 0.8 * len(wide_letters):
             return encoding

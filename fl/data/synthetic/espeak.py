@@ -10,6 +10,8 @@ its arguments alone.
 import _ctypes
 import ctypes
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,11 @@ from fl.core.errors import AudioError, ConfigError
 ESPEAK_SAMPLE_RATE = 22_050
 """Samples per second of every espeak-ng voice."""
 
-MISSING_EXTRA = "espeak-ng is not installed: synthetic speech needs the extra, pip install 'idiolect-fl[synth]'"
-
 _AUDIO_OUTPUT_SYNCHRONOUS = 2
 _CHARS_UTF8 = 1
 _DONT_EXIT = 1 << 15
 _POSITION_CHARACTER = 1
-_PARAMETERS = {"rate": 1, "volume": 2, "pitch": 3, "pitch_range": 4}
+_RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4
 _SEED = 1
 
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
@@ -57,7 +57,9 @@ class Espeak:
         try:
             import espeakng_loader
         except ImportError as error:
-            raise ConfigError(MISSING_EXTRA) from error
+            raise ConfigError(
+                "espeak-ng is not installed: synthetic speech needs the extra, pip install 'idiolect-fl[synth]'"
+            ) from error
         self._library_path = espeakng_loader.get_library_path()
         # espeak-ng wants the folder that holds espeak-ng-data, not that folder itself
         self._data_folder = Path(espeakng_loader.get_data_path()).parent
@@ -75,21 +77,6 @@ class Espeak:
             raise ConfigError(
                 f"espeak variant {voice.variant!r} is not shipped; known: {', '.join(sorted(self.variants))}"
             )
-        with self._lock:
-            library, chunks, keep = self._load()
-            try:
-                self._speak(library, text, f"{language}+{voice.variant}", voice)
-            finally:
-                library.espeak_Terminate()
-                _unload(library)
-                del keep
-        if not chunks:
-            raise AudioError(f"espeak-ng gave no sound for {text!r} in {language!r}")
-        return np.concatenate(chunks).astype(np.float32) / np.float32(32768.0)
-
-    def _load(self) -> tuple[Any, list[npt.NDArray[np.int16]], object]:
-        library = ctypes.CDLL(self._library_path)
-        _declare(library)
         chunks: list[npt.NDArray[np.int16]] = []
 
         def receive(wave: Any, count: int, events: Any) -> int:
@@ -98,22 +85,35 @@ class Espeak:
             return 0
 
         callback = _Callback(receive)
+        with self._lock, self._loaded() as library:
+            library.espeak_SetSynthCallback(callback)
+            library.espeak_ng_SetRandSeed(_SEED)
+            self._speak(library, text, f"{language}+{voice.variant}", voice)
+        if not chunks:
+            raise AudioError(f"espeak-ng gave no sound for {text!r} in {language!r}")
+        return np.concatenate(chunks).astype(np.float32) / np.float32(32768.0)
+
+    @contextmanager
+    def _loaded(self) -> Iterator[Any]:
+        library = ctypes.CDLL(self._library_path)
+        _declare(library)
         rate = library.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, str(self._data_folder).encode(), _DONT_EXIT)
         if rate != ESPEAK_SAMPLE_RATE:
             _unload(library)
             raise ConfigError(
                 f"espeak-ng did not start from {self._data_folder} (code {rate}); reinstall the extra synth"
             )
-        library.espeak_SetSynthCallback(callback)
-        library.espeak_ng_SetRandSeed(_SEED)
-        return library, chunks, callback
+        try:
+            yield library
+        finally:
+            library.espeak_Terminate()
+            _unload(library)
 
     def _speak(self, library: Any, text: str, name: str, voice: Voice) -> None:
         if library.espeak_SetVoiceByName(name.encode()) != 0:
             raise ConfigError(f"espeak-ng has no voice {name!r}")
-        settings = {"rate": voice.rate, "volume": 80, "pitch": voice.pitch, "pitch_range": voice.pitch_range}
-        for key, value in settings.items():
-            library.espeak_SetParameter(_PARAMETERS[key], value, 0)
+        for key, value in ((_RATE, voice.rate), (_VOLUME, 80), (_PITCH, voice.pitch), (_RANGE, voice.pitch_range)):
+            library.espeak_SetParameter(key, value, 0)
         data = text.encode() + b"\0"
         code = library.espeak_Synth(data, len(data), 0, _POSITION_CHARACTER, 0, _CHARS_UTF8, None, None)
         if code != 0:

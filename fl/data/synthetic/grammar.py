@@ -1,20 +1,64 @@
-"""Sentences from a pair's grammar: expansion of patterns, then spelling. Nothing here knows of sound or of devices."""
+"""A language pair and its sentences: expansion of patterns, then spelling. Nothing here knows of sound or of devices."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from itertools import product
 from random import Random
 from typing import cast
 
 from fl.core.errors import ConfigError
 from fl.core.rng import derive_random
-from fl.data.synthetic.morphology import Agreement, Kind, Part, Phrase, Word, apply_function, matrix_words
-from fl.data.synthetic.pairs import Lexicon, Pair
+from fl.data.synthetic.morphology import MORPHOLOGY, Agreement, Kind, Part, Phrase, Word, matrix_words
 
 _TOKEN = re.compile(r"\{(?P<slot>[^}]*)\}|\[(?P<embedded>[^\]]*)\]|(?P<space>\s+)|(?P<literal>[^\s{\[]+)")
 _SLOT = re.compile(
     r"(?:(?P<kind>matrix|loan|embedded):)?(?P<name>\w+)(?:\|(?P<function>\w+)(?::(?P<argument>[^|]+))?)?"
 )
+
+LEVELS = ("none", "word", "phrase", "sentence")
+"""Start symbols of a grammar. "none" switches no language; the others name the largest thing switched."""
+
+Lexicon = Mapping[tuple[Kind, str], tuple[Phrase, ...]]
+"""Entries by (kind, category)."""
+
+
+@dataclass(frozen=True)
+class Topic:
+    """What people talk about: a lexicon for each *frame*, a set of objects with the verbs that suit them."""
+
+    name: str
+    frames: tuple[Lexicon, ...]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A matrix language, an embedded one, and a grammar that mixes them."""
+
+    id: str
+    matrix: str
+    embedded: str
+    matrix_voice: str
+    embedded_voice: str
+    variants: tuple[str, ...]
+    endings: Mapping[str, tuple[str, ...]]
+    rules: Mapping[str, tuple[str, ...]]
+    topics: tuple[Topic, ...]
+
+    def entries(self) -> Iterator[tuple[Kind, Phrase]]:
+        """Every lexicon entry with its kind; an entry that several frames share comes once for each."""
+        for topic in self.topics:
+            for frame in topic.frames:
+                for (kind, _), phrases in frame.items():
+                    for phrase in phrases:
+                        yield kind, phrase
+
+    def loanwords(self) -> dict[str, str]:
+        """Matrix spelling -> Latin spelling of all loanwords."""
+        parts = (phrase.words[0][0] for kind, phrase in self.entries() if kind == "loan")
+        return {part.text: part.latin for part in parts if part.latin is not None}
+
 
 Spelling = Callable[[str, str], bool]
 """``(matrix spelling, latin spelling) -> True`` when this person writes the Latin one."""
@@ -32,11 +76,10 @@ class Written:
 
 @dataclass(frozen=True)
 class Sentence:
-    """Words before anyone has spelled them. ``level`` is one of ``pairs.LEVELS``."""
+    """Words before anyone has spelled them. ``level`` is one of LEVELS."""
 
     words: tuple[Word, ...]
     level: str
-    topic: str
 
     def key(self) -> str:
         """The sentence without its spelling: equal for two people who write the same words differently."""
@@ -46,30 +89,34 @@ class Sentence:
         """Spell it: each loanword as ``latin`` decides."""
         words, spans, loans = [], [], []
         for word in self.words:
-            pieces = []
+            runs: list[tuple[str, str]] = []  # 커피 + 를 is one: only real switches split a word
             for part in word:
                 use_latin = part.latin is not None and latin(part.text, part.latin)
                 text = part.latin if part.latin is not None and use_latin else part.text
-                pieces.append(text)
-                spans.append((text, pair.embedded if use_latin or part.kind == "embedded" else pair.matrix))
+                _extend(runs, text, pair.embedded if use_latin or part.kind == "embedded" else pair.matrix)
                 if part.latin is not None:
                     loans.append((part.text, part.latin))
-            words.append("".join(pieces))
-        return Written(" ".join(words), tuple(_join(self.words, spans, pair)), tuple(dict.fromkeys(loans)))
+            words.append("".join(text for text, _ in runs))
+            spans += runs
+        return Written(" ".join(words), tuple(spans), tuple(dict.fromkeys(loans)))
 
     def segments(self, pair: Pair) -> list[tuple[str, str]]:
-        """Runs of one voice: ``(voice language, text to read)``. Loanwords are read in their matrix spelling by the
+        """Runs of one voice: ``(text to read, voice language)``. Loanwords are read in their matrix spelling by the
         matrix voice whatever the writer does, so that nothing in the sound tells the spelling."""
         runs: list[tuple[str, str]] = []
         for word in self.words:
             for index, part in enumerate(word):
                 language = pair.embedded_voice if part.kind == "embedded" else pair.matrix_voice
-                gap = "" if index else " "
-                if runs and runs[-1][0] == language:
-                    runs[-1] = (language, runs[-1][1] + gap + part.text)
-                else:
-                    runs.append((language, part.text))
+                _extend(runs, part.text, language, gap="" if index else " ")
         return runs
+
+
+def _extend(runs: list[tuple[str, str]], text: str, language: str, gap: str = "") -> None:
+    """Add ``text``, to the last run if that is in the same language."""
+    if runs and runs[-1][1] == language:
+        runs[-1] = (runs[-1][0] + gap + text, language)
+    else:
+        runs.append((text, language))
 
 
 def generate(pair: Pair, *, level: str, topic: str, register: int, random: Random) -> Sentence:
@@ -78,16 +125,15 @@ def generate(pair: Pair, *, level: str, topic: str, register: int, random: Rando
     if chosen is None:
         raise ConfigError(f"unknown topic {topic!r}; {pair.id} knows: {', '.join(t.name for t in pair.topics)}")
     lexicon = random.choice(chosen.frames)
-    agreement = Agreement(register=register, endings=pair.endings)
-    phrase = _Expansion(pair, lexicon, agreement, random).rule(level)
-    return Sentence(phrase.words, level, topic)
+    return Sentence(_Expansion(pair, lexicon, register, random).rule(level).words, level)
 
 
 class _Expansion:
     """The state of one sentence being made: which entries were used, and what must agree with them."""
 
-    def __init__(self, pair: Pair, lexicon: Lexicon, agreement: Agreement, random: Random) -> None:
-        self._pair, self._lexicon, self._agreement, self._random = pair, lexicon, agreement, random
+    def __init__(self, pair: Pair, lexicon: Lexicon, register: int, random: Random) -> None:
+        self._pair, self._lexicon, self._random = pair, lexicon, random
+        self.agreement = Agreement(register=register, endings=pair.endings)
         self._used: set[str] = set()
 
     def rule(self, name: str) -> Phrase:
@@ -109,16 +155,13 @@ class _Expansion:
 
     def _token(self, token: re.Match[str]) -> Phrase:
         if token["slot"] is not None:
-            return self._slot(token["slot"])
+            slot = _read_slot(token["slot"])
+            phrase = self.rule(slot.name) if slot.is_rule(self._pair) else self._pick(slot)
+            return slot.apply(phrase, self.agreement)
         if token["embedded"] is not None:
             words = tuple((Part(word, "embedded"),) for word in token["embedded"].split())
             return Phrase(words, token["embedded"].split()[-1])
         return Phrase(matrix_words(token["literal"]), token["literal"])
-
-    def _slot(self, text: str) -> Phrase:
-        slot = _read_slot(text)
-        phrase = self.rule(slot.name) if slot.is_rule(self._pair) else self._pick(slot)
-        return slot.apply(phrase, self._agreement)
 
     def _pick(self, slot: "_GrammarSlot") -> Phrase:
         entries = slot.entries(self._pair, self._lexicon)
@@ -149,7 +192,11 @@ class _GrammarSlot:
         return entries
 
     def apply(self, phrase: Phrase, agreement: Agreement) -> Phrase:
-        return phrase if self.function is None else apply_function(self.function, phrase, self.argument, agreement)
+        if self.function is None:
+            return phrase
+        if self.function not in MORPHOLOGY:
+            raise ConfigError(f"unknown function {self.function!r} in a pattern; known: {', '.join(MORPHOLOGY)}")
+        return MORPHOLOGY[self.function](phrase, self.argument, agreement)
 
 
 def _read_slot(text: str) -> _GrammarSlot:
@@ -165,47 +212,17 @@ def check_grammar(pair: Pair) -> None:
     Raises ConfigError for a slot that cannot be read or filled, a rule that leads back to itself, and an entry that its
     function cannot inflect.
     """
-    slots = {name: [_read_slot(text) for text in _slot_texts(patterns)] for name, patterns in pair.rules.items()}
-    below = {name: {slot.name for slot in found if slot.is_rule(pair)} for name, found in slots.items()}
-    for name in pair.rules:
-        reached: set[str] = set()
-        while (fresh := set().union(below[name], *(below[rule] for rule in reached))) - reached:
-            reached |= fresh
-        if name in reached:
-            raise ConfigError(f"rule {name!r} leads back to itself, so a sentence would never end")
+    slots = {
+        name: {_read_slot(token["slot"]) for pattern in patterns for token in _TOKEN.finditer(pattern) if token["slot"]}
+        for name, patterns in pair.rules.items()
+    }
+    try:
+        TopologicalSorter({name: {s.name for s in found if s.is_rule(pair)} for name, found in slots.items()}).prepare()
+    except CycleError as error:
+        raise ConfigError(f"rule {error.args[1][0]!r} leads back to itself, so a sentence would never end") from None
+    frames = [frame for topic in pair.topics for frame in topic.frames]
     registers = range(max((len(forms) for forms in pair.endings.values()), default=1))
-    every = {slot for found in slots.values() for slot in found}
-    for slot in sorted(every, key=repr):
-        for lexicon in (frame for topic in pair.topics for frame in topic.frames):
-            for register in registers:
-                _try_slot(pair, lexicon, slot, Agreement(register=register, endings=pair.endings))
-
-
-def _slot_texts(patterns: Iterable[str]) -> set[str]:
-    texts = (token["slot"] for pattern in patterns for token in _TOKEN.finditer(pattern))
-    return {text for text in texts if text is not None}
-
-
-def _try_slot(pair: Pair, lexicon: Lexicon, slot: _GrammarSlot, agreement: Agreement) -> None:
-    if slot.is_rule(pair):
-        random = derive_random("check", pair.id, slot.name)
-        slot.apply(_Expansion(pair, lexicon, agreement, random).rule(slot.name), agreement)
-        return
-    for entry in slot.entries(pair, lexicon):
-        slot.apply(entry, agreement)
-
-
-def _join(words: Iterable[Word], spans: list[tuple[str, str]], pair: Pair) -> list[tuple[str, str]]:
-    """Merge neighbouring parts of one word that are in one language (커피 + 를), so that only real switches split it."""
-    merged: list[tuple[str, str]] = []
-    position = 0
-    for word in words:
-        start = len(merged)
-        for _ in word:
-            text, language = spans[position]
-            position += 1
-            if len(merged) > start and merged[-1][1] == language:
-                merged[-1] = (merged[-1][0] + text, language)
-            else:
-                merged.append((text, language))
-    return merged
+    for slot, lexicon, register in product(sorted(set().union(*slots.values()), key=repr), frames, registers):
+        expansion = _Expansion(pair, lexicon, register, derive_random("check", pair.id, slot.name))
+        for phrase in (expansion.rule(slot.name),) if slot.is_rule(pair) else slot.entries(pair, lexicon):
+            slot.apply(phrase, expansion.agreement)

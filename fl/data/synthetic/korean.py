@@ -79,15 +79,11 @@ def infinitive(stem: str, irregular: str = "") -> str:
     letter = "ㅏㅐㅑㅒㅓㅔㅕㅖㅗㅘㅙㅚㅛㅜㅝㅞㅟㅠㅡㅢㅣ"[vowel]
     if irregular == "ㅂ":
         # only the one-syllable stems 돕 and 곱 keep vowel harmony
-        return stem[:-1] + compose(lead, vowel, 0) + ("와" if stem in ("돕", "곱") else "워")
-    if irregular in ("ㄷ", "ㅅ"):
-        changed = compose(lead, vowel, _TAIL["ㄹ"] if irregular == "ㄷ" else 0)
-        return stem[:-1] + changed + ("아" if letter in "ㅏㅗ" else "어")
+        return _before_vowel(stem, irregular) + ("와" if stem in ("돕", "곱") else "워")
     if irregular == "르":
-        harmony = _is_bright(stem[-2])
-        return stem[:-2] + _with_tail(stem[-2], "ㄹ") + ("라" if harmony else "러")
+        return stem[:-2] + _with_tail(stem[-2], "ㄹ") + ("라" if _is_bright(stem[-2]) else "러")
     if tail:
-        return stem + ("아" if letter in "ㅏㅑㅗ" else "어")
+        return _before_vowel(stem, irregular) + ("아" if letter in "ㅏㅑㅗ" else "어")
     if letter == "ㅡ":
         bright = len(stem) > 1 and _is_bright(stem[-2])
         return stem[:-1] + compose(lead, _VOWEL["ㅏ" if bright else "ㅓ"], 0)
@@ -99,17 +95,23 @@ def infinitive(stem: str, irregular: str = "") -> str:
 
 def _eu_form(stem: str, irregular: str, before: str) -> str:
     """Stem before an ending in (으): 먹으-, 가-, 만들- (which loses ㄹ before ㄴ, ㅅ, ㅂ and another ㄹ)."""
-    lead, vowel, tail = decompose(stem[-1])
-    if irregular == "ㅂ":
-        return stem[:-1] + compose(lead, vowel, 0) + "우"
-    if irregular == "ㄷ":
-        return stem[:-1] + compose(lead, vowel, _TAIL["ㄹ"]) + "으"
-    if irregular == "ㅅ":
-        return stem[:-1] + compose(lead, vowel, 0) + "으"
-    if tail == _TAIL["ㄹ"]:
-        drops = before in ("ㄹ", "ㄴ", "ㅂ") or before in ("니", "세", "시")
-        return stem[:-1] + compose(lead, vowel, 0) if drops else stem
-    return stem + "으" if tail else stem
+    tail = decompose(stem[-1])[2]
+    if tail == _TAIL["ㄹ"] and not irregular:
+        return _opened(stem) if before in ("ㄹ", "ㄴ", "ㅂ", "니", "세", "시") else stem
+    return _before_vowel(stem, irregular) + ("우" if irregular == "ㅂ" else "으" if tail else "")
+
+
+def _before_vowel(stem: str, irregular: str) -> str:
+    """The stem as irregular verbs have it before a vowel: 맵/ㅂ -> 매, 듣/ㄷ -> 들, 낫/ㅅ -> 나."""
+    if irregular not in ("ㅂ", "ㄷ", "ㅅ"):
+        return stem
+    return _with_tail(_opened(stem), "ㄹ" if irregular == "ㄷ" else "")
+
+
+def _opened(text: str) -> str:
+    """``text`` without the final consonant of its last syllable."""
+    lead, vowel, _ = decompose(text[-1])
+    return text[:-1] + compose(lead, vowel, 0)
 
 
 def _is_bright(syllable: str) -> bool:

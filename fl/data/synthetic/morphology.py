@@ -110,10 +110,3 @@ MORPHOLOGY: dict[str, Callable[[Phrase, str, Agreement], Phrase]] = {
     "verb": _verb,
     "a": _a,
 }
-
-
-def apply_function(name: str, phrase: Phrase, argument: str, agreement: Agreement) -> Phrase:
-    """Function ``name`` of MORPHOLOGY applied to ``phrase``; ConfigError for an unknown name, listing the known ones."""
-    if name not in MORPHOLOGY:
-        raise ConfigError(f"unknown function {name!r} in a pattern; known: {', '.join(MORPHOLOGY)}")
-    return MORPHOLOGY[name](phrase, argument, agreement)

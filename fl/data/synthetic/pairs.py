@@ -1,49 +1,94 @@
-"""What a language pair is: voices, endings, sentence patterns and a lexicon by topic. ``loader`` reads it from a file."""
+"""Language pairs as data: one TOML file holds voices, endings, sentence patterns and lexicon of a pair.
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+The syntax of entries and patterns is explained at the top of ``pairs/ko-en.toml``.
+"""
 
-from fl.data.synthetic.morphology import Kind, Phrase
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
 
-LEVELS = ("none", "word", "phrase", "sentence")
-"""Start symbols of a grammar. "none" switches no language; the others name the largest thing switched."""
+from fl.core.errors import ConfigError
+from fl.data.synthetic.grammar import LEVELS, Lexicon, Pair, Topic, check_grammar
+from fl.data.synthetic.morphology import Kind, Part, Phrase
 
-KINDS: tuple[Kind, ...] = ("matrix", "loan", "embedded")
-Lexicon = Mapping[tuple[Kind, str], tuple[Phrase, ...]]
-"""Entries by (kind, category)."""
-
-
-@dataclass(frozen=True)
-class Topic:
-    """What people talk about: a lexicon for each *frame*, a set of objects with the verbs that suit them."""
-
-    name: str
-    frames: tuple[Lexicon, ...]
+PAIRS_FOLDER = Path(__file__).parent / "pairs"
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A matrix language, an embedded one, and a grammar that mixes them."""
+def known_pairs() -> list[str]:
+    """Names of the pairs that ship with Idiolect."""
+    return sorted(path.stem for path in PAIRS_FOLDER.glob("*.toml"))
 
-    id: str
-    matrix: str
-    embedded: str
-    matrix_voice: str
-    embedded_voice: str
-    variants: tuple[str, ...]
-    endings: Mapping[str, tuple[str, ...]]
-    rules: Mapping[str, tuple[str, ...]]
-    topics: tuple[Topic, ...]
 
-    def entries(self) -> Iterator[tuple[Kind, Phrase]]:
-        """Every lexicon entry with its kind; an entry that several frames share comes once for each."""
-        for topic in self.topics:
-            for frame in topic.frames:
-                for (kind, _), phrases in frame.items():
-                    for phrase in phrases:
-                        yield kind, phrase
+def load_pair(name: str) -> Pair:
+    """The pair ``name`` of :func:`known_pairs`, or the pair file at the path ``name`` if it ends in ``.toml``.
 
-    def loanwords(self) -> dict[str, str]:
-        """Matrix spelling -> Latin spelling of all loanwords."""
-        parts = (phrase.words[0][0] for kind, phrase in self.entries() if kind == "loan")
-        return {part.text: part.latin for part in parts if part.latin is not None}
+    Raises ConfigError for an unknown name, and for a file that is malformed, naming the file and the entry.
+    """
+    path = Path(name) if name.endswith(".toml") else PAIRS_FOLDER / f"{name}.toml"
+    if not path.is_file():
+        raise ConfigError(
+            f"language pair {name!r} not found; known: {', '.join(known_pairs())}, or give the path of a .toml file"
+        )
+    try:
+        pair = _read(tomllib.loads(path.read_text(encoding="utf-8")))
+        check_grammar(pair)
+        return pair
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a TOML file: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{path}: missing or mistyped entry {error}; compare with {PAIRS_FOLDER}/ko-en.toml"
+        ) from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _read(table: Mapping[str, Any]) -> Pair:
+    shared = _lexicon(table["shared"])
+    topics = []
+    for name, topic in table["topics"].items():
+        general = {**shared, **_lexicon(topic)}
+        topics.append(Topic(name, tuple({**general, **_lexicon(frame)} for frame in topic["frames"])))
+    rules = {name: tuple(patterns) for name, patterns in table["rules"].items()}
+    missing = [level for level in LEVELS if not rules.get(level)]
+    if missing:
+        raise ConfigError(f"[rules] has no patterns for {', '.join(missing)}")
+    if not re.fullmatch(r"[A-Za-z0-9-]+", table["id"]):
+        raise ConfigError(f"id {table['id']!r} names people and folders: letters, digits and hyphens only")
+    variants = tuple(table["voices"]["variants"].split())
+    if not variants:
+        raise ConfigError("[voices] lists no voice variants")
+    return Pair(
+        id=table["id"],
+        matrix=table["languages"]["matrix"],
+        embedded=table["languages"]["embedded"],
+        matrix_voice=table["voices"]["matrix"],
+        embedded_voice=table["voices"]["embedded"],
+        variants=variants,
+        endings={name: tuple(forms) for name, forms in table.get("endings", {}).items()},
+        rules=rules,
+        topics=tuple(topics),
+    )
+
+
+def _lexicon(table: Mapping[str, Any]) -> Lexicon:
+    lexicon: dict[tuple[Kind, str], tuple[Phrase, ...]] = {}
+    for kind in get_args(Kind):
+        for category, entries in table.get(kind, {}).items():
+            lexicon[kind, category] = tuple(_entry(kind, text) for text in entries.split())
+    return lexicon
+
+
+def _entry(kind: Kind, text: str) -> Phrase:
+    """``text[/mark][=latin][~sound]`` with ``_`` for spaces."""
+    rest, _, sound = text.partition("~")
+    rest, _, latin = rest.partition("=")
+    surface, slash, mark = rest.partition("/")
+    if not surface or (kind == "loan") != bool(latin):
+        raise ConfigError(f"entry {text!r}: a loanword is written matrix=latin, any other word without '='")
+    words = tuple((Part(word, kind, latin or None),) for word in surface.split("_"))
+    if kind == "loan" and (len(words) > 1 or "_" in latin):
+        raise ConfigError(f"loanword {text!r} must be one word in both spellings, or counts of words would differ")
+    return Phrase(words, sound or surface.split("_")[-1], slash + mark)

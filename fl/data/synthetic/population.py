@@ -3,24 +3,25 @@
 import hashlib
 import json
 import os
-import shutil
-import tempfile
+from bisect import bisect
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, replace
+from itertools import accumulate
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from fl.core.errors import ConfigError
+from fl.core.files import new_folder
 from fl.core.rng import derive_generator, derive_random
 from fl.data.manifest import Utterance, write_manifest
 from fl.data.synthetic.acoustics import Acoustics, join_segments, record
 from fl.data.synthetic.espeak import ESPEAK_SAMPLE_RATE, Espeak
-from fl.data.synthetic.grammar import Sentence, generate
-from fl.data.synthetic.loader import load_pair
-from fl.data.synthetic.pairs import Pair
+from fl.data.synthetic.grammar import Pair, Sentence, generate
+from fl.data.synthetic.pairs import load_pair
 from fl.data.synthetic.voices import DeviceProfile, draw_profiles
 from fl.speech.audio import SAMPLE_RATE, Waveform, save_audio
 
@@ -37,22 +38,6 @@ _MAX_PEOPLE = 10_000
 _AHEAD = 16  # recordings begun and not finished
 
 Said = tuple[Utterance, Future[None]]  # and when its recording is on the disk
-
-
-@dataclass(frozen=True)
-class _Settings:
-    pair: str
-    devices: int
-    new_people: int
-    sentences: int
-    seed: int
-
-    def check(self) -> None:
-        limits = {"devices": (1, _MAX_PEOPLE), "new_people": (0, _MAX_PEOPLE), "sentences": (1, 100_000)}
-        for key, (low, high) in limits.items():
-            value = getattr(self, key)
-            if not low <= value <= high:
-                raise ConfigError(f"{key}={value} is not allowed: from {low} to {high}")
 
 
 def synthesize(
@@ -75,30 +60,32 @@ def synthesize(
     Raises ConfigError for settings that are not allowed, a folder that holds something else, or a missing espeak-ng.
     """
     out_dir = Path(out_dir)
-    settings = _Settings(pair, devices, new_people, sentences, seed)
-    settings.check()
+    limits = {"devices": (1, _MAX_PEOPLE), "new_people": (0, _MAX_PEOPLE), "sentences": (1, 100_000)}
+    settings = {"devices": devices, "new_people": new_people, "sentences": sentences, "seed": seed}
+    for key, (low, high) in limits.items():
+        if not low <= settings[key] <= high:
+            raise ConfigError(f"{key}={settings[key]} is not allowed: from {low} to {high}")
     grammar = load_pair(pair)
-    stamp = _stamp(settings, grammar)
+    stamp = _stamp(grammar, settings)
     if _is_finished(out_dir, stamp):
         return out_dir / MANIFEST_NAME
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
-    try:
-        profiles = draw_profiles(grammar, devices=devices, new_people=new_people, seed=seed)
+    profiles = draw_profiles(grammar, devices=devices, new_people=new_people, seed=seed)
+    with new_folder(out_dir) as work:
         utterances = []
         with ThreadPoolExecutor(os.cpu_count()) as recorders:
-            for utterance, recorded in _a_few_ahead(_speak_all(work, grammar, profiles, settings, Espeak(), recorders)):
+            said = _speak_all(work, grammar, profiles, sentences, seed, Espeak(), recorders)
+            for utterance, recorded in _a_few_ahead(said):
                 recorded.result()
                 utterances.append(utterance)
                 if progress is not None:
                     progress(len(utterances), len(profiles) * sentences)
         write_manifest(work / MANIFEST_NAME, utterances)
-        _write_population(work / POPULATION_NAME, stamp, profiles)
-        work.chmod(0o755)  # mkdtemp makes private folders
-        _publish(work, out_dir, stamp)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
+        content = {"schema": 1, "settings": stamp, "people": [asdict(profile) for profile in profiles]}
+        text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+        (work / POPULATION_NAME).write_text(text, encoding="utf-8")
+        with suppress(OSError):
+            out_dir.rmdir()  # Windows replaces no folder, not even an empty one
+    _is_finished(out_dir, stamp)  # another process may have been quicker: with other settings that is an error
     return out_dir / MANIFEST_NAME
 
 
@@ -115,22 +102,16 @@ def new_people_of(manifest: str | Path) -> tuple[str, ...]:
         raise ConfigError(f"{path} is not a population file ({error}); make the population again") from error
 
 
-def _stamp(settings: _Settings, pair: Pair) -> dict[str, Any]:
+def _stamp(pair: Pair, settings: Mapping[str, int]) -> dict[str, Any]:
     """What decides the bytes of a population."""
-    return {
-        "generator": GENERATOR_VERSION,
-        "pair": pair.id,
-        "pair_sha256": hashlib.sha256(repr(pair).encode()).hexdigest(),
-        "devices": settings.devices,
-        "new_people": settings.new_people,
-        "sentences": settings.sentences,
-        "seed": settings.seed,
-    }
+    grammar = hashlib.sha256(repr(pair).encode()).hexdigest()
+    return {"generator": GENERATOR_VERSION, "pair": pair.id, "pair_sha256": grammar, **settings}
 
 
 def population_digest(*, pair: str, devices: int, new_people: int, sentences: int, seed: int) -> str:
     """Eight hexadecimal digits of everything that decides a population's bytes: for the name of its folder in a cache."""
-    stamp = _stamp(_Settings(pair, devices, new_people, sentences, seed), load_pair(pair))
+    settings = {"devices": devices, "new_people": new_people, "sentences": sentences, "seed": seed}
+    stamp = _stamp(load_pair(pair), settings)
     return hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -150,24 +131,6 @@ def _is_finished(folder: Path, stamp: dict[str, Any]) -> bool:
     return True
 
 
-def _publish(work: Path, out_dir: Path, stamp: dict[str, Any]) -> None:
-    """Give the finished folder its name, in one step. When another process made the same population meanwhile, theirs
-    stays and ours goes: the bytes are equal."""
-    try:
-        if out_dir.is_dir():
-            out_dir.rmdir()  # empty, as _is_finished made sure
-        os.replace(work, out_dir)
-    except OSError:
-        if not _is_finished(out_dir, stamp):
-            raise
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _write_population(path: Path, stamp: dict[str, Any], profiles: tuple[DeviceProfile, ...]) -> None:
-    content = {"schema": 1, "settings": stamp, "people": [profile.to_json() for profile in profiles]}
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-
-
 def _a_few_ahead(items: Iterator[Said]) -> Iterator[Said]:
     """The same items, each when a few more have been begun: speaking goes on while others are recorded."""
     waiting: deque[Said] = deque()
@@ -182,7 +145,8 @@ def _speak_all(
     folder: Path,
     pair: Pair,
     profiles: tuple[DeviceProfile, ...],
-    settings: _Settings,
+    sentences: int,
+    seed: int,
     espeak: Espeak,
     recorders: ThreadPoolExecutor,
 ) -> Iterator[Said]:
@@ -190,24 +154,22 @@ def _speak_all(
     said: set[str] = set()
     for profile in profiles:
         (folder / "audio" / profile.name).mkdir(parents=True)
-        random = derive_random(settings.seed, "sentences", profile.name)
-        sessions = session_numbers(settings.sentences, derive_random(settings.seed, "sessions", profile.name))
+        random = derive_random(seed, "sentences", profile.name)
+        sessions = session_numbers(sentences, derive_random(seed, "sessions", profile.name))
         for index, session in enumerate(sessions):
             sentence, speech = _draw_sentence(pair, profile, said, espeak, random)
             said.add(sentence.key())
             path = folder / "audio" / profile.name / f"{index:03d}.wav"
-            recorded = recorders.submit(_record, path, speech, profile, session, index, settings.seed)
-            written = sentence.write(pair, profile.writes_latin())
+            recorded = recorders.submit(_record, path, speech, profile, session, index, seed)
+            written = sentence.write(pair, profile.writes_latin)
             utterance = Utterance(
                 id=f"{profile.name}-{index:03d}",
                 audio=path,
-                text=written.text,
                 speaker=profile.name,
                 lang=pair.matrix,
-                spans=written.spans,
                 level=None if sentence.level == "none" else sentence.level,
-                loanwords=written.loanwords,
                 session=f"session-{session + 1}",
+                **vars(written),
             )
             yield utterance, recorded
 
@@ -217,11 +179,8 @@ def session_numbers(sentences: int, random: Random) -> list[int]:
     count = min(sentences, random.randint(7, 9))
     weights = [random.uniform(0.6, 1.4) for _ in range(count)]
     spare = sentences - count
-    bounds, total = [], 0.0
-    for index, weight in enumerate(weights):
-        total += weight
-        bounds.append(index + 1 + round(spare * total / sum(weights)))
-    return [next(number for number, bound in enumerate(bounds) if index < bound) for index in range(sentences)]
+    ends = [number + round(spare * total / sum(weights)) for number, total in enumerate(accumulate(weights), 1)]
+    return [bisect(ends, index) for index in range(sentences)]
 
 
 def _draw_sentence(
@@ -236,7 +195,7 @@ def _draw_sentence(
         sentence = generate(pair, level=level, topic=random.choice(topics), register=register, random=random)
         if sentence.key() in said and spare is not None:
             continue
-        runs = [espeak.render(text, language, profile.voice) for language, text in sentence.segments(pair)]
+        runs = [espeak.render(text, language, profile.voice) for text, language in sentence.segments(pair)]
         speech = join_segments(runs, ESPEAK_SAMPLE_RATE)
         seconds = len(speech) / SAMPLE_RATE
         fault = (sentence.key() in said, max(SECONDS[0] - seconds, seconds - SECONDS[1], 0.0))

@@ -2,15 +2,13 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from random import Random
-from typing import Any
 
 from fl.core.rng import derive_random
 from fl.data.synthetic.acoustics import Acoustics
 from fl.data.synthetic.espeak import Voice
-from fl.data.synthetic.grammar import Spelling
-from fl.data.synthetic.pairs import Pair
+from fl.data.synthetic.grammar import Pair
 
 SPELLING_HABITS = (
     ("matrix", 0.03),
@@ -50,17 +48,13 @@ class DeviceProfile:
     habit: str
     latin_share: float
 
-    def writes_latin(self) -> Spelling:
-        """This person's habit: the same answer for the same word, always, and it depends on nothing else."""
-
-        def decide(matrix: str, latin: str) -> bool:
-            digest = hashlib.sha256(f"{self.name}\0{matrix}\0{latin}".encode()).digest()
-            return int.from_bytes(digest[:8], "little") / 2**64 < self.latin_share
-
-        return decide
+    def writes_latin(self, matrix: str, latin: str) -> bool:
+        """This person's habit, a ``Spelling``: the same answer for the same word, always, and it depends on nothing else."""
+        digest = hashlib.sha256(f"{self.name}\0{matrix}\0{latin}".encode()).digest()
+        return int.from_bytes(digest[:8], "little") / 2**64 < self.latin_share
 
     def draw_level(self, random: Random) -> str:
-        """How far the next sentence switches: one of ``pairs.LEVELS``."""
+        """How far the next sentence switches: one of ``grammar.LEVELS``."""
         if random.random() >= self.switching_rate:
             return "none"
         levels = sorted(self.level_weights)
@@ -70,29 +64,13 @@ class DeviceProfile:
         """The topics of which the next sentence has one: mostly this person's."""
         return self.topics if random.random() < PREFERRED_TOPICS else tuple(topic.name for topic in pair.topics)
 
-    def to_json(self) -> dict[str, Any]:
-        """The profile as plain JSON values."""
-        return asdict(self)
-
 
 def draw_profiles(pair: Pair, *, devices: int, new_people: int, seed: int) -> tuple[DeviceProfile, ...]:
     """Profiles of ``devices`` people named ``<pair>-00``... and ``new_people`` named ``<pair>-new-00``..., each with
     another espeak variant as long as the pair has any left."""
-    variants = list(pair.variants)
     names = [f"{pair.id}-{index:02d}" for index in range(devices)]
     names += [f"{pair.id}-new-{index:02d}" for index in range(new_people)]
-    return tuple(
-        _draw(
-            pair,
-            name,
-            variants[index % len(variants)],
-            SPELLING_HABITS[index % len(SPELLING_HABITS)],
-            _draw_topics(pair, index // 2, seed),
-            index >= devices,
-            seed,
-        )
-        for index, name in enumerate(names)
-    )
+    return tuple(_draw(pair, index, name, index >= devices, seed) for index, name in enumerate(names))
 
 
 def _draw_topics(pair: Pair, couple: int, seed: int) -> tuple[str, ...]:
@@ -102,12 +80,11 @@ def _draw_topics(pair: Pair, couple: int, seed: int) -> tuple[str, ...]:
     return tuple(sorted(random.sample(topics, min(len(topics), random.choice((2, 3))))))
 
 
-def _draw(
-    pair: Pair, name: str, variant: str, habit: tuple[str, float], topics: tuple[str, ...], new_person: bool, seed: int
-) -> DeviceProfile:
+def _draw(pair: Pair, index: int, name: str, new_person: bool, seed: int) -> DeviceProfile:
+    habit, latin_share = SPELLING_HABITS[index % len(SPELLING_HABITS)]
     random = derive_random(seed, "profile", name)
     voice = Voice(
-        variant=variant,
+        variant=pair.variants[index % len(pair.variants)],
         rate=random.randint(172, 212),
         pitch=random.randint(38, 62),
         pitch_range=random.randint(30, 70),
@@ -128,10 +105,10 @@ def _draw(
         new_person=new_person,
         voice=voice,
         acoustics=acoustics,
-        topics=topics,
+        topics=_draw_topics(pair, index // 2, seed),
         switching_rate=round(random.uniform(0.45, 0.9), 2),
         level_weights={level: round(weight / total, 3) for level, weight in weights.items()},
         register=random.randrange(2),
-        habit=habit[0],
-        latin_share=habit[1],
+        habit=habit,
+        latin_share=latin_share,
     )

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 
 from fl.core.errors import ConfigError
 from fl.core.rng import derive_random
-from fl.data.synthetic.grammar import Sentence, Spelling, generate
-from fl.data.synthetic.loader import load_pair
+from fl.data.synthetic.grammar import Pair, Sentence, Spelling, generate
 from fl.data.synthetic.morphology import Word
-from fl.data.synthetic.pairs import Pair
+from fl.data.synthetic.pairs import load_pair
 from fl.data.synthetic.voices import DeviceProfile, draw_profiles
 from fl.settings.tables import DataTable
 from fl.tasks.classifier import example_counts
@@ -69,7 +68,7 @@ class TaggedPopulation:
         wanted = self.sizes[profile.new_person]
         found: dict[str, list[Tagged]] = {split: [] for split in wanted}
         said: set[str] = set()
-        decide = profile.writes_latin()
+        decide = profile.writes_latin
         for sentence in self._drawn(profile, TRIES * sum(wanted.values())):
             split = self.split(sentence)
             if sentence.key() not in said and len(found[split]) < wanted[split]:

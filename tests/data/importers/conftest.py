@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from fl.data.importers.build import ImportPlan, import_corpus
+from fl.data.importers.build import ImportPlan, ImportSummary, import_corpus
 from fl.data.importers.records import Options
-from fl.data.importers.summary import ImportSummary
 from fl.data.manifest import Utterance, read_manifest
 
 RATE = 16_000

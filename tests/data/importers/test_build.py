@@ -6,16 +6,16 @@ import shutil
 import tarfile
 import zipfile
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 
 from fl.bases.whisper.tokenizer import ByteTokenizer
 from fl.core.errors import ConfigError, CorpusError, VocabularyError
 from fl.data.importers.build import ImportPlan, import_corpus
-from fl.data.importers.leakage import find_leaks
+from fl.data.importers.gather import find_leaks, missing_characters
 from fl.data.importers.records import Options, Record, split_name
 from fl.data.importers.table import IMPORTERS
-from fl.data.importers.vocabulary import missing_characters
 from fl.data.manifest import read_manifest
 
 from .conftest import wav_bytes, write_text, write_wav
@@ -29,27 +29,20 @@ def people(tmp_path):
     return write_text(tmp_path / "people" / "list.csv", text)
 
 
-class Alphabet:
-    """A vocabulary of single characters, as a CTC head has one."""
-
-    def __init__(self, symbols):
-        self.symbols = symbols
-
-    def encode(self, text):
-        return [self.symbols.index(char) for char in text.lower()]
-
-    def decode(self, ids):
-        return "".join(self.symbols[index] for index in ids)
+def alphabet(symbols):
+    """What a vocabulary of single characters, as a CTC head has one, makes of a text."""
+    return lambda text: "".join(symbols[symbols.index(char)] for char in text.lower())
 
 
 def test_characters_that_a_vocabulary_lacks_are_counted_most_frequent_first():
-    texts = [("m:1", "Fix it"), ("m:2", "고쳐 고쳐 ñ")]
-    missing = missing_characters(texts, Alphabet("fixt 쳐"))
-    assert [(each.char, each.count, each.where) for each in missing] == [("고", 2, "m:2"), ("ñ", 1, "m:2")]
+    records = [Record("m:1", "1", Path("a"), "Fix it"), Record("m:2", "2", Path("b"), "고쳐 고쳐 ñ")]
+    assert missing_characters(records, alphabet("fixt 쳐")) == [("고", 2, "m:2"), ("ñ", 1, "m:2")]
 
 
 def test_bytes_can_write_everything():
-    assert missing_characters([("m:1", "고쳐 ㅋㅋ 我们 ñ 😀")], ByteTokenizer(300)) == []
+    tokenizer = ByteTokenizer(300)
+    record = Record("m:1", "1", Path("a"), "고쳐 ㅋㅋ 我们 ñ 😀")
+    assert missing_characters([record], lambda text: tokenizer.decode(tokenizer.encode(text))) == []
 
 
 def test_a_base_that_lacks_characters_is_refused_before_anything_is_written(people, tmp_path):
@@ -61,7 +54,7 @@ def test_a_base_that_lacks_characters_is_refused_before_anything_is_written(peop
             people,
             Options(),
             ImportPlan(out=tmp_path / "out", copy=True),
-            writer=Alphabet("abcdefghijklmnopqrstuvwxyz버"),
+            rewrite=alphabet("abcdefghijklmnopqrstuvwxyz버"),
             base="small",
         )
     assert not (tmp_path / "out").exists()
@@ -80,7 +73,7 @@ def test_leaks_are_found_over_case_points_and_the_spelling_of_loanwords(tmp_path
         said(6, "train", "see you"),
         said(7, None, "see you"),
     ]
-    assert [(leak.record.id, leak.other.id) for leak in find_leaks(records)] == [("1", "2"), ("3", "4"), ("6", "4")]
+    assert [(record.id, other.id) for record, other in find_leaks(records)] == [("1", "2"), ("3", "4"), ("6", "4")]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from fl.core.errors import CorpusError
-from fl.data.importers.duals import looks_reversed, read_dual, remove_marks
+from fl.data.importers.duals import reversed_votes, spoken_text
+from fl.data.importers.records import Options
 from fl.speech.audio import load_audio
 
 from .conftest import samples, wav_bytes, write_json, write_text, write_wav
@@ -23,28 +24,30 @@ def pcm(path, seconds=0.5, odd=False):
     ("text", "order"), [(SPELLING_FIRST, "spelling-first"), (PRONUNCIATION_FIRST, "pronunciation-first")]
 )
 def test_either_order_gives_the_same_texts_and_loanwords(text, order):
-    spelled = read_dual(text, "a.json:1", order, "spelling")
-    assert spelled.text == "이번 bug는 70% 고쳤어"
-    assert spelled.loanwords == (("버그", "bug"),)  # a number is no loanword
-    assert read_dual(text, "a.json:1", order, "pronunciation").text == "이번 버그는 칠십 퍼센트 고쳤어"
+    assert spoken_text(text, "a.json:1", Options(order=order)) == (
+        "이번 bug는 70% 고쳤어",
+        (("버그", "bug"),),  # a number is no loanword
+    )
+    heard, _ = spoken_text(text, "a.json:1", Options(order=order, transcript="pronunciation"))
+    assert heard == "이번 버그는 칠십 퍼센트 고쳤어"
 
 
 def test_the_order_is_asked_for_and_not_guessed():
     with pytest.raises(CorpusError, match=r"a\.json:3: dual transcript '\(bug\)/\(버그\)'.*--order spelling-first or"):
-        read_dual(SPELLING_FIRST, "a.json:3", "", "spelling")
-    assert read_dual("no dual (here)", "a.json:3", "", "spelling").text == "no dual (here)"
+        spoken_text(SPELLING_FIRST, "a.json:3", Options())
+    assert spoken_text("no dual (here)", "a.json:3", Options()) == ("no dual (here)", ())
 
 
 def test_an_order_that_is_probably_the_wrong_one_is_noticed():
-    assert looks_reversed([SPELLING_FIRST], "pronunciation-first")
-    assert not looks_reversed([SPELLING_FIRST], "spelling-first")
-    assert not looks_reversed([PRONUNCIATION_FIRST], "pronunciation-first")
+    assert reversed_votes(SPELLING_FIRST, "pronunciation-first") == 2
+    assert reversed_votes(SPELLING_FIRST, "spelling-first") == -2
+    assert reversed_votes(PRONUNCIATION_FIRST, "pronunciation-first") == -2
 
 
 @pytest.mark.parametrize("text", ["이번 (bug)/(버그는", "이번 bug)/(버그)는", "이번 (bug)/버그)는"])
 def test_a_dual_that_is_not_closed_is_refused(text):
     with pytest.raises(CorpusError, match=r"a\.json:1: a dual transcript is not closed near"):
-        read_dual(text, "a.json:1", "spelling-first", "spelling")
+        spoken_text(text, "a.json:1", Options(order="spelling-first"))
 
 
 @pytest.mark.parametrize(
@@ -57,7 +60,8 @@ def test_a_dual_that_is_not_closed_is_refused(text):
     ],
 )
 def test_marks_are_removed_and_words_stay(text, clean):
-    assert remove_marks(text) == (clean, "")
+    assert spoken_text(text, "a.json:1", Options()) == (clean, ())
+    assert spoken_text(text, "a.json:1", Options(events="keep")) == (text, ())
 
 
 @pytest.fixture

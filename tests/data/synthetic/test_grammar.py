@@ -6,9 +6,8 @@ import pytest
 from fl.core.errors import ConfigError
 from fl.core.rng import derive_random
 from fl.data.synthetic import known_pairs, korean, load_pair
-from fl.data.synthetic.grammar import generate
-from fl.data.synthetic.loader import PAIRS_FOLDER
-from fl.data.synthetic.pairs import LEVELS
+from fl.data.synthetic.grammar import LEVELS, generate
+from fl.data.synthetic.pairs import PAIRS_FOLDER
 from fl.speech.text import normalize_text, script
 
 CHOICES = {
@@ -110,7 +109,7 @@ def test_spelling_changes_letters_only_and_never_what_is_said(pair):
         for matrix, other in native.loanwords:
             assert matrix in native.text
             assert other in latin.text
-        spoken = " ".join(text for _, text in sentence.segments(pair))
+        spoken = " ".join(text for text, _ in sentence.segments(pair))
         for matrix, _ in native.loanwords:
             assert matrix in spoken
         assert spoken.replace(" ", "") == native.text.replace(" ", "")

@@ -8,7 +8,7 @@ import pytest
 from fl.core.errors import ConfigError
 from fl.data.synthetic.acoustics import Acoustics, impulse_response, join_segments, record
 from fl.data.synthetic.espeak import ESPEAK_SAMPLE_RATE, Espeak, Voice
-from fl.data.synthetic.loader import known_pairs, load_pair
+from fl.data.synthetic.pairs import known_pairs, load_pair
 from fl.speech.audio import SAMPLE_RATE
 
 PLAIN = Acoustics(low_hz=60, high_hz=7600, snr_db=40, noise_tilt=0.0, rt60=0.1, direct_db=30)

@@ -56,7 +56,7 @@ def test_a_loanword_is_of_the_language_that_its_writer_spells_it_in(everybody):
     found, said = everybody
     latin_of = found.pair.loanwords()
     for name, own in said.items():
-        decide = found.people[name].writes_latin()
+        decide = found.people[name].writes_latin
         for one in own["test"]:
             for word, language in zip(one.words, one.languages, strict=True):
                 if word in latin_of:

@@ -5,29 +5,14 @@ in it, alone in its file or in a list; what the objects around it say (speaker, 
 field names, else the file with the name of the label file, in any folder.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fl.core.errors import CorpusError
-from fl.data.importers.duals import has_dual, looks_reversed, spoken_text
+from fl.data.importers.duals import reversed_votes, spoken_text
 from fl.data.importers.places import SUFFIXES, AudioFolders
-from fl.data.importers.records import (
-    AudioPlace,
-    Finding,
-    Importer,
-    Note,
-    Options,
-    Problem,
-    Record,
-    attempt,
-    broken,
-    file_of,
-    seconds,
-)
+from fl.data.importers.records import Finding, Importer, Options, Record, UnusableError, attempt, seconds
 from fl.data.importers.tables import language, parts_of, plain, split_of
 from fl.data.importers.texts import line_of, parse_json, read_text
 
@@ -41,20 +26,8 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "topic": ("topic", "category", "domain"),
     "lang": ("lang", "language"),
 }
-SAMPLE = 200
-"""Duals that are looked at to notice an order that was given the wrong way round."""
-
-
-@dataclass(frozen=True)
-class LabelObject:
-    """An object with a text: its plain values, and with those of the objects around it (its own go before theirs).
-
-    ``alone`` in its file, what is around it is about it: its id, its audio.
-    """
-
-    own: Mapping[str, Any]
-    values: Mapping[str, Any]
-    alone: bool
+SHARED = ("speaker", "topic", "lang", "audio")
+"""Fields that the objects around an utterance say of it too. Of one that is alone in its file they say all: its id, its audio."""
 
 
 def read(source: Path, options: Options) -> Iterator[Finding]:
@@ -65,69 +38,73 @@ def read(source: Path, options: Options) -> Iterator[Finding]:
             f"{source}: holds no JSON files; give the folder with the labels (and --audio with the audio)"
         )
     folders = AudioFolders(source, options)
-    duals: list[str] = []
+    votes = 0
     for path in paths:
         split = split_of(path, source)
         if options.wants(split or "", *parts_of(path, source)):
-            yield from _LabelFile(path, options, split, folders, duals).findings()
-    if duals and looks_reversed(duals, options.order):
-        yield Note(
-            f"digits and Latin letters stand mostly in the other half of the duals: is --order {options.order} right?"
-        )
+            labels = _LabelFile(path, options, split, folders)
+            yield from labels.findings()
+            votes += labels.reversed_votes
+    if votes > 0:
+        yield f"digits and Latin letters stand mostly in the other half of the duals: is --order {options.order} right?"
 
 
 class _LabelFile:
-    """One label file. Texts with duals are added to ``duals`` as long as few are there."""
+    """One label file; ``reversed_votes`` of its duals are counted while they are read."""
 
-    def __init__(
-        self, path: Path, options: Options, split: str | None, folders: AudioFolders, duals: list[str]
-    ) -> None:
-        self._path, self._options, self._split, self._folders, self._duals = path, options, split, folders, duals
+    def __init__(self, path: Path, options: Options, split: str | None, folders: AudioFolders) -> None:
+        self._path, self._options, self._split, self._folders = path, options, split, folders
+        self.reversed_votes = 0
         chosen = {field: (name,) for field, name in options.fields.items()}
         self._names: Mapping[str, tuple[str, ...]] = {**ALIASES, **chosen}
+        self._shared = {name for field in SHARED for name in self._names[field]}
         self._source = read_text(path, options.encoding)
         self._document = parse_json(self._source, str(path))
-        self._listed = self._listed_speakers()
+        listed = self._document.get("speaker") if isinstance(self._document, dict) else None
+        people = listed if isinstance(listed, list) else []
+        self._listed = {str(person["id"]) for person in people if isinstance(person, dict) and "id" in person}
 
     def findings(self) -> Iterator[Finding]:
-        """The utterances of this file; a Problem where it holds none."""
+        """The utterances of this file; a problem where it holds none."""
         count = 0
-        for count, found in enumerate(self._utterances(), 1):
-            yield attempt(self._record, found, count)
+        for count, (values, alone) in enumerate(self._utterances(), 1):
+            yield attempt(self._record, values, count, alone)
         if not count:
             fault = f"no text under {', '.join(self._names['text'])}; name the field with --field text=NAME"
-            yield Problem(f"{self._path}:1", "no transcript", fault)
+            yield UnusableError(f"{self._path}:1", "no transcript", fault)
 
-    def _record(self, found: LabelObject, number: int) -> Record:
-        text = next(value for key in self._names["text"] if isinstance(value := found.values.get(key), str))
+    def _record(self, values: Mapping[str, Any], number: int, alone: bool) -> Record:
+        def cell(field: str) -> Any:
+            return next((values[key] for key in self._names[field] if values.get(key) is not None), None)
+
+        text = next(value for key in self._names["text"] if isinstance(value := values.get(key), str))
         where = f"{self._path}:{line_of(self._source, text)}"
-        speaker = self._speaker(found, where)
-        if has_dual(text) and len(self._duals) < SAMPLE:
-            self._duals.append(text)
-        spoken = spoken_text(plain(text) or "", where, self._options)
+        speaker = self._speaker(plain(cell("speaker")), where)
+        self.reversed_votes += reversed_votes(text, self._options.order)
+        spoken, loanwords = spoken_text(plain(text) or "", where, self._options)
         return Record(
             where=where,
-            id=self._field(found, "id") or (self._path.stem if found.alone else f"{self._path.stem}-{number}"),
-            audio=self._audio(found, where),
-            text=spoken.text,
+            id=plain(cell("id")) or (self._path.stem if alone else f"{self._path.stem}-{number}"),
+            audio=self._audio(plain(cell("audio")), where),
+            text=spoken,
             speaker=speaker,
-            session=None if found.alone else self._path.stem,
-            topic=self._field(found, "topic"),
+            session=None if alone else self._path.stem,
+            topic=plain(cell("topic")),
             split=self._split,
-            lang=language(self._field(found, "lang")),
-            start=seconds(self._raw(found, "start"), where),
-            end=seconds(self._raw(found, "end"), where),
-            loanwords=spoken.loanwords,
+            lang=language(plain(cell("lang"))),
+            start=seconds(cell("start"), where),
+            end=seconds(cell("end"), where),
+            loanwords=loanwords,
         )
 
-    def _speaker(self, found: LabelObject, where: str) -> str | None:
-        speaker = self._field(found, "speaker")
+    def _speaker(self, speaker: str | None, where: str) -> str | None:
         if self._listed and speaker is not None and speaker not in self._listed:
             fault = f"speaker {speaker!r} is not among those that the file lists ({', '.join(sorted(self._listed))})"
-            raise broken(where, "unknown speaker", fault)
+            raise UnusableError(where, "unknown speaker", fault)
         return f"{self._path.stem}/{speaker}" if speaker is not None and self._options.local_speakers else speaker
 
-    def _utterances(self) -> Iterator[LabelObject]:
+    def _utterances(self) -> Iterator[tuple[Mapping[str, Any], bool]]:
+        """What is known of every object with a text (its own values go before those around it), and whether it is alone."""
         where = self._options.fields.get("utterances")
         document = self._document
         for key in where.split(".") if where else ():
@@ -136,7 +113,7 @@ class _LabelFile:
             document = document[key]
         yield from self._walk(document, {}, True)
 
-    def _walk(self, value: Any, around: Mapping[str, Any], alone: bool) -> Iterator[LabelObject]:
+    def _walk(self, value: Any, around: Mapping[str, Any], alone: bool) -> Iterator[tuple[Mapping[str, Any], bool]]:
         if isinstance(value, list):
             for item in value:
                 yield from self._walk(item, around, False)
@@ -144,31 +121,16 @@ class _LabelFile:
             own = _flat(value)
             here = {**around, **own}
             if any(isinstance(value.get(key), str) for key in self._names["text"]):
-                yield LabelObject(own, here, alone)
+                yield {key: here[key] for key in here if alone or key in own or key in self._shared}, alone
                 return
             for item in value.values():
                 yield from self._walk(item, here, alone)
 
-    def _raw(self, found: LabelObject, field: str) -> Any:
-        shared = field in ("speaker", "topic", "lang", "audio") or found.alone
-        values = found.values if shared else found.own
-        return next((values[key] for key in self._names[field] if values.get(key) is not None), None)
-
-    def _field(self, found: LabelObject, field: str) -> str | None:
-        return plain(self._raw(found, field))
-
-    def _listed_speakers(self) -> set[str]:
-        """Ids in a list of speakers at the top of the document, where there is one."""
-        listed = self._document.get("speaker") if isinstance(self._document, dict) else None
-        people = listed if isinstance(listed, list) else []
-        return {str(person["id"]) for person in people if isinstance(person, dict) and "id" in person}
-
-    def _audio(self, found: LabelObject, where: str) -> AudioPlace:
-        name = self._field(found, "audio")
+    def _audio(self, name: str | None, where: str) -> Path:
         if not name or Path(name).suffix.lower() not in SUFFIXES:
             return self._folders.called(self._path.stem, where)
         audio = self._folders.at(name, where, beside=self._path.parent)
-        if file_of(audio).is_file():
+        if audio.is_file():
             return audio
         return self._folders.find(Path(name.replace("\\", "/")).stem, where) or audio
 

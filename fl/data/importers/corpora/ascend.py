@@ -1,27 +1,21 @@
 """ASCEND: spontaneous Mandarin-English conversations, Parquet files below ``main``."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
+from typing import Any
 
-from fl.data.importers.records import Finding, Importer, LeftOut, Options, Record
+from fl.data.importers.records import Finding, Importer, Record, UnusableError
 from fl.data.importers.tables import ColumnNames, table_records
 
 COLUMNS = ColumnNames(text=("transcription",), audio=("audio",), speaker=("original_speaker_id",), lang=("language",))
-UNKNOWN = "[UNK]"
 
 
-def read(source: Path, options: Options) -> Iterator[Finding]:
-    """Records of ASCEND. Its speaker ids are whole numbers, unique over the corpus; a transcript with ``[UNK]`` is not whole."""
-    for found, _ in table_records(source, options, COLUMNS):
-        if not isinstance(found, Record):
-            yield found
-        elif UNKNOWN in found.text:
-            yield LeftOut(found.where, "unintelligible speech")
-        else:
-            yield replace(found, speaker=found.speaker and f"ascend-{found.speaker}")
+def mend(record: Record, row: Mapping[str, Any]) -> Finding:
+    """Speaker ids are whole numbers, unique over the corpus; a transcript with ``[UNK]`` is not whole."""
+    if "[UNK]" in record.text:
+        return UnusableError(record.where, "unintelligible speech")
+    return replace(record, speaker=record.speaker and f"ascend-{record.speaker}")
 
 
 IMPORTER = Importer(
@@ -30,5 +24,5 @@ IMPORTER = Importer(
     speakers="original_speaker_id",
     licence="CC-BY-SA-4.0",
     get="hf download CAiRE/ASCEND --repo-type dataset",
-    read=read,
+    read=partial(table_records, names=COLUMNS, mend=mend),
 )

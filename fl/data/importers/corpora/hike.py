@@ -1,34 +1,26 @@
 """HiKE: read Korean-English, one Parquet file with a test split only, loanwords as a JSON string, no speakers."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from fl.data.importers.records import Finding, Importer, Options, Problem, Record
+from fl.data.importers.records import Finding, Importer, Record, UnusableError
 from fl.data.importers.tables import ColumnNames, table_records
 
 COLUMNS = ColumnNames(
     text=("text",), audio=("audio",), id=("sample_id",), topic=("category",), level=("cs_level",), speaker=()
-)
+)  # the category is the topic, since who spoke is not shipped
 
 
-def read(source: Path, options: Options) -> Iterator[Finding]:
-    """Records of HiKE; ``category`` is the topic, since who spoke is not shipped."""
-    for found, row in table_records(source, options, COLUMNS):
-        yield with_loanwords(found, row) if isinstance(found, Record) else found
-
-
-def with_loanwords(record: Record, row: Mapping[str, Any]) -> Finding:
+def mend(record: Record, row: Mapping[str, Any]) -> Finding:
     """``record`` with the row's loanwords, a JSON string of a list of objects with ``Korean`` and ``English``."""
     try:
         pairs = [(str(pair["Korean"]), str(pair["English"])) for pair in json.loads(row.get("loanwords") or "[]")]
     except (ValueError, TypeError, KeyError) as error:
         fault = f"'loanwords' is not a JSON list of Korean and English ({type(error).__name__}: {error})"
-        return Problem(record.where, "broken loanwords", fault)
+        return UnusableError(record.where, "broken loanwords", fault)
     kept = tuple((korean, english) for korean, english in pairs if korean.strip() and english.strip())
     return replace(record, lang=record.lang or "ko", loanwords=kept)
 
@@ -39,5 +31,5 @@ IMPORTER = Importer(
     speakers="not shipped: pseudo-devices by category",
     licence="Apache-2.0",
     get="hf download thetaone-ai/HiKE --repo-type dataset --revision REVISION (it was edited after its release: pin one)",
-    read=read,
+    read=partial(table_records, names=COLUMNS, mend=mend),
 )

@@ -1,14 +1,12 @@
 """KsponSpeech of AI Hub: raw PCM beside text files in CP949, or the lists (``train.trn``) that came later in UTF-8."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 
 from fl.core.errors import CorpusError
 from fl.data.importers.duals import spoken_text
 from fl.data.importers.places import AudioFolders
-from fl.data.importers.records import Finding, Importer, Options, Problem, Record, attempt, file_of, split_name
+from fl.data.importers.records import Finding, Importer, Options, Record, UnusableError, attempt, file_of, split_name
 from fl.data.importers.texts import numbered_lines
 
 BETWEEN = " :: "
@@ -26,7 +24,7 @@ def read(source: Path, options: Options) -> Iterator[Finding]:
                 stem = Path(name.strip()).stem
                 yield attempt(_record, where, stem, text, split_name(path.stem), folders, options)
             else:
-                yield Problem(where, "broken line", "a line is the path of the audio, ' :: ' and the text")
+                yield UnusableError(where, "broken line", "a line is the path of the audio, ' :: ' and the text")
     if lists:
         return
     texts = sorted(source.rglob("*.txt"))
@@ -38,10 +36,10 @@ def read(source: Path, options: Options) -> Iterator[Finding]:
 
 
 def _record(where: str, stem: str, text: str, split: str | None, folders: AudioFolders, options: Options) -> Record:
-    spoken = spoken_text(text, where, options)
+    spoken, loanwords = spoken_text(text, where, options)
     audio = folders.called(stem, where)
     session = file_of(audio).parent.name  # a folder holds a thousand utterances that were recorded after each other
-    return Record(where, stem, audio, spoken.text, session=session, split=split, lang="ko", loanwords=spoken.loanwords)
+    return Record(where, stem, audio, spoken, session=session, split=split, lang="ko", loanwords=loanwords)
 
 
 IMPORTER = Importer(

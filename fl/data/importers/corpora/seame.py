@@ -5,8 +5,6 @@ female, B (Singaporean), and a part; ``NI01MAX_0101`` is an interview. Numbers o
 a device is called by place, style, number, sex and nationality: ``NC01FB``, ``NI01MA``.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,17 +13,7 @@ from pathlib import Path
 from fl.core.errors import CorpusError
 from fl.data.importers.formats import kaldi
 from fl.data.importers.places import AudioFolders
-from fl.data.importers.records import (
-    Finding,
-    Importer,
-    LeftOut,
-    Options,
-    Problem,
-    Record,
-    attempt,
-    broken,
-    file_of,
-)
+from fl.data.importers.records import Finding, Importer, Options, Record, UnusableError, attempt, file_of
 from fl.data.importers.texts import numbered_lines
 
 _NAME = re.compile(r"(?:\d{2})?([A-Z][CI]\d{2}[MF][A-Z])[A-Z]_(\d{4})(?!\d)", re.IGNORECASE)
@@ -39,29 +27,21 @@ LAST_PHASE = "phaseII"
 
 def read(source: Path, options: Options) -> Iterator[Finding]:
     """Records of the LDC's tree or of Kaldi directories, whichever ``source`` is."""
-    found = _ldc(source, options) if any(source.rglob(f"transcript/{LAST_PHASE}")) else _kaldi(source, options)
-    for finding in found:
-        yield _clean(finding, options) if isinstance(finding, Record) else finding
+    ldc = any(source.rglob(f"transcript/{LAST_PHASE}"))
+    for found in _ldc(source, options) if ldc else kaldi.read(source, options):
+        named = found if ldc or not isinstance(found, Record) else _named(found)
+        yield _clean(named, options) if isinstance(named, Record) else named
 
 
-def _kaldi(source: Path, options: Options) -> Iterator[Finding]:
-    for folder in kaldi.data_folders(source):
-        if not options.wants(folder.name):
-            continue
-        whole = not (folder / "segments").is_file()
-        for finding in kaldi.read_folder(folder, source, options):
-            yield _named(finding, whole) if isinstance(finding, Record) else finding
-
-
-def _named(record: Record, whole: bool) -> Finding:
+def _named(record: Record) -> Finding:
     """``record`` with the speaker and the session that its id says, which recipes write into utt2spk in several ways."""
     match = _NAME.search(record.id)
     if match is None:
         fault = f"id {record.id!r} names no speaker of SEAME (like 01NC01FBX_0101-0-6010); use kaldi instead"
-        return Problem(record.where, "unknown speaker", fault)
+        return UnusableError(record.where, "unknown speaker", fault)
     speaker = match.group(1).upper()
     session = match.group(0).upper()
-    if whole and file_of(record.audio).stem.upper() == session and _MILLISECONDS.search(record.id):
+    if record.start is None and file_of(record.audio).stem.upper() == session and _MILLISECONDS.search(record.id):
         # several utterances of one recording, and no segments to say where: the times in ids have two units
         raise CorpusError(
             f"{record.where}: utterances of one recording, but no file segments beside it; ids give times in milliseconds or "
@@ -88,7 +68,7 @@ def _line(path: Path, number: int, line: str, style: str, audio: AudioFolders) -
     _, start, end, language, text = parts if len(parts := line.split("\t", 4)) == 5 else [""] * 5
     if not (start.isdigit() and end.isdigit()) or language not in LANGUAGES:
         fault = "a line is recording, start, end (milliseconds), EN, ZH or CS, and text, with tabs between"
-        raise broken(where, "broken line", fault)
+        raise UnusableError(where, "broken line", fault)
     return Record(
         where=where,
         id=f"{path.stem}-{int(start)}-{int(end)}",
@@ -105,7 +85,7 @@ def _line(path: Path, number: int, line: str, style: str, audio: AudioFolders) -
 
 def _clean(record: Record, options: Options) -> Finding:
     if _UNKNOWN in record.text.lower():
-        return LeftOut(record.where, "unintelligible speech")
+        return UnusableError(record.where, "unintelligible speech")
     if options.events == "keep":
         return record
     return replace(record, text=" ".join(_EVENT.sub(" ", record.text).split()))

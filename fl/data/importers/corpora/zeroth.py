@@ -1,12 +1,11 @@
 """zeroth_korean: read Korean. Its sentences are read by several people, also of both splits."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
+from typing import Any
 
-from fl.data.importers.records import Finding, Importer, Options, Record
+from fl.data.importers.records import Importer, Record
 from fl.data.importers.tables import ColumnNames, table_records
 
 COLUMNS = ColumnNames(
@@ -14,12 +13,9 @@ COLUMNS = ColumnNames(
 )
 
 
-def read(source: Path, options: Options) -> Iterator[Finding]:
-    """Records of zeroth_korean, in Korean."""
-    for found, _ in table_records(source, options, COLUMNS):
-        if isinstance(found, Record):
-            found = replace(found, lang="ko", speaker=found.speaker and f"zeroth-{found.speaker}")
-        yield found
+def mend(record: Record, row: Mapping[str, Any]) -> Record:
+    """``record`` in Korean, its speaker told from those of other corpora."""
+    return replace(record, lang="ko", speaker=record.speaker and f"zeroth-{record.speaker}")
 
 
 IMPORTER = Importer(
@@ -28,5 +24,5 @@ IMPORTER = Importer(
     speakers="speaker_id (105 in train, 10 others in test)",
     licence="CC-BY-4.0",
     get="hf download kresnik/zeroth_korean --repo-type dataset",
-    read=read,
+    read=partial(table_records, names=COLUMNS, mend=mend),
 )

@@ -1,7 +1,5 @@
 """Common Voice: one folder a language with lists (``train.tsv``, ``validated.tsv``) and ``clips``."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +7,7 @@ from pathlib import Path
 from fl.core.errors import CorpusError
 from fl.data.importers.places import AudioFolders
 from fl.data.importers.records import Finding, Importer, Options, Record, split_name
-from fl.data.importers.tables import ColumnNames, RowReader
-from fl.data.importers.texts import read_table
+from fl.data.importers.tables import ColumnNames, list_rows
 
 COLUMNS = ColumnNames(
     text=("sentence",), audio=("path",), speaker=("client_id",), lang=("locale",), id=(), session=(), topic=()
@@ -32,10 +29,9 @@ def read(source: Path, options: Options) -> Iterator[Finding]:
         if not path.is_file():
             there = ", ".join(sorted(p.stem for p in source.glob("*.tsv"))) or "none"
             raise CorpusError(f"{path}: no such list; there are {there}: choose with --part")
-        columns, rows = read_table(path, options.encoding, delimiter="\t", quoted=False)
-        reader = RowReader(COLUMNS.choose(columns, options, str(path)), folders)
+        reader, rows = list_rows(path, options, COLUMNS, folders, quoted=False)
         for line, row in rows:
-            found = reader.from_file(row, f"{path}:{line}", split_name(name))
+            found = reader.read(row, f"{path}:{line}", split_name(name))
             yield _named(found) if isinstance(found, Record) else found
 
 

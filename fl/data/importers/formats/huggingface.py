@@ -1,16 +1,12 @@
 """Any dataset of Hugging Face's ``datasets``: Parquet with audio inside, ``save_to_disk``, or a folder of audio with a list."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 
 from fl.core.errors import CorpusError
-from fl.data.importers.columns import tables_below
 from fl.data.importers.places import AudioFolders
 from fl.data.importers.records import Finding, Importer, Options
-from fl.data.importers.tables import ColumnNames, RowReader, parts_of, split_of, table_records
-from fl.data.importers.texts import read_objects, read_table
+from fl.data.importers.tables import ColumnNames, list_rows, parts_of, split_of, table_records, tables_below
 
 COLUMNS = ColumnNames()
 LISTS = ("metadata.csv", "metadata.jsonl")
@@ -19,7 +15,7 @@ LISTS = ("metadata.csv", "metadata.jsonl")
 def read(source: Path, options: Options) -> Iterator[Finding]:
     """Records of a folder of Parquet or Arrow files, else of its ``metadata.csv`` or ``metadata.jsonl`` files."""
     if tables_below(source):
-        yield from (found for found, _ in table_records(source, options, COLUMNS))
+        yield from table_records(source, options, COLUMNS)
         return
     lists = [path for name in LISTS for path in sorted(source.rglob(name))] if source.is_dir() else []
     if not lists:
@@ -27,23 +23,13 @@ def read(source: Path, options: Options) -> Iterator[Finding]:
             f"{source}: holds no Parquet or Arrow files and no {' or '.join(LISTS)}; give the downloaded folder"
         )
     for path in lists:
-        yield from _audio_folder(path, source, options)
-
-
-def _audio_folder(path: Path, source: Path, options: Options) -> Iterator[Finding]:
-    as_csv = path.suffix == ".csv"
-    columns, rows = (
-        read_table(path, options.encoding, delimiter=",", quoted=True)
-        if as_csv
-        else read_objects(path, options.encoding)
-    )
-    reader = RowReader(COLUMNS.choose(columns, options, f"{path}:1"), AudioFolders(path, options))
-    for line, row in rows:
-        name = Path(str(row.get(reader.chosen["audio"]) or ""))
-        # a split is in the folder's name, of the list or of the audio below it
-        split = split_of(path, source) or split_of(path.parent / name, path.parent)
-        if options.wants(split or "", *parts_of(path, source)):
-            yield reader.from_file(row, f"{path}:{line}", split)
+        reader, rows = list_rows(path, options, COLUMNS, AudioFolders(path, options))
+        for line, row in rows:
+            name = str(row.get(reader.chosen["audio"]) or "")
+            # a split is in the folder's name, of the list or of the audio below it
+            split = split_of(path, source) or split_of(path.parent / name, path.parent)
+            if options.wants(split or "", *parts_of(path, source)):
+                yield reader.read(row, f"{path}:{line}", split)
 
 
 IMPORTER = Importer(

@@ -4,26 +4,13 @@ A line of ``wav.scp`` may be a command whose output is the audio (``flac -dc a.f
 ever run. The audio of such a line is looked for by the name of its recording in the folder given with ``--audio``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from fl.core.errors import CorpusError
 from fl.data.importers.places import AudioFolders
-from fl.data.importers.records import (
-    AudioPlace,
-    Finding,
-    Importer,
-    Note,
-    Options,
-    Record,
-    attempt,
-    broken,
-    seconds,
-    split_name,
-)
+from fl.data.importers.records import Finding, Importer, Options, Record, UnusableError, attempt, seconds, split_name
 from fl.data.importers.texts import numbered_lines
 
 TO_THE_END = -1.0
@@ -31,7 +18,7 @@ TO_THE_END = -1.0
 
 
 @dataclass(frozen=True)
-class MapLine:
+class _MapLine:
     """What a file says of one key, and in which line."""
 
     where: str
@@ -39,35 +26,24 @@ class MapLine:
 
 
 def read(source: Path, options: Options) -> Iterator[Finding]:
-    """Records of one data directory, or of all directories below ``source`` that are one."""
-    for folder in data_folders(source):
-        if options.wants(folder.name):
-            yield from read_folder(folder, source, options)
-
-
-def data_folders(source: Path) -> list[Path]:
-    """Folders with a ``wav.scp`` and a ``text``. Raises :class:`CorpusError` if there are none."""
-    found = sorted({path.parent for path in (source, *source.rglob("wav.scp")) if (path.parent / "text").is_file()})
-    found = [folder for folder in found if (folder / "wav.scp").is_file() and folder.is_relative_to(source)]
-    if not found:
+    """Records of one data directory, or of all directories below ``source`` that are one (``wav.scp`` and ``text``)."""
+    folders = [path.parent for path in sorted(source.rglob("wav.scp")) if (path.parent / "text").is_file()]
+    if not folders:
         raise CorpusError(
             f"{source}: no folder here has both wav.scp and text; give a Kaldi data directory or one above it"
         )
-    return found
+    for folder in folders:
+        if options.wants(folder.name):
+            if (channels := folder / "reco2file_and_channel").is_file():
+                yield _check_channels(channels, options.encoding)
+            directory = _Directory(folder, source, options)
+            for key, text in directory.texts.items():
+                yield attempt(directory.record, key, text)
 
 
-def read_folder(folder: Path, source: Path, options: Options) -> Iterator[Finding]:
-    """Records of one data directory."""
-    if (channels := folder / "reco2file_and_channel").is_file():
-        yield from _check_channels(channels, options.encoding)
-    directory = _Directory(folder, source, options)
-    for key, text in directory.texts.items():
-        yield attempt(directory.record, key, text)
-
-
-def read_map(path: Path, encoding: str, *, empty: bool = False) -> dict[str, MapLine]:
+def _read_map(path: Path, encoding: str, *, empty: bool = False) -> dict[str, _MapLine]:
     """Key -> the rest of its line. Raises :class:`CorpusError` for a key twice, and one with nothing unless ``empty``."""
-    found: dict[str, MapLine] = {}
+    found: dict[str, _MapLine] = {}
     for number, line in numbered_lines(path, encoding):
         key, _, value = line.strip().replace("\t", " ", 1).partition(" ")
         where = f"{path}:{number}"
@@ -77,18 +53,18 @@ def read_map(path: Path, encoding: str, *, empty: bool = False) -> dict[str, Map
             )
         if not value.strip() and not empty:
             raise CorpusError(f"{where}: {key!r} stands alone; a line is a key and a value")
-        found[key] = MapLine(where, value.strip())
+        found[key] = _MapLine(where, value.strip())
     return found
 
 
-def _check_channels(path: Path, encoding: str) -> Iterator[Finding]:
+def _check_channels(path: Path, encoding: str) -> str:
     """Two speakers on two channels of one file would be mixed by averaging."""
-    for entry in read_map(path, encoding).values():
+    for entry in _read_map(path, encoding).values():
         if entry.value.split()[-1] not in ("A", "1"):
             raise CorpusError(
                 f"{entry.where}: recordings with more than one channel; write one file a channel (sox, remix)"
             )
-    yield Note(f"{path.name}: first channels only")
+    return f"{path.name}: first channels only"
 
 
 class _Directory:
@@ -96,19 +72,19 @@ class _Directory:
 
     def __init__(self, folder: Path, source: Path, options: Options) -> None:
         self._segments, self._speakers = folder / "segments", folder / "utt2spk"
-        self._recordings = read_map(folder / "wav.scp", options.encoding)
-        self.texts = read_map(folder / "text", options.encoding, empty=True)
-        self._cuts = read_map(self._segments, options.encoding) if self._segments.is_file() else None
-        self._who = read_map(self._speakers, options.encoding) if self._speakers.is_file() else None
+        self._recordings = _read_map(folder / "wav.scp", options.encoding)
+        self.texts = _read_map(folder / "text", options.encoding, empty=True)
+        self._cuts = _read_map(self._segments, options.encoding) if self._segments.is_file() else None
+        self._who = _read_map(self._speakers, options.encoding) if self._speakers.is_file() else None
         self._folders = AudioFolders(source, options)
         self._further = AudioFolders(options.audio, Options()) if options.audio is not None else None
         self._split = split_name(folder.name)
 
-    def record(self, key: str, text: MapLine) -> Record:
+    def record(self, key: str, text: _MapLine) -> Record:
         """Utterance ``key``. Raises :class:`fl.data.importers.records.UnusableError` for what the other maps lack or have wrong."""
         if self._who is not None and key not in self._who:
             fault = f"utterance {key!r} has no line in {self._speakers}; add one, or leave it out"
-            raise broken(text.where, "unknown speaker", fault)
+            raise UnusableError(text.where, "unknown speaker", fault)
         recording, start, end = self._cut(key, text)
         return Record(
             text.where,
@@ -121,28 +97,28 @@ class _Directory:
             end=end,
         )
 
-    def _cut(self, key: str, text: MapLine) -> tuple[str, float | None, float | None]:
+    def _cut(self, key: str, text: _MapLine) -> tuple[str, float | None, float | None]:
         """The recording that holds utterance ``key``, and from where to where (seconds)."""
         if self._cuts is None:
             return key, None, None
         if key not in self._cuts:
-            raise broken(text.where, "missing segment", f"utterance {key!r} has no line in {self._segments}")
+            raise UnusableError(text.where, "missing segment", f"utterance {key!r} has no line in {self._segments}")
         entry = self._cuts[key]
         try:
             recording, begin, finish = entry.value.split()[:3]
             start, stop = float(begin), float(finish)
         except ValueError as error:
             fault = f"a segment is utterance, recording, start and end in seconds ({error}), this is {entry.value!r}"
-            raise broken(entry.where, "broken times", fault) from error
+            raise UnusableError(entry.where, "broken times", fault) from error
         first, last = seconds(start, entry.where), None if stop == TO_THE_END else seconds(stop, entry.where)
         if last is not None and start >= last:
-            raise broken(entry.where, "broken times", f"start {start} is not before end {last} (seconds)")
+            raise UnusableError(entry.where, "broken times", f"start {start} is not before end {last} (seconds)")
         return recording, first, last
 
-    def _audio(self, recording: str, where: str) -> AudioPlace:
+    def _audio(self, recording: str, where: str) -> Path:
         """Raises :class:`CorpusError` for a command or an offset into an archive of Kaldi's."""
         if recording not in self._recordings:
-            raise broken(where, "missing audio", f"recording {recording!r} has no line in wav.scp")
+            raise UnusableError(where, "missing audio", f"recording {recording!r} has no line in wav.scp")
         entry = self._recordings[recording]
         name = entry.value
         if name.startswith("|") or name.endswith("|"):

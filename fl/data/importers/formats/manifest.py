@@ -1,7 +1,5 @@
 """A manifest of ours, to check it against a base, to copy its audio beside it, or to name devices another way."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

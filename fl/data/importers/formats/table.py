@@ -1,18 +1,12 @@
 """A plain CSV or TSV file with a header, in any order of columns."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 
 from fl.core.errors import CorpusError
 from fl.data.importers.places import AudioFolders
 from fl.data.importers.records import Finding, Importer, Options
-from fl.data.importers.tables import ColumnNames, RowReader
-from fl.data.importers.texts import read_table
-
-COLUMNS = ColumnNames()
-DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
+from fl.data.importers.tables import DELIMITERS, ColumnNames, list_rows
 
 
 def read(source: Path, options: Options) -> Iterator[Finding]:
@@ -21,10 +15,9 @@ def read(source: Path, options: Options) -> Iterator[Finding]:
         raise CorpusError(
             f"{source}: give a file that ends in {', '.join(DELIMITERS)} (a tab separates in the last two)"
         )
-    columns, rows = read_table(source, options.encoding, delimiter=DELIMITERS[source.suffix.lower()], quoted=True)
-    reader = RowReader(COLUMNS.choose(columns, options, f"{source}:1"), AudioFolders(source, options))
+    reader, rows = list_rows(source, options, ColumnNames(), AudioFolders(source, options))
     for line, row in rows:
-        yield reader.from_file(row, f"{source}:{line}", None)
+        yield reader.read(row, f"{source}:{line}", None)
 
 
 IMPORTER = Importer(
