@@ -19,7 +19,17 @@ from flwr.serverapp import Grid
 from fl.aggregation.updates import Tensors, Updates
 from fl.algorithms.base import Round
 from fl.core.rng import derive_random
-from fl.privacy.dp import CUT_SHORT, DistributedNoise, Sums, add_noise, noisy_mean, norm, weight_of
+from fl.privacy.dp import (
+    CUT_SHORT,
+    Sums,
+    add_noise,
+    clipped_sum,
+    honest_devices,
+    next_norm,
+    noise_share,
+    norm,
+    weight_of,
+)
 from fl.privacy.plan import PrivacyPlan
 from fl.privacy.randomness import key_from_seed
 from fl.privacy.secure_sum.keys import SecureSumError
@@ -139,10 +149,8 @@ class PrivateMean(ArmStrategy):
         share = 0.0
         if plan.dp == DISTRIBUTED_NOISE:
             colluding = math.ceil(plan.colluding * count)
-            noise = DistributedNoise.planned(
-                plan.update_multiplier, self._bound, count, dropouts=plan.dropouts, colluding=colluding
-            )
-            needed, share = max(needed, noise.honest + colluding), noise.share
+            honest = honest_devices(count, plan.dropouts, colluding)
+            needed, share = max(needed, honest + colluding), noise_share(plan.update_multiplier, self._bound, honest)
         size = sum(map(math.prod, self._schema.shapes.values())) + 1 + int(plan.quantile > 0)
         for bits in (32, 64):
             setup = new_setup(
@@ -187,10 +195,10 @@ class PrivateMean(ArmStrategy):
         sums = total.updates
         if plan.dp != NONE and not distributed:  # of an empty Poisson sample noise alone is released
             sums = add_noise(sums, plan.update_multiplier * self._bound, self._key("server noise"))
-        rule = plan.adaptive(self._bound)
-        if rule is not None:
-            following = rule.next(total.bits, plan.size, self._key("count noise"), noisy=distributed)
-            self._bound = following.bound
+        if plan.quantile:
+            noise = 0.0 if distributed else plan.update_multiplier
+            key = self._key("count noise")
+            self._bound = next_norm(self._bound, total.bits, plan.size, plan.quantile, noise, key)
         divisor = total.weight if plan.dp == NONE else float(plan.size)
         moving = self.aggregator.moving(tuple(sums), found.number)
         return {name: sums[name] / divisor for name in moving}
@@ -214,9 +222,7 @@ class PrivateMean(ArmStrategy):
                 lengths.append(norm(tensors))
                 yield weight_of(one.examples, self.plan.cap), tensors
 
-        sums = noisy_mean(
-            weighted(), bound=self._bound, noise_multiplier=0.0, total_weight=1.0, clipping=self.plan.clipping
-        )
+        sums = clipped_sum(weighted(), self._bound, self.plan.clipping)
         self._tell_of_short_norm(lengths)
         weight = sum(weight_of(one.examples, self.plan.cap) for one in updates)
         within = sum(length <= self._bound for length in lengths)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import dp_accounting
 from dp_accounting import pld, rdp
@@ -99,11 +100,10 @@ class Scheme:
         return rdp.RdpAccountant(ORDERS, relation)
 
 
-def check_delta(delta: float) -> float:
+def check_delta(delta: float) -> None:
     """Raise :class:`PrivacyError` unless ``delta`` is a probability strictly between 0 and 1."""
     if not 0.0 < delta < 1.0:
         raise PrivacyError(f"delta {delta} must lie between 0 and 1, and far below 1 / population")
-    return delta
 
 
 def epsilon(scheme: Scheme, rounds: Mapping[float, int], delta: float) -> float:
@@ -117,6 +117,7 @@ def epsilon(scheme: Scheme, rounds: Mapping[float, int], delta: float) -> float:
     return float(account.get_epsilon(delta)) if any(rounds.values()) else 0.0
 
 
+@lru_cache(maxsize=64)  # seconds of search, the same for all runs of a study
 def noise_multiplier_for(scheme: Scheme, target_epsilon: float, delta: float, rounds: int) -> float:
     """The smallest noise multiplier (to a relative 1e-3, rounded up) with which ``rounds`` rounds cost at most ``target_epsilon``."""
     check_delta(delta)

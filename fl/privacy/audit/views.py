@@ -27,7 +27,7 @@ from fl.codecs.base import Codec, CompressionError
 from fl.codecs.table import make_codec
 from fl.codecs.tensors import decode_all, encode_all
 from fl.privacy.audit.attackers import AuditError
-from fl.privacy.dp import DistributedNoise, Update, clip, noisy_mean, norm, privatize
+from fl.privacy.dp import Update, add_noise, clip, clipped_sum, noise_share, norm
 from fl.privacy.randomness import key_from_seed
 from fl.privacy.secure_sum.keys import RandomBytes
 from fl.privacy.secure_sum.messages import SESSION_BYTES, SecureSumSetup, default_threshold
@@ -104,20 +104,18 @@ def _encoded(updates: Updates, bound: float, seed: Seed, *, codec: Codec) -> Ser
 
 
 def _noisy(updates: Updates, bound: float, seed: Seed, deviation: float) -> ServerView:
-    each = {d: privatize(update, bound, deviation, key_from_seed(*seed, d)) for d, update in updates.items()}
+    each: dict[str, Update] = {}
+    for device, update in updates.items():
+        noisy = add_noise(clip(update, bound), deviation, key_from_seed(*seed, device))
+        each[device] = {name: value.astype(np.float32) for name, value in noisy.items()}
     return ServerView(each, shrink=_wiener(deviation, bound, updates))
 
 
 def _noisy_sum(updates: Updates, bound: float, seed: Seed, multiplier: float) -> ServerView:
-    devices = sorted(updates)
-    mean = noisy_mean(
-        ((1.0, updates[device]) for device in devices),
-        bound=bound,
-        noise_multiplier=multiplier,
-        total_weight=float(len(devices)),
-        key=key_from_seed(*seed, "sum"),
-    )
-    return ServerView(mean=mean, shrink=_wiener(multiplier * bound / len(devices), bound, updates))
+    sums = clipped_sum(((1.0, updates[device]) for device in sorted(updates)), bound)
+    noisy = add_noise(sums, multiplier * bound, key_from_seed(*seed, "sum"))
+    mean = {name: value / len(updates) for name, value in noisy.items()}
+    return ServerView(mean=mean, shrink=_wiener(multiplier * bound / len(updates), bound, updates))
 
 
 def _secure(updates: Updates, bound: float, seed: Seed) -> ServerView:
@@ -155,7 +153,7 @@ _PLAIN: dict[str, Protection] = {
 }
 _NOISY: dict[str, Callable[[Updates, float, Seed, float], ServerView]] = {
     "share": lambda updates, bound, seed, multiplier: _noisy(
-        updates, bound, (*seed, "share"), DistributedNoise.planned(multiplier, bound, len(updates)).share
+        updates, bound, (*seed, "share"), noise_share(multiplier, bound, len(updates))
     ),
     "local": lambda updates, bound, seed, multiplier: _noisy(updates, bound, (*seed, "local"), multiplier * bound),
     "noisy-sum": _noisy_sum,

@@ -122,7 +122,7 @@ class SecureSumClient(Recordable):
     ) -> MaskedInput:
         """Step 3: ``numbers`` ``(size,)`` on the grid, plus this device's share of ``noise``, plus all masks.
 
-        ``numbers`` are already clipped and weighted, ``noise`` is :attr:`fl.privacy.dp.DistributedNoise.share`. A ``key`` for
+        ``numbers`` are already clipped and weighted, ``noise`` is :func:`fl.privacy.dp.noise_share`. A ``key`` for
         the noise is for simulations, which must be deterministic.
         """
         self._begin("mask", inbox)

@@ -13,7 +13,7 @@ from flwr.app import ConfigRecord
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl.privacy.dp import DistributedNoise, clip, norm
+from fl.privacy.dp import clip, noise_share, norm
 from fl.privacy.randomness import keystream
 from fl.privacy.secure_sum import keys
 from fl.privacy.secure_sum.device import SecureSumClient
@@ -309,12 +309,11 @@ def test_rounding_lengthens_a_vector_by_at_most_the_slack():
 
 def test_shares_of_noise_add_up_to_the_planned_noise():
     size, devices = 4000, 8
-    planned = DistributedNoise.planned(1.5, LIMIT, devices, dropouts=0.25)
-    deviation = planned.share * np.sqrt(devices)
+    share = noise_share(1.5, LIMIT, 6)
+    deviation = share * np.sqrt(devices)
     setup = new_setup(NAMES[:devices], size, LIMIT, threshold=6, noise=deviation)
     zeros = {name: np.zeros(size) for name in setup.devices}
-    total = run(setup, zeros, {3: NAMES[:2]}, noise=planned.share)
-    assert planned.share * np.sqrt(6) == pytest.approx(1.5 * LIMIT)
+    total = run(setup, zeros, {3: NAMES[:2]}, noise=share)
     assert total.std() == pytest.approx(1.5 * LIMIT, rel=5 / np.sqrt(2 * size))
     assert abs(total.mean()) < 5 * 1.5 * LIMIT / np.sqrt(size)
 
