@@ -6,7 +6,6 @@ stores the session before the answer leaves: a process that starts again never a
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Mapping
@@ -46,9 +45,8 @@ class Sessions:
 
     def save(self, client: SecureSumClient) -> None:
         """Durably store a participant's state, in place of any earlier one. :class:`SecureSumError` on a full disk."""
-        text = json.dumps(dict(client.to_record()), default=lambda data: {"hex": data.hex()})
         try:
-            write_atomically(self._path(client.device), text.encode())
+            write_atomically(self._path(client.device), client.state())
         except OSError as error:
             raise SecureSumError(
                 f"the state of {client.device!r} could not be stored ({error}): it takes no part in this sum"
@@ -60,15 +58,11 @@ class Sessions:
         try:
             if path.stat().st_size > MAX_SESSION_BYTES:
                 raise SecureSumError(f"{path} has more than {MAX_SESSION_BYTES:,} bytes: it is no session")
-            return SecureSumClient.from_record(json.loads(path.read_bytes(), object_hook=_bytes))
-        except (OSError, ValueError) as error:
+            return SecureSumClient.restored(path.read_bytes())
+        except OSError as error:
             raise SecureSumError(
                 f"{participant!r} has no session of a secure sum ({error}): it takes no part"
             ) from error
-
-
-def _bytes(value: dict[str, Any]) -> object:
-    return bytes.fromhex(value["hex"]) if value.keys() == {"hex"} else value
 
 
 def take_step(sessions: Sessions, record: Mapping[str, Any], participant: str) -> ConfigRecord:

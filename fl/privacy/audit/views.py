@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fl.codecs.base import Codec, CompressionError
 from fl.codecs.table import make_codec
@@ -29,9 +30,10 @@ from fl.codecs.tensors import decode_all, encode_all
 from fl.privacy.audit.attackers import AuditError
 from fl.privacy.dp import Update, add_noise, clip, clipped_sum, noise_share, norm
 from fl.privacy.randomness import key_from_seed
+from fl.privacy.secure_sum.device import SecureSumClient
 from fl.privacy.secure_sum.keys import RandomBytes
-from fl.privacy.secure_sum.messages import SESSION_BYTES, SecureSumSetup, default_threshold
-from fl.privacy.secure_sum.simulation import run_session
+from fl.privacy.secure_sum.messages import SESSION_BYTES, MaskedInput, SecureSumSetup, default_threshold
+from fl.privacy.secure_sum.server import SecureSumServer
 from fl.privacy.secure_sum.vector import flatten, unflatten
 
 DEFAULT = "plain,clip,int8,share:1,local:0.001,local:0.01,local:0.1,secure-sum,noisy-sum:0.1,noisy-sum:1"
@@ -118,8 +120,31 @@ def _noisy_sum(updates: Updates, bound: float, seed: Seed, multiplier: float) ->
     return ServerView(mean=mean, shrink=_wiener(multiplier * bound / len(updates), bound, updates))
 
 
+def run_session(
+    setup: SecureSumSetup, vectors: Mapping[str, NDArray[np.floating]], random_bytes: Callable[[str], RandomBytes]
+) -> tuple[dict[str, MaskedInput], NDArray[np.float64]]:
+    """A whole secure sum of ``vectors`` ``(size,)`` by device: each one's masked vector, and the sum; nobody drops out.
+
+    ``random_bytes`` gives a device its source of secrets: a seeded one makes the session deterministic.
+    """
+    server = SecureSumServer(setup)
+    clients = {device: SecureSumClient(device, setup, random_bytes(device)) for device in setup.devices}
+    for client in clients.values():
+        server.add(client.advertise())
+    participants = server.participants()
+    for client in clients.values():
+        server.add(client.share(participants))
+    masked = {device: client.mask(server.inbox(device), vectors[device]) for device, client in clients.items()}
+    for message in masked.values():
+        server.add(message)
+    survivors = server.survivors()
+    for client in clients.values():
+        server.add(client.reveal(survivors))
+    return masked, server.total()
+
+
 def _secure(updates: Updates, bound: float, seed: Seed) -> ServerView:
-    """A whole session of the protocol; each device's vector is what it sends in the third step, as signed numbers."""
+    """Each device's vector is what it sends in the third step, as signed numbers."""
     shapes = _shapes(updates)
     vectors = {device: flatten(clip(update, bound), 1.0, bound) for device, update in updates.items()}
     devices, size = tuple(sorted(updates)), len(next(iter(vectors.values())))

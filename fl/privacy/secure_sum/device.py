@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import InitVar, dataclass, field
-from typing import Any, Self
+from dataclasses import InitVar, field
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from fl.privacy.secure_sum import keys as crypto
 from fl.privacy.secure_sum.keys import RandomBytes, SecureSumError
 from fl.privacy.secure_sum.messages import (
+    STRICT,
     AdvertiseKeys,
     Inbox,
     MaskedInput,
     Participants,
-    Recordable,
     SecureSumMessage,
     SecureSumSetup,
     ShareKeys,
@@ -28,13 +29,13 @@ from fl.privacy.secure_sum.messages import (
 STEPS = ("advertise", "share", "mask", "reveal", "done")
 
 
-@dataclass
-class SecureSumClient(Recordable):
+@dataclass(config=STRICT)
+class SecureSumClient:
     """One device in one session (Bonawitz et al. 2017, figure 4, without the consistency check).
 
     Its secrets are two seeds of key pairs and the seed of its self-mask. Any :class:`SecureSumError` ends its part in the
-    session: it has then sent nothing more, and the others restore what is missing or the sum fails. Its record is the whole
-    state, secrets included: it stays on the device, and is needed where each message starts a new process.
+    session: it has then sent nothing more, and the others restore what is missing or the sum fails. Its state is stored where
+    each message starts a new process.
     """
 
     device: str
@@ -61,14 +62,17 @@ class SecureSumClient(Recordable):
         self._channel = crypto.private_key(self.seeds[1], session, crypto.CHANNEL)
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """The client that ``to_record`` stored. :class:`SecureSumError` for anything else."""
+    def restored(cls, state: bytes) -> Self:
+        """The client whose :meth:`state` was stored. :class:`SecureSumError` for anything else."""
         try:
-            return super().from_record(record)
-        except SecureSumError as error:
-            raise SecureSumError(
-                f"stored state of a secure sum is damaged ({error}): leave this session out"
-            ) from error
+            return TypeAdapter(cls).validate_json(state)
+        except (ValidationError, SecureSumError) as error:
+            why = f"field {error.errors()[0]['loc']}" if isinstance(error, ValidationError) else error
+            raise SecureSumError(f"stored state of a secure sum is damaged ({why}): leave this session out") from None
+
+    def state(self) -> bytes:
+        """All of it as JSON, secrets included: it stays on the device."""
+        return TypeAdapter(type(self)).dump_json(self)
 
     def _begin(self, step: str, message: SecureSumMessage | None = None) -> None:
         """Move on, or raise if it is another step's turn. A step that fails half way cannot be tried again."""

@@ -33,6 +33,7 @@ SECRET_BYTES = 16  # of a seed: 128 bits of security, as X25519 has
 PRIME = 2**130 - 5  # of the field of shares: a seed fits
 SHARE_BYTES = 17
 PUBLIC_BYTES = 32
+COMMITMENT_BYTES = 32
 MASK, CHANNEL, SELF = b"mask", b"channel", b"self"  # purposes of keys
 RandomBytes = Callable[[int], bytes]
 

@@ -82,39 +82,29 @@ class SecureSumServer:
             raise SecureSumError(f"{message.device!r} took no part in the step before: it is left out")
         if message.device in done:
             raise SecureSumError(f"{message.device!r} answered twice: the first answer counts")
-        if isinstance(message, AdvertiseKeys):
-            self._keys[message.device] = message
-        elif isinstance(message, ShareKeys):
-            self._add_shares(message)
-        elif isinstance(message, MaskedInput):
-            self._add_masked(message)
-        else:
-            self._add_unmask(message)
-
-    def _add_shares(self, message: ShareKeys) -> None:
-        if message.sealed.keys() != self._keys.keys() - {message.device}:
-            raise SecureSumError(
-                f"shares of {message.device!r} are not for exactly the other participants: it is left out"
-            )
-        self._shares[message.device] = message.sealed
-
-    def _add_masked(self, message: MaskedInput) -> None:
-        words = np.frombuffer(message.words, np.uint8)
-        if len(words) != self._sum.nbytes or len(message.commitment) != len(crypto.commitment(b"", b"")):
-            raise SecureSumError(
-                f"the vector of {message.device!r} has another length than {self.setup.size:,} words: left out"
-            )
-        self._sum += words.view(self._sum.dtype.newbyteorder("<"))
-        self._commitments[message.device] = message.commitment
-
-    def _add_unmask(self, message: Unmask) -> None:
-        alive = self._commitments.keys()
-        shares = (*message.seeds.values(), *message.keys.values())
-        if message.seeds.keys() != alive or message.keys.keys() != self._shares.keys() - alive:
-            raise SecureSumError(f"{message.device!r} revealed other shares than it was asked for: they are not used")
-        if any(len(share) != crypto.SHARE_BYTES for share in shares):
-            raise SecureSumError(f"{message.device!r} revealed shares of another length: they are not used")
-        self._unmasks[message.device] = message
+        match message:
+            case AdvertiseKeys():
+                self._keys[message.device] = message
+            case ShareKeys():
+                if message.sealed.keys() != self._keys.keys() - {message.device}:
+                    raise SecureSumError(
+                        f"shares of {message.device!r} are not for exactly the other participants: it is left out"
+                    )
+                self._shares[message.device] = message.sealed
+            case MaskedInput():
+                if len(message.words) != self._sum.nbytes:
+                    raise SecureSumError(
+                        f"the vector of {message.device!r} has another length than {self.setup.size:,} words: left out"
+                    )
+                self._sum += np.frombuffer(message.words, self._sum.dtype.newbyteorder("<"))
+                self._commitments[message.device] = message.commitment
+            case Unmask():
+                alive = self._commitments.keys()
+                if message.seeds.keys() != alive or message.keys.keys() != self._shares.keys() - alive:
+                    raise SecureSumError(
+                        f"{message.device!r} revealed other shares than it was asked for: they are not used"
+                    )
+                self._unmasks[message.device] = message
 
     def _close(self, step: int) -> None:
         """End a step; what it says can be asked for until the next one ends."""

@@ -132,7 +132,7 @@ def test_sessions_are_for_their_owner_alone_and_damage_is_named(tmp_path: Path) 
     with pytest.raises(SecureSumError, match="no session"):
         sessions.load("ann")
     path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(SecureSumError, match="no session"):
+    with pytest.raises(SecureSumError, match="is damaged"):
         sessions.load("박지민")
 
 
