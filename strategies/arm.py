@@ -28,8 +28,7 @@ from fl.algorithms.server_optimizers import FIRST, LEARNING_RATES, SECOND, Serve
 from fl.core.errors import AggregationError, ConfigError
 from fl.core.rng import derive_random
 from fl.privacy.plan import PrivacyPlan
-from fl.protocol.forms import Exchange
-from fl.protocol.reply import ReplySchema
+from fl.protocol.reply import Exchange, ReplySchema
 from fl.protocol.wire import (
     CORRECTIONS,
     JOB,
@@ -37,7 +36,7 @@ from fl.protocol.wire import (
     SHARED,
     Job,
     add_counts,
-    counts_record,
+    flat_counts,
     settings_record,
     to_arrays,
 )
@@ -282,7 +281,8 @@ class ArmStrategy(Strategy):
         self._report(server_round)
         if not self.last.sound:
             return None
-        return counts_record(add_counts([r.metrics for r in self.last.sound]), {"devices": len(self.last.sound)})
+        counts = flat_counts(add_counts([r.metrics for r in self.last.sound]), {"devices": len(self.last.sound)})
+        return MetricRecord(dict(counts))
 
     def _report(self, server_round: int) -> None:
         for device_id, reason in self.last.left_out.items():

@@ -24,7 +24,7 @@ from fl.privacy.secure_sum.device import SecureSumClient
 from fl.privacy.secure_sum.keys import PUBLIC_BYTES, SHARE_BYTES, SecureSumError
 from fl.privacy.secure_sum.messages import KIND, Inbox, MaskedInput, Participants, SecureSumSetup, Survivors
 from fl.privacy.secure_sum.vector import flatten
-from fl.protocol.forms import Exchange
+from fl.protocol.reply import Exchange
 from fl.protocol.wire import SECURE, WITHIN, Job, device_key, split_key
 from fl.settings.config import RunConfig
 from fl.settings.names import NONE

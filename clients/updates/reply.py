@@ -55,8 +55,7 @@ class ReplyWriter:
         self._alone: dict[str, dict[str, int | float]] = {}
 
     def _weigh(self, numbers: Mapping[str, int | float]) -> float:
-        examples = float(numbers.get("examples", 0))
-        return examples if self._schema.exchange is None else self._schema.exchange.weigh(examples)
+        return self._schema.exchange.weigh(float(numbers.get("examples", 0)))
 
     def add(self, result: DeviceResult | DeviceFailure) -> None:
         """Add one device."""

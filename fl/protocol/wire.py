@@ -21,12 +21,15 @@ and the aggregator reads.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import fields
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from pydantic import TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fl.algorithms.plan import Phase
@@ -45,7 +48,7 @@ IDS = "ids"  # of DEVICES
 TOTAL_NAMES = frozenset({"weight", "devices"})
 WITHIN = "within"  # of TOTALS, with adaptive clipping: how many of the devices were within the clipping norm
 ARRAY_HEADER_BYTES = 128  # of a tensor as Flower serializes it: NumPy's header
-FIELDS = ("substitutions", "deletions", "insertions", "reference")
+FIELDS = tuple(Counts().as_dict())
 
 
 @dataclass(frozen=True)
@@ -64,38 +67,18 @@ class Job:
 
     def to_record(self) -> ConfigRecord:
         """As a Flower record."""
-        return ConfigRecord(
-            {
-                "arm": self.arm,
-                "round": self.round,
-                "device-ids": list(self.devices),
-                "phase": self.phase.value,
-                "split": self.split,
-                "final": self.final,
-                "parallel": self.parallel,
-                "bound": float(self.bound),
-                "noise": float(self.noise),
-            }
-        )
+        return ConfigRecord(TypeAdapter(Job).dump_python(self, mode="json"))
 
     @classmethod
-    def from_record(cls, record: Mapping[str, object]) -> Job:
+    def from_record(cls, record: Mapping[str, Any]) -> Job:
         """The inverse of :meth:`to_record`; :class:`ConfigError` for a record that is none."""
+        values: dict[str, Any] = {field.name: record.get(field.name) for field in fields(cls)}
         try:
-            return cls(
-                arm=str(record["arm"]),
-                round=int(record["round"]),  # type: ignore[call-overload]
-                devices=tuple(str(d) for d in record["device-ids"]),  # type: ignore[attr-defined]
-                phase=Phase(str(record["phase"])),
-                split=str(record["split"]),
-                final=bool(record["final"]),
-                parallel=int(record["parallel"]),  # type: ignore[call-overload]
-                bound=float(record["bound"]),  # type: ignore[arg-type]
-                noise=float(record["noise"]),  # type: ignore[arg-type]
-            )
-        except (KeyError, TypeError, ValueError) as error:
+            return cls(**values)
+        except ValidationError as error:
+            name, why = error.errors()[0]["loc"][0], error.errors()[0]["msg"]
             raise ConfigError(
-                f"message is not a job of this version ({error!r}): use the same version at both ends"
+                f"message is not a job of this version ({name}: {why}): use the same version at both ends"
             ) from error
 
 
@@ -144,18 +127,12 @@ def flat_counts(metrics: Mapping[str, Counts], extra: Mapping[str, int | float])
     """Counts of one device by flat name, ``mer.substitutions`` and so on, with plain numbers beside them."""
     values: dict[str, int | float] = dict(extra)
     for name, counts in metrics.items():
-        for field in FIELDS:
-            values[f"{name}.{field}"] = int(getattr(counts, field))
+        values |= {f"{name}.{field}": number for field, number in counts.as_dict().items()}
     return values
 
 
-def counts_record(metrics: Mapping[str, Counts], extra: Mapping[str, int | float]) -> MetricRecord:
-    """:func:`flat_counts` as a record."""
-    return MetricRecord(dict(flat_counts(metrics, extra)))
-
-
 def read_counts(record: Mapping[str, object]) -> tuple[dict[str, Counts], dict[str, float]]:
-    """The inverse of :func:`counts_record`. Raises :class:`IdiolectError` for values that are no numbers and counts that lack a part."""
+    """The inverse of :func:`flat_counts`. Raises :class:`IdiolectError` for values that are no numbers and counts that lack a part."""
     fields: dict[str, dict[str, int]] = {}
     extra: dict[str, float] = {}
     for key, value in record.items():

@@ -25,8 +25,7 @@ from fl.core.files import write_atomically
 from fl.core.tensorfile import tensor_bytes
 from fl.privacy.audit.attackers import AuditError
 from fl.privacy.dp import Update
-from fl.protocol.forms import Exchange, Form
-from fl.protocol.reply import ReplySchema
+from fl.protocol.reply import Exchange, Form, ReplySchema
 from fl.protocol.wire import JOB, SHARED, Job, read_settings
 from fl.settings.config import RunConfig
 from sim.backends.serial import SerialGrid
