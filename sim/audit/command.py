@@ -12,11 +12,13 @@ from rich.console import Console
 
 from fl.privacy.audit.views import DEFAULT
 from fl.settings.config import RunConfig, make_config
-from sim.audit.report import END, START, print_audit, write_audit
-from sim.audit.run import SPLITS, AuditPlan, parse_words, run_audit, with_sizes
+from fl.settings.fields import words
+from sim.audit.report import END, START, conditions_text, tables
+from sim.audit.run import SPLITS, AuditPlan, run_audit, with_sizes
 from sim.cli.app import progress_bars
 from sim.cli.options import with_settings
-from sim.section import page_parts
+from sim.section import page_parts, write_section
+from sim.tables import markdown_tables, print_tables
 
 # The size of the page: a night on two cores. The population is larger than that of a comparison, since people are the
 # sample here, and more of what they say is held out, since membership needs non-members.
@@ -66,14 +68,15 @@ def audit(
     if smoke:
         config = with_sizes(config, SMOKE, make_config(FULL))
     chosen = protections or (SMOKE_PROTECTIONS if smoke else DEFAULT)
-    plan = AuditPlan(config, parse_words(splits), parse_words(chosen))
+    plan = AuditPlan(config, *(tuple(dict.fromkeys(words(text))) for text in (splits, chosen)))
     if write is not None:
         page_parts(write, START, END)  # now, not after hours of training
     with progress_bars(as_json) as show:
         document = run_audit(plan, show)
     if write is not None:
-        write_audit(document, write)
+        write_section(write, START, END, markdown_tables(tables(document), conditions_text(document)))
     if as_json:
         print(json.dumps(document, ensure_ascii=False))
     else:
-        print_audit(document, Console(width=None if sys.stdout.isatty() else 130))
+        console = Console(width=None if sys.stdout.isatty() else 130)
+        print_tables(tables(document), conditions_text(document), console)

@@ -14,14 +14,13 @@ from fl.adapters.state import load_state
 from fl.algorithms.arms import Arm, trained_arm
 from fl.data.batching import buckets
 from fl.privacy.audit.attackers import Floats
-from fl.privacy.audit.membership import Losses
 from fl.privacy.audit.views import ServerView
 from fl.settings.config import RunConfig
 from fl.tasks.task import Example
+from sim.audit.people import Chosen
 from sim.audit.record import ARM, RecordedRound
 
 ROWS = 16  # of a batch
-Chosen = Sequence[tuple[str, bool, Example]]  # person, whether trained on, utterance
 
 
 class LossMeter:
@@ -47,11 +46,11 @@ class LossMeter:
                 found[chosen] = (total / labels).float().cpu().numpy()
         return found
 
-    def reference(self, chosen: Chosen) -> Floats:
+    def reference(self, chosen: Sequence[Chosen]) -> Floats:
         """Losses under the adapter before any training: it equals the frozen base, which has seen nobody."""
         return self.losses({}, [example for _, _, example in chosen])
 
-    def under_view(self, recorded: RecordedRound, seen: ServerView, chosen: Chosen, reference: Floats) -> Losses:
+    def under_view(self, recorded: RecordedRound, seen: ServerView, chosen: Sequence[Chosen]) -> Floats:
         """Losses under what the server can form for each person: the round's start plus its guess of the update.
 
         Private tensors are not there, so they are as at the start: gates neutral, a private A or B untrained.
@@ -61,9 +60,9 @@ class LossMeter:
             guess = seen.guess(person)
             return {name: value + guess[name] for name, value in recorded.old.items()}
 
-        return self._by_person(chosen, reference, tensors, one_model=seen.mean is not None)
+        return self._by_person(chosen, tensors, one_model=seen.mean is not None)
 
-    def under_adapters(self, chosen: Chosen, reference: Floats) -> Losses:
+    def under_adapters(self, chosen: Sequence[Chosen]) -> Floats:
         """Losses under each person's finished adapter with its private part: what a serving host is sent."""
 
         def tensors(person: str) -> dict[str, np.ndarray]:
@@ -71,16 +70,11 @@ class LossMeter:
             info.require_base(self.worker.task.fingerprint)
             return {name: tensor.float().numpy() for name, tensor in found.items()}
 
-        return self._by_person(chosen, reference, tensors)
+        return self._by_person(chosen, tensors)
 
     def _by_person(
-        self,
-        chosen: Chosen,
-        reference: Floats,
-        tensors: Callable[[str], Mapping[str, np.ndarray]],
-        *,
-        one_model: bool = False,
-    ) -> Losses:
+        self, chosen: Sequence[Chosen], tensors: Callable[[str], Mapping[str, np.ndarray]], *, one_model: bool = False
+    ) -> Floats:
         """Losses of each person's utterances under this person's tensors, or all under the same ones."""
         groups: dict[str, list[int]] = {}
         for place, (person, _, _) in enumerate(chosen):
@@ -88,9 +82,4 @@ class LossMeter:
         found = np.zeros(len(chosen))
         for person, places in groups.items():
             found[places] = self.losses(tensors(person), [chosen[place][2] for place in places])
-        return with_losses(chosen, found, reference)
-
-
-def with_losses(chosen: Chosen, found: Floats, reference: Floats) -> Losses:
-    """The chosen utterances with their losses under a model and under the reference model."""
-    return Losses(tuple(row[0] for row in chosen), np.array([row[1] for row in chosen]), found, reference)
+        return found

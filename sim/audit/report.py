@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from fl.privacy.audit import linkage, membership
-from sim.section import write_section
-from sim.tables import BOLD, ReportTable, markdown_tables, print_tables
+from sim.tables import BOLD, ReportTable
 
 START, END = "<!-- audit: made by idiolect audit -->", "<!-- end of audit -->"
 SIGNIFICANT = 0.05
@@ -91,18 +87,3 @@ def conditions_text(document: Document) -> str:
         f"reaches where there is nothing to find; bold: p < {SIGNIFICANT:g}, which one in twenty is by chance. "
         f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}; {versions}."
     )
-
-
-def print_audit(document: Document, console: Console) -> None:
-    """Print the audit for a person."""
-    print_tables(tables(document), conditions_text(document), console)
-
-
-def markdown(document: Document) -> str:
-    """The audit as a section of a page."""
-    return markdown_tables(tables(document), conditions_text(document))
-
-
-def write_audit(document: Document, page: Path) -> None:
-    """Replace what stands between the two comments of ``page``."""
-    write_section(page, START, END, markdown(document))

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +22,22 @@ from fl import __version__
 from fl.algorithms.arms import trained_arm
 from fl.algorithms.personal.gates import Gates
 from fl.algorithms.table import chosen
-from fl.core.files import PUBLIC, write_atomically
+from fl.core.files import PUBLIC
 from fl.core.machine import machine
 from fl.privacy.audit import attributes as audit_attributes
 from fl.privacy.audit import linkage as audit_linkage
-from fl.privacy.audit.attackers import CONFIDENCE, SAMPLES, AuditError, check_people
+from fl.privacy.audit.attackers import CONFIDENCE, SAMPLES, AuditError, Floats, Kernels, check_people
 from fl.privacy.audit.attributes import infer
-from fl.privacy.audit.kernels import Kernels
 from fl.privacy.audit.linkage import linkage
-from fl.privacy.audit.membership import Losses, membership
+from fl.privacy.audit.membership import membership
 from fl.privacy.audit.views import ServerView, make_protection, median_norm
+from fl.runs.files import write_whole
 from fl.runs.folder import run_folder
 from fl.settings.config import RunConfig, find_key, flat, make_config
-from fl.settings.fields import words
 from fl.settings.names import EDGE, LAYERS_PREFIX, NONE
 from fl.settings.tables import CodecTable, PrivacyTable
 from fl.tasks.table import task_kind
-from sim.audit.losses import Chosen, LossMeter, with_losses
+from sim.audit.losses import LossMeter
 from sim.audit.people import agreements, attributes, utterances
 from sim.audit.record import ARM, RecordedRound, federated_rounds, load_round, record, split_config
 from strategies.loop import Progress
@@ -100,11 +100,7 @@ class AuditRows:
         if (split, protection) in self.found:
             return
         self.found[split, protection] = {"split": split, "protection": protection, **make()}
-        try:
-            lines = "".join(json.dumps(row) + "\n" for row in self.found.values())
-            write_atomically(self.path, lines.encode(), mode=PUBLIC)
-        except OSError as error:
-            raise AuditError(f"{self.path} cannot be written: {error}; free some space and start again") from error
+        write_whole(self.path, "".join(json.dumps(row) + "\n" for row in self.found.values()), mode=PUBLIC)
 
 
 def run_audit(plan: AuditPlan, progress: Progress = lambda *_: None) -> Document:
@@ -165,7 +161,7 @@ class SplitAudit:
         devices = [task.device(name) for name in trained]
         population = getattr(task, "population", None)  # of speech: where its manifest lies
         self.labels, left_out = attributes(devices, None if population is None else population.manifest)
-        self.chosen: Chosen = utterances(trained, task.device, config.seed)
+        self.chosen = utterances(trained, task.device, config.seed)
         members = sum(member for _, member, _ in self.chosen)
         self.facts: Document = {
             "people": len(trained),
@@ -182,8 +178,7 @@ class SplitAudit:
         self.last = load_round(self.files[-1])
         self.bound = median_norm(load_round(path).updates for path in self.files)
         self.reference = self.meter.reference(self.chosen)
-        base = with_losses(self.chosen, self.reference, self.reference)
-        rows.need("", BASE_ROW, lambda: self._membership(base))
+        rows.need("", BASE_ROW, lambda: self._membership(self.reference))
         work = {name: partial(self._protected, name) for name in self.protections} | {ADAPTER_ROW: self._adapters}
         for place, (name, make) in enumerate(work.items()):
             self.progress(f"attack: {self.split}", place, len(work))
@@ -216,15 +211,19 @@ class SplitAudit:
             kernels, seed = Kernels.of({**earlier, self.last.round: view.each}), self.config.seed
             row["linkage"] = {n: asdict(found) for n, found in linkage(kernels, seed=seed).items()}
             row["attributes"] = {n: asdict(infer(kernels, own, n, seed=seed)) for n, own in self.labels.items()}
-        there = [place for place, (person, _, _) in enumerate(self.chosen) if person in self.last.updates]
-        chosen = [self.chosen[place] for place in there]
-        return row | self._membership(self.meter.under_view(self.last, view, chosen, self.reference[there]))
+        there = np.array([person in self.last.updates for person, _, _ in self.chosen])
+        chosen = list(compress(self.chosen, there))
+        return row | self._membership(self.meter.under_view(self.last, view, chosen), there)
 
     def _adapters(self) -> Document:
-        return self._membership(self.meter.under_adapters(self.chosen, self.reference))
+        return self._membership(self.meter.under_adapters(self.chosen))
 
-    def _membership(self, losses: Losses) -> Document:
-        found = membership(losses, seed=self.config.seed)
+    def _membership(self, losses: Floats, there: np.ndarray | None = None) -> Document:
+        """What is found of the chosen utterances; of those ``there`` alone, whose losses are given."""
+        there = np.ones(len(self.chosen), bool) if there is None else there
+        people = [person for person, _, _ in compress(self.chosen, there)]
+        member = np.array([trained for _, trained, _ in compress(self.chosen, there)])
+        found = membership(people, member, losses, self.reference[there], seed=self.config.seed)
         return {"membership": {name: asdict(one) for name, one in found.items()}}
 
 
@@ -233,8 +232,3 @@ def with_sizes(config: RunConfig, smaller: dict[str, Any], start: RunConfig) -> 
     before, now = flat(start), flat(config)
     keys = {find_key(key): value for key, value in smaller.items()}
     return make_config({key: value for key, value in keys.items() if before[key] == now[key]}, config)
-
-
-def parse_words(text: str) -> tuple[str, ...]:
-    """Words with commas between, each once."""
-    return tuple(dict.fromkeys(words(text)))

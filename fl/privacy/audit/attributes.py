@@ -3,7 +3,7 @@
 Melis et al. (IEEE S&P 2019, arXiv 1805.04049, section 4.3) train a classifier on updates of data with and without a property;
 here a property belongs to a person, so the attacker is taught with the updates of all people but one (for example their own
 recordings, or people who told) and asked about that one: leave-one-person-out. A person is the mean of their updates over
-the rounds, each layer centred and normalised as in :mod:`fl.privacy.audit.kernels`; the classifier is ridge regression on
+the rounds, each layer centred and normalised as in :class:`~fl.privacy.audit.attackers.Kernels`; the classifier is ridge regression on
 the classes weighted to equal size, which is Fisher's discriminant with a regularised covariance (Friedman 1989, JASA 84).
 
 Chance is 50 % for balanced accuracy, but with few people single figures stray far from it, so the same attacker is also asked
@@ -13,12 +13,12 @@ about shuffled labels: the permutation baseline.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 
 from fl.core.rng import derive_generator
-from fl.privacy.audit.attackers import AuditError, Finding, Floats, against, check_people
-from fl.privacy.audit.kernels import Kernels
+from fl.privacy.audit.attackers import AuditError, Finding, Floats, Kernels, against, check_people
 
 PERMUTATIONS = 1000
 RIDGE = 1.0  # times the mean diagonal of the kernel
@@ -46,17 +46,14 @@ def _held_out(kernel: Floats) -> Floats:
     return weights
 
 
-def _correct(weights: Floats, positive: np.ndarray) -> np.ndarray:
-    """Whether each person is put into the right class, ``(people,)``; half right where the score is zero."""
-    counts = np.array([[positive.sum()], [(~positive).sum()]]) - np.stack([positive, ~positive])  # without oneself
-    targets = weights @ positive / counts[0] - weights @ ~positive / counts[1]
-    return np.where(targets == 0, 0.5, (targets > 0) == positive)
-
-
-def _balanced(correct: np.ndarray, positive: np.ndarray, counts: Floats) -> float | None:
+def _balanced(weights: Floats, positive: np.ndarray, counts: Floats) -> float | None:
+    """The share of each class that is put into it, averaged; half right where the score is zero. None without one of them."""
     sides = [(counts * side).sum() for side in (positive, ~positive)]
     if not all(sides):
         return None
+    others = np.array([[positive.sum()], [(~positive).sum()]]) - np.stack([positive, ~positive])  # without oneself
+    targets = weights @ positive / others[0] - weights @ ~positive / others[1]
+    correct = np.where(targets == 0, 0.5, (targets > 0) == positive)
     shares = [(counts * correct * side).sum() / total for side, total in zip((positive, ~positive), sides, strict=True)]
     return float(np.mean(shares))
 
@@ -82,9 +79,7 @@ def infer(kernels: Kernels, labels: Mapping[str, bool], what: str, *, seed: int)
         raise AuditError(f"{what} of {missing[0]!r} is not known: give it for everybody whose updates were recorded")
     check_classes({name: labels[name] for name in kernels.names}, what)
     positive = np.array([labels[name] for name in kernels.names])
-    weights = _held_out(person_kernel(kernels))
-    correct = _correct(weights, positive)
-    generator, everybody = derive_generator(seed, "audit permutations", what), np.ones(len(positive))
+    accuracy = partial(_balanced, _held_out(person_kernel(kernels)))
+    generator = derive_generator(seed, "audit permutations", what)
     others = (generator.permutation(positive) for _ in range(PERMUTATIONS))
-    shuffled = (_balanced(_correct(weights, other), other, everybody) for other in others)
-    return against(len(positive), lambda counts: _balanced(correct, positive, counts), shuffled, seed=seed)
+    return against(len(positive), accuracy, positive, others, seed=seed)

@@ -16,34 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 
 from fl.core.rng import derive_generator
-from fl.privacy.audit.attackers import AuditError, Finding, Floats, against, shuffled_within
+from fl.privacy.audit.attackers import Finding, Floats, against, shuffled_within
 
 FALSE_POSITIVES = 0.01
 PERMUTATIONS = 200
 MIN_NON_MEMBERS = 100  # fewer cannot show a rate of 1 %
-Item = TypeVar("Item")
-
-
-@dataclass(frozen=True)
-class Losses:
-    """One entry for each utterance: its person, whether it was trained on, its loss and the reference model's."""
-
-    people: tuple[str, ...]
-    member: np.ndarray
-    loss: Floats
-    reference: Floats
-
-    def __post_init__(self) -> None:
-        sizes = {len(self.people), len(self.member), len(self.loss), len(self.reference)}
-        if len(sizes) != 1:
-            raise AuditError(
-                f"people, membership and losses have {sorted(sizes)} entries: one for each utterance is needed"
-            )
 
 
 @dataclass(frozen=True)
@@ -68,42 +49,33 @@ def area(scores: Floats, member: np.ndarray, weights: Floats) -> float | None:
     return float((inside * (below + outside / 2)).sum() / (inside.sum() * outside.sum()))
 
 
-def rate_at(scores: Floats, member: np.ndarray, false_positives: float = FALSE_POSITIVES) -> float | None:
-    """Share of members above a threshold that at most ``false_positives`` of the non-members exceed; None with fewer than 100."""
+def rate_at(scores: Floats, member: np.ndarray) -> float | None:
+    """Share of members above a threshold that at most 1 % of the non-members exceed; None with fewer than 100."""
     outside = np.sort(scores[~member])[::-1]
     if len(outside) < MIN_NON_MEMBERS or not member.any():
         return None
-    threshold = outside[int(np.floor(false_positives * len(outside) + 1e-9))]
+    threshold = outside[int(np.floor(FALSE_POSITIVES * len(outside) + 1e-9))]
     return float((scores[member] > threshold).mean())
 
 
-def membership(losses: Losses, *, seed: int) -> dict[str, Membership]:
-    """What both attackers find. Losses that are not finite count as the largest there are."""
-    loss = np.where(np.isfinite(losses.loss), losses.loss, np.finfo(np.float32).max)
-    scores = dict(zip(ATTACKERS, (-loss, losses.reference - loss), strict=True))
-    names = sorted(set(losses.people))
-    person = np.array([names.index(name) for name in losses.people])
+def membership(
+    people: Sequence[str], member: np.ndarray, loss: Floats, reference: Floats, *, seed: int
+) -> dict[str, Membership]:
+    """What both attackers find; of each utterance its person, whether it was trained on, its loss and the reference model's.
+
+    Losses that are not finite count as the largest there are.
+    """
+    loss = np.where(np.isfinite(loss), loss, np.finfo(np.float32).max)
+    names = sorted(set(people))
+    person = np.array([names.index(name) for name in people])
     generator = derive_generator(seed, "audit permutations", "membership")
-    others = [shuffled_within(person, losses.member, generator) for _ in range(PERMUTATIONS)]
-    everything = np.ones(len(person))
+    others = [shuffled_within(person, member, generator) for _ in range(PERMUTATIONS)]
+
+    def auc(judged: tuple[Floats, np.ndarray], counts: Floats) -> float | None:
+        return area(*judged, counts[person])
+
     found = {}
-    for name, score in scores.items():
-
-        def auc(counts: Floats, score: Floats = score) -> float | None:
-            return area(score, losses.member, counts[person])
-
-        shuffled = (area(score, other, everything) for other in others)
-        finding = against(len(names), auc, shuffled, seed=seed)
-        found[name] = Membership(finding, rate_at(score, losses.member))
+    for name, score in zip(ATTACKERS, (-loss, reference - loss), strict=True):
+        finding = against(len(names), auc, (score, member), [(score, other) for other in others], seed=seed)
+        found[name] = Membership(finding, rate_at(score, member))
     return found
-
-
-def balanced_choice(
-    members: Sequence[Item], others: Sequence[Item], generator: np.random.Generator
-) -> tuple[list[Item], list[Item]]:
-    """As many of each, drawn at random and in their order: the smaller side whole."""
-    count = min(len(members), len(others))
-    one, other = (
-        [side[place] for place in sorted(generator.permutation(len(side))[:count])] for side in (members, others)
-    )
-    return one, other

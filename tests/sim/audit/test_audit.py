@@ -39,9 +39,10 @@ from sim.audit.record import (
     recorded_files,
     split_config,
 )
-from sim.audit.report import END, START, markdown, print_audit, tables
-from sim.audit.run import ADAPTER_ROW, BASE_ROW, AuditPlan, parse_words, run_audit, with_sizes
+from sim.audit.report import END, START, conditions_text, tables
+from sim.audit.run import ADAPTER_ROW, BASE_ROW, AuditPlan, run_audit, with_sizes
 from sim.cli.late import LATE
+from sim.tables import markdown_tables, print_tables
 from strategies.checkpoint import load_checkpoint
 
 PEOPLE = tuple(f"person-{place}" for place in range(5))
@@ -271,14 +272,14 @@ def test_losses_are_those_of_the_model_that_the_server_can_form(config: RunConfi
         total, labels = task.losses(meter.worker.adapted, examples)
     np.testing.assert_allclose(reference, (total / labels).detach().numpy(), rtol=1e-4)
     recorded = load_round(recorded_files(Path(run.output) / "updates", 2)[-1])
-    own = meter.under_view(recorded, ServerView(recorded.updates), chosen, reference)
+    own = meter.under_view(recorded, ServerView(recorded.updates), chosen)
     place = next(i for i, (person, _, _) in enumerate(chosen) if person == PEOPLE[3])
     tensors = {name: recorded.old[name] + recorded.updates[PEOPLE[3]][name] for name in recorded.old}
-    assert own.loss[place] == pytest.approx(meter.losses(tensors, [examples[place]])[0], rel=1e-5)
+    assert own[place] == pytest.approx(meter.losses(tensors, [examples[place]])[0], rel=1e-5)
     adapter, _ = load_adapter(meter.worker.store.folder(ARM, PEOPLE[3]) / "adapter")
-    whole = meter.under_adapters(chosen, reference)
+    whole = meter.under_adapters(chosen)
     values = {name: tensor.numpy() for name, tensor in adapter.items()}
-    assert whole.loss[place] == pytest.approx(meter.losses(values, [examples[place]])[0], rel=1e-5)
+    assert whole[place] == pytest.approx(meter.losses(values, [examples[place]])[0], rel=1e-5)
     np.testing.assert_allclose(meter.reference(chosen), reference)  # nothing of an adapter stays behind
 
 
@@ -286,6 +287,16 @@ def test_nobody_with_held_out_utterances_is_refused():
     device = DeviceExamples("a", (example("나는"),), (), ())
     with pytest.raises(AuditError, match="give a test-share above 0"):
         utterances(["a"], lambda _: device, 1)
+
+
+def test_as_many_utterances_that_were_trained_on_as_others_are_drawn():
+    inside, outside = (tuple(example(f"{kind}{n}") for n in range(size)) for kind, size in (("in", 20), ("out", 5)))
+    device = DeviceExamples("a", inside, outside[:2], outside[2:])
+    chosen = utterances(["a"], lambda _: device, 1)
+    assert [one for _, member, one in chosen if not member] == list(outside)
+    members = [inside.index(one) for _, member, one in chosen if member]
+    assert len(set(members)) == 5
+    assert members == sorted(members)
 
 
 # ------------------------------------------------------------------------------------------------------------------ people
@@ -345,8 +356,8 @@ def test_voices_are_those_of_the_synthetic_population(tmp_path: Path):
 
 def test_tables_say_every_figure_with_its_interval_and_what_shuffling_reaches(document: dict[str, Any]):
     console = Console(width=220, file=StringIO())
-    print_audit(document, console)
-    text, page = console.file.getvalue(), markdown(document)  # type: ignore[attr-defined]
+    print_tables(tables(document), conditions_text(document), console)
+    text, page = console.file.getvalue(), markdown_tables(tables(document), conditions_text(document))  # type: ignore[attr-defined]
     found = rows(document, "gates")["plain"]["linkage"]["cosine"]
     rate = found["rate"]
     figure = (
@@ -371,7 +382,7 @@ def test_only_what_shuffling_does_not_reach_is_bold(document: dict[str, Any]):
     strong = {"rate": {"value": 0.1, "low": 0.0, "high": 0.2}, "baseline": 0.5, "reached": 0.4, "p": 0.01}
     weak = {**strong, "p": 0.2}
     row = {"split": "gates", "protection": "plain", "linkage": {"cosine": strong, "layers": weak, "fused": weak}}
-    page = markdown({**document, "rows": [row]})
+    page = markdown_tables(tables({**document, "rows": [row]}), "")
     assert "| gates | plain | **10.0 (0-20); 40** | 10.0 (0-20); 40 | 10.0 (0-20); 40 |" in page
 
 
@@ -396,7 +407,7 @@ def test_the_command_prints_json_and_writes_its_section(
 ):
     page = tmp_path / "audit.md"
     page.write_text(f"before\n{START}{END}\nafter\n", encoding="utf-8")
-    done = command("--splits", "gates", "--protections", ",".join(PROTECTIONS), "--json", "--write", str(page))
+    done = command("--splits", "gates,gates,", "--protections", ",".join(PROTECTIONS), "--json", "--write", str(page))
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["rows"] == [row for row in document["rows"] if row["split"] != "all-shared"]
     text = page.read_text(encoding="utf-8")
@@ -420,7 +431,6 @@ def test_smoke_is_smaller_but_leaves_what_was_chosen_by_hand():
     )
     chosen = with_sizes(make_config({"devices": 7, "rank": 2}, full), SMOKE, full)
     assert (chosen.data.devices, chosen.adapter.rank, chosen.federation.rounds) == (7, 2, SMOKE["rounds"])
-    assert parse_words("gates, ffa,gates,") == ("gates", "ffa")
 
 
 def test_the_documentation_has_the_comments_and_the_command_is_listed():
