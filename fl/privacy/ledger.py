@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from bisect import bisect_right
 from collections import Counter
@@ -24,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from fl.core.files import PRIVATE, sync_folder
 from fl.privacy.accounting import Scheme, check_delta, epsilon
-from fl.privacy.dp import PrivacyError
+from fl.privacy.dp import PrivacyError, check_positive
 
 SCHEMA = 1
 MAX_LEDGER_BYTES = 64 * 2**20
@@ -44,8 +43,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         check_delta(self.delta)
-        if not (math.isfinite(self.epsilon) and self.epsilon > 0):
-            raise PrivacyError(f"budget epsilon {self.epsilon} must be a positive, finite number")
+        check_positive(self.epsilon, "budget epsilon")
 
 
 @dataclass(frozen=True)

@@ -70,13 +70,10 @@ def check_classes(labels: Mapping[str, bool], what: str) -> None:
 
 
 def infer(kernels: Kernels, labels: Mapping[str, bool], what: str, *, seed: int) -> Finding:
-    """How well the attribute ``what``, ``labels`` by person, is told from the updates: balanced accuracy.
+    """How well the attribute ``what``, ``labels`` of everybody by person, is told from the updates: balanced accuracy.
 
-    :class:`AuditError` for too few people, or a person of the updates without a label.
+    :class:`AuditError` for too few people.
     """
-    missing = [name for name in kernels.names if name not in labels]
-    if missing:
-        raise AuditError(f"{what} of {missing[0]!r} is not known: give it for everybody whose updates were recorded")
     check_classes({name: labels[name] for name in kernels.names}, what)
     positive = np.array([labels[name] for name in kernels.names])
     accuracy = partial(_balanced, _held_out(person_kernel(kernels)))

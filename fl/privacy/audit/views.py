@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -160,15 +161,9 @@ def _secure(updates: Updates, bound: float, seed: Seed) -> ServerView:
 
 
 def _seeded(*parts: str | int) -> RandomBytes:
-    """A deterministic source of bytes: each call takes the next ones."""
-    calls = iter(range(2**31))
-
-    def take(size: int) -> bytes:
-        call = next(calls)
-        blocks = (key_from_seed(*parts, call, block) for block in range(-(-size // 32)))
-        return b"".join(blocks)[:size]
-
-    return take
+    """A deterministic source of at most 32 bytes a call, the length of every seed and nonce."""
+    calls = count()
+    return lambda size: key_from_seed(*parts, next(calls), 0)[:size]
 
 
 _PLAIN: dict[str, Protection] = {

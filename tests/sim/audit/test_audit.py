@@ -26,9 +26,8 @@ from fl.privacy.audit.views import ServerView
 from fl.settings.config import RunConfig, flat, load_config, make_config
 from fl.speech.audio import save_audio
 from fl.tasks.task import DeviceExamples, Example
-from sim.audit import run as audit_run
+from sim.audit import split as audit_split
 from sim.audit.command import FULL, SMOKE, audit
-from sim.audit.losses import LossMeter
 from sim.audit.people import agreements, attributes, utterances, voices
 from sim.audit.record import (
     ARM,
@@ -40,7 +39,8 @@ from sim.audit.record import (
     split_config,
 )
 from sim.audit.report import END, START, conditions_text, tables
-from sim.audit.run import ADAPTER_ROW, BASE_ROW, AuditPlan, run_audit, with_sizes
+from sim.audit.run import AuditPlan, run_audit, with_sizes
+from sim.audit.split import ADAPTER_ROW, BASE_ROW, SplitAudit
 from sim.cli.late import LATE
 from sim.tables import markdown_tables, print_tables
 from strategies.checkpoint import load_checkpoint
@@ -176,8 +176,8 @@ def test_an_audit_that_is_done_is_read_again_and_not_made_again(
     def never(*_: Any) -> Any:
         raise AssertionError("attacked again")
 
-    monkeypatch.setattr(audit_run.SplitAudit, "_protected", never)
-    monkeypatch.setattr(audit_run.SplitAudit, "_adapters", never)
+    monkeypatch.setattr(audit_split.SplitAudit, "_protected", never)
+    monkeypatch.setattr(audit_split.SplitAudit, "_adapters", never)
     path = Path(config.output) / "rows.jsonl"
     path.write_text(path.read_text() + '{"split": "ga')  # as a crash leaves it
     before = (Path(config.output) / "gates" / "updates" / "round-000001.safetensors").read_bytes()
@@ -262,16 +262,14 @@ def test_too_few_people_of_a_manifest_are_refused_before_anything_is_trained(con
 
 
 def test_losses_are_those_of_the_model_that_the_server_can_form(config: RunConfig, document: dict[str, Any]):
-    run = split_config(config, "gates", Path(config.output) / "gates")
-    meter = LossMeter(run)
-    task = meter.worker.task
-    chosen = utterances(PEOPLE, task.device, config.seed)
+    meter = SplitAudit(config, "gates", lambda *_: None)
+    task, chosen = meter.worker.task, meter.chosen
     examples = [example for _, _, example in chosen]
-    reference = meter.reference(chosen)
+    reference = meter.losses({}, examples)
     with meter.worker.adapted.disable_adapter():
         total, labels = task.losses(meter.worker.adapted, examples)
     np.testing.assert_allclose(reference, (total / labels).detach().numpy(), rtol=1e-4)
-    recorded = load_round(recorded_files(Path(run.output) / "updates", 2)[-1])
+    recorded = load_round(recorded_files(Path(config.output) / "gates" / "updates", 2)[-1])
     own = meter.under_view(recorded, ServerView(recorded.updates), chosen)
     place = next(i for i, (person, _, _) in enumerate(chosen) if person == PEOPLE[3])
     tensors = {name: recorded.old[name] + recorded.updates[PEOPLE[3]][name] for name in recorded.old}
@@ -280,7 +278,7 @@ def test_losses_are_those_of_the_model_that_the_server_can_form(config: RunConfi
     whole = meter.under_adapters(chosen)
     values = {name: tensor.numpy() for name, tensor in adapter.items()}
     assert whole[place] == pytest.approx(meter.losses(values, [examples[place]])[0], rel=1e-5)
-    np.testing.assert_allclose(meter.reference(chosen), reference)  # nothing of an adapter stays behind
+    np.testing.assert_allclose(meter.losses({}, examples), reference)  # nothing of an adapter stays behind
 
 
 def test_nobody_with_held_out_utterances_is_refused():
