@@ -181,9 +181,8 @@ class PrivateMean(ArmStrategy):
             why = self._secure.left_out.get(self._participants[device_id])
             if why is not None:
                 left_out[device_id] = why
-        setup = self._secure.setup
         shapes = {**self._schema.shapes, **({WITHIN: (1,)} if self.plan.quantile else {})}
-        sums, weight = unflatten(self._secure.total(), shapes, setup.limit, setup.limit / self._bound)
+        sums, weight = unflatten(self._secure.total(), shapes, self._bound)
         bits = float(sums.pop(WITHIN)[0]) / self._bound if self.plan.quantile else 0.0
         self._sum = Sum(sums, weight, bits)
         return Replies(sound, left_out, sound)

@@ -142,7 +142,7 @@ class Masking:
         setup = client.setup
         # With noise the divisor is public and the weights' sum would be one more thing to protect: it is not asked for.
         said = weight if self._config.privacy.dp.mode == NONE else 0.0
-        numbers = flatten(sums, said, setup.limit, setup.limit / self._job.bound)
+        numbers = flatten(sums, said, self._job.bound)
         key = None
         if self._simulated:
             key = key_from_seed(self._config.seed, self._job.arm, self._job.round, participant, "distributed noise")

@@ -37,9 +37,7 @@ def difference(new: Mapping[str, np.ndarray], old: Mapping[str, np.ndarray]) -> 
     """``new - old`` in float32, in the order of names. :class:`PrivacyError` for other names, other shapes, NaN or infinity."""
     if new.keys() != old.keys():
         odd = sorted(new.keys() ^ old.keys())
-        raise PrivacyError(
-            f"no update can be formed: tensor {odd[0]!r} is on one side only; both must hold all shared ones"
-        )
+        raise PrivacyError(f"no update: tensor {odd[0]!r} is on one side only, and both must hold all shared ones")
     update: Update = {}
     for name in sorted(new):
         if new[name].shape != old[name].shape:

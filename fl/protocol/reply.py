@@ -15,7 +15,7 @@ these forms:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property, lru_cache
@@ -107,10 +107,6 @@ class Exchange:
         """Bytes of the encoding of each tensor."""
         return {name: _payload_bytes(self.config.codec.name, math.prod(shape)) for name, shape in shapes.items()}
 
-    def vector_size(self, sizes: Iterable[int]) -> int:
-        """Numbers in the vector of a secure sum: all tensors, their weight, and with adaptive clipping one bit."""
-        return sum(sizes) + 1 + int(self.adaptive)
-
 
 @lru_cache(maxsize=4096)
 def _payload_bytes(codec: str, entries: int) -> int:
@@ -178,11 +174,9 @@ class ReplySchema:
 
     @property
     def masked(self) -> dict[str, int]:
-        """The numbers in each participant's masked vector."""
-        if self.form is not Form.MASKED:
-            return {}
-        size = self.exchange.vector_size(math.prod(shape) for shape in self.shapes.values())
-        return dict.fromkeys(self.participants, size)
+        """The numbers in each participant's masked vector: all tensors, their weight, and with adaptive clipping one bit."""
+        size = sum(map(math.prod, self.shapes.values())) + 1 + int(self.exchange.adaptive)
+        return dict.fromkeys(self.participants, size) if self.form is Form.MASKED else {}
 
 
 def read_arrays(record: ArrayRecord, expected: Mapping[str, Expected]) -> dict[str, np.ndarray]:

@@ -137,9 +137,8 @@ def read_counts(record: Mapping[str, object]) -> tuple[dict[str, Counts], dict[s
     extra: dict[str, float] = {}
     for key, value in record.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise IdiolectError(
-                f"count {key!r} is a {type(value).__name__}, not a number: the reply is not from this version"
-            )
+            kind = type(value).__name__
+            raise IdiolectError(f"count {key!r} is a {kind}, not a number: the reply is not from this version")
         name, _, field = key.rpartition(".")
         if name and field in FIELDS:
             if value != value // 1:  # NaN and infinity too

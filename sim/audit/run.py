@@ -60,9 +60,8 @@ class AuditPlan:
         if not config.data.manifest and task_kind(config.task).takes_manifest:
             check_people(config.data.devices, "an audit")
         if federated_rounds(config) < 2:
-            raise AuditError(
-                f"rounds = {config.federation.rounds} leaves one round with shared updates: give at least 3"
-            )
+            rounds = config.federation.rounds
+            raise AuditError(f"rounds = {rounds} leaves one round with shared updates: give at least 3")
         for split in self.splits:
             arm = trained_arm(ARM, split_config(config, split, Path()))  # refuses a gate or pattern that does not fit
             if arm is None or not arm.federates:

@@ -77,9 +77,7 @@ class SecureSumClient:
     def _begin(self, step: str, message: SecureSumMessage | None = None) -> None:
         """Move on, or raise if it is another step's turn. A step that fails half way cannot be tried again."""
         if self.step != step:
-            raise SecureSumError(
-                f"{self.device!r} was asked to {step} but is to {self.step}: each step is taken once, in order"
-            )
+            raise SecureSumError(f"{self.device!r} was asked to {step} but is to {self.step}: each step is taken once")
         if message is not None and message.session != self.setup.session:
             raise SecureSumError(f"a message of another session reached {self.device!r}: it answers nothing")
         self.step = STEPS[STEPS.index(step) + 1]

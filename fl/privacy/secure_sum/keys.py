@@ -65,9 +65,7 @@ def agree(own: X25519PrivateKey, other: bytes, session: bytes, purpose: bytes) -
     try:
         return derive_key(own.exchange(X25519PublicKey.from_public_bytes(other)), session, purpose)
     except ValueError as error:
-        raise SecureSumError(
-            f"a public key of another device cannot be used ({error}): the session must start again"
-        ) from error
+        raise SecureSumError(f"another device's public key is unusable ({error}): start the session again") from error
 
 
 def commitment(seed: bytes, session: bytes) -> bytes:
@@ -92,7 +90,7 @@ def unseal(key: bytes, sealed: bytes, session: bytes, sender: str, receiver: str
         return ChaCha20Poly1305(key).decrypt(sealed[:12], sealed[12:], _address(session, sender, receiver))
     except (InvalidTag, ValueError) as error:
         raise SecureSumError(
-            f"shares of {sender!r} for {receiver!r} were changed on the way: the session must start again"
+            f"shares of {sender!r} for {receiver!r} were changed on the way: start the session again"
         ) from error
 
 

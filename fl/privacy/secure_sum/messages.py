@@ -58,9 +58,7 @@ class SecureSumMessage:
     def from_record(cls, record: Mapping[str, Any]) -> Self:
         """The inverse of :meth:`to_record`. :class:`SecureSumError` for a record that is no such message."""
         if record.get(KIND) != cls.__name__:
-            raise SecureSumError(
-                f"message is {record.get(KIND)!r} where {cls.__name__!r} is expected: a step was left out"
-            )
+            raise SecureSumError(f"message is {record.get(KIND)!r}, not {cls.__name__!r}: a step was left out")
         try:
             return cls(**{field.name: _read(record, field.name) for field in fields(cls)})
         except ValidationError as error:

@@ -74,9 +74,8 @@ class SecureSumServer:
     def add(self, message: AdvertiseKeys | ShareKeys | MaskedInput | Unmask) -> None:
         """Take one device's message of the present step."""
         if message.session != self.setup.session or type(message) not in SENT[self._step : self._step + 1]:
-            raise SecureSumError(
-                f"{type(message).__name__} of {message.device!r} came late or is of another session: it is left out"
-            )
+            kind = type(message).__name__
+            raise SecureSumError(f"{kind} of {message.device!r} came late or is of another session: it is left out")
         before, done = self._answered[self._step : self._step + 2]
         if message.device not in before:
             raise SecureSumError(f"{message.device!r} took no part in the step before: it is left out")
@@ -88,22 +87,20 @@ class SecureSumServer:
             case ShareKeys():
                 if message.sealed.keys() != self._keys.keys() - {message.device}:
                     raise SecureSumError(
-                        f"shares of {message.device!r} are not for exactly the other participants: it is left out"
+                        f"{message.device!r} has shares not for exactly the other participants: left out"
                     )
                 self._shares[message.device] = message.sealed
             case MaskedInput():
                 if len(message.words) != self._sum.nbytes:
                     raise SecureSumError(
-                        f"the vector of {message.device!r} has another length than {self.setup.size:,} words: left out"
+                        f"{message.device!r} sent a vector of other than {self.setup.size:,} words: left out"
                     )
                 self._sum += np.frombuffer(message.words, self._sum.dtype.newbyteorder("<"))
                 self._commitments[message.device] = message.commitment
             case Unmask():
                 alive = self._commitments.keys()
                 if message.seeds.keys() != alive or message.keys.keys() != self._shares.keys() - alive:
-                    raise SecureSumError(
-                        f"{message.device!r} revealed other shares than it was asked for: they are not used"
-                    )
+                    raise SecureSumError(f"{message.device!r} revealed other shares than it was asked for: left out")
                 self._unmasks[message.device] = message
 
     def _close(self, step: int) -> None:

@@ -151,8 +151,8 @@ def test_weighted_updates_of_devices_and_of_nodes_give_the_weighted_mean():
     expected = {n: sum(u[n].astype(float) * w for u, w in clipped) for n in shapes}
     for parts, most in ((weighted, 1.0), (nodes, 2.0)):
         setup = new_setup(NAMES[: len(parts)], 13, most * LIMIT)
-        numbers = {NAMES[i]: flatten(s, w, most * LIMIT, most) for i, (s, w) in enumerate(parts)}
-        sums, weight = unflatten(run(setup, numbers), shapes, most * LIMIT, most)
+        numbers = {NAMES[i]: flatten(s, w, LIMIT) for i, (s, w) in enumerate(parts)}
+        sums, weight = unflatten(run(setup, numbers), shapes, LIMIT)
         assert weight == pytest.approx(2.5, abs=1e-6)
         for name in shapes:
             assert sums[name] == pytest.approx(expected[name], abs=2 * setup.grid.error)
@@ -503,9 +503,11 @@ def test_sessions_that_cannot_be_kept_are_refused(threshold, size):
 def test_an_uninvited_device_and_an_odd_weight_are_refused():
     with pytest.raises(SecureSumError, match="not among"):
         SecureSumClient("eve", new_setup(NAMES, 2, LIMIT))
-    for weight in (-0.1, 1.1, np.nan):
-        with pytest.raises(SecureSumError, match="cap it"):
+    for weight in (-0.1, np.nan, np.inf):
+        with pytest.raises(SecureSumError, match="at least 0"):
             flatten({"a": np.zeros(2)}, weight, LIMIT)
+    with pytest.raises(SecureSumError, match="above the limit"):  # a weight above 1 in a session of devices
+        FixedPointGrid(LIMIT, 3).encode(flatten({"a": np.zeros(2)}, 1.1, LIMIT))
     with pytest.raises(SecureSumError, match="does not fit"):
         unflatten(np.zeros(4), {"a": (2,)}, LIMIT)
     client = SecureSumClient(NAMES[0], new_setup(NAMES, 2, LIMIT))
