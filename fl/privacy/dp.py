@@ -60,14 +60,10 @@ def check_positive(value: float, name: str) -> float:
     return value
 
 
-def _squares(value: np.ndarray) -> float:
-    flat = np.asarray(value, np.float64).reshape(-1)
-    return float(flat @ flat)
-
-
 def norm(update: Mapping[str, np.ndarray]) -> float:
     """Euclidean norm over all tensors together, summed in float64."""
-    return math.sqrt(math.fsum(_squares(value) for value in update.values()))
+    flats = (np.asarray(value, np.float64).reshape(-1) for value in update.values())
+    return math.sqrt(math.fsum(float(flat @ flat) for flat in flats))
 
 
 def layer_of(name: str) -> str:

@@ -55,10 +55,6 @@ class Charge:
     part: str = ""
 
 
-def _by_noise(charges: Iterable[Charge]) -> Counter[float]:
-    return Counter(charge.noise_multiplier for charge in charges)
-
-
 def _line(content: Mapping[str, object]) -> bytes:
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
@@ -131,14 +127,14 @@ class Ledger:
 
     def rounds(self) -> dict[float, int]:
         """Number of paid rounds by noise multiplier."""
-        return _by_noise(self.charges)
+        return Counter(charge.noise_multiplier for charge in self.charges)
 
     def spent(self) -> float:
         """Epsilon of all paid rounds at the budget's delta."""
         return self._cost(self.charges)
 
     def _cost(self, charges: Iterable[Charge]) -> float:
-        return epsilon(self.scheme, _by_noise(charges), self.budget.delta)
+        return epsilon(self.scheme, Counter(charge.noise_multiplier for charge in charges), self.budget.delta)
 
     def charge(self, round_index: int, noise_multiplier: float, part: str = "") -> float:
         """Pay for a round before it runs; returns epsilon with it. :class:`BudgetError` if that is above the budget."""

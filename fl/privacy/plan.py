@@ -55,8 +55,7 @@ def make_plan(config: RunConfig, population: int, rounds: int) -> PrivacyPlan | 
     if (privacy.dp.mode == NONE and privacy.secure_sum.mode == NONE) or not rounds:
         return None
     size = sample_size(config.federation.sample, population)
-    scheme = budget = None
-    multiplier = 0.0
+    scheme, budget, multiplier = None, None, 0.0
     if privacy.dp.mode != NONE:
         scheme = _scheme(config, population, size)
         budget = Budget(privacy.dp.epsilon_budget, privacy.dp.delta)

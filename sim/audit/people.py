@@ -12,7 +12,7 @@ from statistics import median
 from fl.core.rng import derive_generator
 from fl.data.synthetic.population import POPULATION_NAME
 from fl.privacy.audit.attackers import AuditError
-from fl.privacy.audit.attributes import check_classes
+from fl.privacy.audit.inference import check_classes
 from fl.tasks.task import DeviceExamples, Example
 
 FEMALE_VOICES, MALE_VOICES = ("f", "Annie", "steph"), ("m", "Mike", "Gene")  # how espeak's variants begin

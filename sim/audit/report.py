@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fl.privacy.audit import linkage, membership
+from fl.privacy.audit import inference, linkage
 from sim.tables import BOLD, ReportTable
 
 START, END = "<!-- audit: made by idiolect audit -->", "<!-- end of audit -->"
@@ -23,33 +23,31 @@ def finding_text(found: Mapping[str, Any]) -> str:
     return f"{BOLD}{text}{BOLD}" if found["p"] < SIGNIFICANT else text
 
 
-def _membership_texts(found: Mapping[str, Any]) -> tuple[str, str]:
+def _cells(found: Mapping[str, Any]) -> tuple[str, ...]:
+    """One cell for a finding, two for a membership."""
+    if "auc" not in found:
+        return (finding_text(found),)
     return finding_text(found["auc"]), "-" if found["tpr"] is None else f"{100 * found['tpr']:.1f}"
 
 
 def tables(document: Document) -> tuple[ReportTable, ...]:
     """What travels, linkage, attributes and membership; tables without rows are left out."""
 
-    def attacks(
-        part: str, title: str, names: Iterable[str], texts: Callable[[Any], tuple[str, ...]], heads: Iterable[str]
-    ) -> ReportTable:
+    def attacks(part: str, title: str, names: Iterable[str], heads: Iterable[str]) -> ReportTable:
         rows = tuple(
-            (row["split"] or "-", row["protection"], *(text for name in names for text in texts(row[part][name])))
+            (row["split"] or "-", row["protection"], *(cell for name in names for cell in _cells(row[part][name])))
             for row in document["rows"]
             if row.get(part)
         )
         return ReportTable(title, ("split", "server sees", *heads), rows, names=2)
 
-    def one(found: Any) -> tuple[str]:
-        return (finding_text(found),)
-
-    linked, kinds, inside = linkage.ATTACKERS, document["conditions"]["attributes"], membership.ATTACKERS
+    linked, kinds, inside = linkage.ATTACKERS, document["conditions"]["attributes"], inference.ATTACKERS
     both = [f"{name}: {what}" for name in inside for what in ("AUC", "TPR at 1 % FPR")]
     made = (
         _travels(document),
-        attacks("linkage", "Linkage of two rounds: equal error rate, %", linked, one, linked),
-        attacks("attributes", "Attributes of a person: balanced accuracy, %", kinds, one, kinds),
-        attacks("membership", "Membership of an utterance, %", inside, _membership_texts, both),
+        attacks("linkage", "Linkage of two rounds: equal error rate, %", linked, linked),
+        attacks("attributes", "Attributes of a person: balanced accuracy, %", kinds, kinds),
+        attacks("membership", "Membership of an utterance, %", inside, both),
     )
     return tuple(table for table in made if table.rows)
 

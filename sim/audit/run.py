@@ -17,7 +17,7 @@ from fl.algorithms.arms import trained_arm
 from fl.algorithms.personal.gates import Gates
 from fl.algorithms.table import chosen
 from fl.core.machine import machine
-from fl.privacy.audit import attributes, linkage
+from fl.privacy.audit import inference, linkage
 from fl.privacy.audit.attackers import CONFIDENCE, SAMPLES, AuditError, check_people
 from fl.privacy.audit.views import make_protection
 from fl.runs.folder import run_folder
@@ -106,7 +106,7 @@ def _conditions(config: RunConfig, facts: Document) -> Document:
         "data": config.data.manifest or f"synthetic {config.data.synthetic.pair}",
         **facts,
         "bootstrap": SAMPLES,
-        "permutations": f"{linkage.PERMUTATIONS} to {attributes.PERMUTATIONS}",
+        "permutations": f"{linkage.PERMUTATIONS} to {inference.SHUFFLED_PEOPLE}",
         "confidence": CONFIDENCE,
         "machine": machine(),
         "versions": {"idiolect-fl": __version__, **{n: version(n) for n in ("flwr", "numpy", "torch", "transformers")}},

@@ -24,9 +24,8 @@ from fl.algorithms.arms import trained_arm
 from fl.core.files import PUBLIC
 from fl.data.batching import buckets
 from fl.privacy.audit.attackers import Floats, Kernels, check_people
-from fl.privacy.audit.attributes import infer
+from fl.privacy.audit.inference import infer, membership
 from fl.privacy.audit.linkage import linkage
-from fl.privacy.audit.membership import membership
 from fl.privacy.audit.views import ServerView, make_protection, median_norm
 from fl.runs.files import write_whole
 from fl.settings.config import RunConfig

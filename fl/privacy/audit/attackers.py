@@ -3,8 +3,8 @@
 | question | attackers | chance | module |
 | --- | --- | --- | --- |
 | are two updates of different rounds from one person? | three similarities | EER 50 % | :mod:`fl.privacy.audit.linkage` |
-| what kind of person sent these updates? | a linear classifier on the other people | accuracy 50 % | :mod:`fl.privacy.audit.attributes` |
-| was this utterance trained on? | loss, loss against a reference model | AUC 50 % | :mod:`fl.privacy.audit.membership` |
+| what kind of person sent these updates? | a linear classifier on the other people | accuracy 50 % | :mod:`fl.privacy.audit.inference` |
+| was this utterance trained on? | loss, loss against a reference model | AUC 50 % | :mod:`fl.privacy.audit.inference` |
 
 What the server has to attack is one of the views of :mod:`fl.privacy.audit.views`; similarities are those of
 :class:`Kernels`. None of these modules knows how updates came about or where they are kept. An attack that

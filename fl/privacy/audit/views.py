@@ -83,10 +83,9 @@ def make_protection(name: str) -> Protection:
             multiplier = math.nan
         if not 0 < multiplier < math.inf:
             raise AuditError(f"protection {name!r}: the noise multiplier {argument!r} must be a number above 0")
-        make = _NOISY[kind]
-        return lambda updates, bound, seed: make(updates, bound, seed, multiplier)
+        return partial(_NOISY[kind], multiplier)
     try:
-        return partial(_encoded, codec=make_codec(name))
+        return partial(_encoded, make_codec(name))
     except CompressionError as error:
         known = ", ".join([*_PLAIN, *(f"{noisy}:Z" for noisy in _NOISY)])
         raise AuditError(f"protection {name!r} is unknown: use {known} or a codec ({error})") from error
@@ -101,12 +100,12 @@ def _wiener(deviation: float, bound: float, updates: Updates) -> float:
     return bound**2 / (bound**2 + deviation**2 * numbers)
 
 
-def _encoded(updates: Updates, bound: float, seed: Seed, *, codec: Codec) -> ServerView:
+def _encoded(codec: Codec, updates: Updates, bound: float, seed: Seed) -> ServerView:
     shapes = _shapes(updates)
     return ServerView({d: decode_all(encode_all(update, codec), shapes, codec) for d, update in updates.items()})
 
 
-def _noisy(updates: Updates, bound: float, seed: Seed, deviation: float) -> ServerView:
+def _noisy(deviation: float, updates: Updates, bound: float, seed: Seed) -> ServerView:
     each: dict[str, Update] = {}
     for device, update in updates.items():
         noisy = add_noise(clip(update, bound), deviation, key_from_seed(*seed, device))
@@ -114,7 +113,7 @@ def _noisy(updates: Updates, bound: float, seed: Seed, deviation: float) -> Serv
     return ServerView(each, shrink=_wiener(deviation, bound, updates))
 
 
-def _noisy_sum(updates: Updates, bound: float, seed: Seed, multiplier: float) -> ServerView:
+def _noisy_sum(multiplier: float, updates: Updates, bound: float, seed: Seed) -> ServerView:
     sums = clipped_sum(((1.0, updates[device]) for device in sorted(updates)), bound)
     noisy = add_noise(sums, multiplier * bound, key_from_seed(*seed, "sum"))
     mean = {name: value / len(updates) for name, value in noisy.items()}
@@ -171,10 +170,10 @@ _PLAIN: dict[str, Protection] = {
     "clip": lambda updates, bound, seed: ServerView({d: clip(update, bound) for d, update in updates.items()}),
     "secure-sum": _secure,
 }
-_NOISY: dict[str, Callable[[Updates, float, Seed, float], ServerView]] = {
-    "share": lambda updates, bound, seed, multiplier: _noisy(
-        updates, bound, (*seed, "share"), noise_share(multiplier, bound, len(updates))
+_NOISY: dict[str, Callable[[float, Updates, float, Seed], ServerView]] = {
+    "share": lambda multiplier, updates, bound, seed: _noisy(
+        noise_share(multiplier, bound, len(updates)), updates, bound, (*seed, "share")
     ),
-    "local": lambda updates, bound, seed, multiplier: _noisy(updates, bound, (*seed, "local"), multiplier * bound),
+    "local": lambda multiplier, updates, bound, seed: _noisy(multiplier * bound, updates, bound, (*seed, "local")),
     "noisy-sum": _noisy_sum,
 }

@@ -42,9 +42,7 @@ class SecureSumClient:
     setup: SecureSumSetup
     random_bytes: InitVar[RandomBytes] = os.urandom
     step: str = STEPS[0]
-    seeds: tuple[bytes, ...] = field(
-        default=(), repr=False
-    )  # of the key pairs for masks and channels; of the self-mask
+    seeds: tuple[bytes, ...] = field(default=(), repr=False)  # of the keys for masks and channels; of the self-mask
     mask_keys: dict[str, bytes] = field(default_factory=dict)  # by device: public
     channel_keys: dict[str, bytes] = field(default_factory=dict)
     held: dict[str, bytes] = field(default_factory=dict, repr=False)  # by device: shares of its self-mask and mask key
@@ -87,8 +85,8 @@ class SecureSumClient:
         self._begin("advertise")
         return AdvertiseKeys(self.setup.session, self.device, *self._public_keys())
 
-    def _public_keys(self) -> tuple[bytes, bytes]:
-        return crypto.public_bytes(self._mask_key), crypto.public_bytes(self._channel)
+    def _public_keys(self) -> tuple[bytes, ...]:
+        return tuple(key.public_key().public_bytes_raw() for key in (self._mask_key, self._channel))
 
     def share(self, participants: Participants) -> ShareKeys:
         """Step 2: shares of both secrets, sealed for each other participant."""

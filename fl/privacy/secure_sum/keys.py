@@ -55,11 +55,6 @@ def private_key(seed: bytes, session: bytes, purpose: bytes) -> X25519PrivateKey
     return X25519PrivateKey.from_private_bytes(derive_key(seed, session, purpose))
 
 
-def public_bytes(key: X25519PrivateKey) -> bytes:
-    """The public half, 32 bytes."""
-    return key.public_key().public_bytes_raw()
-
-
 def agree(own: X25519PrivateKey, other: bytes, session: bytes, purpose: bytes) -> bytes:
     """The key that two devices share. :class:`SecureSumError` for bytes that are no public key."""
     try:

@@ -146,7 +146,7 @@ class SecureSumServer:
         for name in self._shares.keys() - self._commitments.keys():
             seed = self._restored({who: unmask.keys[name] for who, unmask in self._unmasks.items()})
             key = crypto.private_key(seed, session, crypto.MASK)
-            if crypto.public_bytes(key) != self._keys[name].mask:
+            if key.public_key().public_bytes_raw() != self._keys[name].mask:
                 raise SecureSumError(f"the key of {name!r} was not restored: a share is false; no sum is formed")
             for other in self._commitments:
                 pairwise = crypto.agree(key, self._keys[other].mask, session, crypto.MASK)

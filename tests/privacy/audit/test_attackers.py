@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 
 from fl.codecs.table import make_codec
 from fl.codecs.tensors import decode_all, encode_all
+from fl.privacy.audit import inference
 from fl.privacy.audit import linkage as audit_linkage
-from fl.privacy.audit import membership as audit_membership
 from fl.privacy.audit.attackers import AuditError, Kernels, over_people
-from fl.privacy.audit.attributes import check_classes, infer, person_kernel
+from fl.privacy.audit.inference import area, check_classes, infer, membership, person_kernel, rate_at
 from fl.privacy.audit.linkage import UpdatePairs, equal_error_rate, linkage
-from fl.privacy.audit.membership import area, membership, rate_at
 from fl.privacy.audit.views import DEFAULT, ServerView, make_protection, median_norm
 from fl.privacy.dp import Update, norm
 
@@ -244,7 +243,7 @@ def losses(gap: float, count: int = 20, difficulty: float = 0.0) -> Losses:
 
 def test_trained_utterances_with_a_lower_loss_are_told_and_equal_ones_are_not():
     sure, unsure = membership(*losses(gap=1.0), seed=1), membership(*losses(gap=0.0), seed=1)
-    for name in audit_membership.ATTACKERS:
+    for name in inference.ATTACKERS:
         assert sure[name].auc.rate.value > 0.999
         assert sure[name].auc.p < 0.01
         assert sure[name].tpr == 1.0
