@@ -165,8 +165,6 @@ def statement(
 
     ``clipping`` says how updates were bounded, e.g. ``flat, norm 0.5``; ``notes`` are further assumptions of the caller.
     """
-    if trust not in TRUST_TEXT:
-        raise PrivacyError(f"trust {trust!r} is unknown: use one of {', '.join(TRUST_TEXT)}")
     spent = epsilon(scheme, rounds, delta)
     total = sum(rounds.values())
     noise = ", ".join(f"{count} with {multiplier:g}" for multiplier, count in sorted(rounds.items()) if count) or "none"

@@ -110,12 +110,12 @@ class Ledger:
                 content = json.loads(line)
                 charge = Charge(int(content["round"]), float(content["noise_multiplier"]), str(content.get("part", "")))
                 sound = content["before"] == _hash(before) and _line(content) == line and charge.noise_multiplier >= 0
-            except (ValueError, KeyError, TypeError) as error:
-                raise PrivacyError(
-                    f"{self.path}:{number}: no charge ({error!r}): restore the file, it was changed"
-                ) from error
+            except (ValueError, KeyError, TypeError):
+                sound = False
             if not sound:
-                raise PrivacyError(f"{self.path}:{number}: not after the line before: restore the file, it was changed")
+                raise PrivacyError(
+                    f"{self.path}:{number}: no charge that follows the line before it: restore the file, it was changed"
+                )
             charges.append(charge)
         return charges, lines
 

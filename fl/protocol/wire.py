@@ -14,8 +14,7 @@ all its devices together:
 | ``secure-sum:<participant>`` | a message of a secure sum; the masked vector instead of any tensor |
 | ``counts:<device>`` | of a device that failed, or has other numbers than the first |
 
-Nothing else may come back: :class:`fl.protocol.reply.ReplySchema` is the one definition, by which the client writes, the guard checks
-and the aggregator reads.
+Nothing else may come back: :class:`fl.protocol.reply.ReplySchema` is the one definition of a reply.
 """
 
 from __future__ import annotations
@@ -45,7 +44,6 @@ ENCODED, SECURE = "encoded", "secure-sum"
 PAYLOAD = "update"  # the one array of ENCODED: a device's encodings end to end
 SECURE_STEP = "secure_sum"  # the action of the queries that are steps of a secure sum
 IDS = "ids"  # of DEVICES
-TOTAL_NAMES = frozenset({"weight", "devices"})
 WITHIN = "within"  # of TOTALS, with adaptive clipping: how many of the devices were within the clipping norm
 ARRAY_HEADER_BYTES = 128  # of a tensor as Flower serializes it: NumPy's header
 FIELDS = tuple(Counts().as_dict())
@@ -154,8 +152,5 @@ def read_counts(record: Mapping[str, object]) -> tuple[dict[str, Counts], dict[s
 
 def add_counts(rows: Sequence[Mapping[str, Counts]]) -> dict[str, Counts]:
     """Sums of counts by metric."""
-    total: dict[str, Counts] = {}
-    for row in rows:
-        for name, counts in row.items():
-            total[name] = total[name] + counts if name in total else counts
-    return total
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: sum((row[name] for row in rows if name in row), Counts()) for name in names}

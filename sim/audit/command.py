@@ -14,7 +14,7 @@ from fl.privacy.audit.views import DEFAULT
 from fl.settings.config import RunConfig, make_config
 from fl.settings.fields import words
 from sim.audit.report import END, START, conditions_text, tables
-from sim.audit.run import SPLITS, AuditPlan, run_audit, with_sizes
+from sim.audit.run import SPLITS, run_audit, with_sizes
 from sim.cli.app import progress_bars
 from sim.cli.options import with_settings
 from sim.section import page_parts, write_section
@@ -68,11 +68,11 @@ def audit(
     if smoke:
         config = with_sizes(config, SMOKE, make_config(FULL))
     chosen = protections or (SMOKE_PROTECTIONS if smoke else DEFAULT)
-    plan = AuditPlan(config, *(tuple(dict.fromkeys(words(text))) for text in (splits, chosen)))
+    wanted, shown = (tuple(dict.fromkeys(words(text))) for text in (splits, chosen))
     if write is not None:
         page_parts(write, START, END)  # now, not after hours of training
     with progress_bars(as_json) as show:
-        document = run_audit(plan, show)
+        document = run_audit(config, wanted, shown, show)
     if write is not None:
         write_section(write, START, END, markdown_tables(tables(document), conditions_text(document)))
     if as_json:

@@ -30,13 +30,10 @@ def voices(manifest: Path, devices: Sequence[str]) -> Labels | None:
         variants = {str(person["name"]): str(person["voice"]["variant"]) for person in people}
     except (ValueError, KeyError, TypeError) as error:
         raise AuditError(f"{path} is not a population file ({error!r}); make the population again") from error
-    labels = {}
-    for device in devices:
-        variant = variants.get(device, "")
-        if not variant.startswith(FEMALE_VOICES + MALE_VOICES):
-            return None
-        labels[device] = variant.startswith(FEMALE_VOICES)
-    return labels
+    spoken = {device: variants.get(device, "") for device in devices}
+    if not all(variant.startswith(FEMALE_VOICES + MALE_VOICES) for variant in spoken.values()):
+        return None
+    return {device: variant.startswith(FEMALE_VOICES) for device, variant in spoken.items()}
 
 
 def _above_median(shares: Mapping[str, float | None]) -> Labels | None:
@@ -74,15 +71,13 @@ def attributes(devices: Sequence[DeviceExamples], manifest: Path | None) -> tupl
     }
     labels, left_out = {}, {}
     for name, classes in found.items():
-        if classes is None:
-            left_out[name] = "not known of everybody"
-            continue
         try:
+            if classes is None:
+                raise AuditError("not known of everybody")
             check_classes(classes, name)
+            labels[name] = classes
         except AuditError as error:
             left_out[name] = str(error)
-        else:
-            labels[name] = classes
     return labels, left_out
 
 

@@ -7,7 +7,7 @@ pair of split and protection that is done, so that an audit that was stopped res
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,57 +33,52 @@ SPLITS = "all-shared,gates,fedsa,ffa"
 ROWS_NAME, RESULT_NAME = "rows.jsonl", "audit.json"
 
 
-@dataclass(frozen=True)
-class AuditPlan:
-    """What is audited: ``config`` holds everything but the splits, each of which is one recorded run."""
-
-    config: RunConfig
-    splits: tuple[str, ...]
-    protections: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        config = self.config
-        for name in self.protections:
-            make_protection(name)
-        if not self.splits or not self.protections:
-            raise AuditError("nothing to audit: name at least one split and one protection")
-        odd = [split for split in self.splits if split.startswith(LAYERS_PREFIX) and "," in split]
-        if odd:
-            raise AuditError(f"split {odd[0]!r} has a comma, which separates splits: write the pattern without one")
-        protects = (config.privacy, config.codec) != (PrivacyTable(), CodecTable())
-        changed = protects or config.federation.aggregation == EDGE or config.attack.name != NONE
-        if changed or not isinstance(chosen(config).personal, Gates):
-            raise AuditError(
-                "the audit protects and attacks plain updates itself: leave out dp, secure-sum, codec and the other settings "
-                "of privacy, aggregation = 'edge', attack and other personalizations than gates"
-            )
-        if not config.data.manifest and task_kind(config.task).takes_manifest:
-            check_people(config.data.devices, "an audit")
-        if federated_rounds(config) < 2:
-            rounds = config.federation.rounds
-            raise AuditError(f"rounds = {rounds} leaves one round with shared updates: give at least 3")
-        for split in self.splits:
-            arm = trained_arm(ARM, split_config(config, split, Path()))  # refuses a gate or pattern that does not fit
-            if arm is None or not arm.federates:
-                raise AuditError(f"split {split!r} shares nothing, so there is nothing to attack: leave it out")
+def check_audit(config: RunConfig, splits: Sequence[str], protections: Sequence[str]) -> None:
+    """Raise :class:`AuditError` for what cannot be audited. ``config`` holds everything but the splits, each of which is one run."""
+    for name in protections:
+        make_protection(name)
+    if not splits or not protections:
+        raise AuditError("nothing to audit: name at least one split and one protection")
+    odd = [split for split in splits if split.startswith(LAYERS_PREFIX) and "," in split]
+    if odd:
+        raise AuditError(f"split {odd[0]!r} has a comma, which separates splits: write the pattern without one")
+    protects = (config.privacy, config.codec) != (PrivacyTable(), CodecTable())
+    changed = protects or config.federation.aggregation == EDGE or config.attack.name != NONE
+    if changed or not isinstance(chosen(config).personal, Gates):
+        raise AuditError(
+            "the audit protects and attacks plain updates itself: leave out dp, secure-sum, codec and the other settings "
+            "of privacy, aggregation = 'edge', attack and other personalizations than gates"
+        )
+    if not config.data.manifest and task_kind(config.task).takes_manifest:
+        check_people(config.data.devices, "an audit")
+    if federated_rounds(config) < 2:
+        rounds = config.federation.rounds
+        raise AuditError(f"rounds = {rounds} leaves one round with shared updates: give at least 3")
+    for split in splits:
+        arm = trained_arm(ARM, split_config(config, split, Path()))  # refuses a gate or pattern that does not fit
+        if arm is None or not arm.federates:
+            raise AuditError(f"split {split!r} shares nothing, so there is nothing to attack: leave it out")
 
 
-def run_audit(plan: AuditPlan, progress: Progress = lambda *_: None) -> Document:
+def run_audit(
+    config: RunConfig, splits: Sequence[str], protections: Sequence[str], progress: Progress = lambda *_: None
+) -> Document:
     """All rows and the conditions under which they were measured; both are in the audit's folder too."""
-    config = run_folder(plan.config, 0)  # absolute; refuses a folder that was made with other settings
+    check_audit(config, splits, protections)
+    config = run_folder(config, 0)  # absolute; refuses a folder that was made with other settings
     folder = Path(config.output)
     rows = AuditRows(folder / ROWS_NAME)
-    splits: list[Document] = []
+    shared: list[Document] = []
     facts: Document = {}
-    for split in plan.splits:
+    for split in splits:
         one = SplitAudit(config, split, progress)
-        splits.append(one.audit(rows, plan.protections))
+        shared.append(one.audit(rows, protections))
         facts = one.facts
-    wanted = [(split, name) for split in ("", *plan.splits) for name in (BASE_ROW, *plan.protections, ADAPTER_ROW)]
+    wanted = [(split, name) for split in ("", *splits) for name in (BASE_ROW, *protections, ADAPTER_ROW)]
     document = {
         "schema": 1,
         "conditions": _conditions(config, facts),
-        "splits": splits,
+        "splits": shared,
         "rows": [rows.found[key] for key in wanted if key in rows.found],
     }
     (folder / RESULT_NAME).write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

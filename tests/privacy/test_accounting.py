@@ -123,8 +123,6 @@ def test_the_statement_names_epsilon_delta_and_every_assumption():
         assert part in text
     assert "WARNING" not in text
     assert "WARNING" in statement(scheme, {1.1: 7}, 0.01, clipping="flat, norm 0.5")
-    with pytest.raises(PrivacyError, match="trust"):
-        statement(scheme, {1.1: 7}, 1e-5, clipping="flat", trust="nobody")
 
 
 @pytest.mark.parametrize(

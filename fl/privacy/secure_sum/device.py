@@ -58,6 +58,7 @@ class SecureSumClient:
         session = self.setup.session
         self._mask_key = crypto.private_key(self.seeds[0], session, crypto.MASK)
         self._channel = crypto.private_key(self.seeds[1], session, crypto.CHANNEL)
+        self._public = tuple(key.public_key().public_bytes_raw() for key in (self._mask_key, self._channel))
 
     @classmethod
     def restored(cls, state: bytes) -> Self:
@@ -83,15 +84,21 @@ class SecureSumClient:
     def advertise(self) -> AdvertiseKeys:
         """Step 1: the public keys."""
         self._begin("advertise")
-        return AdvertiseKeys(self.setup.session, self.device, *self._public_keys())
-
-    def _public_keys(self) -> tuple[bytes, ...]:
-        return tuple(key.public_key().public_bytes_raw() for key in (self._mask_key, self._channel))
+        return AdvertiseKeys(self.setup.session, self.device, *self._public)
 
     def share(self, participants: Participants) -> ShareKeys:
         """Step 2: shares of both secrets, sealed for each other participant."""
         self._begin("share", participants)
-        self._check_participants(participants)
+        given = participants.mask.keys()
+        if given != participants.channel.keys() or not given <= set(self.setup.devices):
+            raise SecureSumError(f"the participants are not among the invited devices: {self.device!r} takes no part")
+        self.setup.require(len(given), "gave keys")
+        if (participants.mask.get(self.device), participants.channel.get(self.device)) != self._public:
+            raise SecureSumError(
+                f"the list of participants shows other keys for {self.device!r} than it sent: somebody is in between"
+            )
+        if len({*participants.mask.values(), *participants.channel.values()}) < 2 * len(given):
+            raise SecureSumError("two devices have the same public key: one of them is not what it claims")
         self.mask_keys, self.channel_keys = dict(participants.mask), dict(participants.channel)
         session, names = self.setup.session, sorted(participants.mask)
         seeds = crypto.split_secret(self.seeds[2], self.setup.threshold, len(names))
@@ -104,18 +111,6 @@ class SecureSumClient:
                 shared = crypto.agree(self._channel, self.channel_keys[name], session, crypto.CHANNEL)
                 sealed[name] = crypto.seal(shared, seed + key, session, self.device, name, self._random)
         return ShareKeys(session, self.device, sealed)
-
-    def _check_participants(self, participants: Participants) -> None:
-        names = participants.mask.keys()
-        if names != participants.channel.keys() or not names <= set(self.setup.devices):
-            raise SecureSumError(f"the participants are not among the invited devices: {self.device!r} takes no part")
-        self.setup.require(len(names), "gave keys")
-        if (participants.mask.get(self.device), participants.channel.get(self.device)) != self._public_keys():
-            raise SecureSumError(
-                f"the list of participants shows other keys for {self.device!r} than it sent: somebody is in between"
-            )
-        if len({*participants.mask.values(), *participants.channel.values()}) < 2 * len(names):
-            raise SecureSumError("two devices have the same public key: one of them is not what it claims")
 
     def mask(
         self, inbox: Inbox, numbers: NDArray[np.floating], noise: float = 0.0, key: bytes | None = None

@@ -39,7 +39,7 @@ from sim.audit.record import (
     split_config,
 )
 from sim.audit.report import END, START, conditions_text, tables
-from sim.audit.run import AuditPlan, run_audit, with_sizes
+from sim.audit.run import check_audit, run_audit, with_sizes
 from sim.audit.split import ADAPTER_ROW, BASE_ROW, SplitAudit
 from sim.cli.late import LATE
 from sim.tables import markdown_tables, print_tables
@@ -98,8 +98,8 @@ def told() -> list[str]:
 
 @pytest.fixture(scope="module")
 def document(config: RunConfig, told: list[str]) -> dict[str, Any]:
-    plan = AuditPlan(config, ("all-shared", "gates"), PROTECTIONS)
-    return run_audit(plan, lambda what, done, total: told.append(f"{what} {done}/{total}"))
+    splits = ("all-shared", "gates")
+    return run_audit(config, splits, PROTECTIONS, lambda what, done, total: told.append(f"{what} {done}/{total}"))
 
 
 def rows(document: dict[str, Any], split: str) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def test_an_audit_that_is_done_is_read_again_and_not_made_again(
     path = Path(config.output) / "rows.jsonl"
     path.write_text(path.read_text() + '{"split": "ga')  # as a crash leaves it
     before = (Path(config.output) / "gates" / "updates" / "round-000001.safetensors").read_bytes()
-    again = run_audit(AuditPlan(config, ("gates",), PROTECTIONS))
+    again = run_audit(config, ("gates",), PROTECTIONS)
     assert again["rows"] == [row for row in document["rows"] if row["split"] != "all-shared"]
     assert (Path(config.output) / "gates" / "updates" / "round-000001.safetensors").read_bytes() == before
 
@@ -192,7 +192,7 @@ def test_a_row_that_is_missing_is_made_to_the_same_numbers(config: RunConfig, do
     lost = [row for row in kept if (row["split"], row["protection"]) != ("gates", "local:0.01")]
     assert len(lost) == len(kept) - 1
     path.write_text("".join(json.dumps(row) + "\n" for row in lost))
-    assert run_audit(AuditPlan(config, ("gates",), PROTECTIONS))["rows"] == [
+    assert run_audit(config, ("gates",), PROTECTIONS)["rows"] == [
         row for row in document["rows"] if row["split"] != "all-shared"
     ]
 
@@ -200,7 +200,7 @@ def test_a_row_that_is_missing_is_made_to_the_same_numbers(config: RunConfig, do
 def test_a_folder_of_other_settings_is_refused(config: RunConfig, document: dict[str, Any]):
     other = config.changed({"local-steps": 2})
     with pytest.raises(RunError, match=r"other settings \(train.local-steps was 1, is 2\)"):
-        run_audit(AuditPlan(other, ("gates",), PROTECTIONS))
+        run_audit(other, ("gates",), PROTECTIONS)
 
 
 def test_a_recording_with_a_hole_or_damage_is_refused(config: RunConfig, document: dict[str, Any], tmp_path: Path):
@@ -236,14 +236,14 @@ def test_a_reply_without_plain_tensors_cannot_be_recorded(config: RunConfig, tmp
 def test_what_cannot_be_audited_is_refused_before_anything_is_trained(config: RunConfig, changes: Any, message: str):
     settings = make_config(changes.get("settings", {}), config)
     with pytest.raises(AuditError, match=message):
-        AuditPlan(settings, changes.get("splits", ("gates",)), changes.get("protections", ("plain",)))
+        check_audit(settings, changes.get("splits", ("gates",)), changes.get("protections", ("plain",)))
 
 
 def test_splits_that_do_not_exist_or_have_nothing_private_are_refused(config: RunConfig):
     with pytest.raises(ConfigError, match="split = 'halves' is unknown"):
-        AuditPlan(config, ("halves",), ("plain",))
+        check_audit(config, ("halves",), ("plain",))
     with pytest.raises(ConfigError, match="leaves nothing private"):
-        AuditPlan(make_config({"gate": "none", "arms": "global"}, config), ("gates",), ("plain",))
+        check_audit(make_config({"gate": "none", "arms": "global"}, config), ("gates",), ("plain",))
 
 
 def test_too_few_people_of_a_manifest_are_refused_before_anything_is_trained(config: RunConfig, tmp_path: Path):
@@ -254,7 +254,7 @@ def test_too_few_people_of_a_manifest_are_refused_before_anything_is_trained(con
     page = Path(config.data.manifest).with_name("three.jsonl")
     page.write_text("\n".join(line for line in lines if json.loads(line)["speaker"] in PEOPLE[:3]), encoding="utf-8")
     with pytest.raises(AuditError, match="an audit of 3 people cannot be measured"):
-        run_audit(AuditPlan(make_config({"manifest": str(page)}, few), ("gates",), ("plain",)))
+        run_audit(make_config({"manifest": str(page)}, few), ("gates",), ("plain",))
     assert not (tmp_path / "few" / "gates").exists()
 
 
