@@ -13,10 +13,9 @@ from clients.node import node_worker
 from fl.adapters.split import CONTROL, OWN, role_of, tensor_kind
 from fl.algorithms.arms import Arm, trained_arm
 from fl.core.errors import DemandError, GuardError, RunError
-from fl.protocol.forms import Exchange
 from fl.protocol.guard import check_reply, check_secure_step, named_devices
 from fl.protocol.node import NodeConfig
-from fl.protocol.reply import ReplySchema, participants_of
+from fl.protocol.reply import Exchange, ReplySchema, participants_of
 from fl.protocol.wire import JOB, SECURE_STEP, SHARED, Job, read_settings
 from fl.settings.config import RunConfig
 from fl.settings.names import LAST_PREFIX

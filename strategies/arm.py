@@ -29,8 +29,7 @@ from fl.algorithms.server_optimizers import FIRST, SECOND, ServerOptimizer
 from fl.core.errors import AggregationError, ConfigError
 from fl.core.rng import derive_random, derive_seed
 from fl.privacy.plan import PrivacyPlan
-from fl.protocol.forms import Exchange
-from fl.protocol.reply import ReplySchema
+from fl.protocol.reply import Exchange, ReplySchema
 from fl.protocol.wire import (
     CORRECTIONS,
     JOB,
@@ -38,7 +37,7 @@ from fl.protocol.wire import (
     SHARED,
     Job,
     add_counts,
-    counts_record,
+    flat_counts,
     settings_record,
     to_arrays,
 )
@@ -262,7 +261,8 @@ class ArmStrategy(Strategy):
         self._report(server_round)
         if not self.last.sound:
             return None
-        return counts_record(add_counts([r.metrics for r in self.last.sound]), {"devices": len(self.last.sound)})
+        counts = flat_counts(add_counts([r.metrics for r in self.last.sound]), {"devices": len(self.last.sound)})
+        return MetricRecord(dict(counts))
 
     def _report(self, server_round: int) -> None:
         for device_id, reason in self.last.left_out.items():

@@ -19,7 +19,7 @@ from fl.core.errors import ConfigError
 from fl.core.machine import machine
 from fl.methods import fresh_state
 from fl.privacy.plan import PrivacyPlan, make_plan
-from fl.protocol.forms import bounded_mean
+from fl.protocol.reply import bounded_mean
 from fl.protocol.wire import Job, to_arrays
 from fl.settings.config import RunConfig
 from fl.tasks.task import Task

@@ -17,7 +17,17 @@ from flwr.serverapp import Grid
 from fl.aggregation.updates import Tensors, Updates
 from fl.algorithms.base import Round
 from fl.core.rng import derive_random
-from fl.privacy.dp import CUT_SHORT, DistributedNoise, Sums, add_noise, noisy_mean, norm, weight_of
+from fl.privacy.dp import (
+    CUT_SHORT,
+    Sums,
+    add_noise,
+    clipped_sum,
+    honest_devices,
+    next_norm,
+    noise_share,
+    norm,
+    weight_of,
+)
 from fl.privacy.plan import PrivacyPlan
 from fl.privacy.randomness import key_from_seed
 from fl.privacy.secure_sum.keys import SecureSumError
@@ -121,10 +131,8 @@ class PrivateMean(ArmStrategy):
         share = 0.0
         if plan.dp == DISTRIBUTED_NOISE:
             colluding = math.ceil(plan.colluding * count)
-            noise = DistributedNoise.planned(
-                plan.update_multiplier, self.bound, count, dropouts=plan.dropouts, colluding=colluding
-            )
-            needed, share = max(needed, noise.honest + colluding), noise.share
+            honest = honest_devices(count, plan.dropouts, colluding)
+            needed, share = max(needed, honest + colluding), noise_share(plan.update_multiplier, self.bound, honest)
         size = sum(map(math.prod, self._schema.shapes.values())) + 1 + int(plan.quantile > 0)
         for bits in (32, 64):
             setup = new_setup(
@@ -155,9 +163,8 @@ class PrivateMean(ArmStrategy):
             why = self._secure.left_out.get(self._participants[device_id])
             if why is not None:
                 left_out[device_id] = why
-        setup = self._secure.setup
         shapes = {**self._schema.shapes, **({WITHIN: (1,)} if self.plan.quantile else {})}
-        sums, weight = unflatten(self._secure.total(), shapes, setup.limit, setup.limit / self.bound)
+        sums, weight = unflatten(self._secure.total(), shapes, self.bound)
         bits = float(sums.pop(WITHIN)[0]) / self.bound if self.plan.quantile else 0.0
         self._sum = Sum(sums, weight, bits)
         return Replies(sound, left_out, sound)
@@ -169,10 +176,10 @@ class PrivateMean(ArmStrategy):
         sums = total.updates
         if plan.dp != NONE and not distributed:  # of an empty Poisson sample noise alone is released
             sums = add_noise(sums, plan.update_multiplier * self.bound, self._key("server noise"))
-        rule = plan.adaptive(self.bound)
-        if rule is not None:
-            following = rule.next(total.bits, plan.size, self._key("count noise"), noisy=distributed)
-            self.bound = following.bound
+        if plan.quantile:
+            noise = 0.0 if distributed else plan.update_multiplier
+            key = self._key("count noise")
+            self.bound = next_norm(self.bound, total.bits, plan.size, plan.quantile, noise, key)
         divisor = total.weight if plan.dp == NONE else float(plan.size)
         moving = self.aggregator.moving(tuple(sums), found.number)
         return {name: sums[name] / divisor for name in moving}
@@ -191,8 +198,7 @@ class PrivateMean(ArmStrategy):
         lengths = [norm(one.tensors or {}) for one in updates]
         weights = [weight_of(one.examples, self.plan.cap) for one in updates]
         weighted = zip(weights, (one.tensors or {} for one in updates), strict=True)
-        clipping = self.plan.clipping
-        sums = noisy_mean(weighted, bound=self.bound, noise_multiplier=0.0, total_weight=1.0, clipping=clipping)
+        sums = clipped_sum(weighted, self.bound, self.plan.clipping)
         self._tell_of_short_norm(lengths)
         within = sum(length <= self.bound for length in lengths)
         return Sum(sums, sum(weights), within - len(lengths) / 2)

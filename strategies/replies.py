@@ -11,8 +11,7 @@ from fl.aggregation.updates import DeviceUpdate
 from fl.codecs.base import CompressionError
 from fl.codecs.tensors import decode_all, split
 from fl.core.errors import IdiolectError
-from fl.protocol.forms import Form
-from fl.protocol.reply import ReplySchema, UnreadableError, read_arrays, read_columns
+from fl.protocol.reply import Form, ReplySchema, UnreadableError, read_arrays, read_columns
 from fl.protocol.wire import COUNTS, FIELDS, PAYLOAD, TOTALS, WITHIN, read_counts, split_key
 
 Stacks = dict[str, np.ndarray]
@@ -118,7 +117,6 @@ def _read_stacks(content: RecordDict, count: int, schema: ReplySchema) -> tuple[
 
 def _decoded(payload: np.ndarray, schema: ReplySchema) -> tuple[Stacks, dict[int, str]]:
     """Each device's update from its encoding."""
-    assert schema.exchange is not None
     sizes, codec = schema.exchange.payload_sizes(schema.shapes), schema.exchange.codec
     stacks = {name: np.zeros((len(payload), *shape), np.float32) for name, shape in schema.shapes.items()}
     bad: dict[int, str] = {}
@@ -135,7 +133,6 @@ def _read_sum(
     name: str, content: RecordDict, schema: ReplySchema, answers: list[tuple[str, DeviceUpdate | str]]
 ) -> DeviceUpdate:
     """The mean of a node's devices, from its sum; raises if the sum is not one over exactly these devices."""
-    assert schema.exchange is not None
     key, expected = schema.arrays(len(answers))
     record, totals = content.array_records.get(key), content.metric_records.get(TOTALS, MetricRecord())
     if record is None:

@@ -4,7 +4,6 @@ A participant is a device, or with ``edge`` aggregation the node itself, whose v
 stores the session before the answer leaves: a process that starts again never answers a step twice (docs/privacy.md).
 """
 
-import json
 import logging
 import math
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ from fl.privacy.secure_sum.device import SecureSumClient
 from fl.privacy.secure_sum.keys import PUBLIC_BYTES, SHARE_BYTES, SecureSumError
 from fl.privacy.secure_sum.messages import KIND, Inbox, MaskedInput, Participants, SecureSumSetup, Survivors
 from fl.privacy.secure_sum.vector import flatten
-from fl.protocol.forms import Exchange
+from fl.protocol.reply import Exchange
 from fl.protocol.wire import SECURE, WITHIN, Job, device_key, split_key
 from fl.settings.names import NONE
 
@@ -42,9 +41,8 @@ class Sessions:
 
     def save(self, client: SecureSumClient) -> None:
         """Durably store a participant's state, in place of any earlier one. :class:`SecureSumError` on a full disk."""
-        text = json.dumps(dict(client.to_record()), default=lambda data: {"hex": data.hex()})
         try:
-            write_atomically(self._path(client.device), text.encode())
+            write_atomically(self._path(client.device), client.state())
         except OSError as error:
             raise SecureSumError(
                 f"the state of {client.device!r} could not be stored ({error}): it takes no part in this sum"
@@ -56,15 +54,11 @@ class Sessions:
         try:
             if path.stat().st_size > MAX_SESSION_BYTES:
                 raise SecureSumError(f"{path} has more than {MAX_SESSION_BYTES:,} bytes: it is no session")
-            return SecureSumClient.from_record(json.loads(path.read_bytes(), object_hook=_bytes))
-        except (OSError, ValueError) as error:
+            return SecureSumClient.restored(path.read_bytes())
+        except OSError as error:
             raise SecureSumError(
                 f"{participant!r} has no session of a secure sum ({error}): it takes no part"
             ) from error
-
-
-def _bytes(value: dict[str, Any]) -> object:
-    return bytes.fromhex(value["hex"]) if value.keys() == {"hex"} else value
 
 
 def take_step(sessions: Sessions, record: Mapping[str, Any], participant: str) -> ConfigRecord:
@@ -142,7 +136,7 @@ class Masking:
         setup = client.setup
         # With noise the divisor is public and the weights' sum would be one more thing to protect: it is not asked for.
         said = weight if self._exchange.config.privacy.dp.mode == NONE else 0.0
-        numbers = flatten(sums, said, setup.limit, setup.limit / self._job.bound)
+        numbers = flatten(sums, said, self._job.bound)
         key = None
         if self._simulated:
             key = key_from_seed(

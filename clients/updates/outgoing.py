@@ -1,7 +1,7 @@
 """What becomes of a device's update before it leaves: formed, what was lost before added, clipped, noised, encoded or masked.
 
 The order is that of docs/privacy.md. Everything here is a function of the job, the settings and the device's own state; the
-guard looks at what comes out of it as at everything else. :mod:`fl.protocol.forms` says in which form an update leaves.
+guard looks at what comes out of it as at everything else. :mod:`fl.protocol.reply` says in which form an update leaves.
 """
 
 import logging
@@ -23,9 +23,8 @@ from fl.core.errors import DemandError
 from fl.privacy.dp import CUT_SHORT, Update, add_noise, clip, difference, norm
 from fl.privacy.randomness import key_from_seed
 from fl.privacy.secure_sum.keys import SecureSumError
-from fl.protocol.forms import Exchange, Form
 from fl.protocol.node import NodeConfig
-from fl.protocol.reply import ReplySchema
+from fl.protocol.reply import Exchange, Form, ReplySchema
 from fl.protocol.wire import ARRAY_HEADER_BYTES, PAYLOAD, Job
 from fl.settings.names import NONE
 

@@ -20,11 +20,16 @@ def derive_seed(*parts: str | int) -> int:
 
     Parts are length-prefixed before hashing, so ``("a", "bc")`` and ``("ab", "c")`` differ, and so do ``1`` and ``"1"``.
     """
-    digest = hashlib.sha256()
+    return int.from_bytes(seed_digest(b"", *parts)[:8], "little") >> (64 - SEED_BITS)
+
+
+def seed_digest(purpose: bytes, *parts: str | int) -> bytes:
+    """SHA-256 of ``purpose`` and ``parts``, as :func:`derive_seed` takes it."""
+    digest = hashlib.sha256(purpose)
     for part in parts:
         data = f"{type(part).__name__}:{part}".encode()
         digest.update(len(data).to_bytes(4, "little") + data)
-    return int.from_bytes(digest.digest()[:8], "little") >> (64 - SEED_BITS)
+    return digest.digest()
 
 
 def derive_generator(*parts: str | int) -> np.random.Generator:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import dp_accounting
 from dp_accounting import pld, rdp
@@ -53,16 +54,10 @@ class Scheme:
     def __post_init__(self) -> None:
         if self.population < 1 or not 0 < self.sampled <= self.population:
             raise PrivacyError(f"{self.sampled} devices of {self.population} cannot be sampled")
-        able = SUPPORTED.get((self.sampling, self.relation))
-        if able is None:
-            pairs = ", ".join(f"{sampling} with {relation}" for sampling, relation in SUPPORTED)
-            raise PrivacyError(
-                f"sampling {self.sampling!r} with relation {self.relation!r} has no accountant; use {pairs}"
-            )
-        if self.accountant not in able:
-            raise PrivacyError(
-                f"accountant {self.accountant!r} does not do {self.sampling} with {self.relation}; use {' or '.join(able)}"
-            )
+        if self.accountant not in SUPPORTED.get((self.sampling, self.relation), ()):
+            known = ", ".join(f"{' or '.join(able)} for {' with '.join(pair)}" for pair, able in SUPPORTED.items())
+            pair = f"{self.sampling} with {self.relation}"
+            raise PrivacyError(f"accountant {self.accountant!r} does not do {pair}: use {known}")
         if self.sampling == FIXED and self.sampled != int(self.sampled):
             raise PrivacyError(f"fixed sampling takes a whole number of devices, not {self.sampled}")
         if self.sampling == ALL and self.sampled != self.population:
@@ -99,11 +94,10 @@ class Scheme:
         return rdp.RdpAccountant(ORDERS, relation)
 
 
-def check_delta(delta: float) -> float:
+def check_delta(delta: float) -> None:
     """Raise :class:`PrivacyError` unless ``delta`` is a probability strictly between 0 and 1."""
     if not 0.0 < delta < 1.0:
         raise PrivacyError(f"delta {delta} must lie between 0 and 1, and far below 1 / population")
-    return delta
 
 
 def epsilon(scheme: Scheme, rounds: Mapping[float, int], delta: float) -> float:
@@ -117,9 +111,9 @@ def epsilon(scheme: Scheme, rounds: Mapping[float, int], delta: float) -> float:
     return float(account.get_epsilon(delta)) if any(rounds.values()) else 0.0
 
 
+@lru_cache(maxsize=64)  # seconds of search, the same for all runs of a study
 def noise_multiplier_for(scheme: Scheme, target_epsilon: float, delta: float, rounds: int) -> float:
     """The smallest noise multiplier (to a relative 1e-3, rounded up) with which ``rounds`` rounds cost at most ``target_epsilon``."""
-    check_delta(delta)
     if not target_epsilon > 0 or rounds < 1:
         raise PrivacyError(f"a budget of epsilon {target_epsilon} for {rounds} rounds: both must be positive")
     low, high = 0.0, 1.0
@@ -127,7 +121,7 @@ def noise_multiplier_for(scheme: Scheme, target_epsilon: float, delta: float, ro
         low, high = high, 2.0 * high
         if high > 1e6:
             raise PrivacyError(
-                f"no noise reaches epsilon {target_epsilon} at delta {delta}: ask for less or fewer rounds"
+                f"no noise gives epsilon {target_epsilon} at delta {delta}: ask for less or fewer rounds"
             )
     while high - low > 1e-3 * high:
         middle = (low + high) / 2.0
@@ -171,8 +165,6 @@ def statement(
 
     ``clipping`` says how updates were bounded, e.g. ``flat, norm 0.5``; ``notes`` are further assumptions of the caller.
     """
-    if trust not in TRUST_TEXT:
-        raise PrivacyError(f"trust {trust!r} is unknown: use one of {', '.join(TRUST_TEXT)}")
     spent = epsilon(scheme, rounds, delta)
     total = sum(rounds.values())
     noise = ", ".join(f"{count} with {multiplier:g}" for multiplier, count in sorted(rounds.items()) if count) or "none"

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +24,7 @@ from fl.privacy.randomness import fresh_key, standard_normal
 
 Update = dict[str, NDArray[np.float32]]
 Sums = dict[str, NDArray[np.float64]]
+ADAPTING_RATE = 0.2  # of the logarithm of a clipping norm that follows a quantile
 CUT_SHORT = 2.0  # times the clipping norm: an update as long as that loses more than half, which people should be told
 _SLACK = 1.0 - 2.0**-20  # rounding to float32 must not lift a clipped norm above its bound
 
@@ -37,9 +37,7 @@ def difference(new: Mapping[str, np.ndarray], old: Mapping[str, np.ndarray]) -> 
     """``new - old`` in float32, in the order of names. :class:`PrivacyError` for other names, other shapes, NaN or infinity."""
     if new.keys() != old.keys():
         odd = sorted(new.keys() ^ old.keys())
-        raise PrivacyError(
-            f"no update can be formed: tensor {odd[0]!r} is on one side only; both must hold all shared ones"
-        )
+        raise PrivacyError(f"no update: tensor {odd[0]!r} is on one side only, and both must hold all shared ones")
     update: Update = {}
     for name in sorted(new):
         if new[name].shape != old[name].shape:
@@ -62,14 +60,10 @@ def check_positive(value: float, name: str) -> float:
     return value
 
 
-def _squares(value: np.ndarray) -> float:
-    flat = np.asarray(value, np.float64).reshape(-1)
-    return float(flat @ flat)
-
-
 def norm(update: Mapping[str, np.ndarray]) -> float:
     """Euclidean norm over all tensors together, summed in float64."""
-    return math.sqrt(math.fsum(_squares(value) for value in update.values()))
+    flats = (np.asarray(value, np.float64).reshape(-1) for value in update.values())
+    return math.sqrt(math.fsum(float(flat @ flat) for flat in flats))
 
 
 def layer_of(name: str) -> str:
@@ -132,19 +126,12 @@ def add_noise(sums: Mapping[str, np.ndarray], deviation: float, key: bytes | Non
     return {name: sums[name] + part.reshape(sums[name].shape) for name, part in zip(names, parts, strict=False)}
 
 
-def noisy_mean(
-    updates: Iterable[tuple[float, Mapping[str, np.ndarray]]],
-    *,
-    bound: float,
-    noise_multiplier: float,
-    total_weight: float,
-    clipping: str = "flat",
-    key: bytes | None = None,
+def clipped_sum(
+    updates: Iterable[tuple[float, Mapping[str, np.ndarray]]], bound: float, clipping: str = "flat"
 ) -> Sums:
-    """Noise at the server: the formula at the top of this module for ``(weight, update)`` of each device that answered.
+    """The sum of ``(weight, update)`` over the devices that answered, each clipped to ``bound``, in float64. Updates are streamed.
 
-    Devices that dropped out are simply not there: the noise stays as it is, and so does the guarantee. ``total_weight`` is W,
-    for example the expected number of devices; it must not be computed from who answered. Updates are streamed.
+    Devices that dropped out are simply not there: the noise that is added stays as it is, and so does the guarantee.
     """
     sums: Sums = {}
     for weight, update in updates:
@@ -157,51 +144,35 @@ def noisy_mean(
             raise PrivacyError("devices sent tensors of other names or shapes: all must share the same ones")
         for name, term in terms.items():
             sums[name] += term
-    if not sums:
-        raise PrivacyError("no device answered: there is nothing to add noise to; skip the round")
-    noisy = add_noise(sums, noise_multiplier * bound, key)
-    return {name: value / check_positive(total_weight, "total weight") for name, value in noisy.items()}
+    return sums
 
 
-@dataclass(frozen=True)
-class DistributedNoise:
-    """Each device adds its share of the noise, and nobody adds it all: for sums that the server sees only as sums.
+def honest_devices(asked: int, dropouts: float, colluding: int = 0) -> int:
+    """How many of ``asked`` devices add noise that counts: at most the share ``dropouts`` fails, ``colluding`` tell the server theirs."""
+    return asked - math.floor(dropouts * asked + 1e-9) - colluding
 
-    A share has standard deviation ``z C / sqrt(honest)``. The sum has the planned noise as long as at least ``honest``
-    devices that answered added their share and keep it to themselves; a device that works with the server does not count.
+
+def noise_share(noise_multiplier: float, bound: float, honest: int) -> float:
+    """Standard deviation ``z C / sqrt(honest)`` of what each device adds where nobody adds it all: for sums seen only as sums.
+
+    The sum has the planned noise as long as at least ``honest`` devices that answered added their share and keep it to
+    themselves; a device that works with the server does not count.
     """
-
-    noise_multiplier: float  # z of the whole sum
-    bound: float  # C
-    honest: int  # devices that must remain: (1 - largest share of dropouts) * asked - colluding
-
-    def __post_init__(self) -> None:
-        check_positive(self.bound, "clipping norm")
-        check_positive(self.noise_multiplier, "noise multiplier")
-        if self.honest < 1:
-            raise PrivacyError(f"{self.honest} devices cannot carry the noise: at least 1 honest one must remain")
-
-    @classmethod
-    def planned(
-        cls, noise_multiplier: float, bound: float, asked: int, *, dropouts: float = 0.0, colluding: int = 0
-    ) -> DistributedNoise:
-        """For ``asked`` devices of which at most the share ``dropouts`` fails and ``colluding`` tell the server their noise."""
-        if not 0.0 <= dropouts < 1.0 or colluding < 0:
-            raise PrivacyError(f"dropouts {dropouts} must be in [0, 1) and colluding {colluding} at least 0")
-        remaining = asked - math.floor(dropouts * asked + 1e-9)
-        return cls(noise_multiplier, bound, remaining - colluding)
-
-    @property
-    def share(self) -> float:
-        """Standard deviation of what one device adds to its clipped, weighted update."""
-        return self.noise_multiplier * self.bound / math.sqrt(self.honest)
+    if honest < 1:
+        raise PrivacyError(f"{honest} devices cannot carry the noise: at least 1 honest one must remain")
+    noise = check_positive(noise_multiplier, "noise multiplier") * check_positive(bound, "clipping norm")
+    return noise / math.sqrt(honest)
 
 
-def privatize(update: Mapping[str, np.ndarray], bound: float, deviation: float, key: bytes | None = None) -> Update:
-    """Clip at the device and add noise of standard deviation ``deviation`` there, float32.
+def next_norm(
+    bound: float, bits: float, devices: int, quantile: float, deviation: float = 0.0, key: bytes | None = None
+) -> float:
+    """The next clipping norm after ``bound``: it follows a quantile of the updates' norms (Andrew et al. 2021, arXiv 1905.03871).
 
-    With all the noise, z C, the server need not be trusted with anything. Two different updates are up to 2 C apart, so one
-    message alone is a Gaussian mechanism of multiplier z / 2.
+    Algorithm 1: each device adds to ``bits`` 1/2 if its norm is within the bound, else -1/2; ``devices`` is a public number.
+    That sum gets noise of standard deviation ``deviation`` here; 0 for a sum that is noisy already.
     """
-    noisy = add_noise(clip(update, bound), check_positive(deviation, "standard deviation of noise"), key)
-    return {name: value.astype(np.float32) for name, value in noisy.items()}
+    noise = float(standard_normal(key or fresh_key(), 1)[0]) * deviation
+    # Noise can carry the share beyond 0 and 1; a step of more than exp(rate) would be noise alone.
+    share = min(1.0, max(0.0, (bits + noise) / devices + 0.5))
+    return bound * math.exp(-ADAPTING_RATE * (share - quantile))

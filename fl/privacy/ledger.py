@@ -1,6 +1,6 @@
 """The account of a run's privacy on disk: a round is paid for before it starts, and not started if it cannot be paid.
 
-JSON Lines, only ever appended to. The first line holds the settings and their hash; each further line one round, with the
+JSON Lines that only ever become more. The first line holds the settings and their hash; each further line one round, with the
 hash of the line before it, so that a line that was changed or taken out is found. A line is on the disk before
 :meth:`Ledger.charge` returns. A crash can therefore leave a round that was paid for and never ran (which costs too much) but
 never one that ran and was not paid for. A round that is run again after a crash is charged again: its noise is fresh, and
@@ -11,20 +11,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import os
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from fl.core.files import PRIVATE, sync_path
+from fl.core.files import write_atomically
 from fl.privacy.accounting import Scheme, check_delta, epsilon
-from fl.privacy.dp import PrivacyError
+from fl.privacy.dp import PrivacyError, check_positive
 
 SCHEMA = 1
 MAX_LEDGER_BYTES = 64 * 2**20
@@ -44,8 +43,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         check_delta(self.delta)
-        if not (math.isfinite(self.epsilon) and self.epsilon > 0):
-            raise PrivacyError(f"budget epsilon {self.epsilon} must be a positive, finite number")
+        check_positive(self.epsilon, "budget epsilon")
 
 
 @dataclass(frozen=True)
@@ -55,10 +53,6 @@ class Charge:
     round: int
     noise_multiplier: float
     part: str = ""
-
-
-def _by_noise(charges: Iterable[Charge]) -> Counter[float]:
-    return Counter(charge.noise_multiplier for charge in charges)
 
 
 def _line(content: Mapping[str, object]) -> bytes:
@@ -95,44 +89,35 @@ class Ledger:
         except Timeout as error:
             raise PrivacyError(f"{self.path} is in use by another process: one run, one ledger") from error
         except OSError as error:
-            raise PrivacyError(
-                f"privacy ledger {self.path} could not be read or written: {error}; nothing was charged"
-            ) from error
+            raise PrivacyError(f"ledger {self.path} cannot be read or written: {error}; nothing was charged") from error
 
-    def _read(self) -> tuple[list[Charge], int, str]:
-        """The charges, the bytes they fill and the hash of the last line. A line that lacks its end was never paid."""
+    def _read(self) -> tuple[list[Charge], list[bytes]]:
+        """The charges, and the lines that hold them after the header. A line that lacks its end was never paid."""
         if not self.path.exists():
-            return [], 0, _hash(self._header)
+            return [], [self._header]
         if self.path.stat().st_size > MAX_LEDGER_BYTES:
             raise PrivacyError(f"{self.path} has more than {MAX_LEDGER_BYTES:,} bytes: it is not a privacy ledger")
-        lines = self.path.read_bytes().splitlines(keepends=True)
-        if lines and not lines[-1].endswith(b"\n"):
-            lines.pop()
-        if not lines:
-            return [], 0, _hash(self._header)
+        lines = [line for line in self.path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        lines = lines or [self._header]
         if lines[0] != self._header:
             raise PrivacyError(
                 f"{self.path} was begun with other settings, or is damaged: the guarantee given then cannot change; "
                 "go on with those settings, or start a run of its own with a new budget"
             )
         charges: list[Charge] = []
-        before = _hash(lines[0])
-        for number, line in enumerate(lines[1:], 2):
+        for number, (before, line) in enumerate(pairwise(lines), 2):
             try:
                 content = json.loads(line)
                 charge = Charge(int(content["round"]), float(content["noise_multiplier"]), str(content.get("part", "")))
-                sound = content["before"] == before and _line(content) == line and charge.noise_multiplier >= 0
-            except (ValueError, KeyError, TypeError) as error:
-                raise PrivacyError(
-                    f"{self.path}:{number}: not a charge ({error!r}): restore the file, it was changed"
-                ) from error
+                sound = content["before"] == _hash(before) and _line(content) == line and charge.noise_multiplier >= 0
+            except (ValueError, KeyError, TypeError):
+                sound = False
             if not sound:
                 raise PrivacyError(
-                    f"{self.path}:{number}: does not follow the line before it: restore the file, it was changed"
+                    f"{self.path}:{number}: no charge that follows the line before it: restore the file, it was changed"
                 )
             charges.append(charge)
-            before = _hash(line)
-        return charges, sum(map(len, lines)), before
+        return charges, lines
 
     @property
     def charges(self) -> list[Charge]:
@@ -142,19 +127,19 @@ class Ledger:
 
     def rounds(self) -> dict[float, int]:
         """Number of paid rounds by noise multiplier."""
-        return _by_noise(self.charges)
+        return Counter(charge.noise_multiplier for charge in self.charges)
 
     def spent(self) -> float:
         """Epsilon of all paid rounds at the budget's delta."""
         return self._cost(self.charges)
 
     def _cost(self, charges: Iterable[Charge]) -> float:
-        return epsilon(self.scheme, _by_noise(charges), self.budget.delta)
+        return epsilon(self.scheme, Counter(charge.noise_multiplier for charge in charges), self.budget.delta)
 
     def charge(self, round_index: int, noise_multiplier: float, part: str = "") -> float:
         """Pay for a round before it runs; returns epsilon with it. :class:`BudgetError` if that is above the budget."""
         with self._locked():
-            charges, size, before = self._read()
+            charges, lines = self._read()
             charge = Charge(round_index, float(noise_multiplier), part)
             after = self._cost([*charges, charge])
             if after > self.budget.epsilon:
@@ -164,25 +149,9 @@ class Ledger:
                     "a smaller sample or a larger budget"
                 )
             entry = {name: value for name, value in asdict(charge).items() if value != ""}  # most runs have one part
-            entry |= {"epsilon": after, "before": before}
-            self._append(size, (b"" if size else self._header) + _line(entry))
+            entry |= {"epsilon": after, "before": _hash(lines[-1])}
+            write_atomically(self.path, b"".join([*lines, _line(entry)]))
             return after
-
-    def _append(self, size: int, data: bytes) -> None:
-        """Add ``data`` after the first ``size`` bytes, durably; on an error those bytes are what remains."""
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT, PRIVATE)
-        try:
-            os.ftruncate(descriptor, size)  # a torn line of a crash, which was never paid
-            try:
-                if os.pwrite(descriptor, data, size) < len(data):
-                    raise OSError("the disk took only part of a line")
-                os.fsync(descriptor)
-            except OSError:
-                os.ftruncate(descriptor, size)
-                raise
-        finally:
-            os.close(descriptor)
-        sync_path(self.path.parent)
 
     def affordable(self, noise_multiplier: float, most: int = 100_000) -> int:
         """How many further rounds at ``noise_multiplier`` the budget allows, up to ``most``."""

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 from fl.privacy.accounting import ADD_REMOVE, ALL, FIXED, PLD, POISSON, RDP, REPLACE_ONE, Scheme, noise_multiplier_for
-from fl.privacy.adaptive import AdaptiveClipping
 from fl.privacy.ledger import Budget
 from fl.settings.config import RunConfig, sample_size
 from fl.settings.names import EDGE, LOCAL_NOISE, NONE, PAIRWISE
 
-COUNT_NOISE = math.sqrt(1.25)  # of the bits' sum over z: a bit is one more coordinate of the update, worth C / 2
+WITH_BIT = math.sqrt(
+    1.25
+)  # norm over C of an update with the bit of adaptive clipping as one more coordinate, worth C / 2
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,10 @@ class PrivacyPlan:
     scheme: Scheme | None
     budget: Budget | None
 
-    def adaptive(self, bound: float) -> AdaptiveClipping | None:
-        """The rule that moves the clipping norm from ``bound``, or None."""
-        if not self.quantile:
-            return None
-        return AdaptiveClipping(bound, self.noise_multiplier, COUNT_NOISE * self.noise_multiplier, self.quantile)
-
     @property
     def update_multiplier(self) -> float:
-        """The multiplier of the noise on the updates: more than z where a second sum is released beside them."""
-        rule = self.adaptive(self.bound)
-        return self.noise_multiplier if rule is None else rule.update_multiplier
+        """The multiplier of the noise on the updates: more than z where the sum of bits is released beside them, with the same."""
+        return self.noise_multiplier * (WITH_BIT if self.quantile else 1.0)
 
 
 def make_plan(config: RunConfig, population: int, rounds: int) -> PrivacyPlan | None:
@@ -62,12 +55,11 @@ def make_plan(config: RunConfig, population: int, rounds: int) -> PrivacyPlan | 
     if (privacy.dp.mode == NONE and privacy.secure_sum.mode == NONE) or not rounds:
         return None
     size = sample_size(config.federation.sample, population)
-    scheme = budget = None
-    multiplier = 0.0
+    scheme, budget, multiplier = None, None, 0.0
     if privacy.dp.mode != NONE:
         scheme = _scheme(config, population, size)
         budget = Budget(privacy.dp.epsilon_budget, privacy.dp.delta)
-        multiplier = privacy.dp.noise_multiplier or _least_noise(scheme, budget.epsilon, budget.delta, rounds)
+        multiplier = privacy.dp.noise_multiplier or noise_multiplier_for(scheme, budget.epsilon, budget.delta, rounds)
     return PrivacyPlan(
         dp=privacy.dp.mode,
         population=population,
@@ -89,17 +81,14 @@ def make_plan(config: RunConfig, population: int, rounds: int) -> PrivacyPlan | 
     )
 
 
-_least_noise = lru_cache(maxsize=64)(noise_multiplier_for)  # seconds of search, the same for all runs of a study
-
-
 def _scheme(config: RunConfig, population: int, size: int) -> Scheme:
-    wanted = config.privacy.dp.accountant
-    if (
-        config.privacy.dp.mode == LOCAL_NOISE
-    ):  # one message alone, whoever else is asked: a person's data may be anything else
-        return Scheme(population, population, ALL, REPLACE_ONE, PLD if wanted == "auto" else wanted)
-    if size == population:
-        return Scheme(population, population, ALL, ADD_REMOVE, PLD if wanted == "auto" else wanted)
-    if config.privacy.dp.sampling == POISSON:
-        return Scheme(population, size, POISSON, ADD_REMOVE, PLD if wanted == "auto" else wanted)
-    return Scheme(population, size, FIXED, REPLACE_ONE, RDP if wanted == "auto" else wanted)
+    dp = config.privacy.dp
+    if dp.mode == LOCAL_NOISE:  # one message alone, whoever else is asked: a person's data may be anything else
+        size, sampling, relation, best = population, ALL, REPLACE_ONE, PLD
+    elif size == population:
+        sampling, relation, best = ALL, ADD_REMOVE, PLD
+    elif dp.sampling == POISSON:
+        sampling, relation, best = POISSON, ADD_REMOVE, PLD
+    else:
+        sampling, relation, best = FIXED, REPLACE_ONE, RDP
+    return Scheme(population, size, sampling, relation, best if dp.accountant == "auto" else dp.accountant)

@@ -7,7 +7,6 @@ tests and simulations, where a result must be deterministic.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 
@@ -15,6 +14,8 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from numpy.typing import NDArray
 from scipy.special import ndtri
+
+from fl.core.rng import seed_digest
 
 KEY_BYTES = 32
 CHUNK_BYTES = 1 << 16  # of keystream at a time: stays in the processor's cache
@@ -30,11 +31,7 @@ def fresh_key() -> bytes:
 
 def key_from_seed(*parts: str | int) -> bytes:
     """A key that is a function of ``parts`` alone. Only for simulations: who knows the seed knows the noise."""
-    digest = hashlib.sha256(b"idiolect noise")
-    for part in parts:
-        data = f"{type(part).__name__}:{part}".encode()
-        digest.update(len(data).to_bytes(4, "little") + data)
-    return digest.digest()
+    return seed_digest(b"idiolect noise", *parts)
 
 
 def keystream(key: bytes, size: int) -> Iterator[NDArray[np.uint8]]:

@@ -19,24 +19,13 @@ from fl.metrics import METRICS
 from fl.privacy.secure_sum.keys import SecureSumError
 from fl.privacy.secure_sum.messages import KIND, AdvertiseKeys, MaskedInput, ShareKeys, Unmask
 from fl.protocol.reply import BYTES, Expected, ReplySchema, UnreadableError
-from fl.protocol.wire import COUNTS, DEVICES, FIELDS, IDS, SECURE, TOTAL_NAMES, TOTALS, WITHIN, split_key
+from fl.protocol.wire import COUNTS, DEVICES, FIELDS, IDS, SECURE, TOTALS, WITHIN, split_key
 from fl.tasks.table import TASKS
 
 # Counts and sizes that say nothing beyond how much was done and how well. A name outside this list does not leave.
 PLAIN_COUNTS = frozenset(
-    {
-        "examples",
-        "steps",
-        "loss",
-        "bytes-up",
-        "bytes-down",
-        "seconds-train",
-        "seconds-evaluate",
-        "failed",
-        "new-person",
-        "round",
-        "simulated",
-    }
+    {"examples", "steps", "loss", "bytes-up", "bytes-down", "seconds-train", "seconds-evaluate"}  # of what was done
+    | {"failed", "new-person", "round", "simulated"}  # of the device
 )
 SECURE_STEPS = {kind.__name__: kind for kind in (AdvertiseKeys, ShareKeys, Unmask)}
 
@@ -181,5 +170,5 @@ def _check_totals(key: str, record: MetricRecord, rows: int) -> None:
     sound = isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0 and devices == rows
     within = record.get(WITHIN, 0)
     sound = sound and isinstance(within, int) and 0 <= within <= rows
-    if set(record) - {WITHIN} != TOTAL_NAMES or not sound:
+    if set(record) - {WITHIN} != {"weight", "devices"} or not sound:
         raise _refuse(f"{key} is not a weight and the number of the {rows} devices")

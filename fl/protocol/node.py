@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import fields
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
 
 from fl.core.errors import ConfigError
+from fl.settings.fields import one_of
 from fl.settings.names import NONE, PAIRWISE
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(coerce_numbers_to_str=True))
 class NodeConfig:
     """What ``--node-config`` says. A deployed node names its device; a simulated one is part ``partition`` of ``partitions``.
 
@@ -23,8 +27,8 @@ class NodeConfig:
     store: str = ""
     manifest: str = ""
     share_gates: bool = False
-    secure_sum: str = NONE
-    local_noise: float = 0.0
+    secure_sum: Annotated[str, one_of(NONE, PAIRWISE)] = NONE
+    local_noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
     @property
     def deployed(self) -> bool:
@@ -39,24 +43,15 @@ class NodeConfig:
     @classmethod
     def parse(cls, values: Mapping[str, object]) -> NodeConfig:
         """The configuration of a Flower context; :class:`ConfigError` names the key and the remedy."""
+        own = {"partition": "partition-id", "partitions": "num-partitions"}
+        keys = {field.name: own.get(field.name, field.name.replace("_", "-")) for field in fields(cls)}
+        given: dict[str, Any] = {name: values[key] for name, key in keys.items() if key in values}
         try:
-            node = cls(
-                device_id=str(values.get("device-id", "")),
-                partition=int(str(values.get("partition-id", 0))),
-                partitions=int(str(values.get("num-partitions", 0))),
-                store=str(values.get("store", "")),
-                manifest=str(values.get("manifest", "")),
-                share_gates=values.get("share-gates") is True,
-                secure_sum=str(values.get("secure-sum", NONE)),
-                local_noise=float(str(values.get("local-noise", 0.0))),
-            )
-        except ValueError as error:
+            return cls(**{**given, "share_gates": values.get("share-gates") is True})
+        except ValidationError as error:
+            fault = error.errors()[0]
             raise ConfigError(
-                f"node-config: {error}; local-noise, partition-id and num-partitions are numbers"
+                f"node-config: {keys[str(fault['loc'][0])]} = {fault['input']!r}: a demand that is not understood would not be held; "
+                f"secure-sum is {NONE} or {PAIRWISE}, local-noise a finite number of at least 0, and local-noise, partition-id and "
+                "num-partitions are numbers"
             ) from error
-        if node.secure_sum not in (NONE, PAIRWISE) or not 0 <= node.local_noise < math.inf:
-            raise ConfigError(
-                f"node-config: secure-sum = {node.secure_sum!r} and local-noise = {node.local_noise:g}: a demand that is not understood "
-                f"would not be held; secure-sum is {NONE} or {PAIRWISE}, and local-noise a finite number of at least 0"
-            )
-        return node

@@ -14,19 +14,21 @@ all its devices together:
 | ``secure-sum:<participant>`` | a message of a secure sum; the masked vector instead of any tensor |
 | ``counts:<device>`` | of a device that failed, or has other numbers than the first |
 
-Nothing else may come back: :class:`fl.protocol.reply.ReplySchema` is the one definition, by which the client writes, the guard checks
-and the aggregator reads.
+Nothing else may come back: :class:`fl.protocol.reply.ReplySchema` is the one definition of a reply.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import fields
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from pydantic import TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fl.algorithms.plan import Phase
@@ -42,10 +44,9 @@ ENCODED, SECURE = "encoded", "secure-sum"
 PAYLOAD = "update"  # the one array of ENCODED: a device's encodings end to end
 SECURE_STEP = "secure_sum"  # the action of the queries that are steps of a secure sum
 IDS = "ids"  # of DEVICES
-TOTAL_NAMES = frozenset({"weight", "devices"})
 WITHIN = "within"  # of TOTALS, with adaptive clipping: how many of the devices were within the clipping norm
 ARRAY_HEADER_BYTES = 128  # of a tensor as Flower serializes it: NumPy's header
-FIELDS = ("substitutions", "deletions", "insertions", "reference")
+FIELDS = tuple(field.name for field in fields(Counts))
 
 
 @dataclass(frozen=True)
@@ -64,38 +65,18 @@ class Job:
 
     def to_record(self) -> ConfigRecord:
         """As a Flower record."""
-        return ConfigRecord(
-            {
-                "arm": self.arm,
-                "round": self.round,
-                "device-ids": list(self.devices),
-                "phase": self.phase.value,
-                "split": self.split,
-                "final": self.final,
-                "parallel": self.parallel,
-                "bound": float(self.bound),
-                "noise": float(self.noise),
-            }
-        )
+        return ConfigRecord(TypeAdapter(Job).dump_python(self, mode="json"))
 
     @classmethod
-    def from_record(cls, record: Mapping[str, object]) -> Job:
+    def from_record(cls, record: Mapping[str, Any]) -> Job:
         """The inverse of :meth:`to_record`; :class:`ConfigError` for a record that is none."""
+        values: dict[str, Any] = {field.name: record.get(field.name) for field in fields(cls)}
         try:
-            return cls(
-                arm=str(record["arm"]),
-                round=int(record["round"]),  # type: ignore[call-overload]
-                devices=tuple(str(d) for d in record["device-ids"]),  # type: ignore[attr-defined]
-                phase=Phase(str(record["phase"])),
-                split=str(record["split"]),
-                final=bool(record["final"]),
-                parallel=int(record["parallel"]),  # type: ignore[call-overload]
-                bound=float(record["bound"]),  # type: ignore[arg-type]
-                noise=float(record["noise"]),  # type: ignore[arg-type]
-            )
-        except (KeyError, TypeError, ValueError) as error:
+            return cls(**values)
+        except ValidationError as error:
+            name, why = error.errors()[0]["loc"][0], error.errors()[0]["msg"]
             raise ConfigError(
-                f"message is not a job of this version ({error!r}): use the same version at both ends"
+                f"message is not a job of this version ({name}: {why}): use the same version at both ends"
             ) from error
 
 
@@ -144,42 +125,32 @@ def flat_counts(metrics: Mapping[str, Counts], extra: Mapping[str, int | float])
     """Counts of one device by flat name, ``mer.substitutions`` and so on, with plain numbers beside them."""
     values: dict[str, int | float] = dict(extra)
     for name, counts in metrics.items():
-        for field in FIELDS:
-            values[f"{name}.{field}"] = int(getattr(counts, field))
+        values |= {f"{name}.{field}": getattr(counts, field) for field in FIELDS}
     return values
 
 
-def counts_record(metrics: Mapping[str, Counts], extra: Mapping[str, int | float]) -> MetricRecord:
-    """:func:`flat_counts` as a record."""
-    return MetricRecord(dict(flat_counts(metrics, extra)))
-
-
 def read_counts(record: Mapping[str, object]) -> tuple[dict[str, Counts], dict[str, float]]:
-    """The inverse of :func:`counts_record`. Raises :class:`IdiolectError` for values that are no numbers and counts that lack a part."""
-    fields: dict[str, dict[str, int]] = {}
+    """The inverse of :func:`flat_counts`. Raises :class:`IdiolectError` for values that are no numbers and counts that lack a part."""
+    found: dict[str, dict[str, int]] = {}
     extra: dict[str, float] = {}
     for key, value in record.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise IdiolectError(
-                f"count {key!r} is a {type(value).__name__}, not a number: the reply is not from this version"
-            )
+            kind = type(value).__name__
+            raise IdiolectError(f"count {key!r} is a {kind}, not a number: the reply is not from this version")
         name, _, field = key.rpartition(".")
         if name and field in FIELDS:
             if value != value // 1:  # NaN and infinity too
                 raise IdiolectError(f"count {key!r} is {value}, not a whole number: the reply is not from this version")
-            fields.setdefault(name, {})[field] = int(value)
+            found.setdefault(name, {})[field] = int(value)
         else:
             extra[key] = value
-    for name, values in fields.items():
+    for name, values in found.items():
         if len(values) < len(FIELDS):
             raise IdiolectError(f"counts of {name!r} lack {sorted(set(FIELDS) - set(values))}: the reply is incomplete")
-    return {name: Counts(**values) for name, values in fields.items()}, extra
+    return {name: Counts(**values) for name, values in found.items()}, extra
 
 
 def add_counts(rows: Sequence[Mapping[str, Counts]]) -> dict[str, Counts]:
     """Sums of counts by metric."""
-    total: dict[str, Counts] = {}
-    for row in rows:
-        for name, counts in row.items():
-            total[name] = total[name] + counts if name in total else counts
-    return total
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: sum((row[name] for row in rows if name in row), Counts()) for name in names}

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from fl.privacy.audit.views import DEFAULT
 from fl.settings.config import RunConfig, make_config
-from sim.audit.report import END, START, print_audit, write_audit
-from sim.audit.run import SPLITS, AuditPlan, parse_words, run_audit, with_sizes
+from fl.settings.fields import words
+from sim.audit.report import END, START, conditions_text, tables
+from sim.audit.run import SPLITS, run_audit, with_sizes
 from sim.cli.app import progress_bars
-from sim.cli.options import with_settings
-from sim.section import page_parts
+from sim.cli.options import Json, wide_console, with_settings
+from sim.section import markdown_tables, page_parts, print_tables, write_section
 
 # The size of the page: a night on two cores. The population is larger than that of a comparison, since people are the
 # sample here, and more of what they say is held out, since membership needs non-members.
@@ -53,9 +52,7 @@ def audit(
         typer.Option("--smoke", help="A few people and steps, in a few minutes: shows that it works, no more."),
     ] = False,
     write: Annotated[Path | None, typer.Option(help="Markdown page whose section is to be replaced.")] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON for a script instead of text for a person.")
-    ] = False,
+    as_json: Json = False,
     start: Any = FULL,
 ) -> None:
     """Measure what shared updates leak: speakers linked between rounds, attributes, and which utterances were trained on.
@@ -66,14 +63,14 @@ def audit(
     if smoke:
         config = with_sizes(config, SMOKE, make_config(FULL))
     chosen = protections or (SMOKE_PROTECTIONS if smoke else DEFAULT)
-    plan = AuditPlan(config, parse_words(splits), parse_words(chosen))
+    wanted, shown = (tuple(dict.fromkeys(words(text))) for text in (splits, chosen))
     if write is not None:
         page_parts(write, START, END)  # now, not after hours of training
     with progress_bars(as_json) as show:
-        document = run_audit(plan, show)
+        document = run_audit(config, wanted, shown, show)
     if write is not None:
-        write_audit(document, write)
+        write_section(write, START, END, markdown_tables(tables(document), conditions_text(document)))
     if as_json:
         print(json.dumps(document, ensure_ascii=False))
     else:
-        print_audit(document, Console(width=None if sys.stdout.isatty() else 130))
+        print_tables(tables(document), conditions_text(document), wide_console(130))

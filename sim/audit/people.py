@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from statistics import median
 
 from fl.core.rng import derive_generator
 from fl.data.synthetic.population import POPULATION_NAME
 from fl.privacy.audit.attackers import AuditError
-from fl.privacy.audit.attributes import check_classes
-from fl.privacy.audit.membership import balanced_choice
+from fl.privacy.audit.inference import check_classes
 from fl.tasks.task import DeviceExamples, Example
 
 FEMALE_VOICES, MALE_VOICES = ("f", "Annie", "steph"), ("m", "Mike", "Gene")  # how espeak's variants begin
 Labels = dict[str, bool]
+Chosen = tuple[str, bool, Example]  # person, whether trained on, utterance
 
 
 def voices(manifest: Path, devices: Sequence[str]) -> Labels | None:
@@ -29,13 +30,10 @@ def voices(manifest: Path, devices: Sequence[str]) -> Labels | None:
         variants = {str(person["name"]): str(person["voice"]["variant"]) for person in people}
     except (ValueError, KeyError, TypeError) as error:
         raise AuditError(f"{path} is not a population file ({error!r}); make the population again") from error
-    labels = {}
-    for device in devices:
-        variant = variants.get(device, "")
-        if not variant.startswith(FEMALE_VOICES + MALE_VOICES):
-            return None
-        labels[device] = variant.startswith(FEMALE_VOICES)
-    return labels
+    spoken = {device: variants.get(device, "") for device in devices}
+    if not all(variant.startswith(FEMALE_VOICES + MALE_VOICES) for variant in spoken.values()):
+        return None
+    return {device: variant.startswith(FEMALE_VOICES) for device, variant in spoken.items()}
 
 
 def _above_median(shares: Mapping[str, float | None]) -> Labels | None:
@@ -73,43 +71,38 @@ def attributes(devices: Sequence[DeviceExamples], manifest: Path | None) -> tupl
     }
     labels, left_out = {}, {}
     for name, classes in found.items():
-        if classes is None:
-            left_out[name] = "not known of everybody"
-            continue
         try:
+            if classes is None:
+                raise AuditError("not known of everybody")
             check_classes(classes, name)
+            labels[name] = classes
         except AuditError as error:
             left_out[name] = str(error)
-        else:
-            labels[name] = classes
     return labels, left_out
 
 
 def agreements(labels: Mapping[str, Labels]) -> dict[str, float]:
     """For each two attributes the share of people in whom they agree: far from a half, one may be told by the other."""
-    names = sorted(labels)
     return {
         f"{one}={other}": sum(labels[one][d] == labels[other][d] for d in labels[one]) / len(labels[one])
-        for place, one in enumerate(names)
-        for other in names[place + 1 :]
+        for one, other in combinations(sorted(labels), 2)
     }
 
 
-Loader = Callable[[str], DeviceExamples]
-
-
-def utterances(devices: Sequence[str], load: Loader, seed: int) -> list[tuple[str, bool, Example]]:
-    """Person, membership and utterance: of each person as many that were trained on as were held out.
+def utterances(devices: Sequence[str], load: Callable[[str], DeviceExamples], seed: int) -> list[Chosen]:
+    """Of each person as many that were trained on as were held out, drawn at random: the smaller side whole.
 
     :class:`AuditError` if nobody has any that were held out.
     """
-    chosen: list[tuple[str, bool, Example]] = []
+    chosen: list[Chosen] = []
     for device_id in devices:
         device = load(device_id)
         generator = derive_generator(seed, "audit utterances", device_id)
-        members, others = balanced_choice(device.train, (*device.validation, *device.test), generator)
-        chosen += [(device_id, True, example) for example in members]
-        chosen += [(device_id, False, example) for example in others]
+        sides = {True: device.train, False: (*device.validation, *device.test)}
+        count = min(map(len, sides.values()))
+        for member, examples in sides.items():
+            places = sorted(generator.permutation(len(examples))[:count])
+            chosen += [(device_id, member, examples[place]) for place in places]
     if not chosen:
         raise AuditError("nobody has utterances that were not trained on: give a test-share above 0")
     return chosen

@@ -25,8 +25,7 @@ from fl.core.files import write_atomically
 from fl.core.tensorfile import tensor_bytes
 from fl.privacy.audit.attackers import AuditError
 from fl.privacy.dp import Update
-from fl.protocol.forms import Exchange, Form
-from fl.protocol.reply import ReplySchema
+from fl.protocol.reply import Exchange, Form, ReplySchema
 from fl.protocol.wire import JOB, SHARED, Job, read_settings
 from fl.settings.config import RunConfig
 from sim.backends.serial import SerialGrid
@@ -67,15 +66,13 @@ class RecordingGrid(SerialGrid):
         shapes = {name: tuple(values.shape) for name, values in old.items()}
         config = read_settings(message.content)
         exchange = Exchange.of(config, trained_arm(job.arm, config), job.phase)
-        plain = exchange.form is Form.PLAIN and not exchange.edge
-        answers = (
-            read_node("node 1", reply.content, ReplySchema(shapes, exchange), trains=True).answers if plain else []
-        )
-        found = {
-            device: dict(answer.tensors)
-            for device, answer in answers
-            if isinstance(answer, DeviceUpdate) and answer.tensors
-        }
+        found: dict[str, Update] = {}
+        if exchange.form is Form.PLAIN and not exchange.edge:
+            for device, answer in read_node(
+                "node 1", reply.content, ReplySchema(shapes, exchange), trains=True
+            ).answers:
+                if isinstance(answer, DeviceUpdate) and answer.tensors:
+                    found[device] = dict(answer.tensors)
         if not found:
             raise AuditError(
                 f"round {job.round}: no device sent its update as it is, so there is nothing to protect and attack; "

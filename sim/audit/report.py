@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rich.console import Console
-
-from fl.privacy.audit import linkage, membership
-from sim.section import BOLD, ReportTable, markdown_tables, print_tables, write_section
+from fl.privacy.audit import inference, linkage
+from sim.section import BOLD, ReportTable
 
 START, END = "<!-- audit: made by idiolect audit -->", "<!-- end of audit -->"
 SIGNIFICANT = 0.05
@@ -26,33 +23,31 @@ def finding_text(found: Mapping[str, Any]) -> str:
     return f"{BOLD}{text}{BOLD}" if found["p"] < SIGNIFICANT else text
 
 
-def _membership_texts(found: Mapping[str, Any]) -> tuple[str, str]:
+def _cells(found: Mapping[str, Any]) -> tuple[str, ...]:
+    """One cell for a finding, two for a membership."""
+    if "auc" not in found:
+        return (finding_text(found),)
     return finding_text(found["auc"]), "-" if found["tpr"] is None else f"{100 * found['tpr']:.1f}"
 
 
 def tables(document: Document) -> tuple[ReportTable, ...]:
     """What travels, linkage, attributes and membership; tables without rows are left out."""
 
-    def attacks(
-        part: str, title: str, names: Iterable[str], texts: Callable[[Any], tuple[str, ...]], heads: Iterable[str]
-    ) -> ReportTable:
+    def attacks(part: str, title: str, names: Iterable[str], heads: Iterable[str]) -> ReportTable:
         rows = tuple(
-            (row["split"] or "-", row["protection"], *(text for name in names for text in texts(row[part][name])))
+            (row["split"] or "-", row["protection"], *(cell for name in names for cell in _cells(row[part][name])))
             for row in document["rows"]
             if row.get(part)
         )
         return ReportTable(title, ("split", "server sees", *heads), rows, names=2)
 
-    def one(found: Any) -> tuple[str]:
-        return (finding_text(found),)
-
-    linked, kinds, inside = linkage.ATTACKERS, document["conditions"]["attributes"], membership.ATTACKERS
+    linked, kinds, inside = linkage.ATTACKERS, document["conditions"]["attributes"], inference.ATTACKERS
     both = [f"{name}: {what}" for name in inside for what in ("AUC", "TPR at 1 % FPR")]
     made = (
         _travels(document),
-        attacks("linkage", "Linkage of two rounds: equal error rate, %", linked, one, linked),
-        attacks("attributes", "Attributes of a person: balanced accuracy, %", kinds, one, kinds),
-        attacks("membership", "Membership of an utterance, %", inside, _membership_texts, both),
+        attacks("linkage", "Linkage of two rounds: equal error rate, %", linked, linked),
+        attacks("attributes", "Attributes of a person: balanced accuracy, %", kinds, kinds),
+        attacks("membership", "Membership of an utterance, %", inside, both),
     )
     return tuple(table for table in made if table.rows)
 
@@ -90,18 +85,3 @@ def conditions_text(document: Document) -> str:
         f"reaches where there is nothing to find; bold: p < {SIGNIFICANT:g}, which one in twenty is by chance. "
         f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}; {versions}."
     )
-
-
-def print_audit(document: Document, console: Console) -> None:
-    """Print the audit for a person."""
-    print_tables(tables(document), conditions_text(document), console)
-
-
-def markdown(document: Document) -> str:
-    """The audit as a section of a page."""
-    return markdown_tables(tables(document), conditions_text(document))
-
-
-def write_audit(document: Document, page: Path) -> None:
-    """Replace what stands between the two comments of ``page``."""
-    write_section(page, START, END, markdown(document))

@@ -7,122 +7,78 @@ pair of split and protection that is done, so that an audit that was stopped res
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from fl import __version__
 from fl.algorithms.arms import trained_arm
 from fl.algorithms.personal.gates import Gates
 from fl.algorithms.table import chosen
-from fl.core.files import PUBLIC, write_atomically
 from fl.core.machine import machine
-from fl.privacy.audit import attributes as audit_attributes
-from fl.privacy.audit import linkage as audit_linkage
+from fl.privacy.audit import inference, linkage
 from fl.privacy.audit.attackers import CONFIDENCE, SAMPLES, AuditError, check_people
-from fl.privacy.audit.attributes import infer
-from fl.privacy.audit.kernels import Kernels
-from fl.privacy.audit.linkage import linkage
-from fl.privacy.audit.membership import Losses, membership
-from fl.privacy.audit.views import ServerView, make_protection, median_norm
+from fl.privacy.audit.views import make_protection
 from fl.runs.folder import run_folder
 from fl.settings.config import RunConfig, find_key, flat, make_config
-from fl.settings.fields import words
 from fl.settings.names import EDGE, LAYERS_PREFIX, NONE
 from fl.settings.tables import CodecTable, PrivacyTable
 from fl.tasks.table import TASKS
-from sim.audit.losses import Chosen, LossMeter, with_losses
-from sim.audit.people import agreements, attributes, utterances
-from sim.audit.record import ARM, RecordedRound, federated_rounds, load_round, record, split_config
+from sim.audit.record import ARM, federated_rounds, split_config
+from sim.audit.split import ADAPTER_ROW, BASE_ROW, AuditRows, Document, SplitAudit
 from strategies.loop import Progress
 
 SPLITS = "all-shared,gates,fedsa,ffa"
 ROWS_NAME, RESULT_NAME = "rows.jsonl", "audit.json"
-BASE_ROW, ADAPTER_ROW = "frozen base", "whole adapter"  # rows that are no protections
-Document = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class AuditPlan:
-    """What is audited: ``config`` holds everything but the splits, each of which is one recorded run."""
-
-    config: RunConfig
-    splits: tuple[str, ...]
-    protections: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        config = self.config
-        for name in self.protections:
-            make_protection(name)
-        if not self.splits or not self.protections:
-            raise AuditError("nothing to audit: name at least one split and one protection")
-        odd = [split for split in self.splits if split.startswith(LAYERS_PREFIX) and "," in split]
-        if odd:
-            raise AuditError(f"split {odd[0]!r} has a comma, which separates splits: write the pattern without one")
-        protects = (config.privacy, config.codec) != (PrivacyTable(), CodecTable())
-        changed = protects or config.federation.aggregation == EDGE or config.attack.name != NONE
-        if changed or not isinstance(chosen(config).personal, Gates):
-            raise AuditError(
-                "the audit protects and attacks plain updates itself: leave out dp, secure-sum, codec and the other settings "
-                "of privacy, aggregation = 'edge', attack and other personalizations than gates"
-            )
-        if not config.data.manifest and TASKS[config.task].takes_manifest:
-            check_people(config.data.devices, "an audit")
-        if federated_rounds(config) < 2:
-            raise AuditError(
-                f"rounds = {config.federation.rounds} leaves one round with shared updates: give at least 3"
-            )
-        for split in self.splits:
-            arm = trained_arm(ARM, split_config(config, split, Path()))  # refuses a gate or pattern that does not fit
-            if arm is None or not arm.federates:
-                raise AuditError(f"split {split!r} shares nothing, so there is nothing to attack: leave it out")
+def check_audit(config: RunConfig, splits: Sequence[str], protections: Sequence[str]) -> None:
+    """Raise :class:`AuditError` for what cannot be audited. ``config`` holds everything but the splits, each of which is one run."""
+    for name in protections:
+        make_protection(name)
+    if not splits or not protections:
+        raise AuditError("nothing to audit: name at least one split and one protection")
+    odd = [split for split in splits if split.startswith(LAYERS_PREFIX) and "," in split]
+    if odd:
+        raise AuditError(f"split {odd[0]!r} has a comma, which separates splits: write the pattern without one")
+    protects = (config.privacy, config.codec) != (PrivacyTable(), CodecTable())
+    changed = protects or config.federation.aggregation == EDGE or config.attack.name != NONE
+    if changed or not isinstance(chosen(config).personal, Gates):
+        raise AuditError(
+            "the audit protects and attacks plain updates itself: leave out dp, secure-sum, codec and the other settings "
+            "of privacy, aggregation = 'edge', attack and other personalizations than gates"
+        )
+    if not config.data.manifest and TASKS[config.task].takes_manifest:
+        check_people(config.data.devices, "an audit")
+    if federated_rounds(config) < 2:
+        rounds = config.federation.rounds
+        raise AuditError(f"rounds = {rounds} leaves one round with shared updates: give at least 3")
+    for split in splits:
+        arm = trained_arm(ARM, split_config(config, split, Path()))  # refuses a gate or pattern that does not fit
+        if arm is None or not arm.federates:
+            raise AuditError(f"split {split!r} shares nothing, so there is nothing to attack: leave it out")
 
 
-class AuditRows:
-    """The finished rows of an audit, one JSON line each; a line that is none was never finished."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.found: dict[tuple[str, str], Document] = {}
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-            with suppress(ValueError, KeyError, TypeError):
-                row = json.loads(line)
-                self.found[row["split"], row["protection"]] = row
-
-    def need(self, split: str, protection: str, make: Callable[[], Document]) -> None:
-        """Make the row and write it, unless it is there."""
-        if (split, protection) in self.found:
-            return
-        self.found[split, protection] = {"split": split, "protection": protection, **make()}
-        try:
-            lines = "".join(json.dumps(row) + "\n" for row in self.found.values())
-            write_atomically(self.path, lines.encode(), mode=PUBLIC)
-        except OSError as error:
-            raise AuditError(f"{self.path} cannot be written: {error}; free some space and start again") from error
-
-
-def run_audit(plan: AuditPlan, progress: Progress = lambda *_: None) -> Document:
+def run_audit(
+    config: RunConfig, splits: Sequence[str], protections: Sequence[str], progress: Progress = lambda *_: None
+) -> Document:
     """All rows and the conditions under which they were measured; both are in the audit's folder too."""
-    config = run_folder(plan.config, 0)  # absolute; refuses a folder that was made with other settings
+    check_audit(config, splits, protections)
+    config = run_folder(config, 0)  # absolute; refuses a folder that was made with other settings
     folder = Path(config.output)
     rows = AuditRows(folder / ROWS_NAME)
-    splits: list[Document] = []
+    shared: list[Document] = []
     facts: Document = {}
-    for split in plan.splits:
-        one = SplitAudit(plan, config, split, progress)
-        splits.append(one.audit(rows))
+    for split in splits:
+        one = SplitAudit(config, split, progress)
+        shared.append(one.audit(rows, protections))
         facts = one.facts
-    wanted = [(split, name) for split in ("", *plan.splits) for name in (BASE_ROW, *plan.protections, ADAPTER_ROW)]
+    wanted = [(split, name) for split in ("", *splits) for name in (BASE_ROW, *protections, ADAPTER_ROW)]
     document = {
         "schema": 1,
         "conditions": _conditions(config, facts),
-        "splits": splits,
+        "splits": shared,
         "rows": [rows.found[key] for key in wanted if key in rows.found],
     }
     (folder / RESULT_NAME).write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
@@ -145,87 +101,11 @@ def _conditions(config: RunConfig, facts: Document) -> Document:
         "data": config.data.manifest or f"synthetic {config.data.synthetic.pair}",
         **facts,
         "bootstrap": SAMPLES,
-        "permutations": f"{audit_linkage.PERMUTATIONS} to {audit_attributes.PERMUTATIONS}",
+        "permutations": f"{linkage.PERMUTATIONS} to {inference.SHUFFLED_PEOPLE}",
         "confidence": CONFIDENCE,
         "machine": machine(),
         "versions": {"idiolect-fl": __version__, **{n: version(n) for n in ("flwr", "numpy", "torch", "transformers")}},
     }
-
-
-class SplitAudit:
-    """One split: its recorded run, and every protection of its updates."""
-
-    def __init__(self, plan: AuditPlan, config: RunConfig, split: str, progress: Progress) -> None:
-        self.split, self.protections, self.progress = split, plan.protections, progress
-        self.config = split_config(config, split, Path(config.output) / split.replace("/", "_"))
-        self.meter = LossMeter(self.config)
-        task = self.meter.worker.task
-        trained = [name for name in task.device_ids() if not task.is_new(name)]
-        check_people(len(trained), "an audit")
-        devices = [task.device(name) for name in trained]
-        population = getattr(task, "population", None)  # of speech: where its manifest lies
-        self.labels, left_out = attributes(devices, None if population is None else population.manifest)
-        self.chosen: Chosen = utterances(trained, task.device, config.seed)
-        members = sum(member for _, member, _ in self.chosen)
-        self.facts: Document = {
-            "people": len(trained),
-            "members": members,
-            "non_members": len(self.chosen) - members,
-            "attributes": {name: sum(labels.values()) for name, labels in self.labels.items()},
-            "attributes_left_out": left_out,
-            "agreements": agreements(self.labels),
-        }
-
-    def audit(self, rows: AuditRows) -> Document:
-        """Record, then make the rows that are missing; what travels with this split."""
-        self.files = record(self.config, self._trained)
-        self.last = load_round(self.files[-1])
-        self.bound = median_norm(load_round(path).updates for path in self.files)
-        self.reference = self.meter.reference(self.chosen)
-        base = with_losses(self.chosen, self.reference, self.reference)
-        rows.need("", BASE_ROW, lambda: self._membership(base))
-        work = {name: partial(self._protected, name) for name in self.protections} | {ADAPTER_ROW: self._adapters}
-        for place, (name, make) in enumerate(work.items()):
-            self.progress(f"attack: {self.split}", place, len(work))
-            rows.need(self.split, name, make)
-        self.progress(f"attack: {self.split}", len(work), len(work))
-        numbers = sum(value.size for value in self.last.old.values())
-        return {
-            "split": self.split,
-            "rounds": len(self.files),
-            "tensors": len(self.last.old),
-            "numbers": numbers,
-            "clipping_norm": self.bound,
-            "noise_to_update": float(np.sqrt(numbers)),  # norm of noise of multiplier 1 over the clipping norm
-        }
-
-    def _trained(self, what: str, done: int, total: int) -> None:
-        if what == ARM:  # not the evaluation at the end, which has nothing to decode
-            self.progress(f"train: {self.split}", done, total)
-
-    def _protected(self, name: str) -> Document:
-        protect = make_protection(name)
-
-        def seen(recorded: RecordedRound) -> ServerView:
-            return protect(recorded.updates, self.bound, (self.config.seed, "audit", self.split, name, recorded.round))
-
-        view = seen(self.last)
-        row: Document = {}
-        if view.each:
-            earlier = {one.round: seen(one).each for one in map(load_round, self.files[:-1])}
-            kernels, seed = Kernels.of({**earlier, self.last.round: view.each}), self.config.seed
-            row["linkage"] = {n: asdict(found) for n, found in linkage(kernels, seed=seed).items()}
-            row["attributes"] = {n: asdict(infer(kernels, own, n, seed=seed)) for n, own in self.labels.items()}
-        there = [place for place, (person, _, _) in enumerate(self.chosen) if person in self.last.updates]
-        chosen = [self.chosen[place] for place in there]
-        return row | self._membership(self.meter.under_view(self.last, view, chosen, self.reference[there]))
-
-    def _adapters(self) -> Document:
-        return self._membership(self.meter.under_adapters(self.chosen, self.reference))
-
-    def _membership(self, losses: Losses) -> Document:
-        found = membership(losses, seed=self.config.seed)
-        return {"membership": {name: asdict(one) for name, one in found.items()}}
 
 
 def with_sizes(config: RunConfig, smaller: dict[str, Any], start: RunConfig) -> RunConfig:
@@ -233,8 +113,3 @@ def with_sizes(config: RunConfig, smaller: dict[str, Any], start: RunConfig) -> 
     before, now = flat(start), flat(config)
     keys = {find_key(key): value for key, value in smaller.items()}
     return make_config({key: value for key, value in keys.items() if before[key] == now[key]}, config)
-
-
-def parse_words(text: str) -> tuple[str, ...]:
-    """Words with commas between, each once."""
-    return tuple(dict.fromkeys(words(text)))

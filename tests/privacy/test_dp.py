@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fl.privacy import dp
-from fl.privacy.adaptive import AdaptiveClipping
-from fl.privacy.dp import DistributedNoise, PrivacyError
+from fl.privacy.dp import PrivacyError, honest_devices, next_norm, noise_share
+from fl.privacy.plan import WITH_BIT
 from fl.privacy.randomness import CHUNK_BYTES, fresh_key, key_from_seed, keystream, standard_normal
 
 SHAPES = {"encoder.0.q.gated_lora_A": (2, 5), "encoder.0.q.gated_lora_B": (4, 2), "decoder.1.v.gated_lora_A": (2, 3)}
@@ -147,16 +147,18 @@ def test_noise_is_deterministic_with_its_key_and_never_without():
 def test_noise_at_the_server_has_the_multiplier_times_the_bound():
     size, bound, multiplier = 50_000, 0.3, 1.7
     people = [(1.0, {"a.A": np.zeros(size, np.float32)})] * 3
-    found = dp.noisy_mean(people, bound=bound, noise_multiplier=multiplier, total_weight=3.0, key=KEY)["a.A"]
-    assert found.std() * 3 == pytest.approx(multiplier * bound, rel=5 / math.sqrt(2 * size))
+    found = dp.add_noise(dp.clipped_sum(people, bound), multiplier * bound, KEY)["a.A"]
+    assert found.std() == pytest.approx(multiplier * bound, rel=5 / math.sqrt(2 * size))
 
 
-def test_the_mean_is_over_the_fixed_weight_whoever_dropped_out():
+@pytest.mark.parametrize("clipping", sorted(dp.CLIPPING))
+def test_the_sum_is_of_clipped_and_weighted_updates_of_those_who_answered(clipping):
     people = [(1.0, update(0)), (0.5, update(1)), (0.25, update(2))]
     for answered in (people, people[:2]):
-        found = dp.noisy_mean(answered, bound=0.5, noise_multiplier=0.0, total_weight=4.0)
-        expected = clipped_sum(answered, "flat", 0.5)
-        assert all(found[name] == pytest.approx(expected[name] / 4.0, rel=1e-6, abs=1e-9) for name in SHAPES)
+        found = dp.clipped_sum(iter(answered), 0.5, clipping)
+        expected = clipped_sum(answered, clipping, 0.5)
+        assert all(found[name] == pytest.approx(expected[name], rel=1e-6, abs=1e-9) for name in SHAPES)
+    assert dp.clipped_sum([], 0.5) == {}
 
 
 @given(st.integers(1, 500), st.floats(0, 0.9), st.integers(0, 3))
@@ -164,53 +166,49 @@ def test_shares_of_noise_suffice_as_long_as_the_assumption_holds(asked, dropouts
     remaining = math.ceil(asked * (1 - dropouts) - 1e-6) - colluding
     if remaining < 1:
         return
-    noise = DistributedNoise.planned(1.2, 0.5, asked, dropouts=dropouts, colluding=colluding)
-    assert noise.honest <= remaining
-    assert noise.share * math.sqrt(noise.honest) == pytest.approx(1.2 * 0.5)  # with more devices there is more noise
+    honest = honest_devices(asked, dropouts, colluding)
+    assert honest <= remaining
+    assert noise_share(1.2, 0.5, honest) * math.sqrt(honest) == pytest.approx(1.2 * 0.5)  # more with more devices
 
 
 def test_the_sum_of_shares_is_the_planned_noise():
-    noise = DistributedNoise.planned(2.0, 0.5, 10, dropouts=0.3)
-    assert noise.honest == 7
-    zeros = {"a": np.zeros(20_000)}
-    total = np.sum([dp.add_noise(zeros, noise.share, key_from_seed(i))["a"] for i in range(7)], axis=0)
+    assert honest_devices(10, dropouts=0.3) == 7
+    share, zeros = noise_share(2.0, 0.5, 7), {"a": np.zeros(20_000)}
+    total = np.sum([dp.add_noise(zeros, share, key_from_seed(i))["a"] for i in range(7)], axis=0)
     assert total.std() == pytest.approx(2.0 * 0.5, rel=5 / math.sqrt(2 * 20_000))
 
 
 def test_a_device_can_add_all_the_noise_itself():
     one = {"a.A": np.full(20_000, 5.0, np.float32)}
-    found = dp.privatize(one, 0.5, 3.0 * 0.5, KEY)["a.A"]
-    assert found.dtype == np.float32
+    found = dp.add_noise(dp.clip(one, 0.5), 3.0 * 0.5, KEY)["a.A"]
     assert found.std() == pytest.approx(1.5, rel=5 / math.sqrt(2 * 20_000))
-    assert dp.norm({"": found.astype(float) - standard_normal(KEY, 20_000) * 1.5}) <= 0.5 * (1 + 1e-3)
+    assert dp.norm({"": found - standard_normal(KEY, 20_000) * 1.5}) <= 0.5 * (1 + 1e-3)
 
 
 # Adaptive clipping
 
 
 def test_the_noise_on_bits_and_on_updates_costs_what_one_release_costs():
-    setting = AdaptiveClipping(1.0, 1.1, 5.0)
-    assert setting.update_multiplier**-2 + (2 * 5.0) ** -2 == pytest.approx(1.1**-2)
-    assert setting.update_multiplier > 1.1
+    both = 1.1 * WITH_BIT  # of the updates and of the bits: Andrew et al., theorem 1
+    assert both**-2 + (2 * both) ** -2 == pytest.approx(1.1**-2)
 
 
 def test_a_step_follows_the_paper():
-    setting = AdaptiveClipping(0.4, 1.0, 2.0, quantile=0.5, rate=0.2)
     noise = float(standard_normal(KEY, 1)[0]) * 2.0
-    found = setting.next(3.0, 20.0, KEY)  # bits of 13 within and 7 beyond
-    assert found.bound == pytest.approx(0.4 * math.exp(-0.2 * ((3.0 + noise) / 20 + 0.5 - 0.5)))
-    assert (found.noise_multiplier, found.quantile) == (1.0, 0.5)
+    found = next_norm(0.4, 3.0, 20, 0.5, 2.0, KEY)  # bits of 13 within and 7 beyond
+    assert found == pytest.approx(0.4 * math.exp(-0.2 * ((3.0 + noise) / 20 + 0.5 - 0.5)))
+    assert next_norm(0.4, 3.0, 20, 0.5) == pytest.approx(0.4 * math.exp(-0.2 * 3.0 / 20))  # noisy already
 
 
 @pytest.mark.parametrize("quantile", [0.2, 0.5, 0.8])
 @pytest.mark.parametrize("start", [0.01, 50.0])
 def test_the_bound_settles_at_the_quantile_of_the_norms(quantile, start):
     norms = np.linspace(1.0, 3.0, 100)
-    setting = AdaptiveClipping(start, 1.0, 1.0, quantile=quantile)
+    bound = start
     for turn in range(200):
-        bits = np.where(norms <= setting.bound, 0.5, -0.5).sum()  # what each device adds to the second sum
-        setting = setting.next(float(bits), len(norms), key_from_seed(turn))
-    assert setting.bound == pytest.approx(np.quantile(norms, quantile), rel=0.1)
+        bits = np.where(norms <= bound, 0.5, -0.5).sum()  # what each device adds to the second sum
+        bound = next_norm(bound, float(bits), len(norms), quantile, 1.0, key_from_seed(turn))
+    assert bound == pytest.approx(np.quantile(norms, quantile), rel=0.1)
 
 
 # Bad input
@@ -232,28 +230,13 @@ def test_updates_of_other_tensors_are_refused():
         dp.difference(update(0), {**update(0), "encoder.0.q.gated_lora_A": np.zeros((5, 2))})
     fewer = {"encoder.0.q.gated_lora_A": np.zeros((2, 5), np.float32)}
     with pytest.raises(PrivacyError, match="other names or shapes"):
-        dp.noisy_mean([(1.0, update(0)), (1.0, fewer)], bound=1.0, noise_multiplier=1.0, total_weight=2.0)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"bound": 0.0}, {"bound": np.nan}, {"noise_multiplier": -1.0}, {"total_weight": 0.0}, {"clipping": "soft"}],
-)
-def test_settings_without_a_guarantee_are_refused(change):
-    arguments = {"bound": 1.0, "noise_multiplier": 1.0, "total_weight": 1.0, **change}
-    with pytest.raises(PrivacyError):
-        dp.noisy_mean([(1.0, update(0))], **arguments)
+        dp.clipped_sum([(1.0, update(0)), (1.0, fewer)], 1.0)
 
 
 @pytest.mark.parametrize("weight", [-0.1, 1.5, np.nan, np.inf])
 def test_a_weight_without_a_bound_is_refused(weight):
     with pytest.raises(PrivacyError, match="weight"):
-        dp.noisy_mean([(weight, update(0))], bound=1.0, noise_multiplier=1.0, total_weight=1.0)
-
-
-def test_a_round_without_devices_is_no_release():
-    with pytest.raises(PrivacyError, match="no device answered"):
-        dp.noisy_mean([], bound=1.0, noise_multiplier=1.0, total_weight=1.0)
+        dp.clipped_sum([(weight, update(0))], 1.0)
 
 
 @pytest.mark.parametrize(
@@ -262,13 +245,13 @@ def test_a_round_without_devices_is_no_release():
         lambda: dp.weight_of(-1, None),
         lambda: dp.weight_of(math.nan, 3),
         lambda: dp.weight_of(1, 0),
-        lambda: DistributedNoise(1.0, 1.0, 0),
-        lambda: DistributedNoise.planned(1.0, 1.0, 10, dropouts=1.0),
-        lambda: DistributedNoise.planned(1.0, 1.0, 10, dropouts=0.5, colluding=5),
-        lambda: AdaptiveClipping(1.0, 1.0, 0.5),
-        lambda: AdaptiveClipping(1.0, 1.0, 5.0, quantile=1.0),
-        lambda: AdaptiveClipping(-1.0, 1.0, 5.0),
-        lambda: dp.privatize(update(0), 1.0, 0.0),
+        lambda: dp.clipped_sum([(1.0, update(0))], 0.0),
+        lambda: dp.clip(update(0), math.nan),
+        lambda: dp.clip(update(0), 1.0, "soft"),
+        lambda: noise_share(0.0, 1.0, 5),
+        lambda: noise_share(1.0, math.inf, 5),
+        lambda: noise_share(1.0, 1.0, honest_devices(10, dropouts=0.5, colluding=5)),
+        lambda: dp.add_noise({"a": np.zeros(2)}, -1.0),
         lambda: dp.add_noise({"a": np.zeros(2)}, math.nan),
     ],
 )

@@ -101,7 +101,7 @@ def test_a_full_disk_charges_nothing(path, monkeypatch):
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(ledger_module.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(PrivacyError, match="nothing was charged"):
         ledger.charge(2, 2.0)
     monkeypatch.undo()

@@ -9,8 +9,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fl.algorithms.arms import trained_arm
 from fl.algorithms.plan import Phase
-from fl.protocol.forms import Exchange
-from fl.protocol.reply import ReplySchema
+from fl.protocol.reply import Exchange, ReplySchema
 from fl.settings.config import make_config
 
 SHAPES = {"q_proj.gated_lora_A": (2, 3), "q_proj.gated_lora_B": (4, 2)}

@@ -92,11 +92,7 @@ def test_a_masked_vector_of_the_agreed_length_passes(words, check):
         ("secure-sum:ann", masked(note="hello"), "more than its message"),
         ("secure-sum:ann", ConfigRecord({"kind": "MaskedInput"}), "missing or malformed"),
         ("secure-sum:ann", ConfigRecord({"text": "hello"}), "none of the messages"),
-        (
-            "secure-sum:ann",
-            SecureSumClient("ann", new_setup(["ann", "bob"], NUMBERS, 1.0)).to_record(),
-            "none of the messages",
-        ),
+        ("secure-sum:ann", new_setup(["ann", "bob"], NUMBERS, 1.0).to_record(), "none of the messages"),
     ],
 )
 def test_any_other_masked_vector_is_stopped(key, record, why, check):
@@ -117,7 +113,7 @@ def test_steps_of_a_secure_sum_are_keys_and_shares_of_the_asked_participants():
     for key, record in (
         ("secure-sum:bob", keys),
         ("counts:ann", MetricRecord({"examples": 3})),
-        ("secure-sum:ann", client.to_record()),
+        ("secure-sum:ann", client.setup.to_record()),
         ("secure-sum:ann", masked()),
         ("secure-sum:ann", payload()),
     ):

@@ -16,8 +16,8 @@ from fl.protocol.wire import (
     SETTINGS_RECORD,
     Job,
     add_counts,
-    counts_record,
     device_key,
+    flat_counts,
     from_arrays,
     read_counts,
     read_settings,
@@ -51,7 +51,7 @@ def test_a_job_that_lacks_a_field_is_of_another_version(key):
 
 
 @pytest.mark.parametrize(
-    "change", [{"round": "three"}, {"parallel": "many"}, {"device-ids": 5}, {"round": [1]}, {"phase": "rest"}]
+    "change", [{"round": "three"}, {"parallel": "many"}, {"devices": 5}, {"round": [1]}, {"phase": "rest"}]
 )
 def test_a_job_with_foreign_values_is_refused(change):
     with pytest.raises(ConfigError, match="not a job of this version"):
@@ -107,13 +107,13 @@ def test_bytes_on_the_wire_are_those_of_the_values_and_little_more():
 
 @given(st.dictionaries(st.sampled_from(["wer", "mer_folded", "jer.nfd"]), counts), whole, st.floats(0, 10))
 def test_counts_come_out_as_they_went_in(metrics, examples, loss):
-    record = counts_record(metrics, {"examples": examples, "loss": loss})
+    record = flat_counts(metrics, {"examples": examples, "loss": loss})
     assert read_counts(record) == (metrics, {"examples": examples, "loss": loss})
 
 
 def test_counts_survive_the_transport():
     metrics = {"wer": Counts(1, 2, 3, 10)}
-    assert read_counts(transport(counts_record(metrics, {"steps": 5}))) == (metrics, {"steps": 5})
+    assert read_counts(transport(MetricRecord(flat_counts(metrics, {"steps": 5})))) == (metrics, {"steps": 5})
 
 
 @pytest.mark.parametrize("value", [[1, 2], [0.5]])
@@ -124,7 +124,7 @@ def test_a_list_is_no_count(value):
 
 @pytest.mark.parametrize("value", [0.5, float("nan"), float("inf")])
 def test_an_error_count_is_whole(value):
-    record = counts_record({"wer": Counts(1, 2, 3, 10)}, {})
+    record = flat_counts({"wer": Counts(1, 2, 3, 10)}, {})
     record["wer.deletions"] = value
     with pytest.raises(IdiolectError, match=r"'wer\.deletions' is .*not a whole number"):
         read_counts(record)
@@ -132,7 +132,7 @@ def test_an_error_count_is_whole(value):
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_counts_that_lack_a_part_are_refused_not_taken_for_zero(field):
-    record = counts_record({"wer": Counts(1, 2, 3, 10)}, {})
+    record = flat_counts({"wer": Counts(1, 2, 3, 10)}, {})
     del record[f"wer.{field}"]
     with pytest.raises(IdiolectError, match=f"'wer' lack .*{field}"):
         read_counts(record)

@@ -22,7 +22,7 @@ from fl.codecs.tensors import decode_all, encode_all
 from fl.core.errors import AggregationError, AudioError, ConfigError
 from fl.core.rng import derive_random
 from fl.methods import fresh_state
-from fl.privacy.dp import DistributedNoise, PrivacyError, add_noise
+from fl.privacy.dp import PrivacyError, add_noise, honest_devices, noise_share
 from fl.privacy.ledger import BudgetError
 from fl.privacy.randomness import key_from_seed, standard_normal
 from fl.privacy.secure_sum.keys import SecureSumError
@@ -323,10 +323,9 @@ def test_one_participant_has_nobody_to_hide_among(run: Run) -> None:
 
 def test_each_devices_share_of_the_noise_adds_up_to_the_noise_that_is_accounted_for(run: Run, start: Tensors) -> None:
     found = run(dp="distributed", secure_sum="pairwise", noise_multiplier=2.0, update_norm=BOUND)
-    plan = DistributedNoise.planned(2.0, BOUND, DEVICES, dropouts=0.3)
-    assert plan.honest == 5
+    assert honest_devices(DEVICES, dropouts=0.3) == 5
     keys = [key_from_seed(SEED, ARM, 1, name, "distributed noise") for name in NAMES]
-    noise = sum(standard_normal(key, entries(start) + 1) for key in keys) * plan.share
+    noise = sum(standard_normal(key, entries(start) + 1) for key in keys) * noise_share(2.0, BOUND, 5)
     total = sum(clipped_step(start, name, BOUND) for name in NAMES)
     wanted, place = {}, 0
     for name in sorted(start):

@@ -18,8 +18,7 @@ from fl.algorithms.arms import trained_arm
 from fl.algorithms.plan import Phase
 from fl.codecs.tensors import encode_all, join
 from fl.metrics import Counts
-from fl.protocol.forms import Exchange
-from fl.protocol.reply import ReplySchema
+from fl.protocol.reply import Exchange, ReplySchema
 from fl.protocol.wire import COUNTS, DEVICES, ENCODED, IDS, PAYLOAD, SUM, TOTALS, UPDATES, device_key
 from fl.settings.config import make_config
 from sim.backends.serial import SerialGrid

@@ -23,8 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fl.core.rng import derive_generator
-from fl.privacy.audit.attackers import AuditError, Finding, Floats, against, check_people, shuffled_within
-from fl.privacy.audit.kernels import Kernels
+from fl.privacy.audit.attackers import AuditError, Finding, Floats, Kernels, against, check_people, shuffled_within
 
 PERMUTATIONS = 100
 SHRINKAGE = 0.1  # of the discriminant's covariance towards a multiple of the identity
@@ -80,28 +79,16 @@ def equal_error_rate(scores: Floats, same: np.ndarray, weights: Floats | None = 
     return float(accepted[place - 1] + share * (accepted[place] - accepted[place - 1]))
 
 
-@dataclass(frozen=True)
-class _Moments:
-    """Counts ``(groups,)``, sums ``(groups, n)`` and second moments ``(groups, n, n)`` of features."""
+def _moments(members: Floats, sizes: Floats, totals: Floats, squares: Floats) -> tuple[Floats, Floats]:
+    """Means ``(rows, n)`` and covariances ``(rows, n, n)`` of the features of the groups that ``members`` ``(rows, groups)`` has.
 
-    count: Floats
-    total: Floats
-    squares: Floats
-
-    def added(self, members: Floats) -> _Moments:
-        """Of other groups, each the sum of those with weight 1 in its row of ``members`` ``(others, groups)``."""
-        groups, size = self.total.shape
-        squares = (members @ self.squares.reshape(groups, -1)).reshape(-1, size, size)
-        return _Moments(members @ self.count, members @ self.total, squares)
-
-    @property
-    def mean(self) -> Floats:
-        return self.total / np.maximum(self.count, 1.0)[:, None]
-
-    @property
-    def covariance(self) -> Floats:
-        mean = self.mean
-        return np.asarray(self.squares / np.maximum(self.count, 1.0)[:, None, None] - mean[:, :, None] * mean[:, None])
+    Of each group ``sizes`` has the number of features, ``totals`` ``(groups, n)`` their sum, ``squares`` their second moments.
+    """
+    groups, size = totals.shape
+    count = np.maximum(members @ sizes, 1.0)[:, None]
+    mean = members @ totals / count
+    second = (members @ squares.reshape(groups, -1)).reshape(-1, size, size) / count[:, :, None]
+    return mean, np.asarray(second - mean[:, :, None] * mean[:, None])
 
 
 def fused(kernels: Kernels, pairs: UpdatePairs) -> Floats:
@@ -115,16 +102,17 @@ def fused(kernels: Kernels, pairs: UpdatePairs) -> Floats:
     place = np.arange(len(group)) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # within its group
     padded = np.zeros((len(codes), sizes.max(), features.shape[1]))
     padded[group[order], place] = features[order]
-    moments = _Moments(sizes.astype(float), padded.sum(axis=1), padded.transpose(0, 2, 1) @ padded)
+    moments = sizes.astype(float), padded.sum(axis=1), padded.transpose(0, 2, 1) @ padded
     # Row g: the groups in which neither of the two people of group g is.
     free = (one[:, None] != one) & (one[:, None] != other) & (other[:, None] != one) & (other[:, None] != other)
-    same, different = (moments.added((free & side).astype(float)) for side in (one == other, one != other))
-    covariance = (same.covariance + different.covariance) / 2
+    same, spread_of_same = _moments((free & (one == other)).astype(float), *moments)
+    different, spread_of_different = _moments((free & (one != other)).astype(float), *moments)
+    covariance = (spread_of_same + spread_of_different) / 2
     size = features.shape[1]
     scale = np.maximum(np.trace(covariance, axis1=1, axis2=2) / size, 1e-12)
     shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * scale[:, None, None] * np.eye(size)
-    weights = np.linalg.solve(shrunk, (same.mean - different.mean)[:, :, None])[:, :, 0]
-    middle = (same.mean + different.mean) / 2
+    weights = np.linalg.solve(shrunk, (same - different)[:, :, None])[:, :, 0]
+    middle = (same + different) / 2
     return np.asarray(np.einsum("pn,pn->p", features - middle[group], weights[group]))
 
 
@@ -142,15 +130,21 @@ def linkage(kernels: Kernels, *, seed: int) -> dict[str, Finding]:
     # Whose an update is, shuffled within its round: without linkage any assignment is as good.
     assigned = [shuffled_within(rounds, kernels.persons, generator) for _ in range(PERMUTATIONS)]
     others = [UpdatePairs.of(kernels, persons) for persons in assigned]
-    found = {}
-    for name, attack in ATTACKERS.items():
-        scores = attack(kernels, pairs)
 
-        def rate(counts: Floats, scores: Floats = scores) -> float | None:
-            # A person drawn twice is two people who are alike, not an impostor of oneself.
-            weights = np.where(pairs.same, counts[pairs.first], counts[pairs.first] * counts[pairs.second])
-            return equal_error_rate(scores, pairs.same, weights)
+    def rate(judged: tuple[Floats, UpdatePairs], counts: Floats) -> float | None:
+        scores, found = judged
+        # A person drawn twice is two people who are alike, not an impostor of oneself.
+        weights = np.where(found.same, counts[found.first], counts[found.first] * counts[found.second])
+        return equal_error_rate(scores, found.same, weights)
 
-        shuffled = (equal_error_rate(attack(kernels, other), other.same) for other in others)
-        found[name] = against(len(kernels.names), rate, shuffled, seed=seed, low_wins=True)
-    return found
+    return {
+        name: against(
+            len(kernels.names),
+            rate,
+            (attack(kernels, pairs), pairs),
+            [(attack(kernels, other), other) for other in others],
+            seed=seed,
+            low_wins=True,
+        )
+        for name, attack in ATTACKERS.items()
+    }

@@ -20,18 +20,21 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fl.codecs.base import Codec, CompressionError
 from fl.codecs.table import make_codec
 from fl.codecs.tensors import decode_all, encode_all
 from fl.privacy.audit.attackers import AuditError
-from fl.privacy.dp import DistributedNoise, Update, clip, noisy_mean, norm, privatize
+from fl.privacy.dp import Update, add_noise, clip, clipped_sum, noise_share, norm
 from fl.privacy.randomness import key_from_seed
+from fl.privacy.secure_sum.device import SecureSumClient
 from fl.privacy.secure_sum.keys import RandomBytes
-from fl.privacy.secure_sum.messages import SESSION_BYTES, SecureSumSetup, default_threshold
-from fl.privacy.secure_sum.simulation import run_session
+from fl.privacy.secure_sum.messages import SESSION_BYTES, MaskedInput, SecureSumSetup, default_threshold
+from fl.privacy.secure_sum.server import SecureSumServer
 from fl.privacy.secure_sum.vector import flatten, unflatten
 
 DEFAULT = "plain,clip,int8,share:1,local:0.001,local:0.01,local:0.1,secure-sum,noisy-sum:0.1,noisy-sum:1"
@@ -80,10 +83,9 @@ def make_protection(name: str) -> Protection:
             multiplier = math.nan
         if not 0 < multiplier < math.inf:
             raise AuditError(f"protection {name!r}: the noise multiplier {argument!r} must be a number above 0")
-        make = _NOISY[kind]
-        return lambda updates, bound, seed: make(updates, bound, seed, multiplier)
+        return partial(_NOISY[kind], multiplier)
     try:
-        return partial(_encoded, codec=make_codec(name))
+        return partial(_encoded, make_codec(name))
     except CompressionError as error:
         known = ", ".join([*_PLAIN, *(f"{noisy}:Z" for noisy in _NOISY)])
         raise AuditError(f"protection {name!r} is unknown: use {known} or a codec ({error})") from error
@@ -98,30 +100,51 @@ def _wiener(deviation: float, bound: float, updates: Updates) -> float:
     return bound**2 / (bound**2 + deviation**2 * numbers)
 
 
-def _encoded(updates: Updates, bound: float, seed: Seed, *, codec: Codec) -> ServerView:
+def _encoded(codec: Codec, updates: Updates, bound: float, seed: Seed) -> ServerView:
     shapes = _shapes(updates)
     return ServerView({d: decode_all(encode_all(update, codec), shapes, codec) for d, update in updates.items()})
 
 
-def _noisy(updates: Updates, bound: float, seed: Seed, deviation: float) -> ServerView:
-    each = {d: privatize(update, bound, deviation, key_from_seed(*seed, d)) for d, update in updates.items()}
+def _noisy(deviation: float, updates: Updates, bound: float, seed: Seed) -> ServerView:
+    each: dict[str, Update] = {}
+    for device, update in updates.items():
+        noisy = add_noise(clip(update, bound), deviation, key_from_seed(*seed, device))
+        each[device] = {name: value.astype(np.float32) for name, value in noisy.items()}
     return ServerView(each, shrink=_wiener(deviation, bound, updates))
 
 
-def _noisy_sum(updates: Updates, bound: float, seed: Seed, multiplier: float) -> ServerView:
-    devices = sorted(updates)
-    mean = noisy_mean(
-        ((1.0, updates[device]) for device in devices),
-        bound=bound,
-        noise_multiplier=multiplier,
-        total_weight=float(len(devices)),
-        key=key_from_seed(*seed, "sum"),
-    )
-    return ServerView(mean=mean, shrink=_wiener(multiplier * bound / len(devices), bound, updates))
+def _noisy_sum(multiplier: float, updates: Updates, bound: float, seed: Seed) -> ServerView:
+    sums = clipped_sum(((1.0, updates[device]) for device in sorted(updates)), bound)
+    noisy = add_noise(sums, multiplier * bound, key_from_seed(*seed, "sum"))
+    mean = {name: value / len(updates) for name, value in noisy.items()}
+    return ServerView(mean=mean, shrink=_wiener(multiplier * bound / len(updates), bound, updates))
+
+
+def run_session(
+    setup: SecureSumSetup, vectors: Mapping[str, NDArray[np.floating]], random_bytes: Callable[[str], RandomBytes]
+) -> tuple[dict[str, MaskedInput], NDArray[np.float64]]:
+    """A whole secure sum of ``vectors`` ``(size,)`` by device: each one's masked vector, and the sum; nobody drops out.
+
+    ``random_bytes`` gives a device its source of secrets: a seeded one makes the session deterministic.
+    """
+    server = SecureSumServer(setup)
+    clients = {device: SecureSumClient(device, setup, random_bytes(device)) for device in setup.devices}
+    for client in clients.values():
+        server.add(client.advertise())
+    participants = server.participants()
+    for client in clients.values():
+        server.add(client.share(participants))
+    masked = {device: client.mask(server.inbox(device), vectors[device]) for device, client in clients.items()}
+    for message in masked.values():
+        server.add(message)
+    survivors = server.survivors()
+    for client in clients.values():
+        server.add(client.reveal(survivors))
+    return masked, server.total()
 
 
 def _secure(updates: Updates, bound: float, seed: Seed) -> ServerView:
-    """A whole session of the protocol; each device's vector is what it sends in the third step, as signed numbers."""
+    """Each device's vector is what it sends in the third step, as signed numbers."""
     shapes = _shapes(updates)
     vectors = {device: flatten(clip(update, bound), 1.0, bound) for device, update in updates.items()}
     devices, size = tuple(sorted(updates)), len(next(iter(vectors.values())))
@@ -137,15 +160,9 @@ def _secure(updates: Updates, bound: float, seed: Seed) -> ServerView:
 
 
 def _seeded(*parts: str | int) -> RandomBytes:
-    """A deterministic source of bytes: each call takes the next ones."""
-    calls = iter(range(2**31))
-
-    def take(size: int) -> bytes:
-        call = next(calls)
-        blocks = (key_from_seed(*parts, call, block) for block in range(-(-size // 32)))
-        return b"".join(blocks)[:size]
-
-    return take
+    """A deterministic source of at most 32 bytes a call, the length of every seed and nonce."""
+    calls = count()
+    return lambda size: key_from_seed(*parts, next(calls), 0)[:size]
 
 
 _PLAIN: dict[str, Protection] = {
@@ -153,10 +170,10 @@ _PLAIN: dict[str, Protection] = {
     "clip": lambda updates, bound, seed: ServerView({d: clip(update, bound) for d, update in updates.items()}),
     "secure-sum": _secure,
 }
-_NOISY: dict[str, Callable[[Updates, float, Seed, float], ServerView]] = {
-    "share": lambda updates, bound, seed, multiplier: _noisy(
-        updates, bound, (*seed, "share"), DistributedNoise.planned(multiplier, bound, len(updates)).share
+_NOISY: dict[str, Callable[[float, Updates, float, Seed], ServerView]] = {
+    "share": lambda multiplier, updates, bound, seed: _noisy(
+        noise_share(multiplier, bound, len(updates)), updates, bound, (*seed, "share")
     ),
-    "local": lambda updates, bound, seed, multiplier: _noisy(updates, bound, (*seed, "local"), multiplier * bound),
+    "local": lambda multiplier, updates, bound, seed: _noisy(multiplier * bound, updates, bound, (*seed, "local")),
     "noisy-sum": _noisy_sum,
 }

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import InitVar, dataclass, field
-from typing import Any, Self
+from dataclasses import InitVar, field
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from fl.privacy.secure_sum import keys as crypto
 from fl.privacy.secure_sum.keys import RandomBytes, SecureSumError
 from fl.privacy.secure_sum.messages import (
+    STRICT,
     AdvertiseKeys,
     Inbox,
     MaskedInput,
     Participants,
-    Recordable,
     SecureSumMessage,
     SecureSumSetup,
     ShareKeys,
@@ -28,22 +29,20 @@ from fl.privacy.secure_sum.messages import (
 STEPS = ("advertise", "share", "mask", "reveal", "done")
 
 
-@dataclass
-class SecureSumClient(Recordable):
+@dataclass(config=STRICT)
+class SecureSumClient:
     """One device in one session (Bonawitz et al. 2017, figure 4, without the consistency check).
 
     Its secrets are two seeds of key pairs and the seed of its self-mask. Any :class:`SecureSumError` ends its part in the
-    session: it has then sent nothing more, and the others restore what is missing or the sum fails. Its record is the whole
-    state, secrets included: it stays on the device, and is needed where each message starts a new process.
+    session: it has then sent nothing more, and the others restore what is missing or the sum fails. Its state is stored where
+    each message starts a new process.
     """
 
     device: str
     setup: SecureSumSetup
     random_bytes: InitVar[RandomBytes] = os.urandom
     step: str = STEPS[0]
-    seeds: tuple[bytes, ...] = field(
-        default=(), repr=False
-    )  # of the key pairs for masks and channels; of the self-mask
+    seeds: tuple[bytes, ...] = field(default=(), repr=False)  # of the keys for masks and channels; of the self-mask
     mask_keys: dict[str, bytes] = field(default_factory=dict)  # by device: public
     channel_keys: dict[str, bytes] = field(default_factory=dict)
     held: dict[str, bytes] = field(default_factory=dict, repr=False)  # by device: shares of its self-mask and mask key
@@ -59,23 +58,25 @@ class SecureSumClient(Recordable):
         session = self.setup.session
         self._mask_key = crypto.private_key(self.seeds[0], session, crypto.MASK)
         self._channel = crypto.private_key(self.seeds[1], session, crypto.CHANNEL)
+        self._public = tuple(key.public_key().public_bytes_raw() for key in (self._mask_key, self._channel))
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """The client that ``to_record`` stored. :class:`SecureSumError` for anything else."""
+    def restored(cls, state: bytes) -> Self:
+        """The client whose :meth:`state` was stored. :class:`SecureSumError` for anything else."""
         try:
-            return super().from_record(record)
-        except SecureSumError as error:
-            raise SecureSumError(
-                f"stored state of a secure sum is damaged ({error}): leave this session out"
-            ) from error
+            return TypeAdapter(cls).validate_json(state)
+        except (ValidationError, SecureSumError) as error:
+            why = f"field {error.errors()[0]['loc']}" if isinstance(error, ValidationError) else error
+            raise SecureSumError(f"stored state of a secure sum is damaged ({why}): leave this session out") from None
+
+    def state(self) -> bytes:
+        """All of it as JSON, secrets included: it stays on the device."""
+        return TypeAdapter(type(self)).dump_json(self)
 
     def _begin(self, step: str, message: SecureSumMessage | None = None) -> None:
         """Move on, or raise if it is another step's turn. A step that fails half way cannot be tried again."""
         if self.step != step:
-            raise SecureSumError(
-                f"{self.device!r} was asked to {step} but is to {self.step}: each step is taken once, in order"
-            )
+            raise SecureSumError(f"{self.device!r} was asked to {step} but is to {self.step}: each step is taken once")
         if message is not None and message.session != self.setup.session:
             raise SecureSumError(f"a message of another session reached {self.device!r}: it answers nothing")
         self.step = STEPS[STEPS.index(step) + 1]
@@ -83,15 +84,21 @@ class SecureSumClient(Recordable):
     def advertise(self) -> AdvertiseKeys:
         """Step 1: the public keys."""
         self._begin("advertise")
-        return AdvertiseKeys(self.setup.session, self.device, *self._public_keys())
-
-    def _public_keys(self) -> tuple[bytes, bytes]:
-        return crypto.public_bytes(self._mask_key), crypto.public_bytes(self._channel)
+        return AdvertiseKeys(self.setup.session, self.device, *self._public)
 
     def share(self, participants: Participants) -> ShareKeys:
         """Step 2: shares of both secrets, sealed for each other participant."""
         self._begin("share", participants)
-        self._check_participants(participants)
+        given = participants.mask.keys()
+        if given != participants.channel.keys() or not given <= set(self.setup.devices):
+            raise SecureSumError(f"the participants are not among the invited devices: {self.device!r} takes no part")
+        self.setup.require(len(given), "gave keys")
+        if (participants.mask.get(self.device), participants.channel.get(self.device)) != self._public:
+            raise SecureSumError(
+                f"the list of participants shows other keys for {self.device!r} than it sent: somebody is in between"
+            )
+        if len({*participants.mask.values(), *participants.channel.values()}) < 2 * len(given):
+            raise SecureSumError("two devices have the same public key: one of them is not what it claims")
         self.mask_keys, self.channel_keys = dict(participants.mask), dict(participants.channel)
         session, names = self.setup.session, sorted(participants.mask)
         seeds = crypto.split_secret(self.seeds[2], self.setup.threshold, len(names))
@@ -105,24 +112,12 @@ class SecureSumClient(Recordable):
                 sealed[name] = crypto.seal(shared, seed + key, session, self.device, name, self._random)
         return ShareKeys(session, self.device, sealed)
 
-    def _check_participants(self, participants: Participants) -> None:
-        names = participants.mask.keys()
-        if names != participants.channel.keys() or not names <= set(self.setup.devices):
-            raise SecureSumError(f"the participants are not among the invited devices: {self.device!r} takes no part")
-        self.setup.require(len(names), "gave keys")
-        if (participants.mask.get(self.device), participants.channel.get(self.device)) != self._public_keys():
-            raise SecureSumError(
-                f"the list of participants shows other keys for {self.device!r} than it sent: somebody is in between"
-            )
-        if len({*participants.mask.values(), *participants.channel.values()}) < 2 * len(names):
-            raise SecureSumError("two devices have the same public key: one of them is not what it claims")
-
     def mask(
         self, inbox: Inbox, numbers: NDArray[np.floating], noise: float = 0.0, key: bytes | None = None
     ) -> MaskedInput:
         """Step 3: ``numbers`` ``(size,)`` on the grid, plus this device's share of ``noise``, plus all masks.
 
-        ``numbers`` are already clipped and weighted, ``noise`` is :attr:`fl.privacy.dp.DistributedNoise.share`. A ``key`` for
+        ``numbers`` are already clipped and weighted, ``noise`` is :func:`fl.privacy.dp.noise_share`. A ``key`` for
         the noise is for simulations, which must be deterministic.
         """
         self._begin("mask", inbox)

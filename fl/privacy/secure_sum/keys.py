@@ -33,6 +33,7 @@ SECRET_BYTES = 16  # of a seed: 128 bits of security, as X25519 has
 PRIME = 2**130 - 5  # of the field of shares: a seed fits
 SHARE_BYTES = 17
 PUBLIC_BYTES = 32
+COMMITMENT_BYTES = 32
 MASK, CHANNEL, SELF = b"mask", b"channel", b"self"  # purposes of keys
 RandomBytes = Callable[[int], bytes]
 
@@ -54,19 +55,12 @@ def private_key(seed: bytes, session: bytes, purpose: bytes) -> X25519PrivateKey
     return X25519PrivateKey.from_private_bytes(derive_key(seed, session, purpose))
 
 
-def public_bytes(key: X25519PrivateKey) -> bytes:
-    """The public half, 32 bytes."""
-    return key.public_key().public_bytes_raw()
-
-
 def agree(own: X25519PrivateKey, other: bytes, session: bytes, purpose: bytes) -> bytes:
     """The key that two devices share. :class:`SecureSumError` for bytes that are no public key."""
     try:
         return derive_key(own.exchange(X25519PublicKey.from_public_bytes(other)), session, purpose)
     except ValueError as error:
-        raise SecureSumError(
-            f"a public key of another device cannot be used ({error}): the session must start again"
-        ) from error
+        raise SecureSumError(f"another device's public key is unusable ({error}): start the session again") from error
 
 
 def commitment(seed: bytes, session: bytes) -> bytes:
@@ -91,7 +85,7 @@ def unseal(key: bytes, sealed: bytes, session: bytes, sender: str, receiver: str
         return ChaCha20Poly1305(key).decrypt(sealed[:12], sealed[12:], _address(session, sender, receiver))
     except (InvalidTag, ValueError) as error:
         raise SecureSumError(
-            f"shares of {sender!r} for {receiver!r} were changed on the way: the session must start again"
+            f"shares of {sender!r} for {receiver!r} were changed on the way: start the session again"
         ) from error
 
 

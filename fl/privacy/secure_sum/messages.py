@@ -1,4 +1,4 @@
-"""The messages of a secure sum, and how a dataclass becomes a Flower record and back.
+"""The messages of a secure sum, and how one becomes a Flower record and back.
 
 | round | device to server | server to device |
 | --- | --- | --- |
@@ -14,88 +14,70 @@ Every message carries the session, 16 random bytes of the server, so that none o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Self, TypeGuard, get_type_hints
+from dataclasses import fields
+from typing import Annotated, Any, Self
 
 from flwr.app import ConfigRecord
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
 
-from fl.privacy.secure_sum.keys import PUBLIC_BYTES, SecureSumError
+from fl.privacy.secure_sum.keys import COMMITMENT_BYTES, PUBLIC_BYTES, SHARE_BYTES, SecureSumError
 from fl.privacy.secure_sum.vector import FixedPointGrid
 
 KIND = "kind"
 SESSION_BYTES = 16
 MAX_DEVICES = 4096  # shares grow with the square of it
 MAX_SIZE = 2**28  # numbers in a vector: 1 GiB of 32-bit words
+# A bool is no int; bytes as JSON are those of a stored session.
+STRICT = ConfigDict(strict=True, ser_json_bytes="base64", val_json_bytes="base64")
+PublicKey = Annotated[bytes, Field(min_length=PUBLIC_BYTES, max_length=PUBLIC_BYTES)]
+Share = Annotated[bytes, Field(min_length=SHARE_BYTES, max_length=SHARE_BYTES)]
+PublicKeys = Annotated[dict[str, PublicKey], Field(max_length=MAX_DEVICES)]  # these three by device
+Shares = Annotated[dict[str, Share], Field(max_length=MAX_DEVICES)]
+Sealed = Annotated[dict[str, bytes], Field(max_length=MAX_DEVICES)]
 
 
-class Recordable:
-    """A dataclass whose constructor's fields are text, numbers, bytes, tuples of them, bytes by device, or such dataclasses."""
+@dataclass(frozen=True, config=STRICT)
+class SecureSumMessage:
+    """What all messages have. Their fields are text, numbers, bytes, tuples of text and bytes by device."""
+
+    session: Annotated[bytes, Field(min_length=SESSION_BYTES, max_length=SESSION_BYTES)]
 
     def to_record(self) -> ConfigRecord:
-        """As a Flower record: bytes by device become a list of names and one of values, a dataclass its fields with a prefix."""
+        """As a Flower record: bytes by device become a list of names and one of values."""
         values: dict[str, Any] = {KIND: type(self).__name__}
-        for name in _hints(type(self)):
-            value = getattr(self, name)
+        for field in fields(self):
+            name, value = field.name, getattr(self, field.name)
             if isinstance(value, dict):
                 values |= {f"{name}.names": sorted(value), f"{name}.values": [value[key] for key in sorted(value)]}
-            elif isinstance(value, Recordable):
-                values |= {f"{name}.{key}": part for key, part in value.to_record().items()}
             else:
                 values[name] = list(value) if isinstance(value, tuple) else value
         return ConfigRecord(values)
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """The inverse of :meth:`to_record`. :class:`SecureSumError` for a record that is no such dataclass."""
+        """The inverse of :meth:`to_record`. :class:`SecureSumError` for a record that is no such message."""
         if record.get(KIND) != cls.__name__:
+            raise SecureSumError(f"message is {record.get(KIND)!r}, not {cls.__name__!r}: a step was left out")
+        try:
+            return cls(**{field.name: _read(record, field.name) for field in fields(cls)})
+        except ValidationError as error:
+            name = error.errors()[0]["loc"][0]
             raise SecureSumError(
-                f"message is {record.get(KIND)!r} where {cls.__name__!r} is expected: a step was left out"
-            )
-        return cls(**{name: _read(record, name, hint, cls.__name__) for name, hint in _hints(cls).items()})
+                f"field {name!r} of a {cls.__name__} message is missing or malformed: use the same version at both ends"
+            ) from None
 
 
-def _hints(kind: type[Any]) -> dict[str, Any]:
-    """The types of a dataclass's fields, without those that its constructor does not take."""
-    hints = get_type_hints(kind)
-    return {field.name: hints[field.name] for field in fields(kind) if field.init}
+def _read(record: Mapping[str, Any], name: str) -> Any:
+    """The value of a field; None, which no field is, for one that is missing or has names twice or without a value."""
+    names, values = record.get(f"{name}.names"), record.get(f"{name}.values")
+    if isinstance(names, list) and isinstance(values, list) and len(set(names)) == len(names) == len(values):
+        return dict(zip(names, values, strict=True))
+    value = record.get(name)
+    return tuple(value) if isinstance(value, list) else value
 
 
-def _read(record: Mapping[str, Any], name: str, hint: Any, kind: str) -> object:
-    value, keys = record.get(name), record.get(f"{name}.names")
-    if hint in (str, int, float, bytes):
-        if type(value) is hint:  # a bool is no int, and an int no float
-            return value
-    elif hint in (tuple[str, ...], tuple[bytes, ...]):
-        if _is_list(value, str if hint == tuple[str, ...] else bytes):
-            return tuple(value)
-    elif hint == dict[str, bytes]:
-        values = record.get(f"{name}.values")
-        if _is_list(keys, str) and _is_list(values, bytes, distinct=False) and len(keys) == len(values):
-            return dict(zip(keys, values, strict=True))
-    else:
-        prefix = f"{name}."
-        inner = {key.removeprefix(prefix): part for key, part in record.items() if key.startswith(prefix)}
-        return hint.from_record(inner)
-    raise SecureSumError(
-        f"field {name!r} of a {kind} message is missing or malformed: use the same version at both ends"
-    )
-
-
-def _is_list(value: object, kind: type, *, distinct: bool = True) -> TypeGuard[list[Any]]:
-    """Whether ``value`` is a list with entries of one type, not too long, and none of them twice."""
-    if not isinstance(value, list) or len(value) > MAX_DEVICES or not all(type(entry) is kind for entry in value):
-        return False
-    return not distinct or len(set(value)) == len(value)
-
-
-@dataclass(frozen=True)
-class SecureSumMessage(Recordable):
-    """What all messages have."""
-
-    session: bytes
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class SecureSumSetup(SecureSumMessage):
     """What all agree on: who is invited, how many must remain, and the grid of the numbers."""
 
@@ -108,10 +90,8 @@ class SecureSumSetup(SecureSumMessage):
 
     def __post_init__(self) -> None:
         count = len(self.devices)
-        if len(self.session) != SESSION_BYTES or count > MAX_DEVICES or len(set(self.devices)) < count:
-            raise SecureSumError(
-                f"a session has 16 random bytes and at most {MAX_DEVICES:,} different devices, not {count}"
-            )
+        if count > MAX_DEVICES or len(set(self.devices)) < count:
+            raise SecureSumError(f"a session has at most {MAX_DEVICES:,} different devices, not {count}")
         if not count < 2 * self.threshold <= 2 * count:
             raise SecureSumError(
                 f"threshold {self.threshold} of {count} devices: it must be more than half, or a server could restore both "
@@ -140,63 +120,59 @@ def default_threshold(devices: int) -> int:
     return devices * 2 // 3 + 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class AdvertiseKeys(SecureSumMessage):
     """A device's two public keys: for masks, and for the channels on which shares travel."""
 
     device: str
-    mask: bytes
-    channel: bytes
-
-    def __post_init__(self) -> None:
-        if not len(self.mask) == len(self.channel) == PUBLIC_BYTES:
-            raise SecureSumError(f"public keys of {self.device!r} do not have {PUBLIC_BYTES} bytes")
+    mask: PublicKey
+    channel: PublicKey
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Participants(SecureSumMessage):
     """The public keys of all who gave theirs in time."""
 
-    mask: dict[str, bytes]
-    channel: dict[str, bytes]
+    mask: PublicKeys
+    channel: PublicKeys
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class ShareKeys(SecureSumMessage):
     """One device's shares, sealed for each other device."""
 
     device: str
-    sealed: dict[str, bytes]
+    sealed: Sealed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Inbox(SecureSumMessage):
     """The shares for one device, by sender. Who is a sender here is who the masks are made with."""
 
     device: str
-    sealed: dict[str, bytes]
+    sealed: Sealed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class MaskedInput(SecureSumMessage):
     """A device's masked vector as little-endian words, and the commitment to its self-mask."""
 
     device: str
     words: bytes
-    commitment: bytes
+    commitment: Annotated[bytes, Field(min_length=COMMITMENT_BYTES, max_length=COMMITMENT_BYTES)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Survivors(SecureSumMessage):
     """The devices whose masked vectors arrived."""
 
     devices: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Unmask(SecureSumMessage):
     """One device's shares: of the self-mask's seed for who survived, of the mask key for who did not. Never both for one."""
 
     device: str
-    seeds: dict[str, bytes]
-    keys: dict[str, bytes]
+    seeds: Shares
+    keys: Shares

@@ -74,47 +74,34 @@ class SecureSumServer:
     def add(self, message: AdvertiseKeys | ShareKeys | MaskedInput | Unmask) -> None:
         """Take one device's message of the present step."""
         if message.session != self.setup.session or type(message) not in SENT[self._step : self._step + 1]:
-            raise SecureSumError(
-                f"{type(message).__name__} of {message.device!r} came late or is of another session: it is left out"
-            )
+            kind = type(message).__name__
+            raise SecureSumError(f"{kind} of {message.device!r} came late or is of another session: it is left out")
         before, done = self._answered[self._step : self._step + 2]
         if message.device not in before:
             raise SecureSumError(f"{message.device!r} took no part in the step before: it is left out")
         if message.device in done:
             raise SecureSumError(f"{message.device!r} answered twice: the first answer counts")
-        if isinstance(message, AdvertiseKeys):
-            self._keys[message.device] = message
-        elif isinstance(message, ShareKeys):
-            self._add_shares(message)
-        elif isinstance(message, MaskedInput):
-            self._add_masked(message)
-        else:
-            self._add_unmask(message)
-
-    def _add_shares(self, message: ShareKeys) -> None:
-        if message.sealed.keys() != self._keys.keys() - {message.device}:
-            raise SecureSumError(
-                f"shares of {message.device!r} are not for exactly the other participants: it is left out"
-            )
-        self._shares[message.device] = message.sealed
-
-    def _add_masked(self, message: MaskedInput) -> None:
-        words = np.frombuffer(message.words, np.uint8)
-        if len(words) != self._sum.nbytes or len(message.commitment) != len(crypto.commitment(b"", b"")):
-            raise SecureSumError(
-                f"the vector of {message.device!r} has another length than {self.setup.size:,} words: left out"
-            )
-        self._sum += words.view(self._sum.dtype.newbyteorder("<"))
-        self._commitments[message.device] = message.commitment
-
-    def _add_unmask(self, message: Unmask) -> None:
-        alive = self._commitments.keys()
-        shares = (*message.seeds.values(), *message.keys.values())
-        if message.seeds.keys() != alive or message.keys.keys() != self._shares.keys() - alive:
-            raise SecureSumError(f"{message.device!r} revealed other shares than it was asked for: they are not used")
-        if any(len(share) != crypto.SHARE_BYTES for share in shares):
-            raise SecureSumError(f"{message.device!r} revealed shares of another length: they are not used")
-        self._unmasks[message.device] = message
+        match message:
+            case AdvertiseKeys():
+                self._keys[message.device] = message
+            case ShareKeys():
+                if message.sealed.keys() != self._keys.keys() - {message.device}:
+                    raise SecureSumError(
+                        f"{message.device!r} has shares not for exactly the other participants: left out"
+                    )
+                self._shares[message.device] = message.sealed
+            case MaskedInput():
+                if len(message.words) != self._sum.nbytes:
+                    raise SecureSumError(
+                        f"{message.device!r} sent a vector of other than {self.setup.size:,} words: left out"
+                    )
+                self._sum += np.frombuffer(message.words, self._sum.dtype.newbyteorder("<"))
+                self._commitments[message.device] = message.commitment
+            case Unmask():
+                alive = self._commitments.keys()
+                if message.seeds.keys() != alive or message.keys.keys() != self._shares.keys() - alive:
+                    raise SecureSumError(f"{message.device!r} revealed other shares than it was asked for: left out")
+                self._unmasks[message.device] = message
 
     def _close(self, step: int) -> None:
         """End a step; what it says can be asked for until the next one ends."""
@@ -159,7 +146,7 @@ class SecureSumServer:
         for name in self._shares.keys() - self._commitments.keys():
             seed = self._restored({who: unmask.keys[name] for who, unmask in self._unmasks.items()})
             key = crypto.private_key(seed, session, crypto.MASK)
-            if crypto.public_bytes(key) != self._keys[name].mask:
+            if key.public_key().public_bytes_raw() != self._keys[name].mask:
                 raise SecureSumError(f"the key of {name!r} was not restored: a share is false; no sum is formed")
             for other in self._commitments:
                 pairwise = crypto.agree(key, self._keys[other].mask, session, crypto.MASK)

@@ -104,18 +104,16 @@ class FixedPointGrid:
         return signed.astype(np.float64) / self.scale
 
 
-def flatten(
-    sums: Mapping[str, np.ndarray], weight: float, limit: float, largest_weight: float = 1.0
-) -> NDArray[np.float64]:
-    """Weighted tensors and their weight as one vector, in the order of names; the weight comes last, on the grid's scale."""
-    if not 0.0 <= weight <= largest_weight or not math.isfinite(weight):
-        raise SecureSumError(f"weight {weight} is outside 0 to {largest_weight}: cap it")
+def flatten(sums: Mapping[str, np.ndarray], weight: float, unit: float) -> NDArray[np.float64]:
+    """Weighted tensors and their weight as one vector, in the order of names; the weight comes last, a weight of 1 as ``unit``."""
+    if not 0.0 <= weight < math.inf:
+        raise SecureSumError(f"weight {weight} of a vector must be a finite number of at least 0")
     parts = [np.asarray(sums[name], np.float64).reshape(-1) for name in sorted(sums)]
-    return np.concatenate([*parts, [weight / largest_weight * limit]])
+    return np.concatenate([*parts, [weight * unit]])
 
 
 def unflatten(
-    numbers: NDArray[np.float64], shapes: Mapping[str, tuple[int, ...]], limit: float, largest_weight: float = 1.0
+    numbers: NDArray[np.float64], shapes: Mapping[str, tuple[int, ...]], unit: float
 ) -> tuple[dict[str, NDArray[np.float64]], float]:
     """The inverse of :func:`flatten` on a sum: sums by name, and the total weight."""
     names = sorted(shapes)
@@ -124,4 +122,4 @@ def unflatten(
         raise SecureSumError(f"a sum of {numbers.shape} numbers does not fit the {len(shapes)} shared tensors")
     *parts, weight = np.split(numbers, np.cumsum(sizes, dtype=int))
     sums = {name: part.reshape(shapes[name]) for name, part in zip(names, parts, strict=True)}
-    return sums, float(weight[0]) / limit * largest_weight
+    return sums, float(weight[0]) / unit

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fl.protocol.forms import Exchange
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -22,7 +23,6 @@ from fl.privacy.secure_sum.device import SecureSumClient
 from fl.privacy.secure_sum.keys import SecureSumError
 from fl.privacy.secure_sum.messages import AdvertiseKeys, Participants, ShareKeys
 from fl.privacy.secure_sum.server import new_setup
-from fl.protocol.forms import Exchange
 from fl.protocol.node import NodeConfig
 from fl.protocol.wire import (
     JOB,
@@ -134,7 +134,7 @@ def test_sessions_are_for_their_owner_alone_and_damage_is_named(tmp_path: Path) 
     with pytest.raises(SecureSumError, match="no session"):
         sessions.load("ann")
     path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(SecureSumError, match="no session"):
+    with pytest.raises(SecureSumError, match="is damaged"):
         sessions.load("박지민")
 
 

@@ -10,8 +10,7 @@ from fl.algorithms.arms import trained_arm
 from fl.algorithms.plan import Phase
 from fl.core.errors import AudioError
 from fl.metrics import Counts
-from fl.protocol.forms import Exchange
-from fl.protocol.reply import ReplySchema
+from fl.protocol.reply import Exchange, ReplySchema
 from fl.protocol.wire import COUNTS, DEVICES, SUM, TOTALS, UPDATES
 from fl.settings.config import make_config
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Collection
 from itertools import combinations
@@ -13,7 +14,8 @@ from flwr.app import ConfigRecord
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl.privacy.dp import DistributedNoise, clip, norm
+from fl.privacy.audit.views import run_session
+from fl.privacy.dp import clip, noise_share, norm
 from fl.privacy.randomness import keystream
 from fl.privacy.secure_sum import keys
 from fl.privacy.secure_sum.device import SecureSumClient
@@ -30,7 +32,6 @@ from fl.privacy.secure_sum.messages import (
     default_threshold,
 )
 from fl.privacy.secure_sum.server import SecureSumServer, new_setup
-from fl.privacy.secure_sum.simulation import run_session
 from fl.privacy.secure_sum.vector import FixedPointGrid, flatten, unflatten
 
 LIMIT = 0.5
@@ -134,7 +135,7 @@ def test_a_device_may_be_a_new_process_for_every_message():
     numbers = vectors(NAMES[:3], 4)
 
     def stored(client):
-        return SecureSumClient.from_record(ConfigRecord(dict(client.to_record())))
+        return SecureSumClient.restored(client.state())
 
     assert run(setup, numbers, between=stored).tolist() == on_grid(setup, list(numbers.values())).tolist()
 
@@ -150,8 +151,8 @@ def test_weighted_updates_of_devices_and_of_nodes_give_the_weighted_mean():
     expected = {n: sum(u[n].astype(float) * w for u, w in clipped) for n in shapes}
     for parts, most in ((weighted, 1.0), (nodes, 2.0)):
         setup = new_setup(NAMES[: len(parts)], 13, most * LIMIT)
-        numbers = {NAMES[i]: flatten(s, w, most * LIMIT, most) for i, (s, w) in enumerate(parts)}
-        sums, weight = unflatten(run(setup, numbers), shapes, most * LIMIT, most)
+        numbers = {NAMES[i]: flatten(s, w, LIMIT) for i, (s, w) in enumerate(parts)}
+        sums, weight = unflatten(run(setup, numbers), shapes, LIMIT)
         assert weight == pytest.approx(2.5, abs=1e-6)
         for name in shapes:
             assert sums[name] == pytest.approx(expected[name], abs=2 * setup.grid.error)
@@ -178,7 +179,7 @@ def test_an_honest_device_never_reveals_both_secrets_of_another():
         for other in (survivors, Survivors(setup.session, NAMES)):  # a server that asks again, for the other half
             with pytest.raises(SecureSumError, match="each step is taken once"):
                 clients[name].reveal(other)
-        restored = SecureSumClient.from_record(clients[name].to_record())
+        restored = SecureSumClient.restored(clients[name].state())
         with pytest.raises(SecureSumError, match="each step is taken once"):
             restored.reveal(survivors)
 
@@ -309,12 +310,11 @@ def test_rounding_lengthens_a_vector_by_at_most_the_slack():
 
 def test_shares_of_noise_add_up_to_the_planned_noise():
     size, devices = 4000, 8
-    planned = DistributedNoise.planned(1.5, LIMIT, devices, dropouts=0.25)
-    deviation = planned.share * np.sqrt(devices)
+    share = noise_share(1.5, LIMIT, 6)
+    deviation = share * np.sqrt(devices)
     setup = new_setup(NAMES[:devices], size, LIMIT, threshold=6, noise=deviation)
     zeros = {name: np.zeros(size) for name in setup.devices}
-    total = run(setup, zeros, {3: NAMES[:2]}, noise=planned.share)
-    assert planned.share * np.sqrt(6) == pytest.approx(1.5 * LIMIT)
+    total = run(setup, zeros, {3: NAMES[:2]}, noise=share)
     assert total.std() == pytest.approx(1.5 * LIMIT, rel=5 / np.sqrt(2 * size))
     assert abs(total.mean()) < 5 * 1.5 * LIMIT / np.sqrt(size)
 
@@ -471,7 +471,7 @@ def test_a_sum_can_be_had_once():
 def test_messages_pass_through_flower_records():
     setup, server, clients = masked(lost=NAMES[3:4])
     messages = [setup, server.survivors(), server._keys[NAMES[0]], clients[NAMES[0]].reveal(server.survivors())]
-    messages.append(Participants(setup.session, {"a": b"1"}, {}))
+    messages.append(Participants(setup.session, {"a": bytes(32)}, {}))
     for message in messages:
         assert type(message).from_record(ConfigRecord(dict(message.to_record()))) == message
 
@@ -484,7 +484,8 @@ def test_messages_pass_through_flower_records():
         {"devices": "ann"},
         {"devices": ["a", "a", "b"]},
         {"threshold": True},
-        {"limit": 1},
+        {"limit": "1"},
+        {"limit": True},
     ],
 )
 def test_records_that_are_no_message_are_refused(change):
@@ -502,19 +503,23 @@ def test_sessions_that_cannot_be_kept_are_refused(threshold, size):
 def test_an_uninvited_device_and_an_odd_weight_are_refused():
     with pytest.raises(SecureSumError, match="not among"):
         SecureSumClient("eve", new_setup(NAMES, 2, LIMIT))
-    for weight in (-0.1, 1.1, np.nan):
-        with pytest.raises(SecureSumError, match="cap it"):
+    for weight in (-0.1, np.nan, np.inf):
+        with pytest.raises(SecureSumError, match="at least 0"):
             flatten({"a": np.zeros(2)}, weight, LIMIT)
+    with pytest.raises(SecureSumError, match="above the limit"):  # a weight above 1 in a session of devices
+        FixedPointGrid(LIMIT, 3).encode(flatten({"a": np.zeros(2)}, 1.1, LIMIT))
     with pytest.raises(SecureSumError, match="does not fit"):
         unflatten(np.zeros(4), {"a": (2,)}, LIMIT)
-    with pytest.raises(SecureSumError, match="'SecureSumClient' is expected"):
-        SecureSumClient.from_record({"device": "ann"})
     client = SecureSumClient(NAMES[0], new_setup(NAMES, 2, LIMIT))
     client.advertise()
-    stored = dict(client.to_record())
-    for change in ({"step": "begin"}, {"seeds": [b"1"]}, {"seeds": []}, {"held.names": ["x"]}, {"setup.size": 0}):
+    stored = json.loads(client.state())
+    setup = {**stored["setup"], "size": 0}
+    for change in ({"step": "begin"}, {"seeds": ["MQ=="]}, {"seeds": []}, {"held": {"x": 1}}, {"setup": setup}):
         with pytest.raises(SecureSumError, match="damaged"):
-            SecureSumClient.from_record({**stored, **change})
+            SecureSumClient.restored(json.dumps({**stored, **change}).encode())
+    for text in (b"", b"{}", client.state()[:-3]):
+        with pytest.raises(SecureSumError, match="damaged"):
+            SecureSumClient.restored(text)
 
 
 @pytest.mark.parametrize("devices", [2, 3, 10, 100])

@@ -14,6 +14,7 @@ import pytest
 import typer
 from flwr.app import RecordDict
 from rich.console import Console
+from sim.tables import markdown_tables, print_tables
 from typer.testing import CliRunner
 
 from clients.app import app as client_app
@@ -26,9 +27,8 @@ from fl.privacy.audit.views import ServerView
 from fl.settings.config import RunConfig, flat, load_config, make_config
 from fl.speech.audio import save_audio
 from fl.tasks.task import DeviceExamples, Example
-from sim.audit import run as audit_run
+from sim.audit import split as audit_split
 from sim.audit.command import FULL, SMOKE, audit
-from sim.audit.losses import LossMeter
 from sim.audit.people import agreements, attributes, utterances, voices
 from sim.audit.record import (
     ARM,
@@ -39,8 +39,9 @@ from sim.audit.record import (
     recorded_files,
     split_config,
 )
-from sim.audit.report import END, START, markdown, print_audit, tables
-from sim.audit.run import ADAPTER_ROW, BASE_ROW, AuditPlan, parse_words, run_audit, with_sizes
+from sim.audit.report import END, START, conditions_text, tables
+from sim.audit.run import check_audit, run_audit, with_sizes
+from sim.audit.split import ADAPTER_ROW, BASE_ROW, SplitAudit
 from sim.cli.late import LATE
 from strategies.checkpoint import load_checkpoint
 
@@ -97,8 +98,8 @@ def told() -> list[str]:
 
 @pytest.fixture(scope="module")
 def document(config: RunConfig, told: list[str]) -> dict[str, Any]:
-    plan = AuditPlan(config, ("all-shared", "gates"), PROTECTIONS)
-    return run_audit(plan, lambda what, done, total: told.append(f"{what} {done}/{total}"))
+    splits = ("all-shared", "gates")
+    return run_audit(config, splits, PROTECTIONS, lambda what, done, total: told.append(f"{what} {done}/{total}"))
 
 
 def rows(document: dict[str, Any], split: str) -> dict[str, Any]:
@@ -175,12 +176,12 @@ def test_an_audit_that_is_done_is_read_again_and_not_made_again(
     def never(*_: Any) -> Any:
         raise AssertionError("attacked again")
 
-    monkeypatch.setattr(audit_run.SplitAudit, "_protected", never)
-    monkeypatch.setattr(audit_run.SplitAudit, "_adapters", never)
+    monkeypatch.setattr(audit_split.SplitAudit, "_protected", never)
+    monkeypatch.setattr(audit_split.SplitAudit, "_adapters", never)
     path = Path(config.output) / "rows.jsonl"
     path.write_text(path.read_text() + '{"split": "ga')  # as a crash leaves it
     before = (Path(config.output) / "gates" / "updates" / "round-000001.safetensors").read_bytes()
-    again = run_audit(AuditPlan(config, ("gates",), PROTECTIONS))
+    again = run_audit(config, ("gates",), PROTECTIONS)
     assert again["rows"] == [row for row in document["rows"] if row["split"] != "all-shared"]
     assert (Path(config.output) / "gates" / "updates" / "round-000001.safetensors").read_bytes() == before
 
@@ -191,7 +192,7 @@ def test_a_row_that_is_missing_is_made_to_the_same_numbers(config: RunConfig, do
     lost = [row for row in kept if (row["split"], row["protection"]) != ("gates", "local:0.01")]
     assert len(lost) == len(kept) - 1
     path.write_text("".join(json.dumps(row) + "\n" for row in lost))
-    assert run_audit(AuditPlan(config, ("gates",), PROTECTIONS))["rows"] == [
+    assert run_audit(config, ("gates",), PROTECTIONS)["rows"] == [
         row for row in document["rows"] if row["split"] != "all-shared"
     ]
 
@@ -199,7 +200,7 @@ def test_a_row_that_is_missing_is_made_to_the_same_numbers(config: RunConfig, do
 def test_a_folder_of_other_settings_is_refused(config: RunConfig, document: dict[str, Any]):
     other = config.changed({"local-steps": 2})
     with pytest.raises(RunError, match=r"other settings \(train.local-steps was 1, is 2\)"):
-        run_audit(AuditPlan(other, ("gates",), PROTECTIONS))
+        run_audit(other, ("gates",), PROTECTIONS)
 
 
 def test_a_recording_with_a_hole_or_damage_is_refused(config: RunConfig, document: dict[str, Any], tmp_path: Path):
@@ -235,14 +236,14 @@ def test_a_reply_without_plain_tensors_cannot_be_recorded(config: RunConfig, tmp
 def test_what_cannot_be_audited_is_refused_before_anything_is_trained(config: RunConfig, changes: Any, message: str):
     settings = make_config(changes.get("settings", {}), config)
     with pytest.raises(AuditError, match=message):
-        AuditPlan(settings, changes.get("splits", ("gates",)), changes.get("protections", ("plain",)))
+        check_audit(settings, changes.get("splits", ("gates",)), changes.get("protections", ("plain",)))
 
 
 def test_splits_that_do_not_exist_or_have_nothing_private_are_refused(config: RunConfig):
     with pytest.raises(ConfigError, match="split = 'halves' is unknown"):
-        AuditPlan(config, ("halves",), ("plain",))
+        check_audit(config, ("halves",), ("plain",))
     with pytest.raises(ConfigError, match="leaves nothing private"):
-        AuditPlan(make_config({"gate": "none", "arms": "global"}, config), ("gates",), ("plain",))
+        check_audit(make_config({"gate": "none", "arms": "global"}, config), ("gates",), ("plain",))
 
 
 def test_too_few_people_of_a_manifest_are_refused_before_anything_is_trained(config: RunConfig, tmp_path: Path):
@@ -253,7 +254,7 @@ def test_too_few_people_of_a_manifest_are_refused_before_anything_is_trained(con
     page = Path(config.data.manifest).with_name("three.jsonl")
     page.write_text("\n".join(line for line in lines if json.loads(line)["speaker"] in PEOPLE[:3]), encoding="utf-8")
     with pytest.raises(AuditError, match="an audit of 3 people cannot be measured"):
-        run_audit(AuditPlan(make_config({"manifest": str(page)}, few), ("gates",), ("plain",)))
+        run_audit(make_config({"manifest": str(page)}, few), ("gates",), ("plain",))
     assert not (tmp_path / "few" / "gates").exists()
 
 
@@ -261,31 +262,39 @@ def test_too_few_people_of_a_manifest_are_refused_before_anything_is_trained(con
 
 
 def test_losses_are_those_of_the_model_that_the_server_can_form(config: RunConfig, document: dict[str, Any]):
-    run = split_config(config, "gates", Path(config.output) / "gates")
-    meter = LossMeter(run)
-    task = meter.worker.task
-    chosen = utterances(PEOPLE, task.device, config.seed)
+    meter = SplitAudit(config, "gates", lambda *_: None)
+    task, chosen = meter.worker.task, meter.chosen
     examples = [example for _, _, example in chosen]
-    reference = meter.reference(chosen)
+    reference = meter.losses({}, examples)
     with meter.worker.adapted.disable_adapter():
         total, labels = task.losses(meter.worker.adapted, examples)
     np.testing.assert_allclose(reference, (total / labels).detach().numpy(), rtol=1e-4)
-    recorded = load_round(recorded_files(Path(run.output) / "updates", 2)[-1])
-    own = meter.under_view(recorded, ServerView(recorded.updates), chosen, reference)
+    recorded = load_round(recorded_files(Path(config.output) / "gates" / "updates", 2)[-1])
+    own = meter.under_view(recorded, ServerView(recorded.updates), chosen)
     place = next(i for i, (person, _, _) in enumerate(chosen) if person == PEOPLE[3])
     tensors = {name: recorded.old[name] + recorded.updates[PEOPLE[3]][name] for name in recorded.old}
-    assert own.loss[place] == pytest.approx(meter.losses(tensors, [examples[place]])[0], rel=1e-5)
+    assert own[place] == pytest.approx(meter.losses(tensors, [examples[place]])[0], rel=1e-5)
     adapter, _ = load_adapter(meter.worker.store.folder(ARM, PEOPLE[3]) / "adapter")
-    whole = meter.under_adapters(chosen, reference)
+    whole = meter.under_adapters(chosen)
     values = {name: tensor.numpy() for name, tensor in adapter.items()}
-    assert whole.loss[place] == pytest.approx(meter.losses(values, [examples[place]])[0], rel=1e-5)
-    np.testing.assert_allclose(meter.reference(chosen), reference)  # nothing of an adapter stays behind
+    assert whole[place] == pytest.approx(meter.losses(values, [examples[place]])[0], rel=1e-5)
+    np.testing.assert_allclose(meter.losses({}, examples), reference)  # nothing of an adapter stays behind
 
 
 def test_nobody_with_held_out_utterances_is_refused():
     device = DeviceExamples("a", (example("나는"),), (), ())
     with pytest.raises(AuditError, match="give a test-share above 0"):
         utterances(["a"], lambda _: device, 1)
+
+
+def test_as_many_utterances_that_were_trained_on_as_others_are_drawn():
+    inside, outside = (tuple(example(f"{kind}{n}") for n in range(size)) for kind, size in (("in", 20), ("out", 5)))
+    device = DeviceExamples("a", inside, outside[:2], outside[2:])
+    chosen = utterances(["a"], lambda _: device, 1)
+    assert [one for _, member, one in chosen if not member] == list(outside)
+    members = [inside.index(one) for _, member, one in chosen if member]
+    assert len(set(members)) == 5
+    assert members == sorted(members)
 
 
 # ------------------------------------------------------------------------------------------------------------------ people
@@ -345,8 +354,8 @@ def test_voices_are_those_of_the_synthetic_population(tmp_path: Path):
 
 def test_tables_say_every_figure_with_its_interval_and_what_shuffling_reaches(document: dict[str, Any]):
     console = Console(width=220, file=StringIO())
-    print_audit(document, console)
-    text, page = console.file.getvalue(), markdown(document)  # type: ignore[attr-defined]
+    print_tables(tables(document), conditions_text(document), console)
+    text, page = console.file.getvalue(), markdown_tables(tables(document), conditions_text(document))  # type: ignore[attr-defined]
     found = rows(document, "gates")["plain"]["linkage"]["cosine"]
     rate = found["rate"]
     figure = (
@@ -371,7 +380,7 @@ def test_only_what_shuffling_does_not_reach_is_bold(document: dict[str, Any]):
     strong = {"rate": {"value": 0.1, "low": 0.0, "high": 0.2}, "baseline": 0.5, "reached": 0.4, "p": 0.01}
     weak = {**strong, "p": 0.2}
     row = {"split": "gates", "protection": "plain", "linkage": {"cosine": strong, "layers": weak, "fused": weak}}
-    page = markdown({**document, "rows": [row]})
+    page = markdown_tables(tables({**document, "rows": [row]}), "")
     assert "| gates | plain | **10.0 (0-20); 40** | 10.0 (0-20); 40 | 10.0 (0-20); 40 |" in page
 
 
@@ -396,7 +405,7 @@ def test_the_command_prints_json_and_writes_its_section(
 ):
     page = tmp_path / "audit.md"
     page.write_text(f"before\n{START}{END}\nafter\n", encoding="utf-8")
-    done = command("--splits", "gates", "--protections", ",".join(PROTECTIONS), "--json", "--write", str(page))
+    done = command("--splits", "gates,gates,", "--protections", ",".join(PROTECTIONS), "--json", "--write", str(page))
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["rows"] == [row for row in document["rows"] if row["split"] != "all-shared"]
     text = page.read_text(encoding="utf-8")
@@ -420,7 +429,6 @@ def test_smoke_is_smaller_but_leaves_what_was_chosen_by_hand():
     )
     chosen = with_sizes(make_config({"devices": 7, "rank": 2}, full), SMOKE, full)
     assert (chosen.data.devices, chosen.adapter.rank, chosen.federation.rounds) == (7, 2, SMOKE["rounds"])
-    assert parse_words("gates, ffa,gates,") == ("gates", "ffa")
 
 
 def test_the_documentation_has_the_comments_and_the_command_is_listed():

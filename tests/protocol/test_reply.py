@@ -8,8 +8,7 @@ import pytest
 from fl.algorithms.arms import trained_arm
 from fl.algorithms.plan import Phase
 from fl.codecs.table import make_codec
-from fl.protocol.forms import Exchange, Form
-from fl.protocol.reply import ReplySchema
+from fl.protocol.reply import Exchange, Form, ReplySchema
 from fl.settings.config import make_config
 
 SHAPES = {"A": (2, 3), "B": (4,)}
