@@ -27,8 +27,8 @@ from torch import nn
 from transformers import HubertConfig, HubertForCTC
 from typer.main import get_command
 
-from fl.adapters import GatedLoraConfig, target_pattern
-from fl.adapters.gates import GATES
+from fl.adapters.config import GatedLoraConfig, target_pattern
+from fl.adapters.gates.table import GATES
 from fl.adapters.state import adapter_parameters
 from fl.aggregation.updates import DeviceUpdate
 from fl.algorithms.base import Round
@@ -48,7 +48,9 @@ from fl.data.manifest import read_manifest
 from fl.data.synthetic import load_pair
 from fl.data.synthetic.grammar import generate
 from fl.data.synthetic.pairs import LEVELS
-from fl.methods import METHODS, Recipe, attach
+from fl.methods.base import Recipe
+from fl.methods.recipes import attach
+from fl.methods.table import METHODS
 from fl.metrics import METRICS, Counts, score_utterance
 from fl.protocol.guard import error_counts
 from fl.settings.config import RunConfig, make_config

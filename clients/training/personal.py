@@ -9,9 +9,9 @@ from clients.store import PrivateState
 from clients.training.own import train_own
 from clients.training.single import LocalResult
 from clients.worker import Worker
-from fl.adapters import GatedLoraConfig, load_state
-from fl.adapters.gates import GATES
-from fl.adapters.state import State, adapter_parameters
+from fl.adapters.config import GatedLoraConfig
+from fl.adapters.gates.table import GATES
+from fl.adapters.state import State, adapter_parameters, load_state
 from fl.algorithms.arms import Arm, adapter_name
 from fl.algorithms.base import SecondAdapter
 from fl.algorithms.plan import LocalPlan, Phase

@@ -15,7 +15,7 @@ from math import inf
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
 
-from fl.adapters.gates import GATES, SELF
+from fl.adapters.gates.table import GATES, SELF
 from fl.core.errors import ConfigError
 from fl.settings.names import MAX_RANK
 from fl.settings.names import SITES as SITE_NAMES
@@ -71,7 +71,7 @@ class GatedLoraConfig(PeftConfig):
 
     r: int = field(default=8, metadata={"help": "Rank of the low-rank pair A (r x d_in), B (d_out x r)."})
     lora_alpha: float = field(default=16.0, metadata={"help": "The update is scaled by lora_alpha / r."})
-    gate: str = field(default=SELF.name, metadata={"help": "A name in fl.adapters.gates.GATES."})
+    gate: str = field(default=SELF.name, metadata={"help": "A name in fl.adapters.gates.table.GATES."})
     target_modules: list[str] | str | None = field(default=None, metadata={"help": "Names or a pattern."})
     exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Names or a pattern to leave out."})
     layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "Only these layer indices."})

@@ -6,7 +6,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 
 from fl.adapters.config import GatedLoraConfig
-from fl.adapters.gates import GATES
+from fl.adapters.gates.table import GATES
 from fl.adapters.layer import fresh_tensors
 from fl.adapters.stacked import tensor_name
 from fl.adapters.state import State

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fl.adapters.config import PREFIX, GatedLoraConfig
-from fl.adapters.gates import GATES, NONE, OUTPUT, AdapterPath, Gate
+from fl.adapters.gates.base import OUTPUT, AdapterPath, Gate
+from fl.adapters.gates.table import GATES, NONE
 from fl.core.errors import AdapterError, ConfigError
 from fl.core.rng import derive_seed
 

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fl.adapters.config import PREFIX, GatedLoraConfig
-from fl.adapters.gates import GATES, OUTPUT, RANK, AdapterPath, Gate
+from fl.adapters.gates.base import OUTPUT, RANK, AdapterPath, Gate
+from fl.adapters.gates.table import GATES
 from fl.adapters.split import tensor_kind
 from fl.adapters.state import State
 from fl.core.errors import AdapterError, AdapterMismatchError

@@ -17,7 +17,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from fl.adapters.gates import GATES, INPUT, OUTPUT, AdapterPath, Gate
+from fl.adapters.gates.base import INPUT, OUTPUT, AdapterPath, Gate
+from fl.adapters.gates.table import GATES
 from fl.adapters.stacked import Slot, StackedModel, cut, module_of, part_of
 from fl.adapters.state import State
 from fl.core.errors import AdapterError, AdapterMismatchError

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from fl.adapters.gates import GATES
+from fl.adapters.gates.table import GATES
 from fl.algorithms.base import Algorithm
 from fl.algorithms.personal.finetune import Finetune
 from fl.algorithms.personal.gates import Gates

@@ -12,7 +12,7 @@ from functools import cached_property
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Protocol
 
-from fl.adapters.gates import NONE
+from fl.adapters.gates.table import NONE
 from fl.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Attached:
         return {name: tuple(p.shape) for name, p in self.parameters.items()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy ``tensors`` in; names that are not given keep their values. Checked as :func:`fl.adapters.load_state` does."""
+        """Copy ``tensors`` in; names that are not given keep their values. Checked as :func:`fl.adapters.state.load_state` does."""
         from fl.adapters.state import copy_state  # torch
 
         copy_state(tensors, self.parameters)

@@ -56,7 +56,7 @@ def load_method(folder: Path, shapes: Mapping[str, tuple[int, ...]] | None = Non
 
 def _recipe(values: Any) -> Recipe:
     if not isinstance(values, dict) or values.pop(KIND, None) != SCHEMA:
-        raise ConfigError("it is not of a method: an adapter is read by fl.adapters.load_adapter")
+        raise ConfigError("it is not of a method: an adapter is read by fl.adapters.files.load_adapter")
     if set(values) != {field.name for field in fields(Recipe)} or values["method"] not in METHODS:
         raise ConfigError("it has other fields than a recipe, or an unknown method: get it again")
     for name, kind in get_type_hints(Recipe).items():

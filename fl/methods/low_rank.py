@@ -7,7 +7,7 @@ from torch import nn
 
 from fl.adapters.config import GatedLoraConfig
 from fl.adapters.fresh import fresh_adapter
-from fl.adapters.gates import GATES
+from fl.adapters.gates.table import GATES
 from fl.adapters.stacked import tensor_name
 from fl.adapters.state import Shapes, State, adapter_parameters
 from fl.methods.base import Adaptation, Attached, Recipe

@@ -5,7 +5,7 @@ Other people's packages register a :class:`Method` under the entry points ``idio
 
 from __future__ import annotations
 
-from fl.adapters.gates import SCALAR
+from fl.adapters.gates.table import SCALAR
 from fl.core.registry import Registry
 from fl.methods.base import Method
 

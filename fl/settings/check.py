@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from fl.adapters.gates import GATES
+from fl.adapters.gates.table import GATES
 from fl.algorithms.base import Algorithm, Role
 from fl.algorithms.shared.fedavg import FedAvg
 from fl.algorithms.table import ALGORITHMS, Chosen, chosen

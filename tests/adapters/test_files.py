@@ -11,10 +11,9 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from fl.adapters import AdapterInfo, adapter_shapes, adapter_state, load_adapter, load_state, save_adapter
 from fl.adapters import files as adapter_files
-from fl.adapters.files import CONFIG_NAME, WEIGHTS_NAME, describe
-from fl.adapters.state import check_tensors
+from fl.adapters.files import CONFIG_NAME, WEIGHTS_NAME, AdapterInfo, describe, load_adapter, save_adapter
+from fl.adapters.state import adapter_shapes, adapter_state, check_tensors, load_state
 from fl.core.errors import AdapterError, AdapterMismatchError, IdiolectError
 
 FINGERPRINT = "whisper:16x2+2:0123456789abcdef"

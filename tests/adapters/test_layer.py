@@ -7,8 +7,10 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
-from fl.adapters import GATES, GatedLoraConfig, adapter_state
+from fl.adapters.config import GatedLoraConfig
+from fl.adapters.gates.table import GATES
 from fl.adapters.layer import GatedLoraLinear, initial_a
+from fl.adapters.state import adapter_state
 from fl.core.errors import AdapterError, ConfigError
 
 D_IN, D_OUT, R = 4, 5, 3

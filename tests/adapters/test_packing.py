@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fl.adapters import AdapterInfo, adapter_state, load_adapter, save_adapter
-from fl.adapters.files import CONFIG_NAME, WEIGHTS_NAME
+from fl.adapters.files import CONFIG_NAME, WEIGHTS_NAME, AdapterInfo, load_adapter, save_adapter
 from fl.adapters.packing import pack_folder, unpack_state, unpack_to_folder
+from fl.adapters.state import adapter_state
 from fl.bases.resolve import load_base
 from fl.bases.whisper.tokenizer import ByteTokenizer, tokenizer_digest
 from fl.core.errors import AdapterError

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl.adapters import GATES, PRESETS, GatedLoraConfig, Split, make_split, target_pattern
+from fl.adapters.config import GatedLoraConfig, target_pattern
 from fl.adapters.fresh import fresh_adapter
-from fl.adapters.split import role_of, tensor_kind
+from fl.adapters.gates.table import GATES
+from fl.adapters.split import PRESETS, Split, make_split, role_of, tensor_kind
 from fl.core.errors import ConfigError, SplitError
 from fl.settings.names import SITES, SPLITS
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fl.adapters import GATES, adapter_shapes, adapter_state, load_state
-from fl.adapters.state import adapter_parameters, check_tensors, size_of
+from fl.adapters.gates.table import GATES
+from fl.adapters.state import adapter_parameters, adapter_shapes, adapter_state, check_tensors, load_state, size_of
 from fl.core.errors import AdapterError, AdapterMismatchError
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fl.adapters import GatedLoraConfig, target_pattern
+from fl.adapters.config import GatedLoraConfig, target_pattern
 from fl.adapters.fresh import fresh_adapter
 from fl.adapters.stacked import Slot, StackedAdapters, StackedModel
 from fl.bases.memory import training_bytes

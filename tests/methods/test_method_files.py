@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fl.adapters import load_adapter
+from fl.adapters.files import load_adapter
 from fl.core.errors import AdapterError, AdapterMismatchError
-from fl.methods import MethodInfo, load_method, save_method
+from fl.methods.files import MethodInfo, load_method, save_method
 
 from .conftest import recipe_of
 

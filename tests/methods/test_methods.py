@@ -8,13 +8,13 @@ import torch
 from torch import nn
 from transformers import WhisperForConditionalGeneration
 
-from fl.adapters import target_pattern
+from fl.adapters.config import target_pattern
 from fl.bases.whisper import forward
 from fl.bases.whisper.decoder import RowDecoder
 from fl.core.errors import AdapterError, AdapterMismatchError, ConfigError
-from fl.methods import METHODS
 from fl.methods.bottleneck import BottleneckLinear
 from fl.methods.prefix import prefixed_attention
+from fl.methods.table import METHODS
 from fl.settings.names import SITES
 
 from .conftest import recipe_of

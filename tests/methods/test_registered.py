@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from fl.adapters.gates import CROSS, NONE, SCALAR
+from fl.adapters.gates.table import CROSS, NONE, SCALAR
 from fl.core.errors import ConfigError
-from fl.methods import METHODS, MethodInfo, attach, budget_rank, load_method, save_method
+from fl.methods.files import MethodInfo, load_method, save_method
+from fl.methods.recipes import attach, budget_rank
+from fl.methods.table import METHODS
 from fl.settings.config import make_config
 
 from .conftest import recipe_of

@@ -19,7 +19,7 @@ from torch import nn
 from fl.adapters.config import ATTENTION_TARGETS, SITES, GatedLoraConfig, target_pattern
 from fl.adapters.correction import require_fingerprint
 from fl.adapters.files import AdapterInfo
-from fl.adapters.gates import GATES
+from fl.adapters.gates.table import GATES
 from fl.adapters.stacked import Slot, tensor_name
 from fl.adapters.state import Shapes, check_tensors
 from fl.bases.whisper.base import WhisperBase

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fl.adapters import GatedLoraConfig, target_pattern
+from fl.adapters.config import GatedLoraConfig, target_pattern
 from fl.adapters.files import AdapterInfo
 from fl.adapters.fresh import fresh_adapter
 from fl.adapters.stacked import Slot, StackedAdapters, StackedModel

@@ -8,8 +8,7 @@ from concurrent.futures import Future
 import numpy as np
 import pytest
 
-from fl.adapters import GatedLoraConfig
-from fl.adapters.config import target_pattern
+from fl.adapters.config import GatedLoraConfig, target_pattern
 from fl.adapters.fresh import fresh_adapter
 from fl.bases.resolve import load_base
 from fl.bases.whisper.tokenizer import tokenizer_digest
