@@ -88,18 +88,6 @@ class GatedLoraConfig(PeftConfig):
             raise ConfigError(f"alpha {self.lora_alpha!r} is not allowed: give a positive number")
         GATES.find(self.gate)
 
-    @classmethod
-    def from_values(cls, values: object) -> GatedLoraConfig:
-        """The configuration that ``adapter_config.json`` holds; keys of other versions of PEFT are left out.
-
-        Raises :class:`ConfigError`, TypeError or ValueError for anything else.
-        """
-        kind = values.get("peft_type", values.get("method")) if isinstance(values, dict) else type(values).__name__
-        if not isinstance(values, dict) or kind != GatedLoraType.GATED_LORA.value:
-            raise ConfigError(f"it describes {kind!r}, not a GATED_LORA adapter: load it with PEFT itself")
-        known = cls.__dataclass_fields__.keys() - {"peft_type"}
-        return cls(**{key: value for key, value in values.items() if key in known})
-
     @property
     def scaling(self) -> float:
         """The factor ``s = alpha / r`` in front of the low-rank update."""

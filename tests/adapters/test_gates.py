@@ -13,11 +13,12 @@ from fl.adapters.files import AdapterInfo, load_adapter, save_adapter
 from fl.adapters.gates.base import INPUT, RANK, Gate
 from fl.adapters.gates.table import GATES
 from fl.adapters.model import gated_layers, neutral_gates
-from fl.adapters.packing import pack_folder, unpack_state
 from fl.adapters.stacked import Slot, StackedAdapters, StackedModel
 from fl.adapters.state import adapter_state
 from fl.adapters.table import ServingTable
 from fl.core.errors import AdapterError, ConfigError
+from fl.packed.blob import unpack
+from fl.packed.folder import pack_folder
 from fl.settings.names import SITES
 
 OTHERS = """
@@ -97,9 +98,9 @@ def test_a_new_gate_comes_back_from_a_folder_a_packed_file_and_peft(gated, whisp
     state, config = adapter_state(model), model.peft_config["default"]
     save_adapter(tmp_path, state, AdapterInfo("nano", "whisper:x", "gates", config))
     read, info = load_adapter(tmp_path)
-    unpacked, packed = unpack_state(pack_folder(tmp_path, "float32"))
-    for tensors, found in ((read, info), (unpacked, packed)):
-        assert found.config.gate == gate
+    unpacked, packed = unpack(pack_folder(tmp_path, "float32"))
+    assert info.config.gate == packed.config["gate"] == gate
+    for tensors in (read, {name: torch.from_numpy(array) for name, array in unpacked.items()}):
         assert all(torch.equal(tensors[name], tensor) for name, tensor in state.items())
     assert torch.equal(logits(PeftModel.from_pretrained(whisper(), tmp_path).eval()), logits(model))
 
