@@ -29,7 +29,7 @@ from benchmarks._report import BenchmarkRow, machine, matrix_rate, spread, time_
 from clients.training.cohort import Member, train_cohort
 from clients.training.single import train_locally
 from fl.adapters.config import GatedLoraConfig, target_pattern
-from fl.adapters.fresh import fresh_adapter
+from fl.adapters.layer import fresh_adapter
 from fl.adapters.split import make_split
 from fl.adapters.stacked import Slot, StackedModel
 from fl.adapters.state import adapter_parameters, adapter_state, load_state

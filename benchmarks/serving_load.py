@@ -30,7 +30,7 @@ from clients.device.http import ServerAddress
 from clients.device.settings import DeviceSettings
 from fl.adapters.config import GatedLoraConfig, target_pattern
 from fl.adapters.files import AdapterInfo, save_adapter
-from fl.adapters.fresh import fresh_adapter
+from fl.adapters.layer import fresh_adapter
 from fl.bases.resolve import load_base
 from fl.core.rng import derive_generator
 from fl.packed.folder import pack_folder

@@ -51,6 +51,7 @@ from fl.data.synthetic.pairs import LEVELS
 from fl.methods.base import Recipe
 from fl.methods.recipes import attach
 from fl.methods.table import METHODS
+from fl.methods.targets import targeted
 from fl.metrics import METRICS, Counts, score_utterance
 from fl.protocol.guard import error_counts
 from fl.settings.config import RunConfig, make_config
@@ -393,7 +394,9 @@ def test_the_method_changes_nothing_when_fresh_and_trains_its_shapes() -> None:
     mel = np.random.default_rng(0).normal(0.0, 0.5, (base.mels, 50)).astype(np.float16)
     batch = base.collate([mel], ["meeting"], language="ko")
     frozen, adapted = base.loss(base.model, batch), attach(base.new_model(), recipe)
-    assert adapted.shapes() == METHODS["ia3"].shapes(base.model, recipe)
+    assert adapted.shapes() == {
+        f"{name}.ia3_scale": (m.out_features,) for name, m in targeted(base.model, recipe.targets)
+    }
     loss = base.loss(adapted.model, batch)
     assert torch.equal(loss, frozen)
     loss.backward()  # type: ignore[no-untyped-call]

@@ -14,6 +14,8 @@ from math import inf
 
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
+from peft.tuners.tuners_utils import check_target_module_exists
+from torch import nn
 
 from fl.adapters.gates.table import GATES, SELF
 from fl.core.errors import ConfigError
@@ -87,6 +89,22 @@ class GatedLoraConfig(PeftConfig):
         if not 0 < self.lora_alpha < inf:
             raise ConfigError(f"alpha {self.lora_alpha!r} is not allowed: give a positive number")
         GATES.find(self.gate)
+
+    def targeted(self, model: nn.Module) -> list[tuple[str, nn.Linear]]:
+        """The linear maps that are adapted, by name. Raises :class:`ConfigError` if there is none.
+
+        A map that carries an adapter of PEFT already, which wraps it, is found by the name that it had without.
+        """
+        maps = [
+            (name.removesuffix(".base_layer"), module)
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear)
+        ]
+        if self.target_modules is not None:
+            maps = [(name, module) for name, module in maps if name and check_target_module_exists(self, name)]
+        if not maps or self.target_modules is None:
+            raise ConfigError(f"target_modules {self.target_modules!r} matches no linear map of this base: check sites")
+        return maps
 
     @property
     def scaling(self) -> float:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fl.adapters.stacked import PEFT_PREFIX
+from fl.adapters.state import PEFT_PREFIX
 from fl.core.errors import AdapterError, AdapterMismatchError
 from fl.core.files import write_atomically
 from fl.core.tensorfile import tensor_bytes

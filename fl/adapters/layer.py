@@ -14,6 +14,7 @@ from torch.nn import functional
 from fl.adapters.config import PREFIX, GatedLoraConfig
 from fl.adapters.gates.base import OUTPUT, AdapterPath, Gate
 from fl.adapters.gates.table import GATES, NONE
+from fl.adapters.state import State, tensor_name
 from fl.core.errors import AdapterError, ConfigError
 from fl.core.rng import derive_seed
 
@@ -42,6 +43,19 @@ def fresh_tensors(gate: Gate, linear: nn.Linear, r: int, seed: int | None, modul
         )
     zeros = {what: torch.zeros(shape) for what, shape in gate.shapes(d_in, d_out, r).items() if what != "A"}
     return {"A": initial_a(r, d_in, seed, module_name), **zeros}
+
+
+def fresh_adapter(model: nn.Module, config: GatedLoraConfig) -> State:
+    """The tensors that injecting ``config`` into ``model`` would create, by the names of ``peft.get_peft_model_state_dict``.
+
+    A is decided by ``config.init_seed`` and the module's name, so every node and the aggregator start from the same values.
+    Raises :class:`ConfigError` if nothing is targeted or the rank is too large for a target.
+    """
+    state: State = {}
+    for name, linear in config.targeted(model):
+        tensors = fresh_tensors(GATES[config.gate], linear, config.r, config.init_seed, name)
+        state.update({tensor_name(name, what): tensor for what, tensor in tensors.items()})
+    return dict(sorted(state.items()))
 
 
 class GatedLoraLinear(nn.Module, BaseTunerLayer):

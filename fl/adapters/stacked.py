@@ -26,15 +26,14 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fl.adapters.config import PREFIX, GatedLoraConfig
+from fl.adapters.config import GatedLoraConfig
 from fl.adapters.gates.base import OUTPUT, RANK, AdapterPath, Gate
 from fl.adapters.gates.table import GATES
 from fl.adapters.split import tensor_kind
-from fl.adapters.state import State
+from fl.adapters.state import State, module_of, part_of, tensor_name
 from fl.core.errors import AdapterError, AdapterMismatchError
 
 BASE = -1  # slot of a row without an adapter
-PEFT_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -49,21 +48,6 @@ class Slot:
     def of(cls, config: GatedLoraConfig) -> Slot:
         """The slot of an adapter with this configuration."""
         return cls(config.r, config.scaling, config.gate)
-
-
-def tensor_name(module: str, what: str) -> str:
-    """``what`` (A, B, gate_weight or gate_bias) of a module, by the name that PEFT gives it."""
-    return f"{PEFT_PREFIX}{module}.{PREFIX}{what}"
-
-
-def module_of(name: str) -> str:
-    """The module to which an adapter's tensor belongs: the inverse of :func:`tensor_name`."""
-    return name.removeprefix(PEFT_PREFIX).rsplit(f".{PREFIX}", 1)[0]
-
-
-def part_of(name: str) -> str:
-    """What a tensor is of its module: A, B or a gate's parameter."""
-    return name.rsplit(f".{PREFIX}", 1)[-1]
 
 
 def cut(name: str, slot: Slot) -> tuple[slice, ...]:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from fl.adapters.gates.base import INPUT, OUTPUT, AdapterPath, Gate
 from fl.adapters.gates.table import GATES
-from fl.adapters.stacked import Slot, StackedModel, cut, module_of, part_of
-from fl.adapters.state import State
+from fl.adapters.stacked import Slot, StackedModel, cut
+from fl.adapters.state import State, module_of, part_of
 from fl.core.errors import AdapterError, AdapterMismatchError
 
 

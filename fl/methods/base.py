@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NoReturn
 
 from fl.adapters.gates.table import NONE
 from fl.core.errors import ConfigError
@@ -62,28 +62,23 @@ class Attached:
         copy_state(tensors, self.parameters)
 
 
+def _no_size(model: nn.Module, recipe: Recipe) -> NoReturn:
+    raise ConfigError(f"method = {recipe.method!r} has no size to choose: its tensors are those of the base")
+
+
 @dataclass(frozen=True)
 class Adaptation:
     """The code of a method, which needs torch.
 
-    ``attach(model, recipe)`` changes ``model``, whose tensors stay frozen, and ``shapes(model, recipe)`` says what it would train
-    without touching it. ``largest(model, recipe)`` is the largest size that fits and the name of the module that bounds it, for a
-    method with a size. ``fresh(model, recipe)`` gives the fresh tensors without touching the model, where that can be done.
+    ``attach(model, recipe)`` changes ``model``, whose tensors stay frozen. For a method with a size, ``shapes(model, recipe)`` says,
+    sorted by name, what it would train without touching ``model``, and ``largest(model, recipe)`` the largest size that fits and the
+    name of the module that bounds it. ``fresh(model, recipe)`` gives the fresh tensors without touching the model, where that can be done.
     """
 
     attach: Callable[[nn.Module, Recipe], Attached]
-    shapes: Callable[[nn.Module, Recipe], Shapes]
-    largest: Callable[[nn.Module, Recipe], tuple[int, str]] | None = None
+    shapes: Callable[[nn.Module, Recipe], Shapes] = _no_size
+    largest: Callable[[nn.Module, Recipe], tuple[int, str]] = _no_size
     fresh: Callable[[nn.Module, Recipe], State] | None = None
-
-
-class AdapterSettings(Protocol):
-    """What a method asks of a run's settings."""
-
-    @property
-    def gate(self) -> str:
-        """The gate that is set."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -103,9 +98,9 @@ class Method:
     whole: bool = False
     own_gate: str | None = NONE.name
 
-    def gate(self, settings: AdapterSettings) -> str:
-        """The gate of the method's adapters in an arm with gates."""
-        return settings.gate if self.own_gate is None else self.own_gate
+    def gate(self, chosen: str) -> str:
+        """The gate of the method's adapters in an arm with gates, where ``chosen`` is set."""
+        return chosen if self.own_gate is None else self.own_gate
 
     @cached_property
     def adaptation(self) -> Adaptation:
@@ -113,29 +108,15 @@ class Method:
         found: Adaptation = resolve_name(self.code)
         return found
 
-    def attach(self, model: nn.Module, recipe: Recipe) -> Attached:
-        """Put the method on ``model``, in place; the model's own tensors stay frozen."""
-        return self.adaptation.attach(model, recipe)
-
-    def shapes(self, model: nn.Module, recipe: Recipe) -> Shapes:
-        """Shapes of what the method would train, by name, sorted; ``model`` is not touched."""
-        return self.adaptation.shapes(model, recipe)
-
-    def largest(self, model: nn.Module, recipe: Recipe) -> tuple[int, str]:
-        """The largest size that fits, and the name of the module that bounds it. Raises :class:`ConfigError` without a size."""
-        if self.adaptation.largest is None:
-            raise ConfigError(f"method = {self.name!r} has no size to choose: its tensors are those of the base")
-        return self.adaptation.largest(model, recipe)
-
     def count(self, model: nn.Module, recipe: Recipe) -> int:
-        """Trained parameters."""
-        return sum(math.prod(shape) for shape in self.shapes(model, recipe).values())
+        """Trained parameters, of a method with a size."""
+        return sum(math.prod(shape) for shape in self.adaptation.shapes(model, recipe).values())
 
     def require_fit(self, model: nn.Module, recipe: Recipe) -> None:
         """Raise :class:`ConfigError` for a size that is larger than a layer, with the layer's name."""
         if not self.sized:
             return
-        limit, module = self.largest(model, recipe)
+        limit, module = self.adaptation.largest(model, recipe)
         if recipe.size > limit:
             raise ConfigError(
                 f"rank = {recipe.size} is larger than {module} allows for method = {recipe.method!r}: at most {limit}"

@@ -14,8 +14,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from fl.adapters.layer import initial_a
-from fl.adapters.stacked import PEFT_PREFIX
-from fl.adapters.state import Shapes
+from fl.adapters.state import PEFT_PREFIX, Shapes
 from fl.methods.base import Adaptation, Attached, Recipe
 from fl.methods.targets import smallest_side, targeted
 

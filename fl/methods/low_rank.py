@@ -6,10 +6,9 @@ from peft import get_peft_model
 from torch import nn
 
 from fl.adapters.config import GatedLoraConfig
-from fl.adapters.fresh import fresh_adapter
 from fl.adapters.gates.table import GATES
-from fl.adapters.stacked import tensor_name
-from fl.adapters.state import Shapes, State, adapter_parameters
+from fl.adapters.layer import fresh_adapter
+from fl.adapters.state import Shapes, State, adapter_parameters, tensor_name
 from fl.methods.base import Adaptation, Attached, Recipe
 from fl.methods.targets import smallest_side, targeted
 

@@ -38,16 +38,11 @@ def budget_rank(method: Method, base: nn.Module, recipe: Recipe, parameters: int
     ``recipe`` gives everything but the size. Raises :class:`ConfigError` for a method without a size, and for a budget that no
     size comes near.
     """
-    if not method.sized:
-        raise ConfigError(
-            f"parameter-budget = {parameters} and method = {recipe.method!r}: its tensors are those of the base, so it has no "
-            "size to choose; set parameter-budget = 0"
-        )
 
     def count(size: int) -> int:
         return method.count(base, replace(recipe, size=size))
 
-    low, high = 1, min(method.largest(base, recipe)[0], MAX_RANK)
+    low, high = 1, min(method.adaptation.largest(base, recipe)[0], MAX_RANK)
     while high - low > 1:  # the number grows with the size
         middle = (low + high) // 2
         low, high = (middle, high) if count(middle) <= parameters else (low, middle)
@@ -63,7 +58,7 @@ def budget_rank(method: Method, base: nn.Module, recipe: Recipe, parameters: int
 
 def attach(model: nn.Module, recipe: Recipe) -> Attached:
     """Put a method on ``model``, in place."""
-    return METHODS.find(recipe.method).attach(model, recipe)
+    return METHODS.find(recipe.method).adaptation.attach(model, recipe)
 
 
 def fresh_state(config: RunConfig, task: Task, gate: str) -> State:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fl.adapters.state import Shapes
 from fl.core.errors import ConfigError
 from fl.core.rng import derive_seed
 from fl.methods.base import Adaptation, Attached, Recipe
@@ -50,19 +49,6 @@ def _attach_by(choose: Chosen) -> Callable[[nn.Module, Recipe], Attached]:
     return lambda model, recipe: Attached(model, _own(model, choose(model, recipe)))
 
 
-def _shapes_by(choose: Chosen) -> Callable[[nn.Module, Recipe], Shapes]:
-    def shapes(model: nn.Module, recipe: Recipe) -> Shapes:
-        chosen, seen = choose(model, recipe), set[int]()
-        found: Shapes = {}
-        for name, _, _, parameter in places(model):
-            if id(parameter) not in seen and chosen(name):
-                seen.add(id(parameter))
-                found[name] = tuple(parameter.shape)
-        return dict(sorted(found.items()))
-
-    return shapes
-
-
 def _attach_scratch(model: nn.Module, recipe: Recipe) -> Attached:
     drawn = _drawn(model, recipe)
     attached = _attach_by(_everything)(model, recipe)
@@ -89,6 +75,6 @@ def _drawn(model: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
     return {f"{path}.{name}" if path else name: p.data for name, p in twin.named_parameters()}
 
 
-FULL = Adaptation(_attach_by(_everything), _shapes_by(_everything))
-BITFIT = Adaptation(_attach_by(_biases), _shapes_by(_biases))
-SCRATCH = Adaptation(_attach_scratch, _shapes_by(_everything))
+FULL = Adaptation(_attach_by(_everything))
+BITFIT = Adaptation(_attach_by(_biases))
+SCRATCH = Adaptation(_attach_scratch)

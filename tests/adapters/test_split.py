@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl.adapters.config import GatedLoraConfig, target_pattern
-from fl.adapters.fresh import fresh_adapter
 from fl.adapters.gates.table import GATES
+from fl.adapters.layer import fresh_adapter
 from fl.adapters.split import PRESETS, Split, make_split, role_of, tensor_kind
 from fl.core.errors import ConfigError, SplitError
 from fl.settings.names import SITES, SPLITS

@@ -11,7 +11,7 @@ from peft import get_peft_model
 from torch import nn
 
 from fl.adapters.config import GatedLoraConfig, target_pattern
-from fl.adapters.fresh import fresh_adapter
+from fl.adapters.layer import fresh_adapter
 from fl.adapters.split import make_split
 from fl.adapters.stacked import Slot, StackedAdapters, StackedModel
 from fl.adapters.state import adapter_state

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fl.adapters.config import GatedLoraConfig, target_pattern
-from fl.adapters.fresh import fresh_adapter
+from fl.adapters.layer import fresh_adapter
 from fl.adapters.stacked import Slot, StackedAdapters, StackedModel
 from fl.bases.memory import training_bytes
 from fl.bases.resolve import load_base

@@ -20,8 +20,8 @@ from fl.adapters.config import ATTENTION_TARGETS, SITES, GatedLoraConfig, target
 from fl.adapters.correction import require_fingerprint
 from fl.adapters.files import AdapterInfo
 from fl.adapters.gates.table import GATES
-from fl.adapters.stacked import Slot, tensor_name
-from fl.adapters.state import Shapes, check_tensors
+from fl.adapters.stacked import Slot
+from fl.adapters.state import Shapes, check_tensors, tensor_name
 from fl.bases.whisper.base import WhisperBase
 from fl.bases.whisper.tokenizer import tokenizer_digest
 from fl.core.errors import AdapterError, AdapterMismatchError, ConfigError

@@ -13,7 +13,7 @@ from clients.app import app
 from clients.updates.mask import Sessions, take_step
 from clients.updates.outgoing import check_demands
 from fl.adapters.config import GatedLoraConfig
-from fl.adapters.fresh import fresh_adapter
+from fl.adapters.layer import fresh_adapter
 from fl.algorithms.plan import Phase
 from fl.core.errors import ConfigError
 from fl.privacy.secure_sum.device import SecureSumClient

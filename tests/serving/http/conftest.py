@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from fl.adapters.config import GatedLoraConfig, target_pattern
-from fl.adapters.fresh import fresh_adapter
+from fl.adapters.layer import fresh_adapter
 from fl.bases.resolve import load_base
 from fl.bases.whisper.base import WhisperBase
 from fl.bases.whisper.tokenizer import tokenizer_digest

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fl.adapters.config import GatedLoraConfig, target_pattern
-from fl.adapters.fresh import fresh_adapter
+from fl.adapters.layer import fresh_adapter
 from fl.bases.resolve import load_base
 from fl.bases.whisper.tokenizer import tokenizer_digest
 from fl.packed.blob import PackedInfo, pack
