@@ -31,7 +31,7 @@ from fl.algorithms.table import chosen
 from fl.core.machine import available_cores
 from fl.methods.base import Attached, Recipe
 from fl.methods.files import MethodInfo, save_method
-from fl.methods.low_rank import peft_config
+from fl.methods.lora import peft_config
 from fl.methods.recipes import attach, make_recipe
 from fl.methods.table import METHODS
 from fl.settings.config import RunConfig

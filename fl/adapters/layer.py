@@ -61,12 +61,7 @@ def fresh_adapter(model: nn.Module, config: GatedLoraConfig) -> State:
 class GatedLoraLinear(nn.Module, BaseTunerLayer):
     """A frozen ``nn.Linear`` and any number of named Gated LoRA adapters, of which one (or several, summed) is active."""
 
-    adapter_layer_names: tuple[str, ...] = (
-        "gated_lora_A",
-        "gated_lora_B",
-        "gated_lora_gate_weight",
-        "gated_lora_gate_bias",
-    )
+    adapter_layer_names: tuple[str, ...] = ("gated_lora_A", "gated_lora_B")  # and parameters of the gates that it gets
     other_param_names = ("r", "scaling", "gate")
 
     if TYPE_CHECKING:  # PEFT is untyped, and nn.Module types whatever it does not know as "Tensor | Module"
@@ -92,8 +87,6 @@ class GatedLoraLinear(nn.Module, BaseTunerLayer):
         self.gate: dict[str, Gate] = {}
         self.gated_lora_A = nn.ParameterDict()
         self.gated_lora_B = nn.ParameterDict()
-        self.gated_lora_gate_weight = nn.ParameterDict()
-        self.gated_lora_gate_bias = nn.ParameterDict()
         self.gates_neutral = False
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
@@ -107,7 +100,7 @@ class GatedLoraLinear(nn.Module, BaseTunerLayer):
         self.r[adapter_name], self.scaling[adapter_name], self.gate[adapter_name] = config.r, config.scaling, gate
         for what, tensor in fresh.items():
             name = PREFIX + what
-            if name not in self.adapter_layer_names:  # a parameter that only this gate has
+            if name not in self.adapter_layer_names:
                 self.adapter_layer_names = (*self.adapter_layer_names, name)
                 setattr(self, name, nn.ParameterDict())
             getattr(self, name)[adapter_name] = nn.Parameter(tensor)

@@ -45,12 +45,13 @@ def pair_names(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[str, st
     kinds: dict[str, dict[str, str]] = {}
     for name in sorted(shapes):
         kinds.setdefault(name.rpartition(".")[0], {})[tensor_kind(name)] = name
-    found = {layer: (names["A"], names["B"]) for layer, names in kinds.items() if {"A", "B"} <= names.keys()}
-    return {layer: pair for layer, pair in found.items() if _fit(*(shapes[name] for name in pair))}
-
-
-def _fit(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    return len(a) == len(b) == 2 and b[1] == a[0]
+    found: dict[str, tuple[str, str]] = {}
+    for layer, names in kinds.items():
+        if {"A", "B"} <= names.keys():
+            a, b = shapes[names["A"]], shapes[names["B"]]
+            if len(a) == len(b) == 2 and b[1] == a[0]:
+                found[layer] = names["A"], names["B"]
+    return found
 
 
 def truncated(pair: LowRankPair, rank: int) -> LowRankPair:

@@ -47,6 +47,11 @@ class Attached:
     model: nn.Module
     parameters: dict[str, nn.Parameter]
 
+    @classmethod
+    def of(cls, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Attached:
+        """``model``, which dropout leaves alone, with ``parameters`` in any order."""
+        return cls(model.eval(), dict(sorted(parameters.items())))
+
     def state(self) -> State:
         """A copy of the trained tensors on the CPU."""
         return {name: p.detach().to("cpu", copy=True) for name, p in self.parameters.items()}
@@ -70,8 +75,8 @@ def _no_size(model: nn.Module, recipe: Recipe) -> NoReturn:
 class Adaptation:
     """The code of a method, which needs torch.
 
-    ``attach(model, recipe)`` changes ``model``, whose tensors stay frozen. For a method with a size, ``shapes(model, recipe)`` says,
-    sorted by name, what it would train without touching ``model``, and ``largest(model, recipe)`` the largest size that fits and the
+    ``attach(model, recipe)`` changes ``model``, whose tensors stay frozen. For a method with a size, ``shapes(model, recipe)`` says
+    what it would train without touching ``model``, and ``largest(model, recipe)`` the largest size that fits and the
     name of the module that bounds it. ``fresh(model, recipe)`` gives the fresh tensors without touching the model, where that can be done.
     """
 

@@ -14,7 +14,7 @@ from fl.bases.resolve import load_speech_base
 from fl.core.errors import AdapterError, AdapterMismatchError, AudioError
 from fl.methods.base import Recipe
 from fl.methods.files import MethodInfo, save_method
-from fl.methods.low_rank import peft_config
+from fl.methods.lora import peft_config
 from fl.methods.recipes import attach
 from fl.packed.folder import pack_folder
 from fl.speech.audio import load_audio, save_audio

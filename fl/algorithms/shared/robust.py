@@ -86,7 +86,7 @@ def too_few(name: str, devices: int, hostile: int, factor: int) -> str:
 def squared_distances(updates: Updates) -> np.ndarray:
     """(devices, devices) float64: squared Euclidean distances of the devices' updates, all tensors as one vector."""
     total = np.zeros((len(updates), len(updates)))
-    for matrix in BoundedUpdates.of(updates, keep=False).matrices(np.float64):
+    for matrix in BoundedUpdates(updates, keep=False).matrices(np.float64):
         gram = matrix @ matrix.T
         norms = np.diagonal(gram)
         total += norms[:, None] + norms[None, :] - 2 * gram
@@ -121,7 +121,7 @@ def bulyan_choice(distances: np.ndarray, hostile: int) -> list[int]:
 
 def norm_bounded(updates: Updates, bound: float) -> dict[str, np.ndarray]:
     """The mean of the updates, those longer than ``bound`` scaled down to it; 0 takes the median of the norms."""
-    norms = BoundedUpdates.of(updates, keep=False).norms
+    norms = BoundedUpdates(updates, keep=False).norms
     bound = bound or float(np.median(norms))
     factors = np.minimum(1.0, bound / np.maximum(norms, TINY))
     if not factors.any():  # a median of zero: most have not moved
@@ -137,7 +137,7 @@ def geometric_median(updates: Updates) -> dict[str, np.ndarray]:
     weighs by the norms, so that far updates start small, but nothing counts as closer than half of the devices: a pass that
     starts exactly at a device's update (one that is zero, say) would never leave it.
     """
-    bounded = BoundedUpdates.of(updates, keep=True)
+    bounded = BoundedUpdates(updates, keep=True)
     factors = np.maximum(bounded.factors, TINY)  # rows are shorter by it than what they stand for
     squares = np.square(bounded.norms)
     reach = np.where(bounded.factors > 0, bounded.norms, 0.0)  # how far a device's weight moves the point
