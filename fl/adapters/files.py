@@ -19,7 +19,16 @@ from fl.adapters.state import State, size_of
 from fl.core.errors import AdapterError, AdapterMismatchError, ConfigError, SplitError
 from fl.core.files import write_together
 from fl.core.tensorfile import tensor_bytes
-from fl.packed.folder import CONFIG_NAME, PEFT_TYPE, SCHEMA, WEIGHTS_NAME, read_config, read_weights, require_low_rank
+from fl.packed.folder import (
+    CONFIG_NAME,
+    FACTS,
+    PEFT_TYPE,
+    SCHEMA,
+    WEIGHTS_NAME,
+    read_config,
+    read_weights,
+    require_low_rank,
+)
 
 MAX_ADAPTER_BYTES = 512 * 2**20
 
@@ -75,12 +84,8 @@ def write_folder(folder: Path, tensors: State, info: TrainedInfo, config: Mappin
     metadata = {
         "format": "pt",
         "schema": str(SCHEMA),
-        "base": info.base_name,
-        "base_fingerprint": info.base_fingerprint,
-        "split": info.split,
-        "window": info.window,
-        "language": info.language,
         "tensors": str(len(tensors)),
+        **{key: getattr(info, field) for key, field in FACTS.items()},
     }
     text = json.dumps(config, indent=2, sort_keys=True).encode()
     try:
@@ -93,15 +98,12 @@ def write_folder(folder: Path, tensors: State, info: TrainedInfo, config: Mappin
 
 def read_folder(folder: Path, limit: int) -> tuple[State, TrainedInfo]:
     """The tensors of a folder, of at most ``limit`` bytes, and what it says of them, all of it checked."""
-    tensors, metadata = read_weights(folder, limit, "pt")
+    tensors, facts = read_weights(folder, limit, "pt")
     try:
-        make_split(metadata.get("split", ""), tensors)
+        make_split(facts["split"], tensors)
     except (ConfigError, SplitError) as error:
         raise AdapterError(f"{folder} does not say what of it is private: {error}; get it again") from error
-    facts = {key: metadata[key] for key in ("window", "language") if key in metadata}
-    return tensors, TrainedInfo(
-        metadata.get("base", ""), metadata.get("base_fingerprint", ""), metadata["split"], **facts
-    )
+    return tensors, TrainedInfo(**facts)
 
 
 def describe(tensors: State, info: AdapterInfo) -> dict[str, Any]:

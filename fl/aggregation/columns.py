@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fl.aggregation.blocks import blocks, over_cores, side_by_side
-from fl.aggregation.updates import Updates, rows_of, tensor_names
+from fl.aggregation.updates import Updates, blocks, over_cores, rows_of, side_by_side, tensor_names
 
 FAR = 1e6  # times the median norm of the updates
 BLOCK = 256  # coordinates that are sorted together: with 1,000 devices they stay in the cache

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fl.adapters.pairs import LowRankPair, resized
-from fl.aggregation.blocks import places, side_by_side, weighted_sum
+from fl.aggregation.updates import places, side_by_side, weighted_sum
 
 EXACT_RANK = 512  # above this sum of ranks products are formed in float32 block by block, the gap in SKETCH directions
 SKETCH = 32  # directions; the norm of a layer's gap is then right within about 1 / sqrt(2 * SKETCH) = 13 %

@@ -20,6 +20,14 @@ CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 PEFT_TYPE = "GATED_LORA"
 SCHEMA = 1
+FACTS = {
+    "base": "base_name",
+    "base_fingerprint": "base_fingerprint",
+    "split": "split",
+    "window": "window",
+    "language": "language",
+}  # what the metadata of the weights say, and under which names :class:`PackedInfo` and an adapter's info say it
+_DEFAULTS = {"window": "trimmed", "language": ""}
 MAX_CONFIG_BYTES = 2**20
 MAX_TENSORS = 20_000
 
@@ -32,21 +40,8 @@ def pack_folder(folder: Path, dtype: Dtype = "float16", *, tokenizer: str = "") 
     Raises :class:`AdapterError` for a folder that holds no sound Gated LoRA adapter.
     """
     config = read_config(folder, lambda values: require_low_rank(values, str(folder / CONFIG_NAME)))
-    tensors, metadata = read_weights(folder, MAX_PACKED_BYTES, "np")
-    missing = [key for key in ("base", "base_fingerprint", "split") if key not in metadata]
-    if missing:
-        raise AdapterError(f"the adapter does not say its {', '.join(missing)}: get it again")
-    info = PackedInfo(
-        base_name=metadata["base"],
-        base_fingerprint=metadata["base_fingerprint"],
-        split=metadata["split"],
-        tokenizer=tokenizer,
-        window=metadata.get("window", "trimmed"),
-        language=metadata.get("language", ""),
-        config=config,
-        dtype=dtype,
-    )
-    return pack(tensors, info)
+    tensors, facts = read_weights(folder, MAX_PACKED_BYTES, "np")
+    return pack(tensors, PackedInfo(**facts, tokenizer=tokenizer, config=config, dtype=dtype, tensors=len(tensors)))
 
 
 def require_low_rank(values: object, source: str) -> dict[str, Any]:
@@ -75,7 +70,7 @@ def read_config(folder: Path, parse: Callable[[Any], Parsed]) -> Parsed:
 
 
 def read_weights(folder: Path, limit: int, framework: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """The tensors of a folder, of at most ``limit`` bytes, as :func:`read_tensors` gives them; schema and number are checked."""
+    """The tensors of a folder, of at most ``limit`` bytes, as :func:`read_tensors` gives them, and what it says of them."""
     path = _bounded(folder / WEIGHTS_NAME, limit)
     tensors, metadata = read_tensors(path, framework)
     if metadata.get("schema") != str(SCHEMA):
@@ -84,7 +79,11 @@ def read_weights(folder: Path, limit: int, framework: str) -> tuple[dict[str, An
         )
     if metadata.get("tensors") != str(len(tensors)):
         raise AdapterError(f"{path} holds {len(tensors)} tensors but says {metadata.get('tensors')}: it was altered")
-    return tensors, metadata
+    said = {**_DEFAULTS, **metadata}
+    missing = [key for key in FACTS if key not in said]
+    if missing:
+        raise AdapterError(f"{path} does not say its {', '.join(missing)}: get it again")
+    return tensors, {field: said[key] for key, field in FACTS.items()}
 
 
 def _bounded(path: Path, limit: int) -> Path:

@@ -49,7 +49,8 @@ def damage_weights(folder):
 def add_nan(folder):
     tensors = load_file(folder / "adapter_model.safetensors")
     tensors[next(iter(tensors))].fill_(float("nan"))
-    metadata = {"schema": "1", "split": "all-shared", "tensors": str(len(tensors))}
+    metadata = {"schema": "1", "base": "nano", "base_fingerprint": "whisper:x", "split": "all-shared"}
+    metadata["tensors"] = str(len(tensors))
     save_file(tensors, folder / "adapter_model.safetensors", metadata)
 
 

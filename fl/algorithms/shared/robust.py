@@ -24,10 +24,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from fl.aggregation.blocks import over_cores
 from fl.aggregation.columns import BoundedUpdates, by_coordinate
 from fl.aggregation.mean import average
-from fl.aggregation.updates import Updates, rows_of, tensor_names
+from fl.aggregation.updates import Updates, over_cores, rows_of, tensor_names
 from fl.algorithms.base import About, Aggregator, Algorithm, Capabilities, Role, Round
 from fl.algorithms.hostile import hostile_count
 from fl.core.errors import AggregationError, ConfigError
