@@ -23,13 +23,13 @@ import numpy as np
 import torch
 
 from benchmarks._report import machine
-from fl.adapters import target_pattern
+from fl.adapters.config import target_pattern
 from fl.bases.base import SpeechBase
 from fl.bases.resolve import load_speech_base
 from fl.core.machine import available_cores
 from fl.core.rng import derive_generator
-from fl.methods import attach
 from fl.methods.base import Recipe
+from fl.methods.recipes import attach
 from fl.speech.audio import SAMPLE_RATE
 from sim.section import write_section
 

@@ -28,10 +28,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks._report import BenchmarkRow, machine, matrix_rate, spread, time_side_by_side, write_row
 from clients.training.cohort import Member, train_cohort
 from clients.training.single import train_locally
-from fl.adapters import GatedLoraConfig, adapter_state, load_state, make_split, target_pattern
-from fl.adapters.fresh import fresh_adapter
+from fl.adapters.config import GatedLoraConfig, target_pattern
+from fl.adapters.layer import fresh_adapter
+from fl.adapters.split import make_split
 from fl.adapters.stacked import Slot, StackedModel
-from fl.adapters.state import adapter_parameters
+from fl.adapters.state import adapter_parameters, adapter_state, load_state
 from fl.algorithms.plan import LocalPlan
 from fl.bases.resolve import load_base
 from fl.bases.whisper.base import WhisperBase

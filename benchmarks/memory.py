@@ -110,7 +110,7 @@ def prepare(arguments: argparse.Namespace, stages: Stages) -> Callable[[], None]
     import numpy as np
     from peft import get_peft_model
 
-    from fl.adapters import GatedLoraConfig
+    from fl.adapters.config import GatedLoraConfig
     from fl.bases.resolve import load_base
     from fl.core.machine import return_free_memory
     from fl.core.rng import derive_generator

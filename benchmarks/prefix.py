@@ -22,7 +22,7 @@ import torch
 from peft import get_peft_model
 
 from benchmarks._report import BenchmarkRow, machine, time_side_by_side, write_row
-from fl.adapters import GatedLoraConfig, target_pattern
+from fl.adapters.config import GatedLoraConfig, target_pattern
 from fl.bases.resolve import load_base
 from fl.bases.whisper.base import WhisperBase
 from fl.core.rng import derive_generator, derive_seed

@@ -32,8 +32,9 @@ from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput
 
 from benchmarks._report import BenchmarkRow, machine, matrix_rate, spread, time_side_by_side, write_row
-from fl.adapters import AdapterInfo, GatedLoraConfig, target_pattern
-from fl.adapters.fresh import fresh_adapter
+from fl.adapters.config import GatedLoraConfig, target_pattern
+from fl.adapters.files import AdapterInfo
+from fl.adapters.layer import fresh_adapter
 from fl.adapters.stacked import Slot
 from fl.bases.resolve import load_base
 from fl.bases.whisper import decoding, forward

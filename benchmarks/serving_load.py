@@ -28,8 +28,9 @@ from clients.device.audio import Upload, encode_file
 from clients.device.client import DeviceClient
 from clients.device.http import ServerAddress
 from clients.device.settings import DeviceSettings
-from fl.adapters import AdapterInfo, GatedLoraConfig, save_adapter, target_pattern
-from fl.adapters.fresh import fresh_adapter
+from fl.adapters.config import GatedLoraConfig, target_pattern
+from fl.adapters.files import AdapterInfo, save_adapter
+from fl.adapters.layer import fresh_adapter
 from fl.bases.resolve import load_base
 from fl.core.rng import derive_generator
 from fl.packed.folder import pack_folder

@@ -33,9 +33,8 @@ from transformers import WhisperFeatureExtractor
 
 from clients.training.evaluate import evaluate
 from clients.training.single import draw_batches, step_kinds
-from fl.adapters import GatedLoraConfig
-from fl.adapters.config import target_pattern
-from fl.adapters.fresh import fresh_adapter
+from fl.adapters.config import GatedLoraConfig, target_pattern
+from fl.adapters.layer import fresh_adapter
 from fl.algorithms.arms import trained_arm
 from fl.bases.resolve import load_base
 from fl.bases.whisper.base import WhisperBase

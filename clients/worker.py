@@ -17,18 +17,21 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from clients.store import DeviceStore
-from fl.adapters import AdapterInfo, make_split, save_adapter
 from fl.adapters.correction import corrected_fingerprint
+from fl.adapters.files import AdapterInfo, save_adapter
 from fl.adapters.ranks import device_rank, reduced
-from fl.adapters.split import Split
+from fl.adapters.split import Split, make_split
 from fl.adapters.stacked import StackedModel
 from fl.adapters.state import State, adapter_parameters, adapter_state
 from fl.algorithms.arms import EVERYONE, Arm, adapter_name
 from fl.algorithms.hostile import attacked
 from fl.algorithms.table import chosen
 from fl.core.machine import available_cores
-from fl.methods import METHODS, Attached, MethodInfo, Recipe, attach, make_recipe, save_method
-from fl.methods.low_rank import peft_config
+from fl.methods.base import Attached, Recipe
+from fl.methods.files import MethodInfo, save_method
+from fl.methods.lora import peft_config
+from fl.methods.recipes import attach, make_recipe
+from fl.methods.table import METHODS
 from fl.settings.config import RunConfig
 from fl.tasks.table import load_task
 from fl.tasks.task import Example, Task

@@ -9,15 +9,15 @@ from typing import Any
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
-from fl.adapters import make_split
 from fl.adapters.blend import require_room
 from fl.adapters.correction import FOLDER, correction_digest, save_correction
+from fl.adapters.split import make_split
 from fl.adapters.state import State, size_of
 from fl.algorithms.arms import EVERYONE, HELD_OUT, PERSONALIZED, REPORTED, Arm, evaluated_as, trained_arm, untrained_arm
 from fl.algorithms.base import Algorithm
 from fl.core.errors import ConfigError
 from fl.core.machine import machine
-from fl.methods import fresh_state
+from fl.methods.recipes import fresh_state
 from fl.privacy.plan import PrivacyPlan, make_plan
 from fl.protocol.reply import bounded_mean
 from fl.protocol.wire import Job, to_arrays

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from fl.adapters.gates import GATES
+from fl.adapters.gates.table import GATES
 from fl.algorithms.table import ALGORITHMS
-from fl.methods import METHODS
+from fl.methods.table import METHODS
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("fl", "clients", "strategies", "sim")

@@ -85,7 +85,7 @@ def test_each_package_says_what_it_knows() -> None:
 
 def test_a_name_that_is_not_there_is_found() -> None:
     assert exists("fl.adapters.correction")
-    assert exists("fl.methods.load_method")
+    assert exists("fl.methods.files.load_method")
     assert exists("strategies.arm.ArmStrategy.corrections")
     assert not exists("strategies.base.SharedFedAvg")
     assert not exists("fl.adapters.correction.nothing")

@@ -27,8 +27,8 @@ from torch import nn
 from transformers import HubertConfig, HubertForCTC
 from typer.main import get_command
 
-from fl.adapters import GatedLoraConfig, target_pattern
-from fl.adapters.gates import GATES
+from fl.adapters.config import GatedLoraConfig, target_pattern
+from fl.adapters.gates.table import GATES
 from fl.adapters.state import adapter_parameters
 from fl.aggregation.updates import DeviceUpdate
 from fl.algorithms.base import Round
@@ -47,7 +47,10 @@ from fl.data.importers.table import IMPORTERS
 from fl.data.manifest import read_manifest
 from fl.data.synthetic import load_pair
 from fl.data.synthetic.grammar import LEVELS, generate
-from fl.methods import METHODS, Recipe, attach
+from fl.methods.base import Recipe
+from fl.methods.recipes import attach
+from fl.methods.table import METHODS
+from fl.methods.targets import targeted
 from fl.metrics import METRICS, Counts, score_utterance
 from fl.protocol.guard import error_counts
 from fl.settings.config import RunConfig, make_config
@@ -393,7 +396,9 @@ def test_the_method_changes_nothing_when_fresh_and_trains_its_shapes() -> None:
     mel = np.random.default_rng(0).normal(0.0, 0.5, (base.mels, 50)).astype(np.float16)
     batch = base.collate([mel], ["meeting"], language="ko")
     frozen, adapted = base.loss(base.model, batch), attach(base.new_model(), recipe)
-    assert adapted.shapes() == METHODS["ia3"].shapes(base.model, recipe)
+    assert adapted.shapes() == {
+        f"{name}.ia3_scale": (m.out_features,) for name, m in targeted(base.model, recipe.targets)
+    }
     loss = base.loss(adapted.model, batch)
     assert torch.equal(loss, frozen)
     loss.backward()  # type: ignore[no-untyped-call]

@@ -14,7 +14,7 @@ from fl.tasks.table import TASKS
 
 
 def test_a_name_that_is_taken_is_refused(other_package: Callable[..., None]) -> None:
-    other_package(CODECS, "from fl.codecs.floats import fp16", int8="fp16")
+    other_package(CODECS, "from fl.codecs.entries import fp16", int8="fp16")
     with pytest.raises(ConfigError, match="'other_codecs' registers a codec 'int8', and there is one: uninstall it"):
         make_codec("int8")
 

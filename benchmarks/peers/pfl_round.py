@@ -41,9 +41,10 @@ from benchmarks._report import BenchmarkRow, machine, spread, write_row
 from benchmarks.peers.pfl_workers import run_processes
 from clients.training.cohort import Member, train_cohort
 from clients.training.single import draw_batches, step_kinds, train_locally
-from fl.adapters import GatedLoraConfig, load_state, make_split
+from fl.adapters.config import GatedLoraConfig
+from fl.adapters.split import make_split
 from fl.adapters.stacked import Slot, StackedModel
-from fl.adapters.state import adapter_parameters, adapter_state
+from fl.adapters.state import adapter_parameters, adapter_state, load_state
 from fl.algorithms.plan import LocalPlan
 from fl.core.machine import available_cores
 from fl.core.rng import derive_generator, derive_seed

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from clients.training.single import AdapterOptimizer, LocalResult, draw_batches, no_examples, require_finite
 from clients.worker import Worker
-from fl.adapters import GatedLoraConfig, load_state
 from fl.adapters.blend import MIXING, own
-from fl.adapters.gates import GATES
-from fl.adapters.state import State
+from fl.adapters.config import GatedLoraConfig
+from fl.adapters.gates.table import GATES
+from fl.adapters.state import State, load_state
 from fl.algorithms.arms import Arm, adapter_name
 from fl.algorithms.personal.own_adapter import OwnAdapter
 from fl.algorithms.plan import LocalPlan

@@ -17,13 +17,14 @@ B are halved. x is one input vector of a map, a frame or a token, so the weights
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from fl.adapters.config import PREFIX
 from fl.adapters.layer import initial_a
+from fl.adapters.pairs import pair_names
 from fl.adapters.split import OWN
 from fl.adapters.state import State
 from fl.core.errors import ConfigError
@@ -36,12 +37,10 @@ def own(name: str) -> str:
     return OWN + name
 
 
-def _pairs(shared: Mapping[str, Tensor]) -> Iterator[tuple[str, str, str]]:
+def _pairs(shared: Mapping[str, Tensor]) -> list[tuple[str, str, str]]:
     """``(map, name of A, name of B)`` for each adapted map."""
-    for name in sorted(shared):
-        if name.endswith(f".{PREFIX}A"):
-            path = name.removesuffix(f".{PREFIX}A")
-            yield path, name, f"{path}.{PREFIX}B"
+    found = pair_names({name: tuple(tensor.shape) for name, tensor in shared.items()})
+    return [(path, a, b) for path, (a, b) in found.items()]
 
 
 def copied(shared: State) -> State:

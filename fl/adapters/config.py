@@ -14,8 +14,10 @@ from math import inf
 
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
+from peft.tuners.tuners_utils import check_target_module_exists
+from torch import nn
 
-from fl.adapters.gates import GATES, SELF
+from fl.adapters.gates.table import GATES, SELF
 from fl.core.errors import ConfigError
 from fl.settings.names import MAX_RANK
 from fl.settings.names import SITES as SITE_NAMES
@@ -71,7 +73,7 @@ class GatedLoraConfig(PeftConfig):
 
     r: int = field(default=8, metadata={"help": "Rank of the low-rank pair A (r x d_in), B (d_out x r)."})
     lora_alpha: float = field(default=16.0, metadata={"help": "The update is scaled by lora_alpha / r."})
-    gate: str = field(default=SELF.name, metadata={"help": "A name in fl.adapters.gates.GATES."})
+    gate: str = field(default=SELF.name, metadata={"help": "A name in fl.adapters.gates.table.GATES."})
     target_modules: list[str] | str | None = field(default=None, metadata={"help": "Names or a pattern."})
     exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Names or a pattern to leave out."})
     layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "Only these layer indices."})
@@ -88,17 +90,21 @@ class GatedLoraConfig(PeftConfig):
             raise ConfigError(f"alpha {self.lora_alpha!r} is not allowed: give a positive number")
         GATES.find(self.gate)
 
-    @classmethod
-    def from_values(cls, values: object) -> GatedLoraConfig:
-        """The configuration that ``adapter_config.json`` holds; keys of other versions of PEFT are left out.
+    def targeted(self, model: nn.Module) -> list[tuple[str, nn.Linear]]:
+        """The linear maps that are adapted, by name. Raises :class:`ConfigError` if there is none.
 
-        Raises :class:`ConfigError`, TypeError or ValueError for anything else.
+        A map that carries an adapter of PEFT already, which wraps it, is found by the name that it had without.
         """
-        kind = values.get("peft_type", values.get("method")) if isinstance(values, dict) else type(values).__name__
-        if not isinstance(values, dict) or kind != GatedLoraType.GATED_LORA.value:
-            raise ConfigError(f"it describes {kind!r}, not a GATED_LORA adapter: load it with PEFT itself")
-        known = cls.__dataclass_fields__.keys() - {"peft_type"}
-        return cls(**{key: value for key, value in values.items() if key in known})
+        maps = [
+            (name.removesuffix(".base_layer"), module)
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear)
+        ]
+        if self.target_modules is not None:
+            maps = [(name, module) for name, module in maps if name and check_target_module_exists(self, name)]
+        if not maps or self.target_modules is None:
+            raise ConfigError(f"target_modules {self.target_modules!r} matches no linear map of this base: check sites")
+        return maps
 
     @property
     def scaling(self) -> float:

@@ -25,11 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fl.adapters.files import read_tensors
-from fl.adapters.stacked import PEFT_PREFIX
+from fl.adapters.state import PEFT_PREFIX
 from fl.core.errors import AdapterError, AdapterMismatchError
 from fl.core.files import write_atomically
 from fl.core.tensorfile import tensor_bytes
+from fl.packed.folder import read_tensors
 
 Corrections = Mapping[str, Tensor]
 KIND, SCHEMA = "idiolect_correction", "1"
@@ -73,7 +73,7 @@ def load_correction(path: Path, fingerprint: str) -> dict[str, Tensor]:
         )
     if path.stat().st_size > MAX_CORRECTION_BYTES:
         raise AdapterError(f"{path} has {path.stat().st_size:,} bytes, more than the {MAX_CORRECTION_BYTES:,} allowed")
-    tensors, metadata = read_tensors(path)
+    tensors, metadata = read_tensors(path, "pt")
     if metadata.get(KIND) != SCHEMA:
         raise AdapterError(
             f"{path} is not a correction of schema {SCHEMA}: give a file of the folder {FOLDER!r} of a run"

@@ -8,30 +8,29 @@ Nothing is ever unpickled, and sizes are bounded before anything is read.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
-
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from typing import Any
 
 from fl.adapters.config import GatedLoraConfig
 from fl.adapters.split import make_split
 from fl.adapters.state import State, size_of
-from fl.core.errors import AdapterError, AdapterMismatchError, ConfigError, IdiolectError, SplitError
+from fl.core.errors import AdapterError, AdapterMismatchError, ConfigError, SplitError
 from fl.core.files import write_together
 from fl.core.tensorfile import tensor_bytes
-from fl.packed.folder import require_low_rank
+from fl.packed.folder import (
+    CONFIG_NAME,
+    FACTS,
+    PEFT_TYPE,
+    SCHEMA,
+    WEIGHTS_NAME,
+    read_config,
+    read_weights,
+    require_low_rank,
+)
 
-SCHEMA = 1
-CONFIG_NAME = "adapter_config.json"
-WEIGHTS_NAME = "adapter_model.safetensors"
 MAX_ADAPTER_BYTES = 512 * 2**20
-MAX_CONFIG_BYTES = 2**20
-MAX_TENSORS = 20_000
-
-Parsed = TypeVar("Parsed")
 
 
 @dataclass(frozen=True)
@@ -63,16 +62,17 @@ class AdapterInfo(TrainedInfo):
 def save_adapter(folder: Path, tensors: State, info: AdapterInfo) -> None:
     """Write an adapter folder. A failed write, on a full disk for example, leaves the old adapter intact."""
     config = {key: value for key, value in info.config.to_dict().items() if not isinstance(value, set)}
-    ours = {"peft_type": "GATED_LORA", "base_model_name_or_path": info.base_name, "inference_mode": True}
+    ours = {"peft_type": PEFT_TYPE, "base_model_name_or_path": info.base_name, "inference_mode": True}
     write_folder(folder, tensors, info, {**config, **ours})
 
 
 def load_adapter(folder: Path) -> tuple[State, AdapterInfo]:
     """Read an adapter folder back. Raises :class:`AdapterError` with the reason for anything but a sound one."""
 
-    def parse(values: Any) -> GatedLoraConfig:
-        require_low_rank(values, str(folder / CONFIG_NAME))
-        return GatedLoraConfig.from_values(values)
+    def parse(values: Any) -> GatedLoraConfig:  # keys of other versions of PEFT are left out
+        known = GatedLoraConfig.__dataclass_fields__.keys() - {"peft_type"}
+        found = require_low_rank(values, str(folder / CONFIG_NAME))
+        return GatedLoraConfig(**{key: value for key, value in found.items() if key in known})
 
     config = read_config(folder, parse)
     tensors, trained = read_folder(folder, MAX_ADAPTER_BYTES)
@@ -84,12 +84,8 @@ def write_folder(folder: Path, tensors: State, info: TrainedInfo, config: Mappin
     metadata = {
         "format": "pt",
         "schema": str(SCHEMA),
-        "base": info.base_name,
-        "base_fingerprint": info.base_fingerprint,
-        "split": info.split,
-        "window": info.window,
-        "language": info.language,
         "tensors": str(len(tensors)),
+        **{key: getattr(info, field) for key, field in FACTS.items()},
     }
     text = json.dumps(config, indent=2, sort_keys=True).encode()
     try:
@@ -100,66 +96,14 @@ def write_folder(folder: Path, tensors: State, info: TrainedInfo, config: Mappin
         ) from error
 
 
-def read_config(folder: Path, parse: Callable[[Any], Parsed]) -> Parsed:
-    """What ``parse`` makes of the JSON in the configuration of ``folder``; :class:`AdapterError` if it is none."""
-    path = _bounded(folder / CONFIG_NAME, MAX_CONFIG_BYTES)
-    try:
-        return parse(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError, ConfigError) as error:
-        raise AdapterError(f"{path} is not such a configuration: {error}") from error
-
-
 def read_folder(folder: Path, limit: int) -> tuple[State, TrainedInfo]:
     """The tensors of a folder, of at most ``limit`` bytes, and what it says of them, all of it checked."""
-    weights = _bounded(folder / WEIGHTS_NAME, limit)
-    tensors, metadata = read_tensors(weights)
-    if metadata.get("schema") != str(SCHEMA):
-        raise AdapterError(
-            f"{weights} has schema {metadata.get('schema')!r}, this version reads {SCHEMA}: save it again with a matching version"
-        )
-    if metadata.get("tensors") != str(len(tensors)):
-        raise AdapterError(
-            f"{weights} holds {len(tensors)} tensors but says {metadata.get('tensors')}: the file was altered"
-        )
-    require_split(metadata.get("split", ""), tensors, str(weights))
-    facts = {key: metadata[key] for key in ("window", "language") if key in metadata}
-    return tensors, TrainedInfo(
-        metadata.get("base", ""), metadata.get("base_fingerprint", ""), metadata["split"], **facts
-    )
-
-
-def require_split(split: str, tensors: State, where: str) -> None:
-    """Raise :class:`AdapterError` unless ``split`` says of each tensor whether it is private."""
+    tensors, facts = read_weights(folder, limit, "pt")
     try:
-        make_split(split, tensors)
+        make_split(facts["split"], tensors)
     except (ConfigError, SplitError) as error:
-        raise AdapterError(f"{where} does not say what of it is private: {error}; get it again") from error
-
-
-def _bounded(path: Path, limit: int) -> Path:
-    if not path.is_file():
-        raise AdapterError(
-            f"no adapter at {path.parent}: {path.name} is missing; give the folder that 'idiolect run' wrote for a device"
-        )
-    if path.stat().st_size > limit:
-        raise AdapterError(
-            f"{path} has {path.stat().st_size:,} bytes, more than the {limit:,} that an adapter may have"
-        )
-    return path
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file, whose size the caller has bounded; :class:`AdapterError` if it is none."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            if len(names) > MAX_TENSORS:
-                raise AdapterError(f"{path} holds {len(names):,} tensors, more than the {MAX_TENSORS:,} allowed")
-            return {name: file.get_tensor(name) for name in sorted(names)}, dict(file.metadata() or {})
-    except IdiolectError:
-        raise
-    except (SafetensorError, OSError, ValueError) as error:
-        raise AdapterError(f"{path} is not a readable safetensors file: {error}; get it again") from error
+        raise AdapterError(f"{folder} does not say what of it is private: {error}; get it again") from error
+    return tensors, TrainedInfo(**facts)
 
 
 def describe(tensors: State, info: AdapterInfo) -> dict[str, Any]:

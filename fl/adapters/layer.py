@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fl.adapters.config import PREFIX, GatedLoraConfig
-from fl.adapters.gates import GATES, NONE, OUTPUT, AdapterPath, Gate
+from fl.adapters.gates.base import OUTPUT, AdapterPath, Gate
+from fl.adapters.gates.table import GATES, NONE
+from fl.adapters.state import State, tensor_name
 from fl.core.errors import AdapterError, ConfigError
 from fl.core.rng import derive_seed
 
@@ -43,15 +45,23 @@ def fresh_tensors(gate: Gate, linear: nn.Linear, r: int, seed: int | None, modul
     return {"A": initial_a(r, d_in, seed, module_name), **zeros}
 
 
+def fresh_adapter(model: nn.Module, config: GatedLoraConfig) -> State:
+    """The tensors that injecting ``config`` into ``model`` would create, by the names of ``peft.get_peft_model_state_dict``.
+
+    A is decided by ``config.init_seed`` and the module's name, so every node and the aggregator start from the same values.
+    Raises :class:`ConfigError` if nothing is targeted or the rank is too large for a target.
+    """
+    state: State = {}
+    for name, linear in config.targeted(model):
+        tensors = fresh_tensors(GATES[config.gate], linear, config.r, config.init_seed, name)
+        state.update({tensor_name(name, what): tensor for what, tensor in tensors.items()})
+    return dict(sorted(state.items()))
+
+
 class GatedLoraLinear(nn.Module, BaseTunerLayer):
     """A frozen ``nn.Linear`` and any number of named Gated LoRA adapters, of which one (or several, summed) is active."""
 
-    adapter_layer_names: tuple[str, ...] = (
-        "gated_lora_A",
-        "gated_lora_B",
-        "gated_lora_gate_weight",
-        "gated_lora_gate_bias",
-    )
+    adapter_layer_names: tuple[str, ...] = ("gated_lora_A", "gated_lora_B")  # and parameters of the gates that it gets
     other_param_names = ("r", "scaling", "gate")
 
     if TYPE_CHECKING:  # PEFT is untyped, and nn.Module types whatever it does not know as "Tensor | Module"
@@ -77,8 +87,6 @@ class GatedLoraLinear(nn.Module, BaseTunerLayer):
         self.gate: dict[str, Gate] = {}
         self.gated_lora_A = nn.ParameterDict()
         self.gated_lora_B = nn.ParameterDict()
-        self.gated_lora_gate_weight = nn.ParameterDict()
-        self.gated_lora_gate_bias = nn.ParameterDict()
         self.gates_neutral = False
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
@@ -92,7 +100,7 @@ class GatedLoraLinear(nn.Module, BaseTunerLayer):
         self.r[adapter_name], self.scaling[adapter_name], self.gate[adapter_name] = config.r, config.scaling, gate
         for what, tensor in fresh.items():
             name = PREFIX + what
-            if name not in self.adapter_layer_names:  # a parameter that only this gate has
+            if name not in self.adapter_layer_names:
                 self.adapter_layer_names = (*self.adapter_layer_names, name)
                 setattr(self, name, nn.ParameterDict())
             getattr(self, name)[adapter_name] = nn.Parameter(tensor)

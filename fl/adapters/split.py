@@ -1,7 +1,7 @@
 """Which tensors of an adapter are shared, private, or fixed by the seed: a rule over names.
 
-A split is *disjoint and complete*: each tensor has exactly one role, checked when the split is built, so that nothing
-private can leave by being forgotten.
+A split is *disjoint and complete*: a rule gives each tensor exactly one role or raises, so that nothing private can leave by
+being forgotten.
 """
 
 from __future__ import annotations
@@ -43,16 +43,6 @@ class Split:
                 f"split {self.preset!r} gives two roles to {', '.join(twice)}: each tensor needs exactly one"
             )
 
-    def require_complete(self, names: Iterable[str]) -> None:
-        """Raise :class:`SplitError` unless the split covers exactly ``names``."""
-        wanted, covered = set(names), {*self.shared, *self.private, *self.fixed}
-        if wanted != covered:
-            missing, extra = sorted(wanted - covered), sorted(covered - wanted)
-            raise SplitError(
-                f"split {self.preset!r} does not fit the adapter: without a role {missing[:3]}, not in the adapter {extra[:3]} "
-                f"({len(missing)} and {len(extra)} in all); build it from this adapter's tensor names"
-            )
-
     @property
     def trained(self) -> tuple[str, ...]:
         """Names that a device trains."""
@@ -92,9 +82,7 @@ def make_split(preset: str, names: Iterable[str]) -> Split:
         roles[rule(name)].append(name)
     if preset.startswith(LAYERS_PREFIX) and not roles["private"]:
         raise SplitError(f"split {preset!r} matches no tensor: names look like {names[0] if names else '(none)'!r}")
-    split = Split(preset, tuple(roles["shared"]), tuple(roles["private"]), tuple(roles["fixed"]))
-    split.require_complete(names)
-    return split
+    return Split(preset, *(tuple(found) for found in roles.values()))
 
 
 def role_of(preset: str, name: str) -> str:

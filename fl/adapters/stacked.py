@@ -26,14 +26,14 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fl.adapters.config import PREFIX, GatedLoraConfig
-from fl.adapters.gates import GATES, OUTPUT, RANK, AdapterPath, Gate
+from fl.adapters.config import GatedLoraConfig
+from fl.adapters.gates.base import OUTPUT, RANK, AdapterPath, Gate
+from fl.adapters.gates.table import GATES
 from fl.adapters.split import tensor_kind
-from fl.adapters.state import State
+from fl.adapters.state import State, module_of, part_of, tensor_name
 from fl.core.errors import AdapterError, AdapterMismatchError
 
 BASE = -1  # slot of a row without an adapter
-PEFT_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -48,21 +48,6 @@ class Slot:
     def of(cls, config: GatedLoraConfig) -> Slot:
         """The slot of an adapter with this configuration."""
         return cls(config.r, config.scaling, config.gate)
-
-
-def tensor_name(module: str, what: str) -> str:
-    """``what`` (A, B, gate_weight or gate_bias) of a module, by the name that PEFT gives it."""
-    return f"{PEFT_PREFIX}{module}.{PREFIX}{what}"
-
-
-def module_of(name: str) -> str:
-    """The module to which an adapter's tensor belongs: the inverse of :func:`tensor_name`."""
-    return name.removeprefix(PEFT_PREFIX).rsplit(f".{PREFIX}", 1)[0]
-
-
-def part_of(name: str) -> str:
-    """What a tensor is of its module: A, B or a gate's parameter."""
-    return name.rsplit(f".{PREFIX}", 1)[-1]
 
 
 def cut(name: str, slot: Slot) -> tuple[slice, ...]:
@@ -101,15 +86,14 @@ class StackedAdapters:
             raise AdapterMismatchError(
                 "shared tensors have one rank: stack adapters of different ranks without sharing"
             )
-        kinds = {s.gate for s in slots if GATES[s.gate].parameters}
-        chosen = {kind: [i for i, slot in enumerate(slots) if slot.gate == kind] for kind in sorted(kinds)}
-        everyone = list(range(len(slots)))
+        kinds = sorted({slot.gate for slot in slots if GATES[slot.gate].parameters})
+        chosen = {kind: [i for i, slot in enumerate(slots) if slot.gate == kind] for kind in kinds}
         names = sorted({name for state in states for name in state} | set(shared))
         factors: dict[str, Tensor] = {}
         gates: dict[str, dict[str, Tensor]] = {kind: {} for kind in chosen}
         for name in names:
             if tensor_kind(name) != "gate":
-                factors[name] = _stacked(name, slots, states, shared, everyone, rank)
+                factors[name] = _stacked(name, slots, states, shared, range(len(slots)), rank)
                 continue
             for kind, members in chosen.items():
                 if name in shared or any(name in states[i] for i in members):
@@ -128,14 +112,11 @@ class StackedAdapters:
     def state(self, index: int) -> State:
         """A copy of one slot's tensors on the CPU, without padding, sorted by name."""
         slot = self.slots[index]
-        own = dict(self.factors)
-        position = {**dict.fromkeys(self.factors, index)}
-        if slot.gate in self.gates:
-            own.update(self.gates[slot.gate])
-            position.update(dict.fromkeys(self.gates[slot.gate], self.of_kind(slot.gate).index(index)))
+        gates = self.gates.get(slot.gate, {})
         state = {}
-        for name, tensor in sorted(own.items()):
-            row = tensor.detach()[0 if tensor.shape[0] == 1 else position[name]]
+        for name, tensor in sorted({**self.factors, **gates}.items()):
+            place = self.of_kind(slot.gate).index(index) if name in gates else index
+            row = tensor.detach()[0 if tensor.shape[0] == 1 else place]
             state[name] = row[cut(name, slot)].to("cpu", copy=True, memory_format=torch.contiguous_format)
         return state
 
@@ -184,6 +165,24 @@ class _Rows:
     device: torch.device
     _by_size: dict[int, _Expanded] = field(default_factory=dict)
 
+    def adapted(self, module: str, x: Tensor, frozen: Tensor) -> Tensor:
+        """See :class:`RowAdapters`."""
+        prefix = tensor_name(module, "")
+        a = self.stack.factors.get(prefix + "A")
+        if a is None:
+            return frozen
+        expanded, b = self.expand(x.shape[0]), self.stack.factors[prefix + "B"]
+        wide, out = x.reshape(x.shape[0], -1, x.shape[-1]), frozen.reshape(x.shape[0], -1, frozen.shape[-1])
+        path = _SlotPath(self.stack, expanded, prefix, wide.to(a.dtype), out.to(a.dtype), a)
+        v = path.coordinates() * expanded.scaling.to(a.dtype)
+        plain = expanded.base is None and not path.touches(OUTPUT)
+        if plain and b.shape[0] > 1 and out.dtype == v.dtype == b.dtype:
+            return torch.baddbmm(out, v, _rows_of(b, expanded.slots).transpose(1, 2)).reshape(frozen.shape)
+        update = path.gated(OUTPUT, _per_row(v, b, expanded.slots))
+        if expanded.base is not None:
+            update = torch.where(expanded.base, torch.zeros_like(update), update)
+        return frozen + update.reshape(frozen.shape).to(frozen.dtype)
+
     def expand(self, size: int) -> _Expanded:
         """The index for a batch of ``size`` rows: each entry for as many consecutive rows as fit (the beams of an utterance).
 
@@ -223,7 +222,7 @@ class _Rows:
 
 
 class RowAdapters(Protocol):
-    """Another way to say what each row's own adapter adds (:mod:`fl.adapters.table`)."""
+    """What each row's own adapter adds: slots of a stack by an index, or rows of a :mod:`fl.adapters.table`."""
 
     host: StackedModel
 
@@ -232,7 +231,7 @@ class RowAdapters(Protocol):
         ...
 
 
-_active: ContextVar[_Rows | RowAdapters | None] = ContextVar("idiolect_stacked_rows", default=None)
+_active: ContextVar[RowAdapters | None] = ContextVar("idiolect_stacked_rows", default=None)
 
 
 class StackedLinear(nn.Module):
@@ -242,7 +241,6 @@ class StackedLinear(nn.Module):
         super().__init__()
         self.base_layer = base_layer
         self.module = module
-        self._prefix = tensor_name(module, "")
         self.__dict__["host"] = host  # not a submodule of its own submodule
 
     @property
@@ -261,24 +259,7 @@ class StackedLinear(nn.Module):
         rows = _active.get()
         if rows is None or rows.host is not self.__dict__["host"]:
             return frozen
-        return self._adapted(rows, x, frozen) if isinstance(rows, _Rows) else rows.adapted(self.module, x, frozen)
-
-    def _adapted(self, rows: _Rows, x: Tensor, frozen: Tensor) -> Tensor:
-        """``frozen`` plus the update of each row's slot."""
-        a = rows.stack.factors.get(self._prefix + "A")
-        if a is None:
-            return frozen
-        expanded, b = rows.expand(x.shape[0]), rows.stack.factors[self._prefix + "B"]
-        wide, out = x.reshape(x.shape[0], -1, x.shape[-1]), frozen.reshape(x.shape[0], -1, frozen.shape[-1])
-        path = _SlotPath(rows.stack, expanded, self._prefix, wide.to(a.dtype), out.to(a.dtype), a)
-        v = path.coordinates() * expanded.scaling.to(a.dtype)
-        plain = expanded.base is None and not path.touches(OUTPUT)
-        if plain and b.shape[0] > 1 and out.dtype == v.dtype == b.dtype:
-            return torch.baddbmm(out, v, _rows_of(b, expanded.slots).transpose(1, 2)).reshape(frozen.shape)
-        update = path.gated(OUTPUT, _per_row(v, b, expanded.slots))
-        if expanded.base is not None:
-            update = torch.where(expanded.base, torch.zeros_like(update), update)
-        return frozen + update.reshape(frozen.shape).to(frozen.dtype)
+        return rows.adapted(self.module, x, frozen)
 
 
 class _SlotPath(AdapterPath):
@@ -385,7 +366,7 @@ class StackedModel:
             yield model
 
     @contextmanager
-    def through(self, rows: _Rows | RowAdapters) -> Iterator[nn.Module]:
+    def through(self, rows: RowAdapters) -> Iterator[nn.Module]:
         """Within the block the targeted linear maps add what ``rows`` says."""
         token = _active.set(rows)
         try:

@@ -11,8 +11,24 @@ from torch import Tensor, nn
 from fl.adapters.config import PREFIX
 from fl.core.errors import AdapterError, AdapterMismatchError
 
+PEFT_PREFIX = "base_model.model."
 State = dict[str, Tensor]
 Shapes = dict[str, tuple[int, ...]]
+
+
+def tensor_name(module: str, what: str) -> str:
+    """``what`` (A, B, gate_weight or gate_bias) of a module, by the name that PEFT gives it."""
+    return f"{PEFT_PREFIX}{module}.{PREFIX}{what}"
+
+
+def module_of(name: str) -> str:
+    """The module to which an adapter's tensor belongs: the inverse of :func:`tensor_name`."""
+    return name.removeprefix(PEFT_PREFIX).rsplit(f".{PREFIX}", 1)[0]
+
+
+def part_of(name: str) -> str:
+    """What a tensor is of its module: A, B or a gate's parameter."""
+    return name.rsplit(f".{PREFIX}", 1)[-1]
 
 
 def adapter_parameters(model: nn.Module, adapter: str = "default") -> dict[str, nn.Parameter]:
@@ -31,11 +47,6 @@ def adapter_parameters(model: nn.Module, adapter: str = "default") -> dict[str, 
 def adapter_state(model: nn.Module, adapter: str = "default") -> State:
     """A copy of the adapter's tensors on the CPU, by name, sorted."""
     return {name: p.detach().to("cpu", copy=True) for name, p in adapter_parameters(model, adapter).items()}
-
-
-def adapter_shapes(model: nn.Module, adapter: str = "default") -> Shapes:
-    """Shape of each tensor of ``adapter``, by name, sorted."""
-    return {name: tuple(p.shape) for name, p in adapter_parameters(model, adapter).items()}
 
 
 def load_state(model: nn.Module, tensors: Mapping[str, Tensor], adapter: str = "default") -> None:

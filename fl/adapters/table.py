@@ -17,9 +17,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from fl.adapters.gates import GATES, INPUT, OUTPUT, AdapterPath, Gate
-from fl.adapters.stacked import Slot, StackedModel, cut, module_of, part_of
-from fl.adapters.state import State
+from fl.adapters.gates.base import INPUT, OUTPUT, AdapterPath, Gate
+from fl.adapters.gates.table import GATES, NONE
+from fl.adapters.stacked import Slot, StackedModel, cut
+from fl.adapters.state import State, module_of, part_of
 from fl.core.errors import AdapterError, AdapterMismatchError
 
 
@@ -36,9 +37,9 @@ class ServingTable:
         """Forget every adapter, and give the memory back."""
         self.rank = 0
         self.beside = ""  # the gate whose matrix lies behind A, since both see the same
-        self.down: dict[str, Tensor] = {}  # by module (capacity, 2 rank, d_in): A, and that matrix
-        self.up: dict[str, Tensor] = {}  # (capacity, d_out, rank): B times the scaling
-        self.gates: dict[str, dict[str, dict[str, Tensor]]] = {}  # gate -> module -> its other parameters, of all rows
+        # By module, of all rows: A and that matrix (capacity, 2, rank, d_in), B times the scaling, each gate's other parameters
+        self.held: dict[str, dict[str, Tensor]] = {}
+        self.gates: dict[str, set[str]] = {}  # of the adapters that it has had, by module
         self._slots: list[Slot | None] = [None] * self.capacity
 
     def __len__(self) -> int:
@@ -92,12 +93,18 @@ class ServingTable:
         with self.host.through(TableRows(self, first, count)) as model:
             yield model
 
+    def find(self, module: str, gate: str, what: str) -> Tensor:
+        """One tensor of the adapters with ``gate``, of all rows. Raises KeyError where no adapter has it."""
+        held = self.held[module]
+        if what == "A" or self._is_beside(gate, what):
+            return held["A"][:, 0 if what == "A" else 1]
+        return held[_key(gate, what)]
+
+    def _is_beside(self, gate: str, what: str) -> bool:
+        return (gate, what) == (self.beside, GATES[gate].beside_a)
+
     def _tensors(self) -> Iterator[Tensor]:
-        yield from self.down.values()
-        yield from self.up.values()
-        for kind in self.gates.values():
-            for parameters in kind.values():
-                yield from parameters.values()
+        return (tensor for held in self.held.values() for tensor in held.values())
 
     def _zero(self, row: int) -> None:
         for tensor in self._tensors():
@@ -112,61 +119,44 @@ class ServingTable:
                 f"adapter has tensors for {len(unknown)} modules that this base does not adapt, first {unknown[0]!r}: "
                 "was it trained on another base?"
             )
-        if slot.rank > self.rank:
-            self._widen(slot.rank)
         if not self.beside and GATES[slot.gate].beside_a:
             self.beside = slot.gate
+        if slot.rank > self.rank:
+            self._widen(slot.rank)
         for module in modules:
-            linear = self._linear[module]
-            if module not in self.down:
-                self.down[module] = self._zeros(linear, 2 * self.rank, linear.in_features)
-                self.up[module] = self._zeros(linear, linear.out_features, self.rank)
-            of_gate = self.gates.setdefault(slot.gate, {})
-            if module not in of_gate:
-                of_gate[module] = self._parameters(slot.gate, linear)
+            self.gates.setdefault(module, set()).add(slot.gate)
+            self._add(module, slot.gate)
 
-    def _parameters(self, name: str, linear: nn.Linear) -> dict[str, Tensor]:
-        gate = GATES[name]
-        shapes = gate.shapes(linear.in_features, linear.out_features, self.rank)
-        return {
-            what: self._zeros(linear, *shapes[what])
-            for what in gate.parameters
-            if (name, what) != (self.beside, gate.beside_a)
-        }
-
-    def _zeros(self, linear: nn.Linear, *shape: int) -> Tensor:
-        return linear.weight.new_zeros((self.capacity, *shape))
+    def _add(self, module: str, gate: str) -> None:
+        """Zeros for what an adapter with ``gate`` has on a module and the table has not."""
+        held, linear = self.held.setdefault(module, {}), self._linear[module]
+        shapes = GATES[gate].shapes(linear.in_features, linear.out_features, self.rank)
+        for what, shape in shapes.items():
+            if _key(gate, what) not in held and not self._is_beside(gate, what):
+                whole = (2, *shape) if what == "A" else shape
+                held[_key(gate, what)] = linear.weight.new_zeros((self.capacity, *whole))
 
     def _widen(self, rank: int) -> None:
         """Make all tensors as wide as ``rank``; what they hold stays."""
-        old, downs, ups, gates = self.rank, self.down, self.up, self.gates
-        self.rank, self.down, self.up, self.gates = rank, {}, {}, {}
-        for module, down in downs.items():
-            linear = self._linear[module]
-            self.down[module] = self._zeros(linear, 2 * rank, linear.in_features)
-            self.down[module][:, :old], self.down[module][:, rank : rank + old] = down[:, :old], down[:, old:]
-            self.up[module] = self._zeros(linear, linear.out_features, rank)
-            self.up[module][:, :, :old] = ups[module]
-        for gate, modules in gates.items():
-            wide = self.gates[gate] = {module: self._parameters(gate, self._linear[module]) for module in modules}
-            for module, parameters in modules.items():
-                for what, tensor in parameters.items():
-                    wide[module][what][tuple(slice(0, size) for size in tensor.shape)] = tensor
+        self.rank = rank
+        old, self.held = self.held, {}
+        for module, held in old.items():
+            for gate in self.gates[module]:
+                self._add(module, gate)
+            for key, tensor in held.items():
+                self.held[module][key][tuple(slice(0, size) for size in tensor.shape)] = tensor
 
     def _write(self, row: int, slot: Slot, name: str, tensor: Tensor) -> None:
-        module, what = module_of(name), part_of(name)
-        if what == "A":
-            room = self.down[module][row, : self.rank]
-        elif what == "B":
-            room, tensor = self.up[module][row], tensor * slot.scaling
-        elif (slot.gate, what) == (self.beside, GATES[slot.gate].beside_a):
-            room = self.down[module][row, self.rank :]
-        else:
-            room = self.gates[slot.gate][module][what][row]
-        room = room[cut(name, slot)]
+        what = part_of(name)
+        room = self.find(module_of(name), slot.gate, what)[row][cut(name, slot)]
         if room.shape != tensor.shape:
             raise ValueError(f"{name} is {tuple(tensor.shape)}, not {tuple(room.shape)}")
-        room.copy_(tensor)
+        room.copy_(tensor * slot.scaling if what == "B" else tensor)
+
+
+def _key(gate: str, what: str) -> str:
+    """A and B are of the adapters of all gates, a gate's parameters of its own ones alone."""
+    return what if what in NONE.dimensions else f"{gate}.{what}"
 
 
 class TableRows:
@@ -187,12 +177,12 @@ class TableRows:
         if x.shape[0] % self.count:
             raise AdapterError(f"a batch of {x.shape[0]} rows for {self.count} rows of the table: give a multiple")
         table, rows = self.table, self._rows
-        if not self._adapted or module not in table.down:
+        if not self._adapted or module not in table.held:
             return frozen
         wide, out = x.reshape(self.count, -1, x.shape[-1]), frozen.reshape(self.count, -1, frozen.shape[-1])
-        gates = [gate for gate in self._gates if module in table.gates[gate.name]]
+        gates = [gate for gate in self._gates if gate.name in table.gates[module]]
         path = _TablePath(table, module, rows, gates, wide, out)
-        v, up = path.coordinates(), table.up[module][rows].transpose(1, 2)
+        v, up = path.coordinates(), table.held[module]["B"][rows].transpose(1, 2)
         if path.touches(OUTPUT):
             return (out + path.gated(OUTPUT, torch.bmm(v, up))).reshape(frozen.shape)
         return torch.baddbmm(out, v, up).reshape(frozen.shape)
@@ -205,30 +195,25 @@ class _TablePath(AdapterPath):
         self, table: ServingTable, module: str, rows: slice, gates: Sequence[Gate], x: Tensor, frozen: Tensor
     ) -> None:
         super().__init__(gates, x, frozen)
-        self.table, self.module, self.rows = table, module, rows
-        self.matrix = table.down[module][rows].transpose(1, 2)  # of A and of what lies behind it
-        self.beside: Tensor | None = None
+        self.parameters = {
+            gate.name: {what: table.find(module, gate.name, what)[rows] for what in gate.parameters} for gate in gates
+        }
+        self.both = table.held[module]["A"][rows].flatten(1, 2).transpose(1, 2)  # A and what lies behind it
+        self.rank = table.rank
+        beside = next((gate for gate in gates if gate.name == table.beside), None)
+        self.beside = self.parameters[beside.name][beside.beside_a] if beside else None
         self.logits: Tensor | None = None
-        for gate in gates:
-            if gate.name == table.beside:
-                self.beside = table.down[module][rows, table.rank :]
 
     def down(self, u: Tensor) -> Tensor:
-        rank = self.table.rank
         if self.beside is None or u is not self.seen[INPUT]:
-            return torch.bmm(u, self.matrix[..., :rank])
-        both = torch.bmm(u, self.matrix)
-        self.logits = both[..., rank:]
-        return both[..., :rank]
+            return torch.bmm(u, self.both[..., : self.rank])
+        both = torch.bmm(u, self.both)
+        self.logits = both[..., self.rank :]
+        return both[..., : self.rank]
 
     def times(self, gate: Gate, source: Tensor, value: Tensor) -> Tensor:
-        parameters = {
-            what: tensor[self.rows] if tensor.dim() == 3 else tensor[self.rows, None]
-            for what, tensor in self.table.gates[gate.name][self.module].items()
-        }
-        if self.beside is not None and gate.name == self.table.beside:
-            parameters[gate.beside_a] = self.beside
-        return value * gate.factor(source, parameters, self._linear)
+        own = {w: tensor if tensor.dim() == 3 else tensor[:, None] for w, tensor in self.parameters[gate.name].items()}
+        return value * gate.factor(source, own, self._linear)
 
     def _linear(self, source: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         if weight is not self.beside:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fl.aggregation.blocks import blocks, over_cores, side_by_side
-from fl.aggregation.updates import Updates, rows_of, tensor_names
+from fl.aggregation.updates import Updates, blocks, over_cores, rows_of, side_by_side, tensor_names
 
 FAR = 1e6  # times the median norm of the updates
 BLOCK = 256  # coordinates that are sorted together: with 1,000 devices they stay in the cache
@@ -21,39 +19,29 @@ def matrix_of(updates: Updates, name: str, dtype: type[np.floating[Any]]) -> np.
     return side_by_side(rows_of(updates, name), dtype).reshape(len(updates), -1)
 
 
-@dataclass
 class BoundedUpdates:
     """Each device's update, (devices, numbers) a tensor, with rows of bounded length.
 
     ``norms`` (devices,) are over all tensors. A row that is :data:`FAR` times longer than the median is shortened to that by
     its ``factor``: it is as far away for every purpose, and no longer drowns the digits of the others. A row whose norm is not
-    finite has factor 0 and is zero.
+    finite has factor 0 and is zero. ``keep`` holds all in float32 for rules that look at them again and again.
     """
 
-    updates: Updates
-    norms: np.ndarray
-    factors: np.ndarray
-    kept: list[np.ndarray] | None
-
-    @classmethod
-    def of(cls, updates: Updates, *, keep: bool) -> BoundedUpdates:
-        """Look at all updates once; ``keep`` holds them in float32 for rules that look at them again and again."""
+    def __init__(self, updates: Updates, *, keep: bool) -> None:
         names = tensor_names(updates)
         kept = over_cores(lambda name: matrix_of(updates, name, np.float32), names) if keep else []
         lengths = over_cores(_squared_norms, kept) if keep else over_cores(lambda n: _lengths(updates, n), names)
-        norms = np.sqrt(np.sum(lengths, axis=0))
-        finite = np.isfinite(norms)
-        limit = FAR * float(np.median(norms[finite])) if finite.any() else 0.0
-        factors = np.minimum(1.0, limit / np.maximum(norms, limit)) if limit else finite * 1.0
-        found = cls(updates, norms, factors, None)
-        if keep:
-            found.kept = [found._shortened(matrix) for matrix in kept]  # in place
-        return found
+        self.updates = updates
+        self.norms = np.sqrt(np.sum(lengths, axis=0))
+        finite = np.isfinite(self.norms)
+        limit = FAR * float(np.median(self.norms[finite])) if finite.any() else 0.0
+        self.factors = np.minimum(1.0, limit / np.maximum(self.norms, limit)) if limit else finite * 1.0
+        self._kept = [self._shortened(matrix) for matrix in kept] if keep else None  # in place
 
     def matrices(self, dtype: type[np.floating[Any]]) -> Iterator[np.ndarray]:
         """The updates of every tensor, one after the other; from memory where they were kept."""
-        if self.kept is not None:
-            yield from self.kept
+        if self._kept is not None:
+            yield from self._kept
             return
         for name in tensor_names(self.updates):
             yield self._shortened(matrix_of(self.updates, name, dtype))

@@ -7,9 +7,8 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from fl.adapters.pairs import LowRankPair, pair_names
-from fl.aggregation.blocks import over_cores, weighted_sum
 from fl.aggregation.pairs import product_gap, shares
-from fl.aggregation.updates import Tensors, Updates, rows_of, tensor_names
+from fl.aggregation.updates import Tensors, Updates, over_cores, rows_of, tensor_names, weighted_sum
 from fl.core.errors import AggregationError
 
 GAP = "product-gap"

@@ -6,7 +6,7 @@ A *trained* arm owns a federation (or its absence); a *derived* arm only evaluat
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from fl.adapters.gates import GATES
+from fl.adapters.gates.table import GATES
 from fl.algorithms.base import Algorithm
 from fl.algorithms.personal.finetune import Finetune
 from fl.algorithms.personal.gates import Gates

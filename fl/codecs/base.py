@@ -11,7 +11,6 @@ from fl.core.errors import IdiolectError
 
 Payload = NDArray[np.uint8]
 Real = NDArray[np.float32]
-FLOAT32 = np.dtype("<f4")
 
 
 class CompressionError(IdiolectError):

@@ -23,8 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fl.codecs.base import Codec, CompressionError
-from fl.codecs.floats import fp16, fp32
-from fl.codecs.integers import int4, int8
+from fl.codecs.entries import fp16, fp32, int4, int8
 from fl.codecs.topk import top_k
 from fl.core.registry import Registry
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fl.codecs.base import Codec, CompressionError, Payload, Real, positive
-from fl.codecs.floats import FloatCodec
+from fl.codecs.entries import FloatCodec
 
 DEFAULT_SHARE = "0.1"
 _PLACE = np.dtype("<u4")

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NoReturn
 
-from fl.adapters.gates import NONE
+from fl.adapters.gates.table import NONE
 from fl.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,6 +47,11 @@ class Attached:
     model: nn.Module
     parameters: dict[str, nn.Parameter]
 
+    @classmethod
+    def of(cls, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Attached:
+        """``model``, which dropout leaves alone, with ``parameters`` in any order."""
+        return cls(model.eval(), dict(sorted(parameters.items())))
+
     def state(self) -> State:
         """A copy of the trained tensors on the CPU."""
         return {name: p.detach().to("cpu", copy=True) for name, p in self.parameters.items()}
@@ -56,34 +61,29 @@ class Attached:
         return {name: tuple(p.shape) for name, p in self.parameters.items()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy ``tensors`` in; names that are not given keep their values. Checked as :func:`fl.adapters.load_state` does."""
+        """Copy ``tensors`` in; names that are not given keep their values. Checked as :func:`fl.adapters.state.load_state` does."""
         from fl.adapters.state import copy_state  # torch
 
         copy_state(tensors, self.parameters)
+
+
+def _no_size(model: nn.Module, recipe: Recipe) -> NoReturn:
+    raise ConfigError(f"method = {recipe.method!r} has no size to choose: its tensors are those of the base")
 
 
 @dataclass(frozen=True)
 class Adaptation:
     """The code of a method, which needs torch.
 
-    ``attach(model, recipe)`` changes ``model``, whose tensors stay frozen, and ``shapes(model, recipe)`` says what it would train
-    without touching it. ``largest(model, recipe)`` is the largest size that fits and the name of the module that bounds it, for a
-    method with a size. ``fresh(model, recipe)`` gives the fresh tensors without touching the model, where that can be done.
+    ``attach(model, recipe)`` changes ``model``, whose tensors stay frozen. For a method with a size, ``shapes(model, recipe)`` says
+    what it would train without touching ``model``, and ``largest(model, recipe)`` the largest size that fits and the
+    name of the module that bounds it. ``fresh(model, recipe)`` gives the fresh tensors without touching the model, where that can be done.
     """
 
     attach: Callable[[nn.Module, Recipe], Attached]
-    shapes: Callable[[nn.Module, Recipe], Shapes]
-    largest: Callable[[nn.Module, Recipe], tuple[int, str]] | None = None
+    shapes: Callable[[nn.Module, Recipe], Shapes] = _no_size
+    largest: Callable[[nn.Module, Recipe], tuple[int, str]] = _no_size
     fresh: Callable[[nn.Module, Recipe], State] | None = None
-
-
-class AdapterSettings(Protocol):
-    """What a method asks of a run's settings."""
-
-    @property
-    def gate(self) -> str:
-        """The gate that is set."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,9 @@ class Method:
     whole: bool = False
     own_gate: str | None = NONE.name
 
-    def gate(self, settings: AdapterSettings) -> str:
-        """The gate of the method's adapters in an arm with gates."""
-        return settings.gate if self.own_gate is None else self.own_gate
+    def gate(self, chosen: str) -> str:
+        """The gate of the method's adapters in an arm with gates, where ``chosen`` is set."""
+        return chosen if self.own_gate is None else self.own_gate
 
     @cached_property
     def adaptation(self) -> Adaptation:
@@ -113,29 +113,15 @@ class Method:
         found: Adaptation = resolve_name(self.code)
         return found
 
-    def attach(self, model: nn.Module, recipe: Recipe) -> Attached:
-        """Put the method on ``model``, in place; the model's own tensors stay frozen."""
-        return self.adaptation.attach(model, recipe)
-
-    def shapes(self, model: nn.Module, recipe: Recipe) -> Shapes:
-        """Shapes of what the method would train, by name, sorted; ``model`` is not touched."""
-        return self.adaptation.shapes(model, recipe)
-
-    def largest(self, model: nn.Module, recipe: Recipe) -> tuple[int, str]:
-        """The largest size that fits, and the name of the module that bounds it. Raises :class:`ConfigError` without a size."""
-        if self.adaptation.largest is None:
-            raise ConfigError(f"method = {self.name!r} has no size to choose: its tensors are those of the base")
-        return self.adaptation.largest(model, recipe)
-
     def count(self, model: nn.Module, recipe: Recipe) -> int:
-        """Trained parameters."""
-        return sum(math.prod(shape) for shape in self.shapes(model, recipe).values())
+        """Trained parameters, of a method with a size."""
+        return sum(math.prod(shape) for shape in self.adaptation.shapes(model, recipe).values())
 
     def require_fit(self, model: nn.Module, recipe: Recipe) -> None:
         """Raise :class:`ConfigError` for a size that is larger than a layer, with the layer's name."""
         if not self.sized:
             return
-        limit, module = self.largest(model, recipe)
+        limit, module = self.adaptation.largest(model, recipe)
         if recipe.size > limit:
             raise ConfigError(
                 f"rank = {recipe.size} is larger than {module} allows for method = {recipe.method!r}: at most {limit}"

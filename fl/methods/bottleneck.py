@@ -58,7 +58,7 @@ def _attach(model: nn.Module, recipe: Recipe) -> Attached:
         setattr(model.get_submodule(parent), child, BottleneckLinear(linear, recipe.size, recipe.seed, name))
     parameters = own_heads(model, recipe)
     parameters |= {n: p for n, p in model.named_parameters() if n.rpartition(".")[2].startswith("bottleneck_")}
-    return Attached(model.eval(), dict(sorted(parameters.items())))
+    return Attached.of(model, parameters)
 
 
 def _shapes(model: nn.Module, recipe: Recipe) -> Shapes:
@@ -69,7 +69,7 @@ def _shapes(model: nn.Module, recipe: Recipe) -> Shapes:
         shapes[f"{name}.bottleneck_down_bias"] = (width,)
         shapes[f"{name}.bottleneck_up"] = (size, width)
         shapes[f"{name}.bottleneck_up_bias"] = (size,)
-    return dict(sorted(shapes.items()))
+    return shapes
 
 
 def _largest(model: nn.Module, recipe: Recipe) -> tuple[int, str]:

@@ -5,26 +5,17 @@ Low-rank methods are saved as adapters, since PEFT, the server and thin devices 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from fl.adapters.files import (
-    CONFIG_NAME,
-    MAX_ADAPTER_BYTES,
-    MAX_CONFIG_BYTES,
-    SCHEMA,
-    TrainedInfo,
-    read_config,
-    read_folder,
-    write_folder,
-)
+from fl.adapters.files import MAX_ADAPTER_BYTES, TrainedInfo, read_folder, write_folder
 from fl.adapters.state import State, check_tensors
-from fl.core.errors import ConfigError
+from fl.core.errors import AdapterError, ConfigError
 from fl.methods.base import Recipe
 from fl.methods.table import METHODS
+from fl.packed.folder import SCHEMA, read_config
 
 KIND = "idiolect_method"
 MAX_WHOLE_BYTES = 16 * 2**30  # of a method that trains the base itself
@@ -45,7 +36,7 @@ def save_method(folder: Path, tensors: State, info: MethodInfo) -> None:
 def load_method(folder: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> tuple[State, MethodInfo]:
     """Read a folder back, all of it checked, against ``shapes`` too where they are given.
 
-    Raises :class:`fl.core.errors.AdapterError` with the reason for anything but a sound one, and
+    Raises :class:`AdapterError` with the reason for anything but a sound one, and
     :class:`fl.core.errors.AdapterMismatchError` if it does not fit.
     """
     recipe = read_config(folder, _recipe)
@@ -56,7 +47,7 @@ def load_method(folder: Path, shapes: Mapping[str, tuple[int, ...]] | None = Non
 
 def _recipe(values: Any) -> Recipe:
     if not isinstance(values, dict) or values.pop(KIND, None) != SCHEMA:
-        raise ConfigError("it is not of a method: an adapter is read by fl.adapters.load_adapter")
+        raise ConfigError("it is not of a method: an adapter is read by fl.adapters.files.load_adapter")
     if set(values) != {field.name for field in fields(Recipe)} or values["method"] not in METHODS:
         raise ConfigError("it has other fields than a recipe, or an unknown method: get it again")
     for name, kind in get_type_hints(Recipe).items():
@@ -69,8 +60,7 @@ def _recipe(values: Any) -> Recipe:
 
 def is_method(folder: Path) -> bool:
     """Whether a folder says that it is of :func:`save_method`; an adapter's (:mod:`fl.adapters.files`) does not."""
-    config = folder / CONFIG_NAME
     try:
-        return config.stat().st_size <= MAX_CONFIG_BYTES and KIND in json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, RecursionError):
+        return read_config(folder, lambda values: KIND in values)
+    except AdapterError:
         return False

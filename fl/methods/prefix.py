@@ -100,9 +100,7 @@ def _attach(model: nn.Module, recipe: Recipe) -> Attached:
     configs: dict[int, Any] = {}
     for path, (module, heads, width) in _attentions(model, recipe).items():
         plain: Any = module.config
-        if (
-            id(plain) not in configs
-        ):  # a copy, since the model's own configuration is shared with other models of the base
+        if id(plain) not in configs:  # a copy: the model's own configuration is shared with other models of the base
             configs[id(plain)] = copy.copy(plain)
             configs[id(plain)]._attn_implementation_internal = ATTENTION
         module.config = configs[id(plain)]
@@ -115,7 +113,7 @@ def _attach(model: nn.Module, recipe: Recipe) -> Attached:
         if recipe.prefix_gate:
             parameters[f"{path}.{GATE}"] = nn.Parameter(torch.zeros(heads, device=device))
             module.register_parameter(GATE, parameters[f"{path}.{GATE}"])
-    return Attached(model.eval(), dict(sorted(parameters.items())))
+    return Attached.of(model, parameters)
 
 
 def _shapes(model: nn.Module, recipe: Recipe) -> Shapes:
@@ -124,7 +122,7 @@ def _shapes(model: nn.Module, recipe: Recipe) -> Shapes:
         shapes[f"{path}.{KEY}"] = shapes[f"{path}.{VALUE}"] = (recipe.size, heads * width)
         if recipe.prefix_gate:
             shapes[f"{path}.{GATE}"] = (heads,)
-    return dict(sorted(shapes.items()))
+    return shapes
 
 
 def _largest(model: nn.Module, recipe: Recipe) -> tuple[int, str]:

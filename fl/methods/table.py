@@ -5,16 +5,16 @@ Other people's packages register a :class:`Method` under the entry points ``idio
 
 from __future__ import annotations
 
-from fl.adapters.gates import SCALAR
+from fl.adapters.gates.table import SCALAR
 from fl.core.registry import Registry
 from fl.methods.base import Method
 
-_LOW_RANK = "fl.methods.low_rank:LOW_RANK"
+_LORA = "fl.methods.lora:LORA"
 _ALL = (
-    Method("gated-lora", _LOW_RANK, low_rank=True, own_gate=None),
-    Method("lora", _LOW_RANK, low_rank=True),
-    Method("scalar-gate", _LOW_RANK, low_rank=True, own_gate=SCALAR.name),
-    Method("dora", "fl.methods.dora:DORA"),
+    Method("gated-lora", _LORA, low_rank=True, own_gate=None),
+    Method("lora", _LORA, low_rank=True),
+    Method("scalar-gate", _LORA, low_rank=True, own_gate=SCALAR.name),
+    Method("dora", "fl.methods.lora:DORA"),
     Method("bottleneck", "fl.methods.bottleneck:BOTTLENECK"),
     Method("prefix", "fl.methods.prefix:PREFIX"),
     Method("bitfit", "fl.methods.whole:BITFIT", sized=False),

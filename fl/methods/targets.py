@@ -4,30 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
 
 from fl.adapters.config import GatedLoraConfig
 from fl.adapters.state import Shapes
-from fl.core.errors import ConfigError
 from fl.methods.base import Recipe, Targets
-
-WRAPPED = ".base_layer"  # what PEFT adds to the name of a map that it wraps
 
 
 def targeted(model: nn.Module, targets: Targets) -> list[tuple[str, nn.Linear]]:
-    """The linear maps that ``targets`` select, by name. Raises :class:`ConfigError` if there is none.
-
-    A map that carries an adapter of PEFT already, which wraps it, is found by the name that it had without.
-    """
-    config = GatedLoraConfig(target_modules=targets)
-    linear = [
-        (name.removesuffix(WRAPPED), module) for name, module in model.named_modules() if isinstance(module, nn.Linear)
-    ]
-    found = [(name, module) for name, module in linear if name and check_target_module_exists(config, name)]
-    if not found:
-        raise ConfigError(f"target_modules {targets!r} matches no linear map of this base: check sites")
-    return found
+    """The linear maps that ``targets`` select, by name. Raises :class:`fl.core.errors.ConfigError` if there is none."""
+    return GatedLoraConfig(target_modules=targets).targeted(model)
 
 
 def smallest_side(model: nn.Module, recipe: Recipe) -> tuple[int, str]:

@@ -13,27 +13,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fl.adapters.state import Shapes
 from fl.core.errors import ConfigError
 from fl.core.rng import derive_seed
 from fl.methods.base import Adaptation, Attached, Recipe
-from fl.methods.targets import head_shapes, heads, own_parameter, places
+from fl.methods.targets import head_shapes, own_parameter, places
 
 FIXED = ("encoder.embed_positions.weight",)  # Whisper's sinusoids are no weights: they are never trained, nor drawn
-Chosen = Callable[[nn.Module, Recipe], Callable[[str], bool]]
 
 
-def _everything(model: nn.Module, recipe: Recipe) -> Callable[[str], bool]:
-    return lambda name: not name.endswith(FIXED)
-
-
-def _biases(model: nn.Module, recipe: Recipe) -> Callable[[str], bool]:
-    classifiers = set(head_shapes(model, recipe)) if heads(model, recipe) else set()
-    return lambda name: name.endswith(".bias") or name in classifiers
-
-
-def _own(model: nn.Module, chosen: Callable[[str], bool]) -> dict[str, nn.Parameter]:
-    """Trained copies of the chosen parameters in their places; one that is tied stays tied and has its first name."""
+def _trained(model: nn.Module, chosen: Callable[[str], bool]) -> Attached:
+    """Puts trained copies of the chosen parameters in their places; one that is tied stays tied and has its first name."""
     model.requires_grad_(False)
     made: dict[int, nn.Parameter] = {}
     parameters: dict[str, nn.Parameter] = {}
@@ -42,30 +31,21 @@ def _own(model: nn.Module, chosen: Callable[[str], bool]) -> dict[str, nn.Parame
             module._parameters[own_name] = made[id(parameter)]
         elif chosen(name):
             parameters[name] = made[id(parameter)] = own_parameter(module, own_name, parameter.data)
-    model.eval()
-    return dict(sorted(parameters.items()))
+    return Attached.of(model, parameters)
 
 
-def _attach_by(choose: Chosen) -> Callable[[nn.Module, Recipe], Attached]:
-    return lambda model, recipe: Attached(model, _own(model, choose(model, recipe)))
+def _attach_full(model: nn.Module, recipe: Recipe) -> Attached:
+    return _trained(model, lambda name: not name.endswith(FIXED))
 
 
-def _shapes_by(choose: Chosen) -> Callable[[nn.Module, Recipe], Shapes]:
-    def shapes(model: nn.Module, recipe: Recipe) -> Shapes:
-        chosen, seen = choose(model, recipe), set[int]()
-        found: Shapes = {}
-        for name, _, _, parameter in places(model):
-            if id(parameter) not in seen and chosen(name):
-                seen.add(id(parameter))
-                found[name] = tuple(parameter.shape)
-        return dict(sorted(found.items()))
-
-    return shapes
+def _attach_biases(model: nn.Module, recipe: Recipe) -> Attached:
+    classifiers = head_shapes(model, recipe)
+    return _trained(model, lambda name: name.endswith(".bias") or name in classifiers)
 
 
 def _attach_scratch(model: nn.Module, recipe: Recipe) -> Attached:
     drawn = _drawn(model, recipe)
-    attached = _attach_by(_everything)(model, recipe)
+    attached = _attach_full(model, recipe)
     attached.load({name: values for name, values in drawn.items() if name in attached.parameters})
     return attached
 
@@ -89,6 +69,6 @@ def _drawn(model: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
     return {f"{path}.{name}" if path else name: p.data for name, p in twin.named_parameters()}
 
 
-FULL = Adaptation(_attach_by(_everything), _shapes_by(_everything))
-BITFIT = Adaptation(_attach_by(_biases), _shapes_by(_biases))
-SCRATCH = Adaptation(_attach_scratch, _shapes_by(_everything))
+FULL = Adaptation(_attach_full)
+BITFIT = Adaptation(_attach_biases)
+SCRATCH = Adaptation(_attach_scratch)

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fl.core.errors import AdapterError
-from fl.packed.header import CODES, SCALES, PackedInfo, TensorEntry, TensorPart, parse, refuse, write_header
+from fl.packed.header import SCALES, PackedInfo, TensorEntry, parse, refuse, write_header
 
 __all__ = ["PackedInfo", "digest", "pack", "read_info", "unpack"]
 
@@ -49,26 +49,23 @@ def pack(tensors: Mapping[str, npt.NDArray[Any]], info: PackedInfo, like: bytes 
     float16 an int8 tensor is not always its own nearest, so that it would drift by being unpacked and packed again.
     Raises :class:`AdapterError` for NaN, infinity, a value beyond float16, and for whatever :func:`unpack` would refuse.
     """
-    if info.dtype not in CODES:
-        raise AdapterError(f"precision {info.dtype!r} is not known: give one of {', '.join(CODES)}")
-    code, _ = CODES[info.dtype]
-    parts: list[TensorPart] = []
+    if info.dtype not in _NUMPY:
+        raise AdapterError(f"precision {info.dtype!r} is not known: give one of {', '.join(_NUMPY)}")
+    stored: dict[str, npt.NDArray[Any]] = {}
     scales: list[npt.NDArray[Any]] = []
     kept = _stored(like)[1] if like and info.dtype == read_info(like).dtype == "int8" else {}
     for name in sorted(tensors):
         values = _float32(name, tensors[name])
-        if info.dtype == "int8":
-            stored, scale = _quantize(values)
-            if name in kept and np.array_equal(_value(name, *kept[name]), values):
-                stored, scale = kept[name]
-            scales.append(scale)
-        else:
-            stored = values.astype(_NUMPY[info.dtype])
-        parts.append(TensorPart(name, code, values.shape, stored.tobytes()))
+        if info.dtype != "int8":
+            stored[name] = values.astype(_NUMPY[info.dtype])
+            continue
+        stored[name], scale = _quantize(values)
+        if name in kept and np.array_equal(_value(name, *kept[name]), values):
+            stored[name], scale = kept[name]
+        scales.append(scale)
     if scales:  # two bytes an entry before one byte an entry: every tensor is aligned
-        joined = np.concatenate(scales).astype("<f2")
-        parts.insert(0, TensorPart(SCALES, "F16", joined.shape, joined.tobytes()))
-    data = write_header(parts, info) + b"".join(part.content for part in parts)
+        stored = {SCALES: np.concatenate(scales).astype(_NUMPY["float16"]), **stored}
+    data = write_header(stored, info) + b"".join(values.tobytes() for values in stored.values())
     parse(data)  # nothing is packed that could not be unpacked
     return data
 

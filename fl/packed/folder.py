@@ -1,4 +1,4 @@
-"""An adapter folder (``adapter_config.json``, ``adapter_model.safetensors``) as one blob. Loads without torch.
+"""An adapter folder (``adapter_config.json``, ``adapter_model.safetensors``): how it is read, and as one blob. Loads without torch.
 
 :mod:`fl.adapters.files` writes such folders and checks more, with torch; a device that has none reads them with this.
 """
@@ -6,22 +6,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from fl.core.errors import AdapterError
+from fl.core.errors import AdapterError, ConfigError
 from fl.packed.blob import PackedInfo, pack
-from fl.packed.header import MAX_HEADER_BYTES, MAX_PACKED_BYTES, MAX_TENSORS, Dtype
+from fl.packed.header import MAX_PACKED_BYTES, Dtype
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 PEFT_TYPE = "GATED_LORA"
-_SCHEMA = "1"
-_NEEDED = ("base", "base_fingerprint", "split")
+SCHEMA = 1
+FACTS = {
+    "base": "base_name",
+    "base_fingerprint": "base_fingerprint",
+    "split": "split",
+    "window": "window",
+    "language": "language",
+}  # what the metadata of the weights say, and under which names :class:`PackedInfo` and an adapter's info say it
+_DEFAULTS = {"window": "trimmed", "language": ""}
+MAX_CONFIG_BYTES = 2**20
+MAX_TENSORS = 20_000
+
+Parsed = TypeVar("Parsed")
 
 
 def pack_folder(folder: Path, dtype: Dtype = "float16", *, tokenizer: str = "") -> bytes:
@@ -29,50 +39,13 @@ def pack_folder(folder: Path, dtype: Dtype = "float16", *, tokenizer: str = "") 
 
     Raises :class:`AdapterError` for a folder that holds no sound Gated LoRA adapter.
     """
-    weights, config = folder / WEIGHTS_NAME, folder / CONFIG_NAME
-    for path, limit in ((weights, MAX_PACKED_BYTES), (config, MAX_HEADER_BYTES)):
-        if not path.is_file():
-            raise AdapterError(
-                f"no adapter at {folder}: {path.name} is missing; give an adapter folder or a packed file"
-            )
-        if path.stat().st_size > limit:
-            raise AdapterError(f"{path} has {path.stat().st_size:,} bytes, more than the {limit:,} that are packed")
-    tensors, metadata = _read_tensors(weights)
-    return pack(tensors, make_info(metadata, _read_config(config), dtype, tokenizer))
+    config = read_config(folder, lambda values: require_low_rank(values, str(folder / CONFIG_NAME)))
+    tensors, facts = read_weights(folder, MAX_PACKED_BYTES, "np")
+    return pack(tensors, PackedInfo(**facts, tokenizer=tokenizer, config=config, dtype=dtype, tensors=len(tensors)))
 
 
-def make_info(metadata: Mapping[str, str], config: dict[str, Any], dtype: Dtype, tokenizer: str) -> PackedInfo:
-    """What a folder's metadata and configuration say, as a blob says it."""
-    if metadata.get("schema") != _SCHEMA:
-        raise AdapterError(
-            f"the adapter has schema {metadata.get('schema')!r}, this version reads {_SCHEMA}: save it again with a matching version"
-        )
-    missing = [key for key in _NEEDED if key not in metadata]
-    if missing:
-        raise AdapterError(f"the adapter does not say its {', '.join(missing)}: get it again")
-    return PackedInfo(
-        base_name=metadata["base"],
-        base_fingerprint=metadata["base_fingerprint"],
-        split=metadata["split"],
-        tokenizer=tokenizer,
-        window=metadata.get("window", "trimmed"),
-        language=metadata.get("language", ""),
-        config=config,
-        dtype=dtype,
-    )
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise AdapterError(f"{path} is not an adapter configuration: {error}; get it again") from error
-    require_low_rank(values, str(path))
-    return dict(values)
-
-
-def require_low_rank(values: object, source: str) -> None:
-    """Raise :class:`AdapterError`, which says why and what to do, unless ``values`` configure an adapter of low rank."""
+def require_low_rank(values: object, source: str) -> dict[str, Any]:
+    """``values`` if they configure an adapter of low rank; :class:`AdapterError`, which says why and what to do, if not."""
     if not isinstance(values, dict):
         raise AdapterError(f"{source} holds {type(values).__name__}, not the configuration of an adapter: get it again")
     if "method" in values:
@@ -84,11 +57,54 @@ def require_low_rank(values: object, source: str) -> None:
         raise AdapterError(
             f"{source} describes {str(values.get('peft_type'))[:40]!r}, not a {PEFT_TYPE} adapter: load it with PEFT itself"
         )
+    return values
 
 
-def _read_tensors(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
+def read_config(folder: Path, parse: Callable[[Any], Parsed]) -> Parsed:
+    """What ``parse`` makes of the JSON in the configuration of ``folder``; :class:`AdapterError` if it is none."""
+    path = _bounded(folder / CONFIG_NAME, MAX_CONFIG_BYTES)
     try:
-        with safe_open(path, framework="np") as file:
+        return parse(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError, ConfigError) as error:
+        raise AdapterError(f"{path} is not such a configuration: {error}; get it again") from error
+
+
+def read_weights(folder: Path, limit: int, framework: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The tensors of a folder, of at most ``limit`` bytes, as :func:`read_tensors` gives them, and what it says of them."""
+    path = _bounded(folder / WEIGHTS_NAME, limit)
+    tensors, metadata = read_tensors(path, framework)
+    if metadata.get("schema") != str(SCHEMA):
+        raise AdapterError(
+            f"{path} has schema {metadata.get('schema')!r}, this version reads {SCHEMA}: save it again with a matching version"
+        )
+    if metadata.get("tensors") != str(len(tensors)):
+        raise AdapterError(f"{path} holds {len(tensors)} tensors but says {metadata.get('tensors')}: it was altered")
+    said = {**_DEFAULTS, **metadata}
+    missing = [key for key in FACTS if key not in said]
+    if missing:
+        raise AdapterError(f"{path} does not say its {', '.join(missing)}: get it again")
+    return tensors, {field: said[key] for key, field in FACTS.items()}
+
+
+def _bounded(path: Path, limit: int) -> Path:
+    if not path.is_file():
+        raise AdapterError(
+            f"no adapter at {path.parent}: {path.name} is missing; give the folder that 'idiolect run' wrote for a device"
+        )
+    if path.stat().st_size > limit:
+        raise AdapterError(
+            f"{path} has {path.stat().st_size:,} bytes, more than the {limit:,} that an adapter may have"
+        )
+    return path
+
+
+def read_tensors(path: Path, framework: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The tensors, sorted, and the metadata of a safetensors file, whose size the caller has bounded.
+
+    Arrays for the ``framework`` "np", torch tensors for "pt". Raises :class:`AdapterError` if it is no such file.
+    """
+    try:
+        with safe_open(path, framework=framework) as file:
             names = sorted(file.keys())
             if len(names) > MAX_TENSORS:
                 raise AdapterError(f"{path} holds {len(names):,} tensors, more than the {MAX_TENSORS:,} allowed")
@@ -100,5 +116,5 @@ def _read_tensors(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, st
         TypeError,
         KeyError,
         AttributeError,
-    ) as error:  # a dtype without numpy too
+    ) as error:  # a dtype without numpy
         raise AdapterError(f"{path} is not a readable safetensors file: {error}; get it again") from error

@@ -1,4 +1,7 @@
-"""The header of a packed adapter: written in one way, read with suspicion. Loads without torch or numpy."""
+"""The header of a packed adapter: written in one way, read with suspicion.
+
+Loads without torch, and without safetensors, which a device that only asks does not have either.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,11 @@ import json
 import math
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, cast
+
+from numpy.typing import NDArray
 
 from fl.core.errors import AdapterError
 
@@ -69,32 +74,27 @@ class TensorEntry:
         return self.shape[0] if len(self.shape) == 2 else 1
 
 
-@dataclass(frozen=True)
-class TensorPart:
-    """A tensor as it is written: ``content`` is its bytes, little-endian, row by row."""
-
-    name: str
-    code: str
-    shape: tuple[int, ...]
-    content: bytes
-
-
 def refuse(reason: str, remedy: str = _REMEDY) -> NoReturn:
     """Raise the :class:`AdapterError` of a blob that is not sound."""
     raise AdapterError(f"not a sound packed adapter: {reason}; {remedy}")
 
 
-def write_header(parts: Sequence[TensorPart], info: PackedInfo) -> bytes:
-    """Everything before the data of ``parts``, which lie one behind the other. The same bytes for the same content."""
-    header: dict[str, object] = {"__metadata__": _metadata(info, sum(part.name != SCALES for part in parts))}
+def write_header(stored: Mapping[str, NDArray[Any]], info: PackedInfo) -> bytes:
+    """Everything before the data of the tensors, which lie one behind the other. The same bytes for the same content."""
+    header: dict[str, object] = {"__metadata__": _metadata(info, len(stored.keys() - {SCALES}))}
     offset = 0
-    for part in parts:
-        end = offset + len(part.content)
-        header[part.name] = {"dtype": part.code, "shape": part.shape, "data_offsets": [offset, end]}
+    for name, values in stored.items():
+        end = offset + values.nbytes
+        header[name] = {"dtype": _code(name, info)[0], "shape": values.shape, "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _SIZE.size)
     return _SIZE.pack(len(text)) + text
+
+
+def _code(name: str, info: PackedInfo) -> tuple[str, int]:
+    """The dtype of a tensor as safetensors names it, and bytes of an entry."""
+    return CODES["float16" if name == SCALES else info.dtype]
 
 
 def _metadata(info: PackedInfo, tensors: int) -> dict[str, str]:
@@ -219,7 +219,6 @@ def _check_entries(info: PackedInfo, entries: Mapping[str, TensorEntry], data_by
     parameters = sum(math.prod(entry.shape) for entry in tensors.values())
     if parameters > MAX_PARAMETERS:
         refuse(f"it would have {parameters:,} parameters, more than the {MAX_PARAMETERS:,} allowed")
-    code, entry_bytes = CODES[info.dtype]
     scales = entries.get(SCALES)
     if (scales is not None) != (info.dtype == "int8"):
         refuse("scales are there without int8, or int8 without scales")
@@ -228,7 +227,7 @@ def _check_entries(info: PackedInfo, entries: Mapping[str, TensorEntry], data_by
         refuse(f"scales are {scales.dtype} {scales.shape}, not F16 {rows}: one for each row")
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
-        expected, size = ("F16", 2) if name == SCALES else (code, entry_bytes)
+        expected, size = _code(name, info)
         if entry.dtype != expected:
             refuse(f"tensor {name!r} is {entry.dtype[:20]}, not {expected}")
         if (entry.start, entry.end) != (end, end + size * math.prod(entry.shape)):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from fl.adapters.gates import GATES
+from fl.adapters.gates.table import GATES
 from fl.algorithms.base import Algorithm, Role
 from fl.algorithms.shared.fedavg import FedAvg
 from fl.algorithms.table import ALGORITHMS, Chosen, chosen

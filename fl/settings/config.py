@@ -81,7 +81,7 @@ class RunConfig(Table):
     @property
     def gate(self) -> str:
         """The gate of the method's adapters where an arm has one."""
-        return METHODS[self.adapter.method].gate(self.adapter)
+        return METHODS[self.adapter.method].gate(self.adapter.gate)
 
     @property
     def sites(self) -> tuple[str, ...]:

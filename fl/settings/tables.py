@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fl.adapters.gates import GATES
+from fl.adapters.gates.table import GATES
 from fl.methods.table import METHODS
 from fl.settings import names
 from fl.settings.fields import Table, Words, one_of, setting

@@ -22,8 +22,9 @@ from fl.adapters.state import State, check_tensors
 from fl.bases.base import SpeechBase
 from fl.bases.resolve import load_speech_base
 from fl.core.errors import AdapterError, AudioError
-from fl.methods import MethodInfo, Recipe, attach, load_method
-from fl.methods.files import is_method
+from fl.methods.base import Recipe
+from fl.methods.files import MethodInfo, is_method, load_method
+from fl.methods.recipes import attach
 from fl.speech.audio import MAX_SECONDS, SAMPLE_RATE, SILENCE_PEAK, Waveform, check_speech, load_audio, split_at_silence
 from fl.speech.features import Window, heard_frames
 

@@ -8,7 +8,7 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from fl.adapters import GatedLoraConfig, target_pattern
+from fl.adapters.config import GatedLoraConfig, target_pattern
 from fl.adapters.state import adapter_parameters
 from fl.settings.names import SITES
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fl.adapters import GatedLoraConfig
 from fl.adapters.blend import MIXING, own, require_room
+from fl.adapters.config import GatedLoraConfig
 from fl.adapters.layer import GatedLoraLinear
 from fl.adapters.split import layers, make_split, role_of
 from fl.adapters.state import size_of

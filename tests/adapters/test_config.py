@@ -6,9 +6,9 @@ import pytest
 from peft import get_peft_model
 from torch import nn
 
-from fl.adapters import GATES, GatedLoraConfig, target_pattern
-from fl.adapters.config import ATTENTION_TARGETS
+from fl.adapters.config import ATTENTION_TARGETS, GatedLoraConfig, target_pattern
 from fl.adapters.config import SITES as PATTERNS
+from fl.adapters.gates.table import GATES
 from fl.adapters.model import gated_layers
 from fl.core.errors import ConfigError
 from fl.settings.names import MAX_RANK, SITES

@@ -9,7 +9,7 @@ import torch
 from peft import get_peft_model
 from torch import nn
 
-from fl.adapters import GatedLoraConfig, load_state
+from fl.adapters.config import GatedLoraConfig
 from fl.adapters.correction import (
     corrected,
     corrected_fingerprint,
@@ -22,6 +22,7 @@ from fl.adapters.correction import (
     weight_corrections,
 )
 from fl.adapters.pairs import LowRankPair
+from fl.adapters.state import load_state
 from fl.algorithms.shared.fedex import FedEx
 from fl.algorithms.shared.flora import Flora
 from fl.bases.resolve import load_base

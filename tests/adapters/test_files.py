@@ -11,11 +11,12 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from fl.adapters import AdapterInfo, adapter_shapes, adapter_state, load_adapter, load_state, save_adapter
 from fl.adapters import files as adapter_files
-from fl.adapters.files import CONFIG_NAME, WEIGHTS_NAME, describe
-from fl.adapters.state import check_tensors
+from fl.adapters.files import AdapterInfo, describe, load_adapter, save_adapter
+from fl.adapters.state import adapter_state, check_tensors, load_state
 from fl.core.errors import AdapterError, AdapterMismatchError, IdiolectError
+from fl.packed import folder as packed_folder
+from fl.packed.folder import CONFIG_NAME, WEIGHTS_NAME, read_tensors
 
 FINGERPRINT = "whisper:16x2+2:0123456789abcdef"
 
@@ -106,16 +107,19 @@ def test_a_pickle_in_disguise_is_refused_and_never_run(folder, tmp_path, model):
     assert not trace.exists()
 
 
-@pytest.mark.parametrize(("limit", "named"), [("MAX_ADAPTER_BYTES", WEIGHTS_NAME), ("MAX_CONFIG_BYTES", CONFIG_NAME)])
-def test_an_oversized_file_is_refused_before_it_is_read(folder, monkeypatch, limit, named):
-    monkeypatch.setattr(adapter_files, limit, (folder / named).stat().st_size - 1)
-    monkeypatch.setattr(adapter_files, "read_tensors", lambda path: pytest.fail("it was read"))
+@pytest.mark.parametrize(
+    ("module", "limit", "named"),
+    [(adapter_files, "MAX_ADAPTER_BYTES", WEIGHTS_NAME), (packed_folder, "MAX_CONFIG_BYTES", CONFIG_NAME)],
+)
+def test_an_oversized_file_is_refused_before_it_is_read(folder, monkeypatch, module, limit, named):
+    monkeypatch.setattr(module, limit, (folder / named).stat().st_size - 1)
+    monkeypatch.setattr(packed_folder, "read_tensors", lambda *_: pytest.fail("it was read"))
     with pytest.raises(AdapterError, match=rf"{named} has [\d,]+ bytes, more than"):
         load_adapter(folder)
 
 
 def test_too_many_tensors_are_refused(folder, monkeypatch):
-    monkeypatch.setattr(adapter_files, "MAX_TENSORS", 3)
+    monkeypatch.setattr(packed_folder, "MAX_TENSORS", 3)
     with pytest.raises(AdapterError, match="more than the 3 allowed"):
         load_adapter(folder)
 
@@ -123,7 +127,7 @@ def test_too_many_tensors_are_refused(folder, monkeypatch):
 def rewrite(folder, *, tensors=None, **metadata):
     """The weights file with other tensors or metadata; None removes an entry."""
     path = folder / WEIGHTS_NAME
-    held, info = adapter_files.read_tensors(path)
+    held, info = read_tensors(path, "pt")
     info.update(metadata)
     save_file(held if tensors is None else tensors, path, {k: v for k, v in info.items() if v is not None})
 
@@ -206,11 +210,11 @@ def test_an_incomplete_adapter_is_refused_where_the_model_is_known(folder, model
     name = next(iter(state))
     rewrite(folder, tensors={n: t for n, t in state.items() if n != name})
     path = folder / WEIGHTS_NAME
-    held, metadata = adapter_files.read_tensors(path)
+    held, metadata = read_tensors(path, "pt")
     save_file(held, path, {**metadata, "tensors": str(len(held))})
     tensors, _ = load_adapter(folder)
     with pytest.raises(AdapterMismatchError, match="lacks 1 tensors"):
-        check_tensors(tensors, adapter_shapes(model))
+        check_tensors(tensors, {name: tuple(tensor.shape) for name, tensor in state.items()})
 
 
 def test_an_adapter_of_another_base_is_refused_by_name(folder):

@@ -4,8 +4,10 @@ import pytest
 import torch
 from peft import get_peft_model
 
-from fl.adapters import GATES, GatedLoraConfig, adapter_state, target_pattern
-from fl.adapters.fresh import fresh_adapter
+from fl.adapters.config import GatedLoraConfig, target_pattern
+from fl.adapters.gates.table import GATES
+from fl.adapters.layer import fresh_adapter
+from fl.adapters.state import adapter_state
 from fl.core.errors import ConfigError
 from fl.settings.names import SITES
 

@@ -8,25 +8,22 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from fl.adapters import (
-    AdapterInfo,
-    adapter_state,
-    gated_layers,
-    load_adapter,
-    neutral_gates,
-    save_adapter,
-    target_pattern,
-)
-from fl.adapters.gates import GATES, INPUT, RANK, Gate
-from fl.adapters.packing import pack_folder, unpack_state
+from fl.adapters.config import target_pattern
+from fl.adapters.files import AdapterInfo, load_adapter, save_adapter
+from fl.adapters.gates.base import INPUT, RANK, Gate
+from fl.adapters.gates.table import GATES
+from fl.adapters.model import gated_layers, neutral_gates
 from fl.adapters.stacked import Slot, StackedAdapters, StackedModel
+from fl.adapters.state import adapter_state
 from fl.adapters.table import ServingTable
 from fl.core.errors import AdapterError, ConfigError
+from fl.packed.blob import unpack
+from fl.packed.folder import pack_folder
 from fl.settings.names import SITES
 
 OTHERS = """
 from torch.nn.functional import softplus
-from fl.adapters.gates import COORDINATES, D_IN, D_OUT, INPUT, OUTPUT, RANK, Gate
+from fl.adapters.gates.base import COORDINATES, D_IN, D_OUT, INPUT, OUTPUT, RANK, Gate
 
 
 def rectified(source, parameters, linear):
@@ -101,9 +98,9 @@ def test_a_new_gate_comes_back_from_a_folder_a_packed_file_and_peft(gated, whisp
     state, config = adapter_state(model), model.peft_config["default"]
     save_adapter(tmp_path, state, AdapterInfo("nano", "whisper:x", "gates", config))
     read, info = load_adapter(tmp_path)
-    unpacked, packed = unpack_state(pack_folder(tmp_path, "float32"))
-    for tensors, found in ((read, info), (unpacked, packed)):
-        assert found.config.gate == gate
+    unpacked, packed = unpack(pack_folder(tmp_path, "float32"))
+    assert info.config.gate == packed.config["gate"] == gate
+    for tensors in (read, {name: torch.from_numpy(array) for name, array in unpacked.items()}):
         assert all(torch.equal(tensors[name], tensor) for name, tensor in state.items())
     assert torch.equal(logits(PeftModel.from_pretrained(whisper(), tmp_path).eval()), logits(model))
 
@@ -126,7 +123,7 @@ def test_a_wrong_declaration_is_refused_with_the_reason():
 def test_gates_and_methods_can_be_listed_without_torch():
     code = (
         "import sys; sys.modules.update(torch=None, peft=None, numpy=None)\n"
-        "from fl.adapters.gates import GATES\nfrom fl.methods import METHODS\n"
+        "from fl.adapters.gates.table import GATES\nfrom fl.methods.table import METHODS\n"
         "print(*GATES, *METHODS)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,8 +7,10 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
-from fl.adapters import GATES, GatedLoraConfig, adapter_state
+from fl.adapters.config import GatedLoraConfig
+from fl.adapters.gates.table import GATES
 from fl.adapters.layer import GatedLoraLinear, initial_a
+from fl.adapters.state import adapter_state
 from fl.core.errors import AdapterError, ConfigError
 
 D_IN, D_OUT, R = 4, 5, 3
@@ -31,8 +33,7 @@ def make_layer(gate: str, *, alpha: float = 2.0) -> GatedLoraLinear:
 def written_out(layer: GatedLoraLinear, gate: str, x: list[float]) -> list[float]:
     """The table of the design page for one input vector, a number at a time."""
 
-    def values(parameters: nn.ParameterDict) -> list:
-        return parameters["default"].tolist() if "default" in parameters else []
+    own = {what: tensor.tolist() for what, tensor in layer.gate_parameters("default").items()}
 
     def product(matrix: list[list[float]], vector: list[float]) -> list[float]:
         return [sum(m * v for m, v in zip(row, vector, strict=True)) for row in matrix]
@@ -43,8 +44,8 @@ def written_out(layer: GatedLoraLinear, gate: str, x: list[float]) -> list[float
     def factors(source: list[float]) -> list[float]:
         return [factor(logit + c) for logit, c in zip(product(weight, source), bias, strict=True)]
 
-    a, b = values(layer.gated_lora_A), values(layer.gated_lora_B)
-    weight, bias = values(layer.gated_lora_gate_weight), values(layer.gated_lora_gate_bias)
+    a, b = layer.gated_lora_A["default"].tolist(), layer.gated_lora_B["default"].tolist()
+    weight, bias = own.get("gate_weight", []), own.get("gate_bias", [])
     if gate == "scalar":
         weight, bias = [[0.0]] * R, bias * R  # no input is looked at
     linear = layer.get_base_layer()

@@ -4,16 +4,10 @@ import pytest
 import torch
 from peft import get_peft_model, set_peft_model_state_dict
 
-from fl.adapters import (
-    GATES,
-    GatedLoraConfig,
-    adapter_state,
-    export_lora,
-    gated_layers,
-    load_state,
-    neutral_gates,
-    target_pattern,
-)
+from fl.adapters.config import GatedLoraConfig, target_pattern
+from fl.adapters.gates.table import GATES
+from fl.adapters.model import export_lora, gated_layers, neutral_gates
+from fl.adapters.state import adapter_state, load_state
 from fl.core.errors import AdapterError
 
 GATED = [gate for gate in GATES if gate != "none"]

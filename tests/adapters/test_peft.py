@@ -4,7 +4,10 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
-from fl.adapters import GATES, GatedLoraConfig, adapter_state, gated_layers
+from fl.adapters.config import GatedLoraConfig
+from fl.adapters.gates.table import GATES
+from fl.adapters.model import gated_layers
+from fl.adapters.state import adapter_state
 from fl.core.errors import ConfigError
 
 

@@ -7,9 +7,11 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from fl.adapters import GATES, adapter_state, gated_layers, neutral_gates, target_pattern
-from fl.adapters.stacked import BASE, Slot, StackedAdapters, StackedModel, module_of, tensor_name
-from fl.adapters.state import State, adapter_parameters
+from fl.adapters.config import target_pattern
+from fl.adapters.gates.table import GATES
+from fl.adapters.model import gated_layers, neutral_gates
+from fl.adapters.stacked import BASE, Slot, StackedAdapters, StackedModel
+from fl.adapters.state import State, adapter_parameters, adapter_state, module_of, tensor_name
 from fl.core.errors import AdapterError, AdapterMismatchError
 from fl.settings.names import SITES
 

@@ -3,9 +3,13 @@
 import pytest
 import torch
 
-from fl.adapters import GATES, adapter_shapes, adapter_state, load_state
-from fl.adapters.state import adapter_parameters, check_tensors, size_of
+from fl.adapters.gates.table import GATES
+from fl.adapters.state import adapter_parameters, adapter_state, check_tensors, load_state, size_of
 from fl.core.errors import AdapterError, AdapterMismatchError
+
+
+def shapes_of(model):
+    return {name: tuple(tensor.shape) for name, tensor in adapter_state(model).items()}
 
 
 def test_a_state_written_into_another_model_makes_it_the_same_model(gated, logits):
@@ -34,7 +38,7 @@ def test_parameters_are_live(gated, logits):
 
 def test_names_are_sorted_and_shapes_fit(gated):
     model = gated("self")
-    state, shapes = adapter_state(model), adapter_shapes(model)
+    state, shapes = adapter_state(model), shapes_of(model)
     assert list(state) == sorted(state) == list(shapes)
     assert all(tuple(state[name].shape) == shapes[name] for name in state)
 
@@ -81,7 +85,7 @@ def test_damaged_tensors_are_refused_by_name_before_one_is_copied(damage, gated)
 
 def test_a_missing_tensor_is_refused_where_an_adapter_must_be_complete(gated):
     model = gated("self")
-    state, shapes = adapter_state(model), adapter_shapes(model)
+    state, shapes = adapter_state(model), shapes_of(model)
     check_tensors(state, shapes)
     name = sorted(state)[5]
     del state[name]

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fl.adapters import GATES, GatedLoraConfig, target_pattern
-from fl.adapters.fresh import fresh_adapter
+from fl.adapters.config import GatedLoraConfig, target_pattern
+from fl.adapters.gates.table import GATES
+from fl.adapters.layer import fresh_adapter
 from fl.adapters.stacked import BASE, Slot, StackedAdapters, StackedModel
 from fl.adapters.state import State
 from fl.adapters.table import ServingTable

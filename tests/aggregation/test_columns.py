@@ -13,7 +13,7 @@ def devices(rows: np.ndarray) -> list[DeviceUpdate]:
 
 def test_a_far_row_is_shortened_and_one_whose_norm_overflows_is_zero() -> None:
     rows = np.array([[0.0, 1.0], [0.0, 2.0], [0.0, 3e9], [np.inf, 0.0]], np.float32)
-    bounded = BoundedUpdates.of(devices(rows), keep=True)
+    bounded = BoundedUpdates(devices(rows), keep=True)
     (matrix,) = bounded.matrices(np.float32)
     assert bounded.norms[:3] == pytest.approx([1.0, 2.0, 3e9])
     assert bounded.factors.tolist() == pytest.approx([1.0, 1.0, 2e6 / 3e9, 0.0])

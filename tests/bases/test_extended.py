@@ -10,9 +10,11 @@ import torch
 from peft import get_peft_model
 from torch import nn
 
-from fl.adapters import GatedLoraConfig, adapter_state, make_split, target_pattern
-from fl.adapters.fresh import fresh_adapter
+from fl.adapters.config import GatedLoraConfig, target_pattern
+from fl.adapters.layer import fresh_adapter
+from fl.adapters.split import make_split
 from fl.adapters.stacked import Slot, StackedAdapters, StackedModel
+from fl.adapters.state import adapter_state
 from fl.bases.base import SpeechBase
 from fl.bases.ctc.vocabulary import make_vocabulary
 from fl.bases.extended import ExtendedCtc, ExtendedTokenizer, ExtendedWhisper

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fl.adapters import GatedLoraConfig, target_pattern
-from fl.adapters.fresh import fresh_adapter
+from fl.adapters.config import GatedLoraConfig, target_pattern
+from fl.adapters.layer import fresh_adapter
 from fl.adapters.stacked import Slot, StackedAdapters, StackedModel
 from fl.bases.resolve import load_base
 from fl.settings.names import SITES

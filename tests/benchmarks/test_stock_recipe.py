@@ -12,7 +12,8 @@ import benchmarks.stock_recipe as stock_recipe
 import clients.training.evaluate
 import clients.training.single
 from benchmarks.stock_recipe import StockProcess, TimedFedAvg, initial_state, make_lora, stock_counts, training_people
-from fl.adapters import GatedLoraConfig, make_split
+from fl.adapters.config import GatedLoraConfig
+from fl.adapters.split import make_split
 from fl.adapters.state import adapter_parameters, adapter_state
 from fl.algorithms.arms import trained_arm
 from fl.bases.resolve import load_base

@@ -11,8 +11,8 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from clients.worker import Worker, get_worker
-from fl.adapters import GatedLoraConfig, make_split
-from fl.adapters.split import Split
+from fl.adapters.config import GatedLoraConfig
+from fl.adapters.split import Split, make_split
 from fl.adapters.state import State, adapter_parameters, adapter_state, load_state
 from fl.metrics import Counts
 from fl.settings.config import RunConfig, make_config

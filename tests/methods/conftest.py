@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fl.adapters import target_pattern
+from fl.adapters.config import target_pattern
 from fl.bases.resolve import random_base
 from fl.bases.whisper.base import WhisperBase
-from fl.methods import Attached, Recipe, attach
+from fl.methods.base import Attached, Recipe
+from fl.methods.recipes import attach
 from fl.settings.names import SITES
 
 

@@ -2,9 +2,10 @@
 
 import pytest
 
-from fl.adapters import target_pattern
+from fl.adapters.config import target_pattern
 from fl.core.errors import ConfigError
-from fl.methods import METHODS, budget_rank, make_recipe
+from fl.methods.recipes import budget_rank, make_recipe
+from fl.methods.table import METHODS
 from fl.settings.config import make_config
 from fl.tasks.table import load_task
 

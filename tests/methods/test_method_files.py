@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fl.adapters import load_adapter
+from fl.adapters.files import load_adapter
 from fl.core.errors import AdapterError, AdapterMismatchError
-from fl.methods import MethodInfo, load_method, save_method
+from fl.methods.files import MethodInfo, load_method, save_method
 
 from .conftest import recipe_of
 
@@ -49,7 +49,8 @@ def damage_weights(folder):
 def add_nan(folder):
     tensors = load_file(folder / "adapter_model.safetensors")
     tensors[next(iter(tensors))].fill_(float("nan"))
-    metadata = {"schema": "1", "split": "all-shared", "tensors": str(len(tensors))}
+    metadata = {"schema": "1", "base": "nano", "base_fingerprint": "whisper:x", "split": "all-shared"}
+    metadata["tensors"] = str(len(tensors))
     save_file(tensors, folder / "adapter_model.safetensors", metadata)
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from clients.worker import get_worker
-from fl.methods import METHODS, load_method
+from fl.methods.files import load_method
+from fl.methods.table import METHODS
 from fl.settings.config import RunConfig, make_config
 from sim.backends.run import run_simulation
 

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from fl.adapters.gates import CROSS, NONE, SCALAR
+from fl.adapters.gates.table import CROSS, NONE, SCALAR
 from fl.core.errors import ConfigError
-from fl.methods import METHODS, MethodInfo, attach, budget_rank, load_method, save_method
-from fl.settings.config import make_config
+from fl.methods.files import MethodInfo, load_method, save_method
+from fl.methods.recipes import attach, budget_rank
+from fl.methods.table import METHODS
 
 from .conftest import recipe_of
 
@@ -23,12 +24,7 @@ def attach(model, recipe):
     return Attached(model.eval(), dict(sorted(found.items())))
 
 
-def shapes(model, recipe):
-    return {f"{name}.bias": (linear.out_features,)
-            for name, linear in sorted(targeted(model, recipe.targets)) if linear.bias is not None}
-
-
-CODE = Adaptation(attach, shapes)
+CODE = Adaptation(attach)
 METHOD = Method("shifts", "other_methods:CODE", sized=False)
 """
 
@@ -38,13 +34,11 @@ def shifts(other_package):
     other_package(METHODS, SHIFTS, shifts="METHOD")
 
 
-def test_another_packages_method_is_attached_counted_saved_and_loaded(base, tmp_path):
-    method, recipe = METHODS["shifts"], recipe_of("shifts")
+def test_another_packages_method_is_attached_saved_and_loaded(base, tmp_path):
+    recipe = recipe_of("shifts")
     attached = attach(base.new_model(), recipe)
-    assert attached.shapes() == method.shapes(base.model, recipe)
-    assert method.count(base.model, recipe) == sum(p.numel() for p in attached.parameters.values())
     save_method(tmp_path, attached.state(), MethodInfo("nano", "whisper:x", "all-shared", recipe))
-    tensors, info = load_method(tmp_path, method.shapes(base.model, recipe))
+    tensors, info = load_method(tmp_path, attached.shapes())
     assert info.recipe == recipe
     assert all(torch.equal(tensors[name], tensor) for name, tensor in attached.state().items())
 
@@ -56,7 +50,6 @@ def test_a_method_without_a_size_takes_no_budget(base):
 
 
 def test_the_gate_of_a_method_is_its_own_or_the_one_that_is_set():
-    settings = make_config({"gate": CROSS.name}).adapter
-    gates = {name: method.gate(settings) for name, method in METHODS.items()}
+    gates = {name: method.gate(CROSS.name) for name, method in METHODS.items()}
     own = {"gated-lora": CROSS.name, "scalar-gate": SCALAR.name}
     assert gates == {name: own.get(name, NONE.name) for name in METHODS}

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl.adapters.gates import GATES
+from fl.adapters.gates.table import GATES
 from fl.algorithms.arms import adapter_name, evaluated_as, trained_arm
 from fl.algorithms.table import choosable
 from fl.core.errors import ConfigError

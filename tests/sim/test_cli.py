@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from fl.adapters import AdapterInfo, GatedLoraConfig, save_adapter, target_pattern
-from fl.adapters.fresh import fresh_adapter
+from fl.adapters.config import GatedLoraConfig, target_pattern
+from fl.adapters.files import AdapterInfo, save_adapter
+from fl.adapters.layer import fresh_adapter
 from fl.bases.resolve import load_base
 from fl.core.errors import AdapterMismatchError, AudioError, ConfigError, RunError
 from fl.data.manifest import Utterance, write_manifest

@@ -10,8 +10,7 @@ import torch
 from peft import get_peft_model
 from torch import nn
 
-from fl.adapters import GatedLoraConfig
-from fl.adapters.config import target_pattern
+from fl.adapters.config import GatedLoraConfig, target_pattern
 from fl.bases.resolve import load_base
 from fl.core.errors import BaseModelError
 from fl.settings.config import make_config

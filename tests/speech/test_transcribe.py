@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from fl.adapters import AdapterInfo, target_pattern
+from fl.adapters.config import target_pattern
 from fl.adapters.correction import corrected, corrected_fingerprint, correction_digest, save_correction
-from fl.adapters.files import save_adapter
+from fl.adapters.files import AdapterInfo, save_adapter
 from fl.bases.resolve import load_speech_base
 from fl.core.errors import AdapterError, AdapterMismatchError, AudioError
-from fl.methods import MethodInfo, Recipe, attach, save_method
-from fl.methods.low_rank import peft_config
+from fl.methods.base import Recipe
+from fl.methods.files import MethodInfo, save_method
+from fl.methods.lora import peft_config
+from fl.methods.recipes import attach
 from fl.packed.folder import pack_folder
 from fl.speech.audio import load_audio, save_audio
 from fl.speech.features import heard_frames

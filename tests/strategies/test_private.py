@@ -21,7 +21,7 @@ from fl.codecs.table import make_codec
 from fl.codecs.tensors import decode_all, encode_all
 from fl.core.errors import AggregationError, AudioError, ConfigError
 from fl.core.rng import derive_random
-from fl.methods import fresh_state
+from fl.methods.recipes import fresh_state
 from fl.privacy.dp import PrivacyError, add_noise, honest_devices, noise_share
 from fl.privacy.ledger import BudgetError
 from fl.privacy.randomness import key_from_seed, standard_normal

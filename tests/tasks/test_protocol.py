@@ -5,7 +5,8 @@ import torch
 from peft import get_peft_model
 
 from clients.training.single import LocalPlan, train_locally
-from fl.adapters import GatedLoraConfig, make_split
+from fl.adapters.config import GatedLoraConfig
+from fl.adapters.split import make_split
 from fl.adapters.stacked import Slot, StackedAdapters, StackedModel
 from fl.adapters.state import adapter_parameters, adapter_state
 from fl.core.errors import ConfigError

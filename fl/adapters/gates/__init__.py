@@ -15,25 +15,3 @@ arXiv 2106.09685) bit for bit. Gating a LoRA of a speech recognizer is the idea 
 text: the four gates with a G or g are our own readings of the four places that the paper names. ``scalar`` is a known relative
 that sees no input, one learned factor for each adapted map; it can be merged.
 """
-
-from fl.adapters.gates.base import COORDINATES, D_IN, D_OUT, FROZEN, INPUT, OUTPUT, RANK, AdapterPath, Gate
-from fl.adapters.gates.table import CROSS, GATES, HIDDEN, LOW_RANK, NONE, SCALAR, SELF
-
-__all__ = [
-    "COORDINATES",
-    "CROSS",
-    "D_IN",
-    "D_OUT",
-    "FROZEN",
-    "GATES",
-    "HIDDEN",
-    "INPUT",
-    "LOW_RANK",
-    "NONE",
-    "OUTPUT",
-    "RANK",
-    "SCALAR",
-    "SELF",
-    "AdapterPath",
-    "Gate",
-]

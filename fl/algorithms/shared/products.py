@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fl.adapters.pairs import LowRankPair, aligned, best_of, pair_names, truncated
-from fl.aggregation.blocks import over_cores
 from fl.aggregation.mean import mean, pairs_of
 from fl.aggregation.pairs import many, means, shares, stacked
+from fl.aggregation.updates import over_cores
 from fl.algorithms.base import Aggregator, Algorithm, Capabilities, Round
 from fl.core.errors import AggregationError
 

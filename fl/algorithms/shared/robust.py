@@ -23,10 +23,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from fl.aggregation.blocks import over_cores
 from fl.aggregation.columns import BoundedUpdates, by_coordinate
 from fl.aggregation.mean import average
-from fl.aggregation.updates import Updates, rows_of, tensor_names
+from fl.aggregation.updates import Updates, over_cores, rows_of, tensor_names
 from fl.algorithms.base import About, Algorithm, Capabilities, Round
 from fl.algorithms.hostile import hostile_count
 from fl.core.errors import AggregationError, ConfigError
@@ -84,7 +83,7 @@ def too_few(name: str, devices: int, hostile: int, factor: int) -> str:
 def squared_distances(updates: Updates) -> np.ndarray:
     """(devices, devices) float64: squared Euclidean distances of the devices' updates, all tensors as one vector."""
     total = np.zeros((len(updates), len(updates)))
-    for matrix in BoundedUpdates.of(updates, keep=False).matrices(np.float64):
+    for matrix in BoundedUpdates(updates, keep=False).matrices(np.float64):
         gram = matrix @ matrix.T
         norms = np.diagonal(gram)
         total += norms[:, None] + norms[None, :] - 2 * gram
@@ -124,7 +123,7 @@ def geometric_median(updates: Updates) -> dict[str, np.ndarray]:
     weighs by the norms, so that far updates start small, but nothing counts as closer than half of the devices: a pass that
     starts exactly at a device's update (one that is zero, say) would never leave it.
     """
-    bounded = BoundedUpdates.of(updates, keep=True)
+    bounded = BoundedUpdates(updates, keep=True)
     factors = np.maximum(bounded.factors, TINY)  # rows are shorter by it than what they stand for
     squares = np.square(bounded.norms)
     reach = np.where(bounded.factors > 0, bounded.norms, 0.0)  # how far a device's weight moves the point
@@ -262,7 +261,7 @@ class NormBound(RobustAlgorithm):
     def aggregate(self, found: Round) -> dict[str, np.ndarray]:
         """The mean of the updates, those longer than the bound scaled down to it."""
         updates = found.updates
-        norms = BoundedUpdates.of(updates, keep=False).norms
+        norms = BoundedUpdates(updates, keep=False).norms
         bound = self.bound or float(np.median(norms))
         factors = np.minimum(1.0, bound / np.maximum(norms, TINY))
         if not factors.any():  # a median of zero: most have not moved

@@ -19,9 +19,9 @@ from torch import nn
 from fl.adapters.config import ATTENTION_TARGETS, SITES, GatedLoraConfig, target_pattern
 from fl.adapters.correction import require_fingerprint
 from fl.adapters.files import AdapterInfo
-from fl.adapters.gates import GATES
-from fl.adapters.stacked import Slot, tensor_name
-from fl.adapters.state import Shapes, check_tensors
+from fl.adapters.gates.table import GATES
+from fl.adapters.stacked import Slot
+from fl.adapters.state import Shapes, check_tensors, tensor_name
 from fl.bases.whisper.base import WhisperBase
 from fl.core.errors import AdapterError, AdapterMismatchError, ConfigError
 from fl.packed.blob import PackedInfo, digest, read_info, unpack

@@ -69,14 +69,15 @@ def network(
     links = [parse_profile(text) for text in profiles.split(";")]
     slowdowns, running = parse_devices(devices), parse_server(server)
     from fl.adapters.files import load_adapter
-    from fl.adapters.packing import pack_folder
     from fl.core.machine import machine
+    from fl.packed.folder import pack_folder
     from sim.section import markdown_tables, page_parts, print_tables, write_section
     from sim.study.network.report import END, START, conditions_text, tables
 
     if write is not None:
         page_parts(write, START, END)  # now, not after minutes of measuring
-    base = base or load_adapter(adapter)[1].base_name
+    _, info = load_adapter(adapter)
+    base = base or info.base_name
     packed, samples = pack_folder(adapter, precision), load_audio(audio)  # type: ignore[arg-type]
     conditions = {
         "base": base,

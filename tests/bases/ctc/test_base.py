@@ -12,8 +12,9 @@ from peft import get_peft_model
 from torch import nn
 from transformers import Wav2Vec2ForCTC
 
-from fl.adapters import GatedLoraConfig, adapter_state, load_state, target_pattern
+from fl.adapters.config import GatedLoraConfig, target_pattern
 from fl.adapters.stacked import BASE, Slot, StackedAdapters, StackedModel
+from fl.adapters.state import adapter_state, load_state
 from fl.bases.ctc.base import CtcBase, path_length
 from fl.bases.ctc.forward import encode_ctc, strided_convolution, unwrap_ctc
 from fl.bases.resolve import load_base, load_speech_base, name_with_tokens, split_tokens

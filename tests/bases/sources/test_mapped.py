@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fl.adapters import GatedLoraConfig
+from fl.adapters.config import GatedLoraConfig
 from fl.bases.resolve import load_base
 from fl.bases.sources import mapped
 from fl.bases.sources.convert import ensure_converted

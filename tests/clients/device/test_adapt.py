@@ -10,7 +10,7 @@ import soundfile
 from clients.device.adapt import PRIVATE_STEPS, AdaptOptions, check_adapted, read_labelled
 from clients.device.client import DeviceClient
 from fl.adapters.config import GatedLoraConfig, target_pattern
-from fl.adapters.fresh import fresh_adapter
+from fl.adapters.layer import fresh_adapter
 from fl.bases.resolve import load_base
 from fl.core.errors import ConfigError, IdiolectError
 from fl.packed.blob import PackedInfo, pack, unpack

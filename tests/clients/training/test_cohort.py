@@ -11,9 +11,10 @@ from torch import nn
 from clients.training.cohort import Member, MemberResult, divide, train_cohort
 from clients.training.single import train_locally
 from clients.worker import Worker
-from fl.adapters import GATES, GatedLoraConfig, adapter_state, load_state
+from fl.adapters.config import GatedLoraConfig
+from fl.adapters.gates.table import GATES
 from fl.adapters.stacked import Slot, StackedModel
-from fl.adapters.state import State
+from fl.adapters.state import State, adapter_state, load_state
 from fl.algorithms.arms import trained_arm
 from fl.algorithms.plan import LocalPlan
 from fl.core.errors import AdapterError
@@ -83,7 +84,7 @@ def test_a_cohort_equals_its_devices_trained_one_by_one(regression, gate, preset
 
 NEW_GATE = """
 from torch.nn.functional import softplus
-from fl.adapters.gates import COORDINATES, D_IN, INPUT, RANK, Gate
+from fl.adapters.gates.base import COORDINATES, D_IN, INPUT, RANK, Gate
 
 
 def factor(source, parameters, linear):

@@ -10,11 +10,12 @@ from clients.training.phase import one_by_one, train_device
 from clients.training.single import train_locally
 from clients.training.together import train_together
 from clients.worker import Worker
-from fl.adapters import GATES, GatedLoraConfig, adapter_state, load_state, make_split
+from fl.adapters.config import GatedLoraConfig
+from fl.adapters.gates.table import GATES
 from fl.adapters.ranks import device_rank, reduced
-from fl.adapters.split import tensor_kind
+from fl.adapters.split import make_split, tensor_kind
 from fl.adapters.stacked import Slot, StackedModel, cut
-from fl.adapters.state import State, adapter_parameters
+from fl.adapters.state import State, adapter_parameters, adapter_state, load_state
 from fl.algorithms.arms import EVERYONE, trained_arm
 from fl.algorithms.plan import LocalPlan
 from fl.protocol.wire import Job

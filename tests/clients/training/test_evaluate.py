@@ -5,7 +5,7 @@ import pytest
 
 from clients.training.evaluate import evaluate
 from clients.worker import Worker
-from fl.adapters import load_state
+from fl.adapters.state import load_state
 from fl.core.rng import derive_generator
 from fl.protocol.wire import add_counts
 from fl.tasks.task import Example

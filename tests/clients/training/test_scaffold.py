@@ -8,9 +8,9 @@ import torch
 from clients.training.cohort import Member, train_cohort
 from clients.training.phase import adapter_part
 from clients.training.single import train_locally
-from fl.adapters import load_state
 from fl.adapters.split import CONTROL
 from fl.adapters.stacked import Slot, StackedModel
+from fl.adapters.state import load_state
 from fl.algorithms.plan import LocalPlan
 from fl.algorithms.shared.scaffold import ControlVariate
 

@@ -139,7 +139,7 @@ def test_training_through_the_blend_lowers_the_loss_and_moves_nothing_shared(reg
 
 
 def _config(task, blend):
-    from fl.adapters import GatedLoraConfig
+    from fl.adapters.config import GatedLoraConfig
 
     return GatedLoraConfig(
         r=blend.ranks, lora_alpha=2.0 * blend.ranks, gate=blend.gate, target_modules=task.targets, init_seed=1

@@ -5,8 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from clients.training.slots import SlotAdamW, SlotParameters
-from fl.adapters import make_split
-from fl.adapters.stacked import Slot, tensor_name
+from fl.adapters.split import make_split
+from fl.adapters.stacked import Slot
+from fl.adapters.state import tensor_name
 from fl.algorithms.plan import LocalPlan
 from fl.core.errors import AdapterError
 from fl.settings.names import SPLITS

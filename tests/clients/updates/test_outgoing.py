@@ -14,8 +14,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from clients.app import app
 from clients.updates.mask import Sessions, take_step
 from clients.updates.outgoing import check_demands
-from fl.adapters import GatedLoraConfig
-from fl.adapters.fresh import fresh_adapter
+from fl.adapters.config import GatedLoraConfig
+from fl.adapters.layer import fresh_adapter
 from fl.algorithms.arms import trained_arm
 from fl.algorithms.plan import Phase
 from fl.core.errors import ConfigError

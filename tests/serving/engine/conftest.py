@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from fl.adapters import GatedLoraConfig, target_pattern
+from fl.adapters.config import GatedLoraConfig, target_pattern
 from fl.adapters.files import AdapterInfo
-from fl.adapters.fresh import fresh_adapter
+from fl.adapters.layer import fresh_adapter
 from fl.adapters.stacked import Slot, StackedAdapters, StackedModel
 from fl.bases.resolve import load_base
 from fl.bases.whisper.base import WhisperBase

@@ -66,3 +66,9 @@ def test_a_method_that_is_not_of_low_rank_is_refused_with_the_reason(nano, serve
         AdapterError, match=r"'prefix': only low-rank adapters are rows of a batch.*transcribe --adapter"
     ):
         admit(data, nano)
+
+
+@pytest.mark.parametrize("change", [{"r": 0}, {"r": "8"}, {"gate": "revolving"}, {"lora_alpha": [1]}], ids=str)
+def test_an_impossible_configuration_is_refused(nano, served, change) -> None:
+    with pytest.raises(AdapterError, match="configuration is not one"):
+        admit(packed(served(1), nano.fingerprint, **change), nano)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fl.adapters.gates import GATES
+from fl.adapters.gates.table import GATES
 from fl.core.errors import AdapterError, AdapterMismatchError, AudioError, BaseModelError, ConfigError, RunError
 from fl.serving.engine import engine as engine_module
 from fl.serving.engine.engine import BatchEngine, EngineSettings

@@ -16,9 +16,8 @@ import soundfile
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from fl.adapters import GatedLoraConfig
-from fl.adapters.config import target_pattern
-from fl.adapters.fresh import fresh_adapter
+from fl.adapters.config import GatedLoraConfig, target_pattern
+from fl.adapters.layer import fresh_adapter
 from fl.bases.resolve import load_base
 from fl.bases.whisper.base import WhisperBase
 from fl.packed.blob import PackedInfo, pack

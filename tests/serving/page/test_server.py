@@ -8,9 +8,8 @@ from concurrent.futures import Future
 import numpy as np
 import pytest
 
-from fl.adapters import GatedLoraConfig
-from fl.adapters.config import target_pattern
-from fl.adapters.fresh import fresh_adapter
+from fl.adapters.config import GatedLoraConfig, target_pattern
+from fl.adapters.layer import fresh_adapter
 from fl.bases.resolve import load_base
 from fl.packed.blob import PackedInfo, pack
 from fl.serving.engine.requests import Stages, Transcript

@@ -9,7 +9,7 @@ import torch
 from peft import get_peft_model
 from torch import nn
 
-from fl.adapters import GatedLoraConfig
+from fl.adapters.config import GatedLoraConfig
 from fl.core.errors import VocabularyError
 from fl.data.manifest import read_manifest, write_manifest
 from fl.settings.config import RunConfig, make_config

@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import get_peft_model
 
-from fl.adapters import GatedLoraConfig
+from fl.adapters.config import GatedLoraConfig
 from fl.algorithms.arms import EVERYONE
 from fl.core.errors import AudioError, ConfigError
 from fl.data.manifest import read_manifest, write_manifest

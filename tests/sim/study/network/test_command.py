@@ -280,7 +280,7 @@ def test_a_server_that_does_not_start_is_an_error_with_the_command_to_try(monkey
 def command(monkeypatch: pytest.MonkeyPatch, audio, tmp_path: Path) -> Callable[..., Result]:
     """``idiolect study network`` on an adapter that is packed already, with a base whose cost is known."""
     monkeypatch.setattr("fl.adapters.files.load_adapter", lambda _: (None, SimpleNamespace(base_name="whisper-base")))
-    monkeypatch.setattr("fl.adapters.packing.pack_folder", lambda *_: ADAPTER)
+    monkeypatch.setattr("fl.packed.folder.pack_folder", lambda *_: ADAPTER)
     costs = {"hold": ProcessCost((1e-9,), 2**30), "ask": ProcessCost((0.1,), 2**25)}
     monkeypatch.setattr("sim.study.network.command.process_cost", lambda what, *_: costs[what])
     save_audio(tmp_path / "audio.wav", audio)

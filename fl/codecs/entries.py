@@ -1,4 +1,7 @@
-"""Each entry as an integer of 8 or 4 bits: with a scale for each block of the tensor, or with one step for all devices."""
+"""Each entry by itself: as a float of 4 or 2 bytes, or as an integer of 8 or 4 bits.
+
+An integer has a scale for each block of the tensor, or one step for all devices.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,40 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from fl.codecs.base import (
-    FLOAT32,
-    Codec,
-    CompressionError,
-    Payload,
-    Real,
-    check_finite,
-    check_length,
-    check_unused,
-    positive,
-)
+from fl.codecs.base import Codec, CompressionError, Payload, Real, check_finite, check_length, check_unused, positive
 
+FLOAT32, FLOAT16 = np.dtype("<f4"), np.dtype("<f2")
 BLOCK = 1024  # entries that share a scale
 LEVELS = {8: 127, 4: 7}  # of each sign
+
+
+@dataclass(frozen=True)
+class FloatCodec(Codec):
+    """Floats of ``dtype``, little-endian."""
+
+    dtype: np.dtype[np.floating] = FLOAT32
+    sum_compatible = True
+
+    @property
+    def lossless(self) -> bool:
+        """Whether nothing is rounded."""
+        return self.dtype == FLOAT32
+
+    def encode(self, values: Real) -> Payload:
+        """See :class:`Codec`. Raises :class:`CompressionError` for a value beyond the range of ``dtype``."""
+        with np.errstate(over="ignore"):
+            rounded = values.astype(self.dtype)
+        check_finite(
+            rounded, f"values of up to {np.abs(values).max(initial=0):g} in {self.dtype.itemsize} bytes become"
+        )
+        return rounded.view(np.uint8)
+
+    def decode(self, payload: Payload, size: int) -> Real:
+        """See :class:`Codec`."""
+        check_length(payload, size * self.dtype.itemsize)
+        values = payload.view(self.dtype).astype(np.float32)
+        check_finite(values, "the encoding holds")
+        return values
 
 
 def _pack(levels: NDArray[np.floating], bits: int) -> Payload:
@@ -107,10 +130,16 @@ class FixedInteger(Codec):
         return (_unpack(payload, size, self.bits).astype(np.int64) * self.step).astype(np.float32)
 
 
-def _make(bits: int, argument: str, inner: Codec | None) -> Codec:
+def _floats(dtype: np.dtype[np.floating], argument: str, inner: Codec | None) -> Codec:
+    check_unused(argument, inner)
+    return FloatCodec(dtype)
+
+
+def _integers(bits: int, argument: str, inner: Codec | None) -> Codec:
     """``int8`` and ``int4``, with a limit as in ``int8:0.1``."""
     check_unused("", inner)
     return FixedInteger(bits, positive(argument, "limit", math.inf)) if argument else BlockInteger(bits)
 
 
-int8, int4 = partial(_make, 8), partial(_make, 4)
+int8, int4 = partial(_integers, 8), partial(_integers, 4)
+fp32, fp16 = partial(_floats, FLOAT32), partial(_floats, FLOAT16)
