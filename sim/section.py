@@ -3,8 +3,6 @@
 That part stands between two comments, and nothing else of the page changes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ The layout is that of :mod:`fl.serving.http.adapt`. A server that answers with a
 does not get to replace it: base, tokenizer, split, window, configuration, names and shapes must be the same.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence

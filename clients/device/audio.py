@@ -3,8 +3,6 @@
 A file is read, mixed, resampled and encoded second by second, so that an hour of stereo needs no more memory than its upload.
 """
 
-from __future__ import annotations
-
 import importlib
 import io
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """The command line of a thin device, ``idiolect device ...``. argparse, because every import counts on a small device."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

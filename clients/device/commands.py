@@ -4,8 +4,6 @@ A command takes parsed arguments, says a line of JSON for a script or text for a
 done. Its docstring is its help.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -4,8 +4,6 @@ The token and the bodies stand in no message and no log. Certificates are always
 token goes to the server that it was given for.
 """
 
-from __future__ import annotations
-
 import http.client
 import ipaddress
 import ssl

@@ -11,8 +11,6 @@ A crash between answer and ``done`` sends the entry again with the same key, whi
 memory; after ``done`` it is not sent again. Entries that wait are sent in order, one process at a time.
 """
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os

@@ -5,8 +5,6 @@ queued recording) is authenticated with it, so that one cannot be passed off as 
 distinguishes a wrong key from a damaged file.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import sys

@@ -3,8 +3,6 @@
 Everything is checked before the old adapter is replaced: its values, its base, the budget. What is refused changes nothing.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable

@@ -15,8 +15,6 @@ The last one is a ``self`` gate too: the rows of A' have the gate (g, c), those 
 B are halved. x is one input vector of a map, a frame or a token, so the weights change with what is being said.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

@@ -4,8 +4,6 @@ PEFT refuses new names in its ``PeftType`` enumeration, and ships an unrelated m
 the type here is ``GATED_LORA``, a one-member enumeration of our own that behaves as a string wherever PEFT looks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum

@@ -12,8 +12,6 @@ and is known by its digest, which is a part of the fingerprint of a base that co
 correction names it as its base, and is refused under another one or none.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Iterator, Mapping

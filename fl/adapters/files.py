@@ -5,8 +5,6 @@
 Nothing is ever unpickled, and sizes are bounded before anything is read.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Gated LoRA as a PEFT tuner: inject, neutralize, merge and export."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar

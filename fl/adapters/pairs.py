@@ -4,8 +4,6 @@ Pure functions. A pair is the update ``b @ a`` of one layer, ``a`` (rank, d_in) 
 the subject of :mod:`fl.aggregation.pairs`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import NamedTuple
 

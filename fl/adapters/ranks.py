@@ -5,8 +5,6 @@ both are zero neither gets a gradient, nor does what a private gate does there, 
 the same zeros are what HetLoRA (Cho et al. 2024, arXiv 2401.06432) fills up with, so an aggregator needs to know no rank.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

@@ -4,8 +4,6 @@ A split is *disjoint and complete*: a rule gives each tensor exactly one role or
 being forgotten.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """An adapter's tensors by name: read them out of a model, write them into one, check them, count them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 

@@ -9,8 +9,6 @@ A row without adapter is a row of zeros: its update is exactly zero. A row whose
 neighbours has zeros in their gate, which is then exactly 1. So rows of any rank and gate share one computation.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 

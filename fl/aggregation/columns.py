@@ -1,7 +1,5 @@
 """All devices' values of one tensor side by side, for rules that look at coordinates or distances."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any
 

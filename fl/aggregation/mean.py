@@ -1,7 +1,5 @@
 """Means of the devices' updates, and how much a mean of factors loses of a mean of products."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 
 import numpy as np

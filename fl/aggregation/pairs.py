@@ -9,8 +9,6 @@ one float32 matrix product, blocks are added in float64: with u = 2^-24 and k de
 most (k rank + 2) u times the sum of the absolute terms it is made of.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 

@@ -3,8 +3,6 @@
 A block fits a core's cache, and memory does not grow with the number of devices.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -3,8 +3,6 @@
 Knows no architecture: :mod:`fl.bases.whisper` and :mod:`fl.bases.ctc` fill it.
 """
 
-from __future__ import annotations
-
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence

@@ -9,8 +9,6 @@ A byte-level Whisper can spell Korean without new tokens (three bytes a syllable
 cannot write what it has no output for.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import groupby
 

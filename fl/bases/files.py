@@ -1,7 +1,5 @@
 """The files of a folder in transformers' layout, a frozen model on mapped weights, and what makes two bases the same."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """What a codec is: the entries of one tensor as bytes, and back. It knows neither names nor shapes."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 
 import numpy as np

@@ -3,8 +3,6 @@
 An integer has a scale for each block of the tensor, or one step for all devices.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import partial

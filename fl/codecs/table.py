@@ -18,8 +18,6 @@ With error feedback (Seide et al. 2014; Karimireddy et al. 2019) a device adds w
 :mod:`clients.updates`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from fl.codecs.base import Codec, CompressionError

@@ -1,7 +1,5 @@
 """A codec applied to the tensors of an update: each tensor's bytes by name, or all of them end to end."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

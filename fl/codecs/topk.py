@@ -1,7 +1,5 @@
 """The entries with the largest absolute values alone, and those under a second codec."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """Where the base computes and in which precision: what the machine has decides, unless a setting says otherwise."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager, nullcontext
 
 import torch

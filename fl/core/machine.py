@@ -1,7 +1,5 @@
 """What this process runs on: stands beside every figure, says how many things to do at once, and takes memory back."""
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import os

@@ -1,7 +1,5 @@
 """Things of one kind by name: those of the project, and those that other people's packages register as Python entry points."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterator, Mapping
 from functools import cached_property

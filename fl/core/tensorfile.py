@@ -4,8 +4,6 @@ The library writes the metadata in the order of a hash map, another one in each 
 unequal files, and nobody could say that a resumed run ended where an uninterrupted one does.
 """
 
-from __future__ import annotations
-
 import json
 import struct
 from collections.abc import Mapping

@@ -7,8 +7,6 @@ starts at zero where the paper has a small normal initialisation, so that a fres
 stay frozen here; in the paper they are trained too.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional

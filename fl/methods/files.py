@@ -3,8 +3,6 @@
 Low-rank methods are saved as adapters, since PEFT, the server and thin devices read those.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path

@@ -7,8 +7,6 @@ DoRA is PEFT's own, for comparison: LoRA on the direction of each weight row, an
 Source: Liu et al. 2024, arXiv 2402.09353, equation 5 (PEFT treats the norm as a constant in the gradient, section 4.3).
 """
 
-from __future__ import annotations
-
 import re
 
 import torch

@@ -11,8 +11,6 @@ PEFT's prefix tuning fails on Whisper, because it hands the prefix over as a cac
 the decoder fills itself. Here the prefix enters behind the cache, in the attention function that transformers lets a model choose.
 """
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

@@ -1,7 +1,5 @@
 """From the settings of a run to a method on its base: the recipe, the model that is trained, and its first tensors."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from torch import nn

@@ -3,8 +3,6 @@
 Other people's packages register a :class:`Method` under the entry points ``idiolect.methods``. Loads without torch.
 """
 
-from __future__ import annotations
-
 from fl.adapters.gates.table import SCALAR
 from fl.core.registry import Registry
 from fl.methods.base import Method

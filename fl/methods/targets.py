@@ -1,7 +1,5 @@
 """Where a method sits: the maps that a recipe targets, a task's classifiers, and parameters in the places of a model's own."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from torch import Tensor, nn

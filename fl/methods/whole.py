@@ -4,8 +4,6 @@ A trained tensor is a copy in the model's own memory; the base's, which all proc
 Ben Zaken et al. 2022, arXiv 2106.10199: every bias, those of layer norms included.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 

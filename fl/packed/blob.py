@@ -15,8 +15,6 @@ dimension; a vector is one row. All scales stand in one further tensor, ``scales
 A reader trusts nothing: sizes, names, shapes, dtypes, offsets and counts are checked in the header before an array is made.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Mapping

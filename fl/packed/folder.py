@@ -3,8 +3,6 @@
 :mod:`fl.adapters.files` writes such folders and checks more, with torch; a device that has none reads them with this.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -3,8 +3,6 @@
 Loads without torch, and without safetensors, which a device that only asks does not have either.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

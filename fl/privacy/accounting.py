@@ -13,8 +13,6 @@ clipping norm C. *Neighbouring* runs differ in one person: ``add-remove`` (prese
 pld (privacy loss distributions, Koskela et al. 2020, Doroshenko et al. 2022) is the tighter one; rdp (Renyi, Mironov 2017) is faster.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

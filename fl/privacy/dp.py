@@ -11,8 +11,6 @@ norm C and noise multiplier z (McMahan et al. 2018, "Learning differentially pri
 sent moves the sum by at most C, and replacing it by something else by at most 2 C.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping
 

@@ -7,8 +7,6 @@ never one that ran and was not paid for. A round that is run again after a crash
 what the first attempt sent may have been seen.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from bisect import bisect_right

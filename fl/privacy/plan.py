@@ -3,8 +3,6 @@
 Which combinations of settings make sense is said by :mod:`fl.settings.check`, before anything is loaded or written.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ off, so the noise of differential privacy needs the same bits as encryption. A k
 tests and simulations, where a result must be deterministic.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 

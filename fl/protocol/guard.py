@@ -4,8 +4,6 @@ It knows only the message and what was agreed (:mod:`fl.protocol.reply`), not ho
 a gate. Flower sends the text of an exception to the aggregator, so these messages never quote a refused value.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Mapping
 from functools import cache

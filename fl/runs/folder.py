@@ -1,7 +1,5 @@
 """The folder of a run: whose settings it holds, and when it is free for others."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

@@ -4,8 +4,6 @@ A run that was stopped resumes with the same results. Predictions are in files o
 all in the run folder too.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence

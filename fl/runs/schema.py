@@ -4,8 +4,6 @@ Whoever writes or reads such a file uses the definition here. Values are checked
 ``ValidationError``, which :mod:`fl.runs.files` turns into a :class:`~fl.core.errors.RunError` that names file and line.
 """
 
-from __future__ import annotations
-
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal

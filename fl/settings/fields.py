@@ -1,7 +1,5 @@
 """What a table of settings is made of: pydantic fields with bounds or known words, and errors in words that name the remedy."""
 
-from __future__ import annotations
-
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass

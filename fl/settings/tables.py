@@ -1,7 +1,5 @@
 """The tables of settings that no algorithm owns. A table is owned by what reads it: its options stand in its own file."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from fl.adapters.gates.table import GATES

@@ -1,7 +1,5 @@
 """Arrays on disk that can be computed again: found by key, checked, bounded in size, the longest unused go first."""
 
-from __future__ import annotations
-
 import os
 import struct
 import time

@@ -4,8 +4,6 @@ Every utterance is drawn anew for each local phase, by the phase's seed and the 
 whatever the backend. Nothing of it reaches a cache, and without it examples are what they were.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, TypeVar

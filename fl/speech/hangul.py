@@ -7,8 +7,6 @@ automaton of a Korean input method (:func:`compose`). Text of whole syllables co
 alone beside a syllable (가ㅋㅋ) would be drawn into it, and :data:`BREAK` stands between.
 """
 
-from __future__ import annotations
-
 import unicodedata
 from collections.abc import Iterable, Sequence
 

@@ -4,8 +4,6 @@ With adapters in the decoder only that is all of the encoder. The values are kep
 rounded ones are used always, cached or not, so that a result does not depend on whether the cache was warm.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """A task of classes on a frozen transformer encoder: the model with its head, losses, memory; a subclass has the examples."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 from abc import abstractmethod

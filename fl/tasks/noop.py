@@ -4,8 +4,6 @@ A device is an id and three examples without audio, the same for all; none is ke
 their ids. The adapted module is one small linear map: adapters, private state and messages are real, only training is not.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 

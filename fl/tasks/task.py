@@ -4,8 +4,6 @@ Clients and strategies see a :class:`Task`: examples, a loss, predictions and co
 an image is the task's own business.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

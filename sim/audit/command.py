@@ -1,7 +1,5 @@
 """``idiolect audit``: train, record what devices share, and attack it: what do the updates tell the aggregator?"""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,7 +1,5 @@
 """Who the people of an audit are: attributes that an attacker could want to know, and utterances that were trained on or not."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence

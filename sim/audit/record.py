@@ -5,8 +5,6 @@ as the strategy gets it. A round is one safetensors file: ``old`` what the round
 device, stacked. It is written before the run's own checkpoint of that round, so a run that was killed and goes on lacks none.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The audit as tables: in a terminal, and as the section of a Markdown page between two comments."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 

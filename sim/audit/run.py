@@ -4,8 +4,6 @@ All of it lies in one folder: a run folder for each split, with its recorded upd
 pair of split and protection that is done, so that an audit that was stopped resumes there.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from importlib.metadata import version

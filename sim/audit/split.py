@@ -3,8 +3,6 @@
 Membership inference needs losses of utterances, in nats, under the models that an attacker can form of the updates.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress

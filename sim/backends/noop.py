@@ -3,8 +3,6 @@
 Memory is of this process and everything that it started, Ray's processes among them, sampled while it runs.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """A run on this machine: the project's ServerApp and ClientApp on Flower's simulation runtime, or in this process."""
 
-from __future__ import annotations
-
 import io
 import logging
 import os

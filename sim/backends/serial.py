@@ -3,8 +3,6 @@
 For tests and debugging: no Ray, no network, ordinary stack traces, and the same numbers as any other backend.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable
 from typing import Any

@@ -1,7 +1,5 @@
 """``idiolect algorithms``: what there is, what it shares and keeps, where it comes from and what it goes together with."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from typing import Any

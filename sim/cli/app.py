@@ -1,7 +1,5 @@
 """The command ``idiolect``: make data, run a comparison, look at it, and use what was trained."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """The entry point of ``idiolect``: a thin device without heavy imports, all other commands by Typer."""
 
-from __future__ import annotations
-
 import sys
 
 

@@ -5,8 +5,6 @@
 in the project's folder, after a row in a table or a setting has changed.
 """
 
-from __future__ import annotations
-
 import re
 import tomllib
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``idiolect import``: a corpus of others, checked and turned into a manifest."""
 
-from __future__ import annotations
-
 import json
 import statistics
 from collections.abc import Iterator

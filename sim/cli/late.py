@@ -1,7 +1,5 @@
 """Commands whose modules take seconds to load: they are imported when they are run, not to list them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pkgutil import resolve_name

@@ -1,7 +1,5 @@
 """Options that commands share. Settings: short options for those that people use, ``--set KEY=VALUE`` for all, and a file."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 import sys

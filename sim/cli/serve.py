@@ -1,7 +1,5 @@
 """``idiolect serve`` and ``idiolect token``: the server with its engine, and the local steps that it runs for devices."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from contextlib import suppress

@@ -4,8 +4,6 @@ What comes out is a base like any other: a folder in transformers' layout, named
 voices only; it exists so that adapting a base can be compared with training from scratch on the CTC side too.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, replace
 from pathlib import Path

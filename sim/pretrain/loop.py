@@ -4,8 +4,6 @@ The batch of a step, and every other random choice in it, is a function of the s
 the optimizer's moments and the number of steps done are the whole state; it is written to one file, at once.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -1,7 +1,5 @@
 """The studies: each is a file of ``plans``, a question and cells of settings. Four have cells that are made here."""
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Callable, Iterator
 from itertools import product

@@ -1,7 +1,5 @@
 """``idiolect study NAME``: a command for each study of the catalogue, ``network``, and ``all`` and ``tables`` over them."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path

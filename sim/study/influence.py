@@ -5,8 +5,6 @@ reach in one case of twenty, because with few draws a large correlation is easil
 difference between the best and the worst value's mean stands in its place.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 

@@ -1,7 +1,5 @@
 """The studies of a page: each between two comments, made from stored rows, with its plot as a file beside them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from fl.core.files import PUBLIC, write_atomically

@@ -1,7 +1,5 @@
 """What a study is: cells of settings, what is compared, and how large its runs are. Nothing is run here."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

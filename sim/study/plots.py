@@ -3,8 +3,6 @@
 The same rows give the same file to the byte: no date, no random names, and text stays text.
 """
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

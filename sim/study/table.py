@@ -1,7 +1,5 @@
 """A study's rows as a table: Rich for the terminal, Markdown for a page, and how far apart repetitions of one run lie."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -4,8 +4,6 @@ Feature encoder (seven convolutions over the waveform), transformer, and a linea
 2020, arXiv 2006.11477; CTC: Graves et al. 2006). It has an encoder only, so the sites ``encoder.self`` and ``ffn`` apply.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ A CTC path gives a symbol or the blank to each frame; the labelling of a path dr
 Works on ids only.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import groupby
 

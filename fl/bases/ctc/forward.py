@@ -9,8 +9,6 @@ The convolutions over time are matrix products (:func:`strided_convolution`): fr
 them, where transformers turns them around twice a layer. A row alone has transformers' result up to rounding.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

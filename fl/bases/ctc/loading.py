@@ -1,7 +1,5 @@
 """The parts of a frozen Wav2Vec2-CTC: its configuration, modules on given weights; or random ones, also for pretraining."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -6,8 +6,6 @@ over stays readable until the last process lets go. A file that is *truncated in
 nothing here does that.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

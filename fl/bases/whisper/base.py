@@ -1,7 +1,5 @@
 """A frozen Whisper: features, batches, loss and transcripts, for any adapter that is put into its modules."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

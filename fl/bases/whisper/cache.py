@@ -7,8 +7,6 @@ multiplied by a weight of zero, and zero times the infinity that a damaged adapt
 Speech lies on *shelves* by its length, so that a row of three seconds does not attend over the thirty of its neighbour.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 

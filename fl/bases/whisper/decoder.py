@@ -4,8 +4,6 @@ The modules of the model are called one by one, so that whatever adapters were p
 kept elsewhere (:class:`fl.bases.whisper.cache.RowCache`). Batches, files and the server's engine all decode with this.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -21,8 +21,6 @@ an attack may be sure of a few and wrong about the rest, TPR at 1 % FPR is given
 there are the 100 non-members that 1 % needs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial

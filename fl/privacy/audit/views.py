@@ -14,8 +14,6 @@ They are made by the functions that protect real runs, :mod:`fl.privacy.dp`, :mo
 :mod:`fl.codecs.table`, with seeded keys so that an audit is deterministic.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The device's side of a secure sum: four steps in order, each once, and a state that survives between messages."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import InitVar, field
 from typing import Self

@@ -12,8 +12,6 @@ Flower's own helpers are not used. Their masks come from a Mersenne Twister whos
 20 blocks, and pycryptodome, which splits a block, takes 25 times as long for it as shamirs does.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 

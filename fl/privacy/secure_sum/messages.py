@@ -11,8 +11,6 @@
 Every message carries the session, 16 random bytes of the server, so that none of an earlier round can be replayed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated, Any, Self

@@ -14,8 +14,6 @@ those of the node. :mod:`fl.privacy.secure_sum.device` is the other side; the st
 :mod:`fl.privacy.secure_sum.messages`. The server must relay messages as they are; see ``docs/privacy.md`` for who must be trusted.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Collection, Mapping, Sequence
 

@@ -9,8 +9,6 @@ so that the sum cannot wrap (with noise: with probability below 4e-33 for each n
 is the rounding, at most 1 / (2 scale) for each number and contribution, n / (2 scale) for the sum.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

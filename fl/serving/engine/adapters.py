@@ -4,8 +4,6 @@ What a sender writes is never compiled or matched as a pattern of their own, bec
 ``target_modules`` is a list of names, or one of the patterns that :func:`fl.adapters.config.target_pattern` makes.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Collection

@@ -5,8 +5,6 @@ in batches of similar length), then makes one decoder step for all rows. Rows th
 into their places. Nothing of a request remains in a row after it left: adapter, keys and values are zeroed.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 import time

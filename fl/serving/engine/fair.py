@@ -4,8 +4,6 @@ Start-time fair queueing (Goyal, Vin and Cheng 1996): a request starts, in virtu
 person ends, or now; the earliest start goes first. Its cost is the seconds of audio.
 """
 
-from __future__ import annotations
-
 import heapq
 from collections import Counter
 from typing import Generic, TypeVar

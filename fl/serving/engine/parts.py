@@ -1,7 +1,5 @@
 """One recording in the engine: its parts are requests of their own, some of them at once, whose transcripts come in order."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections import deque

@@ -3,8 +3,6 @@
 Between the two a request is an :class:`EngineJob`: what it has so far.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable

@@ -8,8 +8,6 @@ A and B belong to the federation, and a person's gates were trained on them as t
 Who runs the steps is a parameter, since training belongs to the devices' side: one job at a time, a few wait.
 """
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import math

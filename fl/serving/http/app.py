@@ -2,8 +2,6 @@
 that is served, health, metrics, and what a problem means.
 """
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any

@@ -4,8 +4,6 @@ A tiny file can claim or hold days of audio, so the header is believed only wher
 claims is refused before a sample is read, and what there is is read in blocks of a second.
 """
 
-from __future__ import annotations
-
 import io
 
 import numpy as np

@@ -4,8 +4,6 @@ A line is ``NAME sha256:HEX``, empty lines and lines with ``#`` in front are ski
 dictionary holds, so a slow hash would add nothing but a way to keep the server busy.
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import logging

@@ -7,8 +7,6 @@ Deltas of a stream (server-sent events ``transcript.text.delta``) only ever add.
 Hangul syllable) nothing is sent. The event ``transcript.text.done`` has the whole text: where it differs from the deltas, it is right.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import zlib

@@ -1,7 +1,5 @@
 """Multipart forms as pydantic models, in memory and with bounds: nothing of a request is ever written to a disk."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from functools import cache
 from typing import Any, Self

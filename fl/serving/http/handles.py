@@ -4,8 +4,6 @@ A handle is 192 random bits. It says nothing about the adapter, works only with 
 time, when room is needed (least recently used first), and when the server stops. The event loop's thread alone uses this.
 """
 
-from __future__ import annotations
-
 import secrets
 import time
 from collections import OrderedDict

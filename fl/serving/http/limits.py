@@ -1,7 +1,5 @@
 """How much the server takes: every limit in one place, and the budget that each token has by the minute."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields

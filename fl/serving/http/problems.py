@@ -4,8 +4,6 @@ A document has ``type`` (ends in a slug of :data:`KINDS`), ``title``, ``status``
 ``remedy`` (what to do). It goes to the sender alone; nothing of it is logged but the slug.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import traceback

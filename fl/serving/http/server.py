@@ -1,7 +1,5 @@
 """The app on a socket: uvicorn with TLS, a limit on connections and a timeout for headers."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import resource

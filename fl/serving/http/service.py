@@ -1,7 +1,5 @@
 """What the routes of one app share: engine, base, limits, handles; and how they wait for work without blocking or leaking."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
 from functools import partial

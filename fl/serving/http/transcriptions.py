@@ -1,7 +1,5 @@
 """``POST /v1/audio/transcriptions``: OpenAI's request and answers, and an adapter beside the audio."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass

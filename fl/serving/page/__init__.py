@@ -4,8 +4,6 @@ One file with its style and its script in it; knows this server's transcription 
 policy names style and script by their SHA-256, so that no other script runs, whatever a transcript may hold.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 from functools import cache

@@ -4,8 +4,6 @@ A ViT (Dosovitskiy et al. 2020, arXiv 2010.11929) on patches of 2 x 2 pixels. Tr
 thread, so that the number of cores does not decide the last bits; what was trained is kept in the cache.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import torch

@@ -1,7 +1,5 @@
 """Reading digits in the table of tasks, and the score of a digit."""
 
-from __future__ import annotations
-
 from fl.metrics import Counts, Scores
 from fl.tasks.kind import Measure, TaskKind, imported_later
 

@@ -1,7 +1,5 @@
 """Reading digits as a federated task: a frozen vision transformer, simulated writers, errors over images."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 

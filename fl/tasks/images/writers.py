@@ -6,8 +6,6 @@ means by two of the digits what others mean by the other, as with a 1 that looks
 what anyone is tested on, nobody trained on, in whatever hand.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import lru_cache

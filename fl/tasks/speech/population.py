@@ -1,7 +1,5 @@
 """Whose speech a run trains on: a manifest that is named, or that of a synthetic population, divided by the seed."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace

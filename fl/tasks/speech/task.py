@@ -4,8 +4,6 @@ The recognizer is any :class:`fl.bases.base.SpeechBase`: Whisper (log-mel featur
 CTC head (waveforms, CTC over symbols). Which one it is decides the base alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """The frozen text encoder: from a name to a BERT with its tokenizer, whose words know their pieces."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """Word-level language identification in the table of tasks, and the score of its texts, ``커피를/en 마셔/ko``."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 from fl.core.errors import MetricError

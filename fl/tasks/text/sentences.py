@@ -5,8 +5,6 @@ spelling of the matrix language, so nothing in a text tells its writer's habit; 
 the embedded language is the person's own, as its spelling is in the speech population. All other words are what they are.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

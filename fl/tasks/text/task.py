@@ -1,7 +1,5 @@
 """Word-level language identification as a federated task: a frozen text encoder, a trained head, errors over words."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """``idiolect study network``: is it faster to ask a server over each link, or to hold the base on the device?"""
 
-from __future__ import annotations
-
 import json
 import math
 import tempfile

@@ -4,8 +4,6 @@ A device asks as :class:`clients.device.client.DeviceClient` does, but what fail
 exchange. Encoding the audio and storing the adapter are done before the clock starts, since a device encodes while it records.
 """
 
-from __future__ import annotations
-
 import time
 from contextlib import closing, nullcontext
 from dataclasses import dataclass

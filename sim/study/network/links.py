@@ -14,8 +14,6 @@ the sender waits for its first acknowledgement unless the line is still busy (Ku
 docs/network.md says what is assumed and where the profiles come from.
 """
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping

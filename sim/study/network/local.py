@@ -4,8 +4,6 @@ Each runs in a process of its own, so that its memory is its own. The process th
 server's engine (:mod:`fl.serving.engine.engine`), one request at a time and without HTTP: what differs is the network alone.
 """
 
-from __future__ import annotations
-
 import json
 import socket
 import subprocess

@@ -6,8 +6,6 @@ that took too long is made up for by the next and errors never add up. It works 
 segment is a delay.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import socket

@@ -1,7 +1,5 @@
 """The network study as tables, and with what it was measured."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from statistics import median

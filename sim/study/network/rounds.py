@@ -4,8 +4,6 @@ A round is synchronous: it lasts as long as its slowest device, which gets the s
 The aggregator's own seconds and the framework's (Flower polls every 3 s when deployed) are not in it.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ solved from the model (:mod:`sim.study.network.links`) with the server's seconds
 that were counted; two of them are then measured.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
