@@ -3,12 +3,13 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fl.core.errors import IdiolectError
+from fl.core.errors import IdiolectError, RunError
 from fl.metrics import Counts
 from fl.protocol.wire import add_counts
 from fl.runs.files import write_costs
@@ -78,13 +79,26 @@ def final_rates(rows: list[dict[str, Any]], split: str, metrics: tuple[str, ...]
 
 
 def make_server_app(
-    config: RunConfig, done: Callable[[Path | IdiolectError], None], progress: Progress | None = None
+    config: RunConfig, done: Callable[[Path | IdiolectError], None], progress: Progress | None, ended: Event
 ) -> ServerApp:
-    """A ServerApp with a configuration of its own, for ``idiolect run``: ``done`` is told the folder, or why there is none."""
+    """A ServerApp with a configuration of its own, for ``idiolect run``: ``done`` is told the folder, or why there is none.
+
+    Once the simulation has ``ended`` nobody answers any more, and waiting raises :class:`RunError`.
+    """
     server = ServerApp()
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
+        def unless_ended(ask: Callable[..., Any]) -> Callable[..., Any]:
+            def asked(*arguments: Any) -> Any:
+                if ended.is_set():
+                    raise RunError("the simulation ended before its nodes answered; its log is above")
+                return ask(*arguments)
+
+            return asked
+
+        for name in ("get_node_ids", "pull_messages"):  # what Flower's grid and the roster wait with
+            setattr(grid, name, unless_ended(getattr(grid, name)))
         try:
             done(run_server(grid, config, context.run_id, progress))
         except IdiolectError as error:

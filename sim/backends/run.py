@@ -7,6 +7,7 @@ import sys
 import warnings
 from contextlib import redirect_stdout
 from pathlib import Path
+from threading import Event
 from typing import TextIO
 
 from fl.core.errors import IdiolectError, RunError
@@ -64,12 +65,13 @@ def run_simulation(
 
     workers = workers or (cluster_cores(ray_address) if ray_address else available_cores())
     done: list[Path | IdiolectError] = []
+    ended = Event()
     logging.getLogger("flwr").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), redirect_stdout(_Notices(sys.stderr)):  # type: ignore[type-var]
             warnings.simplefilter("ignore")
             flower_simulation(
-                server_app=make_server_app(config, done.append, progress),
+                server_app=make_server_app(config, done.append, progress, ended),
                 client_app=client_app,
                 num_supernodes=workers,
                 backend_config=_backend(workers, ray_address),  # type: ignore[arg-type]
@@ -80,6 +82,8 @@ def run_simulation(
         if isinstance(error, IdiolectError):
             raise
         raise RunError(f"the simulation failed: {type(error).__name__}: {error}") from error
+    finally:
+        ended.set()  # else the ServerApp's thread waits for ever, and this process with it
     if not done:
         raise RunError(
             f"the simulation ended without a result; its log is above, what was finished is in {config.output}"

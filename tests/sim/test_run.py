@@ -5,13 +5,14 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fl.core.errors import ConfigError
+from fl.core.errors import ConfigError, RunError
 from fl.core.machine import available_cores
 from fl.settings.config import RunConfig, dump_config
 from sim.backends.run import _Notices, run_simulation
@@ -57,6 +58,21 @@ def test_the_folder_of_a_run_may_be_given_relative_to_where_one_is(
 def test_an_error_of_the_run_reaches_the_caller_as_it_is(tiny_run: MakeRun) -> None:
     with pytest.raises(ConfigError, match="language = 'tlh' is unknown to base"):
         run_simulation(tiny_run(language="tlh"), serial=True)
+
+
+def test_a_simulation_whose_workers_cannot_start_ends(tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    import flwr.simulation  # noqa: F401  (of the same name as its function)
+
+    def no_workers(**_: object) -> None:
+        raise RuntimeError("no memory for a worker")
+
+    monkeypatch.setattr(sys.modules["flwr.simulation.run_simulation"].vce, "start_vce", no_workers)
+    with pytest.raises(RunError, match="the simulation failed"):
+        run_simulation(tiny_run("dead"), workers=2)
+    for thread in threading.enumerate():  # Flower's own waits for the nodes' answers without end
+        if "server_th" in thread.name:
+            thread.join(60)
+            assert not thread.is_alive()
 
 
 def test_there_is_at_least_one_core() -> None:

@@ -14,7 +14,6 @@ import pytest
 import typer
 from flwr.app import RecordDict
 from rich.console import Console
-from sim.tables import markdown_tables, print_tables
 from typer.testing import CliRunner
 
 from clients.app import app as client_app
@@ -43,6 +42,7 @@ from sim.audit.report import END, START, conditions_text, tables
 from sim.audit.run import check_audit, run_audit, with_sizes
 from sim.audit.split import ADAPTER_ROW, BASE_ROW, SplitAudit
 from sim.cli.late import LATE
+from sim.section import markdown_tables, print_tables
 from strategies.checkpoint import load_checkpoint
 
 PEOPLE = tuple(f"person-{place}" for place in range(5))
