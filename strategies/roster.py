@@ -82,7 +82,7 @@ def _register(reply: Message, nodes: dict[str, int], examples: dict[str, int], e
     try:
         if reply.has_error():
             raise UnreadableError(reply.error.reason)
-        answers = read_node(f"node {node}", reply.content, ReplySchema()).answers
+        answers = read_node(node, reply.content, ReplySchema()).answers
     except UnreadableError as error:
         errors.append(f"node {node}: {error}")
         log.warning("left out with all its devices: %s", errors[-1])
