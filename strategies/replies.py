@@ -17,6 +17,8 @@ from fl.aggregation.updates import DeviceUpdate
 from fl.codecs.base import CompressionError
 from fl.codecs.tensors import decode_all, split
 from fl.core.errors import IdiolectError
+from fl.metrics.align import MAX_COUNT
+from fl.protocol.guard import PLAIN_COUNTS, error_counts
 from fl.protocol.reply import Form, ReplySchema, UnreadableError, read_arrays, read_columns
 from fl.protocol.wire import COUNTS, FIELDS, PAYLOAD, TOTALS, WITHIN, read_counts, split_key
 
@@ -82,9 +84,12 @@ def _read_numbers(device_id: str, values: Mapping[str, object]) -> DeviceUpdate 
         metrics, numbers = read_counts(values)
     except (IdiolectError, ValueError, OverflowError) as error:
         return f"unreadable counts: {error}"
-    odd = [name for name, value in numbers.items() if not math.isfinite(value)]
-    if odd or any(getattr(counts, f) < 0 for counts in metrics.values() for f in FIELDS):
-        return f"unreadable counts: {odd[0]} is {numbers[odd[0]]}" if odd else "unreadable counts: a negative one"
+    said = {f"{name}.{part}": getattr(counts, part) for name, counts in metrics.items() for part in FIELDS} | numbers
+    for name, value in said.items():  # all of them reach results.jsonl; a loss alone may be negative
+        if name not in PLAIN_COUNTS and name not in error_counts():
+            return f"unreadable counts: {name!r} is none"
+        if not math.isfinite(value) or abs(value) > MAX_COUNT or (value < 0 and name != "loss"):
+            return f"unreadable counts: {name} is {value:g}"
     if numbers.get("failed"):
         return "failed on the device; its own log has the reason"
     return DeviceUpdate(device_id, None, metrics, numbers)

@@ -1,16 +1,24 @@
 """One node of five lies. The others' rows, weights, ids and noise stay what they are, whatever its replies say."""
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives import serialization
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
 
+from fl.core.errors import ConfigError
 from fl.protocol.wire import COUNTS, DEVICES, IDS, SUM, TOTALS, UPDATES, device_key
+from fl.settings.config import make_config
 from sim.backends.serial import SerialGrid
 from strategies.arm import ArmStrategy
-from strategies.roster import Roster
+from strategies.keys import remember
+from strategies.roster import Roster, ask_roster
 
 PEOPLE = ("ann", "bob", "cho", "dan", "liar")
 HOME = {name: node for node, name in enumerate(PEOPLE, 1)}
@@ -142,3 +150,126 @@ def test_no_message_can_be_answered_by_a_node_that_guesses_its_id(
     groups = {message.metadata.group_id for message in sent}  # part of what the id is a hash of
     assert len(groups) == len(sent)
     assert min(map(len, groups)) >= 32
+
+
+# Whose device it is
+
+
+Rows = dict[str, dict[str, float]]
+REAL, SIMULATED = {"examples": 5, "simulated": 0}, {"examples": 5, "simulated": 1}
+
+
+class Claiming(SerialGrid):
+    """Nodes that answer the roster with the given rows; ``keys`` are the public keys that Flower tells of them."""
+
+    def __init__(self, *claims: Rows | list[str], keys: tuple[bytes, ...] = ()) -> None:
+        super().__init__(self.answer, nodes=len(claims))  # type: ignore[arg-type]
+        self.claims, self.keys = claims, keys
+
+    def answer(self, message: Message, context: Context) -> Message:
+        rows = self.claims[context.node_id - 1]
+        ids = list(rows)
+        numbers = rows if isinstance(rows, dict) else dict.fromkeys(rows, REAL)
+        columns = {name: [numbers[d][name] for d in ids] for name in REAL}
+        content = {DEVICES: ConfigRecord({IDS: ids}), COUNTS: MetricRecord(columns)}  # type: ignore[arg-type]
+        return Message(RecordDict(content), reply_to=message)  # type: ignore[arg-type]
+
+    def get_nodes(self) -> list[NodeInfo]:
+        return [NodeInfo(node_id=n, public_key=key) for n, key in enumerate(self.keys or (b"",) * len(self.claims), 1)]
+
+
+def public_keys(count: int) -> tuple[bytes, ...]:
+    return tuple(public_key_to_bytes(generate_key_pairs()[1]) for _ in range(count))
+
+
+def openssh(pem: bytes) -> str:
+    key = serialization.load_pem_public_key(pem)
+    return key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
+
+
+@pytest.fixture
+def ask(tmp_path: Path) -> Callable[..., Roster]:
+    """The roster of a run in ``tmp_path``, as a run remembers it."""
+
+    def run(grid: SerialGrid, **settings: Any) -> Roster:
+        roster = ask_roster(grid, make_config({"output": str(tmp_path), **settings}))
+        remember(tmp_path, roster.keys)
+        return roster
+
+    return run
+
+
+def test_the_second_claim_to_an_id_is_left_out_and_the_run_goes_on(ask: Any, caplog: Any) -> None:
+    roster = ask(Claiming({"ann": REAL}, {"bob": REAL}, {"ann": REAL}))
+    assert roster.nodes == {"ann": 1, "bob": 2}
+    assert "device ann of node 3 left out: node 1 hosts it already" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        (["cho", "cho"], "lists device 'cho' twice"),
+        ([f"sybil {number}" for number in range(5000)], "lists 5000 devices, and a deployed node hosts one"),
+        ({f"part {number}": SIMULATED for number in range(5000)}, "lists 5000 devices, and a deployed node hosts one"),
+        (["everyone"], "its id"),
+        (["x" * 10_000], "its id"),
+        (["cho\n2026-01-01 run finished"], "its id"),
+        ([""], "its id"),
+        ({"cho": {"examples": 1e300, "simulated": 0}}, "examples is 1e[+]300"),
+        ({"cho": {"examples": -5, "simulated": 0}}, "examples is -5"),
+    ],
+)
+def test_a_roster_that_no_honest_node_sends_is_left_out_in_one_short_line(
+    ask: Any, caplog: Any, rows: Any, why: str
+) -> None:
+    roster = ask(Claiming({"ann": REAL}, rows, {"bob": REAL}))
+    assert roster.nodes == {"ann": 1, "bob": 3}
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert re.search(why, said)
+    assert len(said) < 500
+    assert said.isprintable()
+
+
+def test_in_a_resumed_run_an_id_stays_with_its_key(ask: Any, caplog: Any) -> None:
+    ann, bob, liar = public_keys(3)
+    assert ask(Claiming({"ann": REAL}, {"bob": REAL}, keys=(ann, bob))).nodes == {"ann": 1, "bob": 2}
+    again = ask(Claiming({"ann": REAL}, {"bob": REAL}, {"ann": REAL}, {"cho": REAL}, keys=(liar, bob, ann, liar)))
+    assert again.nodes == {"bob": 2, "ann": 3, "cho": 4}  # another node id, the same key
+    assert "device ann of node 1 left out: it is another key's" in caplog.text
+
+
+def test_a_list_of_keys_admits_those_devices_alone(ask: Any, tmp_path: Path, caplog: Any) -> None:
+    ann, bob, liar = public_keys(3)
+    path = tmp_path / "keys"
+    path.write_text(f"# who takes part\n화자 0 {openssh(ann)} 화자@home\n\nbob {openssh(bob)}\n", encoding="utf-8")
+    claims = Claiming({"화자 0": REAL}, {"화자 0": REAL}, {"bob": REAL}, {"eve": REAL}, keys=(liar, ann, bob, liar))
+    assert ask(claims, **{"device-keys": str(path)}).nodes == {"화자 0": 2, "bob": 3}
+    assert "device 화자 0 of node 1 left out: it is another key's" in caplog.text
+    assert f"device eve of node 4 left out: it is not in {path}" in caplog.text
+
+
+@pytest.mark.parametrize("line", ["ann", "ann ssh-rsa", "ecdsa-sha2-nistp384 AAAA", "{good}\n{good}"])
+def test_a_list_of_keys_with_a_mistake_is_refused_with_its_line(ask: Any, tmp_path: Path, line: str) -> None:
+    path = tmp_path / "keys"
+    path.write_text(line.format(good=f"ann {openssh(*public_keys(1))}"))
+    with pytest.raises(ConfigError, match=rf"keys:{line.count('{') or 1}: .*ssh-keygen"):
+        ask(Claiming({"ann": REAL}), **{"device-keys": str(path)})
+    with pytest.raises(ConfigError, match=r"absent.*give"):
+        ask(Claiming({"ann": REAL}), **{"device-keys": str(tmp_path / "absent")})
+
+
+# Where noise comes from
+
+
+@pytest.mark.parametrize(
+    ("claims", "simulated"),
+    [
+        ([{"ann": SIMULATED, "bob": SIMULATED}, {"cho": SIMULATED}], True),
+        ([{"ann": REAL}, {"bob": SIMULATED}], False),
+        ([{"ann": SIMULATED}, {"bob": REAL}], False),
+        ([{"ann": REAL}, {"ann": SIMULATED}], False),
+        ([{"ann": SIMULATED}, {"ann": REAL}], False),  # what is left out still counts
+    ],
+)
+def test_one_deployed_node_switches_the_seed_off_whatever_others_say(ask: Any, claims: Any, simulated: bool) -> None:
+    assert ask(Claiming(*claims)).simulated is simulated

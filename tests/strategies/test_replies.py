@@ -119,13 +119,13 @@ BOB = ("ann", "bob", "cho")
 
 ROW_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "zero weight": ({"examples": [3, 0, 5]}, "weight 0 is not positive"),
-    "negative weight": ({"examples": [3, -3, 5]}, "weight -3 is not positive"),
+    "negative weight": ({"examples": [3, -3, 5]}, "examples is -3"),
     "NaN weight": ({"examples": [3.0, float("nan"), 5.0]}, "examples is nan"),
     "infinite weight": ({"examples": [3.0, float("inf"), 5.0]}, "examples is inf"),
     "NaN loss": ({"loss": [0.5, float("nan"), 0.5]}, "loss is nan"),
     "infinite errors": ({**COUNTED, "wer.deletions": [1.0, float("inf"), 1.0]}, "unreadable counts"),
     "NaN errors": ({**COUNTED, "wer.deletions": [1.0, float("nan"), 1.0]}, "unreadable counts"),
-    "negative errors": ({**COUNTED, "wer.deletions": [1, -1, 1]}, "a negative one"),
+    "negative errors": ({**COUNTED, "wer.deletions": [1, -1, 1]}, "wer.deletions is -1"),
     "said to have failed": ({"failed": [0, 1, 0]}, "failed on the device"),
 }
 
