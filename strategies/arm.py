@@ -209,7 +209,18 @@ class ArmStrategy(Strategy):
     def _found(self) -> Round:
         asked = sum(self.roster.examples[device_id] for device_id in self.job.devices)
         answered = sum(part.examples for part in self.last.parts)
-        return Round(self._round, self._start, self.last.parts, answered / asked if asked else 1.0)
+        share = min(1.0, answered / asked) if asked else 1.0
+        return Round(self._round, self._start, self.last.parts, share, self._steps())
+
+    def _steps(self) -> int:
+        """The local steps that a device was asked for in this round."""
+        plan = self.arm.schedule.plan(self._round)
+        for algorithm in self.arm.algorithms:
+            plan = algorithm.local(plan, self._round)
+        own = self.arm.personal.second
+        if own is not None and own.follows:
+            plan = own.plan(plan)
+        return (plan.first_private + plan.steps + plan.private_steps) * plan.repeat
 
     def diagnostics(self, found: Round) -> dict[str, float]:
         """Numbers of a round beside its loss. Means of nodes do not tell what single updates were."""

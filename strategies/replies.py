@@ -63,7 +63,7 @@ def read_node(node: int, content: RecordDict, schema: ReplySchema, *, trains: bo
     own = schema.form in (Form.PLAIN, Form.ENCODED) and not schema.edge
     answers: list[tuple[str, DeviceUpdate | str]] = []
     for place, (device_id, values) in enumerate(zip(ids, rows, strict=True)):
-        answer = _read_numbers(device_id, values)
+        answer = _read_numbers(device_id, values, schema)
         if trains and isinstance(answer, DeviceUpdate):
             tensors = {n: stack[place] for n, stack in stacks.items()} if own else None
             answer = bad.get(place, "") or _weight_fault(answer) or replace(answer, tensors=tensors)
@@ -78,7 +78,7 @@ def read_node(node: int, content: RecordDict, schema: ReplySchema, *, trains: bo
     return reply
 
 
-def _read_numbers(device_id: str, values: Mapping[str, object]) -> DeviceUpdate | str:
+def _read_numbers(device_id: str, values: Mapping[str, object], schema: ReplySchema) -> DeviceUpdate | str:
     """A device's counts and numbers; or what is wrong with them."""
     try:
         metrics, numbers = read_counts(values)
@@ -92,7 +92,7 @@ def _read_numbers(device_id: str, values: Mapping[str, object]) -> DeviceUpdate 
             return f"unreadable counts: {name} is {value:g}"
     if numbers.get("failed"):
         return "failed on the device; its own log has the reason"
-    return DeviceUpdate(device_id, None, metrics, numbers)
+    return DeviceUpdate(device_id, None, metrics, numbers, schema.exchange.most_examples)
 
 
 def _weight_fault(update: DeviceUpdate) -> str:
@@ -102,7 +102,7 @@ def _weight_fault(update: DeviceUpdate) -> str:
 def _read_alone(content: RecordDict, key: str, device_id: str, schema: ReplySchema, trains: bool) -> DeviceUpdate | str:
     """The answer of a device that has a record of its own: a failure, or an evaluation with other counts. It has no update."""
     try:
-        answer = _read_numbers(device_id, content.metric_records[key])
+        answer = _read_numbers(device_id, content.metric_records[key], schema)
     except KeyError as error:
         return f"unreadable counts: {error}"
     if isinstance(answer, str) or not trains:

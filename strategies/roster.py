@@ -14,8 +14,9 @@ from flwr.serverapp import Grid
 
 from fl.aggregation.updates import DeviceUpdate
 from fl.algorithms.arms import EVERYONE
+from fl.algorithms.plan import Phase
 from fl.core.errors import RunError
-from fl.protocol.reply import ReplySchema, UnreadableError
+from fl.protocol.reply import Exchange, ReplySchema, UnreadableError
 from fl.protocol.wire import SETTINGS_RECORD, settings_record
 from fl.settings.config import RunConfig
 from strategies.keys import Owners, keys_of
@@ -28,7 +29,7 @@ MAX_ID = 128  # characters of a device's id
 
 @dataclass(frozen=True)
 class Roster:
-    """Which device lives on which node, and by which key. ``examples`` is 0 for people who never train.
+    """Which device lives on which node, and by which key. ``examples`` are those that count, 0 for people who never train.
 
     ``simulated`` if every node says so: one that does not is enough for noise and samples of the operating system.
     """
@@ -75,7 +76,10 @@ def ask_roster(grid: Grid, config: RunConfig, wait: float = NODE_WAIT_SECONDS) -
         for n in node_ids
     ]
     replies = list(grid.send_and_receive(messages, timeout=config.federation.round_timeout))
-    roster, faults = _enter(sorted(replies, key=lambda reply: reply.metadata.src_node_id), keys_of(grid), owners)
+    schema = ReplySchema(exchange=Exchange.of(config, None, Phase.FEDERATE))  # counts alone
+    roster, faults = _enter(
+        sorted(replies, key=lambda reply: reply.metadata.src_node_id), schema, keys_of(grid), owners
+    )
     lines = [f"{plain(who)} left out: {plain(why)}" for who, why in faults.items()]
     for line in lines:
         log.warning("%s", line)
@@ -87,14 +91,16 @@ def ask_roster(grid: Grid, config: RunConfig, wait: float = NODE_WAIT_SECONDS) -
     return roster
 
 
-def _enter(replies: list[Message], keys: Mapping[int, str], owners: Owners) -> tuple[Roster, dict[str, str]]:
+def _enter(
+    replies: list[Message], schema: ReplySchema, keys: Mapping[int, str], owners: Owners
+) -> tuple[Roster, dict[str, str]]:
     """The roster of these claims, and why others do not count."""
     claims: dict[int, dict[str, DeviceUpdate | str]] = {}
     faults: dict[str, str] = {}
     for reply in replies:
         node = reply.metadata.src_node_id
         try:
-            claims[node] = _claimed(node, reply)
+            claims[node] = _claimed(node, reply, schema)
         except UnreadableError as error:
             faults[f"node {node}"] = str(error)
     sound = [answer for rows in claims.values() for answer in rows.values() if isinstance(answer, DeviceUpdate)]
@@ -122,12 +128,12 @@ def _id_fault(device_id: str) -> str:
     return f"its id has to be printable, of 1 to {MAX_ID} characters, and not {EVERYONE!r}"
 
 
-def _claimed(node: int, reply: Message) -> dict[str, DeviceUpdate | str]:
+def _claimed(node: int, reply: Message, schema: ReplySchema) -> dict[str, DeviceUpdate | str]:
     """What a node says of each device it hosts; :class:`UnreadableError` if that cannot be as a whole."""
     if reply.has_error():
         raise UnreadableError(reply.error.reason)
     claimed: dict[str, DeviceUpdate | str] = {}
-    for device_id, answer in read_node(node, reply.content, ReplySchema()).answers:
+    for device_id, answer in read_node(node, reply.content, schema).answers:
         if device_id in claimed:
             raise UnreadableError(f"lists device {device_id!r} twice: give each device an id of its own")
         claimed[device_id] = answer

@@ -7,17 +7,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from cryptography.hazmat.primitives import serialization
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
 
+from clients.updates.reply import DeviceResult, ReplyWriter
+from fl.algorithms.arms import trained_arm
+from fl.algorithms.plan import Phase
 from fl.core.errors import ConfigError
+from fl.privacy.plan import make_plan
+from fl.protocol.reply import Exchange, ReplySchema
 from fl.protocol.wire import COUNTS, DEVICES, IDS, SUM, TOTALS, UPDATES, device_key
 from fl.settings.config import make_config
 from sim.backends.serial import SerialGrid
 from strategies.arm import ArmStrategy
 from strategies.keys import remember
+from strategies.private import PrivateMean
+from strategies.replies import read_replies
 from strategies.roster import Roster, ask_roster
 
 PEOPLE = ("ann", "bob", "cho", "dan", "liar")
@@ -78,6 +86,10 @@ def play(five: Any, start: ArrayRecord, make_strategy: Make) -> Callable[..., tu
         return strategy, new["layer.A"].numpy()
 
     return run
+
+
+def record(values: dict[str, np.ndarray]) -> ArrayRecord:
+    return ArrayRecord({name: Array(value) for name, value in values.items()})
 
 
 # Rows of devices that live elsewhere
@@ -273,3 +285,109 @@ def test_a_list_of_keys_with_a_mistake_is_refused_with_its_line(ask: Any, tmp_pa
 )
 def test_one_deployed_node_switches_the_seed_off_whatever_others_say(ask: Any, claims: Any, simulated: bool) -> None:
     assert ask(Claiming(*claims)).simulated is simulated
+
+
+# What a device says of itself
+
+
+PAIR = {"map.gated_lora_A": np.ones((2, 6), np.float32), "map.gated_lora_B": np.ones((5, 2), np.float32)}
+HUGE = 10**9
+
+
+@pytest.fixture
+def after(five: Any, make_strategy: Make) -> Callable[..., list[np.ndarray]]:
+    """The shared tensors after two rounds in which the liar says this of itself, and what the algorithm keeps beside them."""
+
+    def run(said: dict[str, float], **settings: Any) -> list[np.ndarray]:
+        def forge(_: Message, content: RecordDict) -> None:
+            for name, value in said.items():
+                content.metric_records[COUNTS][name] = [value]  # type: ignore[assignment]
+
+        five.examples = {**five.examples, "liar": said.get("examples", 3)}
+        if "dp" in settings:
+            plan = make_plan(make_config(settings), len(PEOPLE), 2)
+            settings = {**settings, "kind": PrivateMean, "plan": plan}
+        roster = Roster(HOME, {name: min(n, 1000) for name, n in five.examples.items()})
+        strategy = make_strategy(five, roster=roster, **settings)
+        grid, shared = Lying(five, forge, first=True), record(PAIR)
+        for number in (1, 2):
+            messages = strategy.configure_train(number, shared, ConfigRecord(), grid)
+            new, metrics = strategy.aggregate_train(number, grid.send_and_receive(messages))
+            assert new is not None
+            assert metrics is not None
+            shared = new
+        kept = sorted(strategy.server_state().items())
+        return [
+            *(array.numpy() for array in shared.values()),
+            *(values for _, values in kept),
+            np.array(metrics["loss"]),
+        ]
+
+    return run
+
+
+WEIGHTED = {
+    **{
+        name: {"algorithm": name}
+        for name in ("fedavg", "fednova", "scaffold", "flora", "flexlora", "fedex", "hetlora", "rolora")
+    },
+    "clusters": {"algorithm": "clusters", "arm": "personalized"},
+    "example-cap": {"dp": "server", "example-cap": 5000, "noise-multiplier": 1.0, "epsilon-budget": 1e6},
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_a_billion_examples_weigh_as_much_as_the_most_that_count(after: Any, name: str) -> None:
+    most, much = (after({"examples": n}, **WEIGHTED[name]) for n in (1000, HUGE))
+    assert all((one == other).all() for one, other in zip(most, much, strict=True))
+
+
+def test_without_a_bound_the_settings_believe_what_a_device_says(after: Any) -> None:
+    found, *_ = after({"examples": HUGE}, **{"max-examples": 0})
+    assert found == pytest.approx(1 + 2 * LIE, rel=1e-5)
+
+
+@pytest.mark.parametrize(("steps", "believed"), [(HUGE, 12), (13, 12), (12, 12)])
+def test_more_steps_than_were_asked_for_are_not_believed(after: Any, steps: int, believed: int) -> None:
+    settings = {"algorithm": "fednova", "local-steps": 12}
+    said, bounded = (after({"steps": n}, **settings) for n in (steps, believed))
+    assert all((one == other).all() for one, other in zip(said, bounded, strict=True))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"steps": 1e-300},
+        {"steps": -1},
+        {"loss": 1e300},
+        {"bytes-up": 2**60},
+        {"seconds-train": -1.0},
+        {"words.deletions": 1},
+    ],
+)
+def test_a_device_with_numbers_that_cannot_be_is_left_out(after: Any, said: dict[str, float]) -> None:
+    found, *_ = after(said, algorithm="fednova")
+    assert np.allclose(found, 1 + 2 * 2.5)  # the mean of 1, 2, 3 and 4, twice
+
+
+def test_a_nodes_sum_has_the_bounded_weights_of_its_devices(message_with: Callable[..., Message]) -> None:
+    config = make_config({"aggregation": "edge"})
+    exchange = Exchange.of(config, trained_arm("global", config), Phase.FEDERATE)
+    schema = ReplySchema({n: values.shape for n, values in PAIR.items()}, exchange)
+    writer = ReplyWriter(2, schema)
+    for name, examples, value in (("ann", 500, 1.0), ("bob", HUGE, 4.0)):
+        shared = {n: torch.full(values.shape, value) for n, values in PAIR.items()}
+        writer.add(DeviceResult(name, {"examples": examples}, shared=shared))
+    content = writer.content()
+    (part,) = read_replies([message_with(content)], {"ann": 1, "bob": 1}, schema, trains=True).parts
+    assert part.examples == 1500
+    assert part.tensors is not None
+    assert part.tensors["map.gated_lora_A"] == pytest.approx(3.0)
+    content.metric_records[TOTALS]["weight"] = float(500 + HUGE)  # as its devices say
+    assert read_replies([message_with(content)], {"ann": 1, "bob": 1}, schema, trains=True).parts == ()
+
+
+def test_no_device_stands_for_more_than_its_share_of_the_roster(ask: Any) -> None:
+    claims = Claiming({"ann": {**REAL, "examples": HUGE}}, {"bob": REAL})
+    assert ask(claims).examples == {"ann": 1000, "bob": 5}
+    assert ask(claims, **{"max-examples": 0}).examples == {"ann": HUGE, "bob": 5}
