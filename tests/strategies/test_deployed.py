@@ -110,3 +110,13 @@ def test_a_node_that_claims_anothers_id_changes_nothing_and_the_run_remembers_th
     assert not (tmp_path / "liar").exists() or not list((tmp_path / "liar").rglob("state-*"))
     lines = (folder / "device-keys.txt").read_text(encoding="utf-8").splitlines()
     assert [line.partition(" ecdsa-sha2-nistp384 AAAA")[0] for line in lines] == list(PEOPLE)
+
+
+def test_what_a_device_trains_on_in_which_order_is_the_seeds_whoever_it_is(
+    grid: SerialGrid, make_own: Callable[..., RunConfig], tmp_path: Path, tensors_of: Callable[[Path], dict[str, bytes]]
+) -> None:
+    config = make_own(arms="global", rounds=1, private_share=0.0)
+    one, other = (
+        tensors_of(run_server(grid, config.changed({"output": str(tmp_path / name)}), 1)) for name in ("one", "two")
+    )
+    assert one == other
