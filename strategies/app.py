@@ -19,6 +19,7 @@ from fl.runs.schema import PREDICTIONS_NAME, RESULTS_NAME
 from fl.settings.config import RunConfig, make_config
 from fl.tasks.table import TASKS, load_task
 from strategies.comparison import Comparison
+from strategies.keys import remember
 from strategies.loop import Progress, RoundLoop, rates_of
 from strategies.roster import ask_roster
 
@@ -50,6 +51,7 @@ def run_server(grid: Grid, config: RunConfig, run_id: int, progress: Progress | 
         comparison = Comparison(config, grid, roster, task, loop)
         comparison.open_account(folder)
         comparison.check()
+    remember(folder, roster.keys)
     try:
         comparison.run()
     finally:  # what was spent is said of a run that stopped too

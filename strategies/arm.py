@@ -8,6 +8,7 @@ with any other name are left out.
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -172,7 +173,8 @@ class ArmStrategy(Strategy):
                 content = RecordDict({JOB: job.to_record(), SETTINGS_RECORD: ConfigRecord(dict(settings))})
                 if len(shared):
                     content[SHARED] = shared
-                messages.append(Message(content, dst_node_id=node, message_type=kind))
+                token = secrets.token_hex(16)  # a node that could guess the id of another's message could answer it
+                messages.append(Message(content, dst_node_id=node, message_type=kind, group_id=token))
         return messages
 
     def aggregate_train(
@@ -197,12 +199,28 @@ class ArmStrategy(Strategy):
 
     def read(self, replies: Iterable[Message]) -> Replies:
         """The checked replies of a round."""
-        return read_replies(replies, self._asked, self._schema, trains=True)
+        return read_replies(replies, self._hosts, self._schema, trains=True)
+
+    @property
+    def _hosts(self) -> dict[str, int]:
+        """The node of each device that was asked."""
+        return {device_id: self.roster.nodes[device_id] for device_id in self._asked}
 
     def _found(self) -> Round:
         asked = sum(self.roster.examples[device_id] for device_id in self.job.devices)
         answered = sum(part.examples for part in self.last.parts)
-        return Round(self._round, self._start, self.last.parts, answered / asked if asked else 1.0)
+        share = min(1.0, answered / asked) if asked else 1.0
+        return Round(self._round, self._start, self.last.parts, share, self._steps())
+
+    def _steps(self) -> int:
+        """The local steps that a device was asked for in this round."""
+        plan = self.arm.schedule.plan(self._round)
+        for algorithm in self.arm.algorithms:
+            plan = algorithm.local(plan, self._round)
+        own = self.arm.personal.second
+        if own is not None and own.follows:
+            plan = own.plan(plan)
+        return (plan.first_private + plan.steps + plan.private_steps) * plan.repeat
 
     def diagnostics(self, found: Round) -> dict[str, float]:
         """Numbers of a round beside its loss. Means of nodes do not tell what single updates were."""
@@ -257,7 +275,7 @@ class ArmStrategy(Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Sums of the devices' counts; rates are formed where they are printed."""
-        self.last = read_replies(replies, self._asked, ReplySchema())
+        self.last = read_replies(replies, self._hosts, ReplySchema())
         self._report(server_round)
         if not self.last.sound:
             return None

@@ -154,7 +154,7 @@ class PrivateMean(ArmStrategy):
         if self._secure is None:
             return super().read(replies)
         messages = list(replies)
-        found = read_replies(messages, self._asked, ReplySchema(), trains=True)
+        found = read_replies(messages, self._hosts, ReplySchema(exchange=self._schema.exchange), trains=True)
         asked = sorted(set(self._participants.values()) - self._secure.left_out.keys())
         summed = self._secure.take(messages, asked)
         sound = tuple(update for update in found.sound if self._participants[update.device_id] in summed)

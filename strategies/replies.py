@@ -1,7 +1,13 @@
-"""Replies of nodes, checked before any arithmetic: what is not sound is named, counted and left out."""
+"""Replies of nodes, checked before any arithmetic: what is not sound is named, counted and left out.
+
+What is trusted is the node that a message says it comes from. Flower 1.41's SuperLink takes a request from the holder of the node's key
+alone (``node_auth_server_interceptor.py``) and a reply only in the name of the node that the message was for
+(``store_message_res`` in ``sql_linkstate.py``). It does not compare the two, so whoever knew the id of a message to another node could
+answer it; that id is a hash, of which :mod:`strategies.arm` makes a part unguessable.
+"""
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,10 +17,13 @@ from fl.aggregation.updates import DeviceUpdate
 from fl.codecs.base import CompressionError
 from fl.codecs.tensors import decode_all, split
 from fl.core.errors import IdiolectError
+from fl.metrics.align import MAX_COUNT
+from fl.protocol.guard import PLAIN_COUNTS, error_counts
 from fl.protocol.reply import Form, ReplySchema, UnreadableError, read_arrays, read_columns
 from fl.protocol.wire import COUNTS, FIELDS, PAYLOAD, TOTALS, WITHIN, read_counts, split_key
 
 Stacks = dict[str, np.ndarray]
+SHOWN = 200  # characters of what a node says that reach the log
 
 
 @dataclass(frozen=True)
@@ -33,13 +42,18 @@ class Replies:
 class NodeReply:
     """What a node says of each device, and the mean of a sum over some of them."""
 
-    name: str
+    node: int
     answers: list[tuple[str, DeviceUpdate | str]]  # device, and its answer or what is wrong with it
     summed: tuple[str, ...] = ()  # devices that are in the sum
     mean: DeviceUpdate | None = None
 
 
-def read_node(name: str, content: RecordDict, schema: ReplySchema, *, trains: bool = False) -> NodeReply:
+def plain(text: str) -> str:
+    """A node's words as they may stand in a log: printable and not long."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text[:SHOWN])
+
+
+def read_node(node: int, content: RecordDict, schema: ReplySchema, *, trains: bool = False) -> NodeReply:
     """Take a reply apart; raises :class:`UnreadableError` where columns, stacks or the sum as a whole are not as agreed.
 
     With ``trains`` every device must have a positive weight and an update where one is expected.
@@ -49,7 +63,7 @@ def read_node(name: str, content: RecordDict, schema: ReplySchema, *, trains: bo
     own = schema.form in (Form.PLAIN, Form.ENCODED) and not schema.edge
     answers: list[tuple[str, DeviceUpdate | str]] = []
     for place, (device_id, values) in enumerate(zip(ids, rows, strict=True)):
-        answer = _read_numbers(device_id, values)
+        answer = _read_numbers(device_id, values, schema)
         if trains and isinstance(answer, DeviceUpdate):
             tensors = {n: stack[place] for n, stack in stacks.items()} if own else None
             answer = bad.get(place, "") or _weight_fault(answer) or replace(answer, tensors=tensors)
@@ -58,24 +72,27 @@ def read_node(name: str, content: RecordDict, schema: ReplySchema, *, trains: bo
         kind, device_id = split_key(key)
         if kind == COUNTS and device_id:
             answers.append((device_id, _read_alone(content, key, device_id, schema, trains)))
-    node = NodeReply(name, answers)
+    reply = NodeReply(node, answers)
     if schema.edge and ids:
-        node.summed, node.mean = tuple(ids), _read_sum(name, content, schema, answers[: len(ids)])
-    return node
+        reply.summed, reply.mean = tuple(ids), _read_sum(f"node {node}", content, schema, answers[: len(ids)])
+    return reply
 
 
-def _read_numbers(device_id: str, values: Mapping[str, object]) -> DeviceUpdate | str:
+def _read_numbers(device_id: str, values: Mapping[str, object], schema: ReplySchema) -> DeviceUpdate | str:
     """A device's counts and numbers; or what is wrong with them."""
     try:
         metrics, numbers = read_counts(values)
     except (IdiolectError, ValueError, OverflowError) as error:
         return f"unreadable counts: {error}"
-    odd = [name for name, value in numbers.items() if not math.isfinite(value)]
-    if odd or any(getattr(counts, f) < 0 for counts in metrics.values() for f in FIELDS):
-        return f"unreadable counts: {odd[0]} is {numbers[odd[0]]}" if odd else "unreadable counts: a negative one"
+    said = {f"{name}.{part}": getattr(counts, part) for name, counts in metrics.items() for part in FIELDS} | numbers
+    for name, value in said.items():  # all of them reach results.jsonl; a loss alone may be negative
+        if name not in PLAIN_COUNTS and name not in error_counts():
+            return f"unreadable counts: {name!r} is none"
+        if not math.isfinite(value) or abs(value) > MAX_COUNT or (value < 0 and name != "loss"):
+            return f"unreadable counts: {name} is {value:g}"
     if numbers.get("failed"):
         return "failed on the device; its own log has the reason"
-    return DeviceUpdate(device_id, None, metrics, numbers)
+    return DeviceUpdate(device_id, None, metrics, numbers, schema.exchange.most_examples)
 
 
 def _weight_fault(update: DeviceUpdate) -> str:
@@ -85,7 +102,7 @@ def _weight_fault(update: DeviceUpdate) -> str:
 def _read_alone(content: RecordDict, key: str, device_id: str, schema: ReplySchema, trains: bool) -> DeviceUpdate | str:
     """The answer of a device that has a record of its own: a failure, or an evaluation with other counts. It has no update."""
     try:
-        answer = _read_numbers(device_id, content.metric_records[key])
+        answer = _read_numbers(device_id, content.metric_records[key], schema)
     except KeyError as error:
         return f"unreadable counts: {error}"
     if isinstance(answer, str) or not trains:
@@ -156,59 +173,57 @@ def _read_sum(
 
 
 def read_replies(
-    messages: Iterable[Message], asked: Collection[str], schema: ReplySchema, *, trains: bool = False
+    messages: Iterable[Message], hosts: Mapping[str, int], schema: ReplySchema, *, trains: bool = False
 ) -> Replies:
-    """Check every device's part of every message.
+    """Check every device's part of every message. ``hosts`` are the devices that were asked, each with the node that it lives on.
 
-    A device that was not asked, answers twice, failed, or sent other names, shapes, values or weights is left out. With
-    ``edge`` a node sends one sum over its devices: if one of them must not count, none of that node can.
+    A row counts from that node alone: any other is passed over, whatever it says. A device that answers twice, failed, or sent
+    other names, shapes, values or weights is left out. With ``edge`` a node sends one sum over its devices: if one of them must
+    not count, none of that node can.
     """
-    wanted = asked if isinstance(asked, set | frozenset) else frozenset(asked)
-    sound: dict[str, DeviceUpdate] = {}
-    left_out: dict[str, str] = {}
+    found: dict[str, DeviceUpdate | str] = {}  # by device
+    faults: dict[str, str] = {}  # by node
     sums: list[NodeReply] = []
     for message in messages:
-        name = f"node {message.metadata.src_node_id}"
+        node = message.metadata.src_node_id
+        name = f"node {node}"
         if message.has_error():
-            left_out[name] = f"error {message.error.code}: {message.error.reason}"
+            faults[name] = plain(f"error {message.error.code}: {message.error.reason}")
             continue
         try:
-            node = read_node(name, message.content, schema, trains=trains)
+            reply = read_node(node, message.content, schema, trains=trains)
         except UnreadableError as error:
-            left_out[name] = str(error)
+            faults[name] = plain(str(error))
             continue
-        for device_id, answer in node.answers:
-            if device_id not in wanted:
-                left_out[device_id] = "answered without being asked"
-            elif device_id in sound or device_id in left_out:
-                sound.pop(device_id, None)
-                left_out[device_id] = "answered twice"
-            elif isinstance(answer, DeviceUpdate):
-                sound[device_id] = answer
-            else:
-                left_out[device_id] = answer
-        if node.mean is not None:
-            sums.append(node)
-    means = _sound_sums(sums, sound, left_out)
-    for device_id in sorted(wanted - sound.keys() - left_out.keys()):
+        if foreign := [device_id for device_id, _ in reply.answers if hosts.get(device_id) != node]:
+            more = f" and {len(foreign) - 1} more" if foreign[1:] else ""
+            faults[name] = plain(f"rows for {foreign[0]!r}{more} are passed over: it was not asked for them")
+        for device_id, answer in reply.answers:
+            if hosts.get(device_id) == node:
+                found[device_id] = "answered twice" if device_id in found else answer
+        if reply.mean is not None:
+            sums.append(reply)
+    means = _sound_sums(sums, hosts, found)
+    left_out = {**faults, **{d: plain(answer) for d, answer in found.items() if isinstance(answer, str)}}
+    for device_id in sorted(hosts.keys() - found.keys()):
         left_out[device_id] = "did not answer"
-    devices = tuple(sound[d] for d in sorted(sound))
+    devices = tuple(answer for _, answer in sorted(found.items()) if isinstance(answer, DeviceUpdate))
     return Replies(devices, left_out, means if schema.edge else devices)
 
 
 def _sound_sums(
-    sums: list[NodeReply], sound: dict[str, DeviceUpdate], left_out: dict[str, str]
+    sums: list[NodeReply], hosts: Mapping[str, int], found: dict[str, DeviceUpdate | str]
 ) -> tuple[DeviceUpdate, ...]:
-    """The means of nodes all of whose summed devices count. A sum cannot be taken apart, so the others go as a whole."""
+    """The means of nodes all of whose summed devices are theirs and count. A sum cannot be taken apart, so others go as a whole."""
     means: list[DeviceUpdate] = []
-    for node in sums:
-        odd = [device_id for device_id in node.summed if device_id not in sound]
-        if not odd and node.mean is not None:
-            earlier = sum(
-                m.device_id.split(" again ")[0] == node.name for m in means
-            )  # a node may answer in two messages
-            means.append(replace(node.mean, device_id=f"{node.name} again {earlier}") if earlier else node.mean)
-        for device_id in node.summed if odd else ():
-            if sound.pop(device_id, None) is not None:
-                left_out[device_id] = f"its node's sum holds {odd[0]!r}, which cannot count"
+    for reply in sums:
+        own = [device_id for device_id in reply.summed if hosts.get(device_id) == reply.node]
+        odd = [d for d in reply.summed if hosts.get(d) != reply.node or isinstance(found[d], str)]
+        if not odd and reply.mean is not None:
+            name = reply.mean.device_id
+            earlier = sum(m.device_id.split(" again ")[0] == name for m in means)  # a node may answer in two messages
+            means.append(replace(reply.mean, device_id=f"{name} again {earlier}") if earlier else reply.mean)
+        for device_id in own if odd else ():
+            if not isinstance(found[device_id], str):
+                found[device_id] = f"its node's sum holds {odd[0]!r}, which cannot count"
     return tuple(sorted(means, key=lambda mean: mean.device_id))

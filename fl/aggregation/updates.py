@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,18 +26,20 @@ class DeviceUpdate:
     """One device's sound answer: its update (None where it sent none), its counts by metric, and plain numbers.
 
     The update is the difference between the shared tensors after local training and those that the device was sent. With edge
-    aggregation the mean over a node's devices takes the same form, under the name of the node.
+    aggregation the mean over a node's devices takes the same form, under the name of the node. ``most`` are the examples that count,
+    however many it says.
     """
 
     device_id: str
     tensors: Tensors | None
     metrics: Mapping[str, Counts] = field(default_factory=dict)
     numbers: Mapping[str, float] = field(default_factory=dict)
+    most: float = inf
 
     @property
     def examples(self) -> float:
-        """Number of training examples: the weight of this device in an average."""
-        return self.numbers.get("examples", 0.0)
+        """Number of training examples that count: the weight of this device in an average."""
+        return min(self.numbers.get("examples", 0.0), self.most)
 
 
 Updates = Sequence[DeviceUpdate]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import inf
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -69,17 +70,18 @@ class Round:
     """What an aggregator sees of one round, counted from 1.
 
     ``start`` are the shared tensors that the round started from, ``updates`` the sound updates in the order of device ids, and
-    ``participation`` the share of all training examples that they stand for.
+    ``participation`` the share of all training examples that they stand for. ``steps`` are the local steps that were asked for.
     """
 
     number: int
     start: Tensors
     updates: tuple[DeviceUpdate, ...]
     participation: float = 1.0
+    steps: float = inf
 
     @property
     def examples(self) -> list[float]:
-        """Training examples of each device: the weights of FedAvg."""
+        """Training examples of each device that count: the weights of FedAvg."""
         return [update.examples for update in self.updates]
 
 

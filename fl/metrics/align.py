@@ -8,9 +8,8 @@ import jiwer
 from pydantic import Field
 
 Operation = Literal["equal", "substitute", "delete", "insert"]
-Count = Annotated[
-    int, Field(ge=0, le=1 << 40)
-]  # checked where a file is read; no number of errors, bytes or steps is near a tera
+MAX_COUNT = 1 << 40  # no number of errors, bytes or steps is near a tera
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]  # checked where a file is read
 
 
 @dataclass(frozen=True)

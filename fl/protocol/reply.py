@@ -97,8 +97,14 @@ class Exchange:
         """Whether the clipping norm follows a quantile."""
         return self.config.privacy.clip_quantile > 0 and self.config.privacy.dp.mode != NONE
 
+    @property
+    def most_examples(self) -> float:
+        """How many examples of a device count: it could say any number."""
+        return float(self.config.federation.max_examples) or math.inf
+
     def weigh(self, examples: float) -> float:
-        """A device's weight from its number of examples: the number itself, or one in 0 to 1 where sums must be bounded."""
+        """A device's weight from its number of examples: those that count, or one in 0 to 1 where sums must be bounded."""
+        examples = min(examples, self.most_examples)
         if not self.federates or not bounded_mean(self.config):
             return float(examples)
         return weight_of(examples, self.config.privacy.example_cap or None)

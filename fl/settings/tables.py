@@ -129,6 +129,12 @@ class FederationTable(Table):
     )
     beams: int = setting(1, "beam width of decoding", low=1, high=16)
     round_timeout: float = setting(3600.0, "seconds to wait for the devices of a round", low=1.0)
+    max_examples: int = setting(
+        1000, "training examples of a device that count in a mean, at most, whatever it says; 0 believes all", low=0
+    )
+    device_keys: str = setting(
+        "", "path of a file at the aggregator: each device's id and its SuperNode's public key; others are left out"
+    )
 
 
 class ServerOptimizerTable(Table):

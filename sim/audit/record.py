@@ -66,9 +66,7 @@ class RecordingGrid(SerialGrid):
         exchange = Exchange.of(config, trained_arm(job.arm, config), job.phase)
         found: dict[str, Update] = {}
         if exchange.form is Form.PLAIN and not exchange.edge:
-            for device, answer in read_node(
-                "node 1", reply.content, ReplySchema(shapes, exchange), trains=True
-            ).answers:
+            for device, answer in read_node(1, reply.content, ReplySchema(shapes, exchange), trains=True).answers:
                 if isinstance(answer, DeviceUpdate) and answer.tensors:
                     found[device] = dict(answer.tensors)
         if not found:

@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import Context, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
 
 from clients.app import app as client_app
 from fl.core.errors import ConfigError, RunError
@@ -86,3 +89,34 @@ def test_an_aggregator_without_a_sentence_needs_the_language(
 ) -> None:
     with pytest.raises(ConfigError, match="set language"):
         run_server(grid, make_own(language=""), 1)
+
+
+def test_a_node_that_claims_anothers_id_changes_nothing_and_the_run_remembers_the_keys(
+    grid: SerialGrid,
+    make_own: Callable[..., RunConfig],
+    speech: dict[str, Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    liar = {"device-id": "ann", "store": str(tmp_path / "liar"), "manifest": str(speech["ann"])}
+    grid._contexts[3] = Context(1, 3, liar, RecordDict(), {})
+    keys = {node: public_key_to_bytes(generate_key_pairs()[1]) for node in grid._contexts}
+    nodes = [NodeInfo(node_id=node, public_key=key) for node, key in keys.items()]
+    monkeypatch.setattr(SerialGrid, "get_nodes", lambda self: nodes)
+    folder = run_server(grid, make_own(arms="global", rounds=1, private_share=0.0), 1)
+    assert "device ann of node 3 left out: node 1 hosts it already" in caplog.text
+    assert {row["device"] for row in ResultsFile(folder).rows()} == set(PEOPLE)
+    assert not (tmp_path / "liar").exists() or not list((tmp_path / "liar").rglob("state-*"))
+    lines = (folder / "device-keys.txt").read_text(encoding="utf-8").splitlines()
+    assert [line.partition(" ecdsa-sha2-nistp384 AAAA")[0] for line in lines] == list(PEOPLE)
+
+
+def test_what_a_device_trains_on_in_which_order_is_the_seeds_whoever_it_is(
+    grid: SerialGrid, make_own: Callable[..., RunConfig], tmp_path: Path, tensors_of: Callable[[Path], dict[str, bytes]]
+) -> None:
+    config = make_own(arms="global", rounds=1, private_share=0.0)
+    one, other = (
+        tensors_of(run_server(grid, config.changed({"output": str(tmp_path / name)}), 1)) for name in ("one", "two")
+    )
+    assert one == other

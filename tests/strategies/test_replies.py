@@ -78,7 +78,7 @@ def summed(people: dict[str, int], updates: dict[str, Tensors] = UPDATES_OF, **t
 
 
 def read(*messages: Message, asked: Any = tuple(EXAMPLES), schema: ReplySchema = PLAIN) -> Replies:
-    return read_replies(messages, asked, schema, trains=True)
+    return read_replies(messages, dict.fromkeys(asked, 1), schema, trains=True)
 
 
 def names(replies: Replies) -> list[str]:
@@ -119,13 +119,13 @@ BOB = ("ann", "bob", "cho")
 
 ROW_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "zero weight": ({"examples": [3, 0, 5]}, "weight 0 is not positive"),
-    "negative weight": ({"examples": [3, -3, 5]}, "weight -3 is not positive"),
+    "negative weight": ({"examples": [3, -3, 5]}, "examples is -3"),
     "NaN weight": ({"examples": [3.0, float("nan"), 5.0]}, "examples is nan"),
     "infinite weight": ({"examples": [3.0, float("inf"), 5.0]}, "examples is inf"),
     "NaN loss": ({"loss": [0.5, float("nan"), 0.5]}, "loss is nan"),
     "infinite errors": ({**COUNTED, "wer.deletions": [1.0, float("inf"), 1.0]}, "unreadable counts"),
     "NaN errors": ({**COUNTED, "wer.deletions": [1.0, float("nan"), 1.0]}, "unreadable counts"),
-    "negative errors": ({**COUNTED, "wer.deletions": [1, -1, 1]}, "a negative one"),
+    "negative errors": ({**COUNTED, "wer.deletions": [1, -1, 1]}, "wer.deletions is -1"),
     "said to have failed": ({"failed": [0, 1, 0]}, "failed on the device"),
 }
 
@@ -253,7 +253,8 @@ def test_records_that_nobody_asked_for_are_passed_over(message_with: Reply) -> N
 def test_a_device_that_was_not_asked_does_not_count(message_with: Reply) -> None:
     replies = read(message_with(stacked(some("ann", "bob"))), asked=("ann",))
     assert names(replies) == ["ann"]
-    assert replies.left_out == {"bob": "answered without being asked"}
+    assert list(replies.left_out) == ["node 1"]
+    assert "rows for 'bob' are passed over: it was not asked" in replies.left_out["node 1"]
 
 
 def test_a_device_that_does_not_answer_is_named(message_with: Reply) -> None:
@@ -289,7 +290,7 @@ def test_an_evaluation_needs_counts_and_neither_tensors_nor_weight(message_with:
     numbers = {**counts, "seconds-evaluate": 0.5}
     columns = {DEVICES: ConfigRecord({IDS: ["ann"]}), COUNTS: MetricRecord({n: [v] for n, v in numbers.items()})}
     for content in (columns, {device_key(COUNTS, "ann"): MetricRecord(numbers)}):  # other counts than its neighbours'
-        (update,) = read_replies([message_with(content)], ("ann",), ReplySchema()).sound
+        (update,) = read_replies([message_with(content)], {"ann": 1}, ReplySchema()).sound
         assert update.metrics == {"wer": Counts(1, 2, 3, 10)}
         assert update.numbers == {"seconds-evaluate": 0.5}
         assert update.tensors is None

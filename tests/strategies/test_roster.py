@@ -1,4 +1,4 @@
-"""Which device lives where: asked of every node, and refused where two say the same."""
+"""Which device lives where: asked of every node, and the first's where two say the same."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,16 +19,18 @@ def test_a_node_that_cannot_start_is_named_with_its_reason(make_run: MakeRun, tm
     def crash(message: Message, context: Context) -> Message:
         raise ConfigError("no such corpus")
 
-    with pytest.raises(RunError, match=r"node 1: ConfigError: no such corpus"):
+    with pytest.raises(RunError, match=r"node 1 left out: ConfigError: no such corpus"):
         ask_roster(SerialGrid(crash), make_run(tmp_path / "run"))  # type: ignore[arg-type]
 
 
-def test_two_nodes_with_the_same_device_are_refused(make_run: MakeRun, tmp_path: Path) -> None:
+def test_of_two_nodes_with_the_same_device_the_first_has_it(
+    make_run: MakeRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     grid = SerialGrid(client_app)
     for context in grid._contexts.values():
         context.node_config = {"device-id": "화자 0", "store": str(tmp_path / "store")}
-    with pytest.raises(RunError, match="two nodes say that they host device '화자 0'"):
-        ask_roster(grid, make_run(tmp_path / "run"))
+    assert ask_roster(grid, make_run(tmp_path / "run")).nodes == {"화자 0": 1}
+    assert "device 화자 0 of node 2 left out: node 1 hosts it already" in caplog.text
 
 
 def test_no_node_at_all_is_an_error_and_not_an_endless_wait(make_run: MakeRun, tmp_path: Path) -> None:
