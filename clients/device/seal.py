@@ -115,7 +115,6 @@ class SealedFolder:
     def write(self, name: str, purpose: str, data: bytes, remedy: str) -> None:
         """Write durably, or raise :class:`StoreError` with the ``remedy`` and leave the old file as it was."""
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_atomically(self.folder / name, self.seal.close(data, purpose))
         except OSError as error:
             raise StoreError(f"{purpose} could not be written ({error}): {remedy}") from error
