@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from fl.codecs.table import make_codec
-from fl.core.files import PUBLIC
 from fl.privacy.accounting import statement
 from fl.privacy.ledger import BudgetError, Ledger
 from fl.privacy.plan import PrivacyPlan
@@ -148,7 +147,7 @@ class Account:
 
     def write(self, folder: Path) -> None:
         """Write ``privacy.json`` and log the statement."""
-        write_document(PrivacyRecord, folder / PRIVACY_NAME, self.summary(), mode=PUBLIC)
+        write_document(PrivacyRecord, folder / PRIVACY_NAME, self.summary())
         for line in self.statement().splitlines():
             log.info("privacy: %s", line)
 

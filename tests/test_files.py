@@ -2,11 +2,22 @@
 
 import errno
 import os
+import re
 import stat
+from pathlib import Path
 
 import pytest
 
-from fl.core.files import PRIVATE, PUBLIC, write_atomically, write_together
+from fl.core.files import PRIVATE, PUBLIC, new_folder, write_atomically, write_together
+
+ROOT = Path(__file__).parents[1]
+MAY_WRITE = (  # by themselves
+    *("fl/core/files.py", "fl/runs/results.py"),  # the functions, and appending to a file that they made
+    *("fl/data/synthetic/population.py", "sim/study/network/command.py"),  # inside a folder that is for nobody else
+    *("fl/bases/", "fl/tasks/images/base.py", "sim/pretrain/", "sim/cli/generate.py"),  # for everybody
+    "clients/device/queue.py",  # an empty lock
+    "fl/data/importers/archives.py",
+)
 
 
 @pytest.fixture
@@ -99,7 +110,23 @@ def test_the_bytes_reach_the_disk_before_the_name_and_the_name_after(tmp_path, m
     assert order == ["file", "file", "rename", "rename", "folder"]
 
 
-@pytest.mark.parametrize(("mode", "bits"), [({}, 0o600), ({"mode": PRIVATE}, 0o600), ({"mode": PUBLIC}, 0o644)])
-def test_a_file_is_for_its_owner_alone_unless_it_is_meant_for_everybody(tmp_path, mode, bits):
-    write_atomically(tmp_path / "x", b"x", **mode)
-    assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == bits
+@pytest.mark.parametrize(
+    ("mode", "bits", "folder"),
+    [({}, 0o600, 0o700), ({"mode": PRIVATE}, 0o600, 0o700), ({"mode": PUBLIC}, 0o644, 0o755)],
+)
+def test_files_and_folders_are_for_their_owner_alone_unless_they_are_meant_for_everybody(tmp_path, mode, bits, folder):
+    write_atomically(tmp_path / "a" / "b" / "x", b"x", **mode)
+    with new_folder(tmp_path / "c" / "d", **mode):
+        pass
+    found = {p.relative_to(tmp_path).as_posix(): stat.S_IMODE(p.stat().st_mode) for p in tmp_path.rglob("*")}
+    assert found == {"a": folder, "a/b": folder, "a/b/x": bits, "c": folder, "c/d": folder}
+
+
+def test_nothing_is_written_past_these_functions():
+    """What holds speech, texts, gates or tokens is private because nothing else makes files and folders."""
+    writes = re.compile(r"\.mkdir\(|\.write_(text|bytes)\(|open\([^)\n]*[\"'][wxa]b?\+?[\"']|os\.makedirs")
+    for package in ("fl", "clients", "strategies", "sim"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            name = path.relative_to(ROOT).as_posix()
+            found = writes.search(path.read_text(encoding="utf-8"))
+            assert not found or name.startswith(MAY_WRITE), f"{name}: {found[0]}; use fl.core.files"

@@ -17,6 +17,7 @@ from clients.device.messages import UnreachableError
 from clients.device.seal import PASSPHRASE_VARIABLE
 from clients.device.settings import HOME_VARIABLE, TOKEN_VARIABLE, DeviceSettings, Option, default_folder, option
 from fl.core.errors import IdiolectError
+from fl.core.printing import harmless
 from fl.packed.header import CODES
 
 _ABOUT = f"""Transcribe with the adapter of this device and the base of a server.
@@ -118,13 +119,13 @@ def main(argv: Sequence[str]) -> int:
         if arguments.json:
             print(json.dumps({"error": str(error), "type": type(error).__name__}, ensure_ascii=False), flush=True)
         else:
-            print(f"idiolect: {error}", file=sys.stderr)
+            print(harmless(f"idiolect: {error}"), file=sys.stderr)
         return LATER_CODE if isinstance(error, UnreachableError) else ERROR_CODE
     except BrokenPipeError:  # whoever read the output has seen enough; Python would complain once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ERROR_CODE
     except OSError as error:
-        print(f"idiolect: {error}: check the disk, and who owns the device's folder", file=sys.stderr)
+        print(harmless(f"idiolect: {error}") + ": check the disk, and who owns the device's folder", file=sys.stderr)
         return ERROR_CODE
     except KeyboardInterrupt:
         print("stopped; what waits in the queue is still there", file=sys.stderr)

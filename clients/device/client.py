@@ -24,7 +24,7 @@ from clients.device.http import Connection, RetryPolicy, ServerAddress
 from clients.device.messages import FormPart, RefusedError, RequestBody, ServerAnswer, unexpected
 from clients.device.queue import DamagedEntryError, RecordingQueue
 from clients.device.seal import Seal, ask_passphrase
-from clients.device.settings import DeviceSettings, load_settings, open_seal, open_server
+from clients.device.settings import DeviceSettings, open_device, open_server
 from clients.device.store import AdapterStore
 from fl.core.errors import ConfigError
 from fl.packed.blob import PackedInfo
@@ -77,8 +77,8 @@ class DeviceClient:
     @classmethod
     def open(cls, folder: Path, passphrase: Callable[[], str] = ask_passphrase) -> DeviceClient:
         """The device that was set up in ``folder``. Raises :class:`ConfigError` or :class:`clients.device.seal.LockedError`."""
-        settings = load_settings(folder)
-        return cls(folder, settings, open_server(settings), open_seal(settings, passphrase))
+        settings, seal = open_device(folder, passphrase)
+        return cls(folder, settings, open_server(settings), seal)
 
     @cached_property
     def connection(self) -> Connection:

@@ -15,11 +15,12 @@ from typing import Any
 from clients.device.adapt import AdaptOptions, read_labelled
 from clients.device.audio import Upload, encode_file, record
 from clients.device.client import DeviceClient, Flushed
-from clients.device.messages import UnreachableError, printable
+from clients.device.messages import UnreachableError
 from clients.device.queue import DONE, FAILED, WAITING
 from clients.device.seal import SealedFolder, ask_passphrase
 from clients.device.settings import DeviceSettings, initialize
 from fl.core.errors import AdapterError, StoreError
+from fl.core.printing import harmless
 from fl.packed.blob import digest, pack, read_info, unpack
 from fl.packed.header import MAX_PACKED_BYTES, PackedInfo
 
@@ -29,11 +30,6 @@ DONE_CODE, ERROR_CODE, LATER_CODE = 0, 1, 3  # 2 is argparse's, for a command th
 def say(arguments: argparse.Namespace, document: dict[str, Any], text: str) -> None:
     """Print ``document`` for a script, or ``text`` for a person."""
     print(json.dumps(document, ensure_ascii=False) if arguments.json else harmless(text), flush=True)
-
-
-def harmless(text: str) -> str:
-    """``text`` without characters that steer a terminal: a transcript is written by a server."""
-    return printable(text, "\n\t", limit=None)
 
 
 def write_output(path: Path, data: bytes) -> None:

@@ -15,6 +15,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from fl.core.errors import IdiolectError
+from fl.core.printing import harmless
 
 BINARY = "application/octet-stream"
 MAX_ANSWER_BYTES = 16 * 2**20
@@ -102,9 +103,9 @@ def _problem(document: dict[str, Any], status: int, reason: str, retry_after: st
     return RefusedError(text, status, slug)
 
 
-def printable(text: str, kept: str = "", limit: int | None = MAX_DETAIL) -> str:
-    """A server's text as a message may repeat it: short, and without characters that steer a terminal, but for ``kept``."""
-    return "".join(character for character in text if character in kept or character.isprintable())[:limit]
+def printable(text: str) -> str:
+    """A server's text as a message may repeat it: short, on one line, and without characters that steer a terminal."""
+    return harmless(text[:MAX_DETAIL], kept="")
 
 
 def _object(data: bytes) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from clients.device.audio import CODECS, Upload
 from clients.device.seal import LockedError, Seal, SealedFolder
 from fl.core.errors import StoreError
-from fl.core.files import sync_path
+from fl.core.files import make_folder, sync_path
 
 WAITING, DONE, FAILED = "waiting", "done", "failed"
 _NAME = re.compile(r"(\d{8})-([0-9a-f]{32})")
@@ -127,7 +127,7 @@ class RecordingQueue:
     @contextmanager
     def _locked(self, what: str) -> Iterator[None]:
         """One process at a time; the system gives the lock back when a process dies."""
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(self.folder)
         with (self.folder / f".{what}.lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if what == "sending" else 0))

@@ -8,6 +8,7 @@ distinguishes a wrong key from a damaged file.
 import hashlib
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,10 +104,17 @@ class SealedFolder:
         except OSError as error:
             raise StoreError(f"{path} cannot be read ({error}): check the disk and who owns the file") from error
 
+    def sealed(self) -> Iterator[Path]:
+        """The files here and of a queue here that are sealed, with whatever key."""
+        for path in [*self.folder.glob("*"), *self.folder.glob("queue/*/*")]:
+            if path.is_file():
+                with path.open("rb") as file:
+                    if file.read(len(MAGIC)) == MAGIC:
+                        yield path
+
     def write(self, name: str, purpose: str, data: bytes, remedy: str) -> None:
         """Write durably, or raise :class:`StoreError` with the ``remedy`` and leave the old file as it was."""
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_atomically(self.folder / name, self.seal.close(data, purpose))
         except OSError as error:
             raise StoreError(f"{purpose} could not be written ({error}): {remedy}") from error

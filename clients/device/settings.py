@@ -1,6 +1,7 @@
 """A device's settings: which server, which codec, how much room, and how its files are encrypted.
 
     device.json       settings, without any secret
+    settings.sealed   the same, where files are encrypted: others than these are not acted on
     adapter.packed    the adapter (:mod:`clients.device.store`)
     handle.json       what the server calls it for the time being
     queue/            recordings that wait for the server (:mod:`clients.device.queue`)
@@ -21,11 +22,21 @@ from typing import Any, TypeAlias
 
 from clients.device.audio import CODECS
 from clients.device.http import ServerAddress
-from clients.device.seal import KINDS, SALT_BYTES, Seal, SealedFolder, key_from_file, key_from_passphrase, read_secret
-from fl.core.errors import ConfigError
+from clients.device.seal import (
+    KINDS,
+    SALT_BYTES,
+    LockedError,
+    Seal,
+    SealedFolder,
+    key_from_file,
+    key_from_passphrase,
+    read_secret,
+)
+from fl.core.errors import ConfigError, StoreError
 
-SETTINGS_NAME = "device.json"
+SETTINGS_NAME, SEALED_NAME = "device.json", "settings.sealed"
 HOME_VARIABLE, TOKEN_VARIABLE = "IDIOLECT_DEVICE", "IDIOLECT_TOKEN"
+_ANEW = ", or set up another folder with 'idiolect device init'"
 MAX_SETTINGS_BYTES = 64 * 2**10
 MIB = 2**20
 _TRUE, _FALSE = {"action": "store_true"}, {"action": "store_false"}
@@ -108,8 +119,10 @@ def default_folder() -> Path:
 def initialize(folder: Path, settings: DeviceSettings, passphrase: Callable[[], str] = lambda: "") -> DeviceSettings:
     """Write settings into ``folder``, with what is needed to recognise the key again, and return them.
 
-    On a folder that is set up already, everything may change but encryption: :class:`ConfigError`, nothing changed.
+    On a folder that is set up already, everything may change but encryption, with the key or passphrase that it has. Raises
+    :class:`ConfigError` or :class:`clients.device.seal.LockedError`, and nothing is changed.
     """
+    seal = Seal()
     old = load_settings(folder) if (folder / SETTINGS_NAME).exists() else None
     if old is not None:
         if (settings.encryption, settings.key_file) != (old.encryption, old.key_file):
@@ -118,13 +131,20 @@ def initialize(folder: Path, settings: DeviceSettings, passphrase: Callable[[], 
                 "adapter and set up another folder"
             )
         settings = replace(settings, salt=old.salt, check=old.check)
+        seal = open_seal(settings, passphrase)
+    elif sealed := next(SealedFolder(folder).sealed(), None):
+        raise LockedError(f"{sealed} is encrypted and {SETTINGS_NAME}, which says how, is lost: restore it{_ANEW}")
     elif settings.encryption != "none":
         if settings.encryption == "key-file" and not settings.key_file:
             raise ConfigError("encryption by key file needs --key-file PATH; it is made if it is missing")
         settings = replace(settings, salt=os.urandom(SALT_BYTES).hex())
-        settings = replace(settings, check=_seal(settings, passphrase, create=True).check())
+        seal = _seal(settings, passphrase, create=True)
+        settings = replace(settings, check=seal.check())
     data = json.dumps(asdict(settings), indent=2).encode() + b"\n"
-    SealedFolder(folder).write(SETTINGS_NAME, f"settings of {folder}", data, "free some space or choose another folder")
+    remedy = "free some space or choose another folder"
+    if seal.key:
+        SealedFolder(folder, seal).write(SEALED_NAME, SETTINGS_NAME, data, remedy)
+    SealedFolder(folder).write(SETTINGS_NAME, f"settings of {folder}", data, remedy)
     return settings
 
 
@@ -141,6 +161,29 @@ def load_settings(folder: Path) -> DeviceSettings:
         ) from error
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged ({error}): restore it, or set the device up again") from error
+
+
+def open_device(folder: Path, passphrase: Callable[[], str]) -> tuple[DeviceSettings, Seal]:
+    """The settings of a device's folder and the key to its files. Raises :class:`ConfigError` where there are no settings, and
+    :class:`clients.device.seal.LockedError` for a wrong key, or settings that were not written by who has the key."""
+    settings = load_settings(folder)
+    seal = open_seal(settings, passphrase)
+    files = SealedFolder(folder, seal)
+    if seal.key is None:
+        if sealed := next(files.sealed(), None):
+            raise LockedError(f"{SETTINGS_NAME} asks for no key and {sealed} is encrypted: altered; restore it{_ANEW}")
+        return settings, seal
+    try:
+        sealed_in = json.loads(files.read(SEALED_NAME, SETTINGS_NAME, MAX_SETTINGS_BYTES))
+    except (StoreError, ValueError):
+        sealed_in = {}
+    other = sorted(name for name, value in asdict(settings).items() if sealed_in.get(name) != value)
+    if other:
+        raise LockedError(
+            f"{', '.join(other)} of {folder / SETTINGS_NAME} was not set with this device's key: restore the file, or confirm "
+            "all settings with 'idiolect device init'; nothing was sent"
+        )
+    return settings, seal
 
 
 def open_seal(settings: DeviceSettings, passphrase: Callable[[], str]) -> Seal:

@@ -11,6 +11,18 @@ from pathlib import Path
 PRIVATE, PUBLIC = 0o600, 0o644  # file modes: for the owner alone, or for everybody to read
 
 
+def make_folder(path: Path, mode: int = PRIVATE) -> None:
+    """Make a folder, and those above it that are missing, for those who may read files of ``mode``. One that is there stays."""
+    if not path.is_dir():
+        make_folder(path.parent, mode)
+        path.mkdir(mode=_folder_mode(mode), exist_ok=True)
+
+
+def _folder_mode(mode: int) -> int:
+    """Whoever may read files may look into their folder."""
+    return mode | (mode & 0o444) >> 2
+
+
 def write_atomically(path: Path, data: bytes, *, mode: int = PRIVATE) -> None:
     """Write ``data`` to ``path``: a temporary file beside it, flushed to the disk, then renamed over it.
 
@@ -24,7 +36,7 @@ def write_together(folder: Path, files: Mapping[str, bytes], *, mode: int = PRIV
 
     A disk that fills up therefore leaves every old file intact, not the first of them replaced.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, mode)
     temporaries: dict[str, str] = {}
     try:
         for name, data in files.items():
@@ -44,14 +56,14 @@ def write_together(folder: Path, files: Mapping[str, bytes], *, mode: int = PRIV
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes ``path`` when the block ends well and vanishes when it does not.
+def new_folder(path: Path, mode: int = PRIVATE) -> Iterator[Path]:
+    """A folder to fill, which becomes ``path`` when the block ends well and vanishes when it does not. ``mode`` as of its files.
 
     If ``path`` has come into being meanwhile (another process was quicker), that one stays and ours is dropped.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent, mode)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-    temporary.mkdir()
+    temporary.mkdir(mode=_folder_mode(mode))
     try:
         yield temporary
         for file in sorted(temporary.rglob("*")):

@@ -15,7 +15,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from fl.core.errors import ManifestError, MetricError, TextError
-from fl.core.files import PUBLIC, write_atomically
+from fl.core.files import write_atomically
 from fl.metrics.languages import check_spans
 from fl.speech.text import normalize_text
 
@@ -118,7 +118,7 @@ def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> None:
         row = {key: value for key, value in vars(utterance).items() if value is not None and value != ()}
         audio = Path(os.path.relpath(utterance.audio.resolve(), folder)).as_posix()
         rows.append(json.dumps({**row, "audio": audio}, ensure_ascii=False) + "\n")
-    write_atomically(path, "".join(rows).encode(), mode=PUBLIC)
+    write_atomically(path, "".join(rows).encode())
 
 
 def _utterance(raw: bytes, where: str, manifest: Path, number: int) -> Utterance:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from fl.core.files import write_atomically
+from fl.core.files import make_folder, write_atomically
 from fl.privacy.accounting import Scheme, check_delta, epsilon
 from fl.privacy.dp import PrivacyError, check_positive
 
@@ -81,7 +81,7 @@ class Ledger:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path.parent)
             with FileLock(f"{self.path}.lock", timeout=LOCK_SECONDS):
                 yield
         except Timeout as error:

@@ -74,7 +74,9 @@ def write_whole(path: Path, text: str, *, mode: int = PRIVATE) -> None:
         ) from error
 
 
-def write_document(kind: type[Costs | PrivacyRecord], path: Path, values: Mapping[str, Any], *, mode: int) -> None:
+def write_document(
+    kind: type[Costs | PrivacyRecord], path: Path, values: Mapping[str, Any], *, mode: int = PRIVATE
+) -> None:
     """Write ``values``, which must be those of a ``kind``, as JSON with sorted keys."""
     text = json.dumps({"schema": schema.SCHEMA, **values}, indent=2, sort_keys=True) + "\n"
     parse(kind, text, f"{path}:1")
@@ -83,7 +85,7 @@ def write_document(kind: type[Costs | PrivacyRecord], path: Path, values: Mappin
 
 def write_costs(folder: Path, costs: Mapping[str, Any]) -> None:
     """Write ``costs.json``, by which a run is known to be finished."""
-    write_document(Costs, folder / schema.COSTS_NAME, costs, mode=PRIVATE)
+    write_document(Costs, folder / schema.COSTS_NAME, costs)
 
 
 def is_finished(folder: Path) -> bool:

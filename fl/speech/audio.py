@@ -10,7 +10,7 @@ import numpy.typing as npt
 import soundfile
 
 from fl.core.errors import AudioError
-from fl.core.files import PUBLIC, write_atomically
+from fl.core.files import write_atomically
 
 Waveform = npt.NDArray[np.float32]  # samples (samples,) at SAMPLE_RATE, nominally in [-1, 1]
 SAMPLE_RATE = 16_000  # Hz, what Whisper and Wav2Vec2 expect
@@ -142,4 +142,4 @@ def save_audio(path: str | Path, audio: Waveform) -> None:
     kind = "FLAC" if path.suffix.lower() == ".flac" else "WAV"
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, SAMPLE_RATE, format=kind, subtype="PCM_16")
-    write_atomically(path, buffer.getvalue(), mode=PUBLIC)
+    write_atomically(path, buffer.getvalue())

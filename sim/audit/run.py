@@ -18,6 +18,7 @@ from fl.core.machine import machine
 from fl.privacy.audit import inference, linkage
 from fl.privacy.audit.attackers import CONFIDENCE, SAMPLES, AuditError, check_people
 from fl.privacy.audit.views import make_protection
+from fl.runs.files import write_whole
 from fl.runs.folder import run_folder
 from fl.settings.config import RunConfig, find_key, flat, make_config
 from fl.settings.names import EDGE, LAYERS_PREFIX, NONE
@@ -79,7 +80,7 @@ def run_audit(
         "splits": shared,
         "rows": [rows.found[key] for key in wanted if key in rows.found],
     }
-    (folder / RESULT_NAME).write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    write_whole(folder / RESULT_NAME, json.dumps(document, ensure_ascii=False, indent=1) + "\n")
     return document
 
 

@@ -19,7 +19,6 @@ from clients.worker import get_worker
 from fl.adapters.files import load_adapter
 from fl.adapters.state import load_state
 from fl.algorithms.arms import trained_arm
-from fl.core.files import PUBLIC
 from fl.data.batching import buckets
 from fl.privacy.audit.attackers import Floats, Kernels, check_people
 from fl.privacy.audit.inference import infer, membership
@@ -53,7 +52,7 @@ class AuditRows:
         if (split, protection) in self.found:
             return
         self.found[split, protection] = {"split": split, "protection": protection, **make()}
-        write_whole(self.path, "".join(json.dumps(row) + "\n" for row in self.found.values()), mode=PUBLIC)
+        write_whole(self.path, "".join(json.dumps(row) + "\n" for row in self.found.values()))
 
 
 class SplitAudit:

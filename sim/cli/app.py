@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from typer import Argument, Option
@@ -23,7 +21,7 @@ from fl import __version__
 from fl.core.errors import IdiolectError
 from fl.settings.config import RunConfig
 from sim.cli.late import LateGroup
-from sim.cli.options import Json, facts_table, new_app, wide_console, with_settings
+from sim.cli.options import HarmlessConsole, HarmlessFormatter, Json, facts_table, new_app, wide_console, with_settings
 
 app = new_app(
     name="idiolect",
@@ -33,7 +31,7 @@ app = new_app(
     "comparison on this machine and writes a report.",
     no_args_is_help=True,
 )
-console, errors = wide_console(110), Console(stderr=True)
+console, errors = wide_console(110), HarmlessConsole(stderr=True)
 # The default experiment with fewer steps, so that it ends within fifteen minutes on two cores.
 DEMO: dict[str, object] = {
     "output": "runs/demo",
@@ -50,7 +48,7 @@ DEMO: dict[str, object] = {
 def progress_bars(quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
     """A callback ``(what, done, total)`` that keeps one bar for each ``what``, with the time left."""
     columns = (
-        TextColumn("{task.description:<22}"),
+        TextColumn("{task.description:<22}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -112,9 +110,10 @@ def _run_and_report(config: RunConfig, simulate: Callable[..., Path], as_json: b
     else:
         print_summary(summary, console)
         if (privacy := read_privacy(folder)) is not None:  # what a private run promises, with every assumption
-            console.print(f"\n[bold]Privacy[/bold]\n{escape(privacy.statement)}", highlight=False)
+            console.print("\nPrivacy", style="bold")
+            console.print(privacy.statement, highlight=False)
         page, adapters = _relative(folder / "report.html"), _relative(folder / "devices")
-        console.print(f"\nReport: [bold]{page}[/bold]   adapters: {adapters}", soft_wrap=True)
+        console.print(f"\nReport: {page}   adapters: {adapters}", soft_wrap=True)
 
 
 def _relative(path: Path) -> Path:
@@ -215,7 +214,7 @@ def report(
         print(json.dumps(summary, ensure_ascii=False))
     else:
         print_summary(summary, console)
-        console.print(f"\nPage: [bold]{_relative(target / 'report.html')}[/bold]", soft_wrap=True)
+        console.print(f"\nPage: {_relative(target / 'report.html')}", soft_wrap=True)
 
 
 @app.command()
@@ -241,7 +240,7 @@ def transcribe(
         text = " ".join(p.text for p in pieces)
         print(json.dumps({"text": text, "pieces": [asdict(p) for p in pieces]}, ensure_ascii=False))
     else:
-        print("\n".join(p.text for p in pieces))
+        console.print("\n".join(p.text for p in pieces), soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -304,11 +303,9 @@ def _version(value: bool) -> None:
 
 def set_up_process(verbose: bool = False) -> None:
     """What a process of a command logs, and what it does not; for those that a command starts too."""
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(levelname).1s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(HarmlessFormatter("%(levelname).1s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # PEFT asks transformers in an old way
     for noisy in ("httpx", "transformers", "ray", "flwr"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -329,8 +326,8 @@ def main() -> None:
     try:
         app()
     except IdiolectError as error:
-        errors.print("[bold red]idiolect:[/bold red]", end=" ")
-        errors.print(str(error), soft_wrap=True, highlight=False, markup=False)
+        errors.print("idiolect:", style="bold red", end=" ")
+        errors.print(str(error), soft_wrap=True, highlight=False)
         sys.exit(1)
     except KeyboardInterrupt:
         errors.print("stopped; start the same command again to go on")

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import logging
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
@@ -9,11 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 
 from fl.core.errors import ConfigError
+from fl.core.printing import harmless
 from fl.settings.config import SETTINGS, find_key, load_config, make_config
 from fl.settings.fields import Setting
 
@@ -31,18 +33,42 @@ def new_app(**more: Any) -> typer.Typer:
     return typer.Typer(rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False, **more)
 
 
+class HarmlessConsole(Console):
+    """A console for texts of others, which are no markup and have no characters that steer a terminal."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(markup=False, **more)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """The segments of a renderable: all that is printed passes here, before colours become escape sequences."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(harmless(segment.text), segment.style)
+
+
+class HarmlessFormatter(logging.Formatter):
+    """A formatter whose messages have no characters that steer a terminal, and no line ends."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """A record's line."""
+        return harmless(super().formatMessage(record), kept="")
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        """The lines of a stack trace."""
+        return harmless(super().formatException(ei))
+
+
 def wide_console(width: int) -> Console:
     """Standard output, ``width`` characters wide where it is a file or a pipe, which have none: tables in it stay whole."""
-    return Console(width=None if sys.stdout.isatty() else width)
+    return HarmlessConsole(width=None if sys.stdout.isatty() else width)
 
 
 def facts_table(rows: Iterable[tuple[str, str]], title: str | None = None) -> Table:
     """Names and texts, a line for each, for a person."""
-    table = Table(title=title and escape(title), box=None, show_header=False, title_justify="left")
+    table = Table(title=title, box=None, show_header=False, title_justify="left")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, text in rows:
-        table.add_row(name, escape(text))
+        table.add_row(name, text)
     return table
 
 

@@ -95,6 +95,7 @@ def serve(
     compute: Annotated[str, Option(help="auto, cpu or cuda.")] = "auto",
     rows: Annotated[int, Option(help="Rows that are decoded at once.", min=1)] = EngineSettings.rows,
     waiting: Annotated[int, Option(help="Requests in the queue at most.", min=1)] = EngineSettings.waiting,
+    table_mib: Annotated[int, Option(help="Memory for adapters of rows; 0: as much as the base has.", min=0)] = 0,
     languages: Annotated[str, Option(help="Languages to detect among, such as ko,en; empty: all.")] = "",
     adapt: Annotated[bool, Option(help="Whether devices may have their adapters trained here.")] = True,
     max_body_mib: Annotated[int, Option(help="Body of a request.", min=1)] = LIMITS.max_body_bytes // MIB,
@@ -130,7 +131,7 @@ def serve(
         loaded = loaded.with_correction(load_correction(correction, loaded.fingerprint))
     for code in chosen:
         loaded.prefix_ids(code)
-    engine = BatchEngine(loaded, EngineSettings(rows=rows, waiting=waiting, languages=chosen))
+    engine = BatchEngine(loaded, EngineSettings(rows, waiting, languages=chosen, table_bytes=table_mib * MIB))
     try:
         app = create_app(engine, loaded, limits, tokens=known, adapt=local_steps(loaded) if adapt else None)
         server = make_server(app, address, limits)

@@ -112,7 +112,7 @@ def pretrain_base(
         if training.step % settings.checkpoint_every == 0 and training.step < settings.steps:
             training.save(partial / "checkpoint.safetensors", stamp)
     facts = training.facts()
-    with new_folder(out) as folder:
+    with new_folder(out, PUBLIC) as folder:
         training.write(folder)
         (folder / FACTS_NAME).write_text(
             json.dumps({"stamp": stamp, "settings": asdict(settings), **asdict(facts)}, indent=1), encoding="utf-8"

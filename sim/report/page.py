@@ -14,7 +14,6 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from fl.core.files import PUBLIC
 from fl.runs.files import RunFiles, read_run, write_whole
 from fl.runs.schema import REPORT_NAME, SUMMARY_NAME
 from sim.report import charts, diff, samples, words
@@ -46,7 +45,7 @@ def write_page(folder: Path, summary: RunSummary, runs: Sequence[RunFiles]) -> P
     of sound. Raises :class:`~fl.core.errors.RunError` if the file cannot be written; an older page is then intact.
     """
     path = folder / REPORT_NAME
-    write_whole(path, render(summary, runs), mode=PUBLIC)
+    write_whole(path, render(summary, runs))
     return path
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from fl.core.errors import RunError
-from fl.core.files import PUBLIC
 from fl.core.rng import derive_seed
 from fl.metrics.intervals import SAMPLES
 from fl.runs.files import RunFiles, write_whole
@@ -131,7 +130,7 @@ def summarize(runs: Sequence[RunFiles], *, samples: int = SAMPLES) -> RunSummary
 def write_summary(summary: RunSummary, path: Path) -> None:
     """``summary`` as JSON, written beside ``path``, synced and renamed: never half a file."""
     text = json.dumps(summary, ensure_ascii=False, indent=1, allow_nan=False)
-    write_whole(path, text + "\n", mode=PUBLIC)
+    write_whole(path, text + "\n")
 
 
 def _by_arm(scored: Iterable[ScoredRow]) -> dict[str, list[ScoredRow]]:

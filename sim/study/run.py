@@ -26,7 +26,7 @@ from typing import Any
 
 from fl.core.errors import AggregationError, ConfigError, IdiolectError, RunError
 from fl.core.machine import available_cores, machine
-from fl.runs.files import is_finished
+from fl.runs.files import is_finished, write_whole
 from fl.runs.schema import CHECKPOINTS, DEVICES
 from fl.settings.config import RunConfig, flat
 from sim.backends.run import run_simulation
@@ -65,7 +65,7 @@ class CellRun:
             run_simulation(self.config, serial=not workers, workers=workers or None)
         except AggregationError as error:  # which is a result: the attack or the noise won
             log.warning("%s: %s", self.title, error)
-            (self.folder / FAILURE).write_text(str(error), encoding="utf-8")
+            write_whole(self.folder / FAILURE, str(error))
             return
         except IdiolectError as error:
             raise type(error)(f"{self.title}: {error}") from error

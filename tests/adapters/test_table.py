@@ -1,17 +1,20 @@
 """Rows of a table compute what the same adapters do as a stack, and nothing of a row is left when it is dropped."""
 
 from collections.abc import Callable, Sequence
+from itertools import count
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fl.adapters.config import GatedLoraConfig, target_pattern
 from fl.adapters.gates.table import GATES
 from fl.adapters.layer import fresh_adapter
 from fl.adapters.stacked import BASE, Slot, StackedAdapters, StackedModel
 from fl.adapters.state import State
-from fl.adapters.table import ServingTable
+from fl.adapters.table import Kind, ServingTable
 from fl.core.errors import AdapterError, AdapterMismatchError
 from fl.settings.names import SITES
 
@@ -63,6 +66,21 @@ def stacked(host: StackedModel, adapters: Sequence[Adapter | None], mel: Tensor,
     numbers = iter(range(len(there)))
     with host.rows(stack, [BASE if a is None else next(numbers) for a in adapters]) as model:
         return compute(model, mel, tokens)
+
+
+class NoMemory(TorchDispatchMode):
+    """Lets the operation number ``at`` fail, of all but views and overwriting with zeros."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.left = at
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> Any:
+        if not func.is_view and "zero_" not in str(func):
+            self.left -= 1
+            if self.left == -1:
+                raise torch.OutOfMemoryError(f"no memory for {func}")
+        return func(*args, **(kwargs or {}))
 
 
 def test_rows_of_every_gate_and_rank_equal_a_stack_of_them(host, adapter) -> None:
@@ -167,3 +185,65 @@ def test_a_batch_that_is_no_multiple_of_the_rows_is_refused(host, adapter, rows)
     with table.rows(0, 1):
         pass
     assert torch.isfinite(compute(host.model, *rows)).all()
+
+
+@pytest.mark.parametrize("rank", [2, 7])
+def test_wherever_memory_ends_while_an_adapter_enters_nobody_elses_row_changes(host, adapter, rank: int) -> None:
+    others = [adapter(0, "self", 2), adapter(1, "hidden", 2, ("decoder.cross",)), adapter(2, "low-rank", 1)]
+    late, rows, table = adapter(3, "cross", rank), make_rows(3), ServingTable(host, 4)
+    for row, one in enumerate(others):
+        table.put(row, *one)
+    with table.rows(0, 3) as model:
+        before = compute(model, *rows)
+    size = table.bytes
+    for failed in count():
+        try:
+            with NoMemory(failed):
+                table.put(3, *late)
+        except torch.OutOfMemoryError:
+            with table.rows(0, 3) as model:
+                assert torch.equal(compute(model, *rows), before), failed
+            assert (len(table), table.bytes) == (3, size)
+            assert all(not tensor[3].any() for tensor in table._tensors())
+        else:
+            break
+    assert failed > 100  # each tensor that is made and each that is written
+    with table.rows(0, 4) as model:
+        found = compute(model, *make_rows(4))
+    assert torch.allclose(found, stacked(host, [*others, late], *make_rows(4)), atol=1e-10)
+
+
+def test_what_only_one_adapter_needed_goes_with_it_wherever_memory_ends(host, adapter) -> None:
+    others, rows, table = (
+        [adapter(i, "self", 2, ("decoder.cross",)) for i in range(3)],
+        make_rows(3),
+        ServingTable(host, 4),
+    )
+    for row, one in enumerate(others):
+        table.put(row, *one)
+    size = table.bytes
+    with table.rows(0, 3) as model:
+        alone = compute(model, *rows)
+    for failed in count():
+        table.put(3, *adapter(3, "cross", 7))
+        assert table.bytes > 4 * size
+        with NoMemory(failed) as memory:
+            table.drop(3)
+        with table.rows(0, 3) as model:
+            assert torch.allclose(compute(model, *rows), alone, atol=1e-10), failed
+        if memory.left >= 0:
+            break
+    assert failed > 8
+    assert (table.bytes, table.rank) == (size, 2)
+    for row in range(3):
+        table.drop(row)
+    assert table.bytes == 0
+
+
+def test_what_a_table_will_occupy_is_known_before(host, adapter) -> None:
+    table, adapters = ServingTable(host, 4), [adapter(0, "self", 2), adapter(1, "cross", 5, ("encoder.self",))]
+    kinds = [Kind.of(*one) for one in adapters]
+    for row, one in enumerate(adapters):
+        table.put(row, *one)
+        assert table.bytes == table.bytes_for(kinds[: row + 1])
+    assert table.bytes_for([]) == 0

@@ -61,6 +61,13 @@ def test_an_import_prints_what_it_did_and_its_manifest_can_be_divided(people, tm
     assert all(device.train and device.test for device in population.devices)
 
 
+def test_nobody_else_can_read_what_was_imported(people, tmp_path):
+    assert invoke("table", people, "--out", tmp_path / "out" / "speech", "--copy").exit_code == 0
+    made = [tmp_path / "out", *(tmp_path / "out").rglob("*")]
+    assert len(made) > 13
+    assert [path for path in made if path.stat().st_mode & 0o077] == []
+
+
 def test_a_script_gets_json_and_without_out_nothing_is_written(people):
     before = sorted(people.parent.rglob("*"))
     summary = json.loads(invoke("table", people, "--check-base", NANO, "--json").stdout)

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from fl.core.errors import ConfigError, RunError
 from fl.core.machine import available_cores
 from fl.settings.config import RunConfig, dump_config
 from sim.backends.run import _Notices, run_simulation
+from sim.cli.app import app
 
 MakeRun = Callable[..., RunConfig]
 ROOT = Path(__file__).parents[2]
@@ -44,6 +46,14 @@ def test_a_run_leaves_a_folder_that_can_be_reported(tiny_run: MakeRun) -> None:
         *(("personalized", n, 2) for n in range(3)),
         *((f"test: {arm}", n, 1) for arm in ("personalized", "neutral") for n in range(2)),
     ]
+
+
+def test_nobody_else_can_read_a_run_and_its_report(tiny_run: MakeRun, tmp_path: Path) -> None:
+    folder = run_simulation(tiny_run("runs/one"), serial=True)
+    assert CliRunner().invoke(app, ["report", str(folder), "--out", str(tmp_path / "pages")]).exit_code == 0
+    made = [path for top in ("runs", "pages") for path in ((tmp_path / top), *(tmp_path / top).rglob("*"))]
+    assert len(made) > 20
+    assert [path for path in made if path.stat().st_mode & 0o077 and not path.name.endswith(".lock")] == []
 
 
 def test_the_folder_of_a_run_may_be_given_relative_to_where_one_is(

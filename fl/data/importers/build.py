@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fl.core.errors import CorpusError
-from fl.core.files import PUBLIC, write_atomically
+from fl.core.files import write_atomically
 from fl.data.importers import gather
 from fl.data.importers.archives import is_archive, unpack
 from fl.data.importers.audio import Spoken, checked
@@ -115,7 +115,7 @@ def import_corpus(
     summary = _summarize(name, source, plan, spoken, tally, devices_are, splits_are)
     if plan.out is not None:
         data = json.dumps(asdict(summary), ensure_ascii=False, indent=1).encode()
-        write_atomically(plan.out / SUMMARY, data, mode=PUBLIC)
+        write_atomically(plan.out / SUMMARY, data)
         write_manifest(plan.out / MANIFEST, [utterance for utterance, _, _ in spoken])
     return summary
 

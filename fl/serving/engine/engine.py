@@ -30,19 +30,23 @@ from fl.speech.audio import MAX_SECONDS, SAMPLE_RATE
 from fl.speech.features import Window, heard_frames
 
 logger = logging.getLogger(__name__)
+MIN_TABLE_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
 class EngineSettings:
     """``rows``: decoded at once. ``waiting``: requests in the queue at most, ``waiting_each`` of one person. ``frames``: mel
     frames (100 a second) that one turn encodes at most, so that rows which are being decoded never wait long; one request
-    is always taken. ``languages``: what a request without a language may be in; empty for all that the base knows."""
+    is always taken. ``languages``: what a request without a language may be in; empty for all that the base knows.
+    ``table_bytes``: memory for the adapters of all rows, which grows with their largest rank; 0 for as much as the base has,
+    at least 256 MiB. An adapter that needs more alone is refused; one that needs more beside others waits for them."""
 
     rows: int = 16
     waiting: int = 256
     waiting_each: int = 64
     frames: int = 6_000
     languages: tuple[str, ...] = ()
+    table_bytes: int = 0
 
     def __post_init__(self) -> None:
         for name in ("rows", "waiting", "waiting_each", "frames"):
@@ -59,6 +63,8 @@ class BatchEngine:
         self.settings = settings or EngineSettings()
         host = StackedModel(base.new_model(), target_pattern(tuple(SITES)))
         self._table = ServingTable(host, self.settings.rows)
+        weights = sum(weight.numel() * weight.element_size() for weight in host.model.parameters())
+        self._table_bytes = self.settings.table_bytes or max(weights, MIN_TABLE_BYTES)
         self._decoder = RowDecoder(host.model, base.rules, self.settings.rows)
         self._cache = self._decoder.cache
         self._jobs: list[tuple[EngineJob, int]] = []  # of each row: whose it is, and which beam
@@ -107,6 +113,12 @@ class BatchEngine:
         if request.adapter is not None:
             require_fingerprint(request.adapter.info.base_fingerprint, self.base.fingerprint)
             request.adapter.info.require_base(self.base.fingerprint)
+            kind = request.adapter.kind
+            if (needed := self._table.bytes_for({kind})) > self._table_bytes:
+                raise AdapterError(
+                    f"the adapter (rank {kind.rank}, {len(kind.modules)} maps) needs {needed:,} bytes in all rows of this server, "
+                    f"which gives {self._table_bytes:,}: train a smaller rank or fewer sites, or let it run with more --table-mib"
+                )
         if request.language:
             self.base.prefix_ids(request.language)
 
@@ -161,7 +173,7 @@ class BatchEngine:
     def _admitted(self) -> list[EngineJob]:
         """Requests whose turn it is and for which there are rows."""
         jobs: list[EngineJob] = []
-        free, frames = self.settings.rows - len(self._jobs), self.settings.frames
+        free, frames, kinds = self.settings.rows - len(self._jobs), self.settings.frames, self._table.kinds
         while True:
             with self._wake:
                 if not self._queue:
@@ -169,13 +181,16 @@ class BatchEngine:
                 job = self._queue.peek()
                 waits = not job.gone and not job.request.late
                 expected = self._frames(job.request)
-                if waits and (job.request.beams > free or (jobs and expected > frames)):
+                adapter = job.request.adapter
+                beside = kinds if adapter is None else kinds | {adapter.kind}
+                crowded = len(beside) > 1 and self._table.bytes_for(beside) > self._table_bytes
+                if waits and (job.request.beams > free or crowded or (jobs and expected > frames)):
                     return jobs  # rows are kept for it: whoever needs many would otherwise wait for ever
                 self._queue.pop()
             if not waits:
                 self._settle(job)
                 continue
-            free, frames = free - job.request.beams, frames - expected
+            free, frames, kinds = free - job.request.beams, frames - expected, beside
             job.started = time.monotonic()
             jobs.append(job)
 
@@ -205,12 +220,14 @@ class BatchEngine:
     def _start_together(self, jobs: list[EngineJob]) -> None:
         """Jobs of similar length; where one of them cannot be computed, the others are all the same."""
         first = len(self._jobs)
+        further = [index for index, job in enumerate(jobs) for _ in range(job.request.beams - 1)]
         try:
-            for row, job in enumerate(jobs, first):
-                self._adapt(row, job)
+            for row, index in enumerate([*range(len(jobs)), *further], first):
+                if (adapter := jobs[index].request.adapter) is not None:
+                    self._table.put(row, adapter.slot, adapter.tensors)
             prompted, states, limits = self._encode(jobs, first)
         except Exception as error:
-            for row in range(first, first + len(jobs)):
+            for row in range(first, first + len(jobs) + len(further)):
                 self._table.drop(row)
             if len(jobs) > 1:
                 for job in jobs:
@@ -221,12 +238,7 @@ class BatchEngine:
                 logger.exception("a request could not be encoded")
                 self._settle(jobs[0], RunError(f"the request could not be computed ({type(error).__name__})"))
         else:
-            self._begin(jobs, prompted, states, limits)
-
-    def _adapt(self, row: int, job: EngineJob) -> None:
-        adapter = job.request.adapter
-        if adapter is not None:
-            self._table.put(row, adapter.slot, adapter.tensors)
+            self._begin(jobs, further, prompted, states, limits)
 
     def _encode(self, jobs: Sequence[EngineJob], first: int) -> tuple[Prompted, list[int], list[int]]:
         """What the decoder knows behind the jobs' prompts, and each job's encoder states and most tokens."""
@@ -256,18 +268,17 @@ class BatchEngine:
         for job, token in zip(jobs, found, strict=True):
             job.language = job.language or candidates[token]
 
-    def _begin(self, jobs: Sequence[EngineJob], prompted: Prompted, states: list[int], limits: list[int]) -> None:
-        """Give the jobs their rows: each the one where it was encoded, and one more for each further beam."""
+    def _begin(
+        self, jobs: Sequence[EngineJob], further: list[int], prompted: Prompted, states: list[int], limits: list[int]
+    ) -> None:
+        """Give the jobs their rows: each the one where it was encoded, and one more for each index in ``further``."""
         first, end = len(self._jobs), self.base.tokenizer.special.end
         for index, job in enumerate(jobs):
             del job.features
             job.encoded = time.monotonic()
             job.search = BeamSearch(job.request.beams, limits[index], end)
-        further = [index for index, job in enumerate(jobs) for _ in range(job.request.beams - 1)]
-        for place, index in enumerate([*range(len(jobs)), *further]):
+        for index in [*range(len(jobs)), *further]:
             job, row = jobs[index], len(self._jobs)
-            if place >= len(jobs):
-                self._adapt(row, job)
             self._jobs.append((job, len(job.search.rows)))
             job.search.rows.append(row)
             self._next.append(0)

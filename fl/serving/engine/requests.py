@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import takewhile
 from typing import Literal
 
 from fl.adapters.files import AdapterInfo
 from fl.adapters.stacked import Slot
 from fl.adapters.state import State
+from fl.adapters.table import Kind
 from fl.bases.whisper.decoding import BeamSearch
 from fl.bases.whisper.tokenizer import Tokenizer
 from fl.core.errors import IdiolectError
@@ -51,6 +53,11 @@ class ServedAdapter:
     slot: Slot
     info: AdapterInfo
     digest: str
+
+    @cached_property
+    def kind(self) -> Kind:
+        """What it needs of a table."""
+        return Kind.of(self.slot, self.tensors)
 
     @property
     def bytes(self) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.stub_server import TEXT, Reply, events, problem
+from benchmarks.stub_server import TEXT, Reply, StubServer, events, problem
 from clients.device import http as device_http
 from clients.device import settings as device_settings
 from clients.device.cli import main
@@ -249,6 +249,91 @@ def test_files_are_encrypted_with_a_passphrase_from_the_environment(device, pack
     monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(isatty=lambda: False))
     assert device("transcribe", wav)[0] == 1
     monkeypatch.setenv("IDIOLECT_PASSPHRASE", "열려라 참깨")
+    assert device("transcribe", wav)[1] == [TEXT]
+
+
+@pytest.fixture
+def sealed(device, packed, wav, tmp_path, monkeypatch):
+    """A device with a passphrase, as a function that writes other settings in place of its own."""
+    monkeypatch.setenv("IDIOLECT_PASSPHRASE", "열려라 참깨")
+    monkeypatch.setenv("IDIOLECT_TOKEN", "tok-5521-secret")
+    device.init("--encrypt", "passphrase")
+    path = tmp_path / "device" / "device.json"
+    whole = json.loads(path.read_text())
+    return lambda **changes: path.write_text(json.dumps({**whole, **changes}))
+
+
+@pytest.mark.parametrize("stored", ["nothing", "adapter", "queue"])
+@pytest.mark.parametrize("change", ["server", "no encryption", "no encryption, no seal", "key file", "missing seal"])
+def test_a_server_that_was_not_sealed_in_gets_neither_token_nor_speech(
+    device, sealed, server, packed, wav, tmp_path, stored, change
+):
+    write = sealed
+    if stored != "nothing":
+        device("adapter", "set", packed)
+    if stored == "queue":
+        device("queue", wav)
+    if change == "no encryption, no seal" and stored == "nothing":
+        pytest.skip("such a folder is that of a new device")
+    with StubServer() as other:
+        changes = {"server": other.url}
+        if change.startswith("no encryption"):
+            changes |= {"encryption": "none"}
+        if change == "key file":
+            (tmp_path / "key").write_text("00" * 32)
+            (tmp_path / "key").chmod(0o600)
+            changes |= {"encryption": "key-file", "key_file": str(tmp_path / "key")}
+        write(**changes)
+        if change.endswith("seal"):
+            (tmp_path / "device" / "settings.sealed").unlink(missing_ok=True)
+        for words in (("transcribe", wav, "--base-only"), ("transcribe", wav, "--queue"), ("flush",), ("queue", wav)):
+            code, _, err = device(*words)
+            assert code == 1, words
+            assert "idiolect device init" in err or "wrong passphrase or key" in err
+        assert other.requests == []
+    assert server.requests == []
+    write()
+    assert len(device("queue")[1]) == (stored == "queue") or change.endswith("seal")  # nothing was added or lost
+
+
+def test_another_server_is_confirmed_by_the_passphrase(device, sealed, server, packed, wav, tmp_path, monkeypatch):
+    device("adapter", "set", packed)
+    before = {path: path.read_bytes() for path in (tmp_path / "device").iterdir()}
+    with StubServer() as other:
+        words = ("init", "--server", other.url, "--encrypt", "passphrase")
+        for wrong in ("wrong", ""):
+            monkeypatch.setenv("IDIOLECT_PASSPHRASE", wrong)
+            monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(isatty=lambda: False))
+            assert device(*words)[0] == 1
+            assert {path: path.read_bytes() for path in (tmp_path / "device").iterdir()} == before
+        monkeypatch.setenv("IDIOLECT_PASSPHRASE", "열려라 참깨")
+        assert device(*words)[0] == 0
+        assert device("transcribe", wav)[1] == [TEXT]
+        assert len(other.requests) == 2
+        (tmp_path / "device" / "device.json").write_bytes(before[tmp_path / "device" / "device.json"])
+        code, _, err = device("transcribe", wav)  # an older file beside the newer seal
+        assert (code, "server" in err) == (1, True)
+    assert server.requests == []
+
+
+def test_lost_settings_are_not_written_anew_over_what_they_opened(device, sealed, packed, wav, tmp_path):
+    device("adapter", "set", packed)
+    path = tmp_path / "device" / "device.json"
+    whole = path.read_bytes()
+    path.unlink()
+    for words in ((), ("--encrypt", "passphrase")):
+        code, _, err = device.init(*words)
+        assert (code, "restore" in err, path.exists()) == (1, True, False)
+    path.write_bytes(whole)
+    assert device("transcribe", wav)[1] == [TEXT]
+
+
+def test_a_device_of_a_version_without_sealed_settings_is_confirmed_once(device, sealed, packed, wav, tmp_path):
+    device("adapter", "set", packed)
+    (tmp_path / "device" / "settings.sealed").unlink(missing_ok=True)
+    code, _, err = device("transcribe", wav)
+    assert (code, "idiolect device init" in err) == (1, True)
+    assert device.init("--encrypt", "passphrase")[0] == 0
     assert device("transcribe", wav)[1] == [TEXT]
 
 

@@ -236,7 +236,8 @@ def test_encryption_cannot_be_taken_off_in_place(tmp_path):
     with pytest.raises(ConfigError, match="cannot be changed in place"):
         initialize(tmp_path / "device", DeviceSettings(server="https://example.org"))
     assert load_settings(tmp_path / "device") == old
-    changed = initialize(tmp_path / "device", DeviceSettings(server="https://other.org", encryption="passphrase"))
+    other = DeviceSettings(server="https://other.org", encryption="passphrase")
+    changed = initialize(tmp_path / "device", other, lambda: "옳은 말")
     assert (changed.server, changed.salt, changed.check) == ("https://other.org", old.salt, old.check)
 
 

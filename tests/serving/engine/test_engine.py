@@ -267,3 +267,56 @@ def test_closing_fails_what_waits_and_refuses_what_comes(engine, served, speech)
 def test_settings_that_serve_nobody_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=name):
         EngineSettings(**{name: 0})
+
+
+def test_an_adapter_of_large_rank_is_refused_or_waits_and_leaves_no_larger_table(
+    engine, finish, same, served, speech
+) -> None:
+    small, large = (Request(speech(0.7, rank), served(rank, rank=rank)) for rank in (2, 16))
+    other = Request(speech(0.6, 3), served(3, "cross", rank=2, sites=("decoder.cross",)))
+    needed = engine(rows=4)._table.bytes_for({large.adapter.kind})
+    with pytest.raises(AdapterError, match=r"rank 16, \d+ maps\) needs .* bytes .* --table-mib"):
+        engine(rows=4, table_bytes=needed - 1).submit(large)
+    wheel = engine(rows=4, table_bytes=needed)
+    futures = [wheel.submit(request) for request in (small, other)]
+    wheel.turn()
+    before = wheel.stats()["row_bytes"]
+    futures.append(wheel.submit(large))
+    assert futures[2].running() is False
+    while not futures[0].done() or not futures[1].done():
+        assert wheel._table.bytes <= needed
+        wheel.turn()
+    for transcript, request in zip(finish(wheel, futures), (small, other, large), strict=True):
+        same(transcript, request)
+    assert wheel.stats()["row_bytes"] < before
+    assert wheel._table.bytes == 0
+
+
+def test_where_memory_ends_while_one_person_enters_the_others_get_their_own(
+    engine, finish, same, served, speech, monkeypatch
+) -> None:
+    others = [Request(speech(0.8, i), served(i), person=f"p{i}") for i in range(2)]
+    late = Request(speech(0.7, 5), served(5, "cross", rank=7), beams=2)
+    new_zeros = torch.Tensor.new_zeros
+
+    def failing(tensor, *args, **kwargs):
+        nonlocal left
+        left -= 1
+        if left == -1:
+            raise torch.OutOfMemoryError("no memory")
+        return new_zeros(tensor, *args, **kwargs)
+
+    for at in (0, 5, 20, 60):
+        wheel = engine(rows=4)
+        futures = [wheel.submit(request) for request in others]
+        wheel.turn()
+        future = wheel.submit(late)
+        left = at
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.Tensor, "new_zeros", failing)
+            wheel.turn()
+        assert left < 0
+        for transcript, request in zip(finish(wheel, futures), others, strict=True):
+            same(transcript, request)
+        with pytest.raises(RunError, match="OutOfMemoryError"):
+            future.result(timeout=0)

@@ -1,0 +1,12 @@
+"""Text that others wrote (names in adapters and manifests, answers of servers, errors), as a terminal or a log may show it."""
+
+from unicodedata import category
+
+_STEERING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # control, format (direction of writing), surrogates, line ends
+_JOINERS = "\u200c\u200d"  # parts of words in Persian and many languages of India
+
+
+def harmless(text: str, kept: str = "\n\t") -> str:
+    """``text`` without the characters that steer a terminal or hide others, but for those ``kept``."""
+    kept += _JOINERS
+    return "".join(c for c in text if c in kept or category(c) not in _STEERING)
