@@ -236,8 +236,12 @@ class Federation:
                 pytest.fail("\n".join(path.read_text()[-2000:] for path in sorted(self.folder.glob("*.log"))))
             time.sleep(0.5)
 
+    def activated(self) -> int:
+        """How often a SuperNode came up."""
+        return (self.folder / "superlink.log").read_text(errors="replace").count("Activated node_id")
+
     def online(self) -> int:
-        """How many SuperNodes the SuperLink sees."""
+        """How many SuperNodes the SuperLink sees now; asking it costs seconds of a core."""
         listing = self.flwr("supernode", "list", "federation", "--format", "json")
         nodes = json.loads(listing.stdout or "{}").get("nodes", [])
         return sum(node.get("status") == "online" for node in nodes)

@@ -117,7 +117,7 @@ def test_real_processes_and_one_process_give_the_same_model(
     with make_federation(manifests) as federation:
         for name in PEOPLE:
             federation.start(name)
-        federation.wait_for(lambda: federation.online() == len(PEOPLE))
+        federation.wait_for(lambda: federation.activated() == len(PEOPLE))
         assert federation.submit({**RUN, "output": str(tmp_path / "deployed")}).wait(1500) == 0
         assert federation.says("run", "run finished")
     serial = in_one_process(manifests, tmp_path / "serial", RUN, client_app)
@@ -136,7 +136,7 @@ def test_one_killed_one_cut_off_and_one_that_lies_leave_the_model_of_the_honest(
         federation.start_faulty("bob", "before-3")
         federation.start_faulty("cem", "after-3")
         federation.start_faulty("eve", "after-4", lies=LIES, others="ann bob cem")
-        federation.wait_for(lambda: federation.online() == len(PEOPLE))
+        federation.wait_for(lambda: federation.activated() == len(PEOPLE))
         run = federation.submit({**TROUBLED, "output": str(deployed)})
         federation.wait_at("bob", "before-3")
         federation.kill("bob")  # before it trained
@@ -147,6 +147,7 @@ def test_one_killed_one_cut_off_and_one_that_lies_leave_the_model_of_the_honest(
         federation.start("bob")  # whose gate is gone with it
         federation.cable("cem", "up")
         federation.wait_at("eve", "after-4")
+        federation.wait_for(lambda: federation.activated() == len(PEOPLE) + 1)
         federation.wait_for(lambda: federation.online() == len(PEOPLE))
         (federation.faults("eve") / "after-4").unlink()
         assert run.wait(1500) == 0
