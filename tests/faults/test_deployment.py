@@ -177,6 +177,6 @@ def test_one_killed_one_cut_off_and_one_that_lies_leave_the_model_of_the_honest(
             seeds=(1,),
             command="make deploy-test",
             detail="final tensors, every device's stored gates and the rows of the honest are equal, to the bit, to one process "
-            "without network in which the same devices were heard in the same rounds and nobody lied",
+            "without network in which the same devices were heard in the same rounds and nobody lied; 10^12 examples count as 1,000",
         )
     )
