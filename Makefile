@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo study results test check bench bench-serving fuzz deploy-test peers flwr clean
+.PHONY: demo study results test check bench bench-serving fuzz deploy-test pip-audit peers flwr clean
 
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
@@ -41,8 +41,14 @@ bench-serving: $(READY) ## the figures of the server and of the thin device alon
 fuzz: $(READY) ## fuzz the server's API and the adapter parser for long
 	IDIOLECT_FUZZ=500 $(BIN)/python -m pytest tests/serving/http/test_fuzz.py tests/test_packed.py --timeout 3600
 
-deploy-test: $(READY) ## a federation of real processes in network namespaces; needs root and iproute2, about 5 minutes on 2 cores
+deploy-test: $(READY) ## a federation of real processes in network namespaces; needs root and iproute2, about 10 minutes on 2 cores
 	$(BIN)/python -m pytest -m long tests/faults/test_deployment.py
+	$(BIN)/python -m benchmarks.reliability
+
+pip-audit: ## known vulnerabilities of requirements.lock; asks the vulnerability database, and fails where it has no answer
+	at=$$(mktemp -d) && trap 'rm -rf "$$at"' EXIT && { $(PYTHON) -m venv "$$at" || python3 -m venv "$$at"; } && \
+	"$$at/bin/python" -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1 && \
+	"$$at/bin/pip-audit" --requirement requirements.lock --no-deps --disable-pip --strict --progress-spinner off
 
 PEERS := build/pfl
 peers: $(PEERS)/.ready ## the environment in which pfl-research is measured; make bench then includes it

@@ -128,7 +128,7 @@ class Federation:
             ip("-n", link, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", namespace)
             ip("-n", link, "link", "set", port, "master", "bridge", "up")
             ip("-n", namespace, "addr", "add", f"{NETWORK}.{number}/24", "dev", "eth0")
-            ip("-n", namespace, "link", "set", "eth0", "up")
+            self.cable(name, "up")
 
     def _start(self, name: str, command: Sequence[str], **environment: str) -> None:
         inside = ["ip", "netns", "exec", self._namespace("link" if name == "superlink" else name), *command]
@@ -202,20 +202,46 @@ class Federation:
             for pid in map(int, listed.stdout.split()):
                 os.kill(pid, signal.SIGKILL)
 
-    def cut_off(self, name: str) -> None:
-        """Take the device's cable away."""
-        ip("-n", self._namespace(name), "link", "set", "eth0", "down")
+    def faults(self, name: str) -> Path:
+        """The folder in which a device that was started by :meth:`start_faulty` looks for gates."""
+        folder = self.folder / "faults" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
-    def wait_for(self, condition: Callable[[], bool], seconds: float = 120.0) -> None:
-        """Wait until ``condition`` holds; fails with the SuperLink's log."""
+    def start_faulty(self, name: str, *gates: str, lies: str = "", others: str = "") -> None:
+        """Start a device that does what ``liar/sitecustomize.py`` says; ``gates`` are shut until their file is removed."""
+        folder = self.faults(name)
+        for gate in gates:
+            (folder / gate).touch()
+        faults = {"IDIOLECT_FAULTS": str(folder), "IDIOLECT_LIES": lies, "IDIOLECT_OTHERS": others}
+        self.start(name, PYTHONPATH=str(LIAR), **faults)
+
+    def wait_at(self, name: str, gate: str) -> None:
+        """Wait until a message of the device stands at one of its gates."""
+        self.wait_for((self.faults(name) / f"{gate}.reached").exists)
+
+    def cable(self, name: str, state: str) -> None:
+        """Take the device's cable away (``down``) or put it back (``up``)."""
+        ip("-n", self._namespace(name), "link", "set", "eth0", state)
+
+    def says(self, log: str, text: str) -> bool:
+        """Whether a log has this text."""
+        return text in (self.folder / f"{log}.log").read_text(errors="replace")
+
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 600.0) -> None:
+        """Wait until ``condition`` holds; fails with the logs' ends."""
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
-                pytest.fail((self.folder / "superlink.log").read_text()[-3000:])
+                pytest.fail("\n".join(path.read_text()[-2000:] for path in sorted(self.folder.glob("*.log"))))
             time.sleep(0.5)
 
+    def activated(self) -> int:
+        """How often a SuperNode came up."""
+        return (self.folder / "superlink.log").read_text(errors="replace").count("Activated node_id")
+
     def online(self) -> int:
-        """How many SuperNodes the SuperLink sees."""
+        """How many SuperNodes the SuperLink sees now; asking it costs seconds of a core."""
         listing = self.flwr("supernode", "list", "federation", "--format", "json")
         nodes = json.loads(listing.stdout or "{}").get("nodes", [])
         return sum(node.get("status") == "online" for node in nodes)
