@@ -36,6 +36,11 @@ class NodeConfig:
         return bool(self.device_id)
 
     @property
+    def own(self) -> tuple[str, ...]:
+        """The device of a deployed node; nothing of a simulated one, whose devices the population says."""
+        return (self.device_id,) if self.deployed else ()
+
+    @property
     def masked_only(self) -> bool:
         """Whether the owner lets updates out in secure sums alone."""
         return self.secure_sum == PAIRWISE

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fl.protocol.forms import Exchange
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -24,6 +23,7 @@ from fl.privacy.secure_sum.keys import SecureSumError
 from fl.privacy.secure_sum.messages import AdvertiseKeys, Participants, ShareKeys
 from fl.privacy.secure_sum.server import new_setup
 from fl.protocol.node import NodeConfig
+from fl.protocol.reply import Exchange
 from fl.protocol.wire import (
     JOB,
     SECURE,
