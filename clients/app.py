@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients.mods import discreet_mod, guard_mod
-from clients.node import Hosting, node_worker
+from clients.node import Hosting, check_job, node_worker
 from clients.store import DeviceStore
 from clients.training.evaluate import Evaluation, evaluate
 from clients.training.phase import DEVICE_FAULTS, CohortStep, one_by_one, train_device
@@ -52,10 +52,10 @@ app = ClientApp(mods=[discreet_mod, guard_mod])
 MAX_UNSETTLED = 64  # devices whose result waits for their private state to reach the disk
 
 
-def _hosting(message: Message, context: Context) -> Hosting:
+def _hosting(message: Message, context: Context, run: str = "") -> Hosting:
     """The devices of this node, with this process's worker."""
     node = NodeConfig.parse(context.node_config)
-    return Hosting(node_worker(read_settings(message.content), node), node)
+    return Hosting(node_worker(read_settings(message.content), node, run), node)
 
 
 @app.query()
@@ -123,10 +123,11 @@ def _for_devices(message: Message, context: Context, step: CohortStep) -> Messag
     Private state that ``step`` hands to the store is on the disk when the reply leaves.
     """
     job = Job.from_record(message.content.config_records[JOB])
-    hosting = _hosting(message, context)
+    training = message.metadata.message_type == MessageType.TRAIN
+    check_job(job, read_settings(message.content), NodeConfig.parse(context.node_config), training=training)
+    hosting = _hosting(message, context, job.run)
     worker, node = hosting.worker, hosting.node
     incoming = from_arrays(message.content.array_records.get(SHARED, ArrayRecord()))
-    training = message.metadata.message_type == MessageType.TRAIN
     outgoing = Outgoing(worker, job, message.content, node, incoming, training=training)
     here = [d for d in job.devices if d in hosting or (d == EVERYONE and not node.deployed)]
     strangers = (

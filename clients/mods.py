@@ -62,7 +62,7 @@ def guard_mod(message: Message, context: Context, call_next: ClientAppCallable) 
     arm = trained_arm(job.arm, config)
     asked = message.content.array_records.get(SHARED, ArrayRecord())
     shapes = {name: tuple(array.shape) for name, array in asked.items()}
-    private = _private(arm, shapes, config, node) if arm is not None else set()
+    private = _private(arm, shapes, config, node, job.run) if arm is not None else set()
     schema = ReplySchema()
     if kind == MessageType.TRAIN:
         _keep_gates(shapes, node)
@@ -89,9 +89,9 @@ def _keep_gates(names: Iterable[str], node: NodeConfig) -> None:
         )
 
 
-def _private(arm: Arm, names: Iterable[str], config: RunConfig, node: NodeConfig) -> set[str]:
+def _private(arm: Arm, names: Iterable[str], config: RunConfig, node: NodeConfig, run: str) -> set[str]:
     """Which of the names the arm's split calls private. A split by last layers is one of the whole adapter's names."""
     if not arm.split.startswith(LAST_PREFIX):
         return {name for name in names if role_of(arm.split, name) == "private"}
-    private = node_worker(config, node).split(arm).private
+    private = node_worker(config, node, run).split(arm).private
     return {name for name in names if name.startswith(OWN) or name.removeprefix(CONTROL) in private}

@@ -1,6 +1,6 @@
 """Private state on a device's own disk: the tensors that never leave it.
 
-One folder per device and arm, one file per round: ``state-000008.safetensors`` (tensors, and in its metadata the round, the
+One folder per run, arm and device, one file per round: ``state-000008.safetensors`` (tensors, and in its metadata the round, the
 base fingerprint and the schema version), so that tensors and their description can never disagree. The last two rounds are
 kept: a run that was killed between a device's write and the aggregator's checkpoint resumes from the state before.
 
@@ -38,10 +38,13 @@ def folder_name(device_id: str) -> str:
 
 
 class DeviceStore:
-    """Private state of the devices that a node hosts, below ``root/<arm>/<device>``."""
+    """Private state of the devices that a node hosts, below ``root/<run>/<arm>/<device>``; a simulation has one run at its root.
 
-    def __init__(self, root: Path, fingerprint: str) -> None:
-        self.root = root
+    A run neither reads nor replaces what another one keeps.
+    """
+
+    def __init__(self, root: Path, fingerprint: str, run: str = "") -> None:
+        self.root, self.run = root, run
         self.fingerprint = fingerprint
         self._pool: ThreadPoolExecutor | None = None
         self._writes: dict[str, list[Future[None]]] = {}
@@ -67,7 +70,7 @@ class DeviceStore:
 
     def folder(self, arm: str, device_id: str) -> Path:
         """Folder of one device in one arm."""
-        return self.root / folder_name(arm) / folder_name(device_id)
+        return self.root / self.run / folder_name(arm) / folder_name(device_id)
 
     def rounds(self, arm: str, device_id: str) -> list[int]:
         """Rounds whose state is stored, ascending."""

@@ -18,7 +18,8 @@ from fl.settings.names import NONE, PAIRWISE
 class NodeConfig:
     """What ``--node-config`` says. A deployed node names its device; a simulated one is part ``partition`` of ``partitions``.
 
-    ``share_gates``, ``secure_sum`` and ``local_noise`` are demands: what the owner allows or asks for, whatever the run wants.
+    The rest are demands: what the owner allows or asks for, whatever the run wants. ``bases`` are names with commas between, empty
+    the project's own; ``max_examples`` are those that one message may train on, each as often as it is in a step.
     """
 
     device_id: str = ""
@@ -29,6 +30,8 @@ class NodeConfig:
     share_gates: bool = False
     secure_sum: Annotated[str, one_of(NONE, PAIRWISE)] = NONE
     local_noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    bases: str = ""
+    max_examples: Annotated[int, Field(ge=1)] = 100_000
 
     @property
     def deployed(self) -> bool:
@@ -50,6 +53,11 @@ class NodeConfig:
         """The configuration of a Flower context; :class:`ConfigError` names the key and the remedy."""
         own = {"partition": "partition-id", "partitions": "num-partitions"}
         keys = {field.name: own.get(field.name, field.name.replace("_", "-")) for field in fields(cls)}
+        if "device-id" in values and (unknown := sorted(values.keys() - set(keys.values()))):
+            raise ConfigError(
+                f"node-config: {unknown[0]!r} is no key, and a demand that is not understood would not be held; known are "
+                f"{', '.join(keys.values())}"
+            )
         given: dict[str, Any] = {name: values[key] for name, key in keys.items() if key in values}
         try:
             return cls(**{**given, "share_gates": values.get("share-gates") is True})

@@ -26,7 +26,7 @@ def test_a_node_that_cannot_start_is_named_with_its_reason(make_run: MakeRun, tm
 def test_two_nodes_with_the_same_device_are_refused(make_run: MakeRun, tmp_path: Path) -> None:
     grid = SerialGrid(client_app)
     for context in grid._contexts.values():
-        context.node_config = {"device-id": "화자 0", "store": str(tmp_path / "store")}
+        context.node_config = {"device-id": "화자 0", "store": str(tmp_path / "store"), "manifest": "run"}
     with pytest.raises(RunError, match="two nodes say that they host device '화자 0'"):
         ask_roster(grid, make_run(tmp_path / "run"))
 
