@@ -13,14 +13,22 @@ from clients.node import node_worker
 from fl.adapters.split import CONTROL, OWN, role_of, tensor_kind
 from fl.algorithms.arms import Arm, trained_arm
 from fl.core.errors import DemandError, GuardError, RunError
-from fl.protocol.guard import check_reply, check_secure_step, named_devices
+from fl.protocol.guard import check_reply, check_secure_step, kept_counts, named_devices
 from fl.protocol.node import NodeConfig
 from fl.protocol.reply import Exchange, ReplySchema, participants_of
 from fl.protocol.wire import JOB, SECURE_STEP, SHARED, Job, read_settings
 from fl.settings.config import RunConfig
 from fl.settings.names import LAST_PREFIX
+from fl.tasks.table import TASKS
 
 log = logging.getLogger("idiolect.client")
+SECURE_QUERY = f"{MessageType.QUERY}.{SECURE_STEP}"
+KINDS = (
+    MessageType.TRAIN,
+    MessageType.EVALUATE,
+    MessageType.QUERY,
+    SECURE_QUERY,
+)  # Flower takes "train.default" for "train" too
 SPEAKABLE = (DemandError, GuardError)  # their texts name settings and tensors, never what a person said or a path
 
 
@@ -49,12 +57,14 @@ def guard_mod(message: Message, context: Context, call_next: ClientAppCallable) 
     the checked records, so nothing else of the reply does.
     """
     node, kind = NodeConfig.parse(context.node_config), message.metadata.message_type
+    if kind not in KINDS:
+        raise GuardError("nothing was done: a message of a kind that no aggregator sends")
     if kind == MessageType.QUERY:
         content = _answer(call_next(message, context))
         check_reply(content, ReplySchema(), private=(), devices=node.own or named_devices(content))
         return Message(content, reply_to=message)
     job = Job.from_record(message.content.config_records[JOB])
-    if kind == f"{MessageType.QUERY}.{SECURE_STEP}":
+    if kind == SECURE_QUERY:
         content = _answer(call_next(message, context))
         check_secure_step(content, job.devices)
         return Message(content, reply_to=message)
@@ -63,6 +73,7 @@ def guard_mod(message: Message, context: Context, call_next: ClientAppCallable) 
     asked = message.content.array_records.get(SHARED, ArrayRecord())
     shapes = {name: tuple(array.shape) for name, array in asked.items()}
     private = _private(arm, shapes, config, node, job.run) if arm is not None else set()
+    private |= kept_counts(node.detail(config), TASKS[config.task].main)
     schema = ReplySchema()
     if kind == MessageType.TRAIN:
         _keep_gates(shapes, node)

@@ -37,6 +37,20 @@ def folder_name(device_id: str) -> str:
     return safe
 
 
+def count_evaluation(root: Path) -> int:
+    """The evaluations that a device has answered with counts, this one included, of all runs together; on disk before it returns.
+
+    Raises :class:`StoreError` where the count cannot be read or written: nothing is answered uncounted.
+    """
+    path = root / "evaluations"
+    try:
+        count = 1 + (int(path.read_text(encoding="utf-8")) if path.exists() else 0)
+        write_atomically(path, str(count).encode())
+    except (OSError, ValueError) as error:
+        raise StoreError(f"evaluations cannot be counted in {path}: {error}; write their number there") from error
+    return count
+
+
 class DeviceStore:
     """Private state of the devices that a node hosts, below ``root/<run>/<arm>/<device>``; a simulation has one run at its root.
 

@@ -18,6 +18,7 @@ from fl.core.errors import GuardError
 from fl.metrics import METRICS
 from fl.privacy.secure_sum.keys import SecureSumError
 from fl.privacy.secure_sum.messages import KIND, AdvertiseKeys, MaskedInput, ShareKeys, Unmask
+from fl.protocol.node import COARSE, FULL
 from fl.protocol.reply import BYTES, Expected, ReplySchema, UnreadableError
 from fl.protocol.wire import COUNTS, DEVICES, FIELDS, IDS, SECURE, TOTALS, WITHIN, split_key
 from fl.tasks.table import TASKS
@@ -26,7 +27,8 @@ log = logging.getLogger("idiolect.client")
 
 # Counts and sizes that say nothing beyond how much was done and how well. A name outside these and the error counts does not leave.
 WHOLE_COUNTS = frozenset({"examples", "steps", "bytes-up", "bytes-down", "failed", "new-person", "simulated"})
-REAL_COUNTS = frozenset({"loss", "seconds-train", "seconds-evaluate"})
+LOSS = "loss"
+REAL_COUNTS = frozenset({LOSS, "seconds-train", "seconds-evaluate"})
 NOT_ASKED = "a record or a row is for a device that was not asked, or does not live here"
 SECURE_STEPS = {kind.__name__: kind for kind in (AdvertiseKeys, ShareKeys, Unmask)}
 
@@ -38,6 +40,14 @@ def error_counts() -> frozenset[str]:
     return frozenset(f"{name}.{field}" for name in measures for field in FIELDS)
 
 
+def kept_counts(detail: str, main: str) -> frozenset[str]:
+    """The names of the counts that stay on a device which says so much of its errors; ``main`` is the task's main metric."""
+    if detail == FULL:
+        return frozenset()
+    said = {f"{main}.{field}" for field in FIELDS} if detail == COARSE else set()
+    return error_counts() - said | {LOSS}
+
+
 def _refuse(why: str, found: object = "") -> GuardError:
     """The error that says ``why``; what was ``found``, which may be anything, goes to this machine's log alone."""
     log.error("nothing was sent: %s: %r", why, found)
@@ -47,7 +57,7 @@ def _refuse(why: str, found: object = "") -> GuardError:
 def check_reply(reply: RecordDict, schema: ReplySchema, *, private: Collection[str], devices: Collection[str]) -> None:
     """Raise :class:`GuardError` unless ``reply`` holds only what ``schema`` says, and counts of ``devices``.
 
-    ``private`` names are refused even if the schema lists them.
+    ``private`` names, of tensors and of counts, are refused even if the schema lists them.
     """
     rows = _check_ids(reply, devices)
     arrays, expected = schema.arrays(rows or 0)
@@ -62,13 +72,13 @@ def check_reply(reply: RecordDict, schema: ReplySchema, *, private: Collection[s
                 raise _refuse(f"a record holds tensors that were not agreed; {arrays or 'none'} were", key)
             _check_arrays(key, record, expected, private)
         elif key == COUNTS and rows is not None and isinstance(record, MetricRecord):
-            _check_counts(key, record, rows)
+            _check_counts(key, record, rows, private)
         elif key == TOTALS and rows is not None and schema.edge and isinstance(record, MetricRecord):
             _check_totals(key, record, rows)
         elif device not in devices:
             raise _refuse(NOT_ASKED, key)
         elif kind == COUNTS and isinstance(record, MetricRecord):
-            _check_counts(kind, record, None)
+            _check_counts(kind, record, None, private)
         else:
             raise _refuse("a record is neither updates nor counts", key)
 
@@ -149,11 +159,12 @@ def _check_arrays(key: str, record: ArrayRecord, expected: Mapping[str, Expected
         raise _refuse(f"{key} lacks {len(missing)} shared tensors, first {missing[0]!r}")
 
 
-def _check_counts(key: str, record: MetricRecord, rows: int | None) -> None:
+def _check_counts(key: str, record: MetricRecord, rows: int | None, private: Collection[str]) -> None:
     """Counts of many devices, as many numbers under each name as there are devices; or of one, without ``rows``."""
     for name, value in record.items():
-        errors = name in error_counts()
-        if not errors and name not in WHOLE_COUNTS | REAL_COUNTS:
+        if name in private:
+            raise _refuse(f"{key} holds {name}, which this device's owner keeps")
+        if name not in error_counts() and name not in WHOLE_COUNTS | REAL_COUNTS:
             raise _refuse(
                 f"{key} holds a name which is no count; known are {', '.join(sorted(WHOLE_COUNTS | REAL_COUNTS))} "
                 f"and <metric>.<{'|'.join(FIELDS)}>",

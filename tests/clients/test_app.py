@@ -466,3 +466,90 @@ def test_a_job_that_no_run_has_or_that_never_ends_is_refused_before_anything_is_
     assert reply.has_error()
     assert re.search(f"DemandError.*{why}", str(reply.error.reason))
     assert not states(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["train.default", "evaluate.default", "query.default"])
+def test_another_name_of_a_message_is_no_way_around_what_is_asked_of_it(
+    ask_deployed: Callable[..., Message], tmp_path: Path, kind: str
+) -> None:
+    reply = ask_deployed(kind=kind, **{"local-steps": 100_000})
+    assert "GuardError: nothing was done" in str(reply.error.reason)
+    assert not states(tmp_path)
+
+
+# What a device says of its errors
+
+
+def numbers_said(reply: Message) -> set[str]:
+    assert not reply.has_error(), reply.error.reason
+    return set(reply.content.metric_records[COUNTS])
+
+
+PROTECTED = [
+    ({}, {"dp": "local", "noise-multiplier": 1.0}),
+    ({}, {"secure-sum": "pairwise"}),
+    ({"secure-sum": "pairwise"}, {}),
+    ({"local-noise": 0.5}, {}),
+    ({"evaluation": "off"}, {}),
+]
+
+
+@pytest.mark.parametrize(("owner", "run"), PROTECTED, ids=str)
+def test_exact_counts_do_not_bypass_noise_and_masks_and_what_was_transcribed_is_kept_all_the_same(
+    ask_deployed: Callable[..., Message], trainees: tuple[str, ...], tmp_path: Path, owner: dict[str, object],
+    run: dict[str, object],
+) -> None:  # fmt: skip
+    own = {"device-id": trainees[0], "store": str(tmp_path / "own"), "manifest": "run", **owner}
+    for final in (False, True):
+        asked = job(trainees[0], final=final)
+        said = numbers_said(ask_deployed(asked, kind=MessageType.EVALUATE, owner=own, **run))
+        assert not any("." in name for name in said)
+        assert bool(list((tmp_path / "own").rglob(client.PREDICTIONS_NAME))) == final
+    opted_in = ask_deployed(kind=MessageType.EVALUATE, owner={**own, "evaluation": "full"}, **run)
+    assert "mer.reference" in numbers_said(opted_in)
+
+
+def test_a_loss_does_not_bypass_noise_either(
+    ask_deployed: Callable[..., Message], trainees: tuple[str, ...], tmp_path: Path
+) -> None:
+    assert "loss" in numbers_said(ask_deployed())
+    noisy = {"dp": "local", "noise-multiplier": 1.0}
+    reply = ask_deployed(job(trainees[0], bound=1.0, noise=1.0), **noisy)
+    assert UPDATES in reply.content
+    assert numbers_said(reply) == {"examples", "steps", "bytes-up", "bytes-down", "seconds-train"}
+
+
+def test_a_coarse_evaluation_is_one_rate_in_twentieths_and_says_nothing_of_spellings(
+    ask_deployed: Callable[..., Message], trainees: tuple[str, ...], tmp_path: Path
+) -> None:
+    own = {"device-id": trainees[0], "store": str(tmp_path / "own"), "manifest": "run"}
+    full = ask_deployed(kind=MessageType.EVALUATE, owner=own).content.metric_records[COUNTS]
+    reply = ask_deployed(kind=MessageType.EVALUATE, owner={**own, "evaluation": "coarse"})
+    said = reply.content.metric_records[COUNTS]
+    fields = ("substitutions", "deletions", "insertions", "reference")
+    assert {name for name in said if "." in name} == {f"mer.{field}" for field in fields}
+    *errors, reference = (full[f"mer.{field}"][0] for field in fields)  # type: ignore[index]
+    assert [said[f"mer.{field}"] for field in fields] == [[round(20 * sum(errors) / reference)], [0], [0], [20]]
+
+
+def test_evaluations_are_counted_on_the_device_whatever_the_run(
+    ask_deployed: Callable[..., Message], trainees: tuple[str, ...], tmp_path: Path
+) -> None:
+    own = {"device-id": trainees[0], "store": str(tmp_path / "own"), "manifest": "run", "max-evaluations": 2}
+    answers = [
+        numbers_said(ask_deployed(job(trainees[0], run=32 * letter), kind=MessageType.EVALUATE, owner=own))
+        for letter in "abc"
+    ]
+    assert ["mer.reference" in said for said in answers] == [True, True, False]
+    (tmp_path / "own" / "evaluations").write_text("many")
+    assert ask_deployed(kind=MessageType.EVALUATE, owner=own).has_error()
+
+
+def test_the_guard_itself_keeps_counts_that_the_owner_does_not_say(
+    ask_deployed: Callable[..., Message], trainees: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "said", lambda result, *_: result)
+    for evaluation in ("off", "coarse"):
+        own = {"device-id": trainees[0], "store": str(tmp_path / "own"), "manifest": "run", "evaluation": evaluation}
+        reply = ask_deployed(job(trainees[0], final=True), kind=MessageType.EVALUATE, owner=own)
+        assert "GuardError: nothing was sent: counts holds" in str(reply.error.reason)
