@@ -9,20 +9,21 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
+from pathlib import Path
 
 from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients.mods import discreet_mod, guard_mod
-from clients.node import Hosting, node_worker
-from clients.store import DeviceStore
+from clients.node import Hosting, check_job, node_worker
+from clients.store import DeviceStore, count_evaluation
 from clients.training.evaluate import Evaluation, evaluate
 from clients.training.phase import DEVICE_FAULTS, CohortStep, one_by_one, train_device
 from clients.training.second import Placed, place_device
 from clients.training.together import train_together
 from clients.updates.mask import Sessions, take_step
 from clients.updates.outgoing import Outgoing
-from clients.updates.reply import DeviceFailure, DeviceResult, ReplyWriter
+from clients.updates.reply import DeviceFailure, DeviceResult, ReplyWriter, said
 from clients.worker import Worker, step_threads, threads
 from fl.adapters.correction import corrected
 from fl.adapters.state import State
@@ -30,7 +31,7 @@ from fl.algorithms.arms import EVERYONE, evaluated_as
 from fl.core.errors import AdapterError, ConfigError, StoreError
 from fl.core.files import write_atomically
 from fl.core.machine import return_free_memory
-from fl.protocol.node import NodeConfig
+from fl.protocol.node import OFF, NodeConfig
 from fl.protocol.wire import (
     CORRECTIONS,
     JOB,
@@ -46,16 +47,17 @@ from fl.protocol.wire import (
 from fl.runs.results import prediction_lines
 from fl.runs.schema import PREDICTIONS_NAME
 from fl.settings.names import EDGE
+from fl.tasks.table import TASKS
 
 log = logging.getLogger("idiolect.client")
 app = ClientApp(mods=[discreet_mod, guard_mod])
 MAX_UNSETTLED = 64  # devices whose result waits for their private state to reach the disk
 
 
-def _hosting(message: Message, context: Context) -> Hosting:
+def _hosting(message: Message, context: Context, run: str = "") -> Hosting:
     """The devices of this node, with this process's worker."""
     node = NodeConfig.parse(context.node_config)
-    return Hosting(node_worker(read_settings(message.content), node), node)
+    return Hosting(node_worker(read_settings(message.content), node, run), node)
 
 
 @app.query()
@@ -99,14 +101,20 @@ def secure_step(message: Message, context: Context) -> Message:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """One local phase for each device of the job."""
-    return _for_devices(message, context, _train_devices)
+    detail = NodeConfig.parse(context.node_config).detail(read_settings(message.content))
+    return _for_devices(message, context, _train_devices, detail)
 
 
 @app.evaluate()
 def evaluate_devices(message: Message, context: Context) -> Message:
-    """Counts for each device of the job."""
+    """Counts for each device of the job, as far as its owner says them."""
+    node = NodeConfig.parse(context.node_config)
+    detail = node.detail(read_settings(message.content))
+    if detail != OFF and node.max_evaluations and count_evaluation(Path(node.store)) > node.max_evaluations:
+        log.warning("all %d evaluations that may be answered with counts are answered", node.max_evaluations)
+        detail = OFF
     corrections = from_arrays(message.content.array_records.get(CORRECTIONS, ArrayRecord()))
-    return _for_devices(message, context, one_by_one(partial(_evaluate_device, corrections)))
+    return _for_devices(message, context, one_by_one(partial(_evaluate_device, corrections, detail)), detail)
 
 
 def _train_devices(
@@ -117,16 +125,17 @@ def _train_devices(
     return (one_by_one(train_device) if alone else train_together)(worker, job, devices, incoming)
 
 
-def _for_devices(message: Message, context: Context, step: CohortStep) -> Message:
-    """Do ``step`` for the devices of the message's job that live here, and collect their results in a reply.
+def _for_devices(message: Message, context: Context, step: CohortStep, detail: str) -> Message:
+    """Do ``step`` for the devices of the message's job that live here, and collect their results in a reply, errors in so much detail.
 
     Private state that ``step`` hands to the store is on the disk when the reply leaves.
     """
     job = Job.from_record(message.content.config_records[JOB])
-    hosting = _hosting(message, context)
+    training = message.metadata.message_type == MessageType.TRAIN
+    check_job(job, read_settings(message.content), NodeConfig.parse(context.node_config), training=training)
+    hosting = _hosting(message, context, job.run)
     worker, node = hosting.worker, hosting.node
     incoming = from_arrays(message.content.array_records.get(SHARED, ArrayRecord()))
-    training = message.metadata.message_type == MessageType.TRAIN
     outgoing = Outgoing(worker, job, message.content, node, incoming, training=training)
     here = [d for d in job.devices if d in hosting or (d == EVERYONE and not node.deployed)]
     strangers = (
@@ -143,7 +152,9 @@ def _for_devices(message: Message, context: Context, step: CohortStep) -> Messag
                 log.warning(
                     "device %s failed in round %s of arm %s: %s", result.device_id, job.round, job.arm, result.error
                 )
-            reply.add(result)
+                reply.add(result)
+            else:
+                reply.add(said(result, detail, TASKS[worker.config.task].main))
     return_free_memory()  # this worker may wait while another one of the machine needs it
     content = reply.content()
     content.update(outgoing.records())
@@ -174,10 +185,15 @@ def _settle(store: DeviceStore, result: DeviceResult | DeviceFailure) -> DeviceR
     return result
 
 
-def _evaluate_device(corrections: State, worker: Worker, job: Job, device_id: str, incoming: State) -> DeviceResult:
+def _evaluate_device(
+    corrections: State, detail: str, worker: Worker, job: Job, device_id: str, incoming: State
+) -> DeviceResult:
     config = worker.config
     arm, neutral = evaluated_as(job.arm, config)
     examples = worker.task.device(device_id).split(job.split)
+    numbers = {"examples": len(examples), "bytes-down": tensors_bytes([*incoming.values(), *corrections.values()])}
+    if detail == OFF and not job.final:  # nobody is told
+        return DeviceResult(device_id, numbers)
     placed: Placed | None = None
     if arm is None:
         with worker.frozen() as model:
@@ -191,12 +207,7 @@ def _evaluate_device(corrections: State, worker: Worker, job: Job, device_id: st
             result = evaluate(model, worker.task, examples, beams=config.federation.beams)
     if job.final:
         _keep_results(worker, job, placed, device_id, result, corrections)
-    numbers = {
-        "examples": len(examples),
-        "bytes-down": tensors_bytes([*incoming.values(), *corrections.values()]),
-        "seconds-evaluate": result.seconds,
-    }
-    return DeviceResult(device_id, numbers, result.counts)
+    return DeviceResult(device_id, {**numbers, "seconds-evaluate": result.seconds}, result.counts)
 
 
 def _keep_results(

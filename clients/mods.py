@@ -6,21 +6,29 @@ Both are for Idiolect's own messages (:mod:`fl.protocol.wire`): a message withou
 import logging
 from collections.abc import Iterable
 
-from flwr.app import ArrayRecord, Context, Message, MessageType
+from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
 from clients.node import node_worker
 from fl.adapters.split import CONTROL, OWN, role_of, tensor_kind
 from fl.algorithms.arms import Arm, trained_arm
 from fl.core.errors import DemandError, GuardError, RunError
-from fl.protocol.guard import check_reply, check_secure_step, named_devices
+from fl.protocol.guard import check_reply, check_secure_step, kept_counts, named_devices
 from fl.protocol.node import NodeConfig
 from fl.protocol.reply import Exchange, ReplySchema, participants_of
 from fl.protocol.wire import JOB, SECURE_STEP, SHARED, Job, read_settings
 from fl.settings.config import RunConfig
 from fl.settings.names import LAST_PREFIX
+from fl.tasks.table import TASKS
 
 log = logging.getLogger("idiolect.client")
+SECURE_QUERY = f"{MessageType.QUERY}.{SECURE_STEP}"
+KINDS = (
+    MessageType.TRAIN,
+    MessageType.EVALUATE,
+    MessageType.QUERY,
+    SECURE_QUERY,
+)  # Flower takes "train.default" for "train" too
 SPEAKABLE = (DemandError, GuardError)  # their texts name settings and tensors, never what a person said or a path
 
 
@@ -34,7 +42,7 @@ def discreet_mod(message: Message, context: Context, call_next: ClientAppCallabl
     except SPEAKABLE:
         raise
     except Exception as error:
-        if not NodeConfig.parse(context.node_config).deployed:
+        if "device-id" not in context.node_config:  # not parsed: what is wrong with it may be the error
             raise
         log.exception("a message was not answered")
         raise RunError(f"{type(error).__name__} on the device, whose log says more") from None
@@ -45,32 +53,41 @@ def guard_mod(message: Message, context: Context, call_next: ClientAppCallable) 
 
     It stands first in the ClientApp's list of mods, hence last before the wire. What was agreed is read from the request
     before anything inside can touch it: the shared tensors are those that the aggregator sent, by name and shape, and a
-    name that the arm's split calls private is refused even if the aggregator asks for it.
+    name that the arm's split calls private is refused even if the aggregator asks for it. What leaves is a new message with
+    the checked records, so nothing else of the reply does.
     """
-    if message.metadata.message_type == MessageType.QUERY:
-        reply = call_next(message, context)
-        if reply.has_content():
-            check_reply(reply.content, ReplySchema(), private=(), devices=named_devices(reply.content))
-        return reply
+    node, kind = NodeConfig.parse(context.node_config), message.metadata.message_type
+    if kind not in KINDS:
+        raise GuardError("nothing was done: a message of a kind that no aggregator sends")
+    if kind == MessageType.QUERY:
+        content = _answer(call_next(message, context))
+        check_reply(content, ReplySchema(), private=(), devices=node.own or named_devices(content))
+        return Message(content, reply_to=message)
     job = Job.from_record(message.content.config_records[JOB])
-    if message.metadata.message_type == f"{MessageType.QUERY}.{SECURE_STEP}":
-        reply = call_next(message, context)
-        if reply.has_content():
-            check_secure_step(reply.content, job.devices)
-        return reply
-    config, node = read_settings(message.content), NodeConfig.parse(context.node_config)
+    if kind == SECURE_QUERY:
+        content = _answer(call_next(message, context))
+        check_secure_step(content, job.devices)
+        return Message(content, reply_to=message)
+    config = read_settings(message.content)
     arm = trained_arm(job.arm, config)
     asked = message.content.array_records.get(SHARED, ArrayRecord())
     shapes = {name: tuple(array.shape) for name, array in asked.items()}
-    private = _private(arm, shapes, config, node) if arm is not None else set()
+    private = _private(arm, shapes, config, node, job.run) if arm is not None else set()
+    private |= kept_counts(node.detail(config), TASKS[config.task].main)
     schema = ReplySchema()
-    if message.metadata.message_type == MessageType.TRAIN:
+    if kind == MessageType.TRAIN:
         _keep_gates(shapes, node)
         schema = ReplySchema(shapes, Exchange.of(config, arm, job.phase), participants_of(message.content))
-    reply = call_next(message, context)
-    if reply.has_content():
-        check_reply(reply.content, schema, private=private, devices=set(job.devices))
-    return reply
+    content = _answer(call_next(message, context))
+    check_reply(content, schema, private=private, devices=set(job.devices))
+    return Message(content, reply_to=message)
+
+
+def _answer(reply: Message) -> RecordDict:
+    """What a reply holds. One without records would be an error with a free text, and nothing here makes any."""
+    if not reply.has_content():
+        raise GuardError("nothing was sent: an answer without records")
+    return reply.content
 
 
 def _keep_gates(names: Iterable[str], node: NodeConfig) -> None:
@@ -83,9 +100,9 @@ def _keep_gates(names: Iterable[str], node: NodeConfig) -> None:
         )
 
 
-def _private(arm: Arm, names: Iterable[str], config: RunConfig, node: NodeConfig) -> set[str]:
+def _private(arm: Arm, names: Iterable[str], config: RunConfig, node: NodeConfig, run: str) -> set[str]:
     """Which of the names the arm's split calls private. A split by last layers is one of the whole adapter's names."""
     if not arm.split.startswith(LAST_PREFIX):
         return {name for name in names if role_of(arm.split, name) == "private"}
-    private = node_worker(config, node).split(arm).private
+    private = node_worker(config, node, run).split(arm).private
     return {name for name in names if name.startswith(OWN) or name.removeprefix(CONTROL) in private}

@@ -5,13 +5,21 @@ from functools import lru_cache
 from pathlib import Path
 
 from clients.worker import Worker, get_worker
-from fl.core.errors import ConfigError, PopulationError
+from fl.algorithms.arms import trained_arm
+from fl.bases.resolve import RANDOM
+from fl.bases.sources.wheels import TEXT_BASES, WHEEL_BASES
+from fl.core.errors import ConfigError, DemandError, PopulationError
 from fl.protocol.node import NodeConfig
+from fl.protocol.wire import Job
 from fl.settings.config import RunConfig
+from fl.settings.fields import words
 from fl.settings.names import OWN_MANIFEST
+from fl.tasks.table import TASKS
+
+RUNS_DATA = "run"  # as the manifest of a node-config: what the run names
 
 
-def node_worker(config: RunConfig, node: NodeConfig) -> Worker:
+def node_worker(config: RunConfig, node: NodeConfig, run: str = "") -> Worker:
     """The worker of a node; :class:`ConfigError` if it has no place for private state.
 
     A simulation keeps it beside the run. A deployed device says itself where: the run's settings come from the aggregator, who has
@@ -24,12 +32,46 @@ def node_worker(config: RunConfig, node: NodeConfig) -> Worker:
     if not node.store and not config.output:
         raise ConfigError("no place for private state: set output in the run-config, or store in the node-config")
     root = node.store or str(Path(config.output) / "devices")
-    return get_worker(_with_own_data(config, node), Path(root))
+    if node.deployed:
+        _check_base(config, node)
+    return get_worker(_with_own_data(config, node), Path(root), run)
+
+
+def _check_base(config: RunConfig, node: NodeConfig) -> None:
+    """Raise :class:`DemandError` unless the base is one that the owner allows; by default the project's own, pinned by their hashes."""
+    asked = TASKS[config.task].base_of(config)
+    allowed = words(node.bases) or (*WHEEL_BASES, *TEXT_BASES, *(kind.default_base for kind in TASKS.values()))
+    if asked not in allowed and (node.bases or not asked.startswith(RANDOM)):
+        raise DemandError(
+            f"base = {asked!r} is none that this device loads: use a base that `idiolect bases` lists, or let the owner start the "
+            "SuperNode with it in --node-config \"bases='...'\""
+        )
+
+
+def check_job(job: Job, config: RunConfig, node: NodeConfig, *, training: bool) -> None:
+    """Raise :class:`DemandError` for a job that no run of these settings has, or with more work than a deployed device's owner allows."""
+    if not node.deployed:
+        return
+    if job.round > config.federation.rounds:
+        raise DemandError(f"round {job.round} is none of a run of {config.federation.rounds} rounds: it takes no part")
+    arm = trained_arm(job.arm, config) if training else None
+    plan = None if arm is None else arm.schedule.plan(job.round)
+    work = 0 if plan is None else (plan.steps + plan.private_steps) * plan.batch_size
+    if work > node.max_examples:
+        raise DemandError(
+            f"a message would train on {work:,} examples (steps times batch-size), and this device allows {node.max_examples:,}: lower "
+            'local-steps or batch-size, or let the owner start the SuperNode with a larger --node-config "max-examples=..."'
+        )
 
 
 def _with_own_data(config: RunConfig, node: NodeConfig) -> RunConfig:
-    """What a node learns from: what its owner says, where the owner says something. Nobody in there is held out."""
-    if node.deployed and node.manifest:
+    """What a node learns from. A deployed one: what its owner says, and nobody in there is held out."""
+    if node.deployed and not node.manifest:
+        raise DemandError(
+            "no speech: start the SuperNode with --node-config \"device-id='...' store='...' manifest='/path/to/manifest.jsonl'\"; "
+            f"manifest={RUNS_DATA!r} takes the manifest that the run names"
+        )
+    if node.deployed and node.manifest != RUNS_DATA:
         return config.changed({"data.manifest": node.manifest, "data.new-people": 0})
     if config.data.manifest == OWN_MANIFEST:
         raise ConfigError(

@@ -1,6 +1,6 @@
 """Private state on a device's own disk: the tensors that never leave it.
 
-One folder per device and arm, one file per round: ``state-000008.safetensors`` (tensors, and in its metadata the round, the
+One folder per run, arm and device, one file per round: ``state-000008.safetensors`` (tensors, and in its metadata the round, the
 base fingerprint and the schema version), so that tensors and their description can never disagree. The last two rounds are
 kept: a run that was killed between a device's write and the aggregator's checkpoint resumes from the state before.
 
@@ -37,11 +37,28 @@ def folder_name(device_id: str) -> str:
     return safe
 
 
-class DeviceStore:
-    """Private state of the devices that a node hosts, below ``root/<arm>/<device>``."""
+def count_evaluation(root: Path) -> int:
+    """The evaluations that a device has answered with counts, this one included, of all runs together; on disk before it returns.
 
-    def __init__(self, root: Path, fingerprint: str) -> None:
-        self.root = root
+    Raises :class:`StoreError` where the count cannot be read or written: nothing is answered uncounted.
+    """
+    path = root / "evaluations"
+    try:
+        count = 1 + (int(path.read_text(encoding="utf-8")) if path.exists() else 0)
+        write_atomically(path, str(count).encode())
+    except (OSError, ValueError) as error:
+        raise StoreError(f"evaluations cannot be counted in {path}: {error}; write their number there") from error
+    return count
+
+
+class DeviceStore:
+    """Private state of the devices that a node hosts, below ``root/<run>/<arm>/<device>``; a simulation has one run at its root.
+
+    A run neither reads nor replaces what another one keeps.
+    """
+
+    def __init__(self, root: Path, fingerprint: str, run: str = "") -> None:
+        self.root, self.run = root, run
         self.fingerprint = fingerprint
         self._pool: ThreadPoolExecutor | None = None
         self._writes: dict[str, list[Future[None]]] = {}
@@ -67,7 +84,7 @@ class DeviceStore:
 
     def folder(self, arm: str, device_id: str) -> Path:
         """Folder of one device in one arm."""
-        return self.root / folder_name(arm) / folder_name(device_id)
+        return self.root / self.run / folder_name(arm) / folder_name(device_id)
 
     def rounds(self, arm: str, device_id: str) -> list[int]:
         """Rounds whose state is stored, ascending."""

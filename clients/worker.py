@@ -40,11 +40,11 @@ from fl.tasks.task import Example, Task
 class Worker:
     """One process's frozen base with an adapter slot per gate kind, and the private state of the devices it hosts."""
 
-    def __init__(self, config: RunConfig, store_root: Path) -> None:
+    def __init__(self, config: RunConfig, store_root: Path, run: str = "") -> None:
         self.config = config
         self.task: Task = attacked(load_task(config), config)
         self.method = METHODS[config.adapter.method]
-        self.store = DeviceStore(store_root, self.task.fingerprint)
+        self.store = DeviceStore(store_root, self.task.fingerprint, run)
         self._slots: dict[str, Attached] = {}  # by PEFT's name
         self._initial: dict[str, State] = {}
         self._recipes: dict[str, Recipe] = {}
@@ -164,9 +164,9 @@ class Worker:
 
 
 @lru_cache(maxsize=2)
-def get_worker(config: RunConfig, store_root: Path) -> Worker:
-    """The worker of this process for this configuration: a second message finds the base in memory."""
-    return Worker(config, store_root)
+def get_worker(config: RunConfig, store_root: Path, run: str = "") -> Worker:
+    """The worker of this process for this configuration and run: a second message finds the base in memory."""
+    return Worker(config, store_root, run)
 
 
 def step_threads(parallel: int) -> int:

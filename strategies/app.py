@@ -13,7 +13,7 @@ from fl.core.errors import IdiolectError, RunError
 from fl.metrics import Counts
 from fl.protocol.wire import add_counts
 from fl.runs.files import write_costs
-from fl.runs.folder import freed_if_empty, run_folder
+from fl.runs.folder import freed_if_empty, run_folder, run_token
 from fl.runs.results import ResultsFile, gather_predictions
 from fl.runs.schema import PREDICTIONS_NAME, RESULTS_NAME
 from fl.settings.config import RunConfig, make_config
@@ -51,6 +51,8 @@ def run_server(grid: Grid, config: RunConfig, run_id: int, progress: Progress | 
         comparison = Comparison(config, grid, roster, task, loop)
         comparison.open_account(folder)
         comparison.check()
+        if not roster.simulated:
+            comparison.token = run_token(folder)
     remember(folder, roster.keys)
     try:
         comparison.run()

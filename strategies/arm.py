@@ -185,10 +185,11 @@ class ArmStrategy(Strategy):
         self._report(server_round)
         if not self.last.sound and self._asked:
             return None, None
-        losses = [(r.numbers.get("loss", 0.0), r.examples) for r in self.last.sound]
-        metrics = MetricRecord(
-            {"loss": weighted_mean(losses), "devices": len(self.last.sound), "left-out": len(self.last.left_out)}
-        )
+        losses = [
+            (r.numbers["loss"], r.examples) for r in self.last.sound if "loss" in r.numbers
+        ]  # an owner may keep it
+        loss = {"loss": weighted_mean(losses)} if losses else {}
+        metrics = MetricRecord({**loss, "devices": len(self.last.sound), "left-out": len(self.last.left_out)})
         if not self._schema.shapes:  # fine-tuning keeps nothing; frozen shared tensors stay as they are
             finetunes = self.arm.schedule.phase(server_round) is Phase.FINETUNE
             return ArrayRecord() if finetunes else _record(self._start), metrics

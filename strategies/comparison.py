@@ -42,6 +42,7 @@ class Comparison:
     loop: RoundLoop
     plan: PrivacyPlan | None = None
     account: Account | None = None
+    token: str = ""  # of a run with deployed devices
 
     def open_account(self, folder: Path) -> None:
         """Fix the numbers of a private run and open its account; refuse what its budget cannot pay for."""
@@ -64,7 +65,7 @@ class Comparison:
             self.config,
             arm,
             self.roster.with_everyone() if devices == (EVERYONE,) else self.roster,
-            Job(arm=arm.name, round=0, devices=devices),
+            Job(arm=arm.name, round=0, devices=devices, run=self.token),
             plan=self.plan,
             charge=account.charge if account is not None else lambda *_: None,
             timeout=self.config.federation.round_timeout,

@@ -142,6 +142,8 @@ class RoundLoop:
             self._write(strategy, job.arm, server_round, split, reply, (trained or {}).get(reply.device_id))
         rates = rates_of(add_counts([reply.metrics for reply in evaluator.last.sound]), self.metrics)
         log.info("arm %s round %d %s: %s", job.arm, server_round, split, rates)
+        if silent := sum(not reply.metrics for reply in evaluator.last.sound):
+            log.info("%d of %d devices sent no error counts", silent, len(evaluator.last.sound))
 
 
 def _summary(metrics: dict[str, object]) -> dict[str, object]:

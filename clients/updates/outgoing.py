@@ -4,9 +4,12 @@ The order is that of docs/privacy.md. Everything here is a function of the job, 
 guard looks at what comes out of it as at everything else. :mod:`fl.protocol.reply` says in which form an update leaves.
 """
 
+from __future__ import annotations
+
 import logging
+import math
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,7 +20,7 @@ from clients.updates.mask import Masking, Sessions, inboxes
 from clients.updates.reply import DeviceFailure, DeviceResult, ReplyWriter
 from clients.worker import Worker
 from fl.adapters.state import State
-from fl.algorithms.arms import EVERYONE, trained_arm
+from fl.algorithms.arms import trained_arm
 from fl.codecs.tensors import decode_all, encode_all, encoded_bytes, join
 from fl.core.errors import DemandError
 from fl.privacy.dp import CUT_SHORT, Update, add_noise, clip, difference, norm
@@ -33,8 +36,27 @@ log = logging.getLogger("idiolect.client")
 RESIDUAL = "residual"  # and the arm: where the store keeps what compression lost
 
 
+@dataclass(frozen=True)
+class Release:
+    """What is done to a device's update before it takes its form: clipped to ``norm`` (infinity: not at all), then ``noise`` of this
+    standard deviation. Updates are released by it and an owner's demand reads it, so the two cannot differ."""
+
+    norm: float
+    noise: float
+
+    @classmethod
+    def of(cls, exchange: Exchange, job: Job) -> Release:
+        """The release of a message. Noise on an update without a bound hides nobody, so without clipping there is none."""
+        return cls(job.bound, job.noise) if exchange.clips else cls(math.inf, 0.0)
+
+    @property
+    def multiplier(self) -> float:
+        """The noise over the clipping norm."""
+        return self.noise / self.norm if self.norm > 0 else 0.0
+
+
 def check_demands(node: NodeConfig, exchange: Exchange, job: Job) -> None:
-    """Raise :class:`DemandError` if a job gives less than this node's owner demands, or asks a real device to play a hostile one.
+    """Raise :class:`DemandError` if a job gives less than this node's owner demands, or asks a real device for what simulations do.
 
     ``secure-sum='pairwise'`` in the node-config refuses to send an update unmasked, ``local-noise=0.8`` with less than that
     multiplier of noise added at the device: both without having to believe the aggregator.
@@ -44,13 +66,17 @@ def check_demands(node: NodeConfig, exchange: Exchange, job: Job) -> None:
         raise DemandError(f"attack = {attack!r} is for simulations, and this is a deployed device: it takes no part")
     if exchange.form is Form.NOTHING or not job.devices:
         return
+    if node.deployed and not exchange.federates:
+        raise DemandError(
+            "this arm needs everybody's data in one place, and this is a deployed device: it takes no part"
+        )
     if node.masked_only and exchange.form is not Form.MASKED:
         raise DemandError("this node sends updates masked only, and the run has secure-sum = 'none': it takes no part")
-    least = node.local_noise
-    if least and not job.noise >= least * job.bound > 0:
+    release = Release.of(exchange, job)
+    if not release.multiplier >= node.local_noise:
         raise DemandError(
-            f"this node adds noise of at least {least:g} clipping norms, the run asks for {job.noise:g} at norm {job.bound:g}: "
-            "it takes no part"
+            f"this node adds noise of at least {node.local_noise:g} clipping norms to its own update, with this run's settings and "
+            f"job it would add {release.multiplier:g}: set dp = 'local' with a larger noise-multiplier, or it takes no part"
         )
 
 
@@ -70,6 +96,7 @@ class Outgoing:
         self._incoming = {name: tensor.numpy() for name, tensor in incoming.items()}
         arm = trained_arm(job.arm, self._config) if training else None
         self.exchange = Exchange.of(self._config, arm, job.phase)
+        self.release = Release.of(self.exchange, job)
         if training:
             check_demands(node, self.exchange, job)
         self._told = job.round != 1  # one device of the first message is enough
@@ -100,31 +127,31 @@ class Outgoing:
 
     def _prepare(self, result: DeviceResult) -> DeviceResult:
         update = difference({n: t.detach().cpu().numpy() for n, t in result.shared.items()}, self._incoming)
-        if result.device_id == EVERYONE:
+        if not self.exchange.federates:  # all data in one place, in a simulation
             return replace(result, shared=_tensors(update))
         for name, lost in self._residual(result.device_id, update).items():
             update[name] = update[name] + lost
         if self.exchange.clips:
             result, update = self._clipped(result, update)
-        if self._job.noise:
+        if self.release.noise:
             drawn = self._config.seed, self._job.arm, self._job.round, result.device_id, "local noise"
-            noisy = add_noise(update, self._job.noise, key_from_seed(*drawn) if self._simulated else None)
+            noisy = add_noise(update, self.release.noise, key_from_seed(*drawn) if self._simulated else None)
             update = {name: value.astype(np.float32) for name, value in noisy.items()}
         if self.exchange.form is Form.MASKED or self.exchange.codec.lossless:
             return replace(result, shared=_tensors(update))
         return self._encoded(result, update)
 
     def _clipped(self, result: DeviceResult, update: Update) -> tuple[DeviceResult, Update]:
-        bound = self._job.bound if self._masking is None else self._masking.clipping_norm()
+        bound = self.release.norm if self._masking is None else self._masking.clipping_norm()
         length = norm(update)
         if self.exchange.adaptive:
-            result = replace(result, within=length <= self._job.bound)
+            result = replace(result, within=length <= self.release.norm)
         elif 0 < CUT_SHORT * bound < length and not self._told:
             self._told = True
             log.warning(
                 "update-norm = %g is short: the update of device %s has norm %.3g and loses %.0f %% of it, which "
                 "slows training down; raise update-norm, or with dp let it follow clip-quantile",
-                self._job.bound,
+                self.release.norm,
                 result.device_id,
                 length,
                 100 * (1 - bound / length),

@@ -5,15 +5,19 @@ serialize and check, and 144 large ones when stacked.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fl.metrics import Counts
+from fl.protocol.guard import LOSS
+from fl.protocol.node import COARSE, FULL
 from fl.protocol.reply import ReplySchema
 from fl.protocol.wire import COUNTS, DEVICES, IDS, SUM, TOTALS, UPDATES, WITHIN, device_key, flat_counts
+
+STEPS = 20  # of a coarse error rate
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,15 @@ class DeviceFailure:
 
     device_id: str
     error: Exception
+
+
+def said(result: DeviceResult, detail: str, main: str) -> DeviceResult:
+    """What a device says of its errors. ``coarse``: the rate of the ``main`` metric in steps of a twentieth, as if of 20 words."""
+    if detail == FULL:
+        return result
+    rate = result.metrics.get(main, Counts()).rate
+    metrics = {main: Counts(round(STEPS * rate), reference=STEPS)} if detail == COARSE and rate is not None else {}
+    return replace(result, numbers={n: v for n, v in result.numbers.items() if n != LOSS}, metrics=metrics)
 
 
 class ReplyWriter:

@@ -1,9 +1,11 @@
 """The last look at a message before it leaves a device: updates of shared tensors and counts pass, everything else stays.
 
 It knows only the message and what was agreed (:mod:`fl.protocol.reply`), not how it was made, so no bug or option further in can leak
-a gate. Flower sends the text of an exception to the aggregator, so these messages never quote a refused value.
+a gate. Flower sends the text of an exception to the aggregator, so these messages name what was agreed alone: a refused name or value
+stands in the device's own log.
 """
 
+import logging
 import math
 from collections.abc import Collection, Mapping
 from functools import cache
@@ -16,15 +18,18 @@ from fl.core.errors import GuardError
 from fl.metrics import METRICS
 from fl.privacy.secure_sum.keys import SecureSumError
 from fl.privacy.secure_sum.messages import KIND, AdvertiseKeys, MaskedInput, ShareKeys, Unmask
+from fl.protocol.node import COARSE, FULL
 from fl.protocol.reply import BYTES, Expected, ReplySchema, UnreadableError
 from fl.protocol.wire import COUNTS, DEVICES, FIELDS, IDS, SECURE, TOTALS, WITHIN, split_key
 from fl.tasks.table import TASKS
 
-# Counts and sizes that say nothing beyond how much was done and how well. A name outside this list does not leave.
-PLAIN_COUNTS = frozenset(
-    {"examples", "steps", "loss", "bytes-up", "bytes-down", "seconds-train", "seconds-evaluate"}  # of what was done
-    | {"failed", "new-person", "round", "simulated"}  # of the device
-)
+log = logging.getLogger("idiolect.client")
+
+# Counts and sizes that say nothing beyond how much was done and how well. A name outside these and the error counts does not leave.
+WHOLE_COUNTS = frozenset({"examples", "steps", "bytes-up", "bytes-down", "failed", "new-person", "simulated"})
+LOSS = "loss"
+REAL_COUNTS = frozenset({LOSS, "seconds-train", "seconds-evaluate"})
+NOT_ASKED = "a record or a row is for a device that was not asked, or does not live here"
 SECURE_STEPS = {kind.__name__: kind for kind in (AdvertiseKeys, ShareKeys, Unmask)}
 
 
@@ -35,14 +40,24 @@ def error_counts() -> frozenset[str]:
     return frozenset(f"{name}.{field}" for name in measures for field in FIELDS)
 
 
-def _refuse(why: str) -> GuardError:
+def kept_counts(detail: str, main: str) -> frozenset[str]:
+    """The names of the counts that stay on a device which says so much of its errors; ``main`` is the task's main metric."""
+    if detail == FULL:
+        return frozenset()
+    said = {f"{main}.{field}" for field in FIELDS} if detail == COARSE else set()
+    return error_counts() - said | {LOSS}
+
+
+def _refuse(why: str, found: object = "") -> GuardError:
+    """The error that says ``why``; what was ``found``, which may be anything, goes to this machine's log alone."""
+    log.error("nothing was sent: %s: %r", why, found)
     return GuardError(f"nothing was sent: {why}")
 
 
 def check_reply(reply: RecordDict, schema: ReplySchema, *, private: Collection[str], devices: Collection[str]) -> None:
     """Raise :class:`GuardError` unless ``reply`` holds only what ``schema`` says, and counts of ``devices``.
 
-    ``private`` names are refused even if the schema lists them.
+    ``private`` names, of tensors and of counts, are refused even if the schema lists them.
     """
     rows = _check_ids(reply, devices)
     arrays, expected = schema.arrays(rows or 0)
@@ -53,19 +68,19 @@ def check_reply(reply: RecordDict, schema: ReplySchema, *, private: Collection[s
         if schema.masked and kind == SECURE:
             _check_masked(key, record, schema.masked)
         elif isinstance(record, ArrayRecord):
-            if key != arrays or rows is None:
-                raise _refuse(f"record {key!r} holds tensors that were not agreed; {arrays or 'none'} were")
+            if not arrays or key != arrays or rows is None:
+                raise _refuse(f"a record holds tensors that were not agreed; {arrays or 'none'} were", key)
             _check_arrays(key, record, expected, private)
         elif key == COUNTS and rows is not None and isinstance(record, MetricRecord):
-            _check_counts(key, record, rows)
+            _check_counts(key, record, rows, private)
         elif key == TOTALS and rows is not None and schema.edge and isinstance(record, MetricRecord):
             _check_totals(key, record, rows)
         elif device not in devices:
-            raise _refuse(_not_asked(key, device, devices))
+            raise _refuse(NOT_ASKED, key)
         elif kind == COUNTS and isinstance(record, MetricRecord):
-            _check_counts(key, record, None)
+            _check_counts(kind, record, None, private)
         else:
-            raise _refuse(f"record {key!r} ({type(record).__name__}) is neither updates nor counts")
+            raise _refuse("a record is neither updates nor counts", key)
 
 
 def check_secure_step(reply: RecordDict, participants: Collection[str]) -> None:
@@ -73,7 +88,7 @@ def check_secure_step(reply: RecordDict, participants: Collection[str]) -> None:
     for key, record in reply.items():
         kind, participant = split_key(key)
         if kind != SECURE or participant not in participants:
-            raise _refuse(_not_asked(key, participant, participants))
+            raise _refuse(NOT_ASKED, key)
         _secure_message(key, record, SECURE_STEPS)
 
 
@@ -81,22 +96,24 @@ def _check_masked(key: str, record: object, sizes: Mapping[str, int]) -> None:
     """A participant's masked vector: exactly the agreed fields and length."""
     participant = split_key(key)[1]
     if participant not in sizes:
-        raise _refuse(_not_asked(key, participant, sizes))
+        raise _refuse(NOT_ASKED, key)
     message = _secure_message(key, record, {MaskedInput.__name__: MaskedInput})
     if len(message.words) not in (4 * sizes[participant], 8 * sizes[participant]):
-        raise _refuse(f"{key} has {len(message.words):,} bytes, {sizes[participant]:,} masked numbers were agreed")
+        raise _refuse(
+            f"a masked vector is of another length than the {sizes[participant]:,} numbers that were agreed", key
+        )
 
 
 def _secure_message(key: str, record: object, kinds: Mapping[str, type[Any]]) -> Any:
     """The message that a record is, of one of these kinds and with nothing beside it."""
     if not isinstance(record, ConfigRecord) or str(record.get(KIND)) not in kinds:
-        raise _refuse(f"record {key!r} is none of the messages {', '.join(kinds)} of a secure sum")
+        raise _refuse(f"a record is none of the messages {', '.join(kinds)} of a secure sum", key)
     try:
         message = kinds[str(record[KIND])].from_record(record)
     except SecureSumError as error:
-        raise GuardError(f"nothing was sent: record {key!r}: {error}") from None
+        raise _refuse("a message of a secure sum is missing or malformed in parts", error) from None
     if message.device != split_key(key)[1] or set(message.to_record()) != set(record):
-        raise _refuse(f"record {key!r} holds more than its message, or another participant's")
+        raise _refuse("a record holds more than its message of a secure sum, or another participant's", key)
     return message
 
 
@@ -114,19 +131,13 @@ def _check_ids(reply: RecordDict, devices: Collection[str]) -> int | None:
     record = reply[DEVICES]
     ids = record.get(IDS) if isinstance(record, ConfigRecord) and set(record) == {IDS} else None
     if not isinstance(ids, list) or not all(isinstance(device, str) for device in ids):
-        raise _refuse(f"record {DEVICES!r} ({type(record).__name__}) is not a list of device ids")
+        raise _refuse(f"record {DEVICES!r} is not a list of device ids", ids)
     for device in ids:
         if device not in devices:
-            raise _refuse(_not_asked(DEVICES, str(device), devices))
+            raise _refuse(NOT_ASKED, device)
     if len(set(ids)) < len(ids):
         raise _refuse(f"record {DEVICES!r} names a device twice")
     return len(ids)
-
-
-def _not_asked(key: str, device: str, devices: Collection[str]) -> str:
-    asked = sorted(devices)
-    more = f" and {len(asked) - 10} more" if len(asked) > 10 else ""
-    return f"record {key!r} is for a device that was not asked: {device[:40]!r} (asked: {', '.join(asked[:10])}{more})"
 
 
 def _check_arrays(key: str, record: ArrayRecord, expected: Mapping[str, Expected], private: Collection[str]) -> None:
@@ -134,11 +145,13 @@ def _check_arrays(key: str, record: ArrayRecord, expected: Mapping[str, Expected
         if name in private:
             raise _refuse(f"{key} holds the private tensor {name!r}; gates never leave the device")
         if name not in expected:
-            raise _refuse(f"{key} holds {name!r}, which is not a shared tensor of this run")
+            raise _refuse(f"{key} holds a name which is not a shared tensor of this run", name)
         try:
             values = expected[name].decode(name, array)
         except UnreadableError as error:
-            raise GuardError(f"nothing was sent: {key}: {error}") from None
+            raise _refuse(
+                f"{key}: tensor {name!r} is not {expected[name]} and the bytes of that alone", error
+            ) from None
         if expected[name].dtypes is not BYTES and not np.isfinite(values).all():
             raise _refuse(f"{key}/{name} holds NaN or infinity; training diverged, lower the learning rate")
     missing = sorted(set(expected) - set(record))
@@ -146,21 +159,24 @@ def _check_arrays(key: str, record: ArrayRecord, expected: Mapping[str, Expected
         raise _refuse(f"{key} lacks {len(missing)} shared tensors, first {missing[0]!r}")
 
 
-def _check_counts(key: str, record: MetricRecord, rows: int | None) -> None:
+def _check_counts(key: str, record: MetricRecord, rows: int | None, private: Collection[str]) -> None:
     """Counts of many devices, as many numbers under each name as there are devices; or of one, without ``rows``."""
     for name, value in record.items():
-        if name not in PLAIN_COUNTS and name not in error_counts():
+        if name in private:
+            raise _refuse(f"{key} holds {name}, which this device's owner keeps")
+        if name not in error_counts() and name not in WHOLE_COUNTS | REAL_COUNTS:
             raise _refuse(
-                f"{key} holds {name[:40]!r}, which is no count; known are {', '.join(sorted(PLAIN_COUNTS))} "
-                f"and <metric>.<{'|'.join(FIELDS)}>"
+                f"{key} holds a name which is no count; known are {', '.join(sorted(WHOLE_COUNTS | REAL_COUNTS))} "
+                f"and <metric>.<{'|'.join(FIELDS)}>",
+                name,
             )
         values: list[Any] = value if isinstance(value, list) else [value]
         sound = isinstance(value, list) == (rows is not None) and len(values) == (1 if rows is None else rows)
         if not sound or not all(map(math.isfinite, values)):
             wanted = "one finite number" if rows is None else f"one finite number for each of {rows} devices"
-            raise _refuse(f"{key}/{name} is not {wanted}")
-        if name in error_counts() and any(not isinstance(one, int) or one < 0 for one in values):
-            raise _refuse(f"{key}/{name} is not a whole number of at least 0")
+            raise _refuse(f"{key}/{name} is not {wanted}", value)
+        if name not in REAL_COUNTS and any(not isinstance(one, int) or one < 0 for one in values):
+            raise _refuse(f"{key}/{name} is not a whole number of at least 0", value)
 
 
 def _check_totals(key: str, record: MetricRecord, rows: int) -> None:

@@ -10,15 +10,20 @@ from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from fl.core.errors import ConfigError
+from fl.settings.config import RunConfig
 from fl.settings.fields import one_of
 from fl.settings.names import NONE, PAIRWISE
+
+OFF, COARSE, FULL = "off", "coarse", "full"  # of what a device says of its errors
 
 
 @dataclass(frozen=True, config=ConfigDict(coerce_numbers_to_str=True))
 class NodeConfig:
     """What ``--node-config`` says. A deployed node names its device; a simulated one is part ``partition`` of ``partitions``.
 
-    ``share_gates``, ``secure_sum`` and ``local_noise`` are demands: what the owner allows or asks for, whatever the run wants.
+    The rest are demands: what the owner allows or asks for, whatever the run wants. ``bases`` are names with commas between, empty
+    the project's own; ``max_examples`` are those that one message may train on, each as often as it is in a step;
+    ``max_evaluations`` are those with counts in the answer, of all runs together, 0 without a limit.
     """
 
     device_id: str = ""
@@ -29,11 +34,29 @@ class NodeConfig:
     share_gates: bool = False
     secure_sum: Annotated[str, one_of(NONE, PAIRWISE)] = NONE
     local_noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    bases: str = ""
+    max_examples: Annotated[int, Field(ge=1)] = 100_000
+    evaluation: Annotated[str, one_of("", OFF, COARSE, FULL)] = ""
+    max_evaluations: Annotated[int, Field(ge=0)] = 0
 
     @property
     def deployed(self) -> bool:
         """Whether this is a real device with an owner, as opposed to a part of a simulation."""
         return bool(self.device_id)
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """The device of a deployed node; nothing of a simulated one, whose devices the population says."""
+        return (self.device_id,) if self.deployed else ()
+
+    def detail(self, config: RunConfig) -> str:
+        """How much of its counts and losses a device says in a run: all, a coarse rate, or nothing.
+
+        A deployed one what its owner says; without that nothing where updates are protected, since counts would bypass it.
+        """
+        privacy = config.privacy
+        protects = self.masked_only or self.local_noise or privacy.dp.mode != NONE or privacy.secure_sum.mode != NONE
+        return FULL if not self.deployed else self.evaluation or (OFF if protects else FULL)
 
     @property
     def masked_only(self) -> bool:
@@ -45,6 +68,11 @@ class NodeConfig:
         """The configuration of a Flower context; :class:`ConfigError` names the key and the remedy."""
         own = {"partition": "partition-id", "partitions": "num-partitions"}
         keys = {field.name: own.get(field.name, field.name.replace("_", "-")) for field in fields(cls)}
+        if "device-id" in values and (unknown := sorted(values.keys() - set(keys.values()))):
+            raise ConfigError(
+                f"node-config: {unknown[0]!r} is no key, and a demand that is not understood would not be held; known are "
+                f"{', '.join(keys.values())}"
+            )
         given: dict[str, Any] = {name: values[key] for name, key in keys.items() if key in values}
         try:
             return cls(**{**given, "share_gates": values.get("share-gates") is True})
@@ -53,5 +81,5 @@ class NodeConfig:
             raise ConfigError(
                 f"node-config: {keys[str(fault['loc'][0])]} = {fault['input']!r}: a demand that is not understood would not be held; "
                 f"secure-sum is {NONE} or {PAIRWISE}, local-noise a finite number of at least 0, and local-noise, partition-id and "
-                "num-partitions are numbers"
+                f"num-partitions are numbers; evaluation is {OFF}, {COARSE} or {FULL}, max-examples and max-evaluations are whole numbers"
             ) from error

@@ -19,9 +19,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property, lru_cache
+from io import BytesIO
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.common.constant import SType
 
 from fl.algorithms.arms import EVERYONE, Arm
 from fl.algorithms.plan import Phase
@@ -134,19 +136,27 @@ class Expected:
     shape: tuple[int, ...]
     dtypes: tuple[str, ...]
 
+    def __str__(self) -> str:
+        return f"{' or '.join(self.dtypes)} {self.shape}"
+
     def decode(self, name: str, array: Array) -> np.ndarray:
-        """The values; :class:`UnreadableError` unless the array is what it says, and that is what is expected."""
+        """The values; :class:`UnreadableError` unless the array is what is expected, and the bytes of that and no more."""
         if tuple(array.shape) != self.shape or array.dtype not in self.dtypes:
-            raise UnreadableError(
-                f"tensor {name!r} is {array.dtype} {tuple(array.shape)}, not {' or '.join(self.dtypes)} {self.shape}"
-            )
-        try:
-            values = array.numpy()
-        except (ValueError, TypeError, EOFError, OSError, MemoryError) as error:
-            raise UnreadableError(f"tensor {name!r} cannot be decoded: {type(error).__name__}") from None
-        if values.shape != self.shape or values.dtype != array.dtype:  # what an array says and what it holds may differ
-            raise UnreadableError(f"tensor {name!r} holds {values.dtype} {values.shape} under another label")
-        return values
+            raise UnreadableError(f"tensor {name!r} is {array.dtype} {tuple(array.shape)}, not {self}")
+        header = _npy_header(self.shape, array.dtype)
+        length = len(header) + math.prod(self.shape) * np.dtype(array.dtype).itemsize
+        if array.stype != SType.NUMPY or len(array.data) != length or not array.data.startswith(header):
+            raise UnreadableError(f"tensor {name!r} cannot be decoded: it is not NumPy's {length:,} bytes of {self}")
+        return array.numpy()
+
+
+@lru_cache(maxsize=4096)
+def _npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
+    """What stands before an array's numbers, row by row, in NumPy's format: there is one such header, with room for nothing else."""
+    stream = BytesIO()
+    described = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, described)
+    return stream.getvalue()
 
 
 @dataclass(frozen=True)

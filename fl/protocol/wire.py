@@ -22,12 +22,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -35,7 +35,8 @@ from fl.algorithms.plan import Phase
 from fl.core.errors import ConfigError, IdiolectError
 from fl.metrics import Counts
 from fl.settings.config import RunConfig, flat, make_config
-from fl.settings.fields import Value
+from fl.settings.fields import Value, one_of
+from fl.settings.names import ARMS
 
 JOB, SETTINGS_RECORD, SHARED, CORRECTIONS = "job", "settings", "shared", "corrections"
 UPDATES = "updates"
@@ -49,19 +50,25 @@ ARRAY_HEADER_BYTES = 128  # of a tensor as Flower serializes it: NumPy's header
 FIELDS = tuple(field.name for field in fields(Counts))
 
 
+Positive = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
 @dataclass(frozen=True)
 class Job:
     """What a node is asked to do in one message."""
 
-    arm: str
-    round: int
+    arm: Annotated[str, one_of(*ARMS)]
+    round: Annotated[int, Field(ge=0)]
     devices: tuple[str, ...]
     phase: Phase = Phase.FEDERATE  # only this one sends updates back
     split: str = "validation"  # data to evaluate on
     final: bool = False  # write transcripts and adapters to the device's own disk
     parallel: int = 1  # messages in flight beside this one, itself included: sets the threads of a step
-    bound: float = 0.0  # clipping norm of the shared update; 0 where devices do not clip
-    noise: float = 0.0  # standard deviation of the noise that each device adds by itself
+    bound: Positive = 0.0  # clipping norm of the shared update; 0 where devices do not clip
+    noise: Positive = 0.0  # standard deviation of the noise that each device adds by itself
+    run: Annotated[str, Field(pattern="^([0-9a-f]{32})?$")] = (
+        ""  # whose private state: as the aggregator's run folder names it
+    )
 
     def to_record(self) -> ConfigRecord:
         """As a Flower record."""

@@ -1,5 +1,6 @@
 """The folder of a run: whose settings it holds, and when it is free for others."""
 
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from fl.core.errors import RunError
 from fl.core.files import write_atomically
 from fl.core.paths import cache_root
-from fl.runs.schema import CONFIG_NAME
+from fl.runs.schema import CONFIG_NAME, TOKEN_NAME
 from fl.settings.config import RunConfig, dump_config, flat, load_config
 
 
@@ -30,6 +31,15 @@ def run_folder(config: RunConfig, run_id: int) -> RunConfig:
         except OSError as error:
             raise RunError(f"{folder} cannot be written: {error}; give another output, or free some space") from error
     return config
+
+
+def run_token(folder: Path) -> str:
+    """What deployed devices keep this run's private state under, 32 hexadecimal digits: of a resumed run the same, of every other
+    run another one that nobody can guess."""
+    path = folder / TOKEN_NAME
+    if not path.exists():
+        write_atomically(path, secrets.token_hex(16).encode())
+    return path.read_text(encoding="utf-8")
 
 
 @contextmanager

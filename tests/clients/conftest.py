@@ -169,5 +169,5 @@ def config(manifest: Path, tmp_path: Path) -> RunConfig:
 def worker(config: RunConfig, tmp_path: Path) -> Iterator[Worker]:
     """The worker that the ClientApp uses for ``config``."""
     get_worker.cache_clear()
-    yield get_worker(config, tmp_path / "run" / "devices")
+    yield get_worker(config, tmp_path / "run" / "devices", "")
     get_worker.cache_clear()

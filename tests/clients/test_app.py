@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -270,7 +271,7 @@ def deployed(config: RunConfig) -> Iterator[Context]:
 def test_a_deployed_device_never_acts_for_everybody_and_keeps_its_state_where_its_owner_said(
     config: RunConfig, worker: Worker, trainees: tuple[str, ...], deployed: Context, tmp_path: Path, shared: ArrayRecord
 ) -> None:
-    deployed.node_config = {"device-id": trainees[0], "store": str(tmp_path / "own")}
+    deployed.node_config = {"device-id": trainees[0], "store": str(tmp_path / "own"), "manifest": "run"}
     content = RecordDict(
         {JOB: job(trainees[0], EVERYONE).to_record(), SETTINGS_RECORD: settings_record(config), SHARED: shared}
     )
@@ -374,3 +375,181 @@ def test_a_deployed_device_that_was_given_no_place_for_private_state_trains_noth
 def test_a_simulation_without_a_folder_has_no_place_for_private_state(config: RunConfig) -> None:
     with pytest.raises(ConfigError, match="set output in the run-config"):
         node_worker(config.changed({"output": ""}), NodeConfig(partitions=1))
+
+
+# What an aggregator may not decide on a real device
+
+
+@pytest.fixture
+def ask_deployed(
+    config: RunConfig, worker: Worker, trainees: tuple[str, ...], shared: ArrayRecord, tmp_path: Path
+) -> Callable[..., Message]:
+    """What a deployed device answers to a job, with its owner's and the run's settings changed."""
+
+    def send(
+        asked: Job | None = None,
+        *,
+        kind: str = MessageType.TRAIN,
+        owner: dict[str, object] | None = None,
+        **run: object,
+    ) -> Message:
+        grid = SerialGrid(app, 1)
+        own = {"device-id": trainees[0], "store": str(tmp_path / "own"), "manifest": "run"} if owner is None else owner
+        grid._contexts[1].node_config = own  # type: ignore[assignment]
+        record = (asked or job(trainees[0])).to_record()
+        content = RecordDict({JOB: record, SETTINGS_RECORD: settings_record(config.changed(run)), SHARED: shared})
+        (reply,) = grid.send_and_receive([Message(content, dst_node_id=1, message_type=kind)])
+        return reply
+
+    return send
+
+
+def states(tmp_path: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(tmp_path)): p.read_bytes() for p in sorted((tmp_path / "own").rglob("state-*"))}
+
+
+@pytest.mark.parametrize("kind", [MessageType.TRAIN, MessageType.EVALUATE, MessageType.QUERY])
+@pytest.mark.parametrize(
+    ("owner", "run", "why"),
+    [
+        ({}, {}, r"DemandError: no speech: .*manifest='/path/to/manifest\.jsonl'"),
+        ({"manifest": "run"}, {"base": "someone/else"}, r"DemandError: base = 'someone/else' .*bases='\.\.\.'"),
+        ({"manifest": "run"}, {"base": "/etc"}, "DemandError: base = '/etc' is none that this device loads"),
+        ({"manifest": "run", "bases": "whisper-base"}, {}, "DemandError: base = 'random:whisper-nano' is none"),
+    ],
+    ids=["whose speech", "a repository", "a folder", "not the owner's"],
+)
+def test_speech_and_base_of_a_device_are_its_owners_choice(
+    ask_deployed: Callable[..., Message], trainees: tuple[str, ...], tmp_path: Path, kind: str, owner: dict[str, object],
+    run: dict[str, object], why: str,
+) -> None:  # fmt: skip
+    own = {"device-id": trainees[0], "store": str(tmp_path / "own"), **owner}
+    reply = ask_deployed(kind=kind, owner=own, **run)
+    assert reply.has_error()
+    assert re.search(why, str(reply.error.reason))
+    assert not states(tmp_path)
+
+
+def test_no_message_of_another_run_touches_what_a_run_keeps_and_a_resumed_one_finds_it(
+    ask_deployed: Callable[..., Message], trainees: tuple[str, ...], tmp_path: Path
+) -> None:
+    ours, theirs = "a" * 32, "b" * 32
+    for number in (1, 2):
+        assert ask_deployed(replace(job(trainees[0]), round=number, run=ours), rounds=3).has_content()
+    kept = states(tmp_path)
+    assert [Path(name).parts[1] for name in kept] == [ours] * 2
+    for number in (1, 2, 3):
+        assert ask_deployed(replace(job(trainees[0]), round=number, run=theirs), rounds=3).has_content()
+    assert {name: data for name, data in states(tmp_path).items() if ours in name} == kept
+    assert ask_deployed(replace(job(trainees[0]), round=3, run=ours), rounds=3).has_content()
+    assert [Path(name).name for name in states(tmp_path) if ours in name] == [
+        f"state-00000{n}.safetensors" for n in (2, 3)
+    ]
+    with pytest.raises(ConfigError, match="not a job"):
+        Job.from_record({**job(trainees[0]).to_record(), "run": "../../elsewhere"})
+
+
+@pytest.mark.parametrize(
+    ("asked", "run", "why"),
+    [
+        ({"round": 10**9}, {}, "round 1000000000 is none of a run of 1 rounds"),
+        ({}, {"local-steps": 100_000}, r"200,000 examples .*max-examples"),
+        ({}, {"batch-size": 4096, "local-steps": 25}, r"102,400 examples .*max-examples"),
+    ],
+    ids=["round", "steps", "batch"],
+)
+def test_a_job_that_no_run_has_or_that_never_ends_is_refused_before_anything_is_done(
+    ask_deployed: Callable[..., Message], trainees: tuple[str, ...], tmp_path: Path, asked: dict[str, int],
+    run: dict[str, object], why: str,
+) -> None:  # fmt: skip
+    reply = ask_deployed(replace(job(trainees[0]), **asked), **run)  # type: ignore[arg-type]
+    assert reply.has_error()
+    assert re.search(f"DemandError.*{why}", str(reply.error.reason))
+    assert not states(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["train.default", "evaluate.default", "query.default"])
+def test_another_name_of_a_message_is_no_way_around_what_is_asked_of_it(
+    ask_deployed: Callable[..., Message], tmp_path: Path, kind: str
+) -> None:
+    reply = ask_deployed(kind=kind, **{"local-steps": 100_000})
+    assert "GuardError: nothing was done" in str(reply.error.reason)
+    assert not states(tmp_path)
+
+
+# What a device says of its errors
+
+
+def numbers_said(reply: Message) -> set[str]:
+    assert not reply.has_error(), reply.error.reason
+    return set(reply.content.metric_records[COUNTS])
+
+
+PROTECTED = [
+    ({}, {"dp": "local", "noise-multiplier": 1.0}),
+    ({}, {"secure-sum": "pairwise"}),
+    ({"secure-sum": "pairwise"}, {}),
+    ({"local-noise": 0.5}, {}),
+    ({"evaluation": "off"}, {}),
+]
+
+
+@pytest.mark.parametrize(("owner", "run"), PROTECTED, ids=str)
+def test_exact_counts_do_not_bypass_noise_and_masks_and_what_was_transcribed_is_kept_all_the_same(
+    ask_deployed: Callable[..., Message], trainees: tuple[str, ...], tmp_path: Path, owner: dict[str, object],
+    run: dict[str, object],
+) -> None:  # fmt: skip
+    own = {"device-id": trainees[0], "store": str(tmp_path / "own"), "manifest": "run", **owner}
+    for final in (False, True):
+        asked = job(trainees[0], final=final)
+        said = numbers_said(ask_deployed(asked, kind=MessageType.EVALUATE, owner=own, **run))
+        assert not any("." in name for name in said)
+        assert bool(list((tmp_path / "own").rglob(client.PREDICTIONS_NAME))) == final
+    opted_in = ask_deployed(kind=MessageType.EVALUATE, owner={**own, "evaluation": "full"}, **run)
+    assert "mer.reference" in numbers_said(opted_in)
+
+
+def test_a_loss_does_not_bypass_noise_either(
+    ask_deployed: Callable[..., Message], trainees: tuple[str, ...], tmp_path: Path
+) -> None:
+    assert "loss" in numbers_said(ask_deployed())
+    noisy = {"dp": "local", "noise-multiplier": 1.0}
+    reply = ask_deployed(job(trainees[0], bound=1.0, noise=1.0), **noisy)
+    assert UPDATES in reply.content
+    assert numbers_said(reply) == {"examples", "steps", "bytes-up", "bytes-down", "seconds-train"}
+
+
+def test_a_coarse_evaluation_is_one_rate_in_twentieths_and_says_nothing_of_spellings(
+    ask_deployed: Callable[..., Message], trainees: tuple[str, ...], tmp_path: Path
+) -> None:
+    own = {"device-id": trainees[0], "store": str(tmp_path / "own"), "manifest": "run"}
+    full = ask_deployed(kind=MessageType.EVALUATE, owner=own).content.metric_records[COUNTS]
+    reply = ask_deployed(kind=MessageType.EVALUATE, owner={**own, "evaluation": "coarse"})
+    said = reply.content.metric_records[COUNTS]
+    fields = ("substitutions", "deletions", "insertions", "reference")
+    assert {name for name in said if "." in name} == {f"mer.{field}" for field in fields}
+    *errors, reference = (full[f"mer.{field}"][0] for field in fields)  # type: ignore[index]
+    assert [said[f"mer.{field}"] for field in fields] == [[round(20 * sum(errors) / reference)], [0], [0], [20]]
+
+
+def test_evaluations_are_counted_on_the_device_whatever_the_run(
+    ask_deployed: Callable[..., Message], trainees: tuple[str, ...], tmp_path: Path
+) -> None:
+    own = {"device-id": trainees[0], "store": str(tmp_path / "own"), "manifest": "run", "max-evaluations": 2}
+    answers = [
+        numbers_said(ask_deployed(job(trainees[0], run=32 * letter), kind=MessageType.EVALUATE, owner=own))
+        for letter in "abc"
+    ]
+    assert ["mer.reference" in said for said in answers] == [True, True, False]
+    (tmp_path / "own" / "evaluations").write_text("many")
+    assert ask_deployed(kind=MessageType.EVALUATE, owner=own).has_error()
+
+
+def test_the_guard_itself_keeps_counts_that_the_owner_does_not_say(
+    ask_deployed: Callable[..., Message], trainees: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "said", lambda result, *_: result)
+    for evaluation in ("off", "coarse"):
+        own = {"device-id": trainees[0], "store": str(tmp_path / "own"), "manifest": "run", "evaluation": evaluation}
+        reply = ask_deployed(job(trainees[0], final=True), kind=MessageType.EVALUATE, owner=own)
+        assert "GuardError: nothing was sent: counts holds" in str(reply.error.reason)

@@ -40,7 +40,7 @@ def train_gates(worker: Worker, value: float) -> None:
 
 
 def test_the_base_is_loaded_once_for_a_process_and_configuration(config: RunConfig, worker: Worker) -> None:
-    assert get_worker(config, worker.store.root) is worker
+    assert get_worker(config, worker.store.root, "") is worker
 
 
 def test_a_new_person_has_the_shared_part_and_neutral_gates(worker: Worker) -> None:

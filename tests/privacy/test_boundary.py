@@ -9,7 +9,7 @@ from flwr.clientapp import ClientApp
 from clients.app import app as shipped_app
 from clients.mods import discreet_mod, guard_mod
 from fl.algorithms.plan import Phase
-from fl.core.errors import DemandError, GuardError
+from fl.core.errors import DemandError, GuardError, RunError
 from fl.protocol.wire import JOB, SETTINGS_RECORD, SHARED, Job, settings_record, to_arrays
 from fl.settings.config import make_config
 
@@ -117,7 +117,7 @@ def test_an_app_cannot_widen_what_was_agreed_by_changing_the_request():
         message.content[JOB] = Job("global", 1, ("ann", "bob")).to_record()
         return {**COLUMNS, "updates": stacked({**SHARED_PART, **GATES})}
 
-    with pytest.raises(GuardError, match="gate"):
+    with pytest.raises(GuardError, match="not a shared tensor"):
         node(tamper, "train")(request("train"), context())
 
 
@@ -140,10 +140,90 @@ def test_a_deployed_device_shares_no_gate_unless_its_owner_says_so(config):
     assert "updates" in app(asked, context({**config, "share-gates": True})).content
 
 
-def test_an_error_reply_passes_untouched():
+SECRET = "나는 meeting 있어"
+
+
+def padded(array: Array, data=lambda bytes_: bytes_ + SECRET.encode(), **changes) -> Array:
+    """The same array with other bytes."""
+    return Array(
+        **{"dtype": array.dtype, "shape": array.shape, "stype": array.stype, "data": data(array.data), **changes}
+    )
+
+
+def with_a(array):
+    return {**COLUMNS, "updates": ArrayRecord({**stacked(SHARED_PART), "q_proj.gated_lora_A": array})}
+
+
+A_OF_ANN = Array(np.ones((1, 2, 3), np.float32))
+ROOMY = A_OF_ANN.data[:10].replace(b"\x76", b"\xb6") + A_OF_ANN.data[10:127] + b" " * 64 + A_OF_ANN.data[127:]
+HIDERS = {
+    "behind the numbers": lambda: with_a(padded(A_OF_ANN)),
+    "in a longer header": lambda: with_a(padded(A_OF_ANN, lambda _: ROOMY)),
+    "in the blanks of the header": lambda: with_a(padded(A_OF_ANN, lambda data: data.replace(b" " * 16, SECRET.encode()[:16], 1))),
+    "in the order of the numbers": lambda: with_a(Array(np.ones((3, 2, 1), np.float32).T)),
+    "in the type": lambda: with_a(padded(A_OF_ANN, dtype=SECRET)),
+    "in the kind of serialization": lambda: with_a(padded(A_OF_ANN, stype=SECRET)),
+    "in the name of a tensor": lambda: {**COLUMNS, "updates": ArrayRecord({**stacked(SHARED_PART), SECRET: A_OF_ANN})},
+    "in the name of a record": lambda: {**honest(0), SECRET: MetricRecord({"examples": 3})},
+    "in the name of an empty record": lambda: {**honest(0), SECRET: ArrayRecord()},
+    "in the name of a device": lambda: {**honest(0), f"counts:{SECRET}": MetricRecord({"examples": 3})},
+    "in the list of devices": lambda: {"devices": ConfigRecord({"ids": [SECRET]}), "counts": COLUMNS["counts"]},
+    "in the name of a count": lambda: {"counts:ann": MetricRecord({SECRET: 3})},
+    "as the fraction of a size": lambda: {"counts:ann": MetricRecord({"bytes-up": 0.125})},
+    "as a record without a name": lambda: {**COLUMNS, "": ArrayRecord()},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate", "query"])
+@pytest.mark.parametrize("content", HIDERS.values(), ids=HIDERS)
+def test_there_is_no_room_beside_the_numbers_and_no_refusal_quotes_what_was_found(kind, content, caplog):
+    deployed = context({"device-id": "ann", "store": "/nowhere", "manifest": "/nowhere"})
+    with pytest.raises(GuardError, match="nothing was sent") as error:
+        node(lambda _: content(), kind)(request(kind), deployed)
+    assert not any(part in str(error.value) for part in ("meeting", "0.125", repr(SECRET)[1:4]))
+    assert "nothing was sent" in caplog.text  # the owner can read the rest
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate", "query"])
+def test_an_error_made_inside_has_a_free_text_and_stays(kind):
     app = ClientApp(mods=[guard_mod])
-    app.train()(lambda message, _: Message(Error(code=2, reason="no"), reply_to=message))
-    assert app(request("train"), context()).has_error()
+    getattr(app, kind)()(lambda message, _: Message(Error(code=2, reason=SECRET), reply_to=message))
+    with pytest.raises(GuardError, match="without records"):
+        app(request(kind), context())
+
+
+def test_only_the_records_of_a_reply_leave():
+    def respond(message, _):
+        reply = Message(RecordDict(honest(0)), reply_to=message)
+        reply.metadata.__dict__["_group_id"] = SECRET
+        return reply
+
+    app = ClientApp(mods=[guard_mod])
+    app.train()(respond)
+    assert app(request("train"), context()).metadata.group_id == ""
+
+
+def test_a_deployed_node_lists_no_device_but_its_own():
+    def listing(*ids):
+        app = node(
+            lambda _: {
+                "devices": ConfigRecord({"ids": list(ids)}),
+                "counts": MetricRecord({"examples": [3] * len(ids)}),
+            },
+            "query",
+        )
+        return app(request("query"), context({"device-id": "ann", "store": "/nowhere"}))
+
+    assert "devices" in listing("ann").content
+    with pytest.raises(GuardError, match="does not live here"):
+        listing("ann", "he said no")
+
+
+def test_the_text_of_a_demand_that_is_not_understood_stays_on_the_device():
+    app = ClientApp(mods=[discreet_mod, guard_mod])
+    app.train()(lambda message, _: Message(RecordDict(honest(0)), reply_to=message))
+    with pytest.raises(RunError, match="ConfigError on the device"):
+        app(request("train"), context({"device-id": "ann", "local-noise": SECRET}))
 
 
 def test_the_guard_is_the_last_mod_before_the_wire_in_the_shipped_app():

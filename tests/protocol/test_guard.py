@@ -22,13 +22,13 @@ def guard(agreed):
 
 
 @pytest.fixture
-def refused(guard):
-    """Expect a refusal that says so and names ``what``."""
+def refused(guard, caplog):
+    """Expect a refusal that says so and names ``what``, in this machine's log where it was not agreed."""
 
     def check(content, what, schema=None, **options):
         with pytest.raises(GuardError, match="nothing was sent") as error:
             guard(content, schema, **options)
-        assert what in str(error.value)
+        assert what in str(error.value) + caplog.text
         return str(error.value)
 
     return check
@@ -98,7 +98,7 @@ def test_an_array_that_holds_more_than_its_label_says_is_refused(refused, reply,
     for values in (np.zeros((200, 3), np.float32), np.zeros((2, 2, 3))):
         true = Array(values)
         mislabelled = Array(dtype="float32", shape=(2, 2, 3), stype=true.stype, data=true.data)
-        refused(reply({"updates": arrays({A: mislabelled})}), "under another label")
+        refused(reply({"updates": arrays({A: mislabelled})}), "the bytes of that alone")
 
 
 @pytest.mark.parametrize("data", [b"", b"a transcript", b"\x93NUMPY"])
@@ -114,7 +114,7 @@ def test_an_array_that_is_none_is_refused(data, refused, reply, arrays):
     "key", ["updates:ann", "shared", "shared:ann", "sum", "encoded", "update", "ann:updates", "counts:ann"]
 )
 def test_tensors_pass_under_the_agreed_name_alone(key, refused, reply, arrays):
-    refused(reply({key: arrays()}), f"{key!r} holds tensors that were not agreed; updates were")
+    refused(reply({key: arrays()}), f"holds tensors that were not agreed; updates were: {key!r}")
 
 
 def test_tensors_are_refused_where_none_were_agreed(refused, reply):
@@ -139,7 +139,7 @@ def test_text_is_refused_under_any_name(refused, reply):
 def test_tensors_and_counts_do_not_change_places(refused, reply, arrays):
     refused(reply({"counts": arrays()}), "counts")
     refused(reply({"updates": MetricRecord({"examples": [3, 4]})}), "updates")
-    refused(reply({"updates:ann": MetricRecord({"examples": 3})}), "MetricRecord")
+    refused(reply({"updates:ann": MetricRecord({"examples": 3})}), "neither updates nor counts")
 
 
 # Counts
@@ -172,9 +172,8 @@ def test_an_error_count_is_a_whole_number_so_that_no_weight_fits_in(value, refus
     refused(alone(**{"wer.deletions": value}), "wer.deletions")
 
 
-def test_a_long_name_is_not_quoted_in_full(refused):
-    secret = "he said " + "너무 긴 비밀 " * 20
-    assert secret not in refused(alone(**{secret: 1}), "he said")
+def test_a_name_that_was_not_agreed_is_not_quoted(refused):
+    assert "said" not in refused(alone(**{"he said no": 1}), "he said no")
 
 
 # The list of devices
@@ -182,7 +181,7 @@ def test_a_long_name_is_not_quoted_in_full(refused):
 
 @pytest.mark.parametrize("ids", [("ann", "eve"), ("ann", "ann"), ("ann", "나는 meeting 있어")])
 def test_the_list_of_devices_names_those_that_were_asked_once(ids, refused, reply):
-    refused(reply(ids=ids), "devices")
+    refused(reply(ids=ids), "not asked" if ids != ("ann", "ann") else "twice")
 
 
 @pytest.mark.parametrize("record", [ConfigRecord({"ids": ["ann", "bob"], "heard": "meeting"}), ConfigRecord({"ids": "ann"}),

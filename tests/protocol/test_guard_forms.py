@@ -47,9 +47,9 @@ def test_encodings_of_the_agreed_length_pass(check):
     [
         (payload(GATE), "private tensor"),
         (payload("q.gated_lora_A"), "not a shared tensor"),
-        (payload(shape=(1, SIZE + 1)), rf"\(1, {SIZE + 1}\)"),
-        (payload(shape=(2, SIZE)), rf"\(2, {SIZE}\)"),
-        (payload(dtype=np.float32), "float32"),
+        (payload(shape=(1, SIZE + 1)), "is not uint8"),
+        (payload(shape=(2, SIZE)), "is not uint8"),
+        (payload(dtype=np.float32), "is not uint8"),
         (ArrayRecord(), "lacks 1 shared"),
         (ConfigRecord({"a": 1}), "not asked"),
     ],
@@ -88,7 +88,7 @@ def test_a_masked_vector_of_the_agreed_length_passes(words, check):
     [
         ("secure-sum:eve", masked("eve"), "not asked"),
         ("secure-sum:ann", masked("eve"), "another participant"),
-        ("secure-sum:ann", masked(words=32), "7 masked numbers"),
+        ("secure-sum:ann", masked(words=32), "another length than the 7 numbers"),
         ("secure-sum:ann", masked(note="hello"), "more than its message"),
         ("secure-sum:ann", ConfigRecord({"kind": "MaskedInput"}), "missing or malformed"),
         ("secure-sum:ann", ConfigRecord({"text": "hello"}), "none of the messages"),

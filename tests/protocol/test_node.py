@@ -54,5 +54,7 @@ def test_a_demand_that_is_not_understood_is_refused_and_not_dropped(demand: dict
         NodeConfig.parse(demand)
 
 
-def test_keys_of_flower_itself_are_passed_over() -> None:
-    assert NodeConfig.parse({"some-flower-key": "x", "device-id": "ann"}) == NodeConfig(device_id="ann")
+def test_a_key_that_is_none_is_refused_on_a_deployed_device_and_passed_over_in_a_simulation() -> None:
+    assert NodeConfig.parse({"some-flower-key": "x", "partition-id": 1}) == NodeConfig(partition=1)
+    with pytest.raises(ConfigError, match=r"'local_noise' is no key, .* known are device-id, .*local-noise"):
+        NodeConfig.parse({"device-id": "ann", "local_noise": 0.8})

@@ -58,6 +58,7 @@ def test_each_device_learns_from_its_own_speech_and_the_aggregator_has_none(
     for name in PEOPLE:
         kept = {path.parent.name for path in (tmp_path / name).rglob("state-*")}
         assert kept == {name}
+        assert {path.name for path in (tmp_path / name).iterdir()} == {(folder / "run-token").read_text()}
         assert len(list((tmp_path / name).rglob("transcripts.jsonl"))) == 2
     with pytest.raises(RunError, match="what deployed devices transcribe stays with them"):
         read_run(folder)

@@ -569,7 +569,7 @@ def deployed(store: Path, devices: int = DEVICES) -> DroppingGrid:
     """A node for each device, which says its name and where it keeps what is private."""
     grid = DroppingGrid(nodes=devices)
     for place, context in enumerate(grid._contexts.values()):
-        context.node_config = {"device-id": name_of(place), "store": str(store / name_of(place))}
+        context.node_config = {"device-id": name_of(place), "store": str(store / name_of(place)), "manifest": "run"}
     return grid
 
 

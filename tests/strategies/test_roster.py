@@ -28,7 +28,7 @@ def test_of_two_nodes_with_the_same_device_the_first_has_it(
 ) -> None:
     grid = SerialGrid(client_app)
     for context in grid._contexts.values():
-        context.node_config = {"device-id": "화자 0", "store": str(tmp_path / "store")}
+        context.node_config = {"device-id": "화자 0", "store": str(tmp_path / "store"), "manifest": "run"}
     assert ask_roster(grid, make_run(tmp_path / "run")).nodes == {"화자 0": 1}
     assert "device 화자 0 of node 2 left out: node 1 hosts it already" in caplog.text
 

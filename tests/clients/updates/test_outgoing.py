@@ -1,5 +1,6 @@
 """What leaves a device after training, as the node sends it: demands of its owner, secure sums step by step, sessions on disk."""
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,12 +13,12 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from clients.app import app
 from clients.updates.mask import Sessions, take_step
-from clients.updates.outgoing import check_demands
+from clients.updates.outgoing import Release, check_demands
 from fl.adapters.config import GatedLoraConfig
 from fl.adapters.layer import fresh_adapter
 from fl.algorithms.arms import trained_arm
 from fl.algorithms.plan import Phase
-from fl.core.errors import ConfigError
+from fl.core.errors import ConfigError, DemandError
 from fl.privacy.secure_sum.device import SecureSumClient
 from fl.privacy.secure_sum.keys import SecureSumError
 from fl.privacy.secure_sum.messages import AdvertiseKeys, Participants, ShareKeys
@@ -58,7 +59,9 @@ def settings(tmp_path: Path) -> Callable[..., RunConfig]:
 def send(settings: Callable[..., RunConfig]) -> Callable[..., Message]:
     """A node's answer to a training message with the given records beside it."""
 
-    def ask(records: dict[str, Any] | None = None, job: Job = TRAIN, **changes: Any) -> Message:
+    def ask(
+        records: dict[str, Any] | None = None, job: Job = TRAIN, node: dict[str, Any] | None = None, **changes: Any
+    ) -> Message:
         config = settings(**changes)
         task = load_task(config)
         fresh = fresh_adapter(
@@ -67,9 +70,10 @@ def send(settings: Callable[..., RunConfig]) -> Callable[..., Message]:
         shared = to_arrays({name: value for name, value in fresh.items() if name.endswith(("_A", "_B"))})
         content = RecordDict({JOB: job.to_record(), SETTINGS_RECORD: settings_record(config), SHARED: shared})
         content.update(records or {})
-        (reply,) = SerialGrid(app, 1).send_and_receive(
-            [Message(content, dst_node_id=1, message_type=MessageType.TRAIN)]
-        )
+        grid = SerialGrid(app, 1)
+        if node is not None:
+            grid._contexts[1].node_config = node
+        (reply,) = grid.send_and_receive([Message(content, dst_node_id=1, message_type=MessageType.TRAIN)])
         return reply
 
     return ask
@@ -97,6 +101,7 @@ def test_a_device_that_is_to_clip_needs_to_know_how_long(send: Callable[..., Mes
         ({"secure-sum": "pairwise"}, {"secure_sum": "pairwise"}, TRAIN, ""),
         ({"secure-sum": "pairwise"}, {}, Job("personalized", 1, ("ann",), phase=Phase.PERSONALIZE), ""),
         ({"partition-id": 0}, {"attack": "sign-flip"}, TRAIN, ""),
+        ({"device-id": "ann"}, {}, Job("centralized", 1, ("ann",)), "everybody's data"),
     ],
 )
 def test_a_node_refuses_what_its_owner_does_not_allow_whatever_the_aggregator_says(
@@ -106,6 +111,70 @@ def test_a_node_refuses_what_its_owner_does_not_allow_whatever_the_aggregator_sa
     exchange = Exchange.of(config, trained_arm(job.arm, config), job.phase)
     with pytest.raises(ConfigError, match=why) if why else nullcontext():
         check_demands(NodeConfig.parse(node), exchange, job)
+
+
+UNCLIPPED = [{}, {"aggregation": "edge"}, {"codec": "int8"}, {"dp": "server"}]
+
+
+@pytest.mark.parametrize("changes", UNCLIPPED, ids=str)
+def test_a_demand_for_noise_is_void_where_the_update_is_not_clipped(
+    settings: Callable[..., RunConfig], changes: dict[str, Any]
+) -> None:
+    config, job = settings(**changes), Job("personalized", 1, ("ann",), bound=1.0, noise=9.0)
+    exchange = Exchange.of(config, trained_arm(job.arm, config), job.phase)
+    assert Release.of(exchange, job).noise == 0
+    with pytest.raises(DemandError, match="it would add 0"):
+        check_demands(NodeConfig.parse({"device-id": "ann", "local-noise": 0.8}), exchange, job)
+
+
+@pytest.mark.parametrize(
+    "numbers", [{"noise": math.nan}, {"bound": math.inf, "noise": math.inf}, {"bound": -1.0, "noise": -1.0}]
+)
+def test_a_job_whose_bound_or_noise_is_no_number_is_none(numbers: dict[str, float]) -> None:
+    record = {**Job("personalized", 1, ("ann",)).to_record(), **numbers}
+    with pytest.raises(ConfigError, match="not a job"):
+        Job.from_record(record)
+
+
+@pytest.mark.parametrize("name", ["device-000000", "everyone"])
+def test_what_leaves_a_device_whose_owner_demands_noise_has_that_noise(
+    send: Callable[..., Message], tmp_path: Path, name: str
+) -> None:
+    owner = {"device-id": name, "store": str(tmp_path), "manifest": "run", "local-noise": 0.8}
+    job = Job("personalized", 1, (name,), bound=2.0, noise=1.6)
+    reply = send(job=job, node=owner, dp="local", noise_multiplier=0.8)
+    if name == "everyone":  # no such person
+        assert not reply.has_content()
+        return
+    noise = np.concatenate([array.numpy().reshape(-1) for array in reply.content.array_records["updates"].values()])
+    assert abs(noise.std() / 1.6 - 1) < 5 / math.sqrt(2 * noise.size)  # the task trains nothing: all of it is noise
+
+
+@pytest.mark.parametrize("owner", [{"secure-sum": "pairwise"}, {"local-noise": 0.8}], ids=str)
+@pytest.mark.parametrize(
+    "job",
+    [
+        {},
+        {"bound": 2.0, "noise": 1.6},
+        {"bound": 1e-9, "noise": 1e9},
+        {"phase": "finetune"},
+        {"phase": "personalize"},
+        {"phase": "holiday"},
+        {"arm": "centralized", "bound": 2.0, "noise": 1.6},
+        {"arm": "local"},
+        {"arm": "holiday"},
+        {"bound": math.inf, "noise": math.inf},
+    ],
+    ids=str,
+)
+def test_no_word_of_an_aggregator_gets_a_tensor_past_what_the_owner_demands(
+    send: Callable[..., Message], tmp_path: Path, owner: dict[str, Any], job: dict[str, Any]
+) -> None:
+    node = {"device-id": "device-000000", "store": str(tmp_path), "manifest": "run", **owner}
+    record = ConfigRecord({**TRAIN.to_record(), **job})
+    for changes in UNCLIPPED:
+        reply = send({JOB: record}, node=node, **changes)
+        assert reply.has_error() or not reply.content.array_records
 
 
 # Sessions
