@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from fl.core.errors import GuardError
 from fl.metrics import METRICS
 from fl.privacy.secure_sum.keys import SecureSumError
-from fl.privacy.secure_sum.messages import KIND, AdvertiseKeys, MaskedInput, ShareKeys, Unmask
+from fl.privacy.secure_sum.messages import KIND, AdvertiseKeys, ConsistencyCheck, MaskedInput, ShareKeys, Unmask
 from fl.protocol.reply import BYTES, Expected, ReplySchema, UnreadableError
 from fl.protocol.wire import COUNTS, DEVICES, FIELDS, IDS, SECURE, TOTALS, WITHIN, split_key
 from fl.tasks.table import TASKS
@@ -25,7 +25,7 @@ PLAIN_COUNTS = frozenset(
     {"examples", "steps", "loss", "bytes-up", "bytes-down", "seconds-train", "seconds-evaluate"}  # of what was done
     | {"failed", "new-person", "round", "simulated"}  # of the device
 )
-SECURE_STEPS = {kind.__name__: kind for kind in (AdvertiseKeys, ShareKeys, Unmask)}
+SECURE_STEPS = {kind.__name__: kind for kind in (AdvertiseKeys, ShareKeys, ConsistencyCheck, Unmask)}
 
 
 @cache

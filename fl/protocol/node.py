@@ -18,7 +18,8 @@ from fl.settings.names import NONE, PAIRWISE
 class NodeConfig:
     """What ``--node-config`` says. A deployed node names its device; a simulated one is part ``partition`` of ``partitions``.
 
-    ``share_gates``, ``secure_sum`` and ``local_noise`` are demands: what the owner allows or asks for, whatever the run wants.
+    ``share_gates`` and all from ``secure_sum`` to ``max_epsilon`` are demands: what the owner allows or asks for, whatever the
+    run wants.
     """
 
     device_id: str = ""
@@ -29,6 +30,11 @@ class NodeConfig:
     share_gates: bool = False
     secure_sum: Annotated[str, one_of(NONE, PAIRWISE)] = NONE
     local_noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    min_participants: Annotated[int, Field(ge=2)] = 3  # of a secure sum
+    max_rounds: Annotated[int | None, Field(ge=0)] = None  # in which an update leaves, of all runs together
+    max_epsilon: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None  # of those rounds
+    key: str = ""  # of the SuperNode, to sign with
+    peers: str = ""  # file of the public keys of the other devices
 
     @property
     def deployed(self) -> bool:
@@ -53,5 +59,5 @@ class NodeConfig:
             raise ConfigError(
                 f"node-config: {keys[str(fault['loc'][0])]} = {fault['input']!r}: a demand that is not understood would not be held; "
                 f"secure-sum is {NONE} or {PAIRWISE}, local-noise a finite number of at least 0, and local-noise, partition-id and "
-                "num-partitions are numbers"
+                "num-partitions are numbers; min-participants is a whole one of at least 2, max-rounds and max-epsilon of at least 0"
             ) from error
