@@ -1,11 +1,11 @@
 """A secure sum of 100 devices at the size of the default adapter's shared part: seconds of computation for one device.
 
-    python -m benchmarks.secure_sum [--devices N] [--dropouts SHARE] [--smoke]
+    python -m benchmarks.secure_sum [--devices N] [--dropouts SHARE] [--signed] [--smoke]
 
 A whole session runs in one process and one thread, each step of each device timed alone. The figure is the largest total of a device
 that stays to the end. A share of the devices drops out after the exchange of keys and shares, which costs the server most: it restores
-their keys and subtracts all masks that they had agreed on. The sum must equal the unmasked one within the stated error. The server's
-own times are in the conditions.
+their keys and subtracts all masks that they had agreed on. The sum must equal the unmasked one within the stated error. With ``--signed``
+every device has a key and knows all others', and signs the list of survivors. The server's own times are in the conditions.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from benchmarks._report import BenchmarkRow, machine, spread, write_row
 from fl.core.rng import derive_generator
 from fl.privacy.secure_sum.device import SecureSumClient
+from fl.privacy.secure_sum.identity import Identity
 from fl.privacy.secure_sum.server import SecureSumServer, new_setup
 
 TARGET_SECONDS = 1.0
@@ -56,12 +58,15 @@ def run_session(arguments: argparse.Namespace, clock: Clock) -> tuple[list[str],
     setup = new_setup(names, arguments.size, LIMIT)
     server = SecureSumServer(setup)
     clients = {name: clock.time(name, "begin", lambda name=name: SecureSumClient(name, setup)) for name in names}
+    owned = {name: ec.generate_private_key(ec.SECP384R1()) for name in names} if arguments.signed else {}
+    peers = {name: key.public_key() for name, key in owned.items()}
+    who = {name: Identity(owned.get(name), peers) for name in names}
     for name, client in clients.items():
-        keys = clock.time(name, "keys", client.advertise)
+        keys = clock.time(name, "keys", lambda c=client: c.advertise(who[c.device]))
         clock.time(SERVER, "keys", lambda keys=keys: server.add(keys))
     participants = server.participants()
     for name, client in clients.items():
-        shares = clock.time(name, "shares", lambda client=client: client.share(participants))
+        shares = clock.time(name, "shares", lambda c=client: c.share(participants, who[c.device]))
         clock.time(SERVER, "shares", lambda shares=shares: server.add(shares))
     expected = np.zeros(arguments.size)
     for name in stayed:
@@ -70,9 +75,12 @@ def run_session(arguments: argparse.Namespace, clock: Clock) -> tuple[list[str],
         inbox = clock.time(SERVER, "inboxes", lambda name=name: server.inbox(name))
         masked = clock.time(name, "mask", lambda c=clients[name], i=inbox, n=numbers: c.mask(i, n))
         clock.time(SERVER, "add", lambda masked=masked: server.add(masked))
+    check = server.check()
+    for name in stayed if check else ():
+        server.add(clock.time(name, "check", lambda c=clients[name]: c.check(check, who[c.device])))
     survivors = server.survivors()
     for name in stayed:
-        reveal = clock.time(name, "reveal", lambda client=clients[name]: client.reveal(survivors))
+        reveal = clock.time(name, "reveal", lambda c=clients[name]: c.reveal(survivors, who[c.device]))
         clock.time(SERVER, "reveals", lambda reveal=reveal: server.add(reveal))
     total = clock.time(SERVER, "unmask", server.total)
     return stayed, float(np.abs(total - expected).max()), setup.grid.error
@@ -83,6 +91,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--devices", type=int, default=100)
     parser.add_argument("--size", type=int, default=589_824, help="numbers in a vector: A and B of the default adapter")
     parser.add_argument("--dropouts", type=float, default=0.25, help="share of devices that is gone before the vectors")
+    parser.add_argument("--signed", action="store_true", help="with keys and peers; nothing is written")
     parser.add_argument("--smoke", action="store_true", help="sizes that only show that it runs; nothing is written")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -121,7 +130,7 @@ def main() -> int:
     for step, seconds in steps.items():
         print(f"{step:>8}: {seconds['median']:.3f} s ({seconds['min']:.3f} to {seconds['max']:.3f})")
     print(f"error {error:.2e}, stated bound {bound:.2e}")
-    where = "not written" if arguments.smoke else f"written to {write_row(row)}"
+    where = "not written" if arguments.smoke or arguments.signed else f"written to {write_row(row)}"
     print(f"slowest: {row.value} s (target {TARGET_SECONDS} s: {'met' if row.met else 'MISSED'}), {where}")
     return 0 if row.met and error <= bound * (1 + 1e-9) else 1
 

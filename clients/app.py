@@ -14,6 +14,7 @@ from pathlib import Path
 from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
+from clients.answers import Answer, remember
 from clients.mods import discreet_mod, guard_mod
 from clients.node import Hosting, check_job, node_worker
 from clients.store import DeviceStore, count_evaluation
@@ -28,10 +29,11 @@ from clients.worker import Worker, step_threads, threads
 from fl.adapters.correction import corrected
 from fl.adapters.state import State
 from fl.algorithms.arms import EVERYONE, evaluated_as
-from fl.core.errors import AdapterError, ConfigError, StoreError
+from fl.core.errors import AdapterError, ConfigError, DemandError, StoreError
 from fl.core.files import write_atomically
 from fl.core.machine import return_free_memory
 from fl.protocol.node import OFF, NodeConfig
+from fl.protocol.reply import Form
 from fl.protocol.wire import (
     CORRECTIONS,
     JOB,
@@ -85,16 +87,19 @@ def secure_step(message: Message, context: Context) -> Message:
     job = Job.from_record(message.content.config_records[JOB])
     hosting = _hosting(message, context)
     worker, reply = hosting.worker, RecordDict()
-    sessions = Sessions(worker.store.root)
+    sessions = Sessions(worker.store.root, hosting.node)
     for participant in job.devices:
         try:
             if worker.config.federation.aggregation != EDGE and participant not in hosting:
                 raise ConfigError(f"device {participant!r} does not live on this node")
             answer = take_step(sessions, message.content.config_records[SECURE], participant)
+        except DemandError:
+            raise
         except DEVICE_FAULTS as error:
             log.warning("participant %s leaves the secure sum of round %s: %s", participant, job.round, error)
             continue
-        reply[device_key(SECURE, participant)] = answer
+        if answer is not None:
+            reply[device_key(SECURE, participant)] = answer
     return Message(reply, reply_to=message)
 
 
@@ -143,6 +148,8 @@ def _for_devices(message: Message, context: Context, step: CohortStep, detail: s
         for d in job.devices
         if d not in hosting and d not in here
     )
+    if node.deployed and here and outgoing.exchange.form is not Form.NOTHING:
+        remember(worker.store.root, node, Answer(context.run_id, job.arm, job.round, outgoing.noise_multiplier))
     reply = outgoing.writer(len(here))
     with threads(step_threads(job.parallel)), worker.store.writing_behind():
         settled = _settled(worker.store, outgoing.prepared(step(worker, job, here, incoming)))

@@ -18,7 +18,7 @@ from fl.codecs.base import CompressionError
 from fl.codecs.tensors import decode_all, split
 from fl.core.errors import IdiolectError
 from fl.metrics.align import MAX_COUNT
-from fl.protocol.guard import PLAIN_COUNTS, error_counts
+from fl.protocol.guard import LOSS, REAL_COUNTS, WHOLE_COUNTS, error_counts
 from fl.protocol.reply import Form, ReplySchema, UnreadableError, read_arrays, read_columns
 from fl.protocol.wire import COUNTS, FIELDS, PAYLOAD, TOTALS, WITHIN, read_counts, split_key
 
@@ -86,9 +86,9 @@ def _read_numbers(device_id: str, values: Mapping[str, object], schema: ReplySch
         return f"unreadable counts: {error}"
     said = {f"{name}.{part}": getattr(counts, part) for name, counts in metrics.items() for part in FIELDS} | numbers
     for name, value in said.items():  # all of them reach results.jsonl; a loss alone may be negative
-        if name not in PLAIN_COUNTS and name not in error_counts():
+        if name not in WHOLE_COUNTS | REAL_COUNTS and name not in error_counts():
             return f"unreadable counts: {name!r} is none"
-        if not math.isfinite(value) or abs(value) > MAX_COUNT or (value < 0 and name != "loss"):
+        if not math.isfinite(value) or abs(value) > MAX_COUNT or (value < 0 and name != LOSS):
             return f"unreadable counts: {name} is {value:g}"
     if numbers.get("failed"):
         return "failed on the device; its own log has the reason"

@@ -1,17 +1,20 @@
-"""The aggregator's side of a secure sum over Flower messages: three steps as queries, and one inside the training message.
+"""The aggregator's side of a secure sum over Flower messages: steps as queries, and one inside the training message.
 
 | step | message | a participant answers with |
 | --- | --- | --- |
 | 1 | query: ``SecureSumSetup`` | public keys |
 | 2 | query: ``Participants`` | sealed shares for the others |
 | 3 | train: ``Inbox`` beside job and shared tensors | its masked vector, trained, clipped and weighted |
-| 4 | query: ``Survivors`` | shares that take the masks off the sum |
+| 4 | query: ``CheckSurvivors``, if any device signs | its signature of that list |
+| 5 | query: ``Survivors`` | shares that take the masks off the sum |
+
+Who is left out, or everybody of a session that ends without a sum, is told to forget its secrets; nobody waits for an answer.
 
 Whoever is missing at a step is out from there on. Below the threshold :class:`SecureSumError` ends the round without a sum.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +23,16 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fl.privacy.secure_sum.keys import SecureSumError
-from fl.privacy.secure_sum.messages import AdvertiseKeys, Inbox, MaskedInput, SecureSumSetup, ShareKeys, Unmask
+from fl.privacy.secure_sum.messages import (
+    AdvertiseKeys,
+    ConsistencyCheck,
+    EndSession,
+    Inbox,
+    MaskedInput,
+    SecureSumSetup,
+    ShareKeys,
+    Unmask,
+)
 from fl.privacy.secure_sum.server import SecureSumServer
 from fl.protocol.wire import JOB, SECURE, SECURE_STEP, SETTINGS_RECORD, Job, split_key
 
@@ -48,21 +60,40 @@ class SecureRound:
 
     def begin(self) -> dict[str, Inbox]:
         """Steps 1 and 2; what each remaining participant needs for step 3."""
-        present = self._query(self.setup.to_record(), tuple(sorted(self.nodes)), AdvertiseKeys)
-        present = self._query(self._server.participants().to_record(), present, ShareKeys)
-        return {participant: self._server.inbox(participant) for participant in present}
+        try:
+            present = self._query(self.setup.to_record(), tuple(sorted(self.nodes)), AdvertiseKeys)
+            present = self._query(self._server.participants().to_record(), present, ShareKeys)
+            return {participant: self._server.inbox(participant) for participant in present}
+        except SecureSumError:
+            self._end(())
+            raise
 
     def take(self, replies: Iterable[Message], asked: Iterable[str]) -> tuple[str, ...]:
         """Step 3: add the masked vectors of training replies; returns the participants that are in the sum."""
         return self._add(replies, tuple(asked), MaskedInput)
 
     def total(self) -> np.ndarray:
-        """Step 4, and the sum of all masked vectors ``(size,)``."""
-        survivors = self._server.survivors()
-        self._query(survivors.to_record(), survivors.devices, Unmask)
-        return self._server.total()
+        """Steps 4 and 5, and the sum of all masked vectors ``(size,)``."""
+        done: tuple[str, ...] = ()
+        try:
+            check = self._server.check()
+            present = self._query(check.to_record(), check.devices, ConsistencyCheck) if check else ()
+            survivors = self._server.survivors()
+            done = self._query(survivors.to_record(), present or survivors.devices, Unmask)
+            return self._server.total()
+        finally:
+            self._end(done)
+
+    def _end(self, done: Collection[str]) -> None:
+        """Tell all but those who are ``done`` that the session is over."""
+        others = sorted(self.nodes.keys() - done)
+        self.grid.push_messages(self._messages(EndSession(self.setup.session).to_record(), others))
 
     def _query(self, record: ConfigRecord, participants: tuple[str, ...], kind: type[Any]) -> tuple[str, ...]:
+        messages = self._messages(record, participants)
+        return self._add(self.grid.send_and_receive(messages, timeout=self.timeout), participants, kind)
+
+    def _messages(self, record: ConfigRecord, participants: Iterable[str]) -> list[Message]:
         by_node: dict[int, list[str]] = {}
         for participant in participants:
             by_node.setdefault(self.nodes[participant], []).append(participant)
@@ -71,7 +102,7 @@ class SecureRound:
             job = replace(self.job, devices=tuple(hosted)).to_record()
             content = RecordDict({JOB: job, SETTINGS_RECORD: self.settings, SECURE: record})
             messages.append(Message(content, dst_node_id=node, message_type=STEP_TYPE))
-        return self._add(self.grid.send_and_receive(messages, timeout=self.timeout), participants, kind)
+        return messages
 
     def _add(self, replies: Iterable[Message], asked: tuple[str, ...], kind: type[Any]) -> tuple[str, ...]:
         """Take the messages of one step out of replies; returns who sent a sound one, and notes why others are out."""

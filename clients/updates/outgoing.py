@@ -24,6 +24,7 @@ from fl.algorithms.arms import trained_arm
 from fl.codecs.tensors import decode_all, encode_all, encoded_bytes, join
 from fl.core.errors import DemandError
 from fl.privacy.dp import CUT_SHORT, Update, add_noise, clip, difference, norm
+from fl.privacy.plan import WITH_BIT
 from fl.privacy.randomness import key_from_seed
 from fl.privacy.secure_sum.keys import SecureSumError
 from fl.protocol.node import NodeConfig
@@ -102,12 +103,19 @@ class Outgoing:
         self._told = job.round != 1  # one device of the first message is enough
         self._masking: Masking | None = None
         if found := inboxes(content):
-            sessions = Sessions(worker.store.root)
+            sessions = Sessions(worker.store.root, node)
             self._masking = Masking(sessions, self.exchange, job, found, simulated=self._simulated)
         elif self.exchange.form is Form.MASKED:
             raise SecureSumError(
                 "a secure sum was agreed, and the message brings no session of one: nothing is trained"
             )
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Of the noise that this device adds by itself, over the norm that it clips to; 0 where it does not do both."""
+        own = self._job.noise if self._masking is None else self._masking.noise
+        bound = self._job.bound * (WITH_BIT if self.exchange.adaptive else 1.0)
+        return own / bound if self.exchange.clips and bound > 0 and 0 < own < math.inf else 0.0
 
     def writer(self, capacity: int) -> ReplyWriter:
         """What collects the results of this message."""

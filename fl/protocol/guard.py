@@ -17,7 +17,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from fl.core.errors import GuardError
 from fl.metrics import METRICS
 from fl.privacy.secure_sum.keys import SecureSumError
-from fl.privacy.secure_sum.messages import KIND, AdvertiseKeys, MaskedInput, ShareKeys, Unmask
+from fl.privacy.secure_sum.messages import KIND, AdvertiseKeys, ConsistencyCheck, MaskedInput, ShareKeys, Unmask
 from fl.protocol.node import COARSE, FULL
 from fl.protocol.reply import BYTES, Expected, ReplySchema, UnreadableError
 from fl.protocol.wire import COUNTS, DEVICES, FIELDS, IDS, SECURE, TOTALS, WITHIN, split_key
@@ -30,7 +30,7 @@ WHOLE_COUNTS = frozenset({"examples", "steps", "bytes-up", "bytes-down", "failed
 LOSS = "loss"
 REAL_COUNTS = frozenset({LOSS, "seconds-train", "seconds-evaluate"})
 NOT_ASKED = "a record or a row is for a device that was not asked, or does not live here"
-SECURE_STEPS = {kind.__name__: kind for kind in (AdvertiseKeys, ShareKeys, Unmask)}
+SECURE_STEPS = {kind.__name__: kind for kind in (AdvertiseKeys, ShareKeys, ConsistencyCheck, Unmask)}
 
 
 @cache

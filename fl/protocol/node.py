@@ -34,6 +34,11 @@ class NodeConfig:
     share_gates: bool = False
     secure_sum: Annotated[str, one_of(NONE, PAIRWISE)] = NONE
     local_noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    min_participants: Annotated[int, Field(ge=2)] = 3  # of a secure sum
+    max_rounds: Annotated[int | None, Field(ge=0)] = None  # in which an update leaves, of all runs together
+    max_epsilon: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None  # of those rounds
+    key: str = ""  # of the SuperNode, to sign with
+    peers: str = ""  # file of the public keys of the other devices
     bases: str = ""
     max_examples: Annotated[int, Field(ge=1)] = 100_000
     evaluation: Annotated[str, one_of("", OFF, COARSE, FULL)] = ""
@@ -81,5 +86,6 @@ class NodeConfig:
             raise ConfigError(
                 f"node-config: {keys[str(fault['loc'][0])]} = {fault['input']!r}: a demand that is not understood would not be held; "
                 f"secure-sum is {NONE} or {PAIRWISE}, local-noise a finite number of at least 0, and local-noise, partition-id and "
-                f"num-partitions are numbers; evaluation is {OFF}, {COARSE} or {FULL}, max-examples and max-evaluations are whole numbers"
+                f"num-partitions are numbers; evaluation is {OFF}, {COARSE} or {FULL}, max-examples and max-evaluations are whole numbers, "
+                "min-participants a whole one of at least 2, max-rounds and max-epsilon of at least 0"
             ) from error

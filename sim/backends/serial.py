@@ -4,6 +4,7 @@ For tests and debugging: no Ray, no network, ordinary stack traces, and the same
 """
 
 import logging
+import secrets
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,12 +22,12 @@ class SerialGrid(Grid):
     """``nodes`` simulated nodes that answer with ``client_app``; node ``i`` hosts every ``nodes``-th device."""
 
     def __init__(self, client_app: ClientApp, nodes: int = 2) -> None:
-        # Flower stamps messages with the identity of the running task, which only its own runtimes set.
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, SUPERLINK_NODE_ID
+        # Flower stamps messages with the identity of the running task, which only its own runtimes set. A grid is a run.
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, secrets.randbits(62), SUPERLINK_NODE_ID
         self.client_app = client_app
         self._contexts = {
             i + 1: Context(
-                run_id=1,
+                run_id=TaskIdentity.run_id,
                 node_id=i + 1,
                 node_config={"partition-id": i, "num-partitions": nodes},
                 state=RecordDict(),

@@ -284,12 +284,13 @@ def test_an_aggregator_that_clips_tells_once_that_a_fixed_norm_cuts_most_updates
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 4])
-def test_the_sum_is_exact_whoever_drops_out_at_a_step(run: Run, start: Tensors, step: int) -> None:
+def test_the_sum_is_exact_whoever_drops_out_at_a_step(run: Run, start: Tensors, step: int, tmp_path: Path) -> None:
     gone = NAMES[1]
     remaining = NAMES if step == 4 else [name for name in NAMES if name != gone]  # its vector had arrived
     assert_close(
         run(DroppingGrid({gone: step}), secure_sum="pairwise", update_norm=BOUND), secure_mean(start, remaining)
     )
+    assert not list((tmp_path / "run").glob("devices/secure-sums/*/*"))
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 4])
@@ -304,6 +305,7 @@ def test_below_the_threshold_there_is_no_sum_and_the_state_before_is_intact(
     (folder / "config.toml").write_text(text, encoding="utf-8")
     with pytest.raises(SecureSumError, match="4 of 6 devices sent"):
         run(DroppingGrid(drops), **settings, rounds=2)
+    assert not list(folder.glob("devices/secure-sums/*/*"))  # no seed outlives its session
     assert_close(finished(folder), before, atol=0)
 
 

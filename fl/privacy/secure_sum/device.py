@@ -1,4 +1,4 @@
-"""The device's side of a secure sum: four steps in order, each once, and a state that survives between messages."""
+"""The device's side of a secure sum: its steps in order, each once, and a state that survives between messages."""
 
 import os
 from dataclasses import InitVar, field
@@ -10,10 +10,13 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from fl.privacy.secure_sum import keys as crypto
+from fl.privacy.secure_sum.identity import Identity
 from fl.privacy.secure_sum.keys import RandomBytes, SecureSumError
 from fl.privacy.secure_sum.messages import (
     STRICT,
     AdvertiseKeys,
+    CheckSurvivors,
+    ConsistencyCheck,
     Inbox,
     MaskedInput,
     Participants,
@@ -24,12 +27,17 @@ from fl.privacy.secure_sum.messages import (
     Unmask,
 )
 
-STEPS = ("advertise", "share", "mask", "reveal", "done")
+STEPS = ("advertise", "share", "mask", "check", "reveal", "done")
+NOBODY = Identity()
+KEYS, SURVIVORS = b"idiolect secure sum keys", b"idiolect secure sum survivors"  # what a signature is for
 
 
 @dataclass(config=STRICT)
 class SecureSumClient:
-    """One device in one session (Bonawitz et al. 2017, figure 4, without the consistency check).
+    """One device in one session (Bonawitz et al. 2017, figure 4).
+
+    An ``identity`` with a key signs. With peers every participant must have signed its public keys, and at least the threshold of
+    the survivors the same list of survivors; without peers a device believes what it is shown.
 
     Its secrets are two seeds of key pairs and the seed of its self-mask. Any :class:`SecureSumError` ends its part in the
     session: it has then sent nothing more, and the others restore what is missing or the sum fails. Its state is stored where
@@ -79,12 +87,14 @@ class SecureSumClient:
             raise SecureSumError(f"a message of another session reached {self.device!r}: it answers nothing")
         self.step = STEPS[STEPS.index(step) + 1]
 
-    def advertise(self) -> AdvertiseKeys:
+    def advertise(self, identity: Identity = NOBODY) -> AdvertiseKeys:
         """Step 1: the public keys."""
         self._begin("advertise")
-        return AdvertiseKeys(self.setup.session, self.device, *self._public)
+        session = self.setup.session
+        signature = identity.sign(KEYS, session, self.device.encode(), *self._public)
+        return AdvertiseKeys(session, self.device, self._public[0], self._public[1], signature)
 
-    def share(self, participants: Participants) -> ShareKeys:
+    def share(self, participants: Participants, identity: Identity = NOBODY) -> ShareKeys:
         """Step 2: shares of both secrets, sealed for each other participant."""
         self._begin("share", participants)
         given = participants.mask.keys()
@@ -97,8 +107,17 @@ class SecureSumClient:
             )
         if len({*participants.mask.values(), *participants.channel.values()}) < 2 * len(given):
             raise SecureSumError("two devices have the same public key: one of them is not what it claims")
-        self.mask_keys, self.channel_keys = dict(participants.mask), dict(participants.channel)
         session, names = self.setup.session, sorted(participants.mask)
+        for name in names if identity.peers else ():
+            given_keys = participants.mask[name], participants.channel[name]
+            if not identity.signed(
+                name, participants.signatures.get(name, b""), KEYS, session, name.encode(), *given_keys
+            ):
+                raise SecureSumError(
+                    f"the keys of {name!r} are not signed by a key that the file of peers lists for it: {self.device!r} takes no "
+                    "part; ask its owner for the public key, or leave that device out of the run"
+                )
+        self.mask_keys, self.channel_keys = dict(participants.mask), dict(participants.channel)
         seeds = crypto.split_secret(self.seeds[2], self.setup.threshold, len(names))
         keys = crypto.split_secret(self.seeds[0], self.setup.threshold, len(names))
         sealed: dict[str, bytes] = {}
@@ -138,13 +157,36 @@ class SecureSumClient:
         sent = words.astype(words.dtype.newbyteorder("<"), copy=False).tobytes()
         return MaskedInput(session, self.device, sent, crypto.commitment(self.seeds[2], session))
 
-    def reveal(self, survivors: Survivors) -> Unmask:
-        """Step 4: for each device with which it masked one share, of the seed if it survived, of the key if it did not."""
+    def check(self, shown: CheckSurvivors, identity: Identity = NOBODY) -> ConsistencyCheck:
+        """Step 4: a signature of the survivors, as this device was shown them."""
+        self._begin("check", shown)
+        self._require_survivors(shown.devices)
+        return ConsistencyCheck(self.setup.session, self.device, identity.sign(*self._list(shown.devices)))
+
+    def _require_survivors(self, devices: tuple[str, ...]) -> None:
+        if not set(devices) <= self.held.keys() or self.device not in devices:
+            raise SecureSumError(f"the survivors are not those with whom {self.device!r} masked: it reveals nothing")
+        self.setup.require(len(set(devices)), "remain")
+
+    def _list(self, devices: tuple[str, ...]) -> tuple[bytes, ...]:
+        return SURVIVORS, self.setup.session, *(name.encode() for name in devices)
+
+    def reveal(self, survivors: Survivors, identity: Identity = NOBODY) -> Unmask:
+        """Step 5: for each device with which it masked one share, of the seed if it survived, of the key if it did not."""
+        if self.step == "check" and not identity.peers:
+            self.step = "reveal"
         self._begin("reveal", survivors)
         alive = set(survivors.devices)
-        if not alive <= self.held.keys() or self.device not in alive:
-            raise SecureSumError(f"the survivors are not those with whom {self.device!r} masked: it reveals nothing")
-        self.setup.require(len(alive), "remain")
+        self._require_survivors(survivors.devices)
+        if identity.peers:
+            signed = {
+                n for n, s in survivors.signatures.items() if identity.signed(n, s, *self._list(survivors.devices))
+            }
+            if len(signed & alive) < self.setup.threshold:
+                raise SecureSumError(
+                    f"{len(signed & alive)} survivors signed the list that {self.device!r} is shown, {self.setup.threshold} must have: "
+                    "others may have been shown another one; it reveals nothing"
+                )
         seeds = {name: held[: crypto.SHARE_BYTES] for name, held in self.held.items() if name in alive}
         keys = {name: held[crypto.SHARE_BYTES :] for name, held in self.held.items() if name not in alive}
         self.held = {}

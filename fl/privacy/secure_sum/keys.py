@@ -30,6 +30,7 @@ from fl.privacy.randomness import KEY_BYTES, keystream
 SECRET_BYTES = 16  # of a seed: 128 bits of security, as X25519 has
 PRIME = 2**130 - 5  # of the field of shares: a seed fits
 SHARE_BYTES = 17
+SEALED_BYTES = 12 + 2 * SHARE_BYTES + 16  # nonce, shares of two secrets, tag
 PUBLIC_BYTES = 32
 COMMITMENT_BYTES = 32
 MASK, CHANNEL, SELF = b"mask", b"channel", b"self"  # purposes of keys
@@ -66,21 +67,22 @@ def commitment(seed: bytes, session: bytes) -> bytes:
     return hashlib.sha256(b"idiolect self-mask" + len(session).to_bytes(4, "little") + session + seed).digest()
 
 
-def _address(session: bytes, sender: str, receiver: str) -> bytes:
-    parts = (session, sender.encode(), receiver.encode())
+def framed(*parts: bytes) -> bytes:
+    """Parts as one text from which each can be told: what is signed or sealed for an address."""
     return b"".join(len(part).to_bytes(4, "little") + part for part in parts)
 
 
 def seal(key: bytes, text: bytes, session: bytes, sender: str, receiver: str, random_bytes: RandomBytes) -> bytes:
     """Encrypt ``text`` for one receiver; nonce first."""
     nonce = random_bytes(12)
-    return nonce + ChaCha20Poly1305(key).encrypt(nonce, text, _address(session, sender, receiver))
+    return nonce + ChaCha20Poly1305(key).encrypt(nonce, text, framed(session, sender.encode(), receiver.encode()))
 
 
 def unseal(key: bytes, sealed: bytes, session: bytes, sender: str, receiver: str) -> bytes:
     """The inverse of :func:`seal`. :class:`SecureSumError` for anything that this sender did not seal for this receiver."""
+    address = framed(session, sender.encode(), receiver.encode())
     try:
-        return ChaCha20Poly1305(key).decrypt(sealed[:12], sealed[12:], _address(session, sender, receiver))
+        return ChaCha20Poly1305(key).decrypt(sealed[:12], sealed[12:], address)
     except (InvalidTag, ValueError) as error:
         raise SecureSumError(
             f"shares of {sender!r} for {receiver!r} were changed on the way: start the session again"
@@ -118,7 +120,11 @@ def join_secret(shares: dict[int, bytes], threshold: int) -> bytes:
 
 
 def add_mask(vector: NDArray[np.unsignedinteger], key: bytes, *, subtract: bool = False) -> None:
-    """Add the key's mask to ``vector`` in place, modulo 2^32 or 2^64 as its dtype says."""
+    """Add the key's mask to ``vector`` in place, modulo 2^32 or 2^64 as its dtype says.
+
+    The keystream has a fixed nonce, so a key may mask one vector. It does: each comes from seeds of its own session, and a
+    session's state is taken off the disk before it masks, so that it masks once.
+    """
     size = vector.dtype.itemsize
     little = vector.dtype.newbyteorder("<")
     start = 0

@@ -5,12 +5,17 @@
 | begin | | :class:`SecureSumSetup` |
 | 1 | :class:`AdvertiseKeys` | :class:`Participants` |
 | 2 | :class:`ShareKeys` | :class:`Inbox` |
-| 3 | :class:`MaskedInput` | :class:`Survivors` |
-| 4 | :class:`Unmask` | |
+| 3 | :class:`MaskedInput` | :class:`CheckSurvivors` |
+| 4 | :class:`ConsistencyCheck` | :class:`Survivors` |
+| 5 | :class:`Unmask` | |
+| broken off | | :class:`EndSession` |
+
+Round 4 is passed over where no device signs: :class:`Survivors` then follows round 3.
 
 Every message carries the session, 16 random bytes of the server, so that none of an earlier round can be replayed.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated, Any, Self
@@ -19,7 +24,8 @@ from flwr.app import ConfigRecord
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from fl.privacy.secure_sum.keys import COMMITMENT_BYTES, PUBLIC_BYTES, SHARE_BYTES, SecureSumError
+from fl.privacy.secure_sum.identity import SIGNATURE_BYTES
+from fl.privacy.secure_sum.keys import COMMITMENT_BYTES, PUBLIC_BYTES, SEALED_BYTES, SHARE_BYTES, SecureSumError
 from fl.privacy.secure_sum.vector import FixedPointGrid
 
 KIND = "kind"
@@ -30,9 +36,12 @@ MAX_SIZE = 2**28  # numbers in a vector: 1 GiB of 32-bit words
 STRICT = ConfigDict(strict=True, ser_json_bytes="base64", val_json_bytes="base64")
 PublicKey = Annotated[bytes, Field(min_length=PUBLIC_BYTES, max_length=PUBLIC_BYTES)]
 Share = Annotated[bytes, Field(min_length=SHARE_BYTES, max_length=SHARE_BYTES)]
-PublicKeys = Annotated[dict[str, PublicKey], Field(max_length=MAX_DEVICES)]  # these three by device
+PublicKeys = Annotated[dict[str, PublicKey], Field(max_length=MAX_DEVICES)]  # these are by device
 Shares = Annotated[dict[str, Share], Field(max_length=MAX_DEVICES)]
-Sealed = Annotated[dict[str, bytes], Field(max_length=MAX_DEVICES)]
+SealedShares = Annotated[bytes, Field(min_length=SEALED_BYTES, max_length=SEALED_BYTES)]
+Sealed = Annotated[dict[str, SealedShares], Field(max_length=MAX_DEVICES)]
+Signature = Annotated[bytes, Field(max_length=SIGNATURE_BYTES)]  # empty from a device without a key
+Signatures = Annotated[dict[str, Signature], Field(max_length=MAX_DEVICES)]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -58,12 +67,17 @@ class SecureSumMessage:
         if record.get(KIND) != cls.__name__:
             raise SecureSumError(f"message is {record.get(KIND)!r}, not {cls.__name__!r}: a step was left out")
         try:
-            return cls(**{field.name: _read(record, field.name) for field in fields(cls)})
+            message = cls(**{field.name: _read(record, field.name) for field in fields(cls)})
         except ValidationError as error:
             name = error.errors()[0]["loc"][0]
             raise SecureSumError(
                 f"field {name!r} of a {cls.__name__} message is missing or malformed: use the same version at both ends"
             ) from None
+        if record.keys() != message.to_record().keys():
+            raise SecureSumError(
+                f"a {cls.__name__} record holds more than its message: use the same version at both ends"
+            )
+        return message
 
 
 def _read(record: Mapping[str, Any], name: str) -> Any:
@@ -120,19 +134,21 @@ def default_threshold(devices: int) -> int:
 
 @dataclass(frozen=True, config=STRICT)
 class AdvertiseKeys(SecureSumMessage):
-    """A device's two public keys: for masks, and for the channels on which shares travel."""
+    """A device's two public keys: for masks, and for the channels on which shares travel; signed, if it has a key to sign with."""
 
     device: str
     mask: PublicKey
     channel: PublicKey
+    signature: Signature = b""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Participants(SecureSumMessage):
-    """The public keys of all who gave theirs in time."""
+    """The public keys of all who gave theirs in time, with the signatures of who signed."""
 
     mask: PublicKeys
     channel: PublicKeys
+    signatures: Signatures = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -161,10 +177,26 @@ class MaskedInput(SecureSumMessage):
 
 
 @dataclass(frozen=True, config=STRICT)
-class Survivors(SecureSumMessage):
-    """The devices whose masked vectors arrived."""
+class CheckSurvivors(SecureSumMessage):
+    """The devices whose masked vectors arrived, for each of them to sign."""
 
     devices: tuple[str, ...]
+
+
+@dataclass(frozen=True, config=STRICT)
+class ConsistencyCheck(SecureSumMessage):
+    """One device's signature of the session and the survivors that it was shown."""
+
+    device: str
+    signature: Signature
+
+
+@dataclass(frozen=True, config=STRICT)
+class Survivors(SecureSumMessage):
+    """The devices whose masked vectors arrived, with the signatures of who signed the list."""
+
+    devices: tuple[str, ...]
+    signatures: Signatures = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -174,3 +206,8 @@ class Unmask(SecureSumMessage):
     device: str
     seeds: Shares
     keys: Shares
+
+
+@dataclass(frozen=True, config=STRICT)
+class EndSession(SecureSumMessage):
+    """The session goes on without the device that gets this, or not at all: it forgets its secrets."""

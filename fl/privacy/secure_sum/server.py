@@ -25,6 +25,8 @@ from fl.privacy.secure_sum.keys import SecureSumError
 from fl.privacy.secure_sum.messages import (
     SESSION_BYTES,
     AdvertiseKeys,
+    CheckSurvivors,
+    ConsistencyCheck,
     Inbox,
     MaskedInput,
     Participants,
@@ -35,7 +37,7 @@ from fl.privacy.secure_sum.messages import (
     default_threshold,
 )
 
-SENT = (AdvertiseKeys, ShareKeys, MaskedInput, Unmask)  # by devices, in the order of the steps
+SENT = (AdvertiseKeys, ShareKeys, MaskedInput, ConsistencyCheck, Unmask)  # by devices, in the order of the steps
 
 
 def new_setup(
@@ -51,8 +53,8 @@ def new_setup(
 class SecureSumServer:
     """The server's side of one session. ``add`` takes what devices send; a message that does not belong raises and is left out.
 
-    After each step, :meth:`participants`, :meth:`inbox`, :meth:`survivors` and :meth:`total` close it for latecomers and raise
-    :class:`SecureSumError` if fewer than the threshold took part: the session is then over, and nothing was learnt.
+    After each step, :meth:`participants`, :meth:`inbox`, :meth:`check`, :meth:`survivors` and :meth:`total` close it for latecomers
+    and raise :class:`SecureSumError` if fewer than the threshold took part: the session is then over, and nothing was learnt.
     """
 
     def __init__(self, setup: SecureSumSetup) -> None:
@@ -61,15 +63,16 @@ class SecureSumServer:
         self._keys: dict[str, AdvertiseKeys] = {}
         self._shares: dict[str, dict[str, bytes]] = {}
         self._commitments: dict[str, bytes] = {}
+        self._checks: dict[str, bytes] = {}  # signatures of the survivors
         self._unmasks: dict[str, Unmask] = {}
         self._sum = np.zeros(setup.size, setup.grid.dtype)  # of masked vectors: none is kept
 
     @property
     def _answered(self) -> tuple[Collection[str], ...]:
         """The devices that were invited, then those that answered each step."""
-        return self.setup.devices, self._keys, self._shares, self._commitments, self._unmasks
+        return self.setup.devices, self._keys, self._shares, self._commitments, self._checks, self._unmasks
 
-    def add(self, message: AdvertiseKeys | ShareKeys | MaskedInput | Unmask) -> None:
+    def add(self, message: AdvertiseKeys | ShareKeys | MaskedInput | ConsistencyCheck | Unmask) -> None:
         """Take one device's message of the present step."""
         if message.session != self.setup.session or type(message) not in SENT[self._step : self._step + 1]:
             kind = type(message).__name__
@@ -95,6 +98,8 @@ class SecureSumServer:
                     )
                 self._sum += np.frombuffer(message.words, self._sum.dtype.newbyteorder("<"))
                 self._commitments[message.device] = message.commitment
+            case ConsistencyCheck():
+                self._checks[message.device] = message.signature
             case Unmask():
                 alive = self._commitments.keys()
                 if message.seeds.keys() != alive or message.keys.keys() != self._shares.keys() - alive:
@@ -116,6 +121,7 @@ class SecureSumServer:
             self.setup.session,
             {name: keys.mask for name, keys in self._keys.items()},
             {name: keys.channel for name, keys in self._keys.items()},
+            {name: keys.signature for name, keys in self._keys.items() if keys.signature},
         )
 
     def inbox(self, device: str) -> Inbox:
@@ -126,14 +132,25 @@ class SecureSumServer:
         sealed = {sender: shares[device] for sender, shares in self._shares.items() if sender != device}
         return Inbox(self.setup.session, device, sealed)
 
-    def survivors(self) -> Survivors:
-        """End step 3: whose vectors are in the sum."""
+    def check(self) -> CheckSurvivors | None:
+        """End step 3: whose vectors are in the sum, for them to sign. None if nobody signs: step 4 is then passed over."""
         self._close(2)
-        return Survivors(self.setup.session, tuple(sorted(self._commitments)))
+        if any(keys.signature for keys in self._keys.values()):
+            return CheckSurvivors(self.setup.session, tuple(sorted(self._commitments)))
+        self._checks = dict.fromkeys(self._commitments, b"")
+        return None
+
+    def survivors(self) -> Survivors:
+        """End step 4: whose vectors are in the sum, and who signed that."""
+        if self._step == SENT.index(MaskedInput):
+            self.check()
+        self._close(3)
+        signatures = {name: signature for name, signature in self._checks.items() if signature}
+        return Survivors(self.setup.session, tuple(sorted(self._commitments)), signatures)
 
     def total(self) -> NDArray[np.float64]:
-        """End step 4: the sum of the survivors' vectors ``(size,)``, exact on the grid. Can be had once."""
-        self._close(3)
+        """End step 5: the sum of the survivors' vectors ``(size,)``, exact on the grid. Can be had once."""
+        self._close(4)
         self._step += 1  # beyond the last: nothing more is expected
         session = self.setup.session
         for name, expected in self._commitments.items():

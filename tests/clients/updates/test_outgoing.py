@@ -184,32 +184,35 @@ def test_a_session_survives_its_process_and_no_step_is_answered_twice(tmp_path: 
     setup = new_setup(["ann", "bob"], 3, 1.0)
     keys = {}
     for name in setup.devices:
-        record = take_step(Sessions(tmp_path), setup.to_record(), name)
+        record = take_step(Sessions(tmp_path, NodeConfig()), setup.to_record(), name)
         keys[name] = AdvertiseKeys.from_record(record)
     participants = Participants(
         setup.session, {n: k.mask for n, k in keys.items()}, {n: k.channel for n, k in keys.items()}
     )
-    shares = ShareKeys.from_record(take_step(Sessions(tmp_path), participants.to_record(), "ann"))
+    shares = ShareKeys.from_record(take_step(Sessions(tmp_path, NodeConfig()), participants.to_record(), "ann"))
     assert set(shares.sealed) == {"bob"}
     with pytest.raises(SecureSumError, match="is to mask"):
-        take_step(Sessions(tmp_path), participants.to_record(), "ann")
+        take_step(Sessions(tmp_path, NodeConfig()), participants.to_record(), "ann")
 
 
 def test_sessions_are_for_their_owner_alone_and_damage_is_named(tmp_path: Path) -> None:
-    sessions = Sessions(tmp_path)
-    sessions.save(SecureSumClient("박지민", new_setup(["박지민", "ann"], 3, 1.0)))
-    (path,) = (tmp_path / "secure-sums").iterdir()
+    sessions = Sessions(tmp_path, NodeConfig())
+    setup = new_setup(["박지민", "ann"], 3, 1.0)
+    sessions.save(SecureSumClient("박지민", setup))
+    (path,) = (tmp_path / "secure-sums").glob("*/*")
     assert path.stat().st_mode & 0o777 == 0o600
-    with pytest.raises(SecureSumError, match="no session"):
-        sessions.load("ann")
+    for participant, session in (("ann", setup.session), ("박지민", bytes(16))):
+        with pytest.raises(SecureSumError, match="no session"):
+            sessions.take(participant, session)
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(SecureSumError, match="is damaged"):
-        sessions.load("박지민")
+        sessions.take("박지민", setup.session)
+    assert not list((tmp_path / "secure-sums").glob("*/*"))
 
 
 def test_a_step_of_another_version_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SecureSumError, match="no step of a secure sum"):
-        take_step(Sessions(tmp_path), {"kind": "Vote"}, "ann")
+        take_step(Sessions(tmp_path, NodeConfig()), {"kind": "Vote"}, "ann")
 
 
 @pytest.fixture
@@ -241,12 +244,16 @@ def test_the_masked_vector_says_nothing_in_the_clear(
     for _ in range(2):
         root = Path(settings().output) / "devices"
         setup = new_setup(["device-000000", "device-000001"], 33, 1.0)
-        keys = {n: AdvertiseKeys.from_record(take_step(Sessions(root), setup.to_record(), n)) for n in setup.devices}
+        keys = {
+            n: AdvertiseKeys.from_record(take_step(Sessions(root, NodeConfig()), setup.to_record(), n))
+            for n in setup.devices
+        }
         participants = Participants(
             setup.session, {n: k.mask for n, k in keys.items()}, {n: k.channel for n, k in keys.items()}
         )
         shares = {
-            n: ShareKeys.from_record(take_step(Sessions(root), participants.to_record(), n)) for n in setup.devices
+            n: ShareKeys.from_record(take_step(Sessions(root, NodeConfig()), participants.to_record(), n))
+            for n in setup.devices
         }
         inbox = {"kind": "Inbox", "session": setup.session, "device": "device-000000"}
         sealed = shares["device-000001"].sealed["device-000000"]

@@ -19,7 +19,7 @@ from fl.privacy.dp import clip, noise_share, norm
 from fl.privacy.randomness import keystream
 from fl.privacy.secure_sum import keys
 from fl.privacy.secure_sum.device import SecureSumClient
-from fl.privacy.secure_sum.keys import PRIME, SHARE_BYTES, SecureSumError, join_secret, split_secret
+from fl.privacy.secure_sum.keys import PRIME, SEALED_BYTES, SHARE_BYTES, SecureSumError, join_secret, split_secret
 from fl.privacy.secure_sum.messages import (
     AdvertiseKeys,
     Inbox,
@@ -458,6 +458,25 @@ def test_a_false_share_is_found_and_no_sum_is_formed(kind):
         server.total()
 
 
+@pytest.mark.parametrize("size", [0, SEALED_BYTES - 1, SEALED_BYTES + 1, 10_000])
+def test_sealed_shares_have_one_size_wherever_they_are_read(size):
+    record = ShareKeys(bytes(16), NAMES[0], {NAMES[1]: bytes(SEALED_BYTES)}).to_record()
+    assert ShareKeys.from_record(record).sealed == {NAMES[1]: bytes(SEALED_BYTES)}
+    with pytest.raises(SecureSumError, match="'sealed'"):
+        ShareKeys.from_record({**record, "sealed.values": [bytes(size)]})
+
+
+def test_no_key_masks_two_vectors_so_that_a_fixed_nonce_does(monkeypatch):
+    """Each device's own key is its alone, each pair's is used at both ends; another session has other keys."""
+    used: list[bytes] = []
+    add_mask = keys.add_mask
+    monkeypatch.setattr(keys, "add_mask", lambda vector, key, **how: (used.append(key), add_mask(vector, key, **how)))
+    for _ in range(2):
+        masked()
+    uses = [used.count(key) for key in set(used)]
+    assert sorted(uses) == 2 * 4 * [1] + 2 * 6 * [2]
+
+
 def test_a_sum_can_be_had_once():
     _, server, clients = masked()
     survivors = server.survivors()
@@ -486,6 +505,7 @@ def test_messages_pass_through_flower_records():
         {"threshold": True},
         {"limit": "1"},
         {"limit": True},
+        {"note": "more than the message"},
     ],
 )
 def test_records_that_are_no_message_are_refused(change):
