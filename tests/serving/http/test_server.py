@@ -4,6 +4,7 @@ import asyncio
 import datetime
 import http.client
 import json
+import os
 import socket
 import ssl
 import threading
@@ -184,6 +185,62 @@ def test_a_certificate_that_does_not_work_is_named(make_app, tmp_path, certifica
         Address(cert=certificate[0])
     with pytest.raises(ConfigError, match="no such file"):
         Address(cert=tmp_path / "none", key=certificate[1])
+
+
+# Revoking
+
+
+def ask(port, token, path="/v1/models"):
+    """The status of a GET with a token."""
+    client = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    client.request("GET", path, headers={"Authorization": f"Bearer {token}"})
+    status = client.getresponse().status
+    client.close()
+    return status
+
+
+def _without(name, path):
+    return "".join(line for line in path.read_text().splitlines(True) if not line.startswith(name))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda path: path.write_text(""),
+        lambda path: path.write_text("# nobody\n"),
+        lambda path: path.write_bytes(b"\xff\xfe"),
+        lambda path: path.unlink(),
+        lambda path: (path.unlink(), path.mkdir()),
+        lambda path: path.write_text("# " + "x" * 2**20),
+    ],
+    ids=["empty", "comment", "no-text", "deleted", "folder", "too-large"],
+)
+def test_a_token_file_that_holds_none_any_more_lets_nobody_in(make_app, people, edit):
+    with running(make_app(TokenFile(people.path))) as port:
+        assert [ask(port, people.ann), ask(port, people.bob)] == [200, 200]
+        edit(people.path)
+        assert [ask(port, people.ann), ask(port, people.bob)] == [401, 401]
+
+
+def test_a_line_with_a_typo_lets_nobody_in_and_the_sound_lines_do(make_app, people, caplog):
+    whole = people.path.read_text()
+    with running(make_app(TokenFile(people.path))) as port:
+        people.path.write_text("carol sha256:12\n" + _without("ann", people.path))
+        assert [ask(port, people.ann), ask(port, people.bob)] == [401, 200]
+        assert "tokens.txt:1: not of the form" in caplog.text
+        people.path.write_text(whole.replace("ann sha256:", "ann sha256:0"))
+        assert [ask(port, people.ann), ask(port, people.bob)] == [401, 200]
+        people.path.write_text(whole)
+        assert [ask(port, people.ann), ask(port, people.bob)] == [200, 200]
+
+
+def test_an_edit_of_the_same_size_and_time_counts_too(make_app, people):
+    stat, whole = people.path.stat(), people.path.read_text()
+    with running(make_app(TokenFile(people.path))) as port:
+        assert ask(port, people.ann) == 200
+        people.path.write_text(whole.replace("ann", "#nn"))
+        os.utime(people.path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        assert [ask(port, people.ann), ask(port, people.bob)] == [401, 200]
 
 
 # Clients that misbehave
