@@ -119,7 +119,7 @@ def create_app(
     """
     service = Service(engine, base, limits or ServerLimits(), rated=tokens is not None)
     served_tokenizer(base)  # computed here, not in the first request
-    queue = None if adapt is None else training.AdaptQueue(adapt, service.limits.adapts_waiting)
+    queue = None if adapt is None else training.AdaptQueue(adapt, service.limits.adapts_waiting, service.share)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -20,7 +20,7 @@ from fl.serving.engine.engine import BatchEngine
 from fl.serving.engine.requests import ServedAdapter
 from fl.serving.http.audio import decode_audio
 from fl.serving.http.handles import Handles
-from fl.serving.http.limits import RateLimit, ServerLimits
+from fl.serving.http.limits import Places, RateLimit, ServerLimits
 from fl.serving.http.problems import ProblemError
 from fl.speech.audio import SAMPLE_RATE, Waveform
 
@@ -54,12 +54,13 @@ class ServerMetrics(Collector):
 
 
 class Service:
-    """Everything behind the routes. ``rated`` is whether tokens have budgets by the minute."""
+    """Everything behind the routes. ``rated`` is whether tokens have budgets by the minute, and shares."""
 
     def __init__(self, engine: BatchEngine, base: WhisperBase, limits: ServerLimits, *, rated: bool) -> None:
         self.engine, self.base, self.limits = engine, base, limits
-        self.open_requests = 0
-        self.body_bytes = 0  # of all bodies that are in memory
+        self.share = limits.token_share if rated else 1.0
+        self.open_requests = Places("requests", limits.max_open_requests, self.share)
+        self.body_bytes = Places("bytes of bodies", limits.max_buffered_bytes, self.share, retry_after=2.0)
         self.handles = Handles(limits.handle_bytes, limits.handle_seconds, limits.handles_per_token)
         self.metrics = ServerMetrics(self.gauges)
         self.request_rate = RateLimit("requests", limits.requests_per_minute if rated else 0.0)
@@ -100,8 +101,8 @@ class Service:
         """Numbers of now, for the metrics."""
         return {
             **{f"engine_{name}": float(value) for name, value in self.engine.stats().items()},
-            "open_requests": self.open_requests,
-            "buffered_bytes": self.body_bytes,
+            "open_requests": self.open_requests.held,
+            "buffered_bytes": self.body_bytes.held,
             "handles": len(self.handles),
             "handle_bytes": self.handles.bytes,
             "handles_evicted": self.handles.evicted,

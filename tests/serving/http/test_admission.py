@@ -211,7 +211,7 @@ def test_a_body_that_does_not_say_its_size_is_refused_where_it_becomes_too_large
     with TestClient(make_app(max_body_bytes=1000), base_url=URL) as client:
         answer = client.post(PATH, content=chunks(), headers={"content-type": "multipart/form-data; boundary=x"})
         assert (answer.status_code, answer.json()["type"]) == (413, "/problems/too-large")
-        assert client.app.state.service.body_bytes == 0
+        assert client.app.state.service.body_bytes.held == 0
 
 
 def test_audio_beyond_the_limit_is_refused(make_app, engine, recording):
@@ -270,7 +270,7 @@ def test_a_body_that_does_not_arrive_is_given_up(make_app):
     status, headers, document = asyncio.run(call(app, [PIECE], headers=[FORM]))
     assert (status, document["type"]) == (408, "/problems/slow-body")
     assert headers[b"connection"] == b"close"
-    assert (app.state.service.open_requests, app.state.service.body_bytes) == (0, 0)
+    assert (app.state.service.open_requests.held, app.state.service.body_bytes.held) == (0, 0)
 
 
 def test_when_as_many_requests_are_open_as_may_be_the_next_is_told_to_come_again(make_app):
@@ -291,7 +291,7 @@ def test_when_as_many_requests_are_open_as_may_be_the_next_is_told_to_come_again
     assert (status, document["type"], headers[b"retry-after"]) == (429, "/problems/busy", b"1")
     assert healthy[0] == 200
     assert after[0] == 422  # let in again, and refused for its empty body
-    assert app.state.service.open_requests == 0
+    assert app.state.service.open_requests.held == 0
 
 
 def test_all_bodies_together_are_bounded(make_app):
@@ -299,13 +299,13 @@ def test_all_bodies_together_are_bounded(make_app):
     large = {**PIECE, "body": PIECE["body"] + b"y" * 100}
     status, _, document = asyncio.run(call(app, [large], headers=[FORM]))
     assert (status, document["type"]) == (429, "/problems/busy")
-    assert app.state.service.body_bytes == 0
+    assert app.state.service.body_bytes.held == 0
 
 
 def test_a_client_that_hangs_up_while_it_sends_leaves_nothing_behind(make_app, engine):
     app = make_app()
     assert asyncio.run(call(app, [PIECE, {"type": "http.disconnect"}], headers=[FORM])) == (0, {}, None)
-    assert (engine.asked, app.state.service.open_requests, app.state.service.body_bytes) == ([], 0, 0)
+    assert (engine.asked, app.state.service.open_requests.held, app.state.service.body_bytes.held) == ([], 0, 0)
 
 
 @pytest.mark.parametrize("stream", [b"true", b"false"])
@@ -353,7 +353,7 @@ def test_when_the_client_hangs_up_the_engine_is_told(make_app, engine, recording
 
     assert asyncio.run(run()) == []
     assert all(future.cancelled() for future in engine.futures)
-    assert app.state.service.open_requests == 0
+    assert app.state.service.open_requests.held == 0
 
 
 def test_an_answer_that_is_never_ready_ends_with_the_deadline(make_app, engine, recording, monkeypatch):

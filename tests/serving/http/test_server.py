@@ -5,10 +5,11 @@ import datetime
 import http.client
 import json
 import os
+import select
 import socket
 import ssl
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address
 
 import openai
@@ -27,9 +28,11 @@ PATH = "/v1/audio/transcriptions"
 
 
 @contextmanager
-def running(app, settings=None, **address):
-    """The port of a server that runs in a thread."""
+def running(app, settings=None, send_buffer=0, **address):
+    """The port of a server that runs in a thread; with ``send_buffer`` the system takes so many bytes of an answer from it."""
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
+        if send_buffer:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         server = make_server(app, Address(port=0, **address), settings or app.state.service.limits)
         ready = threading.Event()
         startup = server.startup
@@ -302,7 +305,7 @@ def test_half_a_body_and_gone_reaches_no_engine(make_app, engine, recording):
             client.sendall(request(body))
             assert read_all(client)[0] == 200
     assert len(engine.asked) == 1
-    assert (app.state.service.open_requests, app.state.service.body_bytes) == (0, 0)
+    assert (app.state.service.open_requests.held, app.state.service.body_bytes.held) == (0, 0)
 
 
 def test_what_is_no_http_is_a_4xx_and_ends(make_app):
@@ -347,3 +350,75 @@ def test_a_thousand_connections_at_once_are_served_or_told_to_come_again(make_ap
     assert {status for status, _ in found} <= {200, 429}
     assert all(again for status, again in found if status == 429)
     assert sum(status == 200 for status, _ in found) >= 1
+
+
+# Clients that do not read, pipeline, or come in crowds
+
+
+def get(path="/openapi.json", token=""):
+    return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
+
+
+def test_130_connections_that_do_not_read_keep_nobody_out(make_app, people):
+    with running(make_app(TokenFile(people.path)), send_buffer=4096) as port, ExitStack() as stack:
+        for _ in range(130):
+            client = stack.enter_context(socket.socket())
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.settimeout(60)
+            client.connect(("127.0.0.1", port))
+            client.sendall(get("/") * 50)
+            assert client.recv(1) == b"H"  # it is being answered, and no more of it is read
+        assert {ask(port, people.ann) for _ in range(10)} == {200}
+        assert ask(port, "") == 401
+
+
+def test_an_answer_that_nobody_reads_ends_its_connection(make_app, people):
+    app = make_app(TokenFile(people.path), header_seconds=0.2)
+    with running(app, send_buffer=4096) as port, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", port))
+        client.sendall(get("/"))
+        ended = select.poll()
+        ended.register(client, 0)  # a reset connection alone, not what there is to read
+        assert ended.poll(60_000)
+
+
+def test_a_second_request_before_the_first_is_answered_is_not_read(make_app):
+    with running(make_app()) as port, socket.create_connection(("127.0.0.1", port), 60) as client:
+        client.sendall(get("/v1/models") * 3)
+        status, _, body = read_all(client)
+        assert status == 200
+        assert b"HTTP/1.1" not in body
+
+
+def answered(client, path="/v1/models", token=""):
+    """Whether the connection is still there for a request."""
+    try:
+        client.sendall(get(path, token))
+        return client.recv(1) == b"H"
+    except ConnectionError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("source", "limits"), [("127.0.0.2", {"connections_per_address": 3}), ("127.0.0.1", {"max_connections": 3})]
+)
+def test_when_connections_are_taken_the_oldest_that_serves_nobody_gives_way(
+    make_app, engine, people, recording, source, limits
+):
+    engine.hold = True
+    with running(make_app(TokenFile(people.path), **limits)) as port, ExitStack() as stack:
+
+        def connect():
+            address = ("127.0.0.1", port)
+            return stack.enter_context(socket.create_connection(address, 60, source_address=(source, 0)))
+
+        bearer = f"Host: 127.0.0.1\r\nAuthorization: Bearer {people.ann}".encode()
+        serving = connect()
+        serving.sendall(request(form(recording())).replace(b"Host: 127.0.0.1", bearer))
+        assert engine.submitted.wait(60)
+        idle = [connect() for _ in range(5)]
+        assert answered(idle[-1], token=people.bob)
+        assert [answered(client) for client in idle[:-1]] == [False, False, False, True]
+        engine.answer(0)
+        assert read_all(serving)[0] == 200
