@@ -168,7 +168,7 @@ async def adapt(request: Request, service: ServiceOf, principal: PrincipalOf) ->
     fields = await AdaptFields.read(request, max_files=service.limits.max_utterances + 1)
     fields.check(service.limits)
     texts = _targets(fields.texts)
-    adapter = await service.admit(fields.adapter)
+    adapter = await service.admit(fields.adapter, principal)
     split = _split(adapter)
     if fields.private_steps and not split.private:
         raise ProblemError(

@@ -37,7 +37,7 @@ server = APIRouter(tags=["server"])
 @adapters.put(ADAPTERS_PATH, openapi_extra={"requestBody": {"required": True, "content": _PACKED}})
 async def put(request: Request, service: ServiceOf, principal: PrincipalOf) -> JSONResponse:
     """Hold a packed adapter in memory; the same one again keeps its handle."""
-    adapter = await service.admit(await request.body())
+    adapter = await service.admit(await request.body(), principal)
     return await look(service, principal, service.handles.put(principal, adapter))
 
 
@@ -126,7 +126,7 @@ def create_app(
         try:
             yield
         finally:
-            service.handles.clear()
+            service.close()
             if queue is not None:
                 queue.close()
 

@@ -12,8 +12,8 @@ from starlette.testclient import TestClient
 
 from fl.core.errors import IdiolectError
 from fl.packed.blob import unpack
-from fl.serving.http.auth import TokenFile
 from fl.serving.http.adapt import AdaptResult
+from fl.serving.http.auth import TokenFile
 from fl.settings.tables import TrainTable
 from sim.cli.serve import local_steps
 

@@ -15,6 +15,7 @@ from fl.serving.engine.requests import BusyError
 from fl.serving.http.auth import TokenFile, add_token, bearer_of, parse_tokens
 from fl.serving.http.limits import RateLimit, ServerLimits
 from fl.serving.http.problems import KINDS, ProblemError
+from fl.speech.decode import Decoder
 
 PATH, URL = "/v1/audio/transcriptions", "http://127.0.0.1"
 
@@ -188,6 +189,18 @@ def test_each_token_has_its_own_rates_over_http(make_app, engine, people, record
         assert "seconds of audio" in answer.json()["detail"]
         assert int(answer.headers["retry-after"]) >= 1
     assert len(engine.asked) == 3
+
+
+def test_an_exhausted_budget_pays_for_no_decoding(make_app, engine, people, recording, monkeypatch):
+    app = make_app(TokenFile(people.path), audio_seconds_per_minute=3)
+    with TestClient(app, base_url=URL) as client:
+        ann, bob = people.header(people.ann), people.header(people.bob)
+        assert client.post(PATH, files={"file": ("a.flac", recording(4.0))}, headers=ann).status_code == 200
+        with monkeypatch.context() as patch:
+            patch.setattr(Decoder, "decode", lambda *_: pytest.fail("something was decoded"))
+            assert client.post(PATH, files={"file": ("a.flac", recording(4.0))}, headers=ann).status_code == 429
+        assert client.post(PATH, files={"file": ("a.flac", recording(2.0))}, headers=bob).status_code == 200
+    assert len(engine.asked) == 2
 
 
 # Sizes

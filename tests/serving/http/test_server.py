@@ -5,6 +5,7 @@ import datetime
 import http.client
 import json
 import os
+import resource
 import select
 import socket
 import ssl
@@ -23,6 +24,7 @@ from fl.core.errors import ConfigError
 from fl.serving.http.auth import TokenFile
 from fl.serving.http.limits import ServerLimits
 from fl.serving.http.server import Address, make_server
+from fl.speech.decode import Decoder
 
 PATH = "/v1/audio/transcriptions"
 
@@ -422,3 +424,77 @@ def test_when_connections_are_taken_the_oldest_that_serves_nobody_gives_way(
         assert [answered(client) for client in idle[:-1]] == [False, False, False, True]
         engine.answer(0)
         assert read_all(serving)[0] == 200
+
+
+# Audio that was made to cost
+
+
+def claiming(audio, rate, channels, seconds):
+    """A FLAC whose header (STREAMINFO: 20 bits rate, 3 channels - 1, 5 depth, 36 frames, from byte 18) claims what it does not hold."""
+    packed = int.from_bytes(audio[18:26]) & (0b11111 << 36)
+    packed |= rate << 44 | (channels - 1) << 41 | int(seconds * rate)
+    return audio[:18] + packed.to_bytes(8) + audio[26:]
+
+
+def test_audio_is_paid_for_by_its_header_and_a_dead_decoder_is_replaced(make_app, people, recording):
+    app = make_app(TokenFile(people.path))
+    with running(app) as port:
+
+        def send(audio, token):
+            client = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            kind = {"Content-Type": "multipart/form-data; boundary=x", "Authorization": f"Bearer {token}"}
+            client.request("POST", PATH, form(audio), kind)
+            answer = client.getresponse()
+            found = json.load(answer)
+            client.close()
+            return answer.status, found.get("detail", "")
+
+        status, detail = send(claiming(recording(), 384_000, 8, 600), people.ann)
+        assert (status, detail[:33]) == (422, "file: 384000 Hz and 8 channels; 1")
+        assert send(recording(), people.ann)[0] == 200
+        (decoder,) = app.state.service._decoders
+        bounds = {
+            kind: resource.prlimit(decoder.process.pid, kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_CPU)
+        }
+        assert 0 < bounds[resource.RLIMIT_AS] < 2**30
+        assert 0 < bounds[resource.RLIMIT_CPU] <= 60
+        decoder.process.kill()
+        decoder.process.wait()
+        status, detail = send(recording(), people.ann)
+        assert (status, "memory and time" in detail) == (422, True)
+        assert send(recording(), people.ann)[0] == 200
+        for _ in range(2):  # 600 s of 48 kHz stereo, twice the seconds that they last: more than the minute's 1,200
+            status, detail = send(claiming(recording(), 48_000, 2, 600), people.ann)
+        assert (status, "1200 seconds of audio a minute" in detail) == (429, True)
+        assert send(recording(), people.bob)[0] == 200
+        pid = decoder.process.pid
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_one_token_has_one_file_decoded_at_a_time(make_app, people, recording, monkeypatch):
+    """Otherwise two of ann's would take both threads, and bob would wait."""
+    go, entered, inside, decode = threading.Event(), threading.Semaphore(0), [], Decoder.decode
+
+    def slow(self, data, accept, source):
+        if data == recording(2.0):
+            inside.append(data)
+            entered.release()
+            assert go.wait(60)
+        return decode(self, data, accept, source)
+
+    monkeypatch.setattr(Decoder, "decode", slow)
+    with running(make_app(TokenFile(people.path))) as port, ExitStack() as stack:
+
+        def send(audio, token):
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", port), 60))
+            bearer = f"Host: 127.0.0.1\r\nAuthorization: Bearer {token}".encode()
+            client.sendall(request(form(audio)).replace(b"Host: 127.0.0.1", bearer))
+            return client
+
+        slow_ones = [send(recording(2.0), people.ann) for _ in range(3)]
+        assert entered.acquire(timeout=60)
+        assert read_all(send(recording(1.0), people.bob))[0] == 200
+        assert len(inside) == 1
+        go.set()
+        assert [read_all(client)[0] for client in slow_ones] == [200, 200, 200]
