@@ -102,6 +102,13 @@ def serve(
     max_audio_seconds: Annotated[float, Option(help="Audio of a request.")] = LIMITS.max_audio_seconds,
     request_seconds: Annotated[float, Option(help="Deadline of a request.")] = LIMITS.request_seconds,
     open_requests: Annotated[int, Option(help="Requests that are open at once.", min=1)] = LIMITS.max_open_requests,
+    connections_per_address: Annotated[
+        int, Option(help="Connections from one address, but for this machine's own.", min=1)
+    ] = LIMITS.connections_per_address,
+    token_share: Annotated[
+        float,
+        Option(help="Of open requests, of their bytes and of training: the share that one token may have.", max=1),
+    ] = LIMITS.token_share,
     requests_per_minute: Annotated[float, Option(help="Of one token; 0: no limit.")] = LIMITS.requests_per_minute,
     audio_per_minute: Annotated[
         float, Option(help="Seconds, of one token; 0: no limit.")
@@ -119,6 +126,8 @@ def serve(
         max_audio_seconds=max_audio_seconds,
         request_seconds=request_seconds,
         max_open_requests=open_requests,
+        connections_per_address=connections_per_address,
+        token_share=token_share,
         requests_per_minute=requests_per_minute,
         audio_seconds_per_minute=audio_per_minute,
         handle_bytes=handle_mib * MIB,

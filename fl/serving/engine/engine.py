@@ -27,10 +27,12 @@ from fl.data.batching import buckets
 from fl.serving.engine.fair import FairQueue
 from fl.serving.engine.requests import BusyError, ClosedError, DeadlineError, EngineJob, Request, Transcript
 from fl.speech.audio import MAX_SECONDS, SAMPLE_RATE
-from fl.speech.features import Window, heard_frames
+from fl.speech.features import FRAMES_PER_STATE, Window, heard_frames
 
 logger = logging.getLogger(__name__)
 MIN_TABLE_BYTES = 256 * 2**20
+# A state costs 12 d^2 multiplications a layer, a token 14 d^2 and the vocabulary, which is as much again in a Whisper-base.
+STATES_PER_TOKEN = 2
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class BatchEngine:
                 after = max(1.0, self._pace * len(self._queue))
                 raise BusyError(f"{len(self._queue)} requests are waiting: ask again in {after:.0f} s", after)
             self._counts["submitted"] += 1
-            self._queue.push(job, request.person, len(request.audio) / SAMPLE_RATE)
+            self._queue.push(job, request.person, self._work(request))
             self._wake.notify()
         return job.future
 
@@ -201,6 +203,12 @@ class BatchEngine:
     def _frames(self, request: Request) -> int:
         full = 2 * self._cache.most_states
         return full if self._window(request) == "full" else heard_frames(len(request.audio))
+
+    def _work(self, request: Request) -> float:
+        """In encoder states: those of its window, and for each beam the tokens that its speech can hold."""
+        heard = heard_frames(len(request.audio))
+        tokens = token_limit(heard, 0, self._cache.most_tokens, request.max_new_tokens)
+        return self._frames(request) / FRAMES_PER_STATE + STATES_PER_TOKEN * request.beams * tokens
 
     def _start(self, jobs: Sequence[EngineJob]) -> None:
         """Features, encoder states, prompts: from waiting to the first token."""

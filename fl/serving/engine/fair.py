@@ -1,7 +1,7 @@
 """Whose turn it is: a queue that shares the engine between people, however many requests one of them has waiting.
 
 Start-time fair queueing (Goyal, Vin and Cheng 1996): a request starts, in virtual time, when the one before it of the same
-person ends, or now; the earliest start goes first. Its cost is the seconds of audio.
+person ends, or now; the earliest start goes first. Its cost is the work that it can be, which the engine says.
 """
 
 import heapq

@@ -32,7 +32,7 @@ from fl.packed.blob import digest, pack, read_info
 from fl.serving.engine.parts import look_at
 from fl.serving.engine.requests import ClosedError, DeadlineError, ServedAdapter
 from fl.serving.http.forms import FormModel
-from fl.serving.http.limits import ADAPT_PATH, ServerLimits
+from fl.serving.http.limits import ADAPT_PATH, Places, ServerLimits
 from fl.serving.http.problems import ProblemError
 from fl.serving.http.service import NO_STORE, PrincipalOf, ServiceOf, unless_gone
 from fl.settings.names import LAYERS_PREFIX
@@ -123,21 +123,20 @@ Adapt = Callable[[AdaptJob], AdaptResult]
 
 
 class AdaptQueue:
-    """Runs one job at a time in a thread of its own; at most ``waiting`` wait."""
+    """Runs one job at a time in a thread of its own; at most ``waiting`` wait, and ``share`` of all are one token's."""
 
-    def __init__(self, adapt: Adapt, waiting: int) -> None:
+    def __init__(self, adapt: Adapt, waiting: int, share: float) -> None:
         self.jobs: list[AdaptJob] = []
-        self._adapt, self._waiting = adapt, waiting
+        self._adapt = adapt
+        self._places = Places("adapters in training", 1 + waiting, share, RETRY_SECONDS)
         self._pool = ThreadPoolExecutor(1, "idiolect-adapt")
 
-    async def run(self, job: AdaptJob) -> AdaptResult:
+    async def run(self, job: AdaptJob, principal: str) -> AdaptResult:
         """The result of ``job``. A caller that is cancelled stops the job at its next step."""
-        if len(self.jobs) > self._waiting:
-            reason = f"{len(self.jobs)} adapters are being trained or wait"
-            raise ProblemError("busy", reason, retry_after=RETRY_SECONDS)
+        self._places.take(principal)
         self.jobs.append(job)
         future = asyncio.get_running_loop().run_in_executor(self._pool, self._work, job)
-        future.add_done_callback(partial(self._done, job))
+        future.add_done_callback(partial(self._done, job, principal))
         try:
             return await asyncio.shield(future)
         finally:
@@ -148,8 +147,9 @@ class AdaptQueue:
         job.check()
         return self._adapt(job)
 
-    def _done(self, job: AdaptJob, future: asyncio.Future[AdaptResult]) -> None:
+    def _done(self, job: AdaptJob, principal: str, future: asyncio.Future[AdaptResult]) -> None:
         self.jobs.remove(job)
+        self._places.give_back(principal)
         look_at(future)
 
     def close(self) -> None:
@@ -168,7 +168,7 @@ async def adapt(request: Request, service: ServiceOf, principal: PrincipalOf) ->
     fields = await AdaptFields.read(request, max_files=service.limits.max_utterances + 1)
     fields.check(service.limits)
     texts = _targets(fields.texts)
-    adapter = await service.admit(fields.adapter)
+    adapter = await service.admit(fields.adapter, principal)
     split = _split(adapter)
     if fields.private_steps and not split.private:
         raise ProblemError(
@@ -186,7 +186,7 @@ async def adapt(request: Request, service: ServiceOf, principal: PrincipalOf) ->
         utterances.append((audio, texts[number]))
     job = AdaptJob(adapter, split, utterances, language, fields, service.limits.adapt_seconds)
     queue: AdaptQueue = request.app.state.adapts
-    result = await unless_gone(request, queue.run(job))
+    result = await unless_gone(request, queue.run(job, principal))
     return JSONResponse(await service.off_loop(_answer, result, fields, split), headers=NO_STORE)
 
 

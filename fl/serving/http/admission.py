@@ -22,8 +22,7 @@ from fl.serving.http.service import Service
 logger = logging.getLogger(__name__)
 
 ANYBODY = "anybody"  # who it is where there are no tokens
-FREE = frozenset({"/healthz"})  # answered whatever the load
-PUBLIC = FREE | {"/", "/openapi.json"}  # hold no secret
+PUBLIC = frozenset({"/healthz", "/", "/openapi.json"})  # hold no secret, and are answered whatever the load
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 GONE = 499  # no status that is sent: the client hung up
 
@@ -40,11 +39,8 @@ class AdmissionMiddleware:
             await self.app(scope, receive, send)
             return
         exchange = _MeteredRequest(self.service, scope, receive, send)
-        free = scope["path"] in FREE
-        self.service.open_requests += not free
         try:
-            if not free:
-                self._admit(scope, exchange)
+            self._admit(scope, exchange)
             async with asyncio.timeout(self.service.limits.answer_seconds(scope["path"])):
                 await self.app(scope, exchange.receive, exchange.send)
         except ClientDisconnect:
@@ -54,26 +50,28 @@ class AdmissionMiddleware:
         except Exception as error:
             await exchange.refuse(problem_of(error))
         finally:
-            self.service.open_requests -= not free
             exchange.end()
 
     def _admit(self, scope: Scope, exchange: _MeteredRequest) -> None:
         limits = self.service.limits
-        if self.service.open_requests > limits.max_open_requests:
-            raise ProblemError("busy", f"{limits.max_open_requests} requests are open")
         headers, path = Headers(scope=scope), scope["path"]
-        principal = ANYBODY
         if self.tokens is None:
             _require_local(headers)
-        elif path not in PUBLIC and not path.startswith(ROOT):
-            principal = _owner(headers, self.tokens)
-            self.service.request_rate.take(principal)
-        scope.setdefault("state", {})["principal"] = principal
+        if not is_public(path):  # what is public takes nobody's place, and has its own seconds to be read
+            principal = ANYBODY if self.tokens is None else _owner(headers, self.tokens)
+            if self.tokens is not None:
+                self.service.request_rate.take(principal)
+            exchange.enter(principal)
         length = headers.get("content-length", "0")
         if not (length.isascii() and length.isdecimal()):
             raise ProblemError("bad-request", "Content-Length is no number", close=True)
         if len(length) > 18 or int(length) > limits.body_bytes(path):
             raise exchange.too_large()
+
+
+def is_public(path: str) -> bool:
+    """Whether a path is answered without a token."""
+    return path in PUBLIC or path.startswith(ROOT)
 
 
 def _owner(headers: Headers, tokens: TokenFile) -> str:
@@ -107,9 +105,15 @@ class _MeteredRequest:
     def __init__(self, service: Service, scope: Scope, receive: Receive, send: Send) -> None:
         self._service, self._scope, self._receive, self._send = service, scope, receive, send
         self._started = time.monotonic()
+        self._principal: str | None = None
         self._status = 0
         self._bytes = 0
         self._complete = False
+
+    def enter(self, principal: str) -> None:
+        """Take a place for a request of ``principal``, which :meth:`end` gives back."""
+        self._service.open_requests.take(principal)
+        self._principal = self._scope.setdefault("state", {})["principal"] = principal
 
     async def receive(self) -> Message:
         if self._complete:
@@ -123,12 +127,11 @@ class _MeteredRequest:
             raise ProblemError("slow-body", reason, close=True) from None
         self._complete = message["type"] != "http.request" or not message.get("more_body", False)
         size = len(message.get("body", b""))
-        self._bytes += size
-        self._service.body_bytes += size
-        if self._bytes > limits.body_bytes(self._scope["path"]):
+        if self._bytes + size > limits.body_bytes(self._scope["path"]):
             raise self.too_large()
-        if self._service.body_bytes > limits.max_buffered_bytes:
-            raise ProblemError("busy", "the server holds as many bytes as it may", retry_after=2.0, close=True)
+        if self._principal is not None:
+            self._service.body_bytes.take(self._principal, size)
+            self._bytes += size
         return message
 
     async def send(self, message: Message) -> None:
@@ -148,7 +151,9 @@ class _MeteredRequest:
 
     def end(self) -> None:
         """Give the body's bytes back, count the request and log it."""
-        self._service.body_bytes -= self._bytes
+        if self._principal is not None:
+            self._service.open_requests.give_back(self._principal)
+            self._service.body_bytes.give_back(self._principal, self._bytes)
         route = getattr(self._scope.get("route"), "path", "unmatched")
         status, seconds = self._status or GONE, time.monotonic() - self._started
         self._service.metrics.requests.labels(route, str(status)).inc()

@@ -37,7 +37,7 @@ server = APIRouter(tags=["server"])
 @adapters.put(ADAPTERS_PATH, openapi_extra={"requestBody": {"required": True, "content": _PACKED}})
 async def put(request: Request, service: ServiceOf, principal: PrincipalOf) -> JSONResponse:
     """Hold a packed adapter in memory; the same one again keeps its handle."""
-    adapter = await service.admit(await request.body())
+    adapter = await service.admit(await request.body(), principal)
     return await look(service, principal, service.handles.put(principal, adapter))
 
 
@@ -119,14 +119,14 @@ def create_app(
     """
     service = Service(engine, base, limits or ServerLimits(), rated=tokens is not None)
     served_tokenizer(base)  # computed here, not in the first request
-    queue = None if adapt is None else training.AdaptQueue(adapt, service.limits.adapts_waiting)
+    queue = None if adapt is None else training.AdaptQueue(adapt, service.limits.adapts_waiting, service.share)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
             yield
         finally:
-            service.handles.clear()
+            service.close()
             if queue is not None:
                 queue.close()
 

@@ -7,7 +7,6 @@ dictionary holds, so a slow hash would add nothing but a way to keep the server 
 import hashlib
 import hmac
 import logging
-import os
 import re
 import secrets
 from pathlib import Path
@@ -36,73 +35,74 @@ def add_token(path: Path, name: str) -> str:
     """
     if not re.fullmatch(_NAME, name):
         raise ConfigError(f"token name {name!r} is not allowed: use 1 to 64 letters, digits and . _ @ -")
-    before = _read_text(path) if path.exists() else "# name sha256:hash; made by 'idiolect token'\n"
-    if name in parse_tokens(before, str(path)).values():
+    before = _read(path) if path.exists() else b"# name sha256:hash; made by 'idiolect token'\n"
+    if name in parse_tokens(before, str(path))[0].values():
         raise ConfigError(f"{path} has a token for {name!r} already: remove its line first, or take another name")
     token = PREFIX + secrets.token_urlsafe(32)
-    newline = "" if before.endswith("\n") or not before else "\n"
+    newline = "" if before.endswith(b"\n") or not before else "\n"
     try:
-        write_atomically(path, f"{before}{newline}{name} sha256:{hash_token(token)}\n".encode())
+        write_atomically(path, before + f"{newline}{name} sha256:{hash_token(token)}\n".encode())
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}; choose another place") from error
     return token
 
 
-def _read_text(path: Path) -> str:
+def _read(path: Path) -> bytes:
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ConfigError(f"{path} has more than {MAX_FILE_BYTES:,} bytes: it is no token file")
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        if not path.is_file() or path.stat().st_size > MAX_FILE_BYTES:
+            raise ConfigError(f"{path} is no file of at most {MAX_FILE_BYTES:,} bytes: make one with 'idiolect token'")
+        return path.read_bytes()
+    except OSError as error:
         raise ConfigError(f"{path} cannot be read ({type(error).__name__}): make one with 'idiolect token'") from error
 
 
-def parse_tokens(text: str, source: str) -> dict[str, str]:
-    """Names by hash. Raises :class:`ConfigError` that names the line; it never quotes one, since it may be a token."""
+def parse_tokens(data: bytes, source: str) -> tuple[dict[str, str], list[str]]:
+    """Names by hash, and what is wrong with each other line, which lets nobody in.
+
+    A line is named by its number and never quoted, since it may be a token.
+    """
     names: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    faults = []
+    for number, line in enumerate(data.decode(errors="replace").splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         match = _LINE.fullmatch(line.strip())
         if match is None:
-            raise ConfigError(f"{source}:{number}: not of the form 'NAME sha256:HEX'; make it with 'idiolect token'")
-        name, known = match.groups()
-        if known in names or name in names.values():
-            raise ConfigError(f"{source}:{number}: this name or token stands there twice; keep one line")
-        names[known] = name
-    return names
+            faults.append(f"{source}:{number}: not of the form 'NAME sha256:HEX'; make it with 'idiolect token'")
+        elif match[2] in names or match[1] in names.values():
+            faults.append(f"{source}:{number}: this name or token stands there twice; keep one line")
+        else:
+            names[match[2]] = match[1]
+    return names, faults
 
 
 class TokenFile:
-    """The tokens of a file. It is read again when it has changed, so that a removed token is refused at once."""
+    """The tokens of a file, which is read for each request: what does not stand there now lets nobody in."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._stamp = self._stat()
-        self._names = self._load()
+        self._data = b""
+        self._names: dict[str, str] = {}
+        self._load(_read(path))
+        if not self._names:
+            raise ConfigError(f"{path} holds no token: add one with 'idiolect token NAME --tokens {path}'")
 
-    def _load(self) -> dict[str, str]:
-        names = parse_tokens(_read_text(self.path), str(self.path))
-        if not names:
-            raise ConfigError(f"{self.path} holds no token: add one with 'idiolect token NAME --tokens {self.path}'")
-        return names
-
-    def _stat(self) -> tuple[int, int, int]:
-        try:
-            found = os.stat(self.path)
-        except OSError:
-            return (0, 0, 0)
-        return (found.st_mtime_ns, found.st_size, found.st_ino)
+    def _load(self, data: bytes) -> None:
+        if data == self._data:
+            return
+        self._data = data
+        self._names, faults = parse_tokens(data, str(self.path))
+        for fault in faults:
+            logger.warning("%s", fault)
+        if not self._names:
+            logger.warning("%s holds no token: nobody is let in", self.path)
 
     def owner(self, token: str) -> str | None:
         """The name of ``token``, None if it is not one. All hashes are compared, each in constant time."""
-        stamp = self._stat()
-        if stamp != self._stamp:
-            self._stamp = stamp
-            try:
-                self._names = self._load()
-            except ConfigError as error:  # an edit in the middle: go on with what was there, and say so
-                logger.warning("token file kept as it was: %s", error)
+        try:
+            self._load(_read(self.path))
+        except ConfigError:  # gone, or no file any more: nobody
+            self._load(b"")
         given = hash_token(token[:MAX_TOKEN])
         found = [name for known, name in self._names.items() if hmac.compare_digest(known, given)]
         return found[0] if found else None

@@ -1,12 +1,13 @@
 """Adapters that a device asked the server to hold for a while: in memory, under a byte budget, for their own token alone.
 
 A handle is 192 random bits. It says nothing about the adapter, works only with the token that put it, and is gone after its
-time, when room is needed (least recently used first), and when the server stops. The event loop's thread alone uses this.
+time, when room is needed, and when the server stops. Room is made by whoever holds most, with what they used least recently:
+nobody loses an adapter to somebody who holds more. The event loop's thread alone uses this.
 """
 
 import secrets
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -53,7 +54,7 @@ class Handles:
         if len(own) >= self.per_owner:
             self._evict(next(iter(own)))
         while self.bytes + adapter.bytes > self.max_bytes:
-            self._evict(next(iter(self._held)))
+            self._evict(self._least_used(owner, adapter.bytes))
         handle = secrets.token_urlsafe(24)
         self._held[handle] = HeldAdapter(owner, adapter, self._clock() + self.seconds)
         self.bytes += adapter.bytes
@@ -92,6 +93,14 @@ class Handles:
         # Every use sets the same time to live and moves to the end, so the first is always the next to expire.
         while self._held and next(iter(self._held.values())).expires <= self._clock():
             self._drop(next(iter(self._held)))
+
+    def _least_used(self, owner: str, more: int) -> str:
+        """The least recently used of who holds most, once ``owner`` holds ``more`` bytes than now; of the owner's where two do."""
+        sizes = Counter({owner: more})
+        for held in self._held.values():
+            sizes[held.owner] += held.adapter.bytes
+        most = max(sizes, key=sizes.__getitem__)  # the first of equals
+        return next(handle for handle, held in self._held.items() if held.owner == most)
 
     def _evict(self, handle: str) -> None:
         self._drop(handle)

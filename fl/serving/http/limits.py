@@ -1,6 +1,7 @@
 """How much the server takes: every limit in one place, and the budget that each token has by the minute."""
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
@@ -23,12 +24,14 @@ class ServerLimits:
     max_adapter_bytes: int = MAX_BYTES
     max_audio_seconds: float = 600.0
     max_beams: int = 5
-    body_seconds: float = 120.0  # by when the body has arrived: 2 MiB at 140 kbit/s
-    header_seconds: float = 15.0  # by when the headers have arrived
+    body_seconds: float = 120.0  # by when the body has arrived, and a person's answer is read: 2 MiB at 140 kbit/s
+    header_seconds: float = 15.0  # by when the headers have arrived, and what was answered to anybody is read
     request_seconds: float = 120.0  # by when the engine is done
     parts_ahead: int = 4  # parts of one long recording that are in the engine at once
 
     # All requests together
+    max_connections: int = 4_096  # idle ones included
+    connections_per_address: int = 64  # but for this machine's own, such as a proxy's
     max_open_requests: int = 128
     max_buffered_bytes: int = 512 * MIB  # of all bodies that are in memory
     threads: int = 2  # that decode audio and check adapters
@@ -39,6 +42,7 @@ class ServerLimits:
     # One token
     requests_per_minute: float = 240.0
     audio_seconds_per_minute: float = 1200.0
+    token_share: float = 0.25  # of open requests, of bytes in memory, of places in /v1/adapt
 
     # Training for a device
     max_steps: int = 200
@@ -61,6 +65,33 @@ class ServerLimits:
         """By when a request is answered in any case, its body and the slowest reader of the answer included."""
         work = self.adapt_seconds * (1 + self.adapts_waiting) if path == ADAPT_PATH else self.request_seconds
         return self.body_seconds + work + MAX_SECONDS
+
+
+class Places:
+    """``most`` of something that requests hold at once, in all, of which one token may hold ``share``, at least one."""
+
+    def __init__(self, what: str, most: int, share: float, retry_after: float = 1.0) -> None:
+        self.what, self.most, self.each, self.retry_after = what, most, max(1, int(most * share)), retry_after
+        self._held: Counter[str] = Counter()
+
+    @property
+    def held(self) -> int:
+        """How many are held by all together."""
+        return self._held.total()
+
+    def take(self, token: str, amount: int = 1) -> None:
+        """Hold ``amount`` more; raises :class:`ProblemError` ``busy``, and holds nothing, where there is no room for it."""
+        for limit, held, whose in ((self.most, self.held, ""), (self.each, self._held[token], " of this token")):
+            if held + amount > limit:
+                reason = f"{held:,} {self.what}{whose} are open, and at most {limit:,} may be"
+                raise ProblemError("busy", reason, retry_after=self.retry_after, close=True)
+        self._held[token] += amount
+
+    def give_back(self, token: str, amount: int = 1) -> None:
+        """Hold ``amount`` less, and remember nobody who holds nothing."""
+        self._held[token] -= amount
+        if not self._held[token]:
+            del self._held[token]
 
 
 class RateLimit:

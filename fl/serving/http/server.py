@@ -1,12 +1,16 @@
-"""The app on a socket: uvicorn with TLS, a limit on connections and a timeout for headers."""
+"""The app on a socket: uvicorn with TLS, limits on connections, and timeouts for headers and for readers."""
 
 import asyncio
 import logging
 import resource
+import socket
 import ssl
+import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import h11
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -16,7 +20,6 @@ from fl.serving.http.admission import LOOPBACK
 from fl.serving.http.limits import ServerLimits
 from fl.serving.http.problems import ProblemError
 
-CONNECTIONS = 4_096  # idle ones included; beyond them uvicorn itself answers 503
 SPARE_FILES = 256  # descriptors that are not connections
 KEEP_ALIVE_SECONDS = 15
 GRACE_SECONDS = 20  # for what runs when the server is told to stop
@@ -47,51 +50,109 @@ class Address:
         return self.host in LOOPBACK
 
 
-class _HeaderTimeoutProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1 that closes a connection whose next request's headers take longer than ``header_seconds``.
+class _PatientProtocol(H11Protocol):
+    """uvicorn's HTTP/1.1 for clients that are slow, which uvicorn waits for without end, and for crowds of them.
 
-    uvicorn waits for them without end, so that a few thousand half-sent headers would keep everybody else out.
+    Headers have ``header_seconds`` to arrive. What was answered has as long to be read, and ``body_seconds`` where it is the
+    answer to a person. A request that comes before the one before it was answered is not read. Where connections are taken,
+    the oldest that serves no person gives way, so that nobody can keep people out by holding connections.
     """
 
-    header_seconds: float
+    limits: ServerLimits
+    most: int  # connections
+    open: dict["_PatientProtocol", None]  # all of them, in the order of arrival
+    _waits: str = ""  # what for: "headers", "reader", or nothing
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=1, low=0)  # writing is paused as long as anything is unread
+        self._make_room()
         self._watch()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        if self.conn.their_state is h11.DONE and self.conn.trailing_data[0]:
+            self.cycle.keep_alive = False  # pipelining
         self._watch()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._watch()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._watch()
+
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop()
+        self.open.pop(self, None)
+        self._wait("")
         super().connection_lost(exc)
 
-    def _watch(self) -> None:
-        """Start the timer when no request is being answered, stop it when one is."""
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._stop()
-        elif self._timer is None and not self.transport.is_closing():
-            self._timer = self.loop.call_later(self.header_seconds, self._time_out)
+    @property
+    def _answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
 
-    def _stop(self) -> None:
+    @property
+    def _person(self) -> bool:
+        """Whether the last request was one of a person, not of anybody."""
+        return self.scope is not None and "principal" in self.scope["state"]
+
+    def _make_room(self) -> None:
+        host = self.client[0] if self.client else ""
+        if len(self.open) < self.most:
+            same = [other for other in self.open if host not in LOOPBACK and other.client and other.client[0] == host]
+            taken = same if len(same) >= self.limits.connections_per_address else []
+        else:
+            taken = list(self.open)
+        if taken:
+            idle = (other for other in taken if not (other._person and (other._answering or other.flow.write_paused)))
+            next(idle, taken[0])._cut()
+        self.open[self] = None
+
+    def _watch(self) -> None:
+        """Wait for what the client has to do next; a wait that goes on is not begun anew."""
+        if self.flow.write_paused or self.transport.is_closing():
+            self._wait("reader")
+        else:
+            self._wait("" if self._answering else "headers")
+
+    def _wait(self, what: str) -> None:
+        if what == self._waits:
+            return
+        self._waits = what
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if what:
+            long = what == "reader" and self._person
+            seconds = self.limits.body_seconds if long else self.limits.header_seconds
+            self._timer = self.loop.call_later(seconds, self._time_out)
 
     def _time_out(self) -> None:
-        self._timer = None
-        if self.cycle is None and not self.transport.is_closing():  # nothing was answered here yet: say why it ends
-            reason = f"the headers were not here after {self.header_seconds:g} s"
+        if self._waits == "reader":
+            self._cut()
+            return
+        if self.cycle is None:  # nothing was answered here yet: say why it ends
+            reason = f"the headers were not here after {self.limits.header_seconds:g} s"
             answer = ProblemError("slow-body", reason, close=True).response()
             head = b"".join(b"%s: %s\r\n" % header for header in answer.raw_headers)
             self.transport.write(b"HTTP/1.1 408 Request Timeout\r\n" + head + b"\r\n" + bytes(answer.body))
         self.transport.close()
+        self._watch()
+
+    def _cut(self) -> None:
+        """End the connection and drop what is unread, the system's part of it too."""
+        self.open.pop(self, None)
+        with suppress(OSError):
+            self.transport.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            )
+        self.transport.abort()
 
 
 def make_server(app: FastAPI, address: Address, limits: ServerLimits) -> uvicorn.Server:
@@ -100,14 +161,13 @@ def make_server(app: FastAPI, address: Address, limits: ServerLimits) -> uvicorn
         app,
         host=address.host,
         port=address.port,
-        http=type("Protocol", (_HeaderTimeoutProtocol,), {"header_seconds": limits.header_seconds}),
+        http=type("Protocol", (_PatientProtocol,), {"limits": limits, "most": _connections(limits), "open": {}}),
         ws="none",
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # nothing depends on the client's address, so none is believed
-        limit_concurrency=_connections(),
+        proxy_headers=False,  # a client's word for its address is not believed; a proxy limits its own clients
         backlog=1_024,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=GRACE_SECONDS,
@@ -127,11 +187,11 @@ def make_server(app: FastAPI, address: Address, limits: ServerLimits) -> uvicorn
     return uvicorn.Server(config)
 
 
-def _connections() -> int:
+def _connections(limits: ServerLimits) -> int:
     """As many connections as the process may have files, after it has asked for as many as it is allowed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = CONNECTIONS + SPARE_FILES
+    wanted = limits.max_connections + SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return CONNECTIONS if soft == resource.RLIM_INFINITY else max(1, min(CONNECTIONS, soft - SPARE_FILES))
+    return max(1, min(limits.max_connections, wanted if soft == resource.RLIM_INFINITY else soft - SPARE_FILES))

@@ -1,6 +1,7 @@
 """What the routes of one app share: engine, base, limits, handles; and how they wait for work without blocking or leaking."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from typing import Annotated, Any, TypeVar
@@ -20,9 +21,10 @@ from fl.serving.engine.engine import BatchEngine
 from fl.serving.engine.requests import ServedAdapter
 from fl.serving.http.audio import decode_audio
 from fl.serving.http.handles import Handles
-from fl.serving.http.limits import RateLimit, ServerLimits
+from fl.serving.http.limits import Places, RateLimit, ServerLimits
 from fl.serving.http.problems import ProblemError
-from fl.speech.audio import SAMPLE_RATE, Waveform
+from fl.speech.audio import MAX_SECONDS, Waveform
+from fl.speech.decode import Decoder
 
 Result = TypeVar("Result")
 ALIASES = frozenset({"", "whisper-1"})  # what OpenAI's clients call a model that they do not choose
@@ -54,33 +56,59 @@ class ServerMetrics(Collector):
 
 
 class Service:
-    """Everything behind the routes. ``rated`` is whether tokens have budgets by the minute."""
+    """Everything behind the routes. ``rated`` is whether tokens have budgets by the minute, and shares."""
 
     def __init__(self, engine: BatchEngine, base: WhisperBase, limits: ServerLimits, *, rated: bool) -> None:
         self.engine, self.base, self.limits = engine, base, limits
-        self.open_requests = 0
-        self.body_bytes = 0  # of all bodies that are in memory
+        self.share = limits.token_share if rated else 1.0
+        self.open_requests = Places("requests", limits.max_open_requests, self.share)
+        self.body_bytes = Places("bytes of bodies", limits.max_buffered_bytes, self.share, retry_after=2.0)
         self.handles = Handles(limits.handle_bytes, limits.handle_seconds, limits.handles_per_token)
         self.metrics = ServerMetrics(self.gauges)
         self.request_rate = RateLimit("requests", limits.requests_per_minute if rated else 0.0)
         self.audio_rate = RateLimit("seconds of audio", limits.audio_seconds_per_minute if rated else 0.0)
         self._threads = anyio.CapacityLimiter(limits.threads)
+        self._turns = defaultdict[str, asyncio.Lock](asyncio.Lock)  # of each token
+        self._decoders: list[Decoder] = []  # those that are idle, so there are no more than threads
 
     async def off_loop(self, function: Callable[..., Result], *args: Any, **options: Any) -> Result:
         """Run a computation in one of a few threads, so that the event loop goes on serving others."""
         return await to_thread.run_sync(partial(function, *args, **options), limiter=self._threads)
 
-    async def admit(self, data: bytes) -> ServedAdapter:
-        """A packed adapter from a request, checked against the base."""
-        return await self.off_loop(admit, data, self.base, max_bytes=self.limits.max_adapter_bytes)
+    async def admit(self, data: bytes, principal: str) -> ServedAdapter:
+        """A packed adapter from a request, checked against the base; one of a token at a time."""
+        async with self._turns[principal]:
+            return await self.off_loop(admit, data, self.base, max_bytes=self.limits.max_adapter_bytes)
 
     async def decode(self, data: bytes, principal: str, max_seconds: float, source: str = "file") -> Waveform:
-        """Audio of a request as samples; its seconds are taken from the token's budget."""
-        audio = await self.off_loop(decode_audio, data, max_seconds, source)
-        seconds = len(audio) / SAMPLE_RATE
-        self.audio_rate.take(principal, seconds)
-        self.metrics.audio_seconds.inc(seconds)
-        return audio
+        """Audio of a request as samples, one file of a token at a time; the token's budget pays before anything is decoded."""
+
+        def charge(seconds: float) -> None:
+            self.audio_rate.take(principal, seconds)
+            self.metrics.audio_seconds.inc(seconds)
+
+        def work() -> Waveform:
+            limits = self.limits
+            longest = max(limits.max_audio_seconds, MAX_SECONDS)
+            decoder = (
+                self._decoders.pop()
+                if self._decoders
+                else Decoder(limits.max_body_bytes, longest, limits.request_seconds)
+            )
+            try:
+                return decode_audio(decoder, data, max_seconds, charge, source)
+            finally:
+                self._decoders.append(decoder)
+
+        async with self._turns[principal]:
+            self.audio_rate.take(principal, 0.0)  # nothing is even opened for who has nothing left
+            return await self.off_loop(work)
+
+    def close(self) -> None:
+        """Forget the adapters, and end the processes that decode."""
+        self.handles.clear()
+        for decoder in self._decoders:
+            decoder.close()
 
     def check_model(self, name: str) -> None:
         """Raise :class:`ProblemError` ``unknown-model`` for another model than the one that is served."""
@@ -100,8 +128,8 @@ class Service:
         """Numbers of now, for the metrics."""
         return {
             **{f"engine_{name}": float(value) for name, value in self.engine.stats().items()},
-            "open_requests": self.open_requests,
-            "buffered_bytes": self.body_bytes,
+            "open_requests": self.open_requests.held,
+            "buffered_bytes": self.body_bytes.held,
             "handles": len(self.handles),
             "handle_bytes": self.handles.bytes,
             "handles_evicted": self.handles.evicted,

@@ -154,7 +154,7 @@ async def _adapter(fields: TranscriptionFields, service: Service, principal: str
         raise ProblemError("invalid-field", "adapter: is given together with adapter_handle; send one of them")
     if fields.adapter_handle:
         return service.handles.get(principal, fields.adapter_handle)
-    return await service.admit(fields.adapter) if fields.adapter is not None else None
+    return await service.admit(fields.adapter, principal) if fields.adapter is not None else None
 
 
 async def _transcripts(updates: AsyncIterator[PartUpdate]) -> list[PartUpdate]:

@@ -49,6 +49,22 @@ def test_greedy_and_beams_share_a_batch(engine, finish, same, mixed) -> None:
         same(transcript, request)
 
 
+@pytest.mark.parametrize("dear", ["full window", "five beams"])
+def test_short_requests_that_cost_much_do_not_go_before_long_ones(engine, served, speech, dear: str) -> None:
+    """A fifth of a second in a window of 30 s, or with five beams, is not a 145th of the work of 29 s."""
+    short = Request(speech(0.2), None, "ann", "ko", max_new_tokens=1)
+    if dear == "five beams":
+        short = replace(short, adapter=served(0), beams=5, max_new_tokens=None)
+    long = Request(speech(29.0), served(1), "bob", "ko", max_new_tokens=1)
+    wheel, order = engine(rows=5, waiting_each=200), []
+    for request in [long, *[short] * 150, long]:
+        future = wheel.submit(request)
+        future.add_done_callback(lambda _, person=request.person: order.append(person))
+    while order.count("bob") < 2:
+        wheel.turn()
+    assert order.count("ann") <= 15
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_rows_join_and_leave_between_steps(engine, finish, same, mixed, seed: int) -> None:
     """A few rows, many requests, submitted at random moments."""

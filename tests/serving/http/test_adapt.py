@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 from fl.core.errors import IdiolectError
 from fl.packed.blob import unpack
 from fl.serving.http.adapt import AdaptResult
+from fl.serving.http.auth import TokenFile
 from fl.settings.tables import TrainTable
 from sim.cli.serve import local_steps
 
@@ -20,11 +21,12 @@ PATH, URL = "/v1/adapt", "http://127.0.0.1"
 TEXTS = ["오늘 meeting 있어요", "yes"]
 
 
-def send(client, adapter, recordings, texts=TEXTS, **fields):
+def send(client, adapter, recordings, texts=TEXTS, *, headers=None, **fields):
     """Two steps unless ``fields`` say otherwise; None leaves a field out."""
     files = [("adapter", ("a.safetensors", adapter)), *[("audio", ("x.flac", audio)) for audio in recordings]]
     data = {"texts": texts if isinstance(texts, str) else json.dumps(texts), "steps": "2", **fields}
-    return client.post(PATH, files=files, data={name: value for name, value in data.items() if value is not None})
+    data = {name: value for name, value in data.items() if value is not None}
+    return client.post(PATH, files=files, data=data, headers=headers)
 
 
 @pytest.fixture
@@ -235,6 +237,30 @@ def test_one_adapter_is_trained_at_a_time_and_only_so_many_wait(make_app, packed
     assert int(answer.headers["retry-after"]) >= 1
     assert statuses == [200, 200]
     assert slow.most == 1
+
+
+def test_one_token_cannot_hold_all_places(make_app, people, packed, audio):
+    slow, statuses = BlockedTrainer(), []
+    with TestClient(make_app(TokenFile(people.path), adapt=slow), base_url=URL) as client:
+        ann, bob = people.header(people.ann), people.header(people.bob)
+
+        def train(headers):
+            statuses.append(send(client, packed(), audio, headers=headers).status_code)
+
+        threads = [threading.Thread(target=train, args=(headers,)) for headers in (ann, bob)]
+        threads[0].start()
+        slow.entered.acquire()
+        refused = send(client, packed(), audio, headers=ann)
+        threads[1].start()
+        while len(client.app.state.adapts.jobs) < 2:
+            time.sleep(0.001)
+        slow.go.set()
+        for thread in threads:
+            thread.join()
+        assert send(client, packed(), audio, headers=ann).status_code == 200
+    assert (refused.status_code, refused.json()["type"]) == (429, "/problems/busy")
+    assert "of this token" in refused.json()["detail"]
+    assert statuses == [200, 200]
 
 
 def test_training_that_takes_too_long_is_stopped_at_a_step(make_app, packed, audio):

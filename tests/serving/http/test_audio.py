@@ -3,6 +3,7 @@
 import io
 import struct
 import tracemalloc
+from functools import cache
 
 import numpy as np
 import pytest
@@ -11,9 +12,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl.core.errors import AudioError, IdiolectError
-from fl.serving.http.audio import decode_audio, speech_parts
+from fl.serving.http.audio import decode_audio as decode_with
+from fl.serving.http.audio import speech_parts
 from fl.serving.http.problems import ProblemError
 from fl.speech.audio import load_audio
+from fl.speech.decode import Decoder
+
+
+@cache
+def decoder():
+    """One process for all tests of this module."""
+    return Decoder(2**25, 600.0, 60.0)
+
+
+def decode_audio(data, max_seconds, charge=lambda seconds: None):
+    return decode_with(decoder(), data, max_seconds, charge)
 
 
 @pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3"])
@@ -117,3 +130,51 @@ def test_parts_without_sound_are_left_out():
     assert ranges[-1][1] == len(audio)
     assert sum(end - start for start, end in ranges) < len(audio)
     assert all(end - start <= 29 * 16_000 for start, end in ranges)
+
+
+# What is decoded costs, and may end, only itself
+
+
+def flac(seconds, rate, channels):
+    buffer = io.BytesIO()
+    samples = np.zeros((int(seconds * rate), channels), np.int16)
+    samples[::7] = 3000
+    soundfile.write(buffer, samples, rate, format="FLAC")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(96_000, 1), (384_000, 8), (48_000, 3)])
+def test_more_than_48_khz_or_two_channels_are_refused_by_the_header(rate, channels):
+    charged = []
+    with pytest.raises(AudioError, match=f"{rate} Hz and {channels} channels"):
+        decode_audio(flac(0.5, rate, channels), 10.0, charged.append)
+    assert charged == []
+
+
+@pytest.mark.parametrize(
+    ("rate", "channels", "seconds"), [(16_000, 1, 2.0), (48_000, 1, 2.0), (16_000, 2, 2.0), (48_000, 2, 4.0)]
+)
+def test_what_the_header_claims_is_paid_before_it_is_decoded(rate, channels, seconds):
+    charged = []
+    whole = flac(2.0, rate, channels)
+    with pytest.raises(AudioError, match=r"cut off|cannot be read"):
+        decode_audio(whole[: len(whole) // 2], 10.0, charged.append)
+    assert charged == [seconds]
+
+
+def test_a_process_that_dies_costs_one_file_and_is_replaced(recording):
+    audio = decode_audio(recording(), 10.0)
+    decoder().process.kill()
+    decoder().process.wait()
+    with pytest.raises(AudioError, match="memory and time"):
+        decode_audio(recording(), 10.0)
+    assert np.array_equal(decode_audio(recording(), 10.0), audio)
+
+
+def test_a_file_that_costs_more_than_it_may_ends_its_process_alone(recording):
+    """The bound of memory is below what the file needs, that of time below what it takes."""
+    small = Decoder(2**10, 600.0, 60.0)
+    with pytest.raises(AudioError):
+        decode_with(small, bytes(2**29), 10.0, lambda seconds: None)
+    assert len(decode_with(small, recording(), 10.0, lambda seconds: None)) == 16_000
+    small.close()

@@ -87,6 +87,29 @@ def test_one_token_cannot_push_out_the_others(adapters, store):
     assert len(handles) == 3
 
 
+def test_when_the_budget_is_full_who_holds_most_gives_way(adapters, store):
+    handles = store(room=4)
+
+    def held(owner, made):
+        there = []
+        for handle in made:
+            try:
+                there.append(handles.look(owner, handle)[0].digest)
+            except ProblemError:
+                there.append(None)
+        return there
+
+    mine = [handles.put("ann", adapters[0])]
+    theirs = [handles.put("bob", adapter) for adapter in adapters[:5]]  # five, where three have room
+    assert held("ann", mine) == [adapters[0].digest]
+    assert held("bob", theirs)[:2] == [None, None]
+    mine.append(handles.put("ann", adapters[1]))  # in the place of bob, who held three
+    assert held("bob", theirs)[2:] == [None, adapters[3].digest, adapters[4].digest]
+    mine.append(handles.put("ann", adapters[2]))  # in her own place: bob has no more than she
+    assert held("ann", mine) == [None, adapters[1].digest, adapters[2].digest]
+    assert held("bob", theirs)[3:] == [adapters[3].digest, adapters[4].digest]
+
+
 def test_one_that_is_larger_than_the_budget_is_refused_and_pushes_nobody_out(adapters, store):
     handles = store(room=1)
     kept = handles.put("ann", adapters[0])
@@ -143,6 +166,16 @@ def test_a_handle_of_ann_is_unknown_to_bob(make_app, engine, people, packed, rec
         assert engine.asked[0].person == "ann"
 
 
+def test_bob_does_not_evict_what_ann_holds_however_much_he_puts(make_app, people, packed, base):
+    room = 3 * admit(packed(), base).bytes
+    with TestClient(make_app(TokenFile(people.path), handle_bytes=room), base_url=URL) as client:
+        ann, bob = people.header(people.ann), people.header(people.bob)
+        kept = client.put(ADAPTERS, content=packed(), headers=ann).json()["handle"]
+        last = [client.put(ADAPTERS, content=packed(seed=i), headers=bob).json()["handle"] for i in range(5)][-1]
+        assert client.head(f"{ADAPTERS}/{kept}", headers=ann).status_code == 200
+        assert client.head(f"{ADAPTERS}/{last}", headers=bob).status_code == 200
+
+
 def test_an_adapter_that_is_refused_is_not_held(client, packed):
     for data, slug in (
         (packed(base_fingerprint="whisper:1x1+1:00"), "adapter-mismatch"),
@@ -161,7 +194,7 @@ def test_an_adapter_beyond_the_limit_is_refused_by_its_announced_length_and_whil
         for content in (data, iter([data[:100], data[100:]])):
             answer = client.put(ADAPTERS, content=content)
             assert (answer.status_code, answer.json()["type"]) == (413, "/problems/too-large")
-    assert app.state.service.body_bytes == 0
+    assert app.state.service.body_bytes.held == 0
 
 
 def test_nothing_is_held_after_the_server_stopped(make_app, packed):

@@ -4,10 +4,13 @@ import asyncio
 import datetime
 import http.client
 import json
+import os
+import resource
+import select
 import socket
 import ssl
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address
 
 import openai
@@ -21,14 +24,17 @@ from fl.core.errors import ConfigError
 from fl.serving.http.auth import TokenFile
 from fl.serving.http.limits import ServerLimits
 from fl.serving.http.server import Address, make_server
+from fl.speech.decode import Decoder
 
 PATH = "/v1/audio/transcriptions"
 
 
 @contextmanager
-def running(app, settings=None, **address):
-    """The port of a server that runs in a thread."""
+def running(app, settings=None, send_buffer=0, **address):
+    """The port of a server that runs in a thread; with ``send_buffer`` the system takes so many bytes of an answer from it."""
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
+        if send_buffer:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         server = make_server(app, Address(port=0, **address), settings or app.state.service.limits)
         ready = threading.Event()
         startup = server.startup
@@ -186,6 +192,62 @@ def test_a_certificate_that_does_not_work_is_named(make_app, tmp_path, certifica
         Address(cert=tmp_path / "none", key=certificate[1])
 
 
+# Revoking
+
+
+def ask(port, token, path="/v1/models"):
+    """The status of a GET with a token."""
+    client = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    client.request("GET", path, headers={"Authorization": f"Bearer {token}"})
+    status = client.getresponse().status
+    client.close()
+    return status
+
+
+def _without(name, path):
+    return "".join(line for line in path.read_text().splitlines(True) if not line.startswith(name))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda path: path.write_text(""),
+        lambda path: path.write_text("# nobody\n"),
+        lambda path: path.write_bytes(b"\xff\xfe"),
+        lambda path: path.unlink(),
+        lambda path: (path.unlink(), path.mkdir()),
+        lambda path: path.write_text("# " + "x" * 2**20),
+    ],
+    ids=["empty", "comment", "no-text", "deleted", "folder", "too-large"],
+)
+def test_a_token_file_that_holds_none_any_more_lets_nobody_in(make_app, people, edit):
+    with running(make_app(TokenFile(people.path))) as port:
+        assert [ask(port, people.ann), ask(port, people.bob)] == [200, 200]
+        edit(people.path)
+        assert [ask(port, people.ann), ask(port, people.bob)] == [401, 401]
+
+
+def test_a_line_with_a_typo_lets_nobody_in_and_the_sound_lines_do(make_app, people, caplog):
+    whole = people.path.read_text()
+    with running(make_app(TokenFile(people.path))) as port:
+        people.path.write_text("carol sha256:12\n" + _without("ann", people.path))
+        assert [ask(port, people.ann), ask(port, people.bob)] == [401, 200]
+        assert "tokens.txt:1: not of the form" in caplog.text
+        people.path.write_text(whole.replace("ann sha256:", "ann sha256:0"))
+        assert [ask(port, people.ann), ask(port, people.bob)] == [401, 200]
+        people.path.write_text(whole)
+        assert [ask(port, people.ann), ask(port, people.bob)] == [200, 200]
+
+
+def test_an_edit_of_the_same_size_and_time_counts_too(make_app, people):
+    stat, whole = people.path.stat(), people.path.read_text()
+    with running(make_app(TokenFile(people.path))) as port:
+        assert ask(port, people.ann) == 200
+        people.path.write_text(whole.replace("ann", "#nn"))
+        os.utime(people.path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        assert [ask(port, people.ann), ask(port, people.bob)] == [401, 200]
+
+
 # Clients that misbehave
 
 
@@ -245,7 +307,7 @@ def test_half_a_body_and_gone_reaches_no_engine(make_app, engine, recording):
             client.sendall(request(body))
             assert read_all(client)[0] == 200
     assert len(engine.asked) == 1
-    assert (app.state.service.open_requests, app.state.service.body_bytes) == (0, 0)
+    assert (app.state.service.open_requests.held, app.state.service.body_bytes.held) == (0, 0)
 
 
 def test_what_is_no_http_is_a_4xx_and_ends(make_app):
@@ -290,3 +352,149 @@ def test_a_thousand_connections_at_once_are_served_or_told_to_come_again(make_ap
     assert {status for status, _ in found} <= {200, 429}
     assert all(again for status, again in found if status == 429)
     assert sum(status == 200 for status, _ in found) >= 1
+
+
+# Clients that do not read, pipeline, or come in crowds
+
+
+def get(path="/openapi.json", token=""):
+    return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
+
+
+def test_130_connections_that_do_not_read_keep_nobody_out(make_app, people):
+    with running(make_app(TokenFile(people.path)), send_buffer=4096) as port, ExitStack() as stack:
+        for _ in range(130):
+            client = stack.enter_context(socket.socket())
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.settimeout(60)
+            client.connect(("127.0.0.1", port))
+            client.sendall(get("/") * 50)
+            assert client.recv(1) == b"H"  # it is being answered, and no more of it is read
+        assert {ask(port, people.ann) for _ in range(10)} == {200}
+        assert ask(port, "") == 401
+
+
+def test_an_answer_that_nobody_reads_ends_its_connection(make_app, people):
+    app = make_app(TokenFile(people.path), header_seconds=0.2)
+    with running(app, send_buffer=4096) as port, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", port))
+        client.sendall(get("/"))
+        ended = select.poll()
+        ended.register(client, 0)  # a reset connection alone, not what there is to read
+        assert ended.poll(60_000)
+
+
+def test_a_second_request_before_the_first_is_answered_is_not_read(make_app):
+    with running(make_app()) as port, socket.create_connection(("127.0.0.1", port), 60) as client:
+        client.sendall(get("/v1/models") * 3)
+        status, _, body = read_all(client)
+        assert status == 200
+        assert b"HTTP/1.1" not in body
+
+
+def answered(client, path="/v1/models", token=""):
+    """Whether the connection is still there for a request."""
+    try:
+        client.sendall(get(path, token))
+        return client.recv(1) == b"H"
+    except ConnectionError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("source", "limits"), [("127.0.0.2", {"connections_per_address": 3}), ("127.0.0.1", {"max_connections": 3})]
+)
+def test_when_connections_are_taken_the_oldest_that_serves_nobody_gives_way(
+    make_app, engine, people, recording, source, limits
+):
+    engine.hold = True
+    with running(make_app(TokenFile(people.path), **limits)) as port, ExitStack() as stack:
+
+        def connect():
+            address = ("127.0.0.1", port)
+            return stack.enter_context(socket.create_connection(address, 60, source_address=(source, 0)))
+
+        bearer = f"Host: 127.0.0.1\r\nAuthorization: Bearer {people.ann}".encode()
+        serving = connect()
+        serving.sendall(request(form(recording())).replace(b"Host: 127.0.0.1", bearer))
+        assert engine.submitted.wait(60)
+        idle = [connect() for _ in range(5)]
+        assert answered(idle[-1], token=people.bob)
+        assert [answered(client) for client in idle[:-1]] == [False, False, False, True]
+        engine.answer(0)
+        assert read_all(serving)[0] == 200
+
+
+# Audio that was made to cost
+
+
+def claiming(audio, rate, channels, seconds):
+    """A FLAC whose header (STREAMINFO: 20 bits rate, 3 channels - 1, 5 depth, 36 frames, from byte 18) claims what it does not hold."""
+    packed = int.from_bytes(audio[18:26]) & (0b11111 << 36)
+    packed |= rate << 44 | (channels - 1) << 41 | int(seconds * rate)
+    return audio[:18] + packed.to_bytes(8) + audio[26:]
+
+
+def test_audio_is_paid_for_by_its_header_and_a_dead_decoder_is_replaced(make_app, people, recording):
+    app = make_app(TokenFile(people.path))
+    with running(app) as port:
+
+        def send(audio, token):
+            client = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            kind = {"Content-Type": "multipart/form-data; boundary=x", "Authorization": f"Bearer {token}"}
+            client.request("POST", PATH, form(audio), kind)
+            answer = client.getresponse()
+            found = json.load(answer)
+            client.close()
+            return answer.status, found.get("detail", "")
+
+        status, detail = send(claiming(recording(), 384_000, 8, 600), people.ann)
+        assert (status, detail[:33]) == (422, "file: 384000 Hz and 8 channels; 1")
+        assert send(recording(), people.ann)[0] == 200
+        (decoder,) = app.state.service._decoders
+        bounds = {
+            kind: resource.prlimit(decoder.process.pid, kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_CPU)
+        }
+        assert 0 < bounds[resource.RLIMIT_AS] < 2**30
+        assert 0 < bounds[resource.RLIMIT_CPU] <= 60
+        decoder.process.kill()
+        decoder.process.wait()
+        status, detail = send(recording(), people.ann)
+        assert (status, "memory and time" in detail) == (422, True)
+        assert send(recording(), people.ann)[0] == 200
+        for _ in range(2):  # 600 s of 48 kHz stereo, twice the seconds that they last: more than the minute's 1,200
+            status, detail = send(claiming(recording(), 48_000, 2, 600), people.ann)
+        assert (status, "1200 seconds of audio a minute" in detail) == (429, True)
+        assert send(recording(), people.bob)[0] == 200
+        pid = decoder.process.pid
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_one_token_has_one_file_decoded_at_a_time(make_app, people, recording, monkeypatch):
+    """Otherwise two of ann's would take both threads, and bob would wait."""
+    go, entered, inside, decode = threading.Event(), threading.Semaphore(0), [], Decoder.decode
+
+    def slow(self, data, accept, source):
+        if data == recording(2.0):
+            inside.append(data)
+            entered.release()
+            assert go.wait(60)
+        return decode(self, data, accept, source)
+
+    monkeypatch.setattr(Decoder, "decode", slow)
+    with running(make_app(TokenFile(people.path))) as port, ExitStack() as stack:
+
+        def send(audio, token):
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", port), 60))
+            bearer = f"Host: 127.0.0.1\r\nAuthorization: Bearer {token}".encode()
+            client.sendall(request(form(audio)).replace(b"Host: 127.0.0.1", bearer))
+            return client
+
+        slow_ones = [send(recording(2.0), people.ann) for _ in range(3)]
+        assert entered.acquire(timeout=60)
+        assert read_all(send(recording(1.0), people.bob))[0] == 200
+        assert len(inside) == 1
+        go.set()
+        assert [read_all(client)[0] for client in slow_ones] == [200, 200, 200]
