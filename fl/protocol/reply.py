@@ -138,6 +138,8 @@ class Expected:
             values = array.numpy()
         except (ValueError, TypeError, EOFError, OSError, MemoryError) as error:
             raise UnreadableError(f"tensor {name!r} cannot be decoded: {type(error).__name__}") from None
+        if not isinstance(values, np.ndarray):  # an archive of arrays is read without complaint
+            raise UnreadableError(f"tensor {name!r} cannot be decoded: {type(values).__name__}")
         if values.shape != self.shape or values.dtype != array.dtype:  # what an array says and what it holds may differ
             raise UnreadableError(f"tensor {name!r} holds {values.dtype} {values.shape} under another label")
         return values
