@@ -142,6 +142,8 @@ class Expected:
             raise UnreadableError(f"tensor {name!r} cannot be decoded: {type(values).__name__}")
         if values.shape != self.shape or values.dtype != array.dtype:  # what an array says and what it holds may differ
             raise UnreadableError(f"tensor {name!r} holds {values.dtype} {values.shape} under another label")
+        if array.data != Array(values).data:
+            raise UnreadableError(f"tensor {name!r} holds more than its values, or holds them in another order")
         return values
 
 
