@@ -8,6 +8,7 @@ which was taken over by its file has no way to hand over objects.
 import importlib
 import json
 import os
+import resource
 import signal
 import struct
 import subprocess
@@ -110,23 +111,14 @@ def _frames(file: IO[bytes] | None) -> Iterator[tuple[bytes, bytes]]:
         yield kind, payload
 
 
-def _limit(memory_bytes: int) -> None:
-    try:
-        import resource
-    except ImportError:  # Windows: a process of its own, without limits
-        return
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+def _limit(kind: int, limit: int) -> None:
+    with suppress(ValueError):  # a limit from outside that is lower stays
+        resource.setrlimit(kind, (limit, resource.getrlimit(kind)[1]))
 
 
 def _allow_seconds() -> None:
-    with suppress(ImportError, ValueError, OSError):
-        import resource
-
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-        resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + CPU_SECONDS, hard))
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    _limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + CPU_SECONDS)
 
 
 def _serve(target: str, memory_bytes: int) -> None:
@@ -135,7 +127,8 @@ def _serve(target: str, memory_bytes: int) -> None:
     os.dup2(2, 1)  # what a library prints is no answer
     module, _, name = target.partition(":")
     reader = getattr(importlib.import_module(module), name)()
-    _limit(memory_bytes)
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_DATA, memory_bytes)
     for _, payload in _frames(sys.stdin.buffer):
         method, *arguments = json.loads(payload)
         try:

@@ -153,6 +153,26 @@ def test_an_archive_that_reaches_outside_is_refused_and_leaves_nothing(tmp_path,
     assert not (tmp_path / "evil.txt").exists()
 
 
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE])
+def test_a_member_that_is_no_file_is_refused(tmp_path, take, kind):
+    info = tarfile.TarInfo("a.wav")
+    info.type, info.linkname = kind, "/etc/passwd"
+    with tarfile.open(tmp_path / "corpus.tar", "w") as file:
+        file.addfile(info)
+    with pytest.raises(CorpusError, match=r"a\.wav is a link or a device"):
+        take("kaldi", tmp_path / "corpus.tar")
+
+
+def test_what_zipfile_raises_besides_its_own_errors_is_typed(tmp_path, take):
+    data = bytearray(archive_of(tmp_path / "corpus.zip", [("a.txt", b"x")]).read_bytes())
+    data[6] |= 1  # encrypted
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "corpus.zip").write_bytes(data)
+    with pytest.raises(CorpusError, match=r"corpus\.zip: .*password required"):
+        take("kaldi", tmp_path / "corpus.zip")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_an_archive_larger_than_the_disk_is_refused_before_it_fills_it(tmp_path, take):
     sparse = tarfile.TarInfo("a.wav")  # a few bytes that would become a petabyte
     sparse.type, sparse.size = tarfile.GNUTYPE_SPARSE, 0
