@@ -126,7 +126,8 @@ def test_a_table_is_rows_or_an_error(tmp_path, kind):
         def check(data):
             path.write_bytes(data)
             try:
-                rows = [row for batch in tables.ask(path, "rows", str(path)) for row in batch]
+                _, *batches = tables.ask(path, "read", str(path))
+                rows = [row for batch in batches for row in batch]
             except CorpusError as error:
                 rows, refused = [], str(error)
             else:

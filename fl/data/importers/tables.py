@@ -27,15 +27,14 @@ TABLE_SUFFIXES = (".parquet", ".arrow")
 class Tables:
     """What is read of Arrow tables apart (:mod:`fl.core.apart`): their library follows the offsets of a crafted file anywhere."""
 
-    def head(self, path: str) -> Iterator[list[list[str]]]:
-        """The names of all columns, and of those that hold audio."""
-        table = ArrowTable(Path(path))
-        yield [table.columns, table.audio]
+    def read(self, path: str) -> Iterator[list[Any]]:
+        """The names of all columns and of those that hold audio, then the rows of each batch.
 
-    def rows(self, path: str) -> Iterator[list[dict[str, Any]]]:
-        """The rows of each batch. Raises :class:`CorpusError` for more labels than a corpus has."""
-        size = 0
-        for rows in ArrowTable(Path(path)).rows():
+        Raises :class:`CorpusError` for more labels than a corpus has.
+        """
+        table, size = ArrowTable(Path(path)), 0
+        yield [table.columns, table.audio]
+        for rows in table.rows():
             size += sum(len(str(row)) for row in rows)
             if size > MAX_TEXT_BYTES:
                 raise CorpusError(f"{path}: its labels are more than {MAX_TEXT_BYTES:,} characters; split the file")
@@ -255,10 +254,10 @@ def table_records(
     folders = AudioFolders(source, options)
     with Apart(f"{__name__}:Tables", CorpusError) as tables:
         for path, split in _wanted_tables(source, options):
-            columns, audio = tables.one(path, "head", str(path))
+            batches = tables.ask(path, "read", str(path))
+            columns, audio = next(batches)
             reader = RowReader(names.choose(columns, options, str(path)), folders)
             column = reader.chosen["audio"]
-            batches = tables.ask(path, "rows", str(path))
             for index, row in enumerate(row for batch in batches for row in batch):
                 inside = Embedded(path, column, index) if column in audio else None
                 found = reader.read(row, f"{path}:{index + 1}", split, inside)
