@@ -38,8 +38,8 @@ bench: $(READY) ## every figure of the README, measured on this machine beside i
 bench-serving: $(READY) ## the figures of the server and of the thin device alone; about 15 minutes on 2 quiet cores
 	$(BIN)/python -m benchmarks serving serving_load thin
 
-fuzz: $(READY) ## fuzz the server's API and the adapter parser for long
-	IDIOLECT_FUZZ=500 $(BIN)/python -m pytest tests/serving/http/test_fuzz.py tests/test_packed.py --timeout 3600
+fuzz: $(READY) ## fuzz guard, wire, audio, archives, tables, the adapter parser and the server's API for long; about half an hour on 2 cores
+	IDIOLECT_FUZZ=500 IDIOLECT_FUZZ_ROW=1 $(BIN)/python -m pytest tests/fuzz tests/test_packed.py tests/serving/http/test_fuzz.py --timeout 3600
 
 deploy-test: $(READY) ## a federation of real processes in network namespaces; needs root and iproute2, about 10 minutes on 2 cores
 	$(BIN)/python -m pytest -m long tests/faults/test_deployment.py

@@ -94,7 +94,8 @@ def settings_record(config: RunConfig) -> ConfigRecord:
 
 def read_settings(content: RecordDict) -> RunConfig:
     """The configuration that a message carries; the same object for the same values."""
-    return _config(tuple(sorted(content.config_records.get(SETTINGS_RECORD, {}).items())))
+    told: Mapping[str, Any] = content.config_records.get(SETTINGS_RECORD, {})
+    return _config(tuple((key, tuple(v) if isinstance(v, list) else v) for key, v in sorted(told.items())))  # hashable
 
 
 @lru_cache(maxsize=16)

@@ -2,6 +2,7 @@
 
 import io
 import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,8 @@ MIN_SECONDS = 0.2
 MAX_SECONDS = 29.0  # Whisper's window of 30 s less a margin for the padding of a trimmed window
 SILENCE_PEAK = 10 ** (-60 / 20)  # a waveform whose peak is under -60 dBFS holds no speech
 MAX_FILE_SECONDS = 4 * 3600.0  # no more is read into memory at once; cut longer files with ``start`` and ``end``
+MAX_RATE, MAX_CHANNELS = 384_000, 16  # Hz; no recording of speech has more
+_ROUNDING = 0.1  # seconds that a lossy file may be off what its header says
 _FORMATS = "WAV, FLAC, OGG, MP3 and whatever else libsndfile reads"
 _LEVEL_WINDOW = SAMPLE_RATE // 50  # 20 ms
 
@@ -26,7 +29,7 @@ def load_audio(path: str | Path, start: float | None = None, end: float | None =
     """Read ``path``, or its part from ``start`` to ``end`` seconds, as float32 ``(samples,)`` at 16 kHz.
 
     Channels are averaged; any other rate is resampled by soxr in high quality. Raises AudioError when the file is
-    missing, is not audio, holds no samples in the range, or is longer than MAX_FILE_SECONDS.
+    missing, is not audio, holds no samples in the range or fewer than it says, or is longer than MAX_FILE_SECONDS.
     """
     path = Path(path)
     if not path.is_file():
@@ -35,7 +38,7 @@ def load_audio(path: str | Path, start: float | None = None, end: float | None =
         with soundfile.SoundFile(str(path)) as file:
             rate = int(file.samplerate)
             first, count = _frame_range(path, start, end, rate, len(file))
-            audio = read_mono(file, first, count)
+            audio = read_mono(file, first, count, str(path))
     except (soundfile.SoundFileError, RuntimeError) as error:
         raise AudioError(f"{path}: cannot be read as audio ({error}); use {_FORMATS}") from error
     if not len(audio):
@@ -43,28 +46,41 @@ def load_audio(path: str | Path, start: float | None = None, end: float | None =
     return audio
 
 
-def read_mono(file: soundfile.SoundFile, first: int, count: int) -> Waveform:
-    """``count`` frames from frame ``first`` on of an open file, as float32 ``(samples,)`` at 16 kHz: channels averaged, resampled."""
+def read_mono(file: soundfile.SoundFile, first: int, count: int, source: str) -> Waveform:
+    """``count`` frames from frame ``first`` on of an open file, as float32 ``(samples,)`` at 16 kHz: channels averaged, resampled.
+
+    Takes memory for what is there, not for what the header says. Raises AudioError, beginning with ``source``, where that is less.
+    """
     file.seek(first)
-    samples = file.read(count, dtype="float32", always_2d=True)
-    mono = samples.mean(axis=1, dtype=np.float32)
-    if file.samplerate != SAMPLE_RATE and len(mono):
-        import soxr  # a fifth of a small device's start-up time, and most of them record at 16 kHz
+    found = bytearray()
+    for block in read_blocks(file, count, source):
+        found += block.tobytes()
+    audio: Waveform = np.frombuffer(found, np.float32)
+    seconds, claimed = len(audio) / SAMPLE_RATE, count / file.samplerate
+    if seconds < claimed - _ROUNDING:
+        raise AudioError(
+            f"{source}: is cut off after {seconds:,.1f} of {claimed:,.1f} s; fetch it again or leave it out"
+        )
+    return audio
 
-        mono = soxr.resample(mono, file.samplerate, SAMPLE_RATE, quality="HQ").astype(np.float32)
-    return np.ascontiguousarray(mono)
 
-
-def read_blocks(file: soundfile.SoundFile) -> Iterator[Waveform]:
-    """All of an open file as :func:`read_mono` gives it, about a second at a time, whatever length its header claims."""
+def read_blocks(file: soundfile.SoundFile, frames: int = sys.maxsize, source: str = "audio") -> Iterator[Waveform]:
+    """At most ``frames`` more of an open file as :func:`read_mono` gives them, a second at a time, whatever length its header
+    claims. Raises AudioError, beginning with ``source``, for more than MAX_RATE or MAX_CHANNELS."""
     rate, stream, last = int(file.samplerate), None, False
+    if not (0 < rate <= MAX_RATE and file.channels <= MAX_CHANNELS):
+        raise AudioError(
+            f"{source}: {rate:,} Hz and {file.channels} channels; at most {MAX_RATE:,} Hz and {MAX_CHANNELS} are read: convert it"
+        )
     if rate != SAMPLE_RATE:
-        import soxr
+        import soxr  # a fifth of a small device's start-up time, and most of them record at 16 kHz
 
         stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
     while not last:
-        block = file.read(rate, dtype="float32", always_2d=True)
-        last = len(block) < rate
+        wanted = min(rate, frames)
+        block = file.read(wanted, dtype="float32", always_2d=True)
+        frames -= len(block)
+        last = len(block) < wanted or not frames
         mono = block.mean(axis=1, dtype=np.float32)
         yield mono if stream is None else stream.resample_chunk(mono, last=last)
 

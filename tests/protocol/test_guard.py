@@ -248,3 +248,17 @@ def test_totals_are_a_weight_and_a_number_of_devices_and_nothing_else(totals, re
 @pytest.mark.parametrize("within", [0, 1, 2])
 def test_a_count_of_those_within_the_norm_may_stand_beside_a_sum(within, guard, summed, edge):
     guard(summed({"totals": MetricRecord({"weight": 7.0, "devices": 2, "within": within})}), edge)
+
+
+def test_a_header_that_is_no_python_is_refused(refused, reply, arrays):
+    true = Array(np.zeros((2, 2, 3), np.float32))
+    for old, new in ((b"{'descr'", b"\0'descr'"), (b", }", b", ("), (b"'fortran_order'", b"'''ortran_order")):
+        assert old in true.data
+        forged = Array(dtype="float32", shape=(2, 2, 3), stype=true.stype, data=true.data.replace(old, new))
+        refused(reply({"updates": arrays({A: forged})}), "cannot be decoded")
+
+
+def test_bytes_behind_the_numbers_of_an_array_are_refused(refused, reply, arrays):
+    true = Array(np.zeros((2, 2, 3), np.float32))
+    forged = Array(dtype="float32", shape=(2, 2, 3), stype=true.stype, data=true.data + b"a transcript")
+    assert "transcript" not in refused(reply({"updates": arrays({A: forged})}), A)

@@ -148,3 +148,32 @@ def test_non_finite_samples_are_never_written(tmp_path):
     with pytest.raises(AudioError, match="not finite"):
         save_audio(tmp_path / "nan.wav", np.array([0.0, np.inf], np.float32))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_header_that_says_hours_takes_memory_for_what_is_there(tmp_path):
+    path = tmp_path / "long.flac"
+    soundfile.write(path, np.stack([tone(1.0, 96_000)] * 8, axis=1), 96_000)
+    data = bytearray(path.read_bytes())
+    frames = 4 * 3600 * 96_000 - 1  # 44 GB as float32
+    data[21] = data[21] & 0xF0 | frames >> 32
+    data[22:26] = (frames & 0xFFFFFFFF).to_bytes(4, "big")
+    path.write_bytes(data)
+    with pytest.raises(AudioError, match=r"long\.flac: (is cut off after 1\.0 of 14,400\.0 s|cannot be read as audio)"):
+        load_audio(path)
+    assert len(load_audio(path, end=0.5)) == SAMPLE_RATE // 2
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(1_000_000, 1), (16_000, 17)])
+def test_what_no_microphone_records_is_refused_before_it_is_decoded(tmp_path, rate, channels):
+    soundfile.write(tmp_path / "odd.wav", np.zeros((rate // 10, channels)), rate)
+    with pytest.raises(AudioError, match=r"odd\.wav: .* Hz and \d+ channels; at most 384,000 Hz and 16 are read"):
+        load_audio(tmp_path / "odd.wav")
+
+
+def test_an_mp3_that_was_cut_off_is_no_utterance(tmp_path):
+    soundfile.write(tmp_path / "whole.mp3", tone(3.0), SAMPLE_RATE, format="MP3")
+    data = (tmp_path / "whole.mp3").read_bytes()
+    (tmp_path / "cut.mp3").write_bytes(data[: len(data) // 2])
+    assert len(load_audio(tmp_path / "whole.mp3")) == pytest.approx(3 * SAMPLE_RATE, abs=1600)
+    with pytest.raises(AudioError, match=r"cut\.mp3: is cut off after 1\.\d of 3\.\d s"):
+        load_audio(tmp_path / "cut.mp3")

@@ -5,13 +5,17 @@ import shutil
 import stat
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import IO
 
+from fl.core.apart import Apart
 from fl.core.errors import CorpusError
 from fl.core.files import new_folder
 
 MAX_MEMBERS = 20_000_000
+MAX_BYTES = 4 << 40  # unpacked; no corpus of speech has as much
+SPARE_BYTES = 1 << 30  # what is left free on the disk
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
@@ -24,51 +28,75 @@ def unpack(archive: Path, folder: Path, encoding: str = "", progress: Callable[[
     """Unpack ``archive`` to ``folder``, which appears whole or not at all; one that is there is taken as it is.
 
     ``encoding`` is that of the names in a zip from before Unicode (AI Hub's are CP949). Raises :class:`CorpusError` for a
-    member with an absolute path or ``..``, a link, a device, for more than the disk has room for, and for damage.
+    member with an absolute path or ``..``, a link, a device, a name twice, for more than the disk has room for, and for damage.
     """
     if folder.is_dir():
         return folder
-    try:
-        with new_folder(folder) as fresh:
-            if archive.name.lower().endswith(".zip"):
-                _unzip(archive, fresh, encoding, progress)
-            else:
-                _untar(archive, fresh, progress)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, UnicodeDecodeError, LookupError) as error:
-        raise CorpusError(f"{archive}: cannot be unpacked ({error}); fetch it again") from error
+    with new_folder(folder) as fresh, Apart(f"{__name__}:Archive", CorpusError) as unpacker:
+        for done, total in unpacker.ask(archive, "unpack", str(archive), str(fresh), encoding):
+            if progress:
+                progress(done, total)
     return folder
 
 
-def _unzip(archive: Path, folder: Path, encoding: str, progress: Callable[[int, int], None] | None) -> None:
+class Archive:
+    """What is done apart (:mod:`fl.core.apart`): an archive may list more members, or longer names, than there is memory for."""
+
+    def unpack(self, archive: str, folder: str, encoding: str) -> Iterator[tuple[int, int]]:
+        """Unpack to an empty ``folder``; yields how many members are done, and of how many (0 if that is not known)."""
+        path = Path(archive)
+        members = _zipped(path, Path(folder), encoding) if archive.lower().endswith(".zip") else _tarred(path)
+        size = 0
+        try:
+            for done, (name, bytes_, total, source) in enumerate(members, 1):
+                size += bytes_
+                _check_room(path, done, size, bytes_, Path(folder))
+                _write_member(path, name, source, Path(folder))
+                yield done, total
+        except (tarfile.TarError, zipfile.BadZipFile, EOFError, UnicodeDecodeError, LookupError) as error:
+            raise CorpusError(f"{archive}: cannot be unpacked ({error}); fetch it again") from error
+
+
+_PLAIN = (0, stat.S_IFREG, stat.S_IFDIR)  # a zip that was not made on Unix says 0
+_Member = tuple[str, int, int, IO[bytes] | None]
+"""Name, bytes, number of members or 0, and content, None for a folder."""
+
+
+def _zipped(archive: Path, folder: Path, encoding: str) -> Iterator[_Member]:
     with zipfile.ZipFile(archive, metadata_encoding=encoding or None) as file:
         members = file.infolist()
-        _check_room(archive, len(members), sum(member.file_size for member in members), folder)
-        for done, member in enumerate(members, 1):
-            _check_member(archive, member.filename, plain=not stat.S_ISLNK(member.external_attr >> 16))
-            file.extract(member, folder)
-            if progress:
-                progress(done, len(members))
+        size = sum(member.file_size for member in members)
+        _check_room(archive, len(members), size, size, folder)
+        for member in members:
+            _check_member(archive, member.filename, plain=stat.S_IFMT(member.external_attr >> 16) in _PLAIN)
+            yield member.filename, member.file_size, len(members), None if member.is_dir() else file.open(member)
 
 
-def _untar(archive: Path, folder: Path, progress: Callable[[int, int], None] | None) -> None:
+def _tarred(archive: Path) -> Iterator[_Member]:
     with tarfile.open(archive) as file:
-        for done, member in enumerate(file, 1):
+        for member in file:
             _check_member(archive, member.name, plain=member.isfile() or member.isdir())
-            _check_room(archive, done, member.size, folder)
-            _write_member(file, member, folder / member.name)
-            if progress:
-                progress(done, 0)
+            yield member.name, member.size, 0, file.extractfile(member)
 
 
-def _write_member(file: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
-    """The bytes alone: no owner, no mode, no time. ``TarFile.extract`` takes a filter to do so only from Python 3.11.4 on."""
-    source = file.extractfile(member)
-    if source is None:
-        target.mkdir(parents=True, exist_ok=True)
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with source, target.open("wb") as copy:
-        shutil.copyfileobj(source, copy)
+def _write_member(archive: Path, name: str, source: IO[bytes] | None, folder: Path) -> None:
+    """The bytes alone: no owner, no mode, no time. A file is made and never opened again, so no name can stand for two."""
+    target = folder.joinpath(*PurePosixPath(name.replace("\\", "/")).parts)
+    try:
+        if source is None:
+            target.mkdir(parents=True, exist_ok=True)
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with source, target.open("xb") as copy:
+            shutil.copyfileobj(source, copy)
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise CorpusError(
+            f"{archive}: member {name!r} has the name of another member, or lies below a file; unpack it yourself and look at it"
+        ) from error
+    except OSError as error:
+        raise CorpusError(
+            f"{archive}: member {name!r} cannot be written ({error.strerror}); choose another --out"
+        ) from error
 
 
 def _check_member(archive: Path, name: str, plain: bool) -> None:
@@ -81,11 +109,14 @@ def _check_member(archive: Path, name: str, plain: bool) -> None:
         raise CorpusError(f"{archive}: {name} is a link or a device; unpack the archive yourself and look at it")
 
 
-def _check_room(archive: Path, members: int, size: int, folder: Path) -> None:
-    if members > MAX_MEMBERS:
-        raise CorpusError(f"{archive}: more than {MAX_MEMBERS:,} members; unpack it in parts")
-    free = shutil.disk_usage(folder).free
-    if size > free:
+def _check_room(archive: Path, members: int, size: int, more: int, folder: Path) -> None:
+    """Before ``more`` of the ``size`` bytes of so many members is written."""
+    if members > MAX_MEMBERS or size > MAX_BYTES:
         raise CorpusError(
-            f"{archive}: needs {size / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; choose another --out"
+            f"{archive}: more than {MAX_MEMBERS:,} members or {MAX_BYTES / 2**40:g} TiB; unpack it in parts"
+        )
+    free = max(0, shutil.disk_usage(folder).free - SPARE_BYTES)
+    if more > free:
+        raise CorpusError(
+            f"{archive}: needs {more / 2**30:.1f} GiB more, {free / 2**30:.1f} GiB are free; choose another --out"
         )

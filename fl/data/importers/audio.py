@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from fl.core.apart import Apart
 from fl.core.errors import AudioError, CorpusError
 from fl.data.importers.gather import ImportTally, Progress
 from fl.data.importers.places import RAW_SUFFIXES
@@ -19,7 +20,7 @@ from fl.data.importers.records import AudioPlace, Embedded, Record, UnusableErro
 from fl.data.importers.tables import ArrowTable
 from fl.data.importers.texts import is_pointer
 from fl.data.manifest import Utterance
-from fl.speech.audio import MAX_SECONDS, MIN_SECONDS, SAMPLE_RATE, SILENCE_PEAK, Waveform, read_mono, save_audio
+from fl.speech.audio import MAX_SECONDS, MIN_SECONDS, SAMPLE_RATE, SILENCE_PEAK, read_mono, save_audio
 
 Spoken = tuple[Utterance, Record, float]
 """An utterance of the manifest, the record it comes from, and its seconds."""
@@ -35,24 +36,26 @@ def checked(
 
     Audio is written below ``out`` if ``copy`` says so, and where a manifest could not name it (bytes in a table, raw PCM).
     """
-    sounds = _Sounds()
-    for number, record in enumerate(records, 1):
-        try:
-            yield _spoken(record, sounds, out, copy)
-        except UnusableError as refusal:
-            tally.add(refusal)
-        except AudioError as error:
-            tally.add(UnusableError(record.where, "unreadable audio", str(error)))
-        except OSError as error:
-            raise CorpusError(
-                f"{record.where}: {error}; make room or choose another --out, then start again"
-            ) from error
-        show("audio", number, len(records))
+    with Apart(f"{__name__}:Sounds", AudioError) as sounds:
+        for number, record in enumerate(records, 1):
+            try:
+                yield _spoken(record, sounds, out, copy)
+            except UnusableError as refusal:
+                tally.add(refusal)
+            except AudioError as error:
+                tally.add(UnusableError(record.where, "unreadable audio", str(error)))
+            except OSError as error:
+                raise CorpusError(
+                    f"{record.where}: {error}; make room or choose another --out, then start again"
+                ) from error
+            show("audio", number, len(records))
 
 
-def _spoken(record: Record, sounds: "_Sounds", out: Path | None, copy: bool) -> Spoken:
+def _spoken(record: Record, sounds: Apart, out: Path | None, copy: bool) -> Spoken:
     """The utterance of ``record``, its audio written if it must be. Raises :class:`UnusableError` for audio that is of no use."""
-    whole = sounds.seconds(record.audio)
+    audio = record.audio
+    place = [str(audio.path), audio.column, audio.row] if isinstance(audio, Embedded) else [str(audio)]
+    whole = float(sounds.one(place[0], "seconds", place))
     start, end = record.start or 0.0, whole if record.end is None else min(record.end, whole)
     if start >= whole:
         raise UnusableError(record.where, "beyond the end of its recording")
@@ -61,17 +64,17 @@ def _spoken(record: Record, sounds: "_Sounds", out: Path | None, copy: bool) -> 
     if end - start > MAX_SECONDS:
         raise UnusableError(record.where, f"longer than {MAX_SECONDS:.0f} s")
     record = replace(record, end=None if record.end is None else end)
-    inside = isinstance(record.audio, Embedded)
-    if out is None or not (copy or inside or _is_raw(record.audio)):
-        return _utterance(record, Path(_slug(record.id)) if inside else file_of(record.audio)), record, end - start
-    audio = sounds.waveform(record)
-    if not np.isfinite(audio).all():
+    inside = isinstance(audio, Embedded)
+    if out is None or not (copy or inside or _is_raw(audio)):
+        return _utterance(record, Path(_slug(record.id)) if inside else file_of(audio)), record, end - start
+    samples = np.frombuffer(sounds.one(place[0], "samples", place, start, end), np.float32)
+    if not np.isfinite(samples).all():
         raise UnusableError(record.where, "samples that are no finite numbers")
-    if float(np.abs(audio).max()) < SILENCE_PEAK:
+    if float(np.abs(samples).max(initial=0.0)) < SILENCE_PEAK:
         raise UnusableError(record.where, "silence")
     path = out / "audio" / _slug(record.speaker or "") / f"{_slug(record.id)}.flac"
-    save_audio(path, audio)
-    return _utterance(replace(record, start=None, end=None), path), record, len(audio) / SAMPLE_RATE
+    save_audio(path, samples)
+    return _utterance(replace(record, start=None, end=None), path), record, len(samples) / SAMPLE_RATE
 
 
 def _utterance(record: Record, audio: Path) -> Utterance:
@@ -85,8 +88,11 @@ def _slug(name: str) -> str:
     return safe if safe == name and safe else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 
-class _Sounds:
-    """Opens audio of records in the order of the corpus, so that a table is read once and a long recording measured once."""
+class Sounds:
+    """Opens audio of records in the order of the corpus, so that a table is read once and a long recording measured once.
+
+    Runs apart (:mod:`fl.core.apart`): a place is a path, or a table's path, column and row.
+    """
 
     def __init__(self) -> None:
         self._place: tuple[Path, str] | None = None  # the column that is being read
@@ -94,19 +100,19 @@ class _Sounds:
         self._row, self._value = -1, b""  # the one that was read last
         self._known: tuple[AudioPlace | None, float] = (None, 0.0)
 
-    def seconds(self, audio: AudioPlace) -> float:
+    def seconds(self, place: Sequence[Any]) -> Iterator[float]:
         """Length of the whole file from its header. Raises :class:`AudioError` if it is not audio."""
+        audio = _place(*place)
         if self._known[0] != audio:
             with self._opened(audio) as file:
                 self._known = (audio, file.frames / file.samplerate)
-        return self._known[1]
+        yield self._known[1]
 
-    def waveform(self, record: Record) -> Waveform:
-        """The record's samples, 16 kHz mono, cut from ``start`` to ``end``. Raises :class:`AudioError`."""
-        with self._opened(record.audio) as file:
-            first = min(file.frames, round((record.start or 0.0) * file.samplerate))
-            last = file.frames if record.end is None else min(file.frames, round(record.end * file.samplerate))
-            return read_mono(file, first, max(0, last - first))
+    def samples(self, place: Sequence[Any], start: float, end: float) -> Iterator[bytes]:
+        """Float32 samples at 16 kHz mono from ``start`` to ``end`` seconds. Raises :class:`AudioError`."""
+        with self._opened(_place(*place)) as file:
+            first, last = (min(file.frames, round(time * file.samplerate)) for time in (start, end))
+            yield read_mono(file, first, max(0, last - first), str(place[0])).tobytes()
 
     @contextmanager
     def _opened(self, audio: AudioPlace) -> Iterator[Any]:
@@ -137,6 +143,10 @@ class _Sounds:
                 f"{audio.path}: row {audio.row + 1} holds no audio, or more than {MAX_EMBEDDED_BYTES:,} bytes"
             )
         return self._value
+
+
+def _place(path: str, column: str = "", row: int = 0) -> AudioPlace:
+    return Embedded(Path(path), column, row) if column else Path(path)
 
 
 def _is_raw(audio: AudioPlace) -> bool:

@@ -15,6 +15,7 @@ from fl.data.importers.archives import is_archive, unpack
 from fl.data.importers.audio import Spoken, checked
 from fl.data.importers.devices import DevicesBy, Splits, assign_devices, settle_splits
 from fl.data.importers.gather import ImportTally, Progress, Rewriting, spoken_languages
+from fl.data.importers.places import check_labels, roots_of
 from fl.data.importers.records import Embedded, Options
 from fl.data.importers.table import IMPORTERS
 from fl.data.manifest import write_manifest
@@ -94,6 +95,7 @@ def import_corpus(
         if plan.out is None:
             raise CorpusError(f"{source}: an archive is unpacked into --out DIR; give one, or unpack it yourself")
         source = unpack(source, plan.out / "source", options.encoding, lambda d, t: show("unpacking", d, t or d))
+    check_labels(source, options)
     tally = ImportTally()
     records = gather.usable_records(importer.read(source, options), plan.plain, tally, show)
     tally.settle(plan.drop_bad)
@@ -104,7 +106,7 @@ def import_corpus(
     records, devices_are = assign_devices(records, plan.devices, tally)
     records, splits_are = settle_splits(records, plan.splits)
     records = gather.without_leaks(records, plan.drop_leaking, tally)
-    records = gather.with_audio(records, tally)
+    records = gather.with_audio(records, roots_of(source, options), tally)
     tally.settle(plan.drop_bad)
     if rewrite is not None:
         gather.check_vocabulary(records, rewrite, base)

@@ -4,11 +4,13 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from fl.core.errors import CorpusError, IdiolectError, TextError, VocabularyError
+from fl.data.importers.places import leads_out
 from fl.data.importers.records import Finding, Record, UnusableError, file_of
 from fl.data.importers.texts import REPLACEMENT
-from fl.data.manifest import SPLITS
+from fl.data.manifest import MAX_UTTERANCES, SPLITS
 from fl.metrics.languages import SCRIPT_LANGUAGES, language_tags, matrix_language
 from fl.metrics.tokens import normalize_for_scoring
 from fl.speech.text import fold_text, normalize_text
@@ -63,6 +65,8 @@ def usable_records(findings: Iterable[Finding], plain: bool, tally: ImportTally,
     """Records with a usable text, its language and a unique id; all else goes to ``tally``."""
     records: dict[str, Record] = {}
     for number, found in enumerate(findings, 1):
+        if number > MAX_UTTERANCES:
+            raise CorpusError(f"more than {MAX_UTTERANCES:,} utterances; import the corpus in parts, with --part")
         if isinstance(found, Record):
             found = _with_clean_text(found, plain)
         if not isinstance(found, Record):
@@ -142,14 +146,22 @@ def without_leaks(records: Sequence[Record], drop: bool, tally: ImportTally) -> 
     return [record for record in records if record.id not in leaking]
 
 
-def with_audio(records: Sequence[Record], tally: ImportTally) -> list[Record]:
-    """Records whose audio, or the table that holds it, exists; the others are problems."""
-    there = {path: path.is_file() for path in {file_of(record.audio) for record in records}}
+def with_audio(records: Sequence[Record], roots: Sequence[Path], tally: ImportTally) -> list[Record]:
+    """Records whose audio, or the table that holds it, exists and lies below one of ``roots``; the others are problems.
+
+    Whatever a corpus uses to lead elsewhere (a link, ``..``, an absolute path) comes by here.
+    """
+    reasons = dict.fromkeys({file_of(record.audio) for record in records}, "")
+    for path in reasons:
+        if not path.is_file():
+            reasons[path] = "missing audio"
+        elif leads_out(path, roots):
+            reasons[path] = "audio outside the corpus"
     for record in records:
-        if not there[file_of(record.audio)]:
-            fault = f"no such audio file: {file_of(record.audio)}; --audio DIR names a further folder"
-            tally.add(UnusableError(record.where, "missing audio", fault))
-    return [record for record in records if there[file_of(record.audio)]]
+        if reason := reasons[path := file_of(record.audio)]:
+            fault = f"no such audio file: {path}" if reason == "missing audio" else f"{path} leads out of {roots[0]}"
+            tally.add(UnusableError(record.where, reason, f"{fault}; --audio DIR names a further folder"))
+    return [record for record in records if not reasons[file_of(record.audio)]]
 
 
 def missing_characters(records: Iterable[Record], rewrite: Rewriting) -> list[tuple[str, int, str]]:

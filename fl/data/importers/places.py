@@ -1,7 +1,9 @@
 """Where the audio of a corpus lies. A path that stands in a corpus is data: it may not lead out of the corpus."""
 
 import os
+import stat
 from collections import defaultdict
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -13,14 +15,46 @@ RAW_SUFFIXES = frozenset({".pcm", ".raw"})
 SUFFIXES = RAW_SUFFIXES | {".wav", ".flac", ".mp3", ".ogg", ".opus", ".sph", ".aiff", ".au"}
 
 
+def roots_of(source: Path, options: Options) -> tuple[Path, ...]:
+    """The folders that a corpus may use: its own (of a label file, its folder), and the one named with ``--audio``."""
+    own = source if source.is_dir() else source.parent
+    return (own,) if options.audio is None else (own, options.audio)
+
+
+def leads_out(path: Path, roots: Sequence[Path]) -> bool:
+    """Whether ``path`` is in none of ``roots`` when all links are followed."""
+    real = Path(os.path.realpath(path))
+    return not any(real.is_relative_to(os.path.realpath(root)) for root in roots)
+
+
+def check_labels(source: Path, options: Options) -> None:
+    """Raise :class:`CorpusError` for files of a corpus, other than audio, that are links out of it or no files (pipes, devices).
+
+    Audio is looked at when it is known which is used: :func:`fl.data.importers.gather.with_audio`.
+    """
+    roots, odd = roots_of(source, options), []
+    for folder, _, names in os.walk(source):
+        for name in names:
+            path = Path(folder, name)
+            kind = path.lstat().st_mode
+            if (stat.S_ISLNK(kind) and path.suffix.lower() not in SUFFIXES and leads_out(path, roots)) or not (
+                stat.S_ISLNK(kind) or stat.S_ISREG(kind)
+            ):
+                odd.append(path)
+    if odd:
+        raise CorpusError(
+            f"{odd[0]}: is a link out of the corpus, or no file, and {len(odd) - 1} more are; put the files themselves there "
+            "(`hf download --local-dir DIR` does), or name the folder where they lie with --audio DIR"
+        )
+
+
 class AudioFolders:
     """The folders in which audio may lie: that of the corpus (of a label file, its folder), and the one named with ``--audio``."""
 
     def __init__(self, source: Path, options: Options) -> None:
         if options.audio is not None and not options.audio.is_dir():
             raise CorpusError(f"--audio {options.audio}: no such folder")
-        own = source if source.is_dir() else source.parent
-        self.roots = (own,) if options.audio is None else (own, options.audio)
+        self.roots = roots_of(source, options)
 
     def at(self, name: str, where: str, *, beside: Path | None = None) -> Path:
         """The audio that ``name`` in a label file means: relative to the folder ``beside`` or a root, or absolute and inside one.

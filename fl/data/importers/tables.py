@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fl.core.apart import Apart
 from fl.core.errors import CorpusError
 from fl.data.importers.places import AudioFolders
 from fl.data.importers.records import Embedded, Finding, Options, Record, UnusableError, attempt, seconds, split_name
-from fl.data.importers.texts import Rows, is_pointer, read_objects, read_table
+from fl.data.importers.texts import MAX_TEXT_BYTES, Rows, is_pointer, read_objects, read_table
 from fl.data.manifest import LEVELS
 from fl.metrics.languages import SCRIPT_LANGUAGES
 
@@ -21,6 +22,23 @@ DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 
 LABEL_ROWS, AUDIO_ROWS = 4096, 16
 TABLE_SUFFIXES = (".parquet", ".arrow")
+
+
+class Tables:
+    """What is read of Arrow tables apart (:mod:`fl.core.apart`): their library follows the offsets of a crafted file anywhere."""
+
+    def read(self, path: str) -> Iterator[list[Any]]:
+        """The names of all columns and of those that hold audio, then the rows of each batch.
+
+        Raises :class:`CorpusError` for more labels than a corpus has.
+        """
+        table, size = ArrowTable(Path(path)), 0
+        yield [table.columns, table.audio]
+        for rows in table.rows():
+            size += sum(len(str(row)) for row in rows)
+            if size > MAX_TEXT_BYTES:
+                raise CorpusError(f"{path}: its labels are more than {MAX_TEXT_BYTES:,} characters; split the file")
+            yield rows
 
 
 class ArrowTable:
@@ -53,15 +71,16 @@ class ArrowTable:
     def _stream(self) -> Any:
         return self._pa.ipc.open_stream(self._pa.memory_map(str(self.path)))
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """Every row without the bytes of its audio: of an audio column ``NAME`` only ``NAME.path`` is read."""
+    def rows(self) -> Iterator[list[dict[str, Any]]]:
+        """The rows of each batch without the bytes of their audio: of an audio column ``NAME`` only ``NAME.path`` is read."""
         for batch in self._batches(LABEL_ROWS, self._labels):
-            for row in batch.to_pylist():
+            rows = batch.to_pylist()
+            for row in rows:
                 for name, names in self._names.items():
                     value = row.get(name)
                     if isinstance(value, int) and 0 <= value < len(names):
                         row[name] = names[value]
-                yield row
+            yield rows
 
     def audio_bytes(self, column: str) -> Iterator[bytes | None]:
         """The bytes of ``column`` in every row, in order."""
@@ -73,7 +92,10 @@ class ArrowTable:
         try:
             parquet = self._parquet
             for batch in self._stream() if parquet is None else parquet.iter_batches(batch_size=size, columns=columns):
-                yield self._pa.Table.from_batches([batch]).flatten().select(columns)
+                batch.validate(full=True)  # offsets, UTF-8 and indices, before any of them is followed
+                for start in range(0, batch.num_rows, size):
+                    part = self._pa.Table.from_batches([batch.slice(start, size)])
+                    yield part.flatten().select(columns)
         except (self._pa.ArrowInvalid, OSError) as error:
             raise CorpusError(f"{self.path}: is damaged ({error}); fetch it again") from error
 
@@ -230,11 +252,13 @@ def table_records(
 ) -> Iterator[Finding]:
     """Every row of the tables below ``source`` as a record; ``mend`` adds to it what only this corpus has in its rows."""
     folders = AudioFolders(source, options)
-    for path, split in _wanted_tables(source, options):
-        table = ArrowTable(path)
-        reader = RowReader(names.choose(table.columns, options, str(path)), folders)
-        column = reader.chosen["audio"]
-        for index, row in enumerate(table.rows()):
-            inside = Embedded(path, column, index) if column in table.audio else None
-            found = reader.read(row, f"{path}:{index + 1}", split, inside)
-            yield mend(found, row) if isinstance(found, Record) else found
+    with Apart(f"{__name__}:Tables", CorpusError) as tables:
+        for path, split in _wanted_tables(source, options):
+            batches = tables.ask(path, "read", str(path))
+            columns, audio = next(batches)
+            reader = RowReader(names.choose(columns, options, str(path)), folders)
+            column = reader.chosen["audio"]
+            for index, row in enumerate(row for batch in batches for row in batch):
+                inside = Embedded(path, column, index) if column in audio else None
+                found = reader.read(row, f"{path}:{index + 1}", split, inside)
+                yield mend(found, row) if isinstance(found, Record) else found

@@ -1,5 +1,6 @@
 """What holds for every importer: archives that are not trusted, vocabularies, leakage, an out folder that is never half."""
 
+import gzip
 import io
 import json
 import shutil
@@ -12,6 +13,7 @@ import pytest
 
 from fl.bases.whisper.tokenizer import ByteTokenizer
 from fl.core.errors import ConfigError, CorpusError, VocabularyError
+from fl.data.importers.archives import Archive
 from fl.data.importers.build import ImportPlan, import_corpus
 from fl.data.importers.gather import find_leaks, missing_characters
 from fl.data.importers.records import Options, Record, split_name
@@ -151,12 +153,69 @@ def test_an_archive_that_reaches_outside_is_refused_and_leaves_nothing(tmp_path,
     assert not (tmp_path / "evil.txt").exists()
 
 
-def test_an_archive_larger_than_the_disk_is_refused(tmp_path, take, monkeypatch):
-    archive = archive_of(tmp_path / "corpus.zip", kaldi_members())
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE])
+def test_a_member_that_is_no_file_is_refused(tmp_path, take, kind):
+    info = tarfile.TarInfo("a.wav")
+    info.type, info.linkname = kind, "/etc/passwd"
+    with tarfile.open(tmp_path / "corpus.tar", "w") as file:
+        file.addfile(info)
+    with pytest.raises(CorpusError, match=r"a\.wav is a link or a device"):
+        take("kaldi", tmp_path / "corpus.tar")
+
+
+def test_what_zipfile_raises_besides_its_own_errors_is_typed(tmp_path, take):
+    data = bytearray(archive_of(tmp_path / "corpus.zip", [("a.txt", b"x")]).read_bytes())
+    data[6] |= 1  # encrypted
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "corpus.zip").write_bytes(data)
+    with pytest.raises(CorpusError, match=r"corpus\.zip: .*password required"):
+        take("kaldi", tmp_path / "corpus.zip")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_archive_larger_than_the_disk_is_refused_before_it_fills_it(tmp_path, take):
+    sparse = tarfile.TarInfo("a.wav")  # a few bytes that would become a petabyte
+    sparse.type, sparse.size = tarfile.GNUTYPE_SPARSE, 0
+    header = bytearray(sparse.tobuf(tarfile.GNU_FORMAT))
+    header[483:495] = tarfile.itn(1 << 50, 12, tarfile.GNU_FORMAT)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    (tmp_path / "corpus.tar").write_bytes(bytes(header) + bytes(1024))
+    with pytest.raises(CorpusError, match=r"more than .* 4 TiB; unpack it in parts"):
+        take("kaldi", tmp_path / "corpus.tar")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_gibibyte_of_the_disk_stays_free(tmp_path, monkeypatch):
+    archive = archive_of(tmp_path / "corpus.tar.gz", kaldi_members())
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(0, 0, 100))
-    with pytest.raises(CorpusError, match="GiB are free"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(0, 0, (1 << 30) + 100))
+    with pytest.raises(CorpusError, match=r"0\.0 GiB are free; choose another --out"):
+        list(Archive().unpack(str(archive), str(tmp_path), ""))
+
+
+@pytest.mark.parametrize("name", ["corpus.zip", "corpus.tar.gz"])
+@pytest.mark.parametrize(
+    "members", [["a", "a/b"], ["a/b", "a"], [".", "a"], ["a", "a"], ["./a", "a"], ["a", "a/"], ["a" * 300]]
+)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_members_that_stand_for_the_same_file_are_refused_and_leave_nothing(tmp_path, take, name, members):
+    archive = archive_of(tmp_path / name, [(member, b"x") for member in members])
+    with pytest.raises(
+        CorpusError, match=r"corpus\.(zip|tar\.gz): member '.*' (has the name of another|cannot be written)"
+    ):
         take("kaldi", archive)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_header_that_needs_more_memory_than_there_is_ends_the_reader_alone(tmp_path, take):
+    info = tarfile.TarInfo("a")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 6 << 30
+    with gzip.open(tmp_path / "corpus.tar.gz", "wb") as file:
+        file.write(info.tobuf(tarfile.GNU_FORMAT))
+        file.write(bytes(1024))
+    with pytest.raises(CorpusError, match=r"corpus\.tar\.gz: "):
+        take("kaldi", tmp_path / "corpus.tar.gz")
 
 
 def test_a_broken_archive_says_so(tmp_path, take):

@@ -8,8 +8,7 @@ import pytest
 import soundfile
 
 from fl.core.errors import CorpusError
-from fl.data.importers.build import ImportPlan, import_corpus
-from fl.data.importers.records import Options
+from fl.data.importers.tables import ArrowTable
 from fl.speech.audio import load_audio
 
 from .conftest import RATE, samples, wav_bytes, write_parquet, write_text, write_wav
@@ -239,4 +238,4 @@ def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     with pytest.raises(CorpusError, match=r"pip install 'idiolect-fl\[import\]'"):
-        import_corpus("hike", tmp_path, Options(), ImportPlan())
+        ArrowTable(tmp_path / "a.parquet")

@@ -23,6 +23,6 @@ IMPORTER = Importer(
     layout="Parquet with audio inside (configuration main)",
     speakers="original_speaker_id",
     licence="CC-BY-SA-4.0",
-    get="hf download CAiRE/ASCEND --repo-type dataset",
+    get="hf download CAiRE/ASCEND --repo-type dataset --local-dir DIR",
     read=partial(table_records, names=COLUMNS, mend=mend),
 )

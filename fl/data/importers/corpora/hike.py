@@ -30,6 +30,6 @@ IMPORTER = Importer(
     layout="Parquet with audio inside, test split only",
     speakers="not shipped: pseudo-devices by category",
     licence="Apache-2.0",
-    get="hf download thetaone-ai/HiKE --repo-type dataset --revision REVISION (it was edited after its release: pin one)",
+    get="hf download thetaone-ai/HiKE --repo-type dataset --local-dir DIR --revision REVISION (it was edited after its release: pin one)",
     read=partial(table_records, names=COLUMNS, mend=mend),
 )

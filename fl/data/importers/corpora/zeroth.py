@@ -23,6 +23,6 @@ IMPORTER = Importer(
     layout="Parquet with audio inside: id, speaker_id, chapter_id, path, audio, text",
     speakers="speaker_id (105 in train, 10 others in test)",
     licence="CC-BY-4.0",
-    get="hf download kresnik/zeroth_korean --repo-type dataset",
+    get="hf download kresnik/zeroth_korean --repo-type dataset --local-dir DIR",
     read=partial(table_records, names=COLUMNS, mend=mend),
 )

@@ -37,6 +37,6 @@ IMPORTER = Importer(
     layout="Parquet with audio inside; save_to_disk (Arrow); a folder of audio with metadata.csv or metadata.jsonl",
     speakers="speaker, speaker_id, original_speaker_id or client_id; else topic or session",
     licence="its own",
-    get="hf download OWNER/NAME --repo-type dataset --revision REVISION",
+    get="hf download OWNER/NAME --repo-type dataset --local-dir DIR --revision REVISION",
     read=read,
 )

@@ -1,4 +1,7 @@
-"""A manifest of ours, to check it against a base, to copy its audio beside it, or to name devices another way."""
+"""A manifest of ours, to check it against a base, to copy its audio beside it, or to name devices another way.
+
+It may name audio anywhere; what lies outside its folder is taken only from ``--audio``, as in every corpus.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
