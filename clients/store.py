@@ -9,6 +9,7 @@ A disk takes milliseconds to confirm a write but confirms several at once, so a 
 see :meth:`DeviceStore.writing_behind`.
 """
 
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,7 @@ from fl.core.errors import AdapterError, AdapterMismatchError, StoreError
 from fl.core.files import write_atomically
 from fl.core.tensorfile import read_tensors, tensor_bytes
 
+log = logging.getLogger("idiolect.client")
 SCHEMA = 1
 KEPT_ROUNDS = 3
 STATE_NAME = re.compile(r"state-(\d{6,})\.safetensors")
@@ -88,6 +90,10 @@ class DeviceStore:
         """
         rounds = [r for r in self.rounds(arm, device_id) if r < before]
         if not rounds:
+            if before > 2:  # it may be new to the run, or its disk be gone
+                log.info(
+                    "device %s has no state of arm %s from before round %d: it begins afresh", device_id, arm, before
+                )
             return None
         path = self._path(arm, device_id, rounds[-1])
         try:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 from typing import NoReturn
 
@@ -220,3 +221,16 @@ def test_after_writing_behind_a_state_is_written_at_once_again(store: DeviceStor
         pass
     save(store, "ann", 1)
     assert store.rounds("personalized", "ann") == [1]
+
+
+def test_a_device_whose_folder_vanished_begins_afresh_and_the_log_says_so(
+    store: DeviceStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(store, "ann", 4)
+    shutil.rmtree(store.root)
+    with caplog.at_level("INFO", logger="idiolect.client"):
+        assert store.load("personalized", "ann", SHAPES, before=5) is None
+        assert "ann has no state of arm personalized from before round 5" in caplog.text
+        caplog.clear()
+        assert store.load("personalized", "ann", SHAPES, before=1) is None
+    assert not caplog.text
