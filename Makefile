@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo study results test check bench bench-serving fuzz deploy-test pip-audit peers flwr clean
+.PHONY: demo study results test check bench bench-serving fuzz faults soak deploy-test pip-audit peers flwr clean
 
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
@@ -40,6 +40,12 @@ bench-serving: $(READY) ## the figures of the server and of the thin device alon
 
 fuzz: $(READY) ## fuzz guard, wire, audio, archives, tables, the adapter parser and the server's API for long; about half an hour on 2 cores
 	IDIOLECT_FUZZ=500 IDIOLECT_FUZZ_ROW=1 $(BIN)/python -m pytest tests/fuzz tests/test_packed.py tests/serving/http/test_fuzz.py --timeout 3600
+
+faults: $(READY) ## kill a run fifty times and let its disk fail at every write; about 15 minutes on 2 quiet cores
+	$(BIN)/python -m pytest -m "long or not long" tests/faults/test_kills.py tests/faults/test_store_faults.py --timeout 3600
+
+soak: $(READY) ## rounds with faults beside a server under load, for half an hour (SOAK_MINUTES)
+	$(BIN)/python -m pytest -m long tests/faults/test_soak.py --timeout 7200
 
 deploy-test: $(READY) ## a federation of real processes in network namespaces; needs root and iproute2, about 10 minutes on 2 cores
 	$(BIN)/python -m pytest -m long tests/faults/test_deployment.py

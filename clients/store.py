@@ -1,13 +1,15 @@
 """Private state on a device's own disk: the tensors that never leave it.
 
 One folder per run, arm and device, one file per round: ``state-000008.safetensors`` (tensors, and in its metadata the round, the
-base fingerprint and the schema version), so that tensors and their description can never disagree. The last two rounds are
-kept: a run that was killed between a device's write and the aggregator's checkpoint resumes from the state before.
+base fingerprint and the schema version), so that tensors and their description can never disagree. The last three rounds are
+kept: a run that was killed between a device's write and the aggregator's checkpoint resumes from the state before, and one
+whose checkpoint was damaged, too, from the one before that.
 
 A disk takes milliseconds to confirm a write but confirms several at once, so a node with many devices lets them wait together:
 see :meth:`DeviceStore.writing_behind`.
 """
 
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -15,15 +17,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from fl.adapters.state import State, check_tensors
 from fl.core.errors import AdapterError, AdapterMismatchError, StoreError
 from fl.core.files import write_atomically
-from fl.core.tensorfile import tensor_bytes
+from fl.core.tensorfile import read_tensors, tensor_bytes
 
+log = logging.getLogger("idiolect.client")
 SCHEMA = 1
-KEPT_ROUNDS = 2
+KEPT_ROUNDS = 3
 STATE_NAME = re.compile(r"state-(\d{6,})\.safetensors")
 MAX_STATE_BYTES = 512 * 2**20
 WRITERS = 8  # threads that wait for the disk; one has its journal confirm all of their writes together
@@ -92,6 +93,8 @@ class DeviceStore:
             names = os.listdir(self.folder(arm, device_id))
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise _unreadable(self.folder(arm, device_id), error) from error
         return sorted(int(match.group(1)) for match in map(STATE_NAME.fullmatch, names) if match)
 
     def _path(self, arm: str, device_id: str, round_index: int) -> Path:
@@ -104,17 +107,21 @@ class DeviceStore:
         """
         rounds = [r for r in self.rounds(arm, device_id) if r < before]
         if not rounds:
+            if before > 2:  # it may be new to the run, or its disk be gone
+                log.info(
+                    "device %s has no state of arm %s from before round %d: it begins afresh", device_id, arm, before
+                )
             return None
         path = self._path(arm, device_id, rounds[-1])
         try:
             if path.stat().st_size > MAX_STATE_BYTES:
                 raise StoreError(f"{path} has more than {MAX_STATE_BYTES:,} bytes: it is not private state")
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+            tensors, metadata = read_tensors(path)
             self._check(path, metadata, tensors, shapes)
             return tensors
-        except (SafetensorError, OSError, ValueError) as error:
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        except ValueError as error:
             raise StoreError(
                 f"private state {path} is damaged ({error}): remove the file to go on from the state before it"
             ) from error
@@ -150,9 +157,17 @@ class DeviceStore:
         path = self._path(arm, device_id, round_index)
         try:
             write_atomically(path, data)
+            for old in [r for r in self.rounds(arm, device_id) if r <= round_index][:-KEPT_ROUNDS]:
+                self._path(arm, device_id, old).unlink(missing_ok=True)
         except OSError as error:
             raise StoreError(
-                f"private state could not be written to {path}: {error}; the state before it is intact, free some space"
+                f"private state could not be written to {path}: {error}; the state before it is intact, free some space or "
+                "let this user write there"
             ) from error
-        for old in [r for r in self.rounds(arm, device_id) if r <= round_index][:-KEPT_ROUNDS]:
-            self._path(arm, device_id, old).unlink(missing_ok=True)
+
+
+def _unreadable(path: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"private state {path} cannot be read ({error}): nothing is wrong with it yet; mount its disk, or give the folder back to "
+        "the user that runs this node"
+    )

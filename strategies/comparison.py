@@ -49,6 +49,7 @@ class Comparison:
         self.plan = make_plan(self.config, len(self.roster.training), self.paid_rounds())
         if self.plan is not None:
             self.account = Account.opened(folder, self.config, self.plan, simulated=self.roster.simulated)
+            self.loop.ledger = self.account.ledger
 
     def paid_rounds(self) -> int:
         """Rounds in which updates are sent, of all arms: those that count for two arms are paid once."""

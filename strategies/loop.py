@@ -13,8 +13,9 @@ from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 
 from fl.aggregation.updates import DeviceUpdate
-from fl.core.errors import AggregationError
+from fl.core.errors import AggregationError, RunError
 from fl.metrics import Counts
+from fl.privacy.ledger import Ledger
 from fl.protocol.wire import add_counts
 from fl.runs.results import ResultsFile, make_row
 from strategies.arm import ArmStrategy
@@ -45,6 +46,7 @@ class RoundLoop:
     seconds: dict[str, float] = field(default_factory=dict)
     common: dict[str, CommonRounds] = field(default_factory=dict)  # by the arm that trains for both
     metrics: tuple[str, ...] = ()  # whose rates go into the log
+    ledger: Ledger | None = None  # of a run that pays for its rounds
     _trained: dict[str, float] = field(default_factory=dict)  # seconds of rounds that are checkpointed, by arm
 
     def __post_init__(self) -> None:
@@ -64,6 +66,7 @@ class RoundLoop:
         found = load_checkpoint(self.checkpoints, arm, self.fingerprint)
         first = 1
         if found is not None:
+            self._require_stored(arm, found)
             arrays, first = found.arrays, found.round + 1
             strategy.restore(found.state)
         for server_round in range(first, rounds + 1):
@@ -92,12 +95,31 @@ class RoundLoop:
             # Rows before the checkpoint: a run killed between the two repeats the round and replaces its rows, whereas a
             # checkpoint without rows would never get them.
             self.results.flush()
-            checkpoint = Checkpoint(server_round, arrays, strategy.server_state())
+            kept = strategy.server_state()
             for one in reversed(counted):
+                stored = {path.name: count for path, count in self._stored(one).items()}
+                checkpoint = Checkpoint(server_round, arrays, kept, stored)
                 save_checkpoint(self.checkpoints, one, checkpoint, self.fingerprint)
             save_seconds(self.checkpoints, self._trained)
         self.progress(arm, rounds, rounds)
         return arrays
+
+    def _stored(self, arm: str) -> dict[Path, int]:
+        """How much of an arm is in the files that a run only adds to."""
+        stored = {self.results.path: self.results.count(arm)}
+        if self.ledger is not None:
+            stored[self.ledger.path] = sum(charge.part == arm for charge in self.ledger.charges)
+        return stored
+
+    def _require_stored(self, arm: str, found: Checkpoint) -> None:
+        """Raise :class:`RunError` if rows or charges that a checkpoint stands on are gone: the run would seem whole, and be cheaper."""
+        for path, count in self._stored(arm).items():
+            before = found.stored.get(path.name, 0)
+            if count < before:
+                raise RunError(
+                    f"{path} has {count} entries of arm {arm!r} and had {before} when round {found.round} was finished: put back "
+                    "the file of then, or start the run again in a new output folder"
+                )
 
     def _counts_for(self, arm: str, server_round: int) -> tuple[str, ...]:
         """The arms for which a round counts, the one that trains first."""

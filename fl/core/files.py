@@ -1,4 +1,4 @@
-"""Writing files and folders so that a reader never sees half of one."""
+"""Writing files and folders so that a reader never sees half of one: whatever must survive a crash is written here."""
 
 import os
 import secrets
@@ -23,15 +23,18 @@ def _folder_mode(mode: int) -> int:
     return mode | (mode & 0o444) >> 2
 
 
-def write_atomically(path: Path, data: bytes, *, mode: int = PRIVATE) -> None:
+def write_atomically(path: Path, data: bytes, *, mode: int = PRIVATE, before: Path | None = None) -> None:
     """Write ``data`` to ``path``: a temporary file beside it, flushed to the disk, then renamed over it.
 
     On any error (a full disk, say) the old file is intact and the temporary one is gone; the OSError is passed on.
+    With the folder ``before`` the old file moves there instead of being lost: one of the two places always has a whole one.
     """
-    write_together(path.parent, {path.name: data}, mode=mode)
+    write_together(path.parent, {path.name: data}, mode=mode, before=before)
 
 
-def write_together(folder: Path, files: Mapping[str, bytes], *, mode: int = PRIVATE) -> None:
+def write_together(
+    folder: Path, files: Mapping[str, bytes], *, mode: int = PRIVATE, before: Path | None = None
+) -> None:
     """Write files that belong together: all of them reach the disk before the first is renamed to its name in ``folder``.
 
     A disk that fills up therefore leaves every old file intact, not the first of them replaced.
@@ -47,12 +50,30 @@ def write_together(folder: Path, files: Mapping[str, bytes], *, mode: int = PRIV
                 os.fchmod(file.fileno(), mode)
                 os.fsync(file.fileno())
         for name, temporary in temporaries.items():
+            if before is not None and (folder / name).exists():
+                make_folder(before, mode)
+                os.replace(folder / name, before / name)
+                sync_path(before)
             os.replace(temporary, folder / name)
     except BaseException:
         for temporary in temporaries.values():
             Path(temporary).unlink(missing_ok=True)
         raise
     sync_path(folder)
+
+
+def append_durably(path: Path, data: bytes) -> None:
+    """Add ``data`` to the end of a file, on the disk when this returns. On any OSError the file is as long as before."""
+    with path.open("ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            left = memoryview(data)
+            while left:  # a disk that fills up takes a part and refuses the rest
+                left = left[os.write(file.fileno(), left) :]
+            os.fsync(file.fileno())
+        except BaseException:
+            os.ftruncate(file.fileno(), before)
+            raise
 
 
 @contextmanager

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors import SafetensorError, safe_open
-
+from fl.core import tensorfile
 from fl.core.errors import AdapterError, ConfigError
 from fl.packed.blob import PackedInfo, pack
 from fl.packed.header import MAX_PACKED_BYTES, Dtype
@@ -27,7 +26,6 @@ FACTS = {
 }  # what the metadata of the weights say, and under which names :class:`PackedInfo` and an adapter's info say it
 _DEFAULTS = {"window": "trimmed", "language": ""}
 MAX_CONFIG_BYTES = 2**20
-MAX_TENSORS = 20_000
 
 Parsed = TypeVar("Parsed")
 
@@ -102,17 +100,6 @@ def read_tensors(path: Path, framework: str) -> tuple[dict[str, Any], dict[str, 
     Arrays for the ``framework`` "np", torch tensors for "pt". Raises :class:`AdapterError` if it is no such file.
     """
     try:
-        with safe_open(path, framework=framework) as file:
-            names = sorted(file.keys())
-            if len(names) > MAX_TENSORS:
-                raise AdapterError(f"{path} holds {len(names):,} tensors, more than the {MAX_TENSORS:,} allowed")
-            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
-    except (
-        SafetensorError,
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-    ) as error:  # a dtype without numpy
+        return tensorfile.read_tensors(path, framework)
+    except (OSError, ValueError) as error:
         raise AdapterError(f"{path} is not a readable safetensors file: {error}; get it again") from error

@@ -1,7 +1,7 @@
 """The account of a run's privacy on disk: a round is paid for before it starts, and not started if it cannot be paid.
 
 JSON Lines that only ever become more. The first line holds the settings and their hash; each further line one round, with the
-hash of the line before it, so that a line that was changed or taken out is found. A line is on the disk before
+hash of the line before it and its own, so that a line that was changed or taken out is found. A line is on the disk before
 :meth:`Ledger.charge` returns. A crash can therefore leave a round that was paid for and never ran (which costs too much) but
 never one that ran and was not paid for. A round that is run again after a crash is charged again: its noise is fresh, and
 what the first attempt sent may have been seen.
@@ -108,6 +108,10 @@ class Ledger:
                 content = json.loads(line)
                 charge = Charge(int(content["round"]), float(content["noise_multiplier"]), str(content.get("part", "")))
                 sound = content["before"] == _hash(before) and _line(content) == line and charge.noise_multiplier >= 0
+                said = content.pop(
+                    "hash", None
+                )  # lines of earlier versions have none, and the last of them no protection
+                sound = sound and said in (None, _hash(_line(content)))
             except (ValueError, KeyError, TypeError):
                 sound = False
             if not sound:
@@ -148,6 +152,7 @@ class Ledger:
                 )
             entry = {name: value for name, value in asdict(charge).items() if value != ""}  # most runs have one part
             entry |= {"epsilon": after, "before": _hash(lines[-1])}
+            entry["hash"] = _hash(_line(entry))
             write_atomically(self.path, b"".join([*lines, _line(entry)]))
             return after
 

@@ -10,6 +10,7 @@ import json
 import re
 import reprlib
 import tomllib
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from fl.settings.names import DEFAULT_TASK
 MAX_FILE_BYTES = 1 << 30
 MAX_WHOLE_BYTES = 1 << 24  # of a file that is read in one piece
 MAX_LINE_BYTES = 1 << 20
+CHECKSUM = re.compile(rb', "crc32": "([0-9a-f]{8})"}\s*\Z')
 
 Record = TypeVar("Record")
 Row = TypeVar("Row", ResultRow, PredictionRow)
@@ -34,8 +36,22 @@ _ADAPTERS: dict[type, TypeAdapter[Any]] = {
 }
 
 
+def with_checksum(line: str) -> str:
+    """A JSON object as a line, its last field the CRC-32 of what comes before it: numbers are not damaged in silence."""
+    return f'{line[:-1]}, "crc32": "{zlib.crc32(line[:-1].encode()):08x}"}}\n'
+
+
 def parse(kind: type[Record], text: str | bytes, where: str) -> Record:
-    """The record that ``text`` is the JSON of. Raises :class:`RunError` that starts with ``where`` and names the field."""
+    """The record that ``text`` is the JSON of. Raises :class:`RunError` that starts with ``where`` and names the field.
+
+    A line with a checksum must have that one; earlier versions wrote none.
+    """
+    data = text.encode() if isinstance(text, str) else text
+    said = CHECKSUM.search(data)
+    if said is not None and int(said[1], 16) != zlib.crc32(data[: said.start()]):
+        raise RunError(
+            f"{where}: is not what was written (its CRC-32 is another): put back a copy, or run again in a new folder"
+        )
     try:
         found: Record = _ADAPTERS[kind].validate_json(text)
     except ValidationError as error:
@@ -45,7 +61,9 @@ def parse(kind: type[Record], text: str | bytes, where: str) -> Record:
 
 def dump(row: ResultRow) -> str:
     """The row as a line."""
-    return json.dumps(_ADAPTERS[ResultRow].dump_python(row, mode="json"), ensure_ascii=False, sort_keys=True) + "\n"
+    return with_checksum(
+        json.dumps(_ADAPTERS[ResultRow].dump_python(row, mode="json"), ensure_ascii=False, sort_keys=True)
+    )
 
 
 def _explain(error: ValidationError, where: str) -> str:

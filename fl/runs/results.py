@@ -5,18 +5,19 @@ all in the run folder too.
 """
 
 import json
-import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from fl.core.errors import RunError
+from fl.core.files import append_durably
 from fl.metrics import Counts
-from fl.runs.files import dump, parse, write_whole
+from fl.runs.files import dump, parse, with_checksum, write_whole
 from fl.runs.schema import DEVICES, PREDICTIONS_NAME, RESULTS_NAME, SCHEMA, PredictionRow, ResultRow
 from fl.tasks.task import Example
 
+FIELDS = frozenset(field.name for field in fields(ResultRow))
 TRAINING = ("train_loss", "examples", "steps", "bytes_up", "bytes_down", "seconds_train")  # what a row says of training
 
 
@@ -65,14 +66,23 @@ class ResultsFile:
         self._lines: dict[tuple[str, int, str, str], str] = {}
         self._new: list[str] = []
         self._appendable = False  # whether the file as it stands is what the first lines say
-        if self.path.exists():
-            self._read()
+        try:
+            self._read(self.path.read_bytes())
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise RunError(
+                f"{self.path} cannot be read ({error}): give it back to the user that runs this, or give another output"
+            ) from error
 
-    def _read(self) -> None:
-        text = self.path.read_text(encoding="utf-8")
-        complete, _, cut = text.rpartition("\n")  # a run that was killed while it appended leaves half a line
-        for number, line in enumerate(complete.split("\n") if complete else (), 1):
-            self._put(parse(ResultRow, line, f"{self.path}:{number}").key, line + "\n")
+    def count(self, arm: str) -> int:
+        """How many rows an arm has."""
+        return sum(key[0] == arm for key in self._lines)
+
+    def _read(self, data: bytes) -> None:
+        complete, _, cut = data.rpartition(b"\n")  # a run that was killed while it appended leaves half a line
+        for number, line in enumerate(complete.split(b"\n") if complete else (), 1):
+            self._put(parse(ResultRow, line, f"{self.path}:{number}").key, line.decode() + "\n")
         self._new, self._appendable = [], not cut
 
     def add(self, row: ResultRow) -> None:
@@ -98,19 +108,15 @@ class ResultsFile:
         self._new, self._appendable = [], True
 
     def rows(self) -> list[dict[str, Any]]:
-        """All rows in the order of their first writing, as the dictionaries that they are in the file."""
-        return [json.loads(line) for line in self._lines.values()]
+        """All rows in the order of their first writing, as the dictionaries that they are in the file, without checksums."""
+        rows = [json.loads(line) for line in self._lines.values()]
+        return [{name: value for name, value in row.items() if name in FIELDS} for row in rows]
 
 
 def _append(path: Path, text: str) -> None:
-    before = path.stat().st_size
     try:
-        with path.open("ab") as file:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        append_durably(path, text.encode())
     except OSError as error:
-        os.truncate(path, before)
         raise RunError(
             f"{path} could not be written: {error}; the rounds before are intact, free some space and run again"
         ) from error
@@ -132,7 +138,7 @@ def prediction_lines(
             "hypothesis": prediction,
             **example.details,
         }
-        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+        lines.append(with_checksum(json.dumps(row, ensure_ascii=False)))
         parse(PredictionRow, lines[-1], f"prediction for {example.key!r}")
     return "".join(lines)
 
@@ -144,9 +150,9 @@ def gather_predictions(folder: Path, arms: Collection[str], devices: Collection[
     """
     lines: list[str] = []
     for path in sorted((folder / DEVICES).glob(f"*/*/{PREDICTIONS_NAME}")):
-        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
             row = parse(PredictionRow, line, f"{path}:{number}") if line else None
             if row and row.arm in arms and row.device in devices:
-                lines.append(line + "\n")
+                lines.append(line.decode() + "\n")
     write_whole(folder / PREDICTIONS_NAME, "".join(lines))
     return len(lines)

@@ -139,7 +139,7 @@ def test_anything_but_a_sound_file_is_refused(tmp_path: Path, monkeypatch: pytes
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(AdapterError, match="was altered"):
+    with pytest.raises(AdapterError, match="not those that were written"):
         load_correction(path, FINGERPRINT)
     monkeypatch.setattr("fl.adapters.correction.MAX_CORRECTION_BYTES", 8)
     with pytest.raises(AdapterError, match="more than the 8"):

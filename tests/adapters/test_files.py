@@ -119,7 +119,7 @@ def test_an_oversized_file_is_refused_before_it_is_read(folder, monkeypatch, mod
 
 
 def test_too_many_tensors_are_refused(folder, monkeypatch):
-    monkeypatch.setattr(packed_folder, "MAX_TENSORS", 3)
+    monkeypatch.setattr("fl.core.tensorfile.MAX_TENSORS", 3)
     with pytest.raises(AdapterError, match="more than the 3 allowed"):
         load_adapter(folder)
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 from typing import NoReturn
 
@@ -58,12 +59,11 @@ def test_a_device_without_state_has_none(store: DeviceStore) -> None:
     assert store.load("personalized", "ann", SHAPES, before=1) is None
 
 
-def test_two_rounds_are_kept_and_before_picks_the_older(store: DeviceStore) -> None:
-    for round_index in (1, 2, 3):
+def test_three_rounds_are_kept_and_before_picks_an_older_one(store: DeviceStore) -> None:
+    for round_index in (1, 2, 3, 4):
         save(store, "ann", round_index)
-    assert store.rounds("personalized", "ann") == [2, 3]
-    assert value_of(store, before=4) == 3
-    assert value_of(store, before=3) == 2
+    assert store.rounds("personalized", "ann") == [2, 3, 4]
+    assert [value_of(store, before=before) for before in (5, 4, 3)] == [4, 3, 2]
 
 
 def test_a_round_that_is_trained_again_replaces_its_state_and_keeps_the_one_before(store: DeviceStore) -> None:
@@ -75,10 +75,10 @@ def test_a_round_that_is_trained_again_replaces_its_state_and_keeps_the_one_befo
 
 
 def test_rounds_of_a_device_that_was_not_drawn_each_time_are_kept_by_number_not_by_age(store: DeviceStore) -> None:
-    for round_index in (2, 9, 14):
+    for round_index in (2, 9, 11, 14):
         save(store, "ann", round_index)
-    assert store.rounds("personalized", "ann") == [9, 14]
-    assert value_of(store, before=14) == 9
+    assert store.rounds("personalized", "ann") == [9, 11, 14]
+    assert value_of(store, before=11) == 9
 
 
 @pytest.mark.parametrize("damage", [b"", b"not safetensors", "cut", "flipped header"])
@@ -221,3 +221,16 @@ def test_after_writing_behind_a_state_is_written_at_once_again(store: DeviceStor
         pass
     save(store, "ann", 1)
     assert store.rounds("personalized", "ann") == [1]
+
+
+def test_a_device_whose_folder_vanished_begins_afresh_and_the_log_says_so(
+    store: DeviceStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(store, "ann", 4)
+    shutil.rmtree(store.root)
+    with caplog.at_level("INFO", logger="idiolect.client"):
+        assert store.load("personalized", "ann", SHAPES, before=5) is None
+        assert "ann has no state of arm personalized from before round 5" in caplog.text
+        caplog.clear()
+        assert store.load("personalized", "ann", SHAPES, before=1) is None
+    assert not caplog.text

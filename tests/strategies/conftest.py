@@ -176,7 +176,7 @@ def rows_of() -> Callable[[Path], list[dict[str, Any]]]:
 
     def read(folder: Path) -> list[dict[str, Any]]:
         rows = [json.loads(line) for line in (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()]
-        return [{k: v for k, v in row.items() if not k.startswith("seconds_")} for row in rows]
+        return [{k: v for k, v in row.items() if not k.startswith(("seconds_", "crc32"))} for row in rows]
 
     return read
 

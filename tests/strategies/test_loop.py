@@ -211,7 +211,7 @@ def test_the_seconds_of_rounds_before_a_restart_count(
     Run(tmp_path, SerialGrid(devices)).train(make_strategy(devices), start, rounds=2)
     assert load_seconds(folder)["global"] > 0
     save_seconds(folder, {"global": 1e6, "local": 7.0})
-    loop = RoundLoop(SerialGrid(devices), folder, "base", ResultsFile(folder))
+    loop = RoundLoop(SerialGrid(devices), folder, "base", ResultsFile(tmp_path))
     loop.train(make_strategy(devices), start, 4, 2, tuple(devices.steps))
     assert 1e6 < loop.seconds["global"] < 2e6
     assert loop.seconds["local"] == 7.0
