@@ -121,3 +121,15 @@ def test_what_a_device_trains_on_in_which_order_is_the_seeds_whoever_it_is(
         tensors_of(run_server(grid, config.changed({"output": str(tmp_path / name)}), 1)) for name in ("one", "two")
     )
     assert one == other
+
+
+def test_a_device_that_says_nothing_of_its_errors_has_rows_without_counts_and_is_counted_in_the_log(
+    grid: SerialGrid, make_own: Callable[..., RunConfig], caplog: pytest.LogCaptureFixture
+) -> None:
+    grid._contexts[1].node_config["evaluation"] = "off"
+    caplog.set_level("INFO", "idiolect.server")
+    rows = ResultsFile(run_server(grid, make_own(), 1)).rows()
+    tested = {row["device"]: (bool(row["metrics"]), row["examples"] > 0) for row in rows if row["split"] == "test"}
+    assert tested == {"ann": (False, True), "bob": (True, True)}
+    assert {row["train_loss"] is None for row in rows if row["steps"] and row["device"] == "ann"} == {True}
+    assert "1 of 2 devices sent no error counts" in caplog.text
