@@ -106,7 +106,7 @@ def kill_and_resume(fork_run: Runs, folder: Path, speech: Path, kills: int, seed
     for name, changes in RUNS.items():
         config = {**SMALL, **changes, "manifest": str(speech), "output": str(folder / f"{name}-whole")}
         started = time.monotonic()
-        assert fork_run(config=config, folder=str(folder), counter=str(folder / name), at=0) == 0
+        assert fork_run(config=config, folder=config["output"], counter=str(folder / name), at=0) == 0
         touches = (folder / name).stat().st_size
         whole[name] = Path(config["output"]), touches, time.monotonic() - started
     number = 0
@@ -124,7 +124,7 @@ def kill_and_resume(fork_run: Runs, folder: Path, speech: Path, kills: int, seed
                 else:
                     counter = folder / f"{name}-{number}-{attempt}"
                     job = {
-                        "folder": str(folder),
+                        "folder": str(output),
                         "counter": str(counter),
                         "at": generator.randint(1, touches if attempt == 0 else touches // 3),
                     }
