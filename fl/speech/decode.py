@@ -29,6 +29,7 @@ MEMORY = 256 * 2**20  # bytes of address space that the process has beside a few
 PER_CPU_SECOND = 20  # seconds of audio; slow formats are decoded ten times as fast
 SPARE_CPU_SECONDS = 10
 MOST = 2**20  # bytes that are believed of it at once: more than a second of samples
+PATIENCE = 120.0  # seconds without a sign of life that are taken for death
 _HEAD = struct.Struct("<cQ")
 
 
@@ -48,11 +49,10 @@ class AudioHeader:
 
 class Decoder:
     """One process, started when it is needed and again where it died. It decodes one file at a time, of at most ``max_bytes`` and
-    ``max_seconds``; ``patience`` seconds without a sign of life are taken for death."""
+    ``max_seconds``."""
 
-    def __init__(self, max_bytes: int, max_seconds: float, patience: float) -> None:
+    def __init__(self, max_bytes: int, max_seconds: float) -> None:
         self._bounds = (MEMORY + 4 * max_bytes, math.ceil(SPARE_CPU_SECONDS + max_seconds / PER_CPU_SECOND))
-        self._patience = patience
         self.process: subprocess.Popen[bytes] | None = None
 
     def decode(self, data: bytes, accept: Callable[[AudioHeader], None], source: str) -> Waveform:
@@ -107,7 +107,7 @@ class Decoder:
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
-        ours.settimeout(self._patience)
+        ours.settimeout(PATIENCE)
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", __name__, *map(str, self._bounds)],

@@ -90,11 +90,7 @@ class Service:
         def work() -> Waveform:
             limits = self.limits
             longest = max(limits.max_audio_seconds, MAX_SECONDS)
-            decoder = (
-                self._decoders.pop()
-                if self._decoders
-                else Decoder(limits.max_body_bytes, longest, limits.request_seconds)
-            )
+            decoder = self._decoders.pop() if self._decoders else Decoder(limits.max_body_bytes, longest)
             try:
                 return decode_audio(decoder, data, max_seconds, charge, source)
             finally:

@@ -22,7 +22,7 @@ from fl.speech.decode import Decoder
 @cache
 def decoder():
     """One process for all tests of this module."""
-    return Decoder(2**25, 600.0, 60.0)
+    return Decoder(2**25, 600.0)
 
 
 def decode_audio(data, max_seconds, charge=lambda seconds: None):
@@ -173,7 +173,7 @@ def test_a_process_that_dies_costs_one_file_and_is_replaced(recording):
 
 def test_a_file_that_costs_more_than_it_may_ends_its_process_alone(recording):
     """The bound of memory is below what the file needs, that of time below what it takes."""
-    small = Decoder(2**10, 600.0, 60.0)
+    small = Decoder(2**10, 600.0)
     with pytest.raises(AudioError):
         decode_with(small, bytes(2**29), 10.0, lambda seconds: None)
     assert len(decode_with(small, recording(), 10.0, lambda seconds: None)) == 16_000

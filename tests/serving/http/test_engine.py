@@ -1,9 +1,11 @@
 """The server on the real engine: over HTTP everybody gets what their adapter gives alone, whoever else is in the batch."""
 
+import io
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
+import soundfile
 import torch
 from peft import get_peft_model
 from starlette.testclient import TestClient
@@ -12,7 +14,6 @@ from fl.adapters.state import load_state
 from fl.serving.engine.adapters import admit
 from fl.serving.engine.engine import BatchEngine, EngineSettings
 from fl.serving.http.app import create_app
-from fl.serving.http.audio import decode_audio
 from fl.serving.http.limits import ServerLimits
 
 PATH, URL = "/v1/audio/transcriptions", "http://127.0.0.1"
@@ -30,7 +31,7 @@ def serving(base, **settings):
 
 def alone(base, audio, data=None):
     """What one recording gives without a server, a batch or a stack: PEFT's adapter in a model of its own."""
-    samples = decode_audio(audio, 60.0)
+    samples, _ = soundfile.read(io.BytesIO(audio), dtype="float32")
     model, window = base.new_model(), "full"
     if data is not None:
         adapter = admit(data, base)
