@@ -1,4 +1,4 @@
-"""Audio out of a request body: any format of libsndfile, in memory, never more of it than the limit.
+"""Audio out of a request body: WAV, FLAC, OGG or MP3, in memory, never more of it than the limit.
 
 A tiny file can claim or hold days of audio, so the header is believed only where it is to the sender's disadvantage: what it
 claims is refused before a sample is read, and what there is is read in blocks of a second.
@@ -11,7 +11,7 @@ import soundfile
 
 from fl.core.errors import AudioError
 from fl.serving.http.problems import ProblemError
-from fl.speech.audio import SAMPLE_RATE, SILENCE_PEAK, Waveform, check_sound, read_blocks, split_at_silence
+from fl.speech.audio import SAMPLE_RATE, SILENCE_PEAK, Waveform, check_sound, open_sound, read_blocks, split_at_silence
 
 MAX_CHANNELS = 16
 RATES = (1_000, 384_000)  # Hz
@@ -29,7 +29,7 @@ def decode_audio(data: bytes, max_seconds: float, source: str = "file") -> Wavef
     if not data:
         raise AudioError(f"{source}: is empty; record it again")
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
+        with open_sound(io.BytesIO(data)) as file:
             audio = _read(file, max_seconds, source)
     except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError) as error:
         raise AudioError(f"{source}: cannot be read as audio ({type(error).__name__}); send {_FORMATS}") from None
