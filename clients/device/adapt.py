@@ -21,7 +21,7 @@ PRIVATE_STEPS = 12  # as many as a device takes in a round of ``idiolect run``
 MAX_MANIFEST_BYTES = 4 * 2**20
 MAX_UTTERANCES = 1000
 MAX_REPORT_BYTES = 4 * 2**20
-_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif")
+_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 
 
 Labelled: TypeAlias = tuple[Upload, str]  # one utterance and what was said in it

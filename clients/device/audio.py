@@ -1,4 +1,4 @@
-"""Audio at a device: any file that libsndfile reads, or the microphone, as a small 16 kHz mono upload.
+"""Audio at a device: WAV, FLAC, OGG or MP3, or the microphone, as a small 16 kHz mono upload.
 
 A file is read, mixed, resampled and encoded second by second, so that an hour of stereo needs no more memory than its upload.
 """
@@ -15,7 +15,7 @@ import soundfile
 
 from clients.device.messages import FormPart
 from fl.core.errors import AudioError, ConfigError
-from fl.speech.audio import MIN_SECONDS, SAMPLE_RATE, Waveform, check_sound, read_blocks
+from fl.speech.audio import MIN_SECONDS, SAMPLE_RATE, Waveform, check_sound, open_sound, read_blocks
 
 UPLOAD_SECONDS = 3600.0  # a server may take less
 CODECS: dict[str, tuple[str, str, str, str]] = {  # libsndfile's format and subtype, file name, media type
@@ -45,7 +45,7 @@ def encode_file(path: Path, codec: str = "flac") -> Upload:
     if not path.is_file():
         raise AudioError(f"{path}: no such audio file; check the name")
     try:
-        with soundfile.SoundFile(str(path)) as file:
+        with open_sound(str(path)) as file:
             if file.frames > UPLOAD_SECONDS * file.samplerate:
                 raise _too_long(str(path), file.frames / file.samplerate)
             return _encode(read_blocks(file), codec, str(path))

@@ -1,10 +1,11 @@
-"""Waveforms: any file that libsndfile reads in, 16 kHz mono float32 out, and checks that it can be speech."""
+"""Waveforms: WAV, FLAC, OGG or MP3 in, 16 kHz mono float32 out, and checks that it can be speech."""
 
 import io
 import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +21,22 @@ MAX_SECONDS = 29.0  # Whisper's window of 30 s less a margin for the padding of 
 SILENCE_PEAK = 10 ** (-60 / 20)  # a waveform whose peak is under -60 dBFS holds no speech
 MAX_FILE_SECONDS = 4 * 3600.0  # no more is read into memory at once; cut longer files with ``start`` and ``end``
 MAX_RATE, MAX_CHANNELS = 384_000, 16  # Hz; no recording of speech has more
+CONTAINERS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")  # by libsndfile's names; WAVEX is a WAV whose header says more
 _ROUNDING = 0.1  # seconds that a lossy file may be off what its header says
-_FORMATS = "WAV, FLAC, OGG, MP3 and whatever else libsndfile reads"
+_FORMATS = "WAV, FLAC, OGG or MP3"
 _LEVEL_WINDOW = SAMPLE_RATE // 50  # 20 ms
+
+
+def open_sound(source: str | BinaryIO, also: str = "", **raw: Any) -> soundfile.SoundFile:
+    """Open audio in one of CONTAINERS, or in the container ``also``; ``raw`` is what a file without header does not say.
+
+    Raises SoundFileError, for the caller to say which file it is, for any other container and what is no audio.
+    """
+    file = soundfile.SoundFile(source, **raw)
+    if file.format in (*CONTAINERS, also):
+        return file
+    file.close()
+    raise soundfile.SoundFileRuntimeError(f"{file.format} is not read")
 
 
 def load_audio(path: str | Path, start: float | None = None, end: float | None = None) -> Waveform:
@@ -35,7 +49,7 @@ def load_audio(path: str | Path, start: float | None = None, end: float | None =
     if not path.is_file():
         raise AudioError(f"{path}: no such audio file; check the 'audio' field, which is relative to the manifest")
     try:
-        with soundfile.SoundFile(str(path)) as file:
+        with open_sound(str(path)) as file:
             rate = int(file.samplerate)
             first, count = _frame_range(path, start, end, rate, len(file))
             audio = read_mono(file, first, count, str(path))

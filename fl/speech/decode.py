@@ -23,7 +23,7 @@ import numpy as np
 import soundfile
 
 from fl.core.errors import AudioError, IdiolectError
-from fl.speech.audio import SAMPLE_RATE, Waveform, read_blocks
+from fl.speech.audio import SAMPLE_RATE, Waveform, open_sound, read_blocks
 
 MEMORY = 256 * 2**20  # bytes of address space that the process has beside a few copies of the file
 PER_CPU_SECOND = 20  # seconds of audio; slow formats are decoded ten times as fast
@@ -153,7 +153,7 @@ def _serve(memory: int, seconds: int) -> None:
             _, data = _read(stream)
             resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time()) + seconds, resource.RLIM_INFINITY))
             try:
-                with soundfile.SoundFile(io.BytesIO(data)) as file:
+                with open_sound(io.BytesIO(data)) as file:
                     _write(stream, b"H", json.dumps([file.samplerate, file.channels, len(file)]).encode())
                     if _read(stream)[0] == b"n":
                         continue

@@ -12,6 +12,7 @@ import soundfile
 
 from fl.runs.schema import PredictionRow
 from fl.settings.names import ARMS, DEFAULT_TASK
+from fl.speech.audio import open_sound
 from sim.report.scoring import ScoredRow, kind_of_run, score
 
 MAX_SAMPLES = 24
@@ -102,7 +103,7 @@ def embed_audio(path: Path | None, seconds: float, budget: int, start: float | N
     if path is None:
         return None
     try:
-        with soundfile.SoundFile(path) as file:
+        with open_sound(str(path)) as file:
             rate, wanted = file.samplerate, -1
             if start is not None:
                 file.seek(round(start * rate))

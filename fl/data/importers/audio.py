@@ -15,12 +15,12 @@ import soundfile
 from fl.core.apart import Apart
 from fl.core.errors import AudioError, CorpusError
 from fl.data.importers.gather import ImportTally, Progress
-from fl.data.importers.places import RAW_SUFFIXES
+from fl.data.importers.places import CONVERTED, RAW_SUFFIXES
 from fl.data.importers.records import AudioPlace, Embedded, Record, UnusableError, file_of
 from fl.data.importers.tables import ArrowTable
 from fl.data.importers.texts import is_pointer
 from fl.data.manifest import Utterance
-from fl.speech.audio import MAX_SECONDS, MIN_SECONDS, SAMPLE_RATE, SILENCE_PEAK, read_mono, save_audio
+from fl.speech.audio import MAX_SECONDS, MIN_SECONDS, SAMPLE_RATE, SILENCE_PEAK, open_sound, read_mono, save_audio
 
 Spoken = tuple[Utterance, Record, float]
 """An utterance of the manifest, the record it comes from, and its seconds."""
@@ -65,7 +65,7 @@ def _spoken(record: Record, sounds: Apart, out: Path | None, copy: bool) -> Spok
         raise UnusableError(record.where, f"longer than {MAX_SECONDS:.0f} s")
     record = replace(record, end=None if record.end is None else end)
     inside = isinstance(audio, Embedded)
-    if out is None or not (copy or inside or _is_raw(audio)):
+    if out is None or not (copy or inside or _is_raw(audio) or file_of(audio).suffix.lower() in CONVERTED):
         return _utterance(record, Path(_slug(record.id)) if inside else file_of(audio)), record, end - start
     samples = np.frombuffer(sounds.one(place[0], "samples", place, start, end), np.float32)
     if not np.isfinite(samples).all():
@@ -119,9 +119,10 @@ class Sounds:
         path = file_of(audio)
         try:
             if isinstance(audio, Embedded):
-                opened = soundfile.SoundFile(io.BytesIO(self._bytes(audio)))
+                opened = open_sound(io.BytesIO(self._bytes(audio)))
             else:
-                opened = soundfile.SoundFile(str(path), **(_RAW if _is_raw(audio) and not _has_header(path) else {}))
+                raw = _RAW if _is_raw(audio) and not _has_header(path) else {}
+                opened = open_sound(str(path), CONVERTED.get(path.suffix.lower(), str(raw.get("format"))), **raw)
             with opened as file:
                 yield file
         except (soundfile.SoundFileError, RuntimeError) as error:

@@ -12,7 +12,9 @@ from fl.data.importers.records import Options, UnusableError
 
 RAW_SUFFIXES = frozenset({".pcm", ".raw"})
 """Files without a header. (Some ``.pcm`` files of AI Hub do have one: see :mod:`fl.data.importers.audio`.)"""
-SUFFIXES = RAW_SUFFIXES | {".wav", ".flac", ".mp3", ".ogg", ".opus", ".sph", ".aiff", ".au"}
+CONVERTED = {".sph": "NIST", ".aiff": "AIFF", ".au": "AU"}
+"""Containers, by libsndfile's names, that a run does not read: they are written as FLAC."""
+SUFFIXES = RAW_SUFFIXES | CONVERTED.keys() | {".wav", ".flac", ".mp3", ".ogg", ".opus"}
 
 
 def roots_of(source: Path, options: Options) -> tuple[Path, ...]:

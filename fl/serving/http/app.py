@@ -136,6 +136,7 @@ def create_app(
         summary="Speech recognition with everybody's own adapter on one frozen base.",
         docs_url=None,  # FastAPI's pages load scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # such a redirect goes to whatever Host the request names
         lifespan=lifespan,
         responses={"default": OPENAPI},
     )

@@ -1,10 +1,12 @@
 """A recording goes in, a transcript comes out in the format that was asked for, and with the adapter that was brought."""
 
+import io
 import json
 import threading
 
 import numpy as np
 import pytest
+import soundfile
 from starlette.testclient import TestClient
 
 from fl.serving.engine.requests import BusyError, ClosedError, DeadlineError
@@ -30,6 +32,15 @@ def test_the_default_format_is_the_text_as_json(client, recording):
     answer = transcribe(client, recording(), model="whisper-1")
     assert answer.status_code == 200
     assert answer.json() == {"text": "오늘 meeting 있어요"}
+
+
+@pytest.mark.parametrize("kind", ["AIFF", "AU", "CAF", "NIST", "RF64", "VOC", "W64"])
+def test_other_containers_than_those_documented_are_refused(client, kind):
+    out = io.BytesIO()
+    soundfile.write(out, np.sin(np.arange(16_000) / 7) / 3, 16_000, format=kind, subtype="PCM_16")
+    answer = transcribe(client, out.getvalue())
+    assert (answer.status_code, problem(answer)) == (422, "unusable-audio")
+    assert "WAV, FLAC, OGG (Vorbis, Opus), MP3" in answer.json()["detail"]
 
 
 def test_text_is_the_text_and_a_newline(client, recording):
