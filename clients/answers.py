@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from clients.store import folder_name
 from fl.core.errors import DemandError, StoreError
-from fl.core.files import write_atomically
+from fl.core.files import make_folder, write_atomically
 from fl.protocol.node import NodeConfig
 
 FOLDER = "answers"
@@ -46,7 +46,7 @@ def remember(root: Path, node: NodeConfig, answer: Answer) -> None:
     """
     path = root / FOLDER / f"{folder_name(node.device_id)}.json"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with FileLock(path.with_suffix(".lock"), timeout=LOCK_SECONDS):
             answers = _read(path)
             _check(answers, answer, node)

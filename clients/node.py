@@ -6,15 +6,13 @@ from pathlib import Path
 
 from clients.worker import Worker, get_worker
 from fl.algorithms.arms import trained_arm
-from fl.bases.resolve import RANDOM
-from fl.bases.sources.wheels import TEXT_BASES, WHEEL_BASES
 from fl.core.errors import ConfigError, DemandError, PopulationError
 from fl.protocol.node import NodeConfig
 from fl.protocol.wire import Job
 from fl.settings.config import RunConfig
 from fl.settings.fields import words
 from fl.settings.names import OWN_MANIFEST
-from fl.tasks.table import TASKS
+from fl.tasks.table import TASKS, is_own_base
 
 RUNS_DATA = "run"  # as the manifest of a node-config: what the run names
 
@@ -40,8 +38,7 @@ def node_worker(config: RunConfig, node: NodeConfig, run: str = "") -> Worker:
 def _check_base(config: RunConfig, node: NodeConfig) -> None:
     """Raise :class:`DemandError` unless the base is one that the owner allows; by default the project's own, pinned by their hashes."""
     asked = TASKS[config.task].base_of(config)
-    allowed = words(node.bases) or (*WHEEL_BASES, *TEXT_BASES, *(kind.default_base for kind in TASKS.values()))
-    if asked not in allowed and (node.bases or not asked.startswith(RANDOM)):
+    if not (asked in words(node.bases) if node.bases else is_own_base(asked)):
         raise DemandError(
             f"base = {asked!r} is none that this device loads: use a base that `idiolect bases` lists, or let the owner start the "
             "SuperNode with it in --node-config \"bases='...'\""
@@ -68,7 +65,7 @@ def _with_own_data(config: RunConfig, node: NodeConfig) -> RunConfig:
     """What a node learns from. A deployed one: what its owner says, and nobody in there is held out."""
     if node.deployed and not node.manifest:
         raise DemandError(
-            "no speech: start the SuperNode with --node-config \"device-id='...' store='...' manifest='/path/to/manifest.jsonl'\"; "
+            "no data: start the SuperNode with --node-config \"device-id='...' store='...' manifest='/path/to/manifest.jsonl'\"; "
             f"manifest={RUNS_DATA!r} takes the manifest that the run names"
         )
     if node.deployed and node.manifest != RUNS_DATA:

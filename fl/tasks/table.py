@@ -32,6 +32,15 @@ TASKS: Registry[TaskKind] = Registry(
 )
 
 
+def is_own_base(name: str) -> bool:
+    """Whether a base is the project's own: pinned by its hashes, or random; no repository and no folder."""
+    from fl.bases.resolve import RANDOM
+    from fl.bases.sources.wheels import TEXT_BASES, WHEEL_BASES
+
+    own = {*WHEEL_BASES, *TEXT_BASES, *(kind.default_base for kind in TASKS.values())}
+    return name in own or name.startswith(RANDOM)
+
+
 def load_task(config: RunConfig) -> Task:
     """The task of a configuration. Raises :class:`ConfigError` for a manifest that it does not read."""
     kind = TASKS[config.task]

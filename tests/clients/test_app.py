@@ -412,7 +412,7 @@ def states(tmp_path: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("owner", "run", "why"),
     [
-        ({}, {}, r"DemandError: no speech: .*manifest='/path/to/manifest\.jsonl'"),
+        ({}, {}, r"DemandError: no data: .*manifest='/path/to/manifest\.jsonl'"),
         ({"manifest": "run"}, {"base": "someone/else"}, r"DemandError: base = 'someone/else' .*bases='\.\.\.'"),
         ({"manifest": "run"}, {"base": "/etc"}, "DemandError: base = '/etc' is none that this device loads"),
         ({"manifest": "run", "bases": "whisper-base"}, {}, "DemandError: base = 'random:whisper-nano' is none"),
@@ -443,7 +443,7 @@ def test_no_message_of_another_run_touches_what_a_run_keeps_and_a_resumed_one_fi
     assert {name: data for name, data in states(tmp_path).items() if ours in name} == kept
     assert ask_deployed(replace(job(trainees[0]), round=3, run=ours), rounds=3).has_content()
     assert [Path(name).name for name in states(tmp_path) if ours in name] == [
-        f"state-00000{n}.safetensors" for n in (2, 3)
+        f"state-00000{n}.safetensors" for n in (1, 2, 3)
     ]
     with pytest.raises(ConfigError, match="not a job"):
         Job.from_record({**job(trainees[0]).to_record(), "run": "../../elsewhere"})

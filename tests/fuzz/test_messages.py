@@ -15,7 +15,7 @@ from fl.algorithms.plan import Phase
 from fl.codecs.tensors import encode_all, join
 from fl.core.errors import GuardError
 from fl.privacy.secure_sum.messages import MaskedInput
-from fl.protocol.guard import PLAIN_COUNTS, check_reply, error_counts
+from fl.protocol.guard import REAL_COUNTS, WHOLE_COUNTS, check_reply, error_counts
 from fl.protocol.reply import Exchange, ReplySchema, UnreadableError
 from fl.protocol.wire import COUNTS, DEVICES, IDS, PAYLOAD, SECURE, TOTALS, WITHIN, split_key
 from fl.settings.config import make_config
@@ -167,7 +167,7 @@ def assert_exact(content: RecordDict, schema: ReplySchema) -> None:
                 continue
             assert kind == COUNTS
             assert not device or device in ASKED
-            assert set(record) <= PLAIN_COUNTS | error_counts()
+            assert set(record) <= WHOLE_COUNTS | REAL_COUNTS | error_counts()
             for value in record.values():
                 assert (len(value) == len(ids)) if isinstance(value, list) else device
                 assert np.isfinite(value).all()

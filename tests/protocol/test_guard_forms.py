@@ -89,7 +89,7 @@ def test_a_masked_vector_of_the_agreed_length_passes(words, check):
         ("secure-sum:eve", masked("eve"), "not asked"),
         ("secure-sum:ann", masked("eve"), "another participant"),
         ("secure-sum:ann", masked(words=32), "another length than the 7 numbers"),
-        ("secure-sum:ann", masked(note="hello"), "more than its message"),
+        ("secure-sum:ann", masked(note="hello"), "missing or malformed in parts"),
         ("secure-sum:ann", ConfigRecord({"kind": "MaskedInput"}), "missing or malformed"),
         ("secure-sum:ann", ConfigRecord({"text": "hello"}), "none of the messages"),
         ("secure-sum:ann", new_setup(["ann", "bob"], NUMBERS, 1.0).to_record(), "none of the messages"),

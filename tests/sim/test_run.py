@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 def rows(folder: Path, name: str = "results.jsonl") -> list[dict[str, Any]]:
     """Rows without what a clock measured."""
     found = [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith("seconds_")} for row in found]
+    return [{k: v for k, v in row.items() if not k.startswith(("seconds_", "crc32"))} for row in found]
 
 
 def states(folder: Path) -> dict[str, bytes]:

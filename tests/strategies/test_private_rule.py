@@ -95,7 +95,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "infinity": (answer({"bob": update(np.inf)}), "bob"),
     "no weight": (answer({"bob": update(0.01)}, examples=0), "bob"),
     "another rank": (answer({"bob": {**update(0.01), "q.gated_lora_A": np.ones((3, 3), np.float32)}}), "node 1"),
-    "not asked": (answer({"eve": update(0.01)}), "eve"),
+    "not asked": (answer({"eve": update(0.01)}), "node 1"),
     "nothing": ({}, "bob"),
 }
 

@@ -58,7 +58,7 @@ class Nodes(SerialGrid):
         self.rows: dict[str, bytes] = {}
         for name, context in zip(NAMES, self._contexts.values(), strict=True):
             if name in deployed:
-                context.node_config = {"device-id": name, "store": str(store / name)}
+                context.node_config = {"device-id": name, "store": str(store / name), "manifest": "run"}
 
     def _handle(self, message: Message) -> Message:
         reply = super()._handle(message)
