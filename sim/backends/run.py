@@ -115,7 +115,9 @@ class _Notices(io.TextIOBase):
 
 def _backend(workers: int, ray_address: str) -> dict[str, dict[str, object]]:
     """What Flower's simulation passes on to Ray: to start it, or to join the cluster at ``ray_address``."""
-    start = {"address": ray_address} if ray_address else {"num_cpus": workers, "include_dashboard": False}
+    # "local": without it Ray joins any cluster that somebody started on this machine, and refuses our number of cores there.
+    own = {"address": "local", "num_cpus": workers, "include_dashboard": False}
+    start = {"address": ray_address} if ray_address else own
     # A worker that dies is started anew and does its message once more, to the same numbers; if it dies again, the devices of
     # that message are left out of the round. A later message waits for the new worker.
     survival = {"max_restarts": -1, "max_task_retries": 1}

@@ -158,12 +158,14 @@ def ray_run(config: dict[str, Any], home: Path, killing: dict[str, Any] | None =
         [sys.executable, "-c", program, json.dumps(config)], env=environment(home, **more), cwd=ROOT,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr[-3000:]
+    # A worker that dies in a step of a secure sum takes its devices' secrets along, and of three devices three are needed.
+    refused = killing is not None and "SecureSumError" in done.stderr
+    assert done.returncode in (0, -signal.SIGKILL) or refused, done.stderr[-3000:]
     return done.returncode
 
 
 def kill_ray(folder: Path, speech: Path, who: str, kills: int, seed: int) -> Found:
-    """As :func:`kill_and_resume`, on Ray: a worker that dies is started again within the run, a driver with the run."""
+    """As :func:`kill_and_resume`, on Ray: a worker that dies is started again within the run, or ends its secure sum and the run."""
     generator, died, wrong = random.Random(seed), 0, []
     changes = {**SMALL, **RUNS["secure"], "manifest": str(speech)}
     whole = {**changes, "output": str(folder / f"{who}-whole")}
@@ -180,7 +182,7 @@ def kill_ray(folder: Path, speech: Path, who: str, kills: int, seed: int) -> Fou
         config = {**changes, "output": str(output)}
         killing = {"folder": str(output), "counter": str(counter), "at": generator.randint(1, touches), "who": who}
         end = ray_run(config, folder / "home", killing)
-        assert (end == 0) == (who == "worker")
+        assert end or who == "worker"
         died += counter.with_name(counter.name + ".killed").exists()
         if end:
             assert ray_run(config, folder / "home") == 0

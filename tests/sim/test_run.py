@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from fl.core.errors import ConfigError, RunError
 from fl.core.machine import available_cores
 from fl.settings.config import RunConfig, dump_config
-from sim.backends.run import _Notices, run_simulation
+from sim.backends.run import _backend, _Notices, run_simulation
 from sim.cli.app import app
 
 MakeRun = Callable[..., RunConfig]
@@ -83,6 +83,11 @@ def test_a_simulation_whose_workers_cannot_start_ends(tiny_run: MakeRun, monkeyp
         if "server_th" in thread.name:
             thread.join(60)
             assert not thread.is_alive()
+
+
+def test_a_run_joins_no_cluster_that_it_was_not_told_of() -> None:
+    assert _backend(2, "")["init_args"]["address"] == "local"
+    assert _backend(2, "auto")["init_args"]["address"] == "auto"
 
 
 def test_there_is_at_least_one_core() -> None:

@@ -17,7 +17,9 @@ from sim.cli.app import app
 ROOT = Path(__file__).parents[2]
 DOCUMENTED = {"WAV", "WAVEX", "FLAC", "OGG", "MP3"}  # WAVEX is a WAV whose header says more
 CONVERTED = {"NIST": ".sph", "AIFF": ".aiff", "AU": ".au"}  # by an import, to FLAC
-ALL = sorted(soundfile.available_formats())
+# Sound Designer II keeps its header in a file of its own: libsndfile makes "._" in the working folder for it, and while that
+# is there, it takes an MP3 in memory for one more of them.
+ALL = sorted(soundfile.available_formats().keys() - {"SD2"})
 
 
 def sound(kind: str) -> bytes:
