@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo study results test check bench bench-serving fuzz faults soak deploy-test pip-audit peers flwr clean
+.PHONY: demo study results test check bench bench-serving cases fuzz faults soak deploy-test pip-audit peers flwr clean
 
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
@@ -37,6 +37,9 @@ bench: $(READY) ## every figure of the README, measured on this machine beside i
 
 bench-serving: $(READY) ## the figures of the server and of the thin device alone; about 15 minutes on 2 quiet cores
 	$(BIN)/python -m benchmarks serving serving_load thin
+
+cases: $(READY) ## people's files and programs, made on the spot; writes docs/compatibility.md where all get their right answer
+	IDIOLECT_CASES=1 $(BIN)/python -m pytest tests/cases
 
 fuzz: $(READY) ## fuzz guard, wire, audio, archives, tables, the adapter parser and the server's API for long; about half an hour on 2 cores
 	IDIOLECT_FUZZ=500 IDIOLECT_FUZZ_ROW=1 $(BIN)/python -m pytest tests/fuzz tests/test_packed.py tests/serving/http/test_fuzz.py --timeout 3600

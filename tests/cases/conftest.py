@@ -1,0 +1,31 @@
+"""What people bring, as they bring it: each test makes its input on the spot and carries the cell of docs/compatibility.md that it
+proves. ``make cases`` (IDIOLECT_CASES=1) writes the page; every other run only looks whether the page says the same."""
+
+import os
+
+import pytest
+
+from benchmarks.compatibility import PAGE, Cell, section, write
+
+
+def _cells(item: pytest.Item) -> list[Cell]:
+    return [(*mark.args,) for mark in item.iter_markers("case")]  # type: ignore[misc]
+
+
+@pytest.fixture(autouse=True)
+def on_the_page(request: pytest.FixtureRequest) -> None:
+    """The page has each cell that the test carries."""
+    cells = _cells(request.node)
+    if "IDIOLECT_CASES" in os.environ:
+        return
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    for table, row, _, answer in cells:
+        cell = section(table, [(table, row, _, answer)]).splitlines()[-1].split("|")
+        wanted = {part.strip() for part in cell if part.strip()}
+        assert any(wanted <= {part.strip() for part in line.split("|")} for line in lines), f"{wanted}: run make cases"
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Write the page where every case holds."""
+    if "IDIOLECT_CASES" in os.environ and exitstatus == 0:
+        write(cell for item in session.items for cell in _cells(item))
