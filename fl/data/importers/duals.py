@@ -16,6 +16,7 @@ _DUAL = re.compile(  # typing errors for the slash: ?, |, :, ;, !, \; a second s
     r"\((?P<first>[^()]*)\)(?:\s*/+\s*|(?P<space>\s*)[?|:;!\\](?P=space))\((?P<second>[^()]*)\)(?:/(?!\s*\())?"
 )
 _BROKEN = re.compile(r"\)/(?!\))|/\((?!\()")
+MAX_NESTED = 4
 _NAMES = "이름|상호명?|전화번호|전번|카드번호|계좌번호|주민번호|생년월일|주소|정당|소속|신원|계정|금융"
 _SOUNDS = "웃음|목청|박수|노래|잡음|기침|숨소리"
 _LETTER = (
@@ -51,7 +52,7 @@ BEFORE_DUALS = Marks(
 AFTER_DUALS = Marks(
     rules=(
         (r"(?<=[가-힣])/+(?=[가-힣A-Za-z\d(])", " "),  # a filler (아/), glued to the next word
-        (r"(?<=\S)/+(?=[\s.,?!]|$)|(?<!\S)/+(?=[가-힣]|\s|$)", ""),
+        (r"(?<=[^\s/])/+(?=[\s.,?!]|$)|(?<!\S)/+(?=[가-힣]|\s|$)", ""),
     )
 )
 
@@ -71,7 +72,8 @@ def spoken_text(text: str, where: str, options: Options) -> tuple[str, tuple[tup
             "corpora; give --order spelling-first or --order pronunciation-first"
         )
     loanwords: dict[tuple[str, str], None] = {}
-    while duals := list(_duals(text, options.order)):
+    for _ in range(MAX_NESTED):
+        duals = list(_duals(text, options.order))
         loanwords.update((pair, None) for spelling, sound in duals if (pair := _loanword(spelling, sound)))
         chosen = iter(spelling if options.transcript == "spelling" else sound for spelling, sound in duals)
         text = _DUAL.sub(lambda match, chosen=chosen: next(chosen), text)  # type: ignore[misc]

@@ -14,9 +14,7 @@ from fl.data.importers.places import AudioFolders
 from fl.data.importers.records import Finding, Importer, Options, Record, UnusableError, attempt, seconds, split_name
 from fl.data.importers.texts import numbered_lines
 
-_SOUNDS = (
-    r"[\w-]*nois\w*|n(?:sn|oi)|spn|sil(?:ence)?|laugh\w*|cough\w*|breath\w*|music|lip-?smack|clears?-throat|sniff|sigh"
-)
+_SOUNDS = r"(?:[a-z]{1,12}[_-])?noises?|n(?:sn|oi)|spn|sil(?:ence)?|laugh\w*|cough\w*|breath\w*|music|lip-?smack|clears?-throat|sniff|sigh"
 MARKS = Marks(
     unusable={r"(?i)(?<!\S)[<\[](?:unk|oov|unintelligible|inaudible)[>\]]": "unintelligible speech"},
     rules=(
