@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fl.core.errors import CorpusError, IdiolectError, TextError, VocabularyError
+from fl.data.importers.marks import remaining
 from fl.data.importers.places import leads_out
 from fl.data.importers.records import Finding, Record, UnusableError, file_of
 from fl.data.importers.texts import REPLACEMENT
@@ -79,6 +80,7 @@ def usable_records(findings: Iterable[Finding], plain: bool, tally: ImportTally,
         if number % 500 == 0:
             show("labels", number, number)
     show("labels", len(records), len(records))
+    tally.notes.extend(remaining(records.values()))
     return list(records.values())
 
 

@@ -31,7 +31,7 @@ def read(source: Path, options: Options) -> Iterator[Finding]:
     if not texts:
         raise CorpusError(f"{source}: holds no .trn lists and no .txt files; give the folder that was unpacked")
     for path in texts:
-        text = next((line for _, line in numbered_lines(path, options.encoding)), "")
+        text = " ".join(line for _, line in numbered_lines(path, options.encoding))
         yield attempt(_record, f"{path}:1", path.stem, text, None, folders, options)
 
 

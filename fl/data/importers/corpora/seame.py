@@ -12,14 +12,22 @@ from pathlib import Path
 
 from fl.core.errors import CorpusError
 from fl.data.importers.formats import kaldi
+from fl.data.importers.marks import Marks
 from fl.data.importers.places import AudioFolders
 from fl.data.importers.records import Finding, Importer, Options, Record, UnusableError, attempt, file_of
 from fl.data.importers.texts import numbered_lines
 
 _NAME = re.compile(r"(?:\d{2})?([A-Z][CI]\d{2}[MF][A-Z])[A-Z]_(\d{4})(?!\d)", re.IGNORECASE)
 _MILLISECONDS = re.compile(r"[-_](\d+)-(\d+)$")
-_EVENT = re.compile(r"<[^<>]*>|\(pp[a-z]\)|\[[^\[\]]*\]")  # <noise>, <unk>; paralinguistic (ppl); events in brackets
-_UNKNOWN = "<unk>"
+MARKS = Marks(
+    unusable={r"(?i)<\s*un[kl][^<>]*>": "unintelligible speech"},  # <unk>, < unk >, <unl>
+    rules=(
+        (r"(?i)[(<]\s*pp[a-z]+\s*[)>]|(?<!\S)pp[lcbo](?!\S)", " "),  # paralinguistic: laughter, cough, breath, others
+        (r"<[^<>]*>|(?i:\[(?:laugh\w*|cough\w*|breath\w*|noise|sniff|sigh)\])", " "),
+        (r"[\[\]()#＃~～=]+", " "),  # said: particles ([ah], [啊]), hesitations ((er)), other languages (#nasi-lemak#)
+    ),
+    half_width=True,
+)
 LANGUAGES = {"EN": "en", "ZH": "zh", "CS": None}
 LAST_PHASE = "phaseII"
 """It holds what phaseI holds, corrected, and only its lines name the language."""
@@ -28,9 +36,8 @@ LAST_PHASE = "phaseII"
 def read(source: Path, options: Options) -> Iterator[Finding]:
     """Records of the LDC's tree or of Kaldi directories, whichever ``source`` is."""
     ldc = any(source.rglob(f"transcript/{LAST_PHASE}"))
-    for found in _ldc(source, options) if ldc else kaldi.read(source, options):
-        named = found if ldc or not isinstance(found, Record) else _named(found)
-        yield _clean(named, options) if isinstance(named, Record) else named
+    for found in _ldc(source, options) if ldc else kaldi.read(source, options, MARKS):
+        yield found if ldc or not isinstance(found, Record) else _named(found)
 
 
 def _named(record: Record) -> Finding:
@@ -56,10 +63,10 @@ def _ldc(source: Path, options: Options) -> Iterator[Finding]:
         style = folder.parent.parent.name  # conversation, interview
         for path in sorted(folder.glob("*.txt")) if options.wants(style) else ():
             for number, line in numbered_lines(path, options.encoding):
-                yield attempt(_line, path, number, line, style, audio)
+                yield attempt(_line, path, number, line, style, audio, options)
 
 
-def _line(path: Path, number: int, line: str, style: str, audio: AudioFolders) -> Record:
+def _line(path: Path, number: int, line: str, style: str, audio: AudioFolders, options: Options) -> Record:
     """A line of recording, start and end in milliseconds, language and text, with tabs between them."""
     where = f"{path}:{number}"
     match = _NAME.fullmatch(path.stem)
@@ -73,7 +80,7 @@ def _line(path: Path, number: int, line: str, style: str, audio: AudioFolders) -
         where=where,
         id=f"{path.stem}-{int(start)}-{int(end)}",
         audio=audio.called(path.stem, where),
-        text=text,
+        text=MARKS.clean(text, where, keep=options.events == "keep"),
         speaker=match.group(1).upper(),
         session=path.stem.upper(),
         topic=style,
@@ -81,14 +88,6 @@ def _line(path: Path, number: int, line: str, style: str, audio: AudioFolders) -
         start=int(start) / 1000,
         end=int(end) / 1000,
     )
-
-
-def _clean(record: Record, options: Options) -> Finding:
-    if _UNKNOWN in record.text.lower():
-        return UnusableError(record.where, "unintelligible speech")
-    if options.events == "keep":
-        return record
-    return replace(record, text=" ".join(_EVENT.sub(" ", record.text).split()))
 
 
 IMPORTER = Importer(

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fl.core.errors import CorpusError
+from fl.data.importers.marks import Marks
 from fl.data.importers.places import AudioFolders
 from fl.data.importers.records import Finding, Importer, Options, Record, split_name
 from fl.data.importers.tables import ColumnNames, list_rows
@@ -12,6 +13,8 @@ from fl.data.importers.tables import ColumnNames, list_rows
 COLUMNS = ColumnNames(
     text=("sentence",), audio=("path",), speaker=("client_id",), lang=("locale",), id=(), session=(), topic=()
 )
+# Some releases quote whole sentences as a CSV does, so that quotation marks within are doubled.
+MARKS = Marks(rules=(('^"((?:[^"]|"")*)"$', r"\1"), ('""', '"'), ('^"([^"]*)"$', r"\1")))
 LISTS = ("train", "dev", "test")
 SPEAKER_DIGITS = 16
 """Of the 128 hexadecimal digits of a ``client_id``: enough that two people of a hundred thousand share them never."""
@@ -50,7 +53,7 @@ def _named(record: Record) -> Record:
     if isinstance(audio, Path) and not audio.suffix:  # the first releases leave the ending away
         audio = audio.with_suffix(".mp3")
     speaker = record.speaker[:SPEAKER_DIGITS] if record.speaker else None
-    return replace(record, audio=audio, speaker=speaker)
+    return replace(record, audio=audio, speaker=speaker, text=MARKS.clean(record.text, record.where))
 
 
 IMPORTER = Importer(

@@ -9,9 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fl.core.errors import CorpusError
+from fl.data.importers.marks import Marks
 from fl.data.importers.places import AudioFolders
 from fl.data.importers.records import Finding, Importer, Options, Record, UnusableError, attempt, seconds, split_name
 from fl.data.importers.texts import numbered_lines
+
+_SOUNDS = r"(?:[a-z]{1,12}[_-])?noises?|n(?:sn|oi)|spn|sil(?:ence)?|laugh\w*|cough\w*|breath\w*|music|lip-?smack|clears?-throat|sniff|sigh"
+MARKS = Marks(
+    unusable={r"(?i)(?<!\S)[<\[](?:unk|oov|unintelligible|inaudible)[>\]]": "unintelligible speech"},
+    rules=(
+        (r"(?i)\[laughter-([^\[\]]+)\]", r"\1"),  # a word said with laughter
+        (rf"(?i)(?<!\S)(?:[<\[](?:{_SOUNDS})[>\]]|!sil\w*|%hesitation)(?!\S)", " "),
+    ),
+    half_width=True,
+)
+"""What recipes write for sounds (Switchboard, WSJ, LibriSpeech, AMI) and for words that nobody knows."""
 
 TO_THE_END = -1.0
 """What Kaldi writes as the end of a segment that goes on to the end of the recording."""
@@ -25,7 +37,7 @@ class _MapLine:
     value: str
 
 
-def read(source: Path, options: Options) -> Iterator[Finding]:
+def read(source: Path, options: Options, marks: Marks = MARKS) -> Iterator[Finding]:
     """Records of one data directory, or of all directories below ``source`` that are one (``wav.scp`` and ``text``)."""
     folders = [path.parent for path in sorted(source.rglob("wav.scp")) if (path.parent / "text").is_file()]
     if not folders:
@@ -36,7 +48,7 @@ def read(source: Path, options: Options) -> Iterator[Finding]:
         if options.wants(folder.name):
             if (channels := folder / "reco2file_and_channel").is_file():
                 yield _check_channels(channels, options.encoding)
-            directory = _Directory(folder, source, options)
+            directory = _Directory(folder, source, options, marks)
             for key, text in directory.texts.items():
                 yield attempt(directory.record, key, text)
 
@@ -70,7 +82,8 @@ def _check_channels(path: Path, encoding: str) -> str:
 class _Directory:
     """The maps of one data directory; ``segments`` and ``utt2spk`` may be missing."""
 
-    def __init__(self, folder: Path, source: Path, options: Options) -> None:
+    def __init__(self, folder: Path, source: Path, options: Options, marks: Marks) -> None:
+        self._marks, self._keep = marks, options.events == "keep"
         self._segments, self._speakers = folder / "segments", folder / "utt2spk"
         self._recordings = _read_map(folder / "wav.scp", options.encoding)
         self.texts = _read_map(folder / "text", options.encoding, empty=True)
@@ -90,7 +103,7 @@ class _Directory:
             text.where,
             key,
             self._audio(recording, text.where),
-            text.value,
+            self._marks.clean(text.value, text.where, keep=self._keep),
             None if self._who is None else self._who[key].value,
             split=self._split,
             start=start,
