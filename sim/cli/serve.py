@@ -26,6 +26,7 @@ from fl.serving.http.auth import TokenFile, add_token
 from fl.serving.http.limits import MIB, ServerLimits
 from fl.serving.http.server import Address, make_server
 from fl.speech.features import Window
+from fl.speech.languages import language_code
 from fl.tasks.task import Example, Task
 
 SLOT = "gated-adapt"
@@ -134,7 +135,7 @@ def serve(
         handle_seconds=handle_seconds,
     )
     known = choose_tokens(tokens, no_auth, address)
-    chosen = tuple(code.strip() for code in languages.split(",") if code.strip())
+    chosen = tuple(filter(None, map(language_code, languages.split(","))))
     loaded = load_base(base).to(choose_device(compute))
     if correction is not None:
         loaded = loaded.with_correction(load_correction(correction, loaded.fingerprint))

@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 from starlette.requests import ClientDisconnect, Request
 
 from fl.bases.whisper.base import WhisperBase
+from fl.core.errors import ConfigError
 from fl.serving.engine.adapters import admit
 from fl.serving.engine.engine import BatchEngine
 from fl.serving.engine.requests import ServedAdapter
@@ -25,6 +26,7 @@ from fl.serving.http.limits import Places, RateLimit, ServerLimits
 from fl.serving.http.problems import ProblemError
 from fl.speech.audio import MAX_SECONDS, Waveform
 from fl.speech.decode import Decoder
+from fl.speech.languages import AUTO, language_code
 
 Result = TypeVar("Result")
 ALIASES = frozenset({"", "whisper-1"})  # what OpenAI's clients call a model that they do not choose
@@ -112,13 +114,20 @@ class Service:
             raise ProblemError("unknown-model", f"model: {name[:80]!r} is not served; only {self.base.name!r} is")
 
     def check_language(self, language: str) -> str:
-        """The language token, empty for detection. Raises :class:`ProblemError` for one that the base does not know."""
+        """The code of a language that a request names in any way, empty for detection.
+
+        Raises :class:`ProblemError` for one that the base does not know.
+        """
         known = self.base.languages or ("en",)
-        if language in ("", "auto"):
+        try:
+            code = language_code(language)
+        except ConfigError as error:
+            raise ProblemError("invalid-field", str(error)) from None
+        if code in ("", AUTO):
             return ""
-        if language not in known:
-            raise ProblemError("invalid-field", f"language: {language[:20]!r} is none of {', '.join(sorted(known))}")
-        return language
+        if code not in known:
+            raise ProblemError("invalid-field", f"language: {language[:40]!r} is none of {', '.join(sorted(known))}")
+        return code
 
     def gauges(self) -> dict[str, float]:
         """Numbers of now, for the metrics."""

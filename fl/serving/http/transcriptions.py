@@ -35,7 +35,7 @@ class TranscriptionFields(FormModel):
             description="A packed adapter, used for this request and then dropped. Not together with adapter_handle.",
         ),
     ]
-    model: Annotated[str, Field(max_length=200, description="The served base, or whisper-1, or nothing.")] = ""
+    model: Annotated[str, Field(max_length=400, description="The served base, or whisper-1, or nothing.")] = ""
     language: Annotated[str, Field(max_length=20, description="Code; else the adapter's own, else detected.")] = ""
     prompt: Annotated[str, Field(description="Accepted and ignored.")] = ""
     response_format: Literal["json", "text", "verbose_json", "srt", "vtt"] = "json"
