@@ -87,6 +87,10 @@ def serve(
     correction: Annotated[
         Path | None, Option(help="Correction of flora or fedex: a file of the folder 'corrections' of a run.")
     ] = None,
+    alias: Annotated[
+        list[str] | None, Option(help="NAME=BASE, a name that programs call the base by; may be given several times.")
+    ] = None,
+    any_model: Annotated[bool, Option("--any-model", help="Serve the base whatever model a program names.")] = False,
     host: Annotated[str, Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, Option(help="Port; 0 takes a free one and prints it.")] = 8000,
     tokens: Annotated[Path | None, Option(help="Token file; 'idiolect token NAME --tokens FILE' adds to it.")] = None,
@@ -134,7 +138,7 @@ def serve(
         handle_bytes=handle_mib * MIB,
         handle_seconds=handle_seconds,
     )
-    known = choose_tokens(tokens, no_auth, address)
+    known, aliases = choose_tokens(tokens, no_auth, address), names_of(base, alias or ())
     chosen = tuple(filter(None, map(language_code, languages.split(","))))
     loaded = load_base(base).to(choose_device(compute))
     if correction is not None:
@@ -143,7 +147,15 @@ def serve(
         loaded.prefix_ids(code)
     engine = BatchEngine(loaded, EngineSettings(rows, waiting, languages=chosen, table_bytes=table_mib * MIB))
     try:
-        app = create_app(engine, loaded, limits, tokens=known, adapt=local_steps(loaded) if adapt else None)
+        app = create_app(
+            engine,
+            loaded,
+            limits,
+            tokens=known,
+            adapt=local_steps(loaded) if adapt else None,
+            aliases=aliases,
+            any_model=any_model,
+        )
         server = make_server(app, address, limits)
         for name in ("fl.serving.http.admission", "uvicorn.error"):  # one line for each request, and where it listens
             logging.getLogger(name).setLevel(logging.INFO)
@@ -155,6 +167,17 @@ def serve(
         ) from None
     finally:
         engine.close()
+
+
+def names_of(base: str, aliases: Sequence[str]) -> list[str]:
+    """The names in ``NAME=BASE``; :class:`ConfigError` where one stands for another base than the one that is served."""
+    names = []
+    for alias in aliases:
+        name, _, target = map(str.strip, alias.partition("="))
+        if not name or target != base:
+            raise ConfigError(f"--alias {alias}: one base is served here, so give NAME={base}")
+        names.append(name)
+    return names
 
 
 def choose_tokens(path: Path | None, no_auth: bool, address: Address) -> TokenFile | None:

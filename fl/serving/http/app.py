@@ -2,7 +2,7 @@
 that is served, health, metrics, and what a problem means.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -57,13 +57,14 @@ async def drop(service: ServiceOf, principal: PrincipalOf, handle: str) -> Respo
     return Response(status_code=204)
 
 
-def _model(service: Service) -> dict[str, Any]:
+def _model(service: Service, name: str) -> dict[str, Any]:
     base = service.base
     return {
-        "id": base.name,
+        "id": name,
         "object": "model",
         "created": CREATED,
         "owned_by": "idiolect",
+        "root": base.name,  # what an alias stands for
         "fingerprint": base.fingerprint,
         "tokenizer": served_tokenizer(base),
         "languages": list(base.languages),
@@ -72,15 +73,15 @@ def _model(service: Service) -> dict[str, Any]:
 
 @server.get("/v1/models")
 async def models(service: ServiceOf) -> dict[str, Any]:
-    """The base that is served."""
-    return {"object": "list", "data": [_model(service)]}
+    """The base that is served, and the other names that it has here."""
+    return {"object": "list", "data": [_model(service, name) for name in service.models]}
 
 
 @server.get("/v1/models/{name:path}")
 async def one_model(service: ServiceOf, name: str) -> dict[str, Any]:
     """The same, by name."""
     service.check_model(name or "?")
-    return _model(service)
+    return _model(service, name)
 
 
 @server.get("/healthz")
@@ -111,13 +112,17 @@ def create_app(
     *,
     tokens: TokenFile | None = None,
     adapt: training.Adapt | None = None,
+    aliases: Sequence[str] = (),
+    any_model: bool = False,
 ) -> FastAPI:
     """The server on ``engine`` and ``base``. The caller closes the engine.
 
     Without ``tokens`` it answers everybody whose request names this machine: bind it to a loopback address. ``adapt`` runs
-    the local steps of ``POST /v1/adapt``; without it there is no such route.
+    the local steps of ``POST /v1/adapt``; without it there is no such route. ``aliases`` and ``any_model`` as of :class:`Service`.
     """
-    service = Service(engine, base, limits or ServerLimits(), rated=tokens is not None)
+    service = Service(
+        engine, base, limits or ServerLimits(), rated=tokens is not None, aliases=aliases, any_model=any_model
+    )
     served_tokenizer(base)  # computed here, not in the first request
     queue = None if adapt is None else training.AdaptQueue(adapt, service.limits.adapts_waiting, service.share)
 

@@ -48,7 +48,9 @@ KINDS: dict[str, Refusal] = {
     "forbidden-origin": Refusal(403, "Not from this machine", "Without tokens it answers its own machine alone."),
     "not-found": Refusal(404, "There is nothing here", "GET /openapi.json lists what there is."),
     "unknown-handle": Refusal(404, "The adapter is not here", "Put it again with PUT /v1/adapters, or send it along."),
-    "unknown-model": Refusal(404, "That model is not served", "GET /v1/models says which one is."),
+    "unknown-model": Refusal(
+        404, "That model is not served", "GET /v1/models lists what is; 'serve --alias' adds a name."
+    ),
     "method-not-allowed": Refusal(405, "Not the method of this path", "Use one that the Allow header names."),
     "deadline": Refusal(408, "Not done in time", "Retry later, or send shorter audio.", DeadlineError),
     "slow-body": Refusal(408, "The body did not arrive in time", "Send smaller audio (FLAC, Opus) or a handle."),
