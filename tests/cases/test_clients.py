@@ -10,6 +10,7 @@ import soundfile
 from fl.serving.http.auth import add_token
 
 BASE, ALIAS = "random:whisper-nano", "gpt-4o-mini-transcribe"
+APP, OTHER = "app://obsidian.md", "https://evil.example"
 PATH = "/v1/audio/transcriptions"
 
 
@@ -28,7 +29,9 @@ def recording(seconds=0.6, scale=0.1):
 
 @pytest.fixture(scope="module")
 def client(serving):
-    with httpx.Client(base_url=serving("--no-auth", "--alias", f"{ALIAS}={BASE}"), timeout=60) as client:
+    with httpx.Client(
+        base_url=serving("--no-auth", "--alias", f"{ALIAS}={BASE}", "--cors-origin", APP), timeout=60
+    ) as client:
         yield client
 
 
@@ -37,7 +40,7 @@ def protected(serving, tmp_path_factory):
     """A server with tokens, and a client that has one."""
     path = tmp_path_factory.mktemp("tokens") / "tokens.txt"
     headers = {"Authorization": f"bearer {add_token(path, 'phone')}"}
-    url = serving("--tokens", str(path), "--any-model")
+    url = serving("--tokens", str(path), "--any-model", "--cors-origin", APP)
     with httpx.Client(base_url=url, timeout=60, headers=headers) as client:
         yield client
 
@@ -106,3 +109,46 @@ def test_an_unknown_model(client):
 def test_any_model(protected):
     assert send(protected, model="whisper-large-v3").status_code == 200
     assert protected.get("/v1/models/whisper-large-v3").json()["root"] == BASE
+
+
+# Pages of other origins
+
+
+def preflight(client, origin, method="POST"):
+    """As a browser asks before a request with a token; it has none."""
+    asked = {"Access-Control-Request-Method": method, "Access-Control-Request-Headers": "authorization,x-stainless-os"}
+    return httpx.options(client.base_url.join(PATH), headers={"Origin": origin, **asked})
+
+
+def allowed(answer):
+    return answer.headers.get("access-control-allow-origin")
+
+
+@pytest.mark.case("clients", f"a preflight of a page of `--cors-origin {APP}`", "answer", "allowed without a token")
+def test_a_preflight_has_no_token(protected, client):
+    for server in (protected, client):
+        answer = preflight(server, APP)
+        assert (answer.status_code, allowed(answer)) == (200, APP)
+        assert answer.headers["access-control-allow-headers"] == "authorization,x-stainless-os"
+
+
+@pytest.mark.case("clients", "a request of that page", "answer", "answered; it reads errors and streams too")
+def test_a_page_of_a_named_origin_reads_every_answer(protected, client):
+    headers = {"Origin": APP}
+    for server in (protected, client):
+        for answer, status in (
+            (send(server, headers=headers), 200),
+            (send(server, headers=headers, stream="true"), 200),
+            (send(server, headers=headers, language="klingon"), 422),
+            (server.get("/nowhere", headers=headers), 404),
+        ):
+            assert (answer.status_code, allowed(answer)) == (status, APP)
+    assert allowed(httpx.get(protected.base_url.join("/v1/models"), headers=headers)) == APP  # 401
+
+
+@pytest.mark.case("clients", "a request of a page of another origin", "answer", "not readable; without tokens refused")
+def test_a_page_of_another_origin_reads_nothing(protected, client):
+    for server, status in ((protected, 200), (client, 403)):
+        assert allowed(preflight(server, OTHER)) is None
+        answer = send(server, headers={"Origin": OTHER})
+        assert (answer.status_code, allowed(answer)) == (status, None)

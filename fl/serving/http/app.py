@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import generate_latest
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from fl import __version__
 from fl.bases.whisper.base import WhisperBase
@@ -114,11 +115,13 @@ def create_app(
     adapt: training.Adapt | None = None,
     aliases: Sequence[str] = (),
     any_model: bool = False,
+    origins: Sequence[str] = (),
 ) -> FastAPI:
     """The server on ``engine`` and ``base``. The caller closes the engine.
 
     Without ``tokens`` it answers everybody whose request names this machine: bind it to a loopback address. ``adapt`` runs
     the local steps of ``POST /v1/adapt``; without it there is no such route. ``aliases`` and ``any_model`` as of :class:`Service`.
+    Pages of ``origins`` may use the server from their visitors' browsers.
     """
     service = Service(
         engine, base, limits or ServerLimits(), rated=tokens is not None, aliases=aliases, any_model=any_model
@@ -152,7 +155,16 @@ def create_app(
         app.include_router(training.router)
     for kind in (HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _leave_to_admission)
-    app.add_middleware(AdmissionMiddleware, service=service, tokens=tokens)
+    app.add_middleware(AdmissionMiddleware, service=service, tokens=tokens, origins=origins)
+    if origins:  # outermost: a preflight has no token, and refusals are to be read by the page too
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=("DELETE", "GET", "HEAD", "POST", "PUT"),
+            allow_headers=("*",),
+            allow_private_network=True,
+            expose_headers=("*",),
+        )
     return app
 
 
