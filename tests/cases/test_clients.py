@@ -1,6 +1,7 @@
 """What programs that were written for OpenAI's API send to a running ``idiolect serve``, and what they get."""
 
 import io
+import json
 
 import httpx
 import numpy as np
@@ -152,3 +153,151 @@ def test_a_page_of_another_origin_reads_nothing(protected, client):
         assert allowed(preflight(server, OTHER)) is None
         answer = send(server, headers={"Origin": OTHER})
         assert (answer.status_code, allowed(answer)) == (status, None)
+
+
+# Nothing was said
+
+
+FORMATS = [
+    ({}, {"text": ""}),
+    ({"response_format": "text"}, "\n"),
+    ({"response_format": "srt"}, ""),
+    ({"response_format": "vtt"}, "WEBVTT\n\n"),
+    ({"response_format": "verbose_json"}, {"text": "", "duration": 2.0, "segments": [], "words": []}),
+    ({"stream": "true"}, {"type": "transcript.text.done", "text": "", "duration": 2.0}),
+]
+
+
+@pytest.mark.case(
+    "clients",
+    "silence, in every `response_format` and as a stream",
+    "answer",
+    "200, empty, `X-Idiolect-Empty: silence`",
+)
+@pytest.mark.parametrize(("fields", "wanted"), FORMATS, ids=str)
+def test_silence_is_an_empty_text(client, fields, wanted):
+    answer = send(client, recording(2.0, scale=1e-5), **fields)
+    assert (answer.status_code, answer.headers.get("x-idiolect-empty")) == (200, "silence")
+    if isinstance(wanted, str):
+        assert answer.text == wanted
+    else:
+        assert wanted.items() <= json.loads(answer.text.partition("data: ")[2] or answer.text).items()
+    assert "x-idiolect-empty" not in send(client, **fields).headers
+
+
+@pytest.mark.case("clients", "a recording of 0.1 s", "answer", "400 `audio-too-short`, as OpenAI's")
+def test_too_short(client):
+    answer = send(client, recording(0.1))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "audio-too-short")
+    assert told(answer) == "file: 0.10 s is too short; speech has at least 0.2 s"
+
+
+@pytest.mark.parametrize(
+    ("audio", "reason"),
+    [
+        row("an empty file", "refused: record it again", b"", "file: is empty; record it again"),
+        row("a file that is no audio", "refused: names what is read", b"no audio" * 100, "cannot be read as audio"),
+    ],
+)
+def test_a_broken_file_stays_an_error(client, audio, reason):
+    answer = send(client, audio)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "unusable-audio")
+    assert reason in told(answer)
+
+
+# Fields
+
+
+@pytest.mark.case(
+    "clients",
+    "`language=`, `prompt=`, `temperature=`, `response_format=`, `model=`, `stream=`",
+    "answer",
+    "as not given",
+)
+@pytest.mark.parametrize("value", ["", " "])
+def test_empty_fields_are_as_not_given(client, value):
+    names = ("language", "prompt", "temperature", "response_format", "model", "stream", "timestamp_granularities[]")
+    for name in (*names, "beams", "adapter_handle"):
+        assert send(client, **{name: value}).json() == send(client).json(), name
+    nothing_chosen = [("file", ("a.flac", recording())), ("adapter", ("", b"", "application/octet-stream"))]
+    assert client.post(PATH, files=nothing_chosen).json() == send(client).json()
+
+
+WORD, BOTH = {"words"}, {"words", "segments"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "wanted"),
+    [
+        row("`timestamp_granularities[]=word`", "words", {"timestamp_granularities[]": "word"}, WORD),
+        row("the same without brackets, or with an index", "words", {"timestamp_granularities": "word"}, WORD),
+        row("the same without brackets, or with an index", "words", {"timestamp_granularities[0]": ["word"]}, WORD),
+        row("several `timestamp_granularities[]`", "each", {"timestamp_granularities[]": ["word", "segment"]}, BOTH),
+        row(
+            '`timestamp_granularities=["word", "segment"]`, `word,segment`',
+            "each",
+            {"timestamp_granularities": '["word", "segment"]'},
+            BOTH,
+        ),
+        row(
+            '`timestamp_granularities=["word", "segment"]`, `word,segment`',
+            "each",
+            {"timestamp_granularities": "segment, word"},
+            BOTH,
+        ),
+        row("`timestamp_granularities=[]`", "as not given: both", {"timestamp_granularities": "[]"}, BOTH),
+    ],
+)
+def test_granularities_in_any_notation(client, fields, wanted):
+    found = send(client, response_format="verbose_json", **fields).json()
+    assert found.keys() & BOTH == wanted
+
+
+@pytest.mark.case("clients", "`timestamp_granularities=syllable`", "answer", "refused: names what is allowed")
+def test_no_granularity(client):
+    answer = send(client, timestamp_granularities="syllable")
+    assert answer.status_code == 422
+    assert "'word' or 'segment'" in told(answer)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        *(row("`stream=false`, `False`, `0`", "one document", v, "application/json") for v in ("false", "False", "0")),
+        *(row("`stream=true`, `True`, `1`", "events", v, "text/event-stream") for v in ("true", "True", "1")),
+    ],
+)
+def test_stream_as_text(client, value, kind):
+    assert send(client, stream=value).headers["content-type"].startswith(kind)
+
+
+@pytest.mark.case(
+    "clients",
+    "`chunking_strategy`, `include[]`, `known_speaker_names[]`, `user` and others; parameters in the query",
+    "answer",
+    "not used, named in `X-Idiolect-Ignored`",
+)
+def test_fields_that_are_not_known_are_named(client):
+    extra = {
+        "chunking_strategy": "auto",
+        "include[]": "logprobs",
+        "known_speaker_names[]": ["a", "b"],
+        "a b\u2028": "x",
+    }
+    answer = send(client, path=PATH + "?api-version=2024-06-01", **extra)
+    assert answer.json() == send(client).json()
+    assert answer.headers["x-idiolect-ignored"] == "?, api-version, chunking_strategy, include, known_speaker_names"
+    assert "x-idiolect-ignored" not in send(client, prompt="x", temperature="0", model="whisper-1").headers
+
+
+@pytest.mark.case("clients", "audio in a part without a file name", "answer", "refused: says what is missing")
+def test_audio_without_a_file_name(client):
+    answer = client.post(PATH, files={"file": (None, recording())})
+    assert (answer.status_code, told(answer)) == (422, "file: is a text; send it as a part with a file name")
+
+
+@pytest.mark.case("clients", "JSON, or the audio alone, as the body", "answer", "refused: a form is expected")
+@pytest.mark.parametrize("kind", ["application/json", "audio/flac"])
+def test_a_body_that_is_no_form(client, kind):
+    answer = client.post(PATH, content=recording(), headers={"Content-Type": kind})
+    assert (answer.status_code, told(answer)) == (400, f"the body is {kind}; multipart/form-data is expected")

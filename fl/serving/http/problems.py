@@ -16,7 +16,15 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from fl.core.errors import AdapterError, AdapterMismatchError, AudioError, IdiolectError, RunError, TextError
+from fl.core.errors import (
+    AdapterError,
+    AdapterMismatchError,
+    AudioError,
+    IdiolectError,
+    RunError,
+    TextError,
+    TooShortError,
+)
 from fl.serving.engine.requests import BusyError, ClosedError, DeadlineError
 
 logger = logging.getLogger(__name__)
@@ -44,6 +52,7 @@ class Refusal:
 
 KINDS: dict[str, Refusal] = {
     "bad-request": Refusal(400, "The request cannot be read", "Send multipart/form-data as docs/serving.md shows."),
+    "audio-too-short": Refusal(400, "Too short to hold a word", "Record for longer.", TooShortError),
     "unauthorized": Refusal(401, "No valid token", "Send 'Authorization: Bearer TOKEN' with a token of this server."),
     "forbidden-origin": Refusal(403, "Not from this machine", "Without tokens it answers its own machine alone."),
     "not-found": Refusal(404, "There is nothing here", "GET /openapi.json lists what there is."),
