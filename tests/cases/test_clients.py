@@ -301,3 +301,55 @@ def test_audio_without_a_file_name(client):
 def test_a_body_that_is_no_form(client, kind):
     answer = client.post(PATH, content=recording(), headers={"Content-Type": kind})
     assert (answer.status_code, told(answer)) == (400, f"the body is {kind}; multipart/form-data is expected")
+
+
+# Addresses
+
+
+@pytest.mark.parametrize(
+    ("path", "wanted"),
+    [
+        row("`/v1/audio/transcriptions/`, `/v1//audio/transcriptions`", "answered", PATH + "/", 200),
+        row("`/v1/audio/transcriptions/`, `/v1//audio/transcriptions`", "answered", "/v1//audio/transcriptions", 200),
+        *(
+            row("the same without `/v1`, or with two", "refused: says how the address ends", path, "that ends with /v1")
+            for path in ("/audio/transcriptions", "/v1/v1/audio/transcriptions", f"{PATH}/audio/transcriptions")
+        ),
+        row(
+            "`/v1/audio/translations`", "refused: names transcriptions", "/v1/audio/translations", "does not translate"
+        ),
+    ],
+)
+def test_addresses(client, path, wanted):
+    answer = send(client, path=path)
+    if isinstance(wanted, int):
+        assert answer.json() == send(client).json()
+    else:
+        assert answer.status_code == 404
+        assert wanted in told(answer)
+
+
+@pytest.mark.case(
+    "clients", "`GET` and `HEAD` of `/health`, `/healthz`, `/v1/models`", "answer", "answered; health without a token"
+)
+def test_probes(protected):
+    for path in ("/health", "/healthz", "/v1/models", f"/v1/models/{BASE}", "/v1/models/"):
+        for method in ("GET", "HEAD"):
+            answer = protected.request(method, path)
+            assert (answer.status_code, bool(answer.content)) == (200, method == "GET")
+            if "health" in path:
+                assert httpx.request(method, protected.base_url.join(path)).status_code == 200
+
+
+@pytest.mark.case("clients", "`Authorization: bearer TOKEN`", "answer", "taken")
+def test_a_scheme_in_small_letters(protected):
+    assert protected.headers["authorization"].startswith("bearer ")
+    assert send(protected).status_code == 200
+
+
+@pytest.mark.case("clients", "the token as `api-key` or `x-api-key`", "answer", "refused: names the header")
+@pytest.mark.parametrize("header", ["api-key", "x-api-key"])
+def test_a_token_in_another_header(protected, header):
+    token = protected.headers["authorization"].removeprefix("bearer ")
+    answer = httpx.get(protected.base_url.join("/v1/models"), headers={header: token})
+    assert (answer.status_code, "Authorization: Bearer TOKEN" in told(answer)) == (401, True)

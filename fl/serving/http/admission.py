@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Collection
 from urllib.parse import urlsplit
@@ -23,7 +24,7 @@ from fl.serving.http.service import Service
 logger = logging.getLogger(__name__)
 
 ANYBODY = "anybody"  # who it is where there are no tokens
-PUBLIC = frozenset({"/healthz", "/", "/openapi.json"})  # hold no secret, and are answered whatever the load
+PUBLIC = frozenset({"/healthz", "/health", "/", "/openapi.json"})  # hold no secret, and are answered whatever the load
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 GONE = 499  # no status that is sent: the client hung up
 
@@ -39,6 +40,8 @@ class AdmissionMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if scope["path"].startswith("/v1/"):  # an address that ends with a slash, and a path that begins with one
+            scope["path"] = re.sub("//+", "/", scope["path"]).rstrip("/")
         exchange = _MeteredRequest(self.service, scope, receive, send)
         try:
             self._admit(scope, exchange)
@@ -78,7 +81,9 @@ def is_public(path: str) -> bool:
 def _owner(headers: Headers, tokens: TokenFile) -> str:
     token = bearer_of(headers.get("authorization", ""))
     if token is None:
-        raise ProblemError("unauthorized", "the request has no bearer token")
+        raise ProblemError(
+            "unauthorized", "the request has no bearer token: send the header 'Authorization: Bearer TOKEN'"
+        )
     owner = tokens.owner(token)
     if owner is None:
         raise ProblemError("unauthorized", "this server does not know the token")

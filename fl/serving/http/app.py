@@ -72,12 +72,14 @@ def _model(service: Service, name: str) -> dict[str, Any]:
     }
 
 
+@server.head("/v1/models", include_in_schema=False)
 @server.get("/v1/models")
 async def models(service: ServiceOf) -> dict[str, Any]:
     """The base that is served, and the other names that it has here."""
     return {"object": "list", "data": [_model(service, name) for name in service.models]}
 
 
+@server.head("/v1/models/{name:path}", include_in_schema=False)
 @server.get("/v1/models/{name:path}")
 async def one_model(service: ServiceOf, name: str) -> dict[str, Any]:
     """The same, by name."""
@@ -85,10 +87,19 @@ async def one_model(service: ServiceOf, name: str) -> dict[str, Any]:
     return _model(service, name)
 
 
+@server.head("/health", include_in_schema=False)
+@server.get("/health", include_in_schema=False)
+@server.head("/healthz", include_in_schema=False)
 @server.get("/healthz")
 async def health(service: ServiceOf) -> dict[str, Any]:
     """Whether the server answers."""
     return {"status": "ok", "base": service.base.name}
+
+
+@server.post("/v1/audio/translations", include_in_schema=False)
+async def translations() -> None:
+    """Adapters are trained to write what was said, in the languages in which it was said."""
+    raise ProblemError("not-found", "this server transcribes and does not translate: use /v1/audio/transcriptions")
 
 
 @server.get("/metrics", response_class=PlainTextResponse)

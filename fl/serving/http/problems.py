@@ -123,6 +123,7 @@ class ProblemError(IdiolectError):
 
 
 _SLUGS = {kind.error: slug for slug, kind in KINDS.items() if kind.error is not None}
+_NOWHERE = "there is nothing at this path: give programs the address that ends with /v1, as of /v1/audio/transcriptions"
 _HTTP_SLUGS = {404: "not-found", 405: "method-not-allowed"}
 
 
@@ -132,7 +133,8 @@ def problem_of(error: Exception) -> ProblemError:
         return error
     if isinstance(error, HTTPException):
         slug = _HTTP_SLUGS.get(error.status_code, "bad-request")
-        return ProblemError(slug, str(error.detail), headers=error.headers)
+        detail = _NOWHERE if slug == "not-found" else str(error.detail)
+        return ProblemError(slug, detail, headers=error.headers)
     if isinstance(error, RequestValidationError):
         return ProblemError("invalid-field", describe_invalid(error.errors()))
     slug = next((_SLUGS[kind] for kind in type(error).__mro__ if kind in _SLUGS), "")
