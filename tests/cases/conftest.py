@@ -13,6 +13,7 @@ from functools import cache
 import pytest
 
 from benchmarks.compatibility import PAGE, Cell, section, write
+from fl.serving.http.auth import add_token
 
 
 def _cells(item: pytest.Item) -> list[Cell]:
@@ -65,3 +66,12 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., 
             return found[0]
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def with_tokens(serving: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """The address of a server with tokens that serves its base under any name, also to pages of two origins; and a token."""
+    path = tmp_path_factory.mktemp("tokens") / "tokens.txt"
+    token = add_token(path, "phone")
+    origins = ("--cors-origin", "app://obsidian.md", "--cors-origin", "http://page.localhost")
+    return serving("--tokens", str(path), "--any-model", *origins), token

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from fl.serving.http.auth import add_token
-
 BASE, ALIAS = "random:whisper-nano", "gpt-4o-mini-transcribe"
 APP, OTHER = "app://obsidian.md", "https://evil.example"
 PATH = "/v1/audio/transcriptions"
@@ -37,12 +35,10 @@ def client(serving):
 
 
 @pytest.fixture(scope="module")
-def protected(serving, tmp_path_factory):
-    """A server with tokens, and a client that has one."""
-    path = tmp_path_factory.mktemp("tokens") / "tokens.txt"
-    headers = {"Authorization": f"bearer {add_token(path, 'phone')}"}
-    url = serving("--tokens", str(path), "--any-model", "--cors-origin", APP)
-    with httpx.Client(base_url=url, timeout=60, headers=headers) as client:
+def protected(with_tokens):
+    """A client of a server with tokens that has one."""
+    url, token = with_tokens
+    with httpx.Client(base_url=url, timeout=60, headers={"Authorization": f"bearer {token}"}) as client:
         yield client
 
 
@@ -174,9 +170,10 @@ FORMATS = [
     "answer",
     "200, empty, `X-Idiolect-Empty: silence`",
 )
+@pytest.mark.parametrize("scale", [0.0, 1e-4])
 @pytest.mark.parametrize(("fields", "wanted"), FORMATS, ids=str)
-def test_silence_is_an_empty_text(client, fields, wanted):
-    answer = send(client, recording(2.0, scale=1e-5), **fields)
+def test_silence_is_an_empty_text(client, fields, wanted, scale):
+    answer = send(client, recording(2.0, scale), **fields)
     assert (answer.status_code, answer.headers.get("x-idiolect-empty")) == (200, "silence")
     if isinstance(wanted, str):
         assert answer.text == wanted
@@ -297,10 +294,25 @@ def test_audio_without_a_file_name(client):
 
 
 @pytest.mark.case("clients", "JSON, or the audio alone, as the body", "answer", "refused: a form is expected")
-@pytest.mark.parametrize("kind", ["application/json", "audio/flac"])
+@pytest.mark.parametrize("kind", ["application/json", "audio/flac", "application/x-www-form-urlencoded"])
 def test_a_body_that_is_no_form(client, kind):
     answer = client.post(PATH, content=recording(), headers={"Content-Type": kind})
     assert (answer.status_code, told(answer)) == (400, f"the body is {kind}; multipart/form-data is expected")
+
+
+@pytest.mark.case(
+    "clients", "a form whose `Content-Type` was set by hand, without its boundary", "answer", "refused: says so"
+)
+def test_a_form_without_a_boundary(client):
+    answer = client.post(PATH, content=recording(), headers={"Content-Type": "multipart/form-data"})
+    assert (answer.status_code, told(answer)) == (400, "the body is no multipart form: Missing boundary in multipart.")
+
+
+@pytest.mark.case("clients", "`response_format=diarized_json`", "answer", "refused: names the formats")
+def test_a_format_that_there_is_not(client):
+    answer = send(client, response_format="diarized_json")
+    assert answer.status_code == 422
+    assert "'json', 'text', 'verbose_json', 'srt' or 'vtt'" in told(answer)
 
 
 # Addresses

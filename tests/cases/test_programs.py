@@ -22,8 +22,6 @@ import openai
 import pytest
 import requests
 
-from fl.serving.http.auth import add_token
-
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PROMPT = "Kitchen lights, front door, thermostat."
 
@@ -56,7 +54,6 @@ class Site(HTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), SiteHandler)
         self.page, self.found = b"", Queue()
-        self.origin = f"http://127.0.0.1:{self.server_port}"
 
 
 class SiteHandler(BaseHTTPRequestHandler):
@@ -88,12 +85,11 @@ def site():
 
 
 @pytest.fixture(scope="module")
-def server(serving, site, tmp_path_factory):
+def server(with_tokens, tmp_path_factory):
     """``v1`` (the address that programs are given), ``token``, ``file`` and ``text(**fields)``, which a plain request gets."""
-    folder = tmp_path_factory.mktemp("programs")
-    token, file = add_token(folder / "tokens.txt", "phone"), folder / "speech.wav"
+    url, token = with_tokens
+    v1, file = url + "/v1", tmp_path_factory.mktemp("programs") / "speech.wav"
     file.write_bytes(recording())
-    v1 = serving("--tokens", str(folder / "tokens.txt"), "--any-model", "--cors-origin", site.origin) + "/v1"
 
     @cache
     def text(**fields):
@@ -299,7 +295,8 @@ def browse(site, server, folder, sound):
         f"user-data-dir={folder}",
     )
     media = ("use-fake-device-for-media-stream", "use-fake-ui-for-media-stream")
-    command = [CHROMIUM, *(f"--{flag}" for flag in (*flags, *media)), "--remote-debugging-port=0", site.origin]
+    where = f"host-resolver-rules=MAP page.localhost:80 127.0.0.1:{site.server_port}"
+    command = [CHROMIUM, *(f"--{flag}" for flag in (*flags, *media, where)), "http://page.localhost"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
         try:
             return site.found.get(timeout=120)
