@@ -54,7 +54,9 @@ KINDS: dict[str, Refusal] = {
     "bad-request": Refusal(400, "The request cannot be read", "Send multipart/form-data as docs/serving.md shows."),
     "audio-too-short": Refusal(400, "Too short to hold a word", "Record for longer.", TooShortError),
     "unauthorized": Refusal(401, "No valid token", "Send 'Authorization: Bearer TOKEN' with a token of this server."),
-    "forbidden-origin": Refusal(403, "Not from this machine", "Without tokens it answers its own machine alone."),
+    "forbidden-origin": Refusal(
+        403, "Not from this machine", "It answers its own machine; 'serve --cors-origin' adds a page."
+    ),
     "not-found": Refusal(404, "There is nothing here", "GET /openapi.json lists what there is."),
     "unknown-handle": Refusal(404, "The adapter is not here", "Put it again with PUT /v1/adapters, or send it along."),
     "unknown-model": Refusal(
