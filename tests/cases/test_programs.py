@@ -309,3 +309,26 @@ def browse(site, server, folder, sound):
 def test_a_page(site, server, tmp_path):
     sound = '[await (await fetch("/speech.wav")).blob(), "speech.wav"]'
     assert browse(site, server, tmp_path, sound) == [200, {"text": server.text()}]
+
+
+RECORDER = """await (async () => {
+  const recorder = new MediaRecorder(await navigator.mediaDevices.getUserMedia({ audio: true }));
+  const pieces = [], done = new Promise((stopped) => { recorder.onstop = stopped; });
+  recorder.ondataavailable = (event) => pieces.push(event.data);
+  recorder.start(250);
+  setTimeout(() => recorder.stop(), 2500);
+  await done;
+  return [new Blob(pieces, { type: recorder.mimeType }), "recording.webm"];
+})()"""
+
+
+@tried(
+    "a page's MediaRecorder in Chromium",
+    "2.5 s of the microphone as it comes: WebM with Opus, without a length",
+    "the transcript",
+)
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (apt-get install chromium)")
+def test_a_recorder(site, server, tmp_path):
+    status, answer = browse(site, server, tmp_path, RECORDER)
+    assert (status, answer.keys()) == (200, {"text"})
+    assert answer["text"]
