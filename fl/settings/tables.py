@@ -24,7 +24,7 @@ class BaseTable(Table):
     window: Annotated[str, one_of("trimmed", "full")] = setting(
         "trimmed", "audio at its own length plus a margin, or zero-padded to 30 s"
     )
-    language: str = setting("", "language token, e.g. ko; empty takes the matrix language of the data")
+    language: str = setting("", "language, e.g. ko, ko-KR or Korean; empty takes the matrix language of the data")
 
 
 class AdapterTable(Table):

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from fl.core.errors import AudioError
+from fl.core.errors import AudioError, SilenceError, TooShortError
 from fl.core.files import write_atomically
 
 Waveform = npt.NDArray[np.float32]  # samples (samples,) at SAMPLE_RATE, nominally in [-1, 1]
@@ -129,9 +129,9 @@ def check_sound(seconds: float, peak: float, source: str) -> None:
     if not math.isfinite(peak):
         raise AudioError(f"{source}: holds samples that are not finite numbers; convert the file again")
     if seconds < MIN_SECONDS:
-        raise AudioError(f"{source}: {seconds:.2f} s is too short; speech has at least {MIN_SECONDS} s")
+        raise TooShortError(f"{source}: {seconds:.2f} s is too short; speech has at least {MIN_SECONDS} s")
     if peak < SILENCE_PEAK:
-        raise AudioError(f"{source}: is silent (peak under -60 dBFS); check the microphone or leave it out")
+        raise SilenceError(f"{source}: is silent (peak under -60 dBFS); check the microphone or leave it out", seconds)
 
 
 def split_at_silence(audio: Waveform, max_seconds: float = MAX_SECONDS) -> list[tuple[int, int]]:

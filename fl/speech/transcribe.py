@@ -27,6 +27,7 @@ from fl.methods.files import MethodInfo, is_method, load_method
 from fl.methods.recipes import attach
 from fl.speech.audio import MAX_SECONDS, SAMPLE_RATE, SILENCE_PEAK, Waveform, check_speech, load_audio, split_at_silence
 from fl.speech.features import Window, heard_frames
+from fl.speech.languages import language_code
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ def transcribe_file(
     Audio longer than the window is split at silence. Raises :class:`fl.core.errors.AudioError` for unusable audio and
     :class:`fl.core.errors.AdapterError` for an adapter that is damaged or belongs to another base.
     """
+    language = language_code(language)
     audio = load_audio(path)
     if len(audio) / SAMPLE_RATE <= MAX_SECONDS:
         check_speech(audio, str(path))

@@ -29,6 +29,7 @@ from fl.settings.tables import AugmentationTable
 from fl.speech.audio import SAMPLE_RATE, Waveform, check_speech, load_audio
 from fl.speech.augment import DrawnLater, vary_audio, vary_features
 from fl.speech.features import FeatureCache, Window, heard_frames
+from fl.speech.languages import language_code
 from fl.speech.prefix import PrefixCache, check_frozen, frozen_layers, untouched
 from fl.tasks.speech.population import languages_of, population_of
 from fl.tasks.task import Example, NamedDevices
@@ -78,6 +79,7 @@ class SpeechTask(NamedDevices):
         """The language that the base is told: that of the setting, else of most words; "" for a base that is told none."""
         known = self.base.languages
         language = config.base.language or (self.languages[0] if self.languages and known else "")
+        language = language_code(language) if known else language
         if known and not language and config.data.manifest == OWN_MANIFEST:
             raise ConfigError(
                 f"manifest = {OWN_MANIFEST!r} has no sentence that tells the matrix language to the aggregator: set language, as in 'ko'"
