@@ -102,19 +102,17 @@ def adapt(arguments: argparse.Namespace) -> None:
     options = AdaptOptions(**{one.name: getattr(arguments, one.name) for one in fields(AdaptOptions)})
     with closing(DeviceClient.open(arguments.folder)) as client:
         language = options.language or client.settings.language or read_info(client.store.require()).language
-        codec = client.settings.codec
-        found = read_labelled(arguments.source, codec, encoding=arguments.encoding, language=language)
+        found = read_labelled(arguments.source, client.settings.codec, arguments.encoding, language)
         for remark in () if arguments.json else found.remarks():
             print(harmless(f"idiolect: {remark}"), file=sys.stderr)
         if found.left_out and arguments.strict:
             raise ManifestError(f"{arguments.source}: {len(found.left_out)} left out, and --strict allows none")
         info, report = client.adapt(found.utterances, options)
     shown = {name: report.get(name) for name in ("steps", "examples", "loss", "seconds")}
-    text = f"trained on {len(found.utterances)} utterances and stored: " + ", ".join(
-        f"{k} {v}" for k, v in shown.items()
-    )
+    text = f"trained on {len(found.utterances)} utterances and stored: "
     passed = {"left_out": found.left_out, "guessed": sorted(found.guessed)}
-    say(arguments, {**shown, **passed, "base_name": info.base_name, "dtype": info.dtype}, text)
+    named = {**shown, **passed, "base_name": info.base_name, "dtype": info.dtype}
+    say(arguments, named, text + ", ".join(f"{k} {v}" for k, v in shown.items()))
 
 
 def transcribe(arguments: argparse.Namespace) -> int:

@@ -10,12 +10,11 @@ import os
 import re
 import ssl
 import time
-from base64 import b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from random import SystemRandom
 from typing import TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from clients.device.messages import RefusedError, RequestBody, RetryableError, ServerAnswer, UnreachableError, printable
 from fl import __version__
@@ -57,39 +56,26 @@ class ServerAddress:
             context = ssl.create_default_context(cafile=self.ca or None)
         except (OSError, ssl.SSLError) as error:
             raise ConfigError(f"certificates cannot be read from {self.ca!r} ({error}): give a PEM file") from error
-        through = None if _is_loopback(host) else _proxy_for(host)
-        if through is None:
+        proxy = "" if _is_loopback(host) else _proxy_for(host)
+        if not proxy:
             return http.client.HTTPSConnection(host, port, timeout=self.timeout, context=context)
-        proxy, its_port, login = through
-        connection = http.client.HTTPSConnection(proxy, its_port, timeout=self.timeout, context=context)
-        connection.set_tunnel(host, port, login)
+        _, through, its_port, _ = _split_url(proxy, "HTTPS_PROXY or ALL_PROXY")
+        connection = http.client.HTTPSConnection(through, its_port or 80, timeout=self.timeout, context=context)
+        connection.set_tunnel(host, port)
         return connection
 
 
-def _proxy_for(host: str) -> tuple[str, int, dict[str, str]] | None:
-    """Host, port and login of the proxy that the environment names for ``host``, if any."""
+def _proxy_for(host: str) -> str:
+    """The proxy that the environment names for ``host``, empty for none."""
     if not any(name.lower() in _PROXIES for name in os.environ):
-        return None
+        return ""
     from urllib.request import getproxies, proxy_bypass  # a tenth of a small device's start-up time
 
     known = getproxies()
-    proxy = "" if proxy_bypass(host) else known.get("https") or known.get("all", "")
-    if not proxy:
-        return None
-    try:
-        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-        found = (parts.hostname or "", parts.port or 80)
-    except ValueError:
-        found = ("", 0)
-    if not found[0] or parts.scheme != "http":
-        raise ConfigError(
-            "HTTPS_PROXY or ALL_PROXY is no address of a proxy: give http://HOST:PORT, or name the server in NO_PROXY"
-        )
-    login = b64encode(unquote(f"{parts.username}:{parts.password or ''}").encode()).decode()
-    return *found, {"Proxy-Authorization": f"Basic {login}"} if parts.username else {}
+    return "" if proxy_bypass(host) else known.get("https") or known.get("all", "")
 
 
-def _split_url(url: str) -> tuple[str, str, int | None, str]:
+def _split_url(url: str, what: str = "server") -> tuple[str, str, int | None, str]:
     """Scheme, host, port and path: without the ``/v1`` at its end of which OpenAI's clients make their requests."""
     try:
         parts = urlsplit(url)
@@ -99,7 +85,7 @@ def _split_url(url: str) -> tuple[str, str, int | None, str]:
         host = None
     if not host or not url.isprintable() or " " in url or parts.query or parts.username or not parts.path.isascii():
         shown, example = url.rpartition("@")[2], "https://HOST or https://HOST:PORT"
-        raise ConfigError(f"server {shown!r} is no address: give {example if ':/' in url else f'https://{url}'}")
+        raise ConfigError(f"{what} {shown!r} is no address: give {example if ':/' in url else f'https://{url}'}")
     return parts.scheme, host, parts.port, re.sub(r"/v1(/audio/transcriptions)?$", "", parts.path.rstrip("/"))
 
 

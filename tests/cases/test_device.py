@@ -537,11 +537,11 @@ def test_a_proxy_of_the_environment_leads_to_the_server_and_sees_no_more_than_it
     path = certificate(tmp_path, name)
     with_tls(device.server, path)
     device("init", "--server", "https://음성.한국", "--ca", path)
-    monkeypatch.setenv("HTTPS_PROXY", f"http://ann:p%40ss@{address}")
+    monkeypatch.setenv("HTTPS_PROXY", f"http://{address}")
     assert device("transcribe", wav(tmp_path / "a.wav")) == (0, f"{TEXT}\n", "")
     (head,) = heads
     assert head.startswith(f"CONNECT {name}:443 ")
-    assert "Proxy-Authorization: Basic YW5uOnBAc3M=" in head
-    for broken in ("http://127.0.0.1:none", "socks5://127.0.0.1:9"):
+    for broken in ("http://127.0.0.1:none", "socks5://127.0.0.1:9", "http://ann:hunter2@127.0.0.1"):
         monkeypatch.setenv("HTTPS_PROXY", broken)
-        assert "HTTPS_PROXY or ALL_PROXY is no address of a proxy" in device("transcribe", tmp_path / "a.wav")[2]
+        _, _, err = device("transcribe", tmp_path / "a.wav")
+        assert ("HTTPS_PROXY or ALL_PROXY" in err, "is no address" in err, "hunter2" in err) == (True, True, False)
