@@ -80,7 +80,7 @@ def _split_url(url: str, what: str = "server") -> tuple[str, str, int | None, st
     try:
         parts = urlsplit(url)
         host = parts.hostname if parts.scheme in ("http", "https") and parts.port != 0 else None
-        host = host and host.encode("idna").decode()
+        host = host if not host or host.isascii() else host.encode("idna").decode()
     except ValueError:
         host = None
     if not host or not url.isprintable() or " " in url or parts.query or parts.username or not parts.path.isascii():

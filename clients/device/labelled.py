@@ -57,7 +57,7 @@ def read_labelled(source: Path, codec: str = "flac", encoding: str = "", languag
     found, source = LabelledSpeech(), find(source)
 
     def read(path: Path) -> str:
-        return _read_text(path, encoding, found.guessed if language in ("", "ko") else None)
+        return _read_text(path, encoding, found.guessed if language[:2].lower() in ("", "ko") else None)
 
     there = sorted(path for path in source.iterdir() if not is_litter(path.name)) if source.is_dir() else []
     manifest = next((path for path in there if path.name.lower() == MANIFEST_NAME), None if source.is_dir() else source)

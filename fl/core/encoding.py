@@ -36,19 +36,25 @@ def likely_encoding(data: bytes) -> str:
     if wide := _utf16(data):
         return wide
     for encoding, is_own in _LETTERS.items():
-        letters = [char for char in _decoded(data, encoding) or "" if ord(char) > 0x7F]
+        letters = [
+            char
+            for char in _decoded(data, encoding) or ""
+            if char > "\x7f" and char.isalpha() and char not in _LAUGHTER
+        ]
         if letters and sum(map(is_own, letters)) >= 0.8 * len(letters):
             return encoding
-    return "" if _decoded(data, "cp1252") is None else "cp1252"
+    western = [char for char in _decoded(data, "cp1252") or "" if char.isalpha()]
+    return "cp1252" if 0 < 3 * sum(char > "\x7f" for char in western) <= len(western) else ""
 
 
-def _is_syllable(char: str) -> bool:
-    return "\uac00" <= char <= "\ud7a3"
+def _is_usual_syllable(char: str) -> bool:
+    return "\uac00" <= char <= "\ud7a3" and len(char.encode("euc_kr")) == 2
 
 
+_LAUGHTER = "ㅋㅎㅠㅜ"
 _LETTERS: dict[str, Callable[[str], bool]] = {
-    "cp949": lambda char: _is_syllable(char) and len(char.encode("euc_kr")) == 2,
-    "utf-16-le": _is_syllable,  # Hangul alone, in which no byte is zero
+    "cp949": _is_usual_syllable,
+    "utf-16-le": _is_usual_syllable,  # Hangul alone, in which no byte is zero
     "gb18030": lambda char: "\u4e00" <= char <= "\u9fff",
 }
 
