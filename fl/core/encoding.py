@@ -8,12 +8,13 @@ from fl.core.errors import IdiolectError
 _MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
-def decode_text(data: bytes, source: str, error: type[IdiolectError], encoding: str = "") -> str:
-    """``data`` in ``encoding``, by default in that of its byte order mark, else UTF-8; without the mark.
+def decode_text(data: bytes, source: str, error: type[IdiolectError], encoding: str = "", damaged: float = 0.0) -> str:
+    """``data`` in the encoding of its byte order mark, else in ``encoding`` ("" is UTF-8); without the mark.
 
-    Raises ``error`` with source, line and likely encoding for text in another.
+    Bytes that are none of it become U+FFFD where they are at most the share ``damaged`` of the letters beyond ASCII. Raises ``error``
+    with source, line and likely encoding for text in another.
     """
-    told = encoding or next((name for mark, name in _MARKS.items() if data.startswith(mark)), "")
+    told = next((name for mark, name in _MARKS.items() if data.startswith(mark)), encoding)
     if not told and (wide := _utf16(data)):
         raise error(f"{source}:1: this is UTF-16, not UTF-8; give --encoding {wide}")
     try:
@@ -21,6 +22,9 @@ def decode_text(data: bytes, source: str, error: type[IdiolectError], encoding: 
     except LookupError as fault:
         raise error(f"--encoding {encoding!r} is unknown; for instance cp949, utf-16, gb18030") from fault
     except UnicodeDecodeError as fault:
+        text = data.decode(told or "utf-8", "replace").removeprefix("\ufeff")
+        if text.count("\ufffd") <= damaged * sum(char > "\x7f" for char in text):
+            return text
         line = data.count(b"\n", 0, fault.start) + 1
         guess = likely_encoding(data)
         looks = f"it looks like {guess}: give --encoding {guess}" if guess else "give --encoding, or convert the file"
