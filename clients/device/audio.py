@@ -15,6 +15,7 @@ import soundfile
 
 from clients.device.messages import FormPart
 from fl.core.errors import AudioError, ConfigError
+from fl.core.paths import find
 from fl.speech.audio import MIN_SECONDS, SAMPLE_RATE, Waveform, check_sound, open_sound, read_blocks
 
 UPLOAD_SECONDS = 3600.0  # a server may take less
@@ -42,15 +43,31 @@ def encode_file(path: Path, codec: str = "flac") -> Upload:
 
     Raises :class:`AudioError` for a file that is missing, no audio, too short, too long or silent.
     """
-    if not path.is_file():
-        raise AudioError(f"{path}: no such audio file; check the name")
+    there = _recording(path)
     try:
-        with open_sound(str(path)) as file:
+        with open_sound(str(there)) as file:
             if file.frames > UPLOAD_SECONDS * file.samplerate:
                 raise _too_long(str(path), file.frames / file.samplerate)
             return _encode(read_blocks(file), codec, str(path))
     except (soundfile.SoundFileError, RuntimeError, OSError) as error:
         raise AudioError(f"{path}: cannot be read as audio ({error}); use WAV, FLAC, OGG or MP3") from error
+
+
+def _recording(path: Path) -> Path:
+    """The file of that name, in whatever Unicode form; :class:`AudioError` where it holds nothing or is none."""
+    try:
+        str(path).encode()
+        there = find(path)
+        if there.is_dir():
+            raise AudioError(f"{path}: is a folder; give one recording, or labelled ones to 'idiolect device adapt'")
+        if not there.is_file():
+            raise AudioError(f"{path}: no such audio file; check the name")
+        if not there.stat().st_size:
+            raise AudioError(f"{path}: is empty; is it still being recorded or copied? try again when that is done")
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", "") or "its name is no UTF-8"
+        raise AudioError(f"{path}: cannot be opened ({reason}); rename it, or check who may read it") from error
+    return there
 
 
 def encode_samples(samples: Waveform, codec: str = "flac") -> Upload:

@@ -22,6 +22,7 @@ SILENCE_PEAK = 10 ** (-60 / 20)  # a waveform whose peak is under -60 dBFS holds
 MAX_FILE_SECONDS = 4 * 3600.0  # no more is read into memory at once; cut longer files with ``start`` and ``end``
 MAX_RATE, MAX_CHANNELS = 384_000, 16  # Hz; no recording of speech has more
 CONTAINERS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")  # by libsndfile's names; WAVEX is a WAV whose header says more
+SUFFIXES = (".mp3", ".mp4", ".mpeg", ".mpga", ".m4a", ".wav", ".webm", ".ogg", ".flac", ".opus", ".aac", ".amr")
 _ROUNDING = 0.1  # seconds that a lossy file may be off what its header says
 _FORMATS = "WAV, FLAC, OGG or MP3"
 _LEVEL_WINDOW = SAMPLE_RATE // 50  # 20 ms

@@ -24,6 +24,8 @@ from fl.adapters.files import load_adapter
 from fl.algorithms.arms import EVERYONE, trained_arm
 from fl.algorithms.schedule import rate_factor
 from fl.core.errors import AudioError, ConfigError, RunError, StoreError
+from fl.packed.blob import read_info
+from fl.packed.folder import pack_folder
 from fl.protocol.node import NodeConfig
 from fl.protocol.wire import (
     COUNTS,
@@ -307,6 +309,7 @@ def test_transcripts_and_the_finished_adapter_stay_on_the_devices_disk(
         tensors, info = load_adapter(folder / "adapter")
         assert set(tensors) == set(worker.initial("self"))
         assert info.base_fingerprint == worker.task.fingerprint
+        assert read_info(pack_folder(folder / "adapter")).tokenizer == worker.task.base.tokenizer.digest
         assert all((tensors[name].numpy() == shared[name].numpy()).all() for name in shared)
         assert any(tensors[name].any() for name in tensors if "gate_" in name)
 

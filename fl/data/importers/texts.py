@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from fl.core.encoding import decode_text
 from fl.core.errors import CorpusError
 
 MAX_TEXT_BYTES = 2 << 30
@@ -23,7 +24,7 @@ def is_pointer(path: Path) -> bool:
 
 
 def read_text(path: Path, encoding: str = "") -> str:
-    """The text of a label file in ``encoding`` ("" is UTF-8, with or without a byte order mark).
+    """The text of a label file in ``encoding`` ("" is UTF-8, or what its byte order mark says).
 
     Raises :class:`CorpusError` for a missing or too large file, and with line and likely encoding for one in another.
     """
@@ -32,50 +33,7 @@ def read_text(path: Path, encoding: str = "") -> str:
     size = path.stat().st_size
     if size > MAX_TEXT_BYTES:
         raise CorpusError(f"{path}: {size:,} bytes of labels are more than {MAX_TEXT_BYTES:,}; split the file")
-    data = path.read_bytes()
-    if not encoding and (wide := _utf16(data)):
-        raise CorpusError(f"{path}:1: this is UTF-16, not UTF-8; give --encoding {wide}")
-    try:
-        return data.decode(encoding or "utf-8-sig")
-    except LookupError as error:
-        raise CorpusError(f"--encoding {encoding!r} is unknown; for instance cp949, utf-16, gb18030") from error
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        guess = _guess_encoding(data)
-        looks = f"it looks like {guess}: give --encoding {guess}" if guess else "give --encoding, or convert the file"
-        raise CorpusError(f"{path}:{line}: not {encoding or 'UTF-8'}; {looks}") from error
-
-
-def _guess_encoding(data: bytes) -> str:
-    """The encoding that text which is not UTF-8 most likely has, "" where none is likely.
-
-    CP949 and GB18030 accept much of each other's bytes; Korean text in CP949 is nearly all Hangul, Chinese text read as
-    CP949 is Hangul and Hanja mixed.
-    """
-    if wide := _utf16(data):
-        return wide
-    for encoding, first, last in (("cp949", "\uac00", "\ud7a3"), ("gb18030", "\u4e00", "\u9fff")):
-        wide_letters = [char for char in _decoded(data, encoding) or "" if ord(char) > 0x7F]
-        if wide_letters and sum(first <= char <= last for char in wide_letters) >= 0.8 * len(wide_letters):
-            return encoding
-    return "" if _decoded(data, "cp1252") is None else "cp1252"
-
-
-def _utf16(data: bytes) -> str:
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "utf-16"
-    head = data[: 1 << 16]
-    even, odd = head[0::2].count(0), head[1::2].count(0)  # of Latin letters and spaces every second byte is zero
-    if max(even, odd) * 10 <= len(head) or min(even, odd) * 4 > max(even, odd):
-        return ""
-    return "utf-16-le" if odd > even else "utf-16-be"
-
-
-def _decoded(data: bytes, encoding: str) -> str | None:
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError:
-        return None
+    return decode_text(path.read_bytes(), str(path), CorpusError, encoding)
 
 
 def numbered_lines(path: Path, encoding: str = "") -> Iterator[tuple[int, str]]:

@@ -75,7 +75,7 @@ def read_identity(device: str, key_path: str, peers_path: str) -> Identity:
 def _peers(path: Path) -> dict[str, EllipticCurvePublicKey]:
     """Public keys by device id. An id may hold spaces: it ends where the key's type begins."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"node-config: peers = {str(path)!r} cannot be read ({error})") from None
     found: dict[str, EllipticCurvePublicKey] = {}

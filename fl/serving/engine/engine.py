@@ -25,7 +25,15 @@ from fl.bases.whisper.decoding import BeamSearch, detect_languages, expand, toke
 from fl.core.errors import AdapterError, AudioError, ConfigError, IdiolectError, RunError
 from fl.data.batching import buckets
 from fl.serving.engine.fair import FairQueue
-from fl.serving.engine.requests import BusyError, ClosedError, DeadlineError, EngineJob, Request, Transcript
+from fl.serving.engine.requests import (
+    BusyError,
+    ClosedError,
+    DeadlineError,
+    EngineJob,
+    Request,
+    ServedAdapter,
+    Transcript,
+)
 from fl.speech.audio import MAX_SECONDS, SAMPLE_RATE
 from fl.speech.features import FRAMES_PER_STATE, Window, heard_frames
 
@@ -113,16 +121,20 @@ class BatchEngine:
         if not 1 <= request.beams <= self.settings.rows:
             raise ConfigError(f"beams = {request.beams}: from 1 to {self.settings.rows}, the rows of this engine")
         if request.adapter is not None:
-            require_fingerprint(request.adapter.info.base_fingerprint, self.base.fingerprint)
-            request.adapter.info.require_base(self.base.fingerprint)
-            kind = request.adapter.kind
-            if (needed := self._table.bytes_for({kind})) > self._table_bytes:
-                raise AdapterError(
-                    f"the adapter (rank {kind.rank}, {len(kind.modules)} maps) needs {needed:,} bytes in all rows of this server, "
-                    f"which gives {self._table_bytes:,}: train a smaller rank or fewer sites, or let it run with more --table-mib"
-                )
+            self.check_adapter(request.adapter)
         if request.language:
             self.base.prefix_ids(request.language)
+
+    def check_adapter(self, adapter: ServedAdapter) -> None:
+        """Raise :class:`AdapterError` for one that no row can ever hold."""
+        require_fingerprint(adapter.info.base_fingerprint, self.base.fingerprint)
+        adapter.info.require_base(self.base.fingerprint)
+        kind = adapter.kind
+        if (needed := self._table.bytes_for({kind})) > self._table_bytes:
+            raise AdapterError(
+                f"the adapter (rank {kind.rank}, {len(kind.modules)} maps) needs {needed:,} bytes in all rows of this server, "
+                f"which gives {self._table_bytes:,}: train a smaller rank or fewer sites, or let it run with more --table-mib"
+            )
 
     def stats(self) -> dict[str, float]:
         """Counters since the start, and gauges: ``queued``, ``running`` requests, ``rows`` in use, bytes of rows."""

@@ -39,6 +39,7 @@ server = APIRouter(tags=["server"])
 async def put(request: Request, service: ServiceOf, principal: PrincipalOf) -> JSONResponse:
     """Hold a packed adapter in memory; the same one again keeps its handle."""
     adapter = await service.admit(await request.body(), principal)
+    service.engine.check_adapter(adapter)
     return await look(service, principal, service.handles.put(principal, adapter))
 
 

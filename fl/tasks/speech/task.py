@@ -69,7 +69,9 @@ class SpeechTask(NamedDevices):
         self.language = self._language(config)
         # Over the test sentences, as the report takes it: PIER is then the same in both.
         self._matrix = corpus_matrix_language(u.spans for person in self._people.values() for u in person.test)
+        tokenizer = getattr(self.base, "tokenizer", None)  # a CTC head's fingerprint is over its vocabulary
         self.adapter_facts = {"window": self.window, "language": self.language}
+        self.adapter_facts["tokenizer"] = tokenizer.digest if tokenizer else ""
         self._augmentation = config.train.augmentation
         self._features = FeatureCache(cache_root() / "features")
         self._prefix = PrefixCache(cache_root() / "prefix")

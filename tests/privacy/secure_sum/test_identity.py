@@ -33,7 +33,7 @@ def key_path(tmp_path: Path) -> Path:
 
 def test_who_signed_which_parts_is_told(key_path: Path, tmp_path: Path) -> None:
     peers = tmp_path / "peers"
-    peers.write_text(f"# owners\n화자 1 {PUBLIC} minji@home\n", encoding="utf-8")
+    peers.write_text(f"# owners\u2028of keys\n화자 1 {PUBLIC} minji@home\n", encoding="utf-8")
     one = read_identity("ann", str(key_path), str(peers))
     signature = one.sign(b"a", b"bc")
     assert len(signature) <= SIGNATURE_BYTES

@@ -21,7 +21,7 @@ from fl.adapters.layer import fresh_adapter
 from fl.bases.resolve import load_base
 from fl.bases.whisper.base import WhisperBase
 from fl.packed.blob import PackedInfo, pack
-from fl.serving.engine.requests import Request, Stages, Transcript
+from fl.serving.engine.requests import Request, ServedAdapter, Stages, Transcript
 from fl.serving.http.app import create_app
 from fl.serving.http.auth import TokenFile, add_token
 from fl.serving.http.limits import ServerLimits
@@ -47,6 +47,10 @@ class FakeEngine:
     submitted: threading.Event = field(default_factory=threading.Event)
     refuse: Exception | None = None
     closed: bool = False
+
+    def check_adapter(self, adapter: ServedAdapter) -> None:
+        if self.refuse is not None:
+            raise self.refuse
 
     def submit(self, request: Request) -> Future[Transcript]:
         if self.refuse is not None:
