@@ -77,7 +77,7 @@ class ExtendedTokenizer(Tokenizer):
 
     def __init__(self, known: Tokenizer, form: str, first: int) -> None:
         self.known, self.form, self.first = known, form, first
-        self.special = known.special
+        self.special, self.previous = known.special, known.previous
         self.symbols = hangul.inventory(form)
         self._ids = {symbol: first + index for index, symbol in enumerate(self.symbols)}
 

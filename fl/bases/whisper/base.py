@@ -113,6 +113,20 @@ class WhisperBase(SpeechBase):
         """The tokens before a transcript. Raises :class:`BaseModelError` for a language that the base does not know."""
         return self.tokenizer.special.prefix(language)
 
+    def prompt_ids(self, text: str) -> list[int]:
+        """The tokens of a prompt in front of those of :meth:`prefix_ids`: of its end as many as Whisper takes; none for no text.
+
+        Raises :class:`BaseModelError` for a base whose tokenizer has no token for it.
+        """
+        if not (text := text.strip()):
+            return []
+        if self.tokenizer.previous is None:
+            raise BaseModelError(
+                f"base {self.name!r} takes no prompt: its tokenizer has no <|startofprev|>. Leave it out."
+            )
+        most = int(self.config.max_target_positions) // 2 - 1  # the other half is the transcript's
+        return [self.tokenizer.previous, *self.tokenizer.encode(text)[-most:]]
+
     def target_ids(self, text: str) -> list[int]:
         """The tokens of ``text`` (NFC, behind a space, as Whisper writes) and the end token."""
         return [*self.tokenizer.encode(text), self.tokenizer.special.end]
@@ -185,6 +199,8 @@ class WhisperBase(SpeechBase):
                 start = self.tokenizer.special.start
                 found = decoding.detect_languages(model, states, mask, start, list(prefixes))
                 prompts = [prefixes[token] for token in found]
+            previous = self.prompt_ids(options.get("prompt", ""))
+            prompts = [[*previous, *prefix] for prefix in prompts]
             positions, most = int(self.config.max_target_positions), options.get("max_new_tokens")
             limits = [
                 decoding.token_limit(frames, len(prompts[0]), positions, most)

@@ -48,6 +48,7 @@ class Tokenizer(ABC):
     """Text to ids and back; it can write any text."""
 
     special: SpecialTokens
+    previous: int | None = None  # the token in front of a prompt
 
     @property
     @abstractmethod
@@ -89,6 +90,7 @@ class FileTokenizer(Tokenizer):
             no_timestamps=self._id("<|notimestamps|>", path),
             languages=self._languages() if multilingual else {},
         )
+        self.previous = self._bpe.token_to_id("<|startofprev|>")
 
     @cached_property
     def digest(self) -> str:
@@ -139,6 +141,7 @@ class ByteTokenizer(Tokenizer):
             no_timestamps=task + 4,
             languages={code: first + index for index, code in enumerate(languages)} if multilingual else {},
         )
+        self.previous = task + 2
 
     @property
     def digest(self) -> str:

@@ -205,10 +205,11 @@ class BatchEngine:
         return full if self._window(request) == "full" else heard_frames(len(request.audio))
 
     def _work(self, request: Request) -> float:
-        """In encoder states: those of its window, and for each beam the tokens that its speech can hold."""
+        """In encoder states: those of its window, its prompt, and for each beam the tokens that its speech can hold."""
         heard = heard_frames(len(request.audio))
         tokens = token_limit(heard, 0, self._cache.most_tokens, request.max_new_tokens)
-        return self._frames(request) / FRAMES_PER_STATE + STATES_PER_TOKEN * request.beams * tokens
+        read = len(request.prompt) + request.beams * tokens
+        return self._frames(request) / FRAMES_PER_STATE + STATES_PER_TOKEN * read
 
     def _start(self, jobs: Sequence[EngineJob]) -> None:
         """Features, encoder states, prompts: from waiting to the first token."""
@@ -258,11 +259,11 @@ class BatchEngine:
                 adapter = job.request.adapter
                 job.language = job.request.language or (adapter.info.language if adapter is not None else "")
             self._detect(model, jobs, states, mask)
-            prompts = [self.base.prefix_ids(job.language or None) for job in jobs]
+            prompts = [[*job.request.prompt, *self.base.prefix_ids(job.language or None)] for job in jobs]
             prompted = self._decoder.read(prompts, states, mask)
         limits = [
-            token_limit(heard_frames(len(asked.audio)), len(prompts[0]), self._cache.most_tokens, asked.max_new_tokens)
-            for asked in (job.request for job in jobs)
+            token_limit(heard_frames(len(asked.audio)), len(prompt), self._cache.most_tokens, asked.max_new_tokens)
+            for asked, prompt in zip((job.request for job in jobs), prompts, strict=True)
         ]
         return prompted, [(count + 1) // 2 for count in batch.lengths], limits
 

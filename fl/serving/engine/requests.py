@@ -5,7 +5,7 @@ Between the two a request is an :class:`EngineJob`: what it has so far.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -70,6 +70,7 @@ class Request:
     """One utterance to transcribe: ``audio`` (samples,) at 16 kHz, at most 29 s, and whose adapter to use (None: the base).
 
     ``person`` is whose turn it counts as in fair queueing. ``language`` empty means: the adapter's own, else detected.
+    ``prompt`` are the ids in front of the prefix (:meth:`fl.bases.whisper.base.WhisperBase.prompt_ids`).
     ``deadline`` is on ``time.monotonic``'s clock. ``on_text`` is called from the engine's thread, with the whole text
     so far, whenever there is more of it; it must return at once.
     """
@@ -78,6 +79,7 @@ class Request:
     adapter: ServedAdapter | None = None
     person: str = ""
     language: str = ""
+    prompt: Sequence[int] = ()
     beams: int = 1
     max_new_tokens: int | None = None
     deadline: float | None = None

@@ -37,7 +37,7 @@ class TranscriptionFields(FormModel):
     ]
     model: Annotated[str, Field(max_length=200, description="The served base, or whisper-1, or nothing.")] = ""
     language: Annotated[str, Field(max_length=20, description="Code; else the adapter's own, else detected.")] = ""
-    prompt: Annotated[str, Field(description="Accepted and ignored.")] = ""
+    prompt: Annotated[str, Field(description="Text before the recording; its last 223 tokens count.")] = ""
     response_format: Literal["json", "text", "verbose_json", "srt", "vtt"] = "json"
     temperature: Annotated[float, Field(ge=0, le=1, description="Accepted and ignored: decoding draws nothing.")] = 0.0
     timestamp_granularities: Annotated[
@@ -133,6 +133,7 @@ async def _prepare(request: Request, service: Service, principal: str) -> Prepar
     audio = await service.decode(fields.file, principal, service.limits.max_audio_seconds)
     ranges = await service.off_loop(speech_parts, audio)
     decoded = time.monotonic()
+    prompt = await service.off_loop(service.base.prompt_ids, fields.prompt)
     requests = [
         EngineRequest(
             audio=audio[start:end],
@@ -140,6 +141,7 @@ async def _prepare(request: Request, service: Service, principal: str) -> Prepar
             # Whose turn it is in the engine's fair queue: the token's, or, where there are no tokens, the adapter's.
             person=adapter.digest if principal == ANYBODY and adapter is not None else principal,
             language=language,
+            prompt=prompt,
             beams=fields.beams,
             deadline=decoded + service.limits.request_seconds,
         )

@@ -20,8 +20,8 @@ def everything(engine: BatchEngine) -> list[torch.Tensor]:
 
 
 @pytest.fixture
-def mixed(served, speech) -> list[Request]:
-    """Every gate, three ranks, some sites only, the base, another window, several lengths and languages."""
+def mixed(nano, served, speech) -> list[Request]:
+    """Every gate, three ranks, some sites only, the base, another window, several lengths, languages and prompts."""
     requests = [
         Request(speech(0.6 + 0.35 * i, i), served(i, gate, rank=(2, 4, 7)[i % 3]), person=f"p{i}")
         for i, gate in enumerate(GATES)
@@ -29,7 +29,8 @@ def mixed(served, speech) -> list[Request]:
     requests.append(Request(speech(1.0, 20), None, language="en"))
     requests.append(Request(speech(0.8, 21), served(21, "cross", sites=("decoder.cross",))))
     requests.append(Request(speech(0.7, 22), served(22, "self", language="en", window="full")))
-    return requests
+    prompts = ["회의록", "", "Flower, Whisper" * 20]
+    return [replace(one, prompt=nano.prompt_ids(prompts[i % 3])) for i, one in enumerate(requests)]
 
 
 @pytest.mark.parametrize("beams", [1, 3])
