@@ -14,8 +14,9 @@ from fl.bases.base import FLOAT_BYTES, DecodingOptions, Hypothesis, SpeechBase, 
 from fl.bases.batch import PaddedBatch, pad_tokens
 from fl.bases.files import fingerprint_of, read_config
 from fl.bases.whisper import decoding, forward
+from fl.bases.whisper.alignment import alignment_heads
 from fl.bases.whisper.decoder import DecodingRules
-from fl.bases.whisper.loading import HEAD, assemble, read_text_side
+from fl.bases.whisper.loading import HEAD, assemble, read_generation, read_text_side
 from fl.bases.whisper.tokenizer import Tokenizer
 from fl.core.errors import BaseModelError, TextError
 from fl.speech.audio import Waveform
@@ -61,12 +62,15 @@ class WhisperBase(SpeechBase):
         self.rules = rules
         self.mels, self.longest = int(self.config.num_mel_bins), 2 * int(self.config.max_source_positions)
         self.languages = tuple(tokenizer.special.languages)  # empty in an English-only base
+        self.alignment_heads = alignment_heads({}, self.config)
 
     @classmethod
     def from_folder(cls, folder: Path, name: str, weights: Mapping[str, Tensor]) -> Self:
         """See :meth:`SpeechBase.from_folder`."""
         config = read_config(folder, WhisperConfig)
-        return cls(name, "", assemble(config, weights, str(folder)), *read_text_side(folder, config))
+        base = cls(name, "", assemble(config, weights, str(folder)), *read_text_side(folder, config))
+        base.alignment_heads = alignment_heads(read_generation(folder), config)
+        return base
 
     def compute_fingerprint(self) -> str:
         """``whisper:<d_model>x<encoder layers>+<decoder layers>:<hash>`` (:func:`fl.bases.files.fingerprint_of`)."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from transformers import WhisperConfig, WhisperForConditionalGeneration
@@ -67,9 +68,15 @@ def assemble(config: WhisperConfig, weights: Mapping[str, Tensor], source: str) 
     return frozen_model(WhisperForConditionalGeneration, config, weights, source, head=HEAD, tied=EMBEDDING)
 
 
+def read_generation(folder: Path) -> dict[str, Any]:
+    """The ``generation_config.json`` of a folder, empty where there is none."""
+    path = folder / "generation_config.json"
+    return read_json(path) if path.exists() else {}
+
+
 def read_text_side(folder: Path, config: WhisperConfig) -> tuple[FileTokenizer, DecodingRules]:
     """The tokenizer and the decoding rules of a folder; raises :class:`fl.core.errors.BaseModelError` that names the file at fault."""
-    generation = read_json(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}
+    generation = read_generation(folder)
     multilingual = generation.get("is_multilingual", config.vocab_size >= 51_865)
     tokenizer = FileTokenizer(folder / "tokenizer.json", multilingual=bool(multilingual))
     facts = read_json(folder / "config.json") | generation

@@ -19,6 +19,7 @@ from fl.adapters.config import SITES, target_pattern
 from fl.adapters.correction import require_fingerprint
 from fl.adapters.stacked import StackedModel
 from fl.adapters.table import ServingTable
+from fl.bases.whisper.alignment import TimedWord, timed_words, token_times
 from fl.bases.whisper.base import WhisperBase
 from fl.bases.whisper.decoder import Prompted, RowDecoder
 from fl.bases.whisper.decoding import BeamSearch, detect_languages, expand, token_limit
@@ -27,7 +28,7 @@ from fl.data.batching import buckets
 from fl.serving.engine.fair import FairQueue
 from fl.serving.engine.requests import BusyError, ClosedError, DeadlineError, EngineJob, Request, Transcript
 from fl.speech.audio import MAX_SECONDS, SAMPLE_RATE
-from fl.speech.features import FRAMES_PER_STATE, Window, heard_frames
+from fl.speech.features import FRAMES_PER_STATE, HOP_SAMPLES, Window, heard_frames
 
 logger = logging.getLogger(__name__)
 MIN_TABLE_BYTES = 256 * 2**20
@@ -261,6 +262,10 @@ class BatchEngine:
             self._detect(model, jobs, states, mask)
             prompts = [[*job.request.prompt, *self.base.prefix_ids(job.language or None)] for job in jobs]
             prompted = self._decoder.read(prompts, states, mask)
+        for index, job in enumerate(jobs):
+            job.prefix = prompts[index]
+            if job.request.words:
+                job.states = states[index : index + 1, : (batch.lengths[index] + 1) // 2].clone()
         limits = [
             token_limit(heard_frames(len(asked.audio)), len(prompt), self._cache.most_tokens, asked.max_new_tokens)
             for asked, prompt in zip((job.request for job in jobs), prompts, strict=True)
@@ -314,6 +319,7 @@ class BatchEngine:
     def _let_go(self, jobs: Sequence[EngineJob]) -> None:
         """Free the rows of jobs that are done, late, cancelled or broken, and say so to who waits."""
         for job in jobs:
+            words = self._words(job)
             for row in sorted(job.search.rows, reverse=True):
                 self._leave(row)
             if job.gone or job.request.late:
@@ -322,7 +328,16 @@ class BatchEngine:
                 self._settle(job, _not_finite(job.request))
             else:
                 self._pace = 0.9 * self._pace + 0.1 * min(10.0, (time.monotonic() - job.submitted) / self.settings.rows)
-                self._counts["finished" if job.finish(self.base.tokenizer) else "cancelled"] += 1
+                self._counts["finished" if job.finish(self.base.tokenizer, words) else "cancelled"] += 1
+
+    def _words(self, job: EngineJob) -> Sequence[TimedWord]:
+        """The words of a job that is done, if they were asked for; its adapter is still in its rows."""
+        if job.states is None or job.gone or job.search.broken or not job.search.done:
+            return ()
+        tokens, heard = job.search.best().tokens, max(1, len(job.request.audio) // (HOP_SAMPLES * FRAMES_PER_STATE))
+        with self._table.rows(job.search.rows[0], 1) as model:
+            times = token_times(model, self.base.alignment_heads, job.prefix, tokens, job.states, heard)
+        return timed_words(self.base.tokenizer, tokens, times)
 
     def _leave(self, row: int) -> None:
         last = self._cache.leave(row)

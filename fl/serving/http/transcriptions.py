@@ -48,6 +48,11 @@ class TranscriptionFields(FormModel):
     beams: Annotated[int, Field(ge=1, le=16, description="Beam width; 1 is greedy.")] = 1
     adapter_handle: Annotated[str, Field(max_length=100, description="Of an adapter that was put before.")] = ""
 
+    @property
+    def wants_words(self) -> bool:
+        """Whether the answer has words with times."""
+        return "word" in self.timestamp_granularities and (self.stream or self.response_format == "verbose_json")
+
 
 @dataclass(frozen=True)
 class PreparedRecording:
@@ -142,6 +147,7 @@ async def _prepare(request: Request, service: Service, principal: str) -> Prepar
             person=adapter.digest if principal == ANYBODY and adapter is not None else principal,
             language=language,
             prompt=prompt,
+            words=fields.wants_words,
             beams=fields.beams,
             deadline=decoded + service.limits.request_seconds,
         )

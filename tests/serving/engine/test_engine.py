@@ -43,6 +43,29 @@ def test_each_request_gets_what_it_gets_alone(engine, finish, same, mixed, beams
     assert len({t.tokens for t in found}) > len(found) // 2  # the adapters do say different things
 
 
+def test_words_have_the_times_that_they_have_alone(nano, engine, finish, served, speech, monkeypatch) -> None:
+    """Whoever else is in the batch: the alignment uses the row's own adapter, prompt and states."""
+    monkeypatch.setattr(engine_module, "timed_words", lambda tokenizer, tokens, times: times)  # noise has few words
+    requests = [
+        Request(
+            speech(1.0 + i / 3, i), a, language="ko", prompt=nano.prompt_ids("a" * i), words=i != 1, beams=1 + i % 2
+        )
+        for i, a in enumerate((served(1), served(2, "low-rank"), None, served(3, "self", window="full")))
+    ]
+    together = engine(rows=8)
+    found = finish(together, [together.submit(request) for request in requests])
+    for transcript, request in zip(found, requests, strict=True):
+        single = engine(rows=2)
+        (expected,) = finish(single, [single.submit(request)])
+        assert transcript.words == pytest.approx(expected.words)
+        assert len(transcript.words) == (len(transcript.tokens) + 1 if request.words else 0)
+    assert len({time for transcript in found for time in transcript.words}) > 3
+    words = requests[0]
+    other = engine(rows=2)
+    (plain,) = finish(other, [other.submit(replace(words, adapter=None))])
+    assert plain.words != found[0].words
+
+
 def test_greedy_and_beams_share_a_batch(engine, finish, same, mixed) -> None:
     requests = [replace(request, beams=1 + i % 3) for i, request in enumerate(mixed)]
     wheel = engine(rows=24)
