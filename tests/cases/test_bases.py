@@ -1,22 +1,34 @@
 """Bases as they lie on people's disks, and the fields of a request that concern the decoder itself."""
 
+import json
 import unicodedata
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from io import BytesIO
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import soxr
+import tokenizers
 import torch
+from safetensors.torch import save_file
 from starlette.testclient import TestClient
+from tokenizers import decoders, models, pre_tokenizers
+from transformers import WhisperForConditionalGeneration
 from transformers.generation.utils import GenerateEncoderDecoderOutput
 
 from fl.bases.resolve import load_base, load_speech_base
+from fl.bases.sources import convert
+from fl.bases.sources.wheels import WHEEL_BASES
 from fl.bases.whisper import decoding
 from fl.bases.whisper.alignment import timed_words, token_times
+from fl.bases.whisper.loading import ARCHITECTURES, whisper_config
+from fl.bases.whisper.tokenizer import FileTokenizer
 from fl.core.errors import BaseModelError
+from fl.core.paths import cache_root
 from fl.data.synthetic.espeak import Espeak, Voice
 from fl.serving.engine.engine import BatchEngine, EngineSettings
 from fl.serving.http.app import create_app
@@ -198,3 +210,267 @@ def test_ctc_takes_no_prompt():
     batch = base.collate([base.features(speech())])
     with pytest.raises(BaseModelError, match="takes no prompt"):
         base.generate(base.model, batch, prompt=PROMPT)
+
+
+STEERING = [
+    *map("<|{}|>".format, ("endoftext", "startoftranscript", "en", "ko", "translate", "transcribe", "startoflm"))
+]
+STEERING += ["<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
+
+
+@dataclass
+class Folder:
+    """A Whisper of the smallest size in transformers' layout, changed by a test before it is read."""
+
+    path: Path
+    weights: dict[str, torch.Tensor]
+    config: dict[str, object]
+    generation: dict[str, object] | None
+    tokenizer: tokenizers.Tokenizer
+
+    def load(self):
+        """The base."""
+        if not list(self.path.glob("*model*")):
+            save_file(self.weights, self.path / "model.safetensors")
+        (self.path / "config.json").write_text(json.dumps(self.config))
+        if self.generation is not None:
+            (self.path / "generation_config.json").write_text(json.dumps(self.generation))
+        if not (self.path / "merges.txt").exists():
+            self.tokenizer.save(str(self.path / "tokenizer.json"))
+        return load_base(str(self.path), cache=self.path / "cache")
+
+
+def files_of(kind, path, **changes):
+    """A folder with ``changes`` in its architecture."""
+    config = whisper_config(replace(kind, **changes), 256, 257)
+    torch.manual_seed(0)
+    model = WhisperForConditionalGeneration(config)
+    weights = {name: tensor for name, tensor in model.state_dict().items() if name != "proj_out.weight"}
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = tokenizers.Tokenizer(models.BPE(vocab={char: index for index, char in enumerate(alphabet)}, merges=[]))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    made.add_special_tokens(STEERING)
+    made.add_tokens(["<|0.00|>"])  # in some published files the times are ordinary added tokens
+    return Folder(path, weights, config.to_dict(), {"is_multilingual": True}, made)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return files_of(ARCHITECTURES["whisper-nano"], tmp_path)
+
+
+def hear(base, text=None):
+    """A batch of one second, with ``text`` to train towards."""
+    return base.collate([base.features(speech())], None if text is None else [text], "trimmed", "ko")
+
+
+@pytest.mark.case("bases", "words added to the tokenizer", "answer", "trained and decoded")
+def test_added_words_are_decoded_where_they_were_trained(folder):
+    folder.tokenizer.add_tokens(["코딩", "Flower"])
+    base, text = folder.load(), "코딩 나는 Flower해"  # a space alone may not begin a transcript
+    ids = folder.tokenizer.token_to_id("코딩"), folder.tokenizer.token_to_id("Flower")
+    assert set(ids) <= set(base.target_ids(text))
+    model = base.new_model().requires_grad_()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    batch = hear(base, text)
+    for _ in range(80):
+        optimizer.zero_grad()
+        base.loss(model, batch).backward()
+        optimizer.step()
+    assert base.generate(model, hear(base)) == [text]
+
+
+@pytest.mark.case(
+    "bases", "special tokens added to the tokenizer", "answer", "named in a line; texts spell their characters"
+)
+@pytest.mark.case(
+    "bases", "a text that writes a token of the decoder", "answer", "spelled, character by character"
+)
+def test_what_steers_the_decoder_is_never_text(folder, caplog):
+    folder.tokenizer.add_special_tokens(["[웃음]", "<|cs|>"])
+    base = folder.load()
+    for text in ("그래 [웃음] 뭐", "a <|endoftext|> b", "<|0.00|><|cs|> c"):
+        assert max(base.tokenizer.encode(text)) < 256
+        assert base.tokenizer.decode(base.tokenizer.encode(text)) == text
+        assert max(base.prompt_ids(text)[1:]) < 256
+    assert set(range(257, 300)) == set(base.rules.suppress)
+    assert "neither trained nor decoded: [웃음]" in caplog.text
+
+
+def grow(folder):
+    folder.tokenizer.add_tokens([f"말{number}" for number in range(40)])
+
+
+def break_token(folder):
+    folder.tokenizer.add_tokens(["café"])
+
+
+def untie(folder):
+    folder.weights["proj_out.weight"] = folder.weights["model.decoder.embed_tokens.weight"] + 1
+
+
+def other_start(folder):
+    folder.config["decoder_start_token_id"] = 258
+
+
+def pickled(folder):
+    (folder.path / "pytorch_model.bin").write_bytes(b"pickle")
+
+
+def telephone(folder):
+    (folder.path / "preprocessor_config.json").write_text('{"sampling_rate": 8000}')
+
+
+def no_tokenizer(folder):
+    (folder.path / "merges.txt").write_text("#version: 0.2\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param(
+            grow,
+            r"'말33' and 6 more added tokens, the model only 300 rows: call `model.resize_token_embeddings",
+            marks=pytest.mark.case("bases", "more added words than rows", "answer", "refused: resize_token_embeddings"),
+        ),
+        pytest.param(
+            break_token,
+            "'café' is decoded as 'caf",
+            marks=pytest.mark.case(
+                "bases", "an added word with é, ö, ...", "answer", "refused by name: comes back as other bytes"
+            ),
+        ),
+        pytest.param(
+            untie,
+            "tie_word_embeddings=True",
+            marks=pytest.mark.case("bases", "a head that is not the embedding", "answer", "refused: train it tied"),
+        ),
+        pytest.param(
+            other_start,
+            "tokenizer is of another model",
+            marks=pytest.mark.case(
+                "bases", "the tokenizer of another model", "answer", "refused: get both from one place"
+            ),
+        ),
+        pytest.param(
+            pickled,
+            "safe_serialization=True",
+            marks=pytest.mark.case(
+                "bases", "only `pytorch_model.bin`", "answer", "refused: convert with save_pretrained"
+            ),
+        ),
+        pytest.param(
+            telephone,
+            "sampling_rate is 8000",
+            marks=pytest.mark.case("bases", "features of another rate or hop", "answer", "refused by name"),
+        ),
+        pytest.param(
+            no_tokenizer,
+            "vocab.json, merges.txt and added_tokens.json",
+            marks=pytest.mark.case("bases", "no tokenizer at all", "answer", "refused: which files it needs"),
+        ),
+    ],
+)
+def test_what_would_be_heard_wrongly_is_refused_by_name(folder, change, message):
+    change(folder)
+    with pytest.raises(BaseModelError, match=message):
+        folder.load()
+
+
+def halve(folder):
+    folder.weights = {name: tensor.half() for name, tensor in folder.weights.items()}
+
+
+def split(folder):
+    names = sorted(folder.weights)
+    shards = {"model-1.safetensors": names[:20], "model-2.safetensors": names[20:]}
+    for file, own in shards.items():
+        save_file({name: folder.weights[name] for name in own}, folder.path / file)
+    index = {"weight_map": {name: file for file, own in shards.items() for name in own}}
+    (folder.path / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def tie_other_way(folder):
+    folder.weights["proj_out.weight"] = folder.weights.pop("model.decoder.embed_tokens.weight")
+
+
+def forget_generation(folder):
+    folder.generation, folder.config["suppress_tokens"] = None, [1, 2]
+
+
+def stale_processor(folder):
+    (folder.path / "preprocessor_config.json").write_text('{"feature_size": 128, "sampling_rate": 16000}')
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(halve, marks=pytest.mark.case("bases", "weights in float16", "answer", "taken")),
+        pytest.param(split, marks=pytest.mark.case("bases", "weights in shards", "answer", "taken")),
+        pytest.param(
+            tie_other_way,
+            marks=pytest.mark.case("bases", "`proj_out` or `embed_tokens` alone, the other tied", "answer", "taken"),
+        ),
+        pytest.param(
+            forget_generation,
+            marks=pytest.mark.case("bases", "no `generation_config.json`", "answer", "the lists of `config.json`"),
+        ),
+        pytest.param(
+            stale_processor,
+            marks=pytest.mark.case(
+                "bases", "`preprocessor_config.json` of other mel bands", "answer", "those of `config.json`"
+            ),
+        ),
+    ],
+)
+def test_what_comes_in_another_form_is_the_same_base(folder, change, tmp_path):
+    expected = {name: tensor.half().float() if change is halve else tensor for name, tensor in folder.weights.items()}
+    change(folder)
+    base = folder.load()
+    assert base.weights.keys() == expected.keys()
+    assert all(torch.equal(base.weights[name], tensor) for name, tensor in expected.items())
+    assert base.new_model().proj_out.weight.data_ptr() == base.new_model().model.decoder.embed_tokens.weight.data_ptr()
+    assert (1 in base.rules.suppress) == (change is forget_generation)
+    base.transcribe(
+        base.model, hear(base) if base.languages else base.collate([base.features(speech())]), max_new_tokens=2
+    )
+
+
+@pytest.mark.case("bases", "128 mel bands (large-v3)", "answer", "taken")
+@pytest.mark.case(
+    "bases",
+    "two decoder layers, alignment heads of the teacher (distil-whisper)",
+    "answer",
+    "taken; heads of its upper half",
+)
+def test_other_shapes_are_heard(tmp_path):
+    folder = files_of(ARCHITECTURES["whisper-nano"], tmp_path, mels=128, encoder_layers=3)
+    folder.generation = {"is_multilingual": True, "alignment_heads": [[7, 0], [10, 17]]}
+    base = folder.load()
+    assert base.features(speech()).shape[0] == 128
+    assert list(base.alignment_heads) == [(1, 0), (1, 1)]
+    with serving(base) as client:
+        answer = ask(client, speech(), response_format="verbose_json").json()
+    assert [word["word"] for word in answer["words"]] == answer["text"].split()
+
+
+@pytest.mark.parametrize("name", ["whisper-base", "whisper-tiny.en"])
+@pytest.mark.slow
+@pytest.mark.case(
+    "bases", "`vocab.json` and `merges.txt`, no `tokenizer.json`", "answer", "the same ids, by transformers' converter"
+)
+@pytest.mark.case("bases", "`.en` without `generation_config.json`", "answer", "English only, by the id of its end")
+def test_a_tokenizer_in_the_older_files_gives_the_same_ids(name, tmp_path):
+    base = load_base(name)
+    source = convert.ensure_converted(WHEEL_BASES[name], cache_root() / "bases") / "tokenizer.json"
+    facts = json.loads(source.read_text(encoding="utf-8"))
+    (tmp_path / "vocab.json").write_text(json.dumps(facts["model"]["vocab"]))
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in facts["model"]["merges"]]
+    (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]), encoding="utf-8")
+    added = {token["content"]: token["id"] for token in facts["added_tokens"]}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(added))
+    made = FileTokenizer(tmp_path / "tokenizer.json", multilingual=True)
+    assert made.digest == base.tokenizer.digest
+    assert made.special == base.tokenizer.special  # of the English one without languages, though nothing says so
+    for text in ("그 meeting은 내일이에요, 3시 반", "it's  <|endoftext|> naïve 😀", "各位 おはよう"):
+        assert made.encode(text) == base.tokenizer.encode(text)
