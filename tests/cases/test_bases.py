@@ -19,6 +19,7 @@ from starlette.testclient import TestClient
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import WhisperForConditionalGeneration
 from transformers.generation.utils import GenerateEncoderDecoderOutput
+from typer.testing import CliRunner
 
 from fl.bases.resolve import load_base, load_speech_base
 from fl.bases.sources import convert
@@ -34,6 +35,7 @@ from fl.serving.engine.engine import BatchEngine, EngineSettings
 from fl.serving.http.app import create_app
 from fl.serving.http.limits import ServerLimits
 from fl.speech.features import heard_frames
+from sim.cli.app import app
 
 PROMPT = "회의: Flower, LoRA."
 
@@ -151,6 +153,7 @@ def test_token_times_are_those_of_transformers(name):
         states, _ = base.encode(base.model, batch)
         found = token_times(base.model, base.alignment_heads, base.prefix_ids("ko"), tokens, states, 150)
         assert found == pytest.approx(attended(base, tokens, states, 150))
+        assert token_times(base.model, base.alignment_heads, base.prefix_ids("ko"), [], states, 1) == [0.0]
     assert len(found) == len(tokens) + 1
     assert len(set(found)) > 1
 
@@ -202,6 +205,20 @@ def test_the_server_finds_the_words_of_each_part_within_it(nano):
         assert sorted(times) == times
         assert inside == [] or segment["start"] <= times[0] <= times[-1] <= segment["end"]
     assert not words
+
+
+@pytest.mark.case("clients", "`idiolect transcribe --prompt`", "answer", "the same as the server's")
+def test_the_command_reads_a_prompt(nano, tmp_path):
+    audio, path = speech(), tmp_path / "a.wav"
+    soundfile.write(path, audio, 16_000, subtype="FLOAT")
+    options = ["transcribe", str(path), "--base", nano.name, "--language", "ko", "--json"]
+    found = [
+        json.loads(CliRunner().invoke(app, [*options, *more]).stdout)["text"] for more in ([], ["--prompt", PROMPT])
+    ]
+    batch = nano.collate([nano.features(audio, "full")], None, "full", "ko")
+    heard = [heard_frames(len(audio))]
+    assert found == [nano.generate(nano.model, batch, prompt=prompt, heard=heard)[0] for prompt in ("", PROMPT)]
+    assert found[0] != found[1]
 
 
 @pytest.mark.case("bases", "CTC, with a prompt", "answer", "refused: it has no decoder")
@@ -283,9 +300,7 @@ def test_added_words_are_decoded_where_they_were_trained(folder):
 @pytest.mark.case(
     "bases", "special tokens added to the tokenizer", "answer", "named in a line; texts spell their characters"
 )
-@pytest.mark.case(
-    "bases", "a text that writes a token of the decoder", "answer", "spelled, character by character"
-)
+@pytest.mark.case("bases", "a text that writes a token of the decoder", "answer", "spelled, character by character")
 def test_what_steers_the_decoder_is_never_text(folder, caplog):
     folder.tokenizer.add_special_tokens(["[웃음]", "<|cs|>"])
     base = folder.load()
@@ -317,8 +332,12 @@ def pickled(folder):
     (folder.path / "pytorch_model.bin").write_bytes(b"pickle")
 
 
-def telephone(folder):
-    (folder.path / "preprocessor_config.json").write_text('{"sampling_rate": 8000}')
+def other_program(folder):
+    (folder.path / "model.bin").write_bytes(b"CTranslate2")
+
+
+def adapter(folder):
+    (folder.path / "adapter_model.safetensors").write_bytes(b"PEFT")
 
 
 def no_tokenizer(folder):
@@ -360,9 +379,16 @@ def no_tokenizer(folder):
             ),
         ),
         pytest.param(
-            telephone,
-            "sampling_rate is 8000",
-            marks=pytest.mark.case("bases", "features of another rate or hop", "answer", "refused by name"),
+            other_program,
+            "CTranslate2",
+            marks=pytest.mark.case(
+                "bases", "CTranslate2's files (faster-whisper)", "answer", "refused: take the model they were made of"
+            ),
+        ),
+        pytest.param(
+            adapter,
+            "of an adapter",
+            marks=pytest.mark.case("bases", "an adapter's folder", "answer", "refused: take the model it was made for"),
         ),
         pytest.param(
             no_tokenizer,

@@ -16,7 +16,7 @@ from fl.bases.files import fingerprint_of, read_config
 from fl.bases.whisper import decoding, forward
 from fl.bases.whisper.alignment import alignment_heads
 from fl.bases.whisper.decoder import DecodingRules
-from fl.bases.whisper.loading import EMBEDDING, HEAD, assemble, read_generation, read_text_side, require_features
+from fl.bases.whisper.loading import EMBEDDING, HEAD, assemble, read_generation, read_text_side
 from fl.bases.whisper.tokenizer import Tokenizer
 from fl.core.errors import BaseModelError, TextError
 from fl.speech.audio import Waveform
@@ -68,7 +68,6 @@ class WhisperBase(SpeechBase):
     def from_folder(cls, folder: Path, name: str, weights: Mapping[str, Tensor]) -> Self:
         """See :meth:`SpeechBase.from_folder`."""
         config = read_config(folder, WhisperConfig)
-        require_features(folder)
         if HEAD in weights:  # one matrix with the embedding: files have either or both
             weights = {EMBEDDING: weights[HEAD], **weights}
             if not torch.equal(weights[HEAD], weights[EMBEDDING]):

@@ -12,8 +12,6 @@ from fl.bases.files import frozen_model, random_weights, read_json
 from fl.bases.whisper.decoder import DecodingRules
 from fl.bases.whisper.tokenizer import ByteTokenizer, FileTokenizer, SpecialTokens
 from fl.core.errors import BaseModelError
-from fl.speech.audio import SAMPLE_RATE
-from fl.speech.features import HOP_SAMPLES
 
 EMBEDDING = "model.decoder.embed_tokens.weight"
 HEAD = "proj_out.weight"  # tied to the embedding
@@ -69,20 +67,6 @@ def whisper_config(shape: Architecture, end: int = 0, start: int = 0) -> Whisper
 def assemble(config: WhisperConfig, weights: Mapping[str, Tensor], source: str) -> WhisperForConditionalGeneration:
     """See :func:`fl.bases.files.frozen_model`; the output head is the decoder's embedding."""
     return frozen_model(WhisperForConditionalGeneration, config, weights, source, head=HEAD, tied=EMBEDDING)
-
-
-def require_features(folder: Path) -> None:
-    """Refuse a folder whose ``preprocessor_config.json`` makes other features than :mod:`fl.speech.features`.
-
-    Its number of mel bands is not asked: ``config.json`` has it, and copies of an older model's are common.
-    """
-    path = folder / "preprocessor_config.json"
-    facts = read_json(path) if path.exists() else {}
-    for name, own in {"sampling_rate": SAMPLE_RATE, "hop_length": HOP_SAMPLES, "n_fft": 400}.items():
-        if facts.get(name, own) != own:
-            raise BaseModelError(
-                f"{path}: {name} is {facts[name]}, and a Whisper's features have {own}: not a base that can be used here."
-            )
 
 
 def read_generation(folder: Path) -> dict[str, Any]:
