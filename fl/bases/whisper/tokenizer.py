@@ -97,22 +97,18 @@ class FileTokenizer(Tokenizer):
             ) from error
         added = self._bpe.get_added_tokens_decoder()
         control = {index for index, token in added.items() if token.special or CONTROL.fullmatch(token.content)}
-        self._bpe.add_special_tokens([tokenizers.AddedToken(added[index].content, special=True) for index in control])
+        self._bpe.add_special_tokens([added[index].content for index in control])
         self._bpe.encode_special_tokens = True
         self.special = SpecialTokens(
             end=self._id("<|endoftext|>", path),
             start=self._id("<|startoftranscript|>", path),
             transcribe=self._id("<|transcribe|>", path),
             no_timestamps=self._id("<|notimestamps|>", path),
-            languages=self._languages()
-            if multilingual and self._bpe.token_to_id("<|endoftext|>") != ENGLISH_END
-            else {},
+            languages=self._languages() if multilingual and self._id("<|endoftext|>", path) != ENGLISH_END else {},
         )
-        others = [added[index].content for index in control if not CONTROL.fullmatch(added[index].content)]
-        if others:
-            log.warning(
-                "%s: special tokens that are neither trained nor decoded: %s", path.parent, ", ".join(sorted(others))
-            )
+        contents = sorted(added[index].content for index in control)
+        if others := [text for text in contents if text and not CONTROL.fullmatch(text)]:
+            log.warning("%s: special tokens that are neither trained nor decoded: %s", path.parent, ", ".join(others))
         every = self._bpe.get_vocab(with_added_tokens=True).values()
         self.words = frozenset(index for index in every if index > self.special.end and index not in control)
         for index in self.words & added.keys():
