@@ -50,6 +50,7 @@ class DecodingOptions(TypedDict, total=False):
     Where a batch has no language, each row gets the most probable of ``languages`` (default: all that the base knows).
     ``heard`` are the frames of each row that can be speech (:func:`fl.speech.features.heard_frames`), where they are not all
     of the window: a transcript is no longer than what they can hold. ``length_penalty`` see :meth:`Hypothesis.score`.
+    ``prompt`` is what was said or written before: the decoder goes on from it and does not repeat it.
     """
 
     beams: int
@@ -57,6 +58,7 @@ class DecodingOptions(TypedDict, total=False):
     languages: Sequence[str] | None
     length_penalty: float
     heard: Sequence[int] | None
+    prompt: str
 
 
 def beams_of(options: DecodingOptions) -> int:

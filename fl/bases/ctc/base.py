@@ -140,6 +140,8 @@ class CtcBase(SpeechBase):
     def transcribe(self, model: nn.Module, batch: CtcBatch, **options: Unpack[DecodingOptions]) -> list[Hypothesis]:
         """The best path of each row with one beam, the best of a prefix beam search with more."""
         beams = beams_of(options)
+        if options.get("prompt"):
+            raise BaseModelError(f"base {self.name!r} takes no prompt: CTC has no decoder that could go on from it.")
         with torch.no_grad():
             log_probs, lengths = self.log_probs(model, batch)
         blank, found = self.vocabulary.blank, []

@@ -39,7 +39,7 @@ class TranscriptionFields(FormModel):
     ]
     model: Annotated[str, Field(max_length=400, description="The served base, or whisper-1, or nothing.")] = ""
     language: Annotated[str, Field(max_length=20, description="Code; else the adapter's own, else detected.")] = ""
-    prompt: Annotated[str, Field(description="Accepted and ignored.")] = ""
+    prompt: Annotated[str, Field(description="Text before the recording; its last 223 tokens count.")] = ""
     response_format: Literal["json", "text", "verbose_json", "srt", "vtt"] = "json"
     temperature: Annotated[float, Field(ge=0, le=1, description="Accepted and ignored: decoding draws nothing.")] = 0.0
     timestamp_granularities: Annotated[
@@ -49,6 +49,11 @@ class TranscriptionFields(FormModel):
     stream: Annotated[bool, Field(description="Server-sent events with partial results.")] = False
     beams: Annotated[int, Field(ge=1, le=16, description="Beam width; 1 is greedy.")] = 1
     adapter_handle: Annotated[str, Field(max_length=100, description="Of an adapter that was put before.")] = ""
+
+    @property
+    def wants_words(self) -> bool:
+        """Whether the answer has words with times."""
+        return "word" in self.timestamp_granularities and (self.stream or self.response_format == "verbose_json")
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,7 @@ async def _prepare(request: Request, service: Service, principal: str) -> Prepar
         audio = np.zeros(round(silence.seconds * SAMPLE_RATE), np.float32)
     ranges = await service.off_loop(speech_parts, audio)
     decoded = time.monotonic()
+    prompt = await service.off_loop(service.base.prompt_ids, fields.prompt)
     requests = [
         EngineRequest(
             audio=audio[start:end],
@@ -154,6 +160,8 @@ async def _prepare(request: Request, service: Service, principal: str) -> Prepar
             # Whose turn it is in the engine's fair queue: the token's, or, where there are no tokens, the adapter's.
             person=adapter.digest if principal == ANYBODY and adapter is not None else principal,
             language=language,
+            prompt=prompt,
+            words=fields.wants_words,
             beams=fields.beams,
             deadline=decoded + service.limits.request_seconds,
         )

@@ -19,6 +19,7 @@ from starlette.testclient import TestClient
 from fl.adapters.config import GatedLoraConfig, target_pattern
 from fl.adapters.layer import fresh_adapter
 from fl.bases.resolve import load_base
+from fl.bases.whisper.alignment import TimedWord
 from fl.bases.whisper.base import WhisperBase
 from fl.packed.blob import PackedInfo, pack
 from fl.serving.engine.requests import Request, ServedAdapter, Stages, Transcript
@@ -80,7 +81,10 @@ class FakeEngine:
 
     def transcript(self, request: Request) -> Transcript:
         text = self.say(request)
-        return Transcript(text, tuple(range(len(text.split()))), "ko", -0.5, "end", Stages(0.5, 0.25, 0.125, 0.0625))
+        spoken, seconds = text.split(), len(request.audio) / 16_000
+        words = [TimedWord(w, i * seconds / len(spoken), (i + 1) * seconds / len(spoken)) for i, w in enumerate(spoken)]
+        stages = Stages(0.5, 0.25, 0.125, 0.0625)
+        return Transcript(text, tuple(range(len(spoken))), "ko", -0.5, "end", stages, words if request.words else ())
 
     def stats(self) -> dict[str, float]:
         return {"queued": 0.0, "running": float(len(self.futures))}
