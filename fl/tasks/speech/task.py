@@ -28,7 +28,7 @@ from fl.settings.names import OWN_MANIFEST
 from fl.settings.tables import AugmentationTable
 from fl.speech.audio import SAMPLE_RATE, Waveform, check_speech, load_audio
 from fl.speech.augment import DrawnLater, vary_audio, vary_features
-from fl.speech.features import FeatureCache, Window, heard_frames
+from fl.speech.features import FULL_SECONDS, FeatureCache, Window, heard_frames
 from fl.speech.prefix import PrefixCache, check_frozen, frozen_layers, untouched
 from fl.tasks.speech.population import languages_of, population_of
 from fl.tasks.task import Example, NamedDevices
@@ -44,7 +44,14 @@ class SpeechTask(NamedDevices):
     """See :class:`fl.tasks.task.Task`. Examples hold an utterance; features are computed once and cached on disk."""
 
     def __init__(self, config: RunConfig) -> None:
-        self.population = population_of(config)
+        self.base_name = name_with_tokens(config.base.name, config.base.tokens)
+        base = load_speech_base(self.base_name)
+        self.window: Window = "full" if config.base.window == "full" else "trimmed"
+        full = self.window == "full"
+        self.population = population_of(
+            config, lambda text, seconds: base.check_text(text, FULL_SECONDS if full else seconds)
+        )
+        self.left_out = self.population.left_out
         everybody = (*self.population.devices, *self.population.new_people)
         self._people: dict[str, DeviceData] = {person.device_id: person for person in everybody}
         if EVERYONE in self._people:
@@ -54,15 +61,11 @@ class SpeechTask(NamedDevices):
         held_out = {person.device_id for person in self.population.new_people}
         super().__init__({name: name in held_out for name in self._people})
         self.compute = choose_device(config.base.compute)
-        self.base_name = name_with_tokens(config.base.name, config.base.tokens)
-        self.base = load_speech_base(self.base_name).to(self.compute)
-        parts = (part for person in everybody for part in (person.train, person.validation, person.test))
-        self.base.require_texts([u.text for part in parts for u in part], "the transcripts")
+        self.base = base.to(self.compute)
         self.fingerprint = self.base.fingerprint
         self.model = self.base.new_model()
         sites = target_pattern(config.sites)
         self.targets = f"(?:{sites}|{self.base.targets})" if self.base.targets else sites
-        self.window: Window = "full" if config.base.window == "full" else "trimmed"
         self.train_utterances = config.data.train_utterances
         self.languages = languages_of(self.population)
         self.language = self._language(config)
