@@ -34,7 +34,7 @@ def run_server(grid: Grid, config: RunConfig, run_id: int, progress: Progress | 
     folder = Path(config.output)
     with freed_if_empty(folder):
         task = load_task(config)
-        _tell_left_out(task, folder)
+        _tell(task, folder)
         roster = ask_roster(grid, config)
         log.info(
             "%d devices train, %d new people, %d nodes",
@@ -69,13 +69,13 @@ def run_server(grid: Grid, config: RunConfig, run_id: int, progress: Progress | 
     return folder
 
 
-def _tell_left_out(task: Task, folder: Path) -> None:
-    """What no device learns from, and who is left with nothing."""
+def _tell(task: Task, folder: Path) -> None:
+    """What a person should know of the data: what no device learns from, and who is left with nothing."""
     rows = task.left_out
-    if not rows:
-        return
-    log.warning("%d examples cannot be used and are left out; %s has them:", len(rows), folder / LEFT_OUT_NAME)
-    for line in listed(rows):
+    lines = (
+        [f"{len(rows)} examples cannot be used and are left out; {folder / LEFT_OUT_NAME} has them:"] if rows else []
+    )
+    for line in (*task.notes, *lines, *listed(rows)):
         log.warning("%s", line)
     counts = Counter(row.device for row in rows)
     for device_id in sorted(counts.keys() - set(task.device_ids())):

@@ -49,8 +49,9 @@ class Task(Protocol):
     """A frozen base, examples, and how to learn from and score them. A subclass may leave out what has a body here.
 
     ``targets`` are ``target_modules`` of the adapter, as PEFT takes them. ``learns`` is False where nothing is to be learnt: no step
-    is taken then, and nothing evaluated. ``left_out`` are examples that cannot be used, which no device has. ``adapter_facts`` are
-    what an adapter's folder says of how it is used: fields of :class:`fl.adapters.files.AdapterInfo`.
+    is taken then, and nothing evaluated. ``left_out`` are examples that cannot be used, which no device has; ``notes`` are what a
+    person should know of the data. ``adapter_facts`` are what an adapter's folder says of how it is used: fields of
+    :class:`fl.adapters.files.AdapterInfo`.
     """
 
     fingerprint: str
@@ -59,6 +60,7 @@ class Task(Protocol):
     targets: str | list[str]
     learns: bool = True
     left_out: Sequence[LeftOutRow] = ()
+    notes: Sequence[str] = ()
     adapter_facts: Mapping[str, str] = {}
 
     def device_ids(self) -> tuple[str, ...]:

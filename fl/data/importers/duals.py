@@ -26,8 +26,8 @@ def spoken_text(text: str, where: str, options: Options) -> tuple[str, tuple[tup
     """The side of every dual that ``options`` ask for, without marks unless they are to be kept, and the (matrix spelling, latin
     spelling) of the English words among the duals.
 
-    Raises :class:`CorpusError` where there are duals and no ``options.order``, and for one that is not closed;
-    :class:`UnusableError` for speech that nobody can transcribe.
+    Raises :class:`CorpusError` where there are duals and no ``options.order``, :class:`UnusableError` for one that is not closed
+    and for speech that nobody can transcribe.
     """
     if (shown := _DUAL.search(text)) and not options.order:
         raise CorpusError(
@@ -40,9 +40,8 @@ def spoken_text(text: str, where: str, options: Options) -> tuple[str, tuple[tup
     text = _DUAL.sub(lambda match: next(chosen), text)
     if unclosed := _BROKEN.search(text):
         start = max(0, unclosed.start() - 12)
-        raise CorpusError(
-            f"{where}: a dual transcript is not closed near {text[start : unclosed.end() + 12]!r}; write (A)/(B)"
-        )
+        fault = f"a dual transcript is not closed near {text[start : unclosed.end() + 12]!r}; write (A)/(B)"
+        raise UnusableError(where, "unclosed dual", fault)
     return text if options.events == "keep" else _without_marks(text, where), loanwords
 
 

@@ -12,6 +12,7 @@ from fl.data.checked import CheckText, listen, usable_utterances
 from fl.data.manifest import read_lines
 from fl.data.partition import Population, split_population
 from fl.data.synthetic import new_people_of, population_digest, synthesize
+from fl.metrics.languages import language_tags
 from fl.settings.config import RunConfig
 from fl.settings.names import OWN_MANIFEST
 from fl.settings.tables import DataTable
@@ -71,12 +72,14 @@ def population_manifest(config: RunConfig, progress: Callable[[int, int], None] 
     return synthesize(cache_root() / "populations" / name, **wanted, progress=progress)
 
 
-def languages_of(population: Population) -> list[str]:
-    """Languages of the population's words, most frequent first; the first is the matrix language."""
+def languages_of(population: Population, *, by_script: bool = False) -> Counter[str]:
+    """How often each language is named in the population, or ``by_script`` has a word; the most frequent is the matrix language."""
     count: Counter[str] = Counter()
     for person in (*population.devices, *population.new_people):
         for utterance in (*person.train, *person.test):
+            if by_script:
+                count.update(tag for tag in language_tags(utterance.text) if tag is not None)
             count.update(language for _, language in utterance.spans)
             if not utterance.spans and utterance.lang:
                 count[utterance.lang] += 1
-    return [language for language, _ in count.most_common()]
+    return count

@@ -67,7 +67,13 @@ class SpeechTask(NamedDevices):
         sites = target_pattern(config.sites)
         self.targets = f"(?:{sites}|{self.base.targets})" if self.base.targets else sites
         self.train_utterances = config.data.train_utterances
-        self.languages = languages_of(self.population)
+        named = languages_of(self.population)
+        if not named and self.base.languages and not config.base.language:
+            named = languages_of(self.population, by_script=True)
+            shares = ", ".join(f"{code} {count / named.total():.0%}" for code, count in named.most_common())
+            note = f"no utterance names its language; by script the words are {shares}: --language CODE tells the base another"
+            self.notes = [note] if named else []
+        self.languages = [language for language, _ in named.most_common()]
         self.language = self._language(config)
         # Over the test sentences, as the report takes it: PIER is then the same in both.
         self._matrix = corpus_matrix_language(u.spans for person in self._people.values() for u in person.test)
@@ -85,9 +91,13 @@ class SpeechTask(NamedDevices):
             raise ConfigError(
                 f"manifest = {OWN_MANIFEST!r} has no sentence that tells the matrix language to the aggregator: set language, as in 'ko'"
             )
+        if known and not language:
+            raise ConfigError(
+                "no utterance names its language, and none has a letter that does: name it with --language"
+            )
         if known and language not in known:
             raise ConfigError(
-                f"language = {language!r} is unknown to base {self.base_name!r}: one of {', '.join(known[:12])}, ..."
+                f"language = {language!r} is unknown to base {self.base_name!r}: give --language one of {', '.join(known[:12])}, ..."
             )
         return language
 

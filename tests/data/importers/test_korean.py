@@ -5,7 +5,7 @@ import pytest
 
 from fl.core.errors import CorpusError
 from fl.data.importers.duals import reversed_votes, spoken_text
-from fl.data.importers.records import Options
+from fl.data.importers.records import Options, UnusableError
 from fl.speech.audio import load_audio
 
 from .conftest import samples, wav_bytes, write_json, write_text, write_wav
@@ -46,7 +46,7 @@ def test_an_order_that_is_probably_the_wrong_one_is_noticed():
 
 @pytest.mark.parametrize("text", ["이번 (bug)/(버그는", "이번 bug)/(버그)는", "이번 (bug)/버그)는"])
 def test_a_dual_that_is_not_closed_is_refused(text):
-    with pytest.raises(CorpusError, match=r"a\.json:1: a dual transcript is not closed near"):
+    with pytest.raises(UnusableError, match=r"a\.json:1: a dual transcript is not closed near"):
         spoken_text(text, "a.json:1", Options(order="spelling-first"))
 
 
