@@ -177,7 +177,9 @@ def test_the_others_take_part_and_terminal_and_report_say_who_does_not(run: tupl
 
 @pytest.mark.case("manifests", "no `lang` and no `spans`", "run", "languages by script, said in one line")
 def test_the_languages_of_words_are_told_by_script_where_nothing_names_them(run: tuple[Path, str]) -> None:
-    assert re.search(r"no utterance names its language; by script the words are ko \d+%, en \d+%: --language", run[1])
+    assert re.search(
+        r"no utterance names its language; by script the words are ko \d+%, en \d+%: the base is told the first", run[1]
+    )
 
 
 @pytest.mark.case("manifests", "any bad utterance, with `--strict`", "run", "refused, all are named")

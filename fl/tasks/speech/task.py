@@ -71,8 +71,8 @@ class SpeechTask(NamedDevices):
         if not named and self.base.languages and not config.base.language:
             named = languages_of(self.population, by_script=True)
             shares = ", ".join(f"{code} {count / named.total():.0%}" for code, count in named.most_common())
-            note = f"no utterance names its language; by script the words are {shares}: --language CODE tells the base another"
-            self.notes = [note] if named else []
+            told = "the base is told the first of them, --language CODE tells it another"
+            self.notes = [f"no utterance names its language; by script the words are {shares}: {told}"] if named else []
         self.languages = [language for language, _ in named.most_common()]
         self.language = self._language(config)
         # Over the test sentences, as the report takes it: PIER is then the same in both.
