@@ -57,14 +57,20 @@ def usable_utterances(
 
 
 def listen(
-    manifest: Path, utterances: Sequence[Utterance], progress: Callable[[int, int], None] = lambda done, total: None
+    manifest: Path,
+    utterances: Sequence[Utterance],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    again: bool = False,
 ) -> list[Heard]:
-    """What is heard of each utterance. A recording that was listened to before, and is the same file, is not opened."""
+    """What is heard of each utterance. A recording that was listened to before, and is the same file, is not opened; ``again``
+    opens those with which something was wrong, which may have been the disk."""
     name = hashlib.sha256(f"{__version__}\n{manifest.resolve()}".encode()).hexdigest()[:32]
     path = cache_root() / "heard" / f"{name}.json"
     known: dict[str, Heard] = {}
-    with suppress(OSError, ValueError):
-        known = dict(json.loads(path.read_bytes()))
+    with suppress(OSError, ValueError, AttributeError):
+        kept = json.loads(path.read_bytes()).items()
+        known = {key: heard for key, heard in kept if not (again and isinstance(heard, str))}
     keys = [_facts(utterance) for utterance in utterances]
     new = [place for place, key in enumerate(keys) if key not in known]
     found = {key: known[key] for key in keys if key in known}

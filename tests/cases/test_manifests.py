@@ -14,10 +14,12 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from fl.core.errors import CorpusError, IdiolectError, ManifestError
+from fl.data import checked
+from fl.data.manifest import read_manifest
 from fl.runs.files import read_rows
 from fl.runs.schema import LeftOutRow
 from fl.settings.config import make_config
-from fl.speech.audio import SAMPLE_RATE, save_audio
+from fl.speech.audio import SAMPLE_RATE, load_audio, save_audio
 from fl.tasks.speech.task import SpeechTask
 from sim.cli.app import app
 
@@ -579,3 +581,20 @@ def test_drop_bad_drops_a_line_whatever_is_wrong_with_it(
     found = json.loads(invoke("import", form, source, *more, "--drop-bad", "--json").stdout)
     assert found["utterances"] == (3 if form == "kspon" else 4)
     assert sum(found["left_out"].values()) >= 1
+
+
+def test_a_recording_is_decoded_once_and_again_where_something_was_wrong_with_it(
+    rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ann3.wav").write_text("<html>")
+    (tmp_path / "m.jsonl").write_text(lines_of(rows))
+    opened: list[str] = []
+    monkeypatch.setattr(checked, "load_audio", lambda path, *part: opened.append(path.name) or load_audio(path, *part))
+    utterances = read_manifest(tmp_path / "m.jsonl")
+    first = checked.listen(tmp_path / "m.jsonl", utterances)
+    assert checked.listen(tmp_path / "m.jsonl", utterances) == first
+    assert sorted(opened) == [f"ann{n}.wav" for n in range(4)]
+    opened.clear()
+    save_audio(tmp_path / "ann0.wav", noise(1.2))  # another file, and so another recording
+    assert checked.listen(tmp_path / "m.jsonl", utterances, again=True)[:2] == [1.2, 0.6]
+    assert sorted(opened) == ["ann0.wav", "ann3.wav"]

@@ -53,7 +53,7 @@ def prepare(config: RunConfig, progress: Callable[[int, int], None]) -> None:
     """Make the synthetic population of a run, or listen to the recordings that a manifest names."""
     if config.data.manifest != OWN_MANIFEST:
         manifest = population_manifest(config, progress)
-        listen(manifest, list(read_lines(manifest).values()), progress)
+        listen(manifest, list(read_lines(manifest).values()), progress, again=True)
 
 
 def population_manifest(config: RunConfig, progress: Callable[[int, int], None] | None = None) -> Path:
