@@ -159,8 +159,9 @@ class SpeechBase(ABC):
         """The NFC text that ``ids`` stand for."""
 
     @abstractmethod
-    def require_texts(self, texts: Sequence[str], source: str) -> None:
-        """Raise :class:`fl.core.errors.VocabularyError`, which lists characters with counts, unless all can be written."""
+    def check_text(self, text: str, seconds: float) -> None:
+        """Raise :class:`fl.core.errors.TextError` unless the base can be taught to write ``text`` for so many seconds of speech:
+        more than the decoder or the speech can hold, and as ``VocabularyError``, which lists them, characters that are missing."""
 
     def collate(
         self, features: Rows, texts: Texts = None, window: Window = "trimmed", language: str | None = None

@@ -31,11 +31,23 @@ def _filled(value: object) -> object:
     return value
 
 
+def _numeral(value: object) -> object:
+    """A whole number as its numeral: people are numbered."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else _filled(value)
+
+
 def _transcript(value: str) -> str:
     try:
         return normalize_text(value)
     except TextError as error:
         raise ValueError(str(error)) from error
+
+
+def _said(value: str) -> str:
+    try:
+        return normalize_text(value)
+    except TextError:
+        return value
 
 
 Text = Annotated[str, AfterValidator(_transcript)]
@@ -47,19 +59,20 @@ Seconds = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 class Utterance:
     """One stretch of speech by one person, with its transcript in NFC. ``start`` and ``end`` (seconds) cut it out of a
     longer file; ``spans`` are word parts with their language, in order, () if unknown; ``loanwords`` are pairs of
-    spellings (matrix script, latin) of words in the text that could be written either way."""
+    spellings (matrix script, latin) of words in the text that could be written either way. A text that is none stays as it is,
+    for :mod:`fl.data.checked` to leave out."""
 
-    id: str
+    id: Annotated[str, BeforeValidator(_numeral)]
     audio: Annotated[Path, BeforeValidator(_filled)]
-    text: Text
-    speaker: Annotated[str, BeforeValidator(_filled)]
+    text: Annotated[str, AfterValidator(_said)]
+    speaker: Annotated[str, BeforeValidator(_numeral)]
     start: Seconds | None = None
     end: Seconds | None = None
     lang: str | None = None
     spans: Pairs = ()
     level: Annotated[str, Field(pattern=f"^({'|'.join(LEVELS)})$")] | None = None
     loanwords: Pairs = ()
-    session: str | None = None
+    session: Annotated[str, BeforeValidator(_numeral)] | None = None
     split: Annotated[str, Field(pattern=f"^({'|'.join(SPLITS)})$")] | None = None
 
 
@@ -76,17 +89,29 @@ FORMS = {
 """What a key must be, in words; all others are strings."""
 
 _ADAPTER = TypeAdapter(Utterance)
+_ONE_A_LINE = "write one object a line, without brackets and commas between them"
 
 
 def read_manifest(path: str | Path) -> list[Utterance]:
-    """All utterances of a manifest, in order; blank lines are skipped, an ``id`` defaults to ``<stem>:<line>``.
+    """All utterances of a manifest, in order: see :func:`read_lines`. Raises :class:`ManifestError` for a text that is none, too."""
+    found = read_lines(path)
+    for number, utterance in found.items():
+        try:
+            normalize_text(utterance.text)
+        except TextError as error:
+            raise ManifestError(f"{path}:{number}: 'text': {error}") from error
+    return list(found.values())
+
+
+def read_lines(path: str | Path) -> dict[int, Utterance]:
+    """The utterances of a manifest by their lines, in order; blank lines are skipped, an ``id`` defaults to ``<stem>:<line>``.
 
     Raises ManifestError ``file:line: what is wrong and what is allowed``. Audio files are not opened.
     """
     path = Path(path)
     if not path.is_file():
         raise ManifestError(f"{path}: no such manifest; make one with `idiolect synth` or list your recordings in it")
-    utterances: list[Utterance] = []
+    utterances: dict[int, Utterance] = {}
     lines: dict[str, int] = {}
     with path.open("rb") as file:
         number = 0
@@ -97,13 +122,13 @@ def read_manifest(path: str | Path) -> list[Utterance]:
                 raise ManifestError(f"{where}: the line is longer than {MAX_LINE_BYTES} bytes; one utterance a line")
             if not raw.strip():
                 continue
-            utterance = _utterance(raw, where, path, number)
+            utterance = parse_line(raw, path, number)
             if utterance.id in lines:
                 raise ManifestError(f"{where}: id {utterance.id!r} was already used in line {lines[utterance.id]}")
             if len(utterances) >= MAX_UTTERANCES:
                 raise ManifestError(f"{where}: more than {MAX_UTTERANCES} utterances; split the manifest")
             lines[utterance.id] = number
-            utterances.append(utterance)
+            utterances[number] = utterance
     if not utterances:
         raise ManifestError(f"{path}: holds no utterances")
     return utterances
@@ -121,14 +146,16 @@ def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> None:
     write_atomically(path, "".join(rows).encode())
 
 
-def _utterance(raw: bytes, where: str, manifest: Path, number: int) -> Utterance:
-    """The utterance of one line; every error names the file and the line."""
+def parse_line(raw: bytes, manifest: Path, number: int) -> Utterance:
+    """The utterance of line ``number``. Raises ManifestError as :func:`read_lines`."""
+    where = f"{manifest}:{number}"
     try:
         row = json.loads(raw.decode("utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ManifestError(f"{where}: not a JSON object in UTF-8 ({error})") from error
+        hint = "this is UTF-16: save the file as UTF-8" if b"\0" in raw else _ONE_A_LINE
+        raise ManifestError(f"{where}: not a JSON object in UTF-8 ({error}); {hint}") from error
     if not isinstance(row, dict):
-        raise ManifestError(f"{where}: a line is one JSON object, this is a {type(row).__name__}")
+        raise ManifestError(f"{where}: a line is one JSON object, this is a {type(row).__name__}; {_ONE_A_LINE}")
     if unknown := [key for key in row if key not in FIELDS]:
         raise ManifestError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(FIELDS)}")
     if missing := [key for key in REQUIRED if row.get(key) is None]:
@@ -150,4 +177,12 @@ def _utterance(raw: bytes, where: str, manifest: Path, number: int) -> Utterance
         check_spans(found.text, found.spans)  # now, and not when hours of training are to be scored
     except MetricError as error:
         raise ManifestError(f"{where}: 'spans': {error}") from error
-    return replace(found, audio=Path(os.path.abspath(manifest.parent / found.audio)))
+    return replace(found, audio=_place(manifest.parent, found.audio))
+
+
+def _place(folder: Path, audio: Path) -> Path:
+    """Where audio lies: ``~`` is the home folder, and ``\\`` separates folders unless a file is called so."""
+    name = os.path.expanduser(audio)
+    if "\\" in name and not (folder / name).is_file():
+        name = name.replace("\\", "/")
+    return Path(os.path.abspath(folder / name))

@@ -96,8 +96,18 @@ class WhisperBase(SpeechBase):
         """Encoder states of so many mel frames."""
         return (length + 1) // 2
 
-    def require_texts(self, texts: Sequence[str], source: str) -> None:
-        """A byte-level vocabulary can write any text."""
+    def check_text(self, text: str, seconds: float) -> None:
+        """See :meth:`SpeechBase.check_text`. A byte-level vocabulary can write any text, and a token is at least a byte of it."""
+        if len(text.encode()) + PROMPT_TOKENS > int(self.config.max_target_positions):
+            self._require_room(text, self.target_ids(text), self.prefix_ids(next(iter(self.languages), None)))
+
+    def _require_room(self, text: str, target: Sequence[int], prefix: Sequence[int]) -> None:
+        limit = int(self.config.max_target_positions) - len(prefix) + 1
+        if len(target) > limit:
+            raise TextError(
+                f"a text of {len(target)} tokens is over the {limit} of the decoder: {text[:40]!r}...; cut the recording and its "
+                "text into parts, with 'start' and 'end'"
+            )
 
     def training_bytes(self, frames: int, text: str) -> int:
         """See :meth:`SpeechBase.training_bytes`; a token is at least a byte of text.
@@ -150,10 +160,8 @@ class WhisperBase(SpeechBase):
             raise BaseModelError("training needs a language for its prefix: 'auto' works only for transcribing.")
         prefix = self.prefix_ids(language)
         targets = [self.target_ids(text) for text in texts]
-        limit = int(self.config.max_target_positions) - len(prefix) + 1
         for text, target in zip(texts, targets, strict=True):
-            if len(target) > limit:
-                raise TextError(f"a text of {len(target)} tokens is over the {limit} of the decoder: {text[:40]!r}...")
+            self._require_room(text, target, prefix)
         # Teacher forcing: the last token of the prefix predicts the first of the text.
         end, first = self.tokenizer.special.end, len(prefix) - 1
         inputs = pad_tokens([[*prefix, *target[:-1]] for target in targets], end)

@@ -65,13 +65,13 @@ def _spoken(record: Record, sounds: Apart, out: Path | None, copy: bool) -> Spok
         raise UnusableError(record.where, f"longer than {MAX_SECONDS:.0f} s")
     record = replace(record, end=None if record.end is None else end)
     inside = isinstance(audio, Embedded)
-    if out is None or not (copy or inside or _is_raw(audio) or file_of(audio).suffix.lower() in CONVERTED):
-        return _utterance(record, Path(_slug(record.id)) if inside else file_of(audio)), record, end - start
     samples = np.frombuffer(sounds.one(place[0], "samples", place, start, end), np.float32)
     if not np.isfinite(samples).all():
         raise UnusableError(record.where, "samples that are no finite numbers")
     if float(np.abs(samples).max(initial=0.0)) < SILENCE_PEAK:
         raise UnusableError(record.where, "silence")
+    if out is None or not (copy or inside or _is_raw(audio) or file_of(audio).suffix.lower() in CONVERTED):
+        return _utterance(record, Path(_slug(record.id)) if inside else file_of(audio)), record, end - start
     path = out / "audio" / _slug(record.speaker or "") / f"{_slug(record.id)}.flac"
     save_audio(path, samples)
     return _utterance(replace(record, start=None, end=None), path), record, len(samples) / SAMPLE_RATE

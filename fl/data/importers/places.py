@@ -62,27 +62,25 @@ class AudioFolders:
         """The audio that ``name`` in a label file means: relative to the folder ``beside`` or a root, or absolute and inside one.
 
         The first that exists, else the first that may; a later check reports it as missing. An absolute path of another
-        machine is looked for by its file name in the last root, the one named with ``--audio``. Raises :class:`CorpusError` for
-        a path that leads out of all of them.
+        machine is looked for by its file name in the last root, the one named with ``--audio``. Raises
+        :class:`fl.data.importers.records.UnusableError` for a path that leads out of all of them.
         """
         roots = self.roots if beside is None else (beside, *self.roots)
         name = name.strip().replace("\\", "/")
         if not name or "\0" in name:
-            raise CorpusError(f"{where}: the path of the audio is empty or holds a zero character")
+            raise UnusableError(where, "missing audio", "the path of the audio is empty or holds a zero character")
         allowed = [path for path in (_inside(root, name) for root in roots) if path is not None]
         by_name = [roots[-1] / name.rsplit("/", 1)[-1]] if len(roots) > 1 else []
         found = next((path for path in (*allowed, *by_name) if path.is_file()), None)
         if found is None and not allowed:
-            raise CorpusError(
-                f"{where}: path {name!r} leads out of {roots[0]}; if the audio is meant to lie elsewhere, name that folder with "
-                "--audio DIR"
-            )
+            fault = f"path {name!r} leads out of {roots[0]}; if the audio is meant to lie elsewhere, name that folder with --audio DIR"
+            raise UnusableError(where, "audio outside the corpus", fault)
         return found or allowed[0]
 
     def called(self, stem: str, where: str) -> Path:
         """The audio file of that name in any folder, for corpora that keep labels and audio in two trees.
 
-        Raises :class:`fl.data.importers.records.UnusableError` if there is none and :class:`CorpusError` if there are several.
+        Raises :class:`fl.data.importers.records.UnusableError` if there is none, or several.
         """
         found = self.find(stem, where)
         if found is None:
@@ -95,9 +93,10 @@ class AudioFolders:
         """As :meth:`called`, None if there is none."""
         found = self._by_stem.get(stem, [])
         if len(found) > 1:
-            raise CorpusError(
-                f"{where}: {len(found)} audio files are called {stem!r} ({found[0]}, {found[1]}); import the parts one by one"
+            fault = (
+                f"{len(found)} audio files are called {stem!r} ({found[0]}, {found[1]}); import the parts one by one"
             )
+            raise UnusableError(where, "audio files of one name", fault)
         return found[0] if found else None
 
     @cached_property

@@ -163,9 +163,11 @@ class RowReader:
     chosen: Mapping[str, str]
     folders: AudioFolders
 
-    def read(self, row: Mapping[str, Any], where: str, split: str | None, inside: Embedded | None = None) -> Finding:
+    def read(
+        self, row: Mapping[str, Any] | UnusableError, where: str, split: str | None, inside: Embedded | None = None
+    ) -> Finding:
         """The record of a row that names an audio file, or has it ``inside`` its table; its id defaults to the file's stem."""
-        return attempt(self._record, row, where, split, inside)
+        return row if isinstance(row, UnusableError) else attempt(self._record, row, where, split, inside)
 
     def _record(self, row: Mapping[str, Any], where: str, split: str | None, inside: Embedded | None) -> Record:
         """Raises :class:`UnusableError` without audio, for times that are no numbers and a split that has no name."""

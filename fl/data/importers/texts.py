@@ -9,12 +9,15 @@ from typing import Any, Literal
 
 from fl.core.encoding import decode_text
 from fl.core.errors import CorpusError
+from fl.data.importers.records import UnusableError
 
 MAX_TEXT_BYTES = 2 << 30
 """A label file is read as a whole; the largest list of Common Voice has a third of this."""
 
 _POINTER = b"version https://git-lfs"
 REPLACEMENT = "\ufffd"
+DAMAGED = 0.2
+"""Where more of the letters beyond ASCII do not decode, the file is in another encoding."""
 
 
 def is_pointer(path: Path) -> bool:
@@ -26,14 +29,15 @@ def is_pointer(path: Path) -> bool:
 def read_text(path: Path, encoding: str = "") -> str:
     """The text of a label file in ``encoding`` ("" is UTF-8, or what its byte order mark says).
 
-    Raises :class:`CorpusError` for a missing or too large file, and with line and likely encoding for one in another.
+    A few bytes that are none of it become U+FFFD, which makes a bad utterance of their line. Raises :class:`CorpusError` for a
+    missing or too large file, and with line and likely encoding for one in another.
     """
     if not path.is_file():
         raise CorpusError(f"{path}: no such file; check the folder that you gave, or the layout in docs/corpora.md")
     size = path.stat().st_size
     if size > MAX_TEXT_BYTES:
         raise CorpusError(f"{path}: {size:,} bytes of labels are more than {MAX_TEXT_BYTES:,}; split the file")
-    return decode_text(path.read_bytes(), str(path), CorpusError, encoding)
+    return decode_text(path.read_bytes(), str(path), CorpusError, encoding, damaged=DAMAGED)
 
 
 def numbered_lines(path: Path, encoding: str = "") -> Iterator[tuple[int, str]]:
@@ -43,14 +47,14 @@ def numbered_lines(path: Path, encoding: str = "") -> Iterator[tuple[int, str]]:
             yield number, line.rstrip("\r")
 
 
-Rows = list[tuple[int, Mapping[str, Any]]]
-"""Lines of a table: each line's number in the file, and its values by column."""
+Rows = list[tuple[int, Mapping[str, Any] | UnusableError]]
+"""Lines of a table: each line's number in the file, and its values by column, or what is wrong with it."""
 
 
 def read_table(path: Path, encoding: str = "", *, delimiter: str, quoted: bool) -> tuple[Sequence[str], Rows]:
     """Columns and rows of a table with a header. Unless ``quoted``, a quotation mark is a character like any other.
 
-    Raises :class:`CorpusError` with file and line for a missing header, a column twice, a row of another length.
+    Raises :class:`CorpusError` with file and line for a missing header and a column twice.
     """
     csv.field_size_limit(1 << 20)
     lines = io.StringIO(read_text(path, encoding), newline="")
@@ -59,17 +63,17 @@ def read_table(path: Path, encoding: str = "", *, delimiter: str, quoted: bool) 
     rows: Rows = []
     try:
         header = next(([cell.strip() for cell in cells] for cells in reader if cells), [])
-        for cells in reader:
-            if not any(cell.strip() for cell in cells):
-                continue
-            if len(cells) != len(header):
-                raise CorpusError(
-                    f"{path}:{reader.line_num}: {len(cells)} values where the header has {len(header)} columns; "
-                    f"check the delimiter ({delimiter!r}) and the quotation marks"
-                )
-            rows.append((reader.line_num, dict(zip(header, cells, strict=True))))
     except csv.Error as error:
         raise CorpusError(f"{path}:{reader.line_num}: {error}; check the quotation marks") from error
+    while (cells := _next_row(reader, path)) is not None:
+        where = f"{path}:{reader.line_num}"
+        if isinstance(cells, UnusableError):
+            rows.append((reader.line_num, cells))
+        elif len(cells) == len(header):
+            rows.append((reader.line_num, dict(zip(header, cells, strict=True))))
+        elif any(cell.strip() for cell in cells):
+            fault = f"{len(cells)} values where the header has {len(header)} columns; check delimiter ({delimiter!r}) and quotation marks"
+            rows.append((reader.line_num, UnusableError(where, "broken line", fault)))
     if not header:
         raise CorpusError(f"{path}:1: is empty; the first line names the columns")
     if doubled := sorted({name for name in header if header.count(name) > 1}):
@@ -77,27 +81,37 @@ def read_table(path: Path, encoding: str = "", *, delimiter: str, quoted: bool) 
     return header, rows
 
 
+def _next_row(reader: Any, path: Path) -> list[str] | UnusableError | None:
+    try:
+        return next(reader, None)
+    except csv.Error as error:  # the next line begins anew
+        return UnusableError(f"{path}:{reader.line_num}", "broken line", f"{error}; check the quotation marks")
+
+
 def read_objects(path: Path, encoding: str = "") -> tuple[Sequence[str], Rows]:
-    """Columns and rows of JSON Lines: one object a line, whose keys are columns. Raises :class:`CorpusError` with file and line."""
+    """Columns and rows of JSON Lines: one object a line, whose keys are columns."""
     rows: Rows = []
     for number, line in numbered_lines(path, encoding):
-        row = parse_json(line, str(path), number)
-        if not isinstance(row, dict):
-            raise CorpusError(f"{path}:{number}: a line is one JSON object, this is a {type(row).__name__}")
+        try:
+            row = parse_json(line, str(path), number)
+            if not isinstance(row, dict):
+                fault = f"a line is one JSON object, this is a {type(row).__name__}"
+                row = UnusableError(f"{path}:{number}", "broken line", fault)
+        except UnusableError as refusal:
+            row = refusal.with_traceback(None)
         rows.append((number, row))
-    return list(dict.fromkeys(key for _, row in rows for key in row)), rows
+    return list(dict.fromkeys(key for _, row in rows if isinstance(row, dict) for key in row)), rows
 
 
 def parse_json(text: str, source: str, line: int = 1) -> Any:
-    """The JSON value of ``text``, which begins in ``line`` of its file. Raises :class:`CorpusError` with file and line."""
+    """The JSON value of ``text``, which begins in ``line`` of its file. Raises :class:`UnusableError` with file and line."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise CorpusError(
-            f"{source}:{line + error.lineno - 1}: not JSON ({error.msg}); repair it or leave the file out"
-        ) from error
+        fault = f"not JSON ({error.msg}); repair it or leave it out"
+        raise UnusableError(f"{source}:{line + error.lineno - 1}", "not JSON", fault) from error
     except RecursionError as error:
-        raise CorpusError(f"{source}:{line}: nested too deeply to be labels") from error
+        raise UnusableError(f"{source}:{line}", "not JSON", "nested too deeply to be labels") from error
 
 
 def line_of(text: str, value: str) -> int:

@@ -93,7 +93,7 @@ def test_a_csv_takes_its_columns_by_name_in_any_order(tmp_path, take):
         ("audio,text,speaker\n,hi,ann\n", r"people\.csv:2: column 'audio' is empty"),
         ("audio,text,speaker,start\nwav/a.wav,hi,ann,soon\n", r"people\.csv:2: 'soon' is not a number of seconds"),
         ("audio,text,speaker,split\nwav/a.wav,hi,ann,third\n", r"people\.csv:2: split 'third' is not one of"),
-        ("audio,text,speaker\nwav/a.wav,h\ufffdi,ann\n", r"people\.csv:2: the text holds U\+FFFD"),
+        ("audio,text,speaker\nwav/a.wav,h\ufffdi,ann\n", r"people\.csv:2: the line holds U\+FFFD"),
         ("audio,text,speaker\nwav/a.wav,h\x07i,ann\n", r"people\.csv:2: the transcript holds the control character U\+0007"),
         ("audio,text\nwav/a.wav,hi\n", r"people\.csv:2: no utterance names a speaker, a topic or a session"),
         ("audio,text,speaker\nwav/a.wav,...,ann\n", r"holds no usable utterances \(1 no words in the text\)"),

@@ -42,7 +42,11 @@ def read(source: Path, options: Options) -> Iterator[Finding]:
     for path in paths:
         split = split_of(path, source)
         if options.wants(split or "", *parts_of(path, source)):
-            labels = _LabelFile(path, options, split, folders)
+            try:
+                labels = _LabelFile(path, options, split, folders)
+            except UnusableError as refusal:
+                yield refusal.with_traceback(None)
+                continue
             yield from labels.findings()
             votes += labels.reversed_votes
     if votes > 0:

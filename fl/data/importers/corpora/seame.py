@@ -71,7 +71,8 @@ def _line(path: Path, number: int, line: str, style: str, audio: AudioFolders, o
     where = f"{path}:{number}"
     match = _NAME.fullmatch(path.stem)
     if match is None:
-        raise CorpusError(f"{path}:1: {path.stem!r} names no speaker of SEAME; a name is like 01NC01FBX_0101")
+        fault = f"{path.stem!r} names no speaker of SEAME; a name is like 01NC01FBX_0101"
+        raise UnusableError(where, "unknown speaker", fault)
     _, start, end, language, text = parts if len(parts := line.split("\t", 4)) == 5 else [""] * 5
     if not (start.isdigit() and end.isdigit()) or language not in LANGUAGES:
         fault = "a line is recording, start, end (milliseconds), EN, ZH or CS, and text, with tabs between"

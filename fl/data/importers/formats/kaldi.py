@@ -6,6 +6,7 @@ ever run. The audio of such a line is looked for by the name of its recording in
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from fl.core.errors import CorpusError
@@ -49,29 +50,30 @@ def read(source: Path, options: Options, marks: Marks = MARKS) -> Iterator[Findi
             if (channels := folder / "reco2file_and_channel").is_file():
                 yield _check_channels(channels, options.encoding)
             directory = _Directory(folder, source, options, marks)
+            yield from directory.faults
             for key, text in directory.texts.items():
                 yield attempt(directory.record, key, text)
 
 
-def _read_map(path: Path, encoding: str, *, empty: bool = False) -> dict[str, _MapLine]:
-    """Key -> the rest of its line. Raises :class:`CorpusError` for a key twice, and one with nothing unless ``empty``."""
+def _read_map(path: Path, encoding: str, faults: list[UnusableError], *, empty: bool = False) -> dict[str, _MapLine]:
+    """Key -> the rest of its line. A key twice, and one with nothing unless ``empty``, are ``faults``."""
     found: dict[str, _MapLine] = {}
     for number, line in numbered_lines(path, encoding):
         key, _, value = line.strip().replace("\t", " ", 1).partition(" ")
         where = f"{path}:{number}"
         if key in found:
-            raise CorpusError(
-                f"{where}: {key!r} was already in {found[key].where}; ids are unique: rename or remove one"
-            )
-        if not value.strip() and not empty:
-            raise CorpusError(f"{where}: {key!r} stands alone; a line is a key and a value")
-        found[key] = _MapLine(where, value.strip())
+            fault = f"{key!r} was already in {found[key].where}; ids are unique: rename or remove one"
+            faults.append(UnusableError(where, "id twice", fault))
+        elif not value.strip() and not empty:
+            faults.append(UnusableError(where, "broken line", f"{key!r} stands alone; a line is a key and a value"))
+        else:
+            found[key] = _MapLine(where, value.strip())
     return found
 
 
 def _check_channels(path: Path, encoding: str) -> str:
     """Two speakers on two channels of one file would be mixed by averaging."""
-    for entry in _read_map(path, encoding).values():
+    for entry in _read_map(path, encoding, []).values():
         if entry.value.split()[-1] not in ("A", "1"):
             raise CorpusError(
                 f"{entry.where}: recordings with more than one channel; write one file a channel (sox, remix)"
@@ -85,10 +87,12 @@ class _Directory:
     def __init__(self, folder: Path, source: Path, options: Options, marks: Marks) -> None:
         self._marks, self._keep = marks, options.events == "keep"
         self._segments, self._speakers = folder / "segments", folder / "utt2spk"
-        self._recordings = _read_map(folder / "wav.scp", options.encoding)
-        self.texts = _read_map(folder / "text", options.encoding, empty=True)
-        self._cuts = _read_map(self._segments, options.encoding) if self._segments.is_file() else None
-        self._who = _read_map(self._speakers, options.encoding) if self._speakers.is_file() else None
+        self.faults: list[UnusableError] = []
+        read = partial(_read_map, encoding=options.encoding, faults=self.faults)
+        self._recordings = read(folder / "wav.scp")
+        self.texts = read(folder / "text", empty=True)
+        self._cuts = read(self._segments) if self._segments.is_file() else None
+        self._who = read(self._speakers) if self._speakers.is_file() else None
         self._folders = AudioFolders(source, options)
         self._further = AudioFolders(options.audio, Options()) if options.audio is not None else None
         self._split = split_name(folder.name)
@@ -129,7 +133,7 @@ class _Directory:
         return recording, first, last
 
     def _audio(self, recording: str, where: str) -> Path:
-        """Raises :class:`CorpusError` for a command or an offset into an archive of Kaldi's."""
+        """Raises :class:`UnusableError` for a command or an offset into an archive of Kaldi's too."""
         if recording not in self._recordings:
             raise UnusableError(where, "missing audio", f"recording {recording!r} has no line in wav.scp")
         entry = self._recordings[recording]
@@ -137,15 +141,17 @@ class _Directory:
         if name.startswith("|") or name.endswith("|"):
             found = self._further.find(recording, entry.where) if self._further is not None else None
             if found is None:
-                raise CorpusError(
-                    f"{entry.where}: the audio of {recording!r} is the output of a command ({name[:80]!r}), and commands of a "
-                    f"corpus are not run; convert the audio yourself and give its folder with --audio DIR ({recording}.flac)"
+                fault = (
+                    f"the audio of {recording!r} is the output of a command ({name[:80]!r}), and commands of a corpus are not run; "
+                    f"convert the audio yourself and give its folder with --audio DIR ({recording}.flac)"
                 )
+                raise UnusableError(entry.where, "audio from a command", fault)
             return found
         if ".ark:" in name:
-            raise CorpusError(
-                f"{entry.where}: {name!r} is a place in a Kaldi archive; write the audio out as files (wav-copy) and give --audio DIR"
+            fault = (
+                f"{name!r} is a place in a Kaldi archive; write the audio out as files (wav-copy) and give --audio DIR"
             )
+            raise UnusableError(entry.where, "audio in an archive", fault)
         return self._folders.at(name, entry.where)
 
 
