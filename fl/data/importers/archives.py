@@ -12,6 +12,7 @@ from typing import IO
 from fl.core.apart import Apart
 from fl.core.errors import CorpusError
 from fl.core.files import new_folder
+from fl.core.paths import is_litter
 
 MAX_MEMBERS = 20_000_000
 MAX_BYTES = 4 << 40  # unpacked; no corpus of speech has as much
@@ -51,7 +52,8 @@ class Archive:
             for done, (name, bytes_, total, source) in enumerate(members, 1):
                 size += bytes_
                 _check_room(path, done, size, bytes_, Path(folder))
-                _write_member(path, name, source, Path(folder))
+                if not any(map(is_litter, PurePosixPath(name).parts)):
+                    _write_member(path, name, source, Path(folder))
                 yield done, total
         except (tarfile.TarError, zipfile.BadZipFile, EOFError, UnicodeDecodeError, LookupError) as error:
             raise CorpusError(f"{archive}: cannot be unpacked ({error}); fetch it again") from error

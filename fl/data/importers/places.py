@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from fl.core.errors import CorpusError
+from fl.core.paths import files_below
 from fl.data.importers.records import Options, UnusableError
 
 RAW_SUFFIXES = frozenset({".pcm", ".raw"})
@@ -35,14 +36,12 @@ def check_labels(source: Path, options: Options) -> None:
     Audio is looked at when it is known which is used: :func:`fl.data.importers.gather.with_audio`.
     """
     roots, odd = roots_of(source, options), []
-    for folder, _, names in os.walk(source):
-        for name in names:
-            path = Path(folder, name)
-            kind = path.lstat().st_mode
-            if (stat.S_ISLNK(kind) and path.suffix.lower() not in SUFFIXES and leads_out(path, roots)) or not (
-                stat.S_ISLNK(kind) or stat.S_ISREG(kind)
-            ):
-                odd.append(path)
+    for path in files_below(source):
+        kind = path.lstat().st_mode
+        if (stat.S_ISLNK(kind) and path.suffix.lower() not in SUFFIXES and leads_out(path, roots)) or not (
+            stat.S_ISLNK(kind) or stat.S_ISREG(kind)
+        ):
+            odd.append(path)
     if odd:
         raise CorpusError(
             f"{odd[0]}: is a link out of the corpus, or no file, and {len(odd) - 1} more are; put the files themselves there "
@@ -104,10 +103,9 @@ class AudioFolders:
     def _by_stem(self) -> dict[str, list[Path]]:
         found: dict[str, list[Path]] = defaultdict(list)
         for root in self.roots:
-            for folder, _, names in sorted(os.walk(root)):
-                for path in (Path(folder, name) for name in sorted(names)):
-                    if path.suffix.lower() in SUFFIXES and path not in found[path.stem]:
-                        found[path.stem].append(path)
+            for path in files_below(root):
+                if path.suffix.lower() in SUFFIXES and path not in found[path.stem]:
+                    found[path.stem].append(path)
         return found
 
 

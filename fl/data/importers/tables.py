@@ -11,6 +11,7 @@ from typing import Any
 
 from fl.core.apart import Apart
 from fl.core.errors import CorpusError
+from fl.core.paths import files_below
 from fl.data.importers.places import AudioFolders
 from fl.data.importers.records import Embedded, Finding, Options, Record, UnusableError, attempt, seconds, split_name
 from fl.data.importers.texts import MAX_TEXT_BYTES, Rows, is_pointer, read_objects, read_table
@@ -56,7 +57,7 @@ class ArrowTable:
         if is_pointer(path):
             raise CorpusError(f"{path}:1: is a Git LFS pointer, not the data; run `git lfs pull` in the corpus")
         try:
-            if path.suffix == ".parquet":
+            if path.suffix.lower() == ".parquet":
                 self._parquet = self._pa.parquet.ParquetFile(path, memory_map=True)
             schema = self._stream().schema if self._parquet is None else self._parquet.schema_arrow
         except (self._pa.ArrowInvalid, OSError) as error:
@@ -202,7 +203,7 @@ def list_rows(
     path: Path, options: Options, names: ColumnNames, folders: AudioFolders, *, quoted: bool = True
 ) -> tuple[RowReader, Rows]:
     """The rows of a list of audio files, by the ending of ``path``, and what makes records of them."""
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() == ".jsonl":
         columns, rows = read_objects(path, options.encoding)
     else:
         delimiter = DELIMITERS[path.suffix.lower()]
@@ -225,9 +226,7 @@ def tables_below(source: Path) -> list[Path]:
     """All Parquet files below ``source``, or where there are none all Arrow files, in the order of their names."""
     if source.is_file():
         return [source]
-    found = (
-        [p for p in sorted(source.rglob(f"*{s}")) if not p.name.startswith((".", "cache-"))] for s in TABLE_SUFFIXES
-    )
+    found = ([p for p in files_below(source, f"*{s}") if not p.name.startswith("cache-")] for s in TABLE_SUFFIXES)
     return next(filter(None, found), [])
 
 

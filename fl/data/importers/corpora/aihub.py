@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fl.core.errors import CorpusError
+from fl.core.paths import files_below
 from fl.data.importers.duals import reversed_votes, spoken_text
 from fl.data.importers.places import SUFFIXES, AudioFolders
 from fl.data.importers.records import Finding, Importer, Options, Record, UnusableError, attempt, seconds
@@ -32,7 +33,7 @@ SHARED = ("speaker", "topic", "lang", "audio")
 
 def read(source: Path, options: Options) -> Iterator[Finding]:
     """Records of all JSON files below ``source``."""
-    paths = [source] if source.is_file() else sorted(source.rglob("*.json"))
+    paths = [source] if source.is_file() else list(files_below(source, "*.json"))
     if not paths:
         raise CorpusError(
             f"{source}: holds no JSON files; give the folder with the labels (and --audio with the audio)"

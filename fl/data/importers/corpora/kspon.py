@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fl.core.errors import CorpusError
+from fl.core.paths import files_below
 from fl.data.importers.duals import spoken_text
 from fl.data.importers.places import AudioFolders
 from fl.data.importers.records import Finding, Importer, Options, Record, UnusableError, attempt, file_of, split_name
@@ -15,7 +16,7 @@ BETWEEN = " :: "
 def read(source: Path, options: Options) -> Iterator[Finding]:
     """Records of the ``.trn`` lists below ``source``, else of its ``.txt`` files. No file says who spoke."""
     folders = AudioFolders(source, options)
-    lists = [path for path in sorted(source.rglob("*.trn")) if options.wants(path.stem)]
+    lists = [path for path in files_below(source, "*.trn") if options.wants(path.stem)]
     for path in lists:
         for number, line in numbered_lines(path, options.encoding):
             name, between, text = line.partition(BETWEEN)
@@ -27,7 +28,7 @@ def read(source: Path, options: Options) -> Iterator[Finding]:
                 yield UnusableError(where, "broken line", "a line is the path of the audio, ' :: ' and the text")
     if lists:
         return
-    texts = sorted(source.rglob("*.txt"))
+    texts = list(files_below(source, "*.txt"))
     if not texts:
         raise CorpusError(f"{source}: holds no .trn lists and no .txt files; give the folder that was unpacked")
     for path in texts:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fl.core.errors import CorpusError
+from fl.core.paths import files_below
 from fl.data.importers.places import AudioFolders
 from fl.data.importers.records import Finding, Importer, Options
 from fl.data.importers.tables import ColumnNames, list_rows, parts_of, split_of, table_records, tables_below
@@ -17,7 +18,7 @@ def read(source: Path, options: Options) -> Iterator[Finding]:
     if tables_below(source):
         yield from table_records(source, options, COLUMNS)
         return
-    lists = [path for name in LISTS for path in sorted(source.rglob(name))] if source.is_dir() else []
+    lists = [path for name in LISTS for path in files_below(source, name)] if source.is_dir() else []
     if not lists:
         raise CorpusError(
             f"{source}: holds no Parquet or Arrow files and no {' or '.join(LISTS)}; give the downloaded folder"

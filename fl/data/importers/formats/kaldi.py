@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fl.core.errors import CorpusError
+from fl.core.paths import files_below
 from fl.data.importers.places import AudioFolders
 from fl.data.importers.records import Finding, Importer, Options, Record, UnusableError, attempt, seconds, split_name
 from fl.data.importers.texts import numbered_lines
@@ -27,7 +28,7 @@ class _MapLine:
 
 def read(source: Path, options: Options) -> Iterator[Finding]:
     """Records of one data directory, or of all directories below ``source`` that are one (``wav.scp`` and ``text``)."""
-    folders = [path.parent for path in sorted(source.rglob("wav.scp")) if (path.parent / "text").is_file()]
+    folders = [path.parent for path in files_below(source, "wav.scp") if (path.parent / "text").is_file()]
     if not folders:
         raise CorpusError(
             f"{source}: no folder here has both wav.scp and text; give a Kaldi data directory or one above it"
