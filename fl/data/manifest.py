@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, Valida
 
 from fl.core.errors import ManifestError, MetricError, TextError
 from fl.core.files import write_atomically
+from fl.core.paths import Names, readable
 from fl.metrics.languages import check_spans
 from fl.speech.text import normalize_text
 
@@ -31,6 +32,12 @@ def _filled(value: object) -> object:
     return value
 
 
+def _name(value: str) -> str:
+    if not (name := readable(value)):
+        raise ValueError("shows nothing to a reader")
+    return name
+
+
 def _transcript(value: str) -> str:
     try:
         return normalize_text(value)
@@ -39,6 +46,7 @@ def _transcript(value: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_transcript)]
+Name = Annotated[str, BeforeValidator(_filled), AfterValidator(_name)]
 Pairs = tuple[tuple[Text, Text], ...]
 Seconds = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 
@@ -49,17 +57,17 @@ class Utterance:
     longer file; ``spans`` are word parts with their language, in order, () if unknown; ``loanwords`` are pairs of
     spellings (matrix script, latin) of words in the text that could be written either way."""
 
-    id: str
+    id: Name
     audio: Annotated[Path, BeforeValidator(_filled)]
     text: Text
-    speaker: Annotated[str, BeforeValidator(_filled)]
+    speaker: Name
     start: Seconds | None = None
     end: Seconds | None = None
     lang: str | None = None
     spans: Pairs = ()
     level: Annotated[str, Field(pattern=f"^({'|'.join(LEVELS)})$")] | None = None
     loanwords: Pairs = ()
-    session: str | None = None
+    session: Annotated[str, AfterValidator(readable)] | None = None
     split: Annotated[str, Field(pattern=f"^({'|'.join(SPLITS)})$")] | None = None
 
 
@@ -88,6 +96,7 @@ def read_manifest(path: str | Path) -> list[Utterance]:
         raise ManifestError(f"{path}: no such manifest; make one with `idiolect synth` or list your recordings in it")
     utterances: list[Utterance] = []
     lines: dict[str, int] = {}
+    names = Names()
     with path.open("rb") as file:
         number = 0
         while raw := file.readline(MAX_LINE_BYTES + 1):
@@ -103,6 +112,8 @@ def read_manifest(path: str | Path) -> list[Utterance]:
             if len(utterances) >= MAX_UTTERANCES:
                 raise ManifestError(f"{where}: more than {MAX_UTTERANCES} utterances; split the manifest")
             lines[utterance.id] = number
+            if not str(utterance.audio).isascii():  # what is ASCII is written in one way
+                utterance = replace(utterance, audio=names.find(utterance.audio))
             utterances.append(utterance)
     if not utterances:
         raise ManifestError(f"{path}: holds no utterances")

@@ -1,6 +1,7 @@
 """Folders and tables as people have them, through ``idiolect import``."""
 
 import json
+import unicodedata
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
+from fl.core.errors import CorpusError
+from fl.data.manifest import read_manifest
+from fl.data.partition import load_population
 from sim.cli.app import app
 
 Rows = list[dict[str, Any]]
@@ -72,8 +76,9 @@ def seame(folder: Path, person: str) -> None:
 
 def kaldi(folder: Path, person: str) -> None:
     for name, value in (("wav.scp", f"{person}.wav"), ("text", f"hello {person}"), ("utt2spk", person)):
+        key = unicodedata.normalize("NFD", person) if name == "text" else person
         with (folder / name).open("a") as file:
-            file.write(f"{person} {value}\n")
+            file.write(f"{key} {value}\n")
     wav(folder / f"{person}.wav")
 
 
@@ -87,6 +92,13 @@ def common_voice(folder: Path, person: str) -> None:
 def huggingface(folder: Path, person: str) -> None:
     write(folder / person / "metadata.csv", f"file_name,text,speaker\n{person}.wav,hello {person},{person}\n")
     wav(folder / person / f"{person}.wav")
+
+
+class MacMember(zipfile.ZipInfo):
+    """A member whose name is UTF-8 and is not marked as such, as macOS writes it."""
+
+    def _encodeFilenameFlags(self) -> tuple[bytes, int]:  # noqa: N802 (zipfile's)
+        return self.filename.encode(), self.flag_bits & ~0x800
 
 
 CORPORA = [aihub, kspon, seame, kaldi, common_voice, huggingface]
@@ -120,3 +132,192 @@ def test_what_systems_leave_in_a_folder_is_no_part_of_a_corpus(make: Any, tmp_pa
     _, rows = take(name, archive, *PARTS.get(make.__name__, ()))
     assert len(rows) == 2
     assert not [path for path in tmp_path.glob("out1/source/**/*") if path.name.startswith((".", "_", "@", "~"))]
+
+
+def namesakes(form: str, folder: Path) -> None:
+    """minji/001 and junho/001, as ``form`` has them."""
+    for number, person in enumerate(("minji", "junho")):
+        wav(folder / person / "001.wav", number)
+        text = f"hello {person}"
+        if form == "table":
+            lines = "".join(f"{name}/001.wav,hello {name},{name},1\n" for name in ("minji", "junho"))
+            write(folder / "list.csv", f"audio,text,speaker,id\n{lines}")
+        elif form == "huggingface":
+            write(folder / person / "metadata.csv", f"file_name,text,speaker\n001.wav,{text},{person}\n")
+        elif form == "aihub":
+            write(folder / "labels" / person / "001.json", json.dumps({"form": text, "speaker_id": person}))
+        elif form == "kaldi":
+            (folder / "data" / person).mkdir(parents=True)
+            for name, value in (("wav.scp", f"{person}/001.wav"), ("text", text), ("utt2spk", person)):
+                write(folder / "data" / person / name, f"001 {value}\n")
+        elif form == "kspon":
+            write(folder / person / "001.txt", text)
+    if form == "kaldi":
+        for number, person in enumerate(("minji", "junho")):
+            wav(folder / person / "001.wav", number)
+
+
+FOLDERS = ["table", "huggingface", "aihub", "kaldi", "kspon"]
+NAMESAKES = "`minji/001.wav` and `junho/001.wav`"
+
+
+@pytest.mark.parametrize("form", FOLDERS)
+@case(NAMESAKES, "ids are the paths; both are taken")
+def test_two_files_of_one_name_in_two_folders_are_two_utterances(form: str, tmp_path: Path, take: Any) -> None:
+    folder = tmp_path / "corpus"
+    namesakes(form, folder)
+    summary, rows = take(form, folder / "list.csv" if form == "table" else folder)
+    assert {(row["id"], row["text"]) for row in rows} == {(f"{p}/001", f"hello {p}") for p in ("minji", "junho")}
+    for number, row in enumerate(sorted(rows, key=lambda row: row["id"], reverse=True)):
+        heard = (tmp_path / "out0" / row["audio"]).read_bytes()
+        assert heard == wav(tmp_path / "again.wav", number).read_bytes()
+    assert "all are called by their audio, like" in summary["notes"][-1]
+
+
+@case("the audio of one of two files of one name is missing", "refused by name, never another's audio")
+def test_a_label_is_not_given_the_audio_of_its_namesake(tmp_path: Path, take: Any) -> None:
+    for form, message in (("aihub", "no audio file is called '001'"), ("kspon", "has another text")):
+        namesakes(form, tmp_path / form)
+        (tmp_path / form / "junho" / "001.wav").unlink()
+        with pytest.raises(CorpusError, match=message):
+            take(form, tmp_path / form)
+
+
+@case("speakers that are numbered anew in label files of one name", "a device for each")
+def test_local_speakers_of_two_files_of_one_name_stay_apart(tmp_path: Path, take: Any) -> None:
+    for room in "ab":
+        label = {
+            "utterances": [{"form": f"{room} says {n}", "speaker_id": "1", "start": n, "end": n + 1} for n in (0, 1)]
+        }
+        write(tmp_path / "set" / room / "001.json", json.dumps(label))
+        soundfile.write(tmp_path / "set" / room / "001.wav", np.random.default_rng(0).normal(0, 0.1, 32_000), 16_000)
+    summary, rows = take("aihub", tmp_path / "set", "--local-speakers")
+    assert set(summary["devices"]) == {"a/001/1", "b/001/1"}
+    assert {row["session"] for row in rows} == {"a/001", "b/001"}
+
+
+def parquet(path: Path, rows: Rows) -> Path:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+@case("Parquet whose rows are all called `audio.wav`", "ids are table and row")
+@case("a column `id` that starts anew in each split", "ids are table and row, said in a line")
+@pytest.mark.parametrize("column", [False, True])
+def test_rows_that_are_all_called_the_same_are_all_taken(column: bool, tmp_path: Path, take: Any) -> None:
+    for split in ("train", "test"):
+        rows = []
+        for number, person in enumerate(("ann", "bob")):
+            sound = wav(tmp_path / "again.wav", number).read_bytes()
+            row = {"text": f"{person} says {split}", "speaker": person, "audio": {"bytes": sound, "path": "audio.wav"}}
+            rows.append(row | ({"id": number} if column else {}))
+        parquet(tmp_path / "set" / "data" / f"{split}-00000-of-00001.parquet", rows)
+    summary, rows = take("huggingface", tmp_path / "set")
+    expected = {f"data/{split}-00000-of-00001-{n}" for split in ("train", "test") for n in (1, 2)}
+    assert {row["id"] for row in rows} == expected
+    assert summary["notes"] == [
+        f"4 utterances share an id, like {'0' if column else 'audio'!r}: all are called by their audio, like "
+        "'data/test-00000-of-00001-1'"
+    ]
+    assert {(row["speaker"], row.get("split")) for row in rows} == {
+        (p, s) for p in ("ann", "bob") for s in ("train", "test")
+    }
+
+
+@case("ids that differ in case alone, or `a.wav` beside `a.flac`", "told apart, also as names of files")
+def test_ids_are_apart_on_a_disk_that_knows_no_case(tmp_path: Path, take: Any) -> None:
+    for number, name in enumerate(("A/x.wav", "a/x.wav", "b.wav", "b.flac")):
+        wav(tmp_path / "set" / name, number)
+    lines = "".join(
+        f"{name},hello {name[0]} {n},ann\n" for n, name in enumerate(("A/x.wav", "a/x.wav", "b.wav", "b.flac"))
+    )
+    _, rows = take("table", write(tmp_path / "set" / "list.csv", f"audio,text,speaker\n{lines}"), "--copy")
+    assert len({row["audio"].lower() for row in rows}) == 4
+
+
+@case("one recording in two rows with two texts", "refused; `--drop-bad` leaves both out")
+def test_of_two_texts_of_one_recording_none_is_believed(tmp_path: Path, take: Any) -> None:
+    wav(tmp_path / "a.wav")
+    wav(tmp_path / "b.wav")
+    lines = "a.wav,hello,ann\nb.wav,so it is,ann\na.wav,good bye,ann\n"
+    path = write(tmp_path / "list.csv", f"audio,text,speaker\n{lines}")
+    with pytest.raises(CorpusError, match=r"list\.csv:4: id 'a' was already used in .*:2 for the same audio"):
+        take("table", path)
+    summary, rows = take("table", path, "--drop-bad")
+    assert [row["text"] for row in rows] == ["so it is"]
+    assert summary["left_out"] == {"id twice": 2}
+
+
+NFC, NFD = (unicodedata.normalize(form, "김민지") for form in ("NFC", "NFD"))
+
+
+@pytest.mark.parametrize(("listed", "real"), [(NFC, NFD), (NFD, NFC)])
+@pytest.mark.parametrize("make", [make for make in CORPORA if make is not seame])
+@case("file names in NFD beside a list in NFC (macOS), or the reverse", "found")
+def test_files_are_found_by_the_names_that_people_read(
+    make: Any, listed: str, real: str, tmp_path: Path, take: Any
+) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    make(folder, listed)
+    for path in [path for path in folder.rglob("*.wav") if listed in path.name]:
+        path.rename(path.with_name(path.name.replace(listed, real)))
+    name = make.__name__.replace("_", "-")
+    _, (row,) = take(name, folder, *PARTS.get(make.__name__, ()))
+    assert (row["id"], unicodedata.normalize("NFC", row["audio"]).count(NFC)) == (NFC, 1 + (make is huggingface))
+    assert row.get("speaker", "").split("topic:")[-1] in (NFC, "session:KsponSpeech_0001")
+    archive = tmp_path / "corpus.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in filter(Path.is_file, folder.rglob("*")):
+            file.writestr(MacMember(str(path.relative_to(folder))), path.read_bytes())
+    _, (row,) = take(name, archive, *PARTS.get(make.__name__, ()))
+    assert row["id"] == NFC
+
+
+SPELLED = (NFC, NFD, f"{NFC} ", f"\u200b{NFC}", f"{NFC}\ufeff")
+
+
+@case("a speaker in NFC, in NFD, with a space, a zero-width character or a byte order mark at an end", "one device")
+def test_speakers_that_look_the_same_are_one_device(tmp_path: Path, take: Any) -> None:
+    for number in range(len(SPELLED)):
+        wav(tmp_path / "set" / f"{number}.wav", number)
+    lines = "".join(f"{n}.wav,hello {n},{name}\n" for n, name in enumerate(SPELLED))
+    summary, rows = take("table", write(tmp_path / "set" / "list.csv", f"audio,text,speaker\n{lines}"))
+    assert {row["speaker"] for row in rows} == set(summary["devices"]) == {NFC}
+
+
+@pytest.mark.case(
+    "manifests", "speakers in NFC and NFD, and audio whose name is in the other form", "import", "one device; found"
+)
+@pytest.mark.case(
+    "manifests", "speakers in NFC and NFD, and audio whose name is in the other form", "run", "one device; found"
+)
+def test_a_manifest_is_read_by_the_names_that_people_read(tmp_path: Path, take: Any) -> None:
+    lines = []
+    for number, name in enumerate(SPELLED):
+        wav(tmp_path / "set" / NFD / f"{NFC}{number}.wav", number)
+        audio = f"{NFC}/{NFD}{number}.wav"
+        lines.append(json.dumps({"audio": audio, "text": f"hello {number}", "speaker": name, "id": f"{name}{number}"}))
+    path = write(tmp_path / "set" / "manifest.jsonl", "\n".join(lines))
+    summary, _ = take("manifest", path)
+    assert set(summary["devices"]) == {NFC}
+    population = load_population(path, seed=1)
+    assert [device.device_id for device in population.devices] == [NFC]
+    assert all(spoken.audio.is_file() for spoken in read_manifest(path))
+
+
+@case("speakers that differ in case or width alone (`Ann`, `ann`, `Ａｎｎ`)", "devices of their own, with a remark")
+def test_names_that_are_seen_to_differ_stay_apart_with_a_remark(tmp_path: Path, take: Any) -> None:
+    names = ("Ann", "ann", "Ａｎｎ", "bob")
+    for number in range(len(names)):
+        wav(tmp_path / f"{number}.wav", number)
+    lines = "".join(f"{n}.wav,hello {n},{name}\n" for n, name in enumerate(names))
+    summary, _ = take("table", write(tmp_path / "list.csv", f"audio,text,speaker\n{lines}"))
+    assert len(summary["devices"]) == 4
+    assert summary["notes"] == [
+        "different devices, though their names differ in case or width alone: 'Ann' and 'ann' and 'Ａｎｎ'"
+    ]

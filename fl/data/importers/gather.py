@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fl.core.errors import CorpusError, IdiolectError, TextError, VocabularyError
+from fl.data.importers.names import with_readable_names
 from fl.data.importers.places import leads_out
 from fl.data.importers.records import Finding, Record, UnusableError, file_of
 from fl.data.importers.texts import REPLACEMENT
@@ -62,23 +63,30 @@ class ImportTally:
 
 
 def usable_records(findings: Iterable[Finding], plain: bool, tally: ImportTally, show: Progress) -> list[Record]:
-    """Records with a usable text, its language and a unique id; all else goes to ``tally``."""
-    records: dict[str, Record] = {}
+    """Records with a usable text and its language, names as people read them, none twice; all else goes to ``tally``."""
+    records: dict[tuple[object, ...], Record] = {}
+    contested = set()
     for number, found in enumerate(findings, 1):
         if number > MAX_UTTERANCES:
             raise CorpusError(f"more than {MAX_UTTERANCES:,} utterances; import the corpus in parts, with --part")
         if isinstance(found, Record):
-            found = _with_clean_text(found, plain)
+            found = _with_clean_text(with_readable_names(found), plain)
         if not isinstance(found, Record):
             tally.add(found)
-        elif found.id in records:
-            fault = f"id {found.id!r} was already used in {records[found.id].where}"
+        elif (key := (found.id, found.audio, found.start, found.end)) in records:
+            fault = f"id {found.id!r} was already used in {records[key].where} for the same audio"
             tally.add(UnusableError(found.where, "id twice", fault))
+            if records[key].text != found.text:
+                contested.add(key)
         else:
-            records[found.id] = replace(found, lang=spoken_languages(found)[1])
+            records[key] = replace(found, lang=spoken_languages(found)[1])
         if number % 500 == 0:
             show("labels", number, number)
     show("labels", len(records), len(records))
+    for record in map(records.pop, contested):
+        tally.add(
+            UnusableError(record.where, "id twice", f"the audio of id {record.id!r} has another text further down")
+        )
     return list(records.values())
 
 

@@ -5,10 +5,11 @@ import stat
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 
 from fl.core.errors import CorpusError
-from fl.core.paths import files_below
+from fl.core.paths import Names, files_below, readable
 from fl.data.importers.records import Options, UnusableError
 
 RAW_SUFFIXES = frozenset({".pcm", ".raw"})
@@ -56,6 +57,7 @@ class AudioFolders:
         if options.audio is not None and not options.audio.is_dir():
             raise CorpusError(f"--audio {options.audio}: no such folder")
         self.roots = roots_of(source, options)
+        self._names = Names()
 
     def at(self, name: str, where: str, *, beside: Path | None = None) -> Path:
         """The audio that ``name`` in a label file means: relative to the folder ``beside`` or a root, or absolute and inside one.
@@ -70,7 +72,7 @@ class AudioFolders:
             raise CorpusError(f"{where}: the path of the audio is empty or holds a zero character")
         allowed = [path for path in (_inside(root, name) for root in roots) if path is not None]
         by_name = [roots[-1] / name.rsplit("/", 1)[-1]] if len(roots) > 1 else []
-        found = next((path for path in (*allowed, *by_name) if path.is_file()), None)
+        found = next((path for path in map(self._names.find, (*allowed, *by_name)) if os.path.isfile(path)), None)
         if found is None and not allowed:
             raise CorpusError(
                 f"{where}: path {name!r} leads out of {roots[0]}; if the audio is meant to lie elsewhere, name that folder with "
@@ -78,21 +80,25 @@ class AudioFolders:
             )
         return found or allowed[0]
 
-    def called(self, stem: str, where: str) -> Path:
-        """The audio file of that name in any folder, for corpora that keep labels and audio in two trees.
+    def called(self, stem: str, where: str, label: Path | None = None, least: int = 1) -> Path:
+        """The audio file of that name in any folder, for corpora that keep labels and audio in two trees. Of several, the one
+        in whose path the most last names are those of ``label``'s path, and at least so many (2: name and folder).
 
         Raises :class:`fl.data.importers.records.UnusableError` if there is none and :class:`CorpusError` if there are several.
         """
-        found = self.find(stem, where)
+        found = self.find(stem, where, label, least)
         if found is None:
             raise UnusableError(
                 where, "missing audio", f"no audio file is called {stem!r}; give its folder with --audio DIR"
             )
         return found
 
-    def find(self, stem: str, where: str) -> Path | None:
+    def find(self, stem: str, where: str, label: Path | None = None, least: int = 1) -> Path | None:
         """As :meth:`called`, None if there is none."""
-        found = self._by_stem.get(stem, [])
+        found = self._by_stem.get(readable(stem), [])
+        if label is not None and (len(found) > 1 or least > 1):
+            shared = [_shared(path, label) for path in found]
+            found = [path for path, count in zip(found, shared, strict=True) if count == max(least, *shared)]
         if len(found) > 1:
             raise CorpusError(
                 f"{where}: {len(found)} audio files are called {stem!r} ({found[0]}, {found[1]}); import the parts one by one"
@@ -104,9 +110,15 @@ class AudioFolders:
         found: dict[str, list[Path]] = defaultdict(list)
         for root in self.roots:
             for path in files_below(root):
-                if path.suffix.lower() in SUFFIXES and path not in found[path.stem]:
-                    found[path.stem].append(path)
+                if path.suffix.lower() in SUFFIXES and path not in found[readable(path.stem)]:
+                    found[readable(path.stem)].append(path)
         return found
+
+
+def _shared(path: Path, other: Path) -> int:
+    """How many of the last names of two paths are the same, the endings aside."""
+    names = (map(readable, reversed(p.with_suffix("").parts)) for p in (path, other))
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*names, strict=False)))
 
 
 def _inside(root: Path, name: str) -> Path | None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, ParamSpec
 
+from fl.core.paths import readable
+
 FIELDS = ("id", "audio", "text", "speaker", "session", "topic", "lang", "start", "end", "split", "level", "utterances")
 """What ``Options.fields`` may rename; ``utterances`` is where a JSON document keeps its list."""
 
@@ -116,7 +118,7 @@ class Options:
 
     def wants(self, *names: str) -> bool:
         """Whether a part with any of these names is to be read."""
-        return not self.parts or any(name in self.parts for name in names)
+        return not self.parts or not {*map(readable, names)}.isdisjoint(map(readable, self.parts))
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,7 @@ def read(source: Path, options: Options) -> Iterator[Finding]:
             name, between, text = line.partition(BETWEEN)
             where = f"{path}:{number}"
             if between:
-                stem = Path(name.strip()).stem
-                yield attempt(_record, where, stem, text, split_name(path.stem), folders, options)
+                yield attempt(_record, where, Path(name.strip()), text, split_name(path.stem), folders, options)
             else:
                 yield UnusableError(where, "broken line", "a line is the path of the audio, ' :: ' and the text")
     if lists:
@@ -33,14 +32,14 @@ def read(source: Path, options: Options) -> Iterator[Finding]:
         raise CorpusError(f"{source}: holds no .trn lists and no .txt files; give the folder that was unpacked")
     for path in texts:
         text = next((line for _, line in numbered_lines(path, options.encoding)), "")
-        yield attempt(_record, f"{path}:1", path.stem, text, None, folders, options)
+        yield attempt(_record, f"{path}:1", path, text, None, folders, options)
 
 
-def _record(where: str, stem: str, text: str, split: str | None, folders: AudioFolders, options: Options) -> Record:
+def _record(where: str, label: Path, text: str, split: str | None, folders: AudioFolders, options: Options) -> Record:
     spoken, loanwords = spoken_text(text, where, options)
-    audio = folders.called(stem, where)
+    audio = folders.called(label.stem, where, label)
     session = file_of(audio).parent.name  # a folder holds a thousand utterances that were recorded after each other
-    return Record(where, stem, audio, spoken, session=session, split=split, lang="ko", loanwords=loanwords)
+    return Record(where, label.stem, audio, spoken, session=session, split=split, lang="ko", loanwords=loanwords)
 
 
 IMPORTER = Importer(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fl.core.errors import CorpusError
-from fl.core.paths import files_below
+from fl.core.paths import files_below, readable
 from fl.data.importers.places import AudioFolders
 from fl.data.importers.records import Finding, Importer, Options, Record, UnusableError, attempt, seconds, split_name
 from fl.data.importers.texts import numbered_lines
@@ -47,7 +47,7 @@ def _read_map(path: Path, encoding: str, *, empty: bool = False) -> dict[str, _M
     found: dict[str, _MapLine] = {}
     for number, line in numbered_lines(path, encoding):
         key, _, value = line.strip().replace("\t", " ", 1).partition(" ")
-        where = f"{path}:{number}"
+        key, where = readable(key), f"{path}:{number}"
         if key in found:
             raise CorpusError(
                 f"{where}: {key!r} was already in {found[key].where}; ids are unique: rename or remove one"
@@ -114,7 +114,7 @@ class _Directory:
         first, last = seconds(start, entry.where), None if stop == TO_THE_END else seconds(stop, entry.where)
         if last is not None and start >= last:
             raise UnusableError(entry.where, "broken times", f"start {start} is not before end {last} (seconds)")
-        return recording, first, last
+        return readable(recording), first, last
 
     def _audio(self, recording: str, where: str) -> Path:
         """Raises :class:`CorpusError` for a command or an offset into an archive of Kaldi's."""
