@@ -321,3 +321,110 @@ def test_names_that_are_seen_to_differ_stay_apart_with_a_remark(tmp_path: Path, 
     assert summary["notes"] == [
         "different devices, though their names differ in case or width alone: 'Ann' and 'ann' and 'Ａｎｎ'"
     ]
+
+
+def table(folder: Path, text: str, name: str = "list.csv", encoding: str = "utf-8") -> Path:
+    """A table beside a.wav to d.wav."""
+    for number, clip in enumerate("abcd"):
+        wav(folder / f"{clip}.wav", number)
+    return write(folder / name, text, encoding)
+
+
+STRAY = 'audio\ttext\tspeaker\na.wav\t"안녕\tminji\nb.wav\t그는 "말했다\tminji\nc.wav\t그래"\tminji\nd.wav\t네\tminji\n'
+SAID = ['"안녕', '그는 "말했다', '그래"', "네"]
+
+
+@case("a TSV with stray quotation marks", "a row a line; marks stay in the text")
+def test_a_quotation_mark_in_a_tsv_joins_no_rows(tmp_path: Path, take: Any) -> None:
+    for name in ("list.tsv", "list.txt", "list.csv"):
+        _, rows = take("table", table(tmp_path / name[-3:], STRAY, name))
+        assert [(row["id"], row["text"]) for row in rows] == list(zip("abcd", SAID, strict=True))
+    lists = STRAY.replace("audio\ttext\tspeaker", "path\tsentence\tclient_id")
+    table(tmp_path / "cv" / "clips", lists, "../validated.tsv")
+    _, rows = take("common-voice", tmp_path / "cv", "--part", "validated")
+    assert [row["text"].strip('"') for row in rows] == [text.strip('"') for text in SAID]
+
+
+@case("a TSV whose cells are quoted as in a CSV (pandas)", "unquoted where marks are doubled; else `--quoted`")
+def test_a_quoted_tsv_is_read_as_it_was_meant(tmp_path: Path, take: Any) -> None:
+    text = 'audio\ttext\tspeaker\na.wav\t"he said ""hi"""\tann\nb.wav\t"hello, you"\tann\n'
+    path = table(tmp_path, text, "list.tsv")
+    assert [row["text"] for row in take("table", path)[1]] == ['he said "hi"', '"hello, you"']
+    assert [row["text"] for row in take("table", path, "--quoted")[1]] == ['he said "hi"', "hello, you"]
+
+
+SPOILED = [
+    ("a CSV with a quotation mark that is not closed", 'a.wav,"안녕,minji\nb.wav,그래,minji\nc.wav,네,minji\n', {2}),
+    ("a cell of a CSV over two lines", 'a.wav,"half\na",minji\nb.wav,그래,minji\nc.wav,네,minji\n', {2, 3}),
+    ("a row with too few or too many cells", "a.wav,안녕\nd.wav,a,b,c\nb.wav,그래,minji\nc.wav,네,minji,,\n", {2, 3}),
+    ("a text with the name of an audio file in it", "a.wav,안녕 minji b.wav 그래,minji\nb.wav,그래,minji\nc.wav,네,minji\n", {2}),
+    ("a tab in a text", 'a.wav,"안녕\tb",minji\nb.wav,그래,minji\nc.wav,네,minji\n', {2}),
+    ("`nan`, `None`, `#NAME?` as a text", "a.wav,nan,minji\nb.wav,그래,minji\nd.wav,#NAME?,minji\nc.wav,네,minji\n", {2, 4}),
+    ("`nan` as a speaker", "a.wav,hi,nan\nb.wav,그래,minji\nc.wav,네,minji\n", {2}),
+    ("a speaker that Excel rounded, `1.23E+11`", "a.wav,hi,1.23457E+11\nb.wav,그래,minji\nc.wav,네,minji\n", {2}),
+    ("a carriage return inside a line", "a.wav,hi\r there,minji\nb.wav,그래,minji\nc.wav,네,minji\n", {2}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rows", "bad"),
+    [pytest.param(rows, bad, marks=case(row, "refused by line; `--drop-bad` counts it")) for row, rows, bad in SPOILED],
+)
+def test_what_is_suspect_is_named_by_line_and_left_out_alone(
+    rows: str, bad: set[int], tmp_path: Path, take: Any
+) -> None:
+    path = table(tmp_path, f"audio,text,speaker\n{rows}")
+    with pytest.raises(CorpusError, match=rf"{len(bad)} utterances cannot be used") as refusal:
+        take("table", path)
+    assert all(f"list.csv:{line}: " in str(refusal.value) for line in bad)
+    summary, taken = take("table", path, "--drop-bad")
+    assert [(row["id"], row["text"]) for row in taken] == [("b", "그래"), ("c", "네")]
+    assert sum(summary["left_out"].values()) == len(bad)
+
+
+def test_no_half_of_a_text_is_taken_wherever_the_text_stands(tmp_path: Path, take: Any) -> None:
+    path = table(tmp_path, 'text,audio,speaker\n"half\nother half",a.wav,ann\nwhole,b.wav,ann\n')
+    assert [row["text"] for row in take("table", path, "--drop-bad")[1]] == ["whole"]
+
+
+@case("a line of `metadata.jsonl` that is no JSON object", "refused by line; `--drop-bad` counts it")
+def test_a_broken_line_of_json_is_one_utterance(tmp_path: Path, take: Any) -> None:
+    line = '{"file_name": "%s.wav", "text": "hello %s", "speaker": "ann"}\n'
+    text = line % ("a", "a") + '{"file_name": "b.wav", "te\n[1]\n' + line % ("c", "c")
+    path = table(tmp_path / "set", text, "metadata.jsonl")
+    with pytest.raises(
+        CorpusError, match=r"metadata\.jsonl:2: not JSON(.|\n)*metadata\.jsonl:3: a line is one JSON object"
+    ):
+        take("huggingface", path.parent)
+    summary, rows = take("huggingface", path.parent, "--drop-bad")
+    assert ([row["id"] for row in rows], summary["left_out"]) == (["a", "c"], {"broken row": 2})
+
+
+PLAIN = "audio,text,speaker\na.wav,안녕,1\nb.wav,네,1\n"
+FORMS = [
+    ("a CSV with semicolons", PLAIN.replace(",", ";"), "utf-8"),
+    ("a CSV with semicolons", f'"sep=;"\r\n{PLAIN.replace(",", ";")}', "utf-8-sig"),
+    ("a CSV with tabs", PLAIN.replace(",", "\t"), "utf-8"),
+    ("UTF-16 with a byte order mark (Excel's Unicode text)", PLAIN.replace(",", "\t").replace("\n", "\r\n"), "utf-16"),
+    ("lines that end in a carriage return (Excel for the Mac)", PLAIN.replace("\n", "\r"), "utf-8"),
+    ("a header with capitals, spaces, a byte order mark", PLAIN.replace("audio,text,speaker", "Audio, TEXT ,Speaker ID"), "utf-8-sig"),
+    ("delimiters at the ends of lines", PLAIN.replace("\n", ",,\n"), "utf-8"),
+    ("speakers `1` and `1.0`", PLAIN.replace("네,1", "네,1.0"), "utf-8"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"), [pytest.param(text, code, marks=case(row, "read")) for row, text, code in FORMS]
+)
+def test_tables_are_read_as_programs_write_them(text: str, encoding: str, tmp_path: Path, take: Any) -> None:
+    summary, rows = take("table", table(tmp_path, text, encoding=encoding))
+    assert [(row["id"], row["text"], row["speaker"]) for row in rows] == [("a", "안녕", "1"), ("b", "네", "1")]
+    assert (summary["left_out"], summary["notes"]) == ({}, [])
+
+
+@case("a CSV in CP949 (Excel in Korea)", "refused: names `--encoding cp949`, which reads it")
+def test_the_encoding_is_named_and_then_read(tmp_path: Path, take: Any) -> None:
+    path = table(tmp_path, PLAIN, encoding="cp949")
+    with pytest.raises(CorpusError, match=r"list\.csv:2: not UTF-8; it looks like cp949: give --encoding cp949"):
+        take("table", path)
+    assert [row["text"] for row in take("table", path, "--encoding", "cp949")[1]] == ["안녕", "네"]

@@ -1,5 +1,6 @@
 """Findings of an importer, sorted: records that can be used, what is left out and why, what is broken, what would leak."""
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +18,7 @@ from fl.metrics.tokens import normalize_for_scoring
 from fl.speech.text import fold_text, normalize_text
 
 SHOWN, SHOWN_LETTERS = 10, 20
+_FILE_NAME = re.compile(r"\w+\.(wav|flac|mp3|ogg|opus|m4a|webm|aac|amr|pcm|sph)(?![a-z0-9])", re.IGNORECASE)
 Progress = Callable[[str, int, int], None]
 Rewriting = Callable[[str], str]
 """What a base makes of a text by turning it into ids and back."""
@@ -95,6 +97,9 @@ def _with_clean_text(record: Record, plain: bool) -> Finding:
     if REPLACEMENT in record.text:
         fault = "the text holds U+FFFD, left by a wrong decoding before: get the original text"
         return UnusableError(record.where, "damaged text", fault)
+    if named := _FILE_NAME.search(record.text):
+        fault = f"the text holds the file name {named.group()!r}: rows may have run together, look for a stray quotation mark"
+        return UnusableError(record.where, "suspect text", fault)
     if not fold_text(record.text) or (plain and not normalize_for_scoring(record.text)):
         return UnusableError(record.where, "no words in the text")
     try:

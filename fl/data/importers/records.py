@@ -104,7 +104,7 @@ class Options:
     ``encoding`` of text files ("" is UTF-8); ``audio`` a further folder in which audio may lie; ``fields`` our name of a field
     -> the corpus's; ``parts`` read only these splits, lists or folders; ``order`` and ``transcript`` of dual transcripts;
     ``events`` whether marks of noise and hesitation are removed; ``local_speakers`` speaker ids count from the start in
-    each file.
+    each file; ``quoted`` quotation marks enclose cells between tabs too.
     """
 
     encoding: str = ""
@@ -115,6 +115,7 @@ class Options:
     transcript: Transcript = "spelling"
     events: Literal["remove", "keep"] = "remove"
     local_speakers: bool = False
+    quoted: bool = False
 
     def wants(self, *names: str) -> bool:
         """Whether a part with any of these names is to be read."""

@@ -4,6 +4,7 @@ Labels are read at once, audio inside a table when it is asked for.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +12,19 @@ from typing import Any
 
 from fl.core.apart import Apart
 from fl.core.errors import CorpusError
-from fl.core.paths import files_below
+from fl.core.paths import files_below, readable
 from fl.data.importers.places import AudioFolders
 from fl.data.importers.records import Embedded, Finding, Options, Record, UnusableError, attempt, seconds, split_name
 from fl.data.importers.texts import MAX_TEXT_BYTES, Rows, is_pointer, read_objects, read_table
 from fl.data.manifest import LEVELS
 from fl.metrics.languages import SCRIPT_LANGUAGES
 
-DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
-"""Of tables by the ending of their files; ``.jsonl`` holds one object a line."""
+DELIMITERS = {".csv": ",;\t", ".tsv": "\t,;", ".txt": "\t,;"}
+"""Of tables by the ending of their files, the likeliest first; ``.jsonl`` holds one object a line."""
+MISSING = frozenset({"nan", "NaN", "<NA>", "None", "NULL", "#N/A", "#NAME?", "#REF!", "#VALUE!"})
+"""What pandas, databases and Excel write for a value that is not there."""
+_WHOLE = re.compile(r"(\d+)\.0")  # a number of a column with gaps, as pandas writes it
+_ROUNDED = re.compile(r"\d(\.\d+)?E\+\d+", re.IGNORECASE)  # a long number, as Excel writes it
 
 LABEL_ROWS, AUDIO_ROWS = 4096, 16
 TABLE_SUFFIXES = (".parquet", ".arrow")
@@ -128,20 +133,27 @@ class ColumnNames:
 
     def choose(self, columns: Sequence[str], options: Options, where: str) -> dict[str, str]:
         """Field -> column. Raises :class:`CorpusError` for a column that was named and is missing, and without text."""
-        chosen = dict(options.fields)
+        known = {_folded(column): column for column in reversed(columns)} | {column: column for column in columns}
+        chosen = {}
         for field, wanted in options.fields.items():
-            if field != "utterances" and wanted not in columns:
+            chosen[field] = known.get(wanted) or known.get(_folded(wanted), "")
+            if field != "utterances" and not chosen[field]:
                 raise CorpusError(f"{where}: --field {field}={wanted}: no such column; there are {', '.join(columns)}")
         for field, names in vars(self).items():
             for name in names:
-                if field not in chosen and name in columns:
-                    chosen[field] = name
+                if field not in chosen and name in known:
+                    chosen[field] = known[name]
         for field in ("text", "audio"):
             if field not in chosen:
                 raise CorpusError(
                     f"{where}: no column for the {field}; there are {', '.join(columns)}; name it with --field {field}=COLUMN"
                 )
         return chosen
+
+
+def _folded(column: str) -> str:
+    """``speaker_id`` for ``Speaker ID``."""
+    return re.sub(r"[\s-]+", "_", readable(column)).casefold()
 
 
 def plain(value: Any) -> str | None:
@@ -164,19 +176,37 @@ class RowReader:
     chosen: Mapping[str, str]
     folders: AudioFolders
 
-    def read(self, row: Mapping[str, Any], where: str, split: str | None, inside: Embedded | None = None) -> Finding:
+    def read(
+        self, row: Mapping[str, Any] | UnusableError, where: str, split: str | None, inside: Embedded | None = None
+    ) -> Finding:
         """The record of a row that names an audio file, or has it ``inside`` its table; its id defaults to the file's stem."""
+        if isinstance(row, UnusableError):
+            return row
         return attempt(self._record, row, where, split, inside)
 
     def _record(self, row: Mapping[str, Any], where: str, split: str | None, inside: Embedded | None) -> Record:
         """Raises :class:`UnusableError` without audio, for times that are no numbers and a split that has no name."""
 
         def cell(field: str) -> str | None:
-            return plain(row.get(self.chosen[field])) if field in self.chosen else None
+            value = plain(row.get(self.chosen[field])) if field in self.chosen else None
+            if value is None or field == "text":
+                return value
+            if field in ("id", "speaker", "session"):
+                if _ROUNDED.fullmatch(value):
+                    fault = f"{field} {value!r} was rounded by a spreadsheet; format the column as text"
+                    raise UnusableError(where, f"rounded {field}", fault)
+                value = _WHOLE.sub(r"\1", value) if _WHOLE.fullmatch(value) else value
+            return None if value in MISSING else value
 
         name = cell("audio") if inside is None else str(row.get(f"{inside.column}.path") or "")
         if name is None:
             raise UnusableError(where, "missing audio", f"column {self.chosen['audio']!r} is empty")
+        text = cell("text") or ""
+        if text in MISSING or "\t" in text:
+            fault = (
+                f"the text {text[:60]!r} is what programs write for a missing value, or holds a tab; write what is said"
+            )
+            raise UnusableError(where, "suspect text", fault)
         stem = Path(name.replace("\\", "/")).stem
         if inside is not None:
             stem = stem or f"{inside.path.stem}-{inside.row + 1}"
@@ -187,7 +217,7 @@ class RowReader:
             where=where,
             id=cell("id") or stem,
             audio=inside or self.folders.at(name, where),
-            text=cell("text") or "",
+            text=text,
             speaker=cell("speaker"),
             session=cell("session"),
             topic=cell("topic"),
@@ -199,15 +229,13 @@ class RowReader:
         )
 
 
-def list_rows(
-    path: Path, options: Options, names: ColumnNames, folders: AudioFolders, *, quoted: bool = True
-) -> tuple[RowReader, Rows]:
+def list_rows(path: Path, options: Options, names: ColumnNames, folders: AudioFolders) -> tuple[RowReader, Rows]:
     """The rows of a list of audio files, by the ending of ``path``, and what makes records of them."""
     if path.suffix.lower() == ".jsonl":
         columns, rows = read_objects(path, options.encoding)
     else:
-        delimiter = DELIMITERS[path.suffix.lower()]
-        columns, rows = read_table(path, options.encoding, delimiter=delimiter, quoted=quoted)
+        delimiters = DELIMITERS[path.suffix.lower()]
+        columns, rows = read_table(path, options.encoding, delimiters=delimiters, quoted=options.quoted)
     return RowReader(names.choose(columns, options, f"{path}:1"), folders), rows
 
 

@@ -115,7 +115,9 @@ def test_a_file_that_is_no_audio_is_refused_or_left_out(tmp_path, take):
     assert summary.left_out == {"unreadable audio": 1}
 
 
-@pytest.mark.parametrize(("encoding", "named"), [("cp949", "cp949"), ("utf-16", "utf-16"), ("utf-16-le", "utf-16-le")])
+@pytest.mark.parametrize(
+    ("encoding", "named"), [("cp949", "cp949"), ("utf-16-be", "utf-16-be"), ("utf-16-le", "utf-16-le")]
+)
 def test_another_encoding_is_named_and_then_read(tmp_path, take, encoding, named):
     text = "audio,text,speaker\nwav/a.wav,회의 내일이야,미나\n"
     path = csv(tmp_path, text, encoding=encoding)

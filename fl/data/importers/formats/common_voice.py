@@ -30,7 +30,7 @@ def read(source: Path, options: Options) -> Iterator[Finding]:
         if not path.is_file():
             there = ", ".join(p.stem for p in files_below(source, "*.tsv")) or "none"
             raise CorpusError(f"{path}: no such list; there are {there}: choose with --part")
-        reader, rows = list_rows(path, options, COLUMNS, folders, quoted=False)
+        reader, rows = list_rows(path, options, COLUMNS, folders)
         for line, row in rows:
             found = reader.read(row, f"{path}:{line}", split_name(name))
             yield _named(found) if isinstance(found, Record) else found
