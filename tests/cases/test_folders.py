@@ -397,7 +397,7 @@ def test_a_broken_line_of_json_is_one_utterance(tmp_path: Path, take: Any) -> No
     ):
         take("huggingface", path.parent)
     summary, rows = take("huggingface", path.parent, "--drop-bad")
-    assert ([row["id"] for row in rows], summary["left_out"]) == (["a", "c"], {"broken row": 2})
+    assert ([row["id"] for row in rows], summary["left_out"]) == (["a", "c"], {"broken line": 2})
 
 
 PLAIN = "audio,text,speaker\na.wav,안녕,1\nb.wav,네,1\n"
@@ -428,3 +428,77 @@ def test_the_encoding_is_named_and_then_read(tmp_path: Path, take: Any) -> None:
     with pytest.raises(CorpusError, match=r"list\.csv:2: not UTF-8; it looks like cp949: give --encoding cp949"):
         take("table", path)
     assert [row["text"] for row in take("table", path, "--encoding", "cp949")[1]] == ["안녕", "네"]
+
+
+def arrow(path: Path, rows: Rows) -> Path:
+    pa = pytest.importorskip("pyarrow")
+    table = pa.Table.from_pylist(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with pa.ipc.new_stream(str(path), table.schema) as stream:
+        stream.write_table(table)
+    return path
+
+
+def hollow(*paths: str | None) -> Rows:
+    """Rows whose audio is a path without bytes."""
+    return [
+        {"text": f"hello {n}", "speaker": "ann", "audio": {"bytes": None, "path": path}} for n, path in enumerate(paths)
+    ]
+
+
+BYTELESS = case("Parquet or Arrow with `{bytes: null, path}`", "read from the path")
+ABSOLUTE = case("absolute paths of another machine", "found by their name below")
+BARE = case("names without a folder", "found by their name below")
+EITHER = case("absolute paths that two files below could be", "refused: names both")
+OUTSIDE = case("a path in a table that leads out of the folder", "refused: `--audio` names the folder")
+NOTHING = case("Parquet with neither bytes nor a path", "refused by row; `--drop-bad` counts it")
+
+
+@pytest.mark.parametrize("make", [parquet, arrow])
+@pytest.mark.parametrize(
+    ("listed", "real"),
+    [
+        pytest.param("clips/{}.wav", "data/clips/{}.wav", marks=BYTELESS),
+        pytest.param("clips/{}.wav", "clips/{}.wav", marks=BYTELESS),
+        pytest.param("/root/.cache/x/clips/{}.wav", "a/clips/{}.wav", marks=ABSOLUTE),
+        pytest.param("C:\\Users\\x\\clips\\{}.wav", "clips/{}.wav", marks=ABSOLUTE),
+        pytest.param("{}.wav", "a/{}.wav", marks=BARE),
+    ],
+)  # fmt: skip
+def test_audio_that_a_table_only_names_is_read_from_its_file(
+    make: Any, listed: str, real: str, tmp_path: Path, take: Any
+) -> None:
+    rows = hollow(*(listed.format(clip) for clip in "ab"), None)
+    sound = wav(tmp_path / "again.wav", 2).read_bytes()
+    rows[2]["audio"] = {"bytes": sound, "path": "c.wav"}
+    for number, clip in enumerate("ab"):
+        wav(tmp_path / "set" / real.format(clip), number)
+        wav(tmp_path / "set" / "z" / "other" / f"{clip}{clip}.wav", 9)
+    make(tmp_path / "set" / "data" / f"train.{make.__name__}", rows)
+    _, taken = take("huggingface", tmp_path / "set")
+    assert [row["id"] for row in taken] == ["a", "b", "c"]
+    for number, row in enumerate(taken):
+        heard, _ = soundfile.read(tmp_path / "out0" / row["audio"], dtype="int16")
+        assert np.array_equal(heard, soundfile.read(wav(tmp_path / "again.wav", number), dtype="int16")[0])
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        pytest.param("/elsewhere/a.wav", "2 audio files are called 'a'", marks=EITHER),
+        pytest.param("../private/diary.wav", "leads out of", marks=OUTSIDE),
+        pytest.param("/tmp/private/diary.wav", "leads out of", marks=OUTSIDE),
+        pytest.param(None, "column 'audio' is empty", marks=NOTHING),
+    ],
+)  # fmt: skip
+def test_audio_that_a_table_names_is_never_guessed_and_never_read_elsewhere(
+    path: str | None, message: str, tmp_path: Path, take: Any
+) -> None:
+    wav(tmp_path / "private" / "diary.wav")
+    for number, name in enumerate(("x/a.wav", "y/a.wav", "b.wav")):
+        wav(tmp_path / "set" / name, number)
+    parquet(tmp_path / "set" / "train.parquet", hollow("b.wav", path))
+    with pytest.raises(CorpusError, match=rf"train\.parquet:2: .*{message}"):
+        take("huggingface", tmp_path / "set")
+    summary, rows = take("huggingface", tmp_path / "set", "--drop-bad")
+    assert ([row["id"] for row in rows], sum(summary["left_out"].values())) == (["b"], 1)

@@ -1,6 +1,7 @@
 """Where the audio of a corpus lies. A path that stands in a corpus is data: it may not lead out of the corpus."""
 
 import os
+import re
 import stat
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ RAW_SUFFIXES = frozenset({".pcm", ".raw"})
 """Files without a header. (Some ``.pcm`` files of AI Hub do have one: see :mod:`fl.data.importers.audio`.)"""
 CONVERTED = {".sph": "NIST", ".aiff": "AIFF", ".au": "AU"}
 """Containers, by libsndfile's names, that a run does not read: they are written as FLAC."""
+_ELSEWHERE = re.compile(r"(?:/|[A-Za-z]:/).*|[^/]*")
+"""A path of another machine, or a name without a folder."""
 SUFFIXES = RAW_SUFFIXES | CONVERTED.keys() | {".wav", ".flac", ".mp3", ".ogg", ".opus"}
 
 
@@ -62,29 +65,28 @@ class AudioFolders:
     def at(self, name: str, where: str, *, beside: Path | None = None) -> Path:
         """The audio that ``name`` in a label file means: relative to the folder ``beside`` or a root, or absolute and inside one.
 
-        The first that exists, else the first that may; a later check reports it as missing. An absolute path of another
-        machine is looked for by its file name in the last root, the one named with ``--audio``. Raises :class:`CorpusError` for
-        a path that leads out of all of them.
+        The first that exists, else the first that may; a later check reports it as missing. What lies elsewhere (an absolute path of
+        another machine, a bare name, any name where ``--audio`` is given) is looked for by its name below (:meth:`find`). Raises
+        :class:`fl.data.importers.records.UnusableError` for a path that leads out of all roots.
         """
         roots = self.roots if beside is None else (beside, *self.roots)
         name = name.strip().replace("\\", "/")
         if not name or "\0" in name:
-            raise CorpusError(f"{where}: the path of the audio is empty or holds a zero character")
+            raise UnusableError(where, "missing audio", "the path of the audio is empty or holds a zero character")
         allowed = [path for path in (_inside(root, name) for root in roots) if path is not None]
-        by_name = [roots[-1] / name.rsplit("/", 1)[-1]] if len(roots) > 1 else []
-        found = next((path for path in map(self._names.find, (*allowed, *by_name)) if os.path.isfile(path)), None)
+        found = next((path for path in map(self._names.find, allowed) if os.path.isfile(path)), None)
+        if found is None and (len(self.roots) > 1 or _ELSEWHERE.fullmatch(name)):
+            found = self.find(Path(name).stem, where, Path(name))
         if found is None and not allowed:
-            raise CorpusError(
-                f"{where}: path {name!r} leads out of {roots[0]}; if the audio is meant to lie elsewhere, name that folder with "
-                "--audio DIR"
-            )
+            fault = f"path {name!r} leads out of {roots[0]}; if the audio is meant to lie elsewhere, name that folder with --audio DIR"
+            raise UnusableError(where, "audio outside the corpus", fault)
         return found or allowed[0]
 
     def called(self, stem: str, where: str, label: Path | None = None, least: int = 1) -> Path:
         """The audio file of that name in any folder, for corpora that keep labels and audio in two trees. Of several, the one
         in whose path the most last names are those of ``label``'s path, and at least so many (2: name and folder).
 
-        Raises :class:`fl.data.importers.records.UnusableError` if there is none and :class:`CorpusError` if there are several.
+        Raises :class:`fl.data.importers.records.UnusableError` if there is none, or are several.
         """
         found = self.find(stem, where, label, least)
         if found is None:
@@ -100,9 +102,10 @@ class AudioFolders:
             shared = [_shared(path, label) for path in found]
             found = [path for path, count in zip(found, shared, strict=True) if count == max(least, *shared)]
         if len(found) > 1:
-            raise CorpusError(
-                f"{where}: {len(found)} audio files are called {stem!r} ({found[0]}, {found[1]}); import the parts one by one"
+            fault = (
+                f"{len(found)} audio files are called {stem!r} ({found[0]}, {found[1]}); import the parts one by one"
             )
+            raise UnusableError(where, "ambiguous audio", fault)
         return found[0] if found else None
 
     @cached_property

@@ -78,8 +78,12 @@ class ArrowTable:
         return self._pa.ipc.open_stream(self._pa.memory_map(str(self.path)))
 
     def rows(self) -> Iterator[list[dict[str, Any]]]:
-        """The rows of each batch without the bytes of their audio: of an audio column ``NAME`` only ``NAME.path`` is read."""
-        for batch in self._batches(LABEL_ROWS, self._labels):
+        """The rows of each batch without the bytes of their audio: of an audio column ``NAME`` only ``NAME.path`` is read, and as
+        ``NAME.bytes`` whether there are any, unless the file says that all rows have them."""
+        hollow = [f"{name}.bytes" for name in self.audio if not self._is_whole(f"{name}.bytes")]
+        for batch in self._batches(AUDIO_ROWS if hollow else LABEL_ROWS, self._labels + hollow):
+            for name in hollow:
+                batch = batch.set_column(batch.schema.get_field_index(name), name, batch.column(name).is_valid())
             rows = batch.to_pylist()
             for row in rows:
                 for name, names in self._names.items():
@@ -87,6 +91,14 @@ class ArrowTable:
                     if isinstance(value, int) and 0 <= value < len(names):
                         row[name] = names[value]
             yield rows
+
+    def _is_whole(self, column: str) -> bool:
+        """Whether no row lacks ``column``, as the statistics of a Parquet file tell without reading it."""
+        found = self._parquet and self._parquet.metadata
+        groups = [found.row_group(index) for index in range(found.num_row_groups)] if found else []
+        chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
+        told = [chunk.statistics for chunk in chunks if chunk.path_in_schema == column]
+        return bool(told) and all(one is not None and one.has_null_count and not one.null_count for one in told)
 
     def audio_bytes(self, column: str) -> Iterator[bytes | None]:
         """The bytes of ``column`` in every row, in order."""
@@ -171,10 +183,16 @@ def language(value: str | None) -> str | None:
 
 @dataclass(frozen=True)
 class RowReader:
-    """Rows as records: ``chosen`` says which column holds a field, ``folders`` where audio files lie."""
+    """Rows as records: ``chosen`` says which column holds a field, ``folders`` where audio files lie, ``beside`` them or not."""
 
     chosen: Mapping[str, str]
     folders: AudioFolders
+    beside: Path | None = None
+
+    def audio_name(self, row: Mapping[str, Any]) -> str | None:
+        """What the row calls its audio: the column, or the path in it where it holds bytes and a path."""
+        column = self.chosen["audio"]
+        return plain(row.get(f"{column}.path", row.get(column)))
 
     def read(
         self, row: Mapping[str, Any] | UnusableError, where: str, split: str | None, inside: Embedded | None = None
@@ -198,8 +216,8 @@ class RowReader:
                 value = _WHOLE.sub(r"\1", value) if _WHOLE.fullmatch(value) else value
             return None if value in MISSING else value
 
-        name = cell("audio") if inside is None else str(row.get(f"{inside.column}.path") or "")
-        if name is None:
+        name = self.audio_name(row) or ""
+        if not name and inside is None:
             raise UnusableError(where, "missing audio", f"column {self.chosen['audio']!r} is empty")
         text = cell("text") or ""
         if text in MISSING or "\t" in text:
@@ -216,7 +234,7 @@ class RowReader:
         return Record(
             where=where,
             id=cell("id") or stem,
-            audio=inside or self.folders.at(name, where),
+            audio=inside or self.folders.at(name, where, beside=self.beside),
             text=text,
             speaker=cell("speaker"),
             session=cell("session"),
@@ -283,9 +301,10 @@ def table_records(
         for path, split in _wanted_tables(source, options):
             batches = tables.ask(path, "read", str(path))
             columns, audio = next(batches)
-            reader = RowReader(names.choose(columns, options, str(path)), folders)
+            reader = RowReader(names.choose(columns, options, str(path)), folders, path.parent)
             column = reader.chosen["audio"]
             for index, row in enumerate(row for batch in batches for row in batch):
-                inside = Embedded(path, column, index) if column in audio else None
+                there = column in audio and row.get(f"{column}.bytes", True)
+                inside = Embedded(path, column, index) if there else None
                 found = reader.read(row, f"{path}:{index + 1}", split, inside)
                 yield mend(found, row) if isinstance(found, Record) else found

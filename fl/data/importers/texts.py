@@ -127,7 +127,7 @@ def read_table(
             if len(cells) != len(header):
                 counts = f"{len(cells)} values where the header has {len(header)} columns"
                 fault = f"{counts}; check the delimiter ({delimiter!r}) and the quotation marks"
-                raise UnusableError(where, "broken row", fault)
+                raise UnusableError(where, "broken line", fault)
         except UnusableError as refusal:
             rows.append((number, refusal))
         else:
@@ -145,7 +145,7 @@ def _cells(line: str, delimiter: str, quoted: bool, where: str) -> list[str]:
         cells = next(csv.reader([line], delimiter=delimiter, quoting=style, strict=True))
     except csv.Error as error:
         raise UnusableError(
-            where, "broken row", f'{error}; write an utterance into one line, and " as "" in a CSV'
+            where, "broken line", f'{error}; write an utterance into one line, and " as "" in a CSV'
         ) from error
     return cells if quoted else [_QUOTED.sub(lambda m: m.group(1).replace('""', '"'), cell) for cell in cells]
 
@@ -164,7 +164,7 @@ def read_objects(path: Path, encoding: str = "") -> tuple[Sequence[str], Rows]:
             fault = "" if isinstance(row, dict) else f"a line is one JSON object, this is a {type(row).__name__}"
         except CorpusError as error:
             fault = str(error).removeprefix(f"{where}: ")
-        rows.append((number, UnusableError(where, "broken row", fault) if fault else row))
+        rows.append((number, UnusableError(where, "broken line", fault) if fault else row))
     columns = (key for _, row in rows if not isinstance(row, UnusableError) for key in row)
     return list(dict.fromkeys(columns)), rows
 

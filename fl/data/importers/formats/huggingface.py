@@ -26,7 +26,7 @@ def read(source: Path, options: Options) -> Iterator[Finding]:
     for path in lists:
         reader, rows = list_rows(path, options, COLUMNS, AudioFolders(path, options))
         for line, row in rows:
-            name = "" if isinstance(row, UnusableError) else str(row.get(reader.chosen["audio"]) or "")
+            name = "" if isinstance(row, UnusableError) else reader.audio_name(row) or ""
             # a split is in the folder's name, of the list or of the audio below it
             split = split_of(path, source) or split_of(path.parent / name, path.parent)
             if options.wants(split or "", *parts_of(path, source)):
