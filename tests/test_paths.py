@@ -60,3 +60,14 @@ def test_litter_is_no_file_of_a_folder(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     assert [path.relative_to(tmp_path).as_posix() for path in files_below(tmp_path, "*.wav")] == ["a.wav", "b/B.WAV"]
     assert not is_litter("a..wav")
+
+
+def test_files_come_in_the_order_of_their_paths_and_links_to_folders_are_not_followed(tmp_path: Path) -> None:
+    for name in ("set/b.txt", "set/a/z.txt", "set/a.txt", "set/a/b/c.txt", "set/c d/x.txt", "other/x.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "set" / "link").symlink_to(tmp_path / "other")
+    found = list(files_below(tmp_path / "set"))
+    assert found == sorted(path for path in (tmp_path / "set").rglob("*") if path.is_file())
+    assert len(found) == 5
+    assert list(files_below(found[0])) == []
