@@ -125,6 +125,8 @@ def test_what_systems_leave_in_a_folder_is_no_part_of_a_corpus(make: Any, tmp_pa
     summary, rows = take(name, folder, *PARTS.get(make.__name__, ()))
     assert len(rows) == 2
     assert summary["left_out"] == {}
+    if make is not kaldi:  # once: what an archive holds is passed over for all alike
+        return
     archive = tmp_path / "corpus.zip"
     with zipfile.ZipFile(archive, "w") as file:
         for path in sorted(folder.rglob("*")):
@@ -270,6 +272,8 @@ def test_files_are_found_by_the_names_that_people_read(
     _, (row,) = take(name, folder, *PARTS.get(make.__name__, ()))
     assert (row["id"], unicodedata.normalize("NFC", row["audio"]).count(NFC)) == (NFC, 1 + (make is huggingface))
     assert row.get("speaker", "").split("topic:")[-1] in (NFC, "session:KsponSpeech_0001")
+    if make is not kaldi:
+        return
     archive = tmp_path / "corpus.zip"
     with zipfile.ZipFile(archive, "w") as file:
         for path in filter(Path.is_file, folder.rglob("*")):
@@ -336,7 +340,7 @@ SAID = ['"안녕', '그는 "말했다', '그래"', "네"]
 
 @case("a TSV with stray quotation marks", "a row a line; marks stay in the text")
 def test_a_quotation_mark_in_a_tsv_joins_no_rows(tmp_path: Path, take: Any) -> None:
-    for name in ("list.tsv", "list.txt", "list.csv"):
+    for name in ("list.tsv", "list.csv"):
         _, rows = take("table", table(tmp_path / name[-3:], STRAY, name))
         assert [(row["id"], row["text"]) for row in rows] == list(zip("abcd", SAID, strict=True))
     lists = STRAY.replace("audio\ttext\tspeaker", "path\tsentence\tclient_id")
@@ -454,15 +458,14 @@ OUTSIDE = case("a path in a table that leads out of the folder", "refused: `--au
 NOTHING = case("Parquet with neither bytes nor a path", "refused by row; `--drop-bad` counts it")
 
 
-@pytest.mark.parametrize("make", [parquet, arrow])
 @pytest.mark.parametrize(
-    ("listed", "real"),
+    ("make", "listed", "real"),
     [
-        pytest.param("clips/{}.wav", "data/clips/{}.wav", marks=BYTELESS),
-        pytest.param("clips/{}.wav", "clips/{}.wav", marks=BYTELESS),
-        pytest.param("/root/.cache/x/clips/{}.wav", "a/clips/{}.wav", marks=ABSOLUTE),
-        pytest.param("C:\\Users\\x\\clips\\{}.wav", "clips/{}.wav", marks=ABSOLUTE),
-        pytest.param("{}.wav", "a/{}.wav", marks=BARE),
+        pytest.param(parquet, "clips/{}.wav", "data/clips/{}.wav", marks=BYTELESS),
+        pytest.param(arrow, "clips/{}.wav", "clips/{}.wav", marks=BYTELESS),
+        pytest.param(parquet, "/root/.cache/x/clips/{}.wav", "a/clips/{}.wav", marks=ABSOLUTE),
+        pytest.param(arrow, "C:\\Users\\x\\clips\\{}.wav", "clips/{}.wav", marks=ABSOLUTE),
+        pytest.param(parquet, "{}.wav", "a/{}.wav", marks=BARE),
     ],
 )  # fmt: skip
 def test_audio_that_a_table_only_names_is_read_from_its_file(
