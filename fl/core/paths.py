@@ -10,7 +10,10 @@ from pathlib import Path
 
 # Zero-width space, word joiner, soft hyphen, byte order mark, marks of direction. Joiners stay: letters of Hindi look otherwise.
 _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\u00ad\ufeff\u200e\u200f"))
-_LITTER = re.compile(r"\..*|~\$.*|__macosx|@eadir|\$recycle\.bin|thumbs\.db|desktop\.ini|icon\r", re.IGNORECASE)
+_LITTER = re.compile(
+    r"\..*|~\$.*|__macosx|@eadir|\$recycle\.bin|system volume information|lost\+found|thumbs\.db|desktop\.ini|icon\r",
+    re.IGNORECASE,
+)
 
 
 def cache_root() -> Path:
@@ -32,14 +35,24 @@ def is_litter(name: str) -> bool:
 
 
 def files_below(folder: Path, pattern: str = "*") -> Iterator[Path]:
-    """The files below ``folder`` without litter whose name fits ``pattern`` in whatever case, in order; links to folders are not
-    followed."""
-    found = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = (name for name in folders if not is_litter(name))
-        kept = (name for name in names if not is_litter(name) and fnmatchcase(name.lower(), pattern.lower()))
-        found += [Path(parent, name) for name in kept]
-    yield from sorted(found)
+    """The files below ``folder`` without litter whose name fits ``pattern`` in whatever case, in the order of their paths. Links to
+    folders are not followed."""
+    left = _entries(folder)
+    while left:
+        entry = left.pop()
+        if entry.is_dir(follow_symlinks=False):
+            left += _entries(entry.path)
+        elif fnmatchcase(entry.name.lower(), pattern.lower()) and not entry.is_dir():
+            yield Path(entry.path)
+
+
+def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
+    """What lies in a folder, the first name last; nothing lies in what is no folder or may not be read."""
+    try:
+        with os.scandir(folder) as found:
+            return sorted((entry for entry in found if not is_litter(entry.name)), key=lambda e: e.name, reverse=True)
+    except OSError:
+        return []
 
 
 class Names:

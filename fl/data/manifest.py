@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, Valida
 
 from fl.core.errors import ManifestError, MetricError, TextError
 from fl.core.files import write_atomically
+from fl.core.paths import Names, readable
 from fl.metrics.languages import check_spans
 from fl.speech.text import normalize_text
 
@@ -36,6 +37,12 @@ def _numeral(value: object) -> object:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else _filled(value)
 
 
+def _name(value: str) -> str:
+    if not (name := readable(value)):
+        raise ValueError("shows nothing to a reader")
+    return name
+
+
 def _transcript(value: str) -> str:
     try:
         return normalize_text(value)
@@ -51,6 +58,7 @@ def _said(value: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_transcript)]
+Name = Annotated[str, BeforeValidator(_numeral), AfterValidator(_name)]
 Pairs = tuple[tuple[Text, Text], ...]
 Seconds = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 
@@ -62,17 +70,17 @@ class Utterance:
     spellings (matrix script, latin) of words in the text that could be written either way. A text that is none stays as it is,
     for :mod:`fl.data.checked` to leave out."""
 
-    id: Annotated[str, BeforeValidator(_numeral)]
+    id: Name
     audio: Annotated[Path, BeforeValidator(_filled)]
     text: Annotated[str, AfterValidator(_said)]
-    speaker: Annotated[str, BeforeValidator(_numeral)]
+    speaker: Name
     start: Seconds | None = None
     end: Seconds | None = None
     lang: str | None = None
     spans: Pairs = ()
     level: Annotated[str, Field(pattern=f"^({'|'.join(LEVELS)})$")] | None = None
     loanwords: Pairs = ()
-    session: Annotated[str, BeforeValidator(_numeral)] | None = None
+    session: Annotated[str, BeforeValidator(_numeral), AfterValidator(readable)] | None = None
     split: Annotated[str, Field(pattern=f"^({'|'.join(SPLITS)})$")] | None = None
 
 
@@ -113,6 +121,7 @@ def read_lines(path: str | Path) -> dict[int, Utterance]:
         raise ManifestError(f"{path}: no such manifest; make one with `idiolect synth` or list your recordings in it")
     utterances: dict[int, Utterance] = {}
     lines: dict[str, int] = {}
+    names = Names()
     with path.open("rb") as file:
         number = 0
         while raw := file.readline(MAX_LINE_BYTES + 1):
@@ -128,6 +137,8 @@ def read_lines(path: str | Path) -> dict[int, Utterance]:
             if len(utterances) >= MAX_UTTERANCES:
                 raise ManifestError(f"{where}: more than {MAX_UTTERANCES} utterances; split the manifest")
             lines[utterance.id] = number
+            if not str(utterance.audio).isascii():  # what is ASCII is written in one way
+                utterance = replace(utterance, audio=names.find(utterance.audio))
             utterances[number] = utterance
     if not utterances:
         raise ManifestError(f"{path}: holds no utterances")

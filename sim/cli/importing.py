@@ -81,6 +81,9 @@ def import_command(
     local_speakers: Annotated[
         bool, Option("--local-speakers", help="Speakers are numbered anew in each label file (aihub).")
     ] = False,
+    quoted: Annotated[
+        bool, Option("--quoted", help="Quotation marks enclose cells of a tab-separated table too, as Excel writes it.")
+    ] = False,
     splits: Annotated[
         Splits, Option(help="Keep the official split, or divide each device; auto: official where every device trains.")
     ] = "auto",
@@ -127,6 +130,7 @@ def import_command(
         transcript=transcript,
         events="keep" if keep_events else "remove",
         local_speakers=local_speakers,
+        quoted=quoted,
     )
     plan = ImportPlan(
         out=out, copy=copy, plain=plain, devices=devices_by, splits=splits, drop_leaking=drop_leaking, drop_bad=drop_bad

@@ -10,12 +10,14 @@ from pathlib import Path
 
 from fl.core.errors import CorpusError
 from fl.core.files import write_atomically
+from fl.core.paths import find
 from fl.data.checked import CheckText
 from fl.data.importers import gather
 from fl.data.importers.archives import is_archive, unpack
 from fl.data.importers.audio import Spoken, checked
 from fl.data.importers.devices import DevicesBy, Splits, assign_devices, settle_splits
 from fl.data.importers.gather import ImportTally, Progress, spoken_languages
+from fl.data.importers.names import with_unique_ids
 from fl.data.importers.places import check_labels, roots_of
 from fl.data.importers.records import Embedded, Options
 from fl.data.importers.table import IMPORTERS
@@ -87,7 +89,7 @@ def import_corpus(
     ``plan.out``, the manifest appears last.
     """
     show = progress or (lambda what, done, total: None)
-    importer = IMPORTERS.find(name)
+    importer, source = IMPORTERS.find(name), find(source)
     if not source.exists():
         raise CorpusError(f"{source}: no such file or folder; to get the corpus: {importer.get}")
     if plan.out is not None and (plan.out / MANIFEST).exists():
@@ -104,6 +106,8 @@ def import_corpus(
         raise CorpusError(
             f"{source}: holds no usable utterances ({tally.reasons()}); is this a corpus of format {name}?"
         )
+    records, notes = with_unique_ids(records, roots_of(source, options))
+    tally.notes += notes
     records, devices_are = assign_devices(records, plan.devices, tally)
     records, splits_are = settle_splits(records, plan.splits)
     records = gather.without_leaks(records, plan.drop_leaking, tally)

@@ -1,5 +1,6 @@
 """Findings of an importer, sorted: records that can be used, what is left out and why, what is broken, what would leak."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -8,6 +9,7 @@ from pathlib import Path
 from fl.core.errors import CorpusError, TextError
 from fl.data.checked import CheckText
 from fl.data.importers.marks import remaining
+from fl.data.importers.names import with_readable_names
 from fl.data.importers.places import leads_out
 from fl.data.importers.records import Finding, Record, UnusableError, file_of
 from fl.data.importers.texts import REPLACEMENT
@@ -22,6 +24,7 @@ ODD = {
     "\r": "a carriage return in its middle, so that two lines may have become one",
 }
 """Characters that no name and no text has, and what they are a sign of."""
+_FILE_NAME = re.compile(r"\w+\.(wav|flac|mp3|ogg|opus|m4a|webm|aac|amr|pcm|sph)(?![a-z0-9])", re.IGNORECASE)
 Progress = Callable[[str, int, int], None]
 
 
@@ -66,23 +69,30 @@ class ImportTally:
 
 
 def usable_records(findings: Iterable[Finding], plain: bool, tally: ImportTally, show: Progress) -> list[Record]:
-    """Records with a usable text, its language and a unique id; all else goes to ``tally``."""
-    records: dict[str, Record] = {}
+    """Records with a usable text and its language, names as people read them, none twice; all else goes to ``tally``."""
+    records: dict[tuple[object, ...], Record] = {}
+    contested = set()
     for number, found in enumerate(findings, 1):
         if number > MAX_UTTERANCES:
             raise CorpusError(f"more than {MAX_UTTERANCES:,} utterances; import the corpus in parts, with --part")
         if isinstance(found, Record):
-            found = _with_clean_text(found, plain)
+            found = _with_clean_text(with_readable_names(found), plain)
         if not isinstance(found, Record):
             tally.add(found)
-        elif found.id in records:
-            fault = f"id {found.id!r} was already used in {records[found.id].where}"
+        elif (key := (found.id, found.audio, found.start, found.end)) in records:
+            fault = f"id {found.id!r} was already used in {records[key].where} for the same audio"
             tally.add(UnusableError(found.where, "id twice", fault))
+            if records[key].text != found.text:
+                contested.add(key)
         else:
-            records[found.id] = replace(found, lang=spoken_languages(found)[1])
+            records[key] = replace(found, lang=spoken_languages(found)[1])
         if number % 500 == 0:
             show("labels", number, number)
     show("labels", len(records), len(records))
+    for record in map(records.pop, contested):
+        tally.add(
+            UnusableError(record.where, "id twice", f"the audio of id {record.id!r} has another text further down")
+        )
     tally.notes.extend(remaining(records.values()))
     return list(records.values())
 
@@ -92,6 +102,9 @@ def _with_clean_text(record: Record, plain: bool) -> Finding:
     names = (record.text, record.id, record.speaker, record.session, str(file_of(record.audio)))
     if odd := next((sign for sign in ODD if any(name and sign in name for name in names)), ""):
         return UnusableError(record.where, "damaged text", f"the line holds {ODD[odd]}: get the original")
+    if named := _FILE_NAME.search(record.text):
+        fault = f"the text holds the file name {named.group()!r}: rows may have run together, look for a stray quotation mark"
+        return UnusableError(record.where, "suspect text", fault)
     if not fold_text(record.text) or (plain and not normalize_for_scoring(record.text)):
         return UnusableError(record.where, "no words in the text")
     try:

@@ -1,14 +1,15 @@
 """Label files as text: decoded strictly, with the file, the line and the likely encoding named where that fails."""
 
 import csv
-import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from fl.core.encoding import decode_text
 from fl.core.errors import CorpusError
+from fl.core.paths import readable
 from fl.data.importers.records import UnusableError
 
 MAX_TEXT_BYTES = 2 << 30
@@ -27,7 +28,7 @@ def is_pointer(path: Path) -> bool:
 
 
 def read_text(path: Path, encoding: str = "") -> str:
-    """The text of a label file in ``encoding`` ("" is UTF-8, or what its byte order mark says).
+    """The text of a label file in the encoding that its byte order mark says, else in ``encoding`` ("" is UTF-8).
 
     A few bytes that are none of it become U+FFFD, which makes a bad utterance of their line. Raises :class:`CorpusError` for a
     missing or too large file, and with line and likely encoding for one in another.
@@ -41,51 +42,75 @@ def read_text(path: Path, encoding: str = "") -> str:
 
 
 def numbered_lines(path: Path, encoding: str = "") -> Iterator[tuple[int, str]]:
-    """Line number (from 1) and line without its end, blank lines left out."""
-    for number, line in enumerate(read_text(path, encoding).split("\n"), 1):
+    """Line number (from 1) and line without its end (which in old files of the Mac is a carriage return), blank lines left out."""
+    text = read_text(path, encoding)
+    for number, line in enumerate(text.split("\n" if "\n" in text else "\r"), 1):
         if line.strip():
             yield number, line.rstrip("\r")
 
 
 Rows = list[tuple[int, Mapping[str, Any] | UnusableError]]
-"""Lines of a table: each line's number in the file, and its values by column, or what is wrong with it."""
+"""Lines of a table: each line's number in the file, and its values by column or what is wrong with it."""
 
 
-def read_table(path: Path, encoding: str = "", *, delimiter: str, quoted: bool) -> tuple[Sequence[str], Rows]:
-    """Columns and rows of a table with a header. Unless ``quoted``, a quotation mark is a character like any other.
+def read_table(
+    path: Path, encoding: str = "", *, delimiters: str = "\t,;", quoted: bool = False
+) -> tuple[Sequence[str], Rows]:
+    """Columns and rows of a table with a header, a line a row: a stray quotation mark spoils its own line and no other.
 
-    Raises :class:`CorpusError` with file and line for a missing header and a column twice.
+    Of ``delimiters`` the one that stands most in the header is taken, or what Excel's ``sep=;`` says. Between tabs a quotation mark
+    is a character like any other unless the table is ``quoted``. Raises :class:`CorpusError` without a header, for a column twice.
     """
     csv.field_size_limit(1 << 20)
-    lines = io.StringIO(read_text(path, encoding), newline="")
-    style: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    reader = csv.reader(lines, delimiter=delimiter, quoting=style, strict=True)
-    rows: Rows = []
-    try:
-        header = next(([cell.strip() for cell in cells] for cells in reader if cells), [])
-    except csv.Error as error:
-        raise CorpusError(f"{path}:{reader.line_num}: {error}; check the quotation marks") from error
-    while (cells := _next_row(reader, path)) is not None:
-        where = f"{path}:{reader.line_num}"
-        if isinstance(cells, UnusableError):
-            rows.append((reader.line_num, cells))
-        elif len(cells) == len(header):
-            rows.append((reader.line_num, dict(zip(header, cells, strict=True))))
-        elif any(cell.strip() for cell in cells):
-            fault = f"{len(cells)} values where the header has {len(header)} columns; check delimiter ({delimiter!r}) and quotation marks"
-            rows.append((reader.line_num, UnusableError(where, "broken line", fault)))
-    if not header:
+    lines = numbered_lines(path, encoding)
+    first, head = next(lines, (1, ""))
+    if told := re.fullmatch(r'"?sep=(.)"?', head, re.IGNORECASE):
+        delimiters, (first, head) = told.group(1), next(lines, (1, ""))
+    delimiter = max(delimiters, key=head.count)
+    quoted = quoted or delimiter != "\t"
+    if not head:
         raise CorpusError(f"{path}:1: is empty; the first line names the columns")
-    if doubled := sorted({name for name in header if header.count(name) > 1}):
+    try:
+        header = [readable(cell) for cell in _cells(head, delimiter, quoted, f"{path}:{first}")]
+    except UnusableError as error:
+        raise CorpusError(str(error)) from error
+    if doubled := sorted({name for name in header if name and header.count(name) > 1}):
         raise CorpusError(f"{path}:1: column {doubled[0]!r} stands twice; rename one")
+    rows: Rows = []
+    for number, line in lines:
+        where = f"{path}:{number}"
+        try:
+            cells = _cells(line, delimiter, quoted, where)
+            while len(cells) > len(header) and not cells[-1].strip():
+                del cells[-1]
+            if len(cells) != len(header):
+                counts = f"{len(cells)} values where the header has {len(header)} columns"
+                fault = f"{counts}; check the delimiter ({delimiter!r}) and the quotation marks"
+                raise UnusableError(where, "broken line", fault)
+        except UnusableError as refusal:
+            rows.append((number, refusal))
+        else:
+            if any(cell.strip() for cell in cells):
+                rows.append((number, dict(zip(header, cells, strict=True))))
     return header, rows
 
 
-def _next_row(reader: Any, path: Path) -> list[str] | UnusableError | None:
+def _cells(line: str, delimiter: str, quoted: bool, where: str) -> list[str]:
+    """Raises :class:`UnusableError` for a quotation mark that is not closed in its line, and a carriage return inside it."""
     try:
-        return next(reader, None)
-    except csv.Error as error:  # the next line begins anew
-        return UnusableError(f"{path}:{reader.line_num}", "broken line", f"{error}; check the quotation marks")
+        if quoted and line.count('"') % 2:
+            raise csv.Error("a quotation mark is not closed in its line")
+        style: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+        cells = next(csv.reader([line], delimiter=delimiter, quoting=style, strict=True))
+    except csv.Error as error:
+        raise UnusableError(
+            where, "broken line", f'{error}; write an utterance into one line, and " as "" in a CSV'
+        ) from error
+    return cells if quoted else [_QUOTED.sub(lambda m: m.group(1).replace('""', '"'), cell) for cell in cells]
+
+
+_QUOTED = re.compile(r'"(?=.*"".*")((?:[^"]|"")*)"')
+"""The whole cell of a TSV that was quoted as in a CSV: marks within are doubled."""
 
 
 def read_objects(path: Path, encoding: str = "") -> tuple[Sequence[str], Rows]:

@@ -6,11 +6,12 @@ a device is called by place, style, number, sex and nationality: ``NC01FB``, ``N
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from fl.core.errors import CorpusError
+from fl.core.paths import files_below
 from fl.data.importers.formats import kaldi
 from fl.data.importers.marks import Marks
 from fl.data.importers.places import AudioFolders
@@ -35,8 +36,8 @@ LAST_PHASE = "phaseII"
 
 def read(source: Path, options: Options) -> Iterator[Finding]:
     """Records of the LDC's tree or of Kaldi directories, whichever ``source`` is."""
-    ldc = any(source.rglob(f"transcript/{LAST_PHASE}"))
-    for found in _ldc(source, options) if ldc else kaldi.read(source, options, MARKS):
+    ldc = [path for path in files_below(source, "*.txt") if path.parts[-3:-1] == ("transcript", LAST_PHASE)]
+    for found in _ldc(ldc, source, options) if ldc else kaldi.read(source, options, MARKS):
         yield found if ldc or not isinstance(found, Record) else _named(found)
 
 
@@ -57,11 +58,11 @@ def _named(record: Record) -> Finding:
     return replace(record, speaker=speaker, session=session)
 
 
-def _ldc(source: Path, options: Options) -> Iterator[Finding]:
+def _ldc(paths: Sequence[Path], source: Path, options: Options) -> Iterator[Finding]:
     audio = AudioFolders(source, options)
-    for folder in sorted(source.rglob(f"transcript/{LAST_PHASE}")):
-        style = folder.parent.parent.name  # conversation, interview
-        for path in sorted(folder.glob("*.txt")) if options.wants(style) else ():
+    for path in paths:
+        style = path.parents[2].name  # conversation, interview
+        if options.wants(style):
             for number, line in numbered_lines(path, options.encoding):
                 yield attempt(_line, path, number, line, style, audio, options)
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fl.core.errors import CorpusError
+from fl.core.paths import files_below
 from fl.data.importers.marks import Marks
 from fl.data.importers.places import AudioFolders
 from fl.data.importers.records import Finding, Importer, Options, Record, split_name
@@ -30,9 +31,9 @@ def read(source: Path, options: Options) -> Iterator[Finding]:
     for name in options.parts or LISTS:
         path = source / f"{name}.tsv"
         if not path.is_file():
-            there = ", ".join(sorted(p.stem for p in source.glob("*.tsv"))) or "none"
+            there = ", ".join(p.stem for p in files_below(source, "*.tsv")) or "none"
             raise CorpusError(f"{path}: no such list; there are {there}: choose with --part")
-        reader, rows = list_rows(path, options, COLUMNS, folders, quoted=False)
+        reader, rows = list_rows(path, options, COLUMNS, folders)
         for line, row in rows:
             found = reader.read(row, f"{path}:{line}", split_name(name))
             yield _named(found) if isinstance(found, Record) else found
@@ -40,7 +41,7 @@ def read(source: Path, options: Options) -> Iterator[Finding]:
 
 def _language_folder(source: Path) -> Path:
     """``source``, or the one folder below it that has lists and clips, as in an archive that was just unpacked."""
-    found = sorted({path.parent for path in source.rglob("*.tsv") if (path.parent / "clips").is_dir()})
+    found = sorted({path.parent for path in files_below(source, "*.tsv") if (path.parent / "clips").is_dir()})
     if len(found) > 1:
         raise CorpusError(
             f"{source}: holds several languages ({', '.join(p.name for p in found)}); give the folder of one"

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from fl.core.errors import CorpusError
+from fl.core.paths import files_below, readable
 from fl.data.importers.marks import Marks
 from fl.data.importers.places import AudioFolders
 from fl.data.importers.records import Finding, Importer, Options, Record, UnusableError, attempt, seconds, split_name
@@ -40,7 +41,7 @@ class _MapLine:
 
 def read(source: Path, options: Options, marks: Marks = MARKS) -> Iterator[Finding]:
     """Records of one data directory, or of all directories below ``source`` that are one (``wav.scp`` and ``text``)."""
-    folders = [path.parent for path in sorted(source.rglob("wav.scp")) if (path.parent / "text").is_file()]
+    folders = [path.parent for path in files_below(source, "wav.scp") if (path.parent / "text").is_file()]
     if not folders:
         raise CorpusError(
             f"{source}: no folder here has both wav.scp and text; give a Kaldi data directory or one above it"
@@ -60,7 +61,7 @@ def _read_map(path: Path, encoding: str, faults: list[UnusableError], *, empty: 
     found: dict[str, _MapLine] = {}
     for number, line in numbered_lines(path, encoding):
         key, _, value = line.strip().replace("\t", " ", 1).partition(" ")
-        where = f"{path}:{number}"
+        key, where = readable(key), f"{path}:{number}"
         if key in found:
             fault = f"{key!r} was already in {found[key].where}; ids are unique: rename or remove one"
             faults.append(UnusableError(where, "id twice", fault))
@@ -130,7 +131,7 @@ class _Directory:
         first, last = seconds(start, entry.where), None if stop == TO_THE_END else seconds(stop, entry.where)
         if last is not None and start >= last:
             raise UnusableError(entry.where, "broken times", f"start {start} is not before end {last} (seconds)")
-        return recording, first, last
+        return readable(recording), first, last
 
     def _audio(self, recording: str, where: str) -> Path:
         """Raises :class:`UnusableError` for a command or an offset into an archive of Kaldi's too."""
