@@ -15,6 +15,7 @@ from fl.core.errors import AudioError
 from fl.core.files import write_atomically
 
 Waveform = npt.NDArray[np.float32]  # samples (samples,) at SAMPLE_RATE, nominally in [-1, 1]
+SUFFIXES = (".mp3", ".mp4", ".mpeg", ".mpga", ".m4a", ".wav", ".webm", ".ogg", ".flac", ".opus", ".aac", ".amr")
 SAMPLE_RATE = 16_000  # Hz, what Whisper and Wav2Vec2 expect
 MIN_SECONDS = 0.2
 MAX_SECONDS = 29.0  # Whisper's window of 30 s less a margin for the padding of a trimmed window

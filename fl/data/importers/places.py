@@ -9,12 +9,13 @@ from pathlib import Path
 
 from fl.core.errors import CorpusError
 from fl.data.importers.records import Options, UnusableError
+from fl.speech import audio
 
 RAW_SUFFIXES = frozenset({".pcm", ".raw"})
 """Files without a header. (Some ``.pcm`` files of AI Hub do have one: see :mod:`fl.data.importers.audio`.)"""
 CONVERTED = {".sph": "NIST", ".aiff": "AIFF", ".au": "AU"}
 """Containers, by libsndfile's names, that a run does not read: they are written as FLAC."""
-SUFFIXES = RAW_SUFFIXES | CONVERTED.keys() | {".wav", ".flac", ".mp3", ".ogg", ".opus"}
+SUFFIXES = RAW_SUFFIXES | CONVERTED.keys() | set(audio.SUFFIXES)
 
 
 def roots_of(source: Path, options: Options) -> tuple[Path, ...]:
