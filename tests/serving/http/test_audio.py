@@ -44,9 +44,9 @@ def test_every_format_and_rate_is_what_the_loader_of_files_makes_of_it(recording
 
 def test_channels_are_averaged():
     buffer = io.BytesIO()
-    left = np.full(16_000, 0.5, np.float32)
-    soundfile.write(buffer, np.stack([left, 0 * left], axis=1), 16_000, format="WAV", subtype="FLOAT")
-    np.testing.assert_allclose(decode_audio(buffer.getvalue(), 10.0), 0.25)
+    both = np.stack([np.sin(np.arange(16_000) / 7), np.sin(np.arange(16_000) / 3)], axis=1).astype(np.float32)
+    soundfile.write(buffer, both, 16_000, format="WAV", subtype="FLOAT")
+    np.testing.assert_allclose(decode_audio(buffer.getvalue(), 10.0), both.mean(axis=1), atol=1e-6)
 
 
 @pytest.mark.parametrize(
