@@ -48,7 +48,7 @@ class Sound(Protocol):
         ...
 
 
-class _Stream(soundfile.SoundFile):
+class _Forward(soundfile.SoundFile):
     def seekable(self) -> bool:
         """Else every block is followed by a seek, which fails at the end of a FLAC of unknown length."""
         return False
@@ -84,7 +84,7 @@ def open_sound(source: Path | BinaryIO, name: str, also: str = "", **raw: Any) -
             demuxer = "" if raw else _demuxer(file, also)
             if not demuxer:
                 file.seek(0)
-                with _Stream(str(source) if isinstance(source, Path) else file, **raw) as opened:
+                with _Forward(str(source) if isinstance(source, Path) else file, **raw) as opened:
                     if opened.format not in (*CONTAINERS, also):
                         raise ValueError(f"{opened.format} is not read")
                     if opened.frames or opened.format != "WAV" or file.seek(0, 2) < _SHORTEST:

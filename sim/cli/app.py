@@ -235,7 +235,15 @@ def transcribe(
     from fl.speech.transcribe import transcribe_file
 
     with errors.status("loading the base and listening"):
-        pieces = transcribe_file(file, base, adapter, beams=beams, language=language, correction=correction)
+        pieces = transcribe_file(
+            file,
+            base,
+            adapter,
+            beams=beams,
+            language=language,
+            correction=correction,
+            remark=lambda text: errors.print(f"{file}: {text}", soft_wrap=True, highlight=False),
+        )
     if as_json:
         text = " ".join(p.text for p in pieces)
         print(json.dumps({"text": text, "pieces": [asdict(p) for p in pieces]}, ensure_ascii=False))
