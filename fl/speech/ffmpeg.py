@@ -44,6 +44,8 @@ class FFmpegSound:
         for array in self._arrays():
             skipped = min(first, len(array))
             first -= skipped
+            if skipped == len(array):
+                continue
             waiting.append(array[skipped:])
             if sum(map(len, waiting)) >= self.rate:
                 yield np.concatenate(waiting)
@@ -52,22 +54,31 @@ class FFmpegSound:
             yield np.concatenate(waiting)
 
     def _arrays(self) -> Iterator[npt.NDArray[np.float32]]:
+        size = self._file.seek(0, 2)
         self._file.seek(0)
         try:
             with av.open(
                 self._file, "r", format=self._demuxer, options=_OPTIONS, metadata_errors="ignore"
             ) as container:
-                yield from self._decoded(container)
+                yield from self._decoded(container, size)
         except av.FFmpegError as error:
             raise ValueError(error.strerror) from error
 
-    def _decoded(self, container: av.container.InputContainer) -> Iterator[npt.NDArray[np.float32]]:
+    def _decoded(self, container: av.container.InputContainer, size: int) -> Iterator[npt.NDArray[np.float32]]:
         if not container.streams.audio:
             raise ValueError("no sound in it")
         stream = container.streams.audio[0]
         codec, lost, seconds = stream.codec_context, 0.0, 0.0
         if codec is None or codec.name not in DECODERS:
             raise ValueError(f"codec {codec.name if codec else 'unknown'} is not read")
+        index = stream.index_entries  # of a file that is written piece by piece: of no more than the first pieces
+        if (
+            self._demuxer == "mov"
+            and stream.frames
+            and len(index)
+            and index[len(index) - 1].pos + index[len(index) - 1].size > size
+        ):
+            raise ValueError("cut off: its index leads past its end")
         codec.thread_count = 1
         self.floating = codec.name.startswith("pcm_f")
         for packet in container.demux(stream):

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import av
 import httpx
@@ -61,6 +62,14 @@ def muxed(
 ) -> bytes:
     """``voice`` in a file as FFmpeg writes it; options as ``a=b,c=d``."""
     sink = Pipe() if pipe else io.BytesIO()
+    with NamedTemporaryFile() as file:  # a muxer that moves its index to the front opens it again
+        _mux(sink if pipe or "faststart" not in options else file.name, container, codec, rate, bits, options, encoder)
+        return bytes(sink.data) if isinstance(sink, Pipe) else sink.getvalue() or file.read()
+
+
+def _mux(
+    sink: Pipe | io.BytesIO | str, container: str, codec: str, rate: int, bits: int, options: str, encoder: str
+) -> None:
     given = [dict(pair.split("=") for pair in text.split(",") if pair) for text in (options, encoder)]
     samples = (voice(rate) * 32767).astype(np.int16)
     with av.open(sink, "w", format=container, options=given[0]) as file:
@@ -78,7 +87,6 @@ def muxed(
         for ready in into.resample(None):
             file.mux(stream.encode(ready))
         file.mux(stream.encode(None))
-    return bytes(sink.data) if isinstance(sink, Pipe) else sink.getvalue()
 
 
 def written(kind: str, subtype: str | None = None, rate: int = 16_000, samples: np.ndarray | None = None) -> bytes:
@@ -149,6 +157,7 @@ HEARD: dict[str, tuple[str, Callable[[], bytes]]] = {
         ),
     ),
     "M4A, AAC (iPhone)": (".m4a", lambda: muxed("ipod", "aac", 44_100, bits=64_000)),
+    "M4A, index in front": (".m4a", lambda: muxed("ipod", "aac", 44_100, bits=64_000, options="movflags=faststart")),
     "M4A, Apple Lossless": (".m4a", lambda: muxed("ipod", "alac", 44_100)),
     "MP4, AAC, in fragments (Safari)": (
         ".mp4",
@@ -401,6 +410,12 @@ REFUSED: dict[str, tuple[str, str, str, Callable[[], bytes]]] = {  # answer, mes
         lambda: flac_of(4 * 3600 * 16_000),
     ),
     "M4A, cut before its index": ("refused: damaged", CONVERT, ".m4a", lambda: HEARD["M4A, AAC (iPhone)"][1]()[:9_000]),
+    "M4A, cut after its index": (
+        "refused: cut off",
+        r"cannot be read as audio .cut off",
+        ".m4a",
+        lambda: muxed("ipod", "aac", 44_100, bits=64_000, options="movflags=faststart")[:18_000],
+    ),
     "constant": ("refused: one value", "is one constant value throughout", ".wav", constant),
     "not finite": ("refused: not finite", "not finite|no finite", ".wav", not_finite),
     "WMA": ("refused: convert with ffmpeg", CONVERT, ".wma", lambda: muxed("asf", "wmav2", 44_100, bits=64_000)),
