@@ -1,4 +1,4 @@
-"""Audio out of a request body: WAV, FLAC, OGG or MP3, in memory, never more of it than the limit.
+"""Audio out of a request body, in memory, never more of it than the limit.
 
 A tiny file can claim or hold days of audio, so its header is refused or paid for before a sample is decoded, and no more is
 decoded than it claims, in a process that has bounds (:mod:`fl.speech.decode`).
