@@ -489,6 +489,26 @@ def test_of_what_is_cut_without_a_length_all_is_heard(
         assert alike(heard) > 0.8
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=in_all(f"{name}, two in one file", "6.0 s", ("run", "serve", "device")))
+        for name in ("OGG, Opus", "MP3, variable rate, no Xing header", "WebM, Opus (Chrome)")
+    ],
+)
+def test_of_recordings_that_were_joined_both_are_heard(
+    name: str, tmp_path: Path, client: TestClient, listener: Listener
+) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(2 * HEARD[name][1]())
+    listener.heard.clear()
+    assert served(client, path).status_code == 200
+    upload, _ = soundfile.read(io.BytesIO(encode_file(path).content), dtype="float32")
+    for heard in (load_audio(path), np.concatenate(listener.heard), upload):
+        assert len(heard) / SAMPLE_RATE == pytest.approx(2 * SECONDS, abs=0.2)
+        assert min(alike(heard[: 3 * SAMPLE_RATE]), alike(heard[-3 * SAMPLE_RATE :])) > 0.8
+
+
 def test_a_range_of_a_file_that_cannot_be_sought_is_the_range(people: Path) -> None:
     for name in (
         "MP3, variable rate, no Xing header",
