@@ -60,7 +60,7 @@ class _LibsndfileSound:
         self.rate, self.channels = int(file.samplerate), int(file.channels)
         self.floating = file.subtype in ("FLOAT", "DOUBLE")
         self.frames: int | None = file.frames if file.frames < _MOST else None
-        cut = re.search(r"(?:data|SSND) : (\d+) \(should be (\d+)\)", file.extra_info)
+        cut = re.search(r"(?:data|SSND|riff|Riff size) : (\d+) \(should be (\d+)\)", file.extra_info)
         if cut and int(cut[1]) < _UNKNOWN:  # libsndfile has counted what is there
             self.frames = file.frames * int(cut[1]) // max(1, int(cut[2]))
 
@@ -96,12 +96,7 @@ def open_sound(source: Path | BinaryIO, name: str, also: str = "", **raw: Any) -
             except ImportError as error:
                 raise AudioError(f"{name}: is in a container that FFmpeg reads ({demuxer}): pip install av") from error
             yield FFmpegSound(file, demuxer)
-    except (
-        soundfile.SoundFileError,
-        RuntimeError,
-        OSError,
-        ValueError,
-    ) as error:  # FFmpeg's errors are among the last two
+    except (soundfile.SoundFileError, RuntimeError, OSError, ValueError) as error:
         raise AudioError(f"{name}: cannot be read as audio ({error}); {REMEDY}") from error
 
 

@@ -402,6 +402,7 @@ CUT, CONVERT = r"is cut off after 1\.\d of 3\.0 s", r"cannot be read as audio .*
 HOURS = "FLAC that claims four hours"  # an import leaves it out as longer than 29 s
 REFUSED: dict[str, tuple[str, str, str, Callable[[], bytes]]] = {  # answer, message, suffix, file
     "WAV, cut": ("refused: cut off", CUT, ".wav", lambda: written("WAV")[:48_000]),
+    "WAV, RF64, cut": ("refused: cut off", CUT, ".wav", lambda: written("RF64")[:48_000]),
     "FLAC, cut": ("refused: damaged", CONVERT, ".flac", lambda: written("FLAC")[: len(written("FLAC")) // 2]),
     HOURS: (
         "refused: cut off",
