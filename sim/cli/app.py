@@ -219,7 +219,9 @@ def report(
 
 @app.command()
 def transcribe(
-    file: Annotated[Path, Argument(help="Recording: WAV, FLAC, MP3, M4A, OGG, WebM, AAC, AMR, of any rate and length.")],
+    file: Annotated[
+        Path, Argument(help="Recording: WAV, FLAC, MP3, M4A, OGG, WebM, AAC, AMR, of any rate and length.")
+    ],
     adapter: Annotated[
         Path | None, Option(help="A device's adapter folder, of any method; without it the frozen base transcribes.")
     ] = None,
