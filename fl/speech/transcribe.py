@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,16 +91,17 @@ def transcribe_file(
     language: str = "",
     prompt: str = "",
     correction: Path | None = None,
+    remark: Callable[[str], None] | None = None,
 ) -> list[Piece]:
     """Transcribe ``path`` with what a person's device trained, by any method, or with the frozen base alone.
 
     ``correction`` is a file of :mod:`fl.adapters.correction`; an adapter that was made for one finds it in its run's folder.
-    Audio longer than the window is split at silence, and each piece goes on from ``prompt``. Raises
-    :class:`fl.core.errors.AudioError` for unusable audio, :class:`fl.core.errors.AdapterError` for an adapter that is damaged or
-    belongs to another base, and :class:`fl.core.errors.BaseModelError` for a base that takes no prompt.
+    Audio longer than the window is split at silence, and each piece goes on from ``prompt``. ``remark`` is told what is odd about the
+    recording. Raises :class:`fl.core.errors.AudioError` for unusable audio, :class:`fl.core.errors.AdapterError` for an adapter that
+    is damaged or belongs to another base, and :class:`fl.core.errors.BaseModelError` for a base that takes no prompt.
     """
     language = language_code(language)
-    audio = load_audio(path)
+    audio = load_audio(path, remark=remark)
     if len(audio) / SAMPLE_RATE <= MAX_SECONDS:
         check_speech(audio, str(path))
     if adapter is None:

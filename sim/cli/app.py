@@ -219,7 +219,9 @@ def report(
 
 @app.command()
 def transcribe(
-    file: Annotated[Path, Argument(help="Audio file, of any format, rate and length.")],
+    file: Annotated[
+        Path, Argument(help="Recording: WAV, FLAC, MP3, M4A, OGG, WebM, AAC, AMR, of any rate and length.")
+    ],
     adapter: Annotated[
         Path | None, Option(help="A device's adapter folder, of any method; without it the frozen base transcribes.")
     ] = None,
@@ -237,7 +239,14 @@ def transcribe(
 
     with errors.status("loading the base and listening"):
         pieces = transcribe_file(
-            file, base, adapter, beams=beams, language=language, prompt=prompt, correction=correction
+            file,
+            base,
+            adapter,
+            beams=beams,
+            language=language,
+            prompt=prompt,
+            correction=correction,
+            remark=lambda text: errors.print(f"{file}: {text}", soft_wrap=True, highlight=False),
         )
     if as_json:
         text = " ".join(p.text for p in pieces)

@@ -12,6 +12,7 @@ from pathlib import Path
 from fl.core.errors import CorpusError
 from fl.core.paths import Names, files_below, readable
 from fl.data.importers.records import Options, UnusableError
+from fl.speech import audio
 
 RAW_SUFFIXES = frozenset({".pcm", ".raw"})
 """Files without a header. (Some ``.pcm`` files of AI Hub do have one: see :mod:`fl.data.importers.audio`.)"""
@@ -19,7 +20,7 @@ CONVERTED = {".sph": "NIST", ".aiff": "AIFF", ".au": "AU"}
 """Containers, by libsndfile's names, that a run does not read: they are written as FLAC."""
 _ELSEWHERE = re.compile(r"(?:/|[A-Za-z]:/).*|[^/]*")
 """A path of another machine, or a name without a folder."""
-SUFFIXES = RAW_SUFFIXES | CONVERTED.keys() | {".wav", ".flac", ".mp3", ".ogg", ".opus"}
+SUFFIXES = RAW_SUFFIXES | CONVERTED.keys() | set(audio.SUFFIXES)
 
 
 def roots_of(source: Path, options: Options) -> tuple[Path, ...]:

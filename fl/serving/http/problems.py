@@ -68,7 +68,9 @@ KINDS: dict[str, Refusal] = {
     "too-large": Refusal(413, "More bytes than this server takes", "Send FLAC or Opus, an int8 adapter, a handle."),
     "audio-too-long": Refusal(413, "More seconds than this server takes", "Cut the recording and send the parts."),
     "invalid-field": Refusal(422, "A field has a wrong value", "Correct the field that the detail names."),
-    "unusable-audio": Refusal(422, "The audio cannot be used", "Send speech as WAV, FLAC, OGG or MP3.", AudioError),
+    "unusable-audio": Refusal(
+        422, "The audio cannot be used", "Send speech as WAV, FLAC, MP3, M4A, OGG or WebM.", AudioError
+    ),
     "unusable-adapter": Refusal(422, "The adapter cannot be used", "Export it again or an earlier one.", AdapterError),
     "adapter-mismatch": Refusal(
         422, "The adapter belongs to another base", "GET /v1/models says which base is served.", AdapterMismatchError

@@ -29,7 +29,7 @@ Granularity = Literal["word", "segment"]
 class TranscriptionFields(FormModel):
     """A recording, and how to transcribe it. Empty fields are as not given; others that OpenAI's clients send are ignored."""
 
-    file: Annotated[bytes, Field(description="Speech: WAV, FLAC, OGG (Vorbis, Opus), MP3; any rate.")]
+    file: Annotated[bytes, Field(description="Speech: mp3, mp4, m4a, mpeg, wav, webm, ogg, opus, flac, aac or amr.")]
     adapter: Annotated[
         bytes | SkipJsonSchema[None],
         Field(
