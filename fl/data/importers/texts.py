@@ -98,6 +98,8 @@ def read_table(
 def _cells(line: str, delimiter: str, quoted: bool, where: str) -> list[str]:
     """Raises :class:`UnusableError` for a quotation mark that is not closed in its line, and a carriage return inside it."""
     try:
+        if "\r" in line:
+            raise csv.Error("a carriage return stands inside the line")
         if quoted and line.count('"') % 2:
             raise csv.Error("a quotation mark is not closed in its line")
         style: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
@@ -134,9 +136,9 @@ def parse_json(text: str, source: str, line: int = 1) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         fault = f"not JSON ({error.msg}); repair it or leave it out"
-        raise UnusableError(f"{source}:{line + error.lineno - 1}", "not JSON", fault) from error
+        raise UnusableError(f"{source}:{line + error.lineno - 1}", "broken line", fault) from error
     except RecursionError as error:
-        raise UnusableError(f"{source}:{line}", "not JSON", "nested too deeply to be labels") from error
+        raise UnusableError(f"{source}:{line}", "broken line", "nested too deeply to be labels") from error
 
 
 def line_of(text: str, value: str) -> int:
