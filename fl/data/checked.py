@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from fl import __version__
 from fl.core.errors import AudioError, ManifestError, TextError
@@ -29,22 +30,31 @@ MOST_LEFT_OUT = 0.5
 CheckText = Callable[[str, float], None]
 """Raises :class:`TextError` for a text that a base cannot be taught to write for so many seconds of speech."""
 
-Heard = float | str  # seconds of speech, or what is wrong with it
+
+class Heard(NamedTuple):
+    """Seconds of speech and what is odd about it, or what is wrong with it."""
+
+    seconds: float = 0.0
+    remarks: tuple[str, ...] = ()
+    fault: str = ""
 
 
 def usable_utterances(
     manifest: Path, check_text: CheckText, *, strict: bool = False
-) -> tuple[list[Utterance], tuple[LeftOutRow, ...]]:
-    """The utterances of a manifest that can be used, in order, and those that are left out.
+) -> tuple[list[Utterance], tuple[LeftOutRow, ...], tuple[str, ...]]:
+    """The utterances of a manifest that can be used, in order, those that are left out, and a note for each thing that is odd.
 
     Raises :class:`ManifestError` that lists them under ``strict``, and where they are more than MOST_LEFT_OUT of all.
     """
     lines = read_lines(manifest)
     kept: list[Utterance] = []
     left_out: list[LeftOutRow] = []
+    odd: dict[str, list[str]] = {}
     for (number, utterance), heard in zip(lines.items(), listen(manifest, list(lines.values())), strict=True):
-        if reason := heard if isinstance(heard, str) else _text_fault(utterance.text, heard, check_text):
-            where = f"{manifest}:{number}"
+        where = f"{manifest}:{number}"
+        for remark in heard.remarks:
+            odd.setdefault(remark, []).append(where)
+        if reason := heard.fault or _text_fault(utterance.text, heard.seconds, check_text):
             left_out.append(LeftOutRow(device=utterance.speaker, example=utterance.id, where=where, reason=reason))
         else:
             kept.append(utterance)
@@ -53,7 +63,10 @@ def usable_utterances(
         remedy = "mend them, or run without --strict" if strict else half
         what = f"{manifest}: {len(left_out)} of {len(lines)} utterances cannot be used; {remedy}:"
         raise ManifestError("\n  ".join([what, *listed(left_out, len(left_out) if strict else SHOWN)]))
-    return kept, tuple(left_out)
+    notes = (
+        f"{len(all_of):,} of {len(lines):,} recordings: {what}; first in {all_of[0]}" for what, all_of in odd.items()
+    )
+    return kept, tuple(left_out), tuple(notes)
 
 
 def listen(
@@ -68,9 +81,11 @@ def listen(
     name = hashlib.sha256(f"{__version__}\n{manifest.resolve()}".encode()).hexdigest()[:32]
     path = cache_root() / "heard" / f"{name}.json"
     known: dict[str, Heard] = {}
-    with suppress(OSError, ValueError, AttributeError):
-        kept = json.loads(path.read_bytes()).items()
-        known = {key: heard for key, heard in kept if not (again and isinstance(heard, str))}
+    with suppress(OSError, ValueError, AttributeError, TypeError):
+        kept = {
+            key: Heard(found, tuple(odd), fault) for key, (found, odd, fault) in json.loads(path.read_bytes()).items()
+        }
+        known = {key: heard for key, heard in kept.items() if not (again and heard.fault)}
     keys = [_facts(utterance) for utterance in utterances]
     new = [place for place, key in enumerate(keys) if key not in known]
     found = {key: known[key] for key in keys if key in known}
@@ -97,12 +112,13 @@ def _facts(utterance: Utterance) -> str:
 
 
 def _hear(utterance: Utterance) -> Heard:
+    remarks: list[str] = []
     try:
-        audio = load_audio(utterance.audio, utterance.start, utterance.end)
+        audio = load_audio(utterance.audio, utterance.start, utterance.end, remarks.append)
         check_speech(audio, str(utterance.audio))
     except (AudioError, OSError) as error:
-        return str(error)
-    return len(audio) / SAMPLE_RATE
+        return Heard(fault=str(error))
+    return Heard(len(audio) / SAMPLE_RATE, tuple(remarks))
 
 
 def _text_fault(text: str, seconds: float, check_text: CheckText) -> str:

@@ -47,6 +47,7 @@ class Population:
     dropped: int
     manifest: Path
     left_out: tuple[LeftOutRow, ...] = ()  # before it was divided
+    notes: tuple[str, ...] = ()  # of recordings that are odd but of use
 
 
 def load_population(manifest: str | Path, **options: Any) -> Population:

@@ -24,6 +24,7 @@ from typer.testing import CliRunner, Result
 from clients.device.audio import encode_file
 from fl.bases.resolve import load_base
 from fl.core.errors import AudioError
+from fl.data.checked import usable_utterances
 from fl.serving.engine.requests import Request, Stages, Transcript
 from fl.serving.http.app import create_app
 from fl.settings.config import make_config
@@ -361,8 +362,8 @@ ODD: dict[str, tuple[str, str, Callable[[], bytes], np.ndarray]] = {  # answer, 
         pytest.param(
             name,
             marks=[
-                *in_all(name, f"{ODD[name][0]}, said", ("import", "transcribe")),
-                *in_all(name, ODD[name][0], ("run", "serve", "device")),
+                *in_all(name, f"{ODD[name][0]}, said", ("import", "run", "transcribe")),
+                *in_all(name, ODD[name][0], ("serve", "device")),
             ],
         )
         for name in ODD
@@ -377,6 +378,10 @@ def test_what_is_odd_is_mended_and_said(name: str, tmp_path: Path, client: TestC
     assert json.loads(done.stdout)["notes"] == [
         f"1 of 1 recordings: {remark}; first in {tmp_path / 'a' / 'list.csv'}:2"
     ]
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text(json.dumps({"audio": str(path), "text": "hi", "speaker": "ann"}) + "\n")
+    notes = usable_utterances(manifest, lambda text, seconds: None)[2]  # which a run prints
+    assert notes == (f"1 of 1 recordings: {remark}; first in {manifest}:1",)
     told = command("transcribe", path, "--base", BASE, "--json")
     assert f"{path}: {remark}" in told.stderr
     listener.heard.clear()

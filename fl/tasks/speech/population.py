@@ -31,7 +31,7 @@ def load_population(manifest: Path, seed: int, data: DataTable, check_text: Chec
     Every process gets the same division from the same seed. A held-out speaker is tested on the setting ``new_people_tests``
     sentences at most, drawn by the seed.
     """
-    utterances, left_out = usable_utterances(manifest, check_text, strict=data.strict)
+    utterances, left_out, notes = usable_utterances(manifest, check_text, strict=data.strict)
     # Speakers whom a synthetic population holds out stay so; otherwise they are drawn by the seed.
     marked = new_people_of(manifest)
     chosen = marked[: data.new_people] if len(marked) >= data.new_people else data.new_people
@@ -46,7 +46,7 @@ def load_population(manifest: Path, seed: int, data: DataTable, check_text: Chec
     for person in population.new_people:
         order = derive_random(seed, "new-people-tests", person.device_id).sample(person.test, len(person.test))
         drawn.append(replace(person, train=(), validation=(), test=tuple(order[: data.new_people_tests])))
-    return replace(population, new_people=tuple(drawn), manifest=manifest.absolute(), left_out=left_out)
+    return replace(population, new_people=tuple(drawn), manifest=manifest.absolute(), left_out=left_out, notes=notes)
 
 
 def prepare(config: RunConfig, progress: Callable[[int, int], None]) -> None:

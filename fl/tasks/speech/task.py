@@ -52,7 +52,7 @@ class SpeechTask(NamedDevices):
         self.population = population_of(
             config, lambda text, seconds: base.check_text(text, FULL_SECONDS if full else seconds)
         )
-        self.left_out = self.population.left_out
+        self.left_out, self.notes = self.population.left_out, list(self.population.notes)
         everybody = (*self.population.devices, *self.population.new_people)
         self._people: dict[str, DeviceData] = {person.device_id: person for person in everybody}
         if EVERYONE in self._people:
@@ -73,7 +73,9 @@ class SpeechTask(NamedDevices):
             named = languages_of(self.population, by_script=True)
             shares = ", ".join(f"{code} {count / named.total():.0%}" for code, count in named.most_common())
             told = "the base is told the first of them, --language CODE tells it another"
-            self.notes = [f"no utterance names its language; by script the words are {shares}: {told}"] if named else []
+            self.notes += (
+                [f"no utterance names its language; by script the words are {shares}: {told}"] if named else []
+            )
         self.languages = [language for language, _ in named.most_common()]
         self.language = self._language(config)
         # Over the test sentences, as the report takes it: PIER is then the same in both.
