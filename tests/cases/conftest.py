@@ -34,9 +34,10 @@ def on_the_page(request: pytest.FixtureRequest) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Write the page where every case holds."""
-    if "IDIOLECT_CASES" in os.environ and exitstatus == 0:
-        write(cell for item in session.items for cell in _cells(item))
+    """Write the page where every case holds. Workers of pytest-xdist have each a part of them: it is written without them."""
+    cells = [cell for item in getattr(session, "items", ()) for cell in _cells(item)]
+    if "IDIOLECT_CASES" in os.environ and exitstatus == 0 and "PYTEST_XDIST_TESTRUNUID" not in os.environ and cells:
+        write(cells)
 
 
 @pytest.fixture(scope="session")
