@@ -27,17 +27,12 @@ _LETTER = (
 # digits are words (A/S, 1/2, and/or, km/h, 1+1, C++).
 BEFORE_DUALS = Marks(
     unusable={
-        r"&[^&\s]+&|#@?[가-힣]+\d*#|"
-        + f"@(?:{_NAMES})"
-        + r"\d*|[▲△○●□■]{2,}": "a masked name",  # silenced in the audio
+        rf"&[^&\s]+&|#@?[가-힣]+\d*#|@(?:{_NAMES})\d*|[▲△○●□■]{{2,}}": "a masked name",  # silenced in the audio
         r"\(\(\s*x*\s*\)\)|" + _LETTER.format("u"): "unintelligible speech",
     },
     rules=(
-        (
-            r"(?<=/)\(\(([^()]*)\)\)|\(\(([^()]*)\)\)(?=/)",
-            r"(\1\2)",
-        ),  # heard with doubt, as half of a dual and elsewhere
-        (r"\(\(([^()]*)\)\)", r"\1"),
+        (r"(?<=/)\(\(([^()]*)\)\)|\(\(([^()]*)\)\)(?=/)", r"(\1\2)"),  # heard with doubt: half of a dual
+        (r"\(\(([^()]*)\)\)", r"\1"),  # and elsewhere
         (r"\(([^()]*)\)\s*/\s*\(idiom\)|\(idiom\)\s*/\s*\(([^()]*)\)|\(@([^()/]+)\)", r"\1\2\3"),  # a technical term
         (r"\([A-Z]{2}:\s*([^()]*)\)", r" \1 "),  # (NO:), (SN:word): a noise, a word in noise
         (r"\{[^{}]*\}|(?<!\))/\((?:noise|bgm)\)|" + f"@(?:{_SOUNDS})", " "),

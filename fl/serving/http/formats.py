@@ -19,10 +19,7 @@ from fl.serving.engine.requests import Stages, Transcript
 from fl.serving.http.problems import problem_of
 
 EVENTS_TYPE = "text/event-stream"
-EVENTS_HEADERS = {
-    "cache-control": "no-store",
-    "x-accel-buffering": "no",
-}  # a proxy that collects would defeat the purpose
+EVENTS_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}  # a proxy that collects would spoil it
 KEEP_ALIVE_SECONDS = 10.0
 MEDIA_TYPES = {
     "text": "text/plain; charset=utf-8",

@@ -62,9 +62,7 @@ class _LabelFile:
 
     def __init__(self, path: Path, name: str, options: Options, split: str | None, folders: AudioFolders) -> None:
         self._path, self._name, self._options, self._split, self._folders = path, name, options, split, folders
-        self._least = (
-            1 if name == path.stem else 2
-        )  # where there are others of its name, the folder tells whose audio it is
+        self._least = 1 if name == path.stem else 2  # among others of its name the folder tells whose audio it is
         self.reversed_votes = 0
         chosen = {field: (name,) for field, name in options.fields.items()}
         self._names: Mapping[str, tuple[str, ...]] = {**ALIASES, **chosen}

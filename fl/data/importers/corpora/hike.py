@@ -9,9 +9,8 @@ from typing import Any
 from fl.data.importers.records import Finding, Importer, Record, UnusableError
 from fl.data.importers.tables import ColumnNames, table_records
 
-COLUMNS = ColumnNames(
-    text=("text",), audio=("audio",), id=("sample_id",), topic=("category",), level=("cs_level",), speaker=()
-)  # the category is the topic, since who spoke is not shipped
+# The category is the topic, since who spoke is not shipped.
+COLUMNS = ColumnNames(id=("sample_id",), topic=("category",), speaker=())
 
 
 def mend(record: Record, row: Mapping[str, Any]) -> Finding:
