@@ -11,9 +11,10 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fl.core.errors import IdiolectError, RunError
+from fl.core.printing import first_of
 from fl.metrics import Counts
 from fl.protocol.wire import add_counts
-from fl.runs.files import listed, note_left_out, write_costs
+from fl.runs.files import note_left_out, write_costs
 from fl.runs.folder import freed_if_empty, run_folder, run_token
 from fl.runs.results import ResultsFile, gather_predictions
 from fl.runs.schema import LEFT_OUT_NAME, PREDICTIONS_NAME, RESULTS_NAME
@@ -75,7 +76,7 @@ def _tell(task: Task, folder: Path) -> None:
     lines = (
         [f"{len(rows)} examples cannot be used and are left out; {folder / LEFT_OUT_NAME} has them:"] if rows else []
     )
-    for line in (*task.notes, *lines, *listed(rows)):
+    for line in (*task.notes, *lines, *first_of([str(row) for row in rows])):
         log.warning("%s", line)
     counts = Counter(row.device for row in rows)
     for device_id in sorted(counts.keys() - set(task.device_ids())):

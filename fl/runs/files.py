@@ -27,7 +27,6 @@ from fl.settings.names import DEFAULT_TASK
 MAX_FILE_BYTES = 1 << 30
 MAX_WHOLE_BYTES = 1 << 24  # of a file that is read in one piece
 MAX_LINE_BYTES = 1 << 20
-SHOWN = 10  # examples that are left out, in a terminal and on a page
 CHECKSUM = re.compile(rb', "crc32": "([0-9a-f]{8})"}\s*\Z')
 
 Record = TypeVar("Record")
@@ -105,12 +104,6 @@ def write_document(
 def write_costs(folder: Path, costs: Mapping[str, Any]) -> None:
     """Write ``costs.json``, by which a run is known to be finished."""
     write_document(Costs, folder / schema.COSTS_NAME, costs)
-
-
-def listed(left_out: Sequence[LeftOutRow], most: int = SHOWN) -> list[str]:
-    """A line for each of the first ``most``, and one for the others."""
-    more = [f"and {len(left_out) - most} more"] if len(left_out) > most else []
-    return [*map(str, left_out[:most]), *more]
 
 
 def note_left_out(folder: Path, rows: Sequence[LeftOutRow]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from fl.core.apart import Apart
 from fl.core.errors import AudioError, CorpusError
+from fl.data.checked import odd_notes
 from fl.data.importers.gather import ImportTally, Progress
 from fl.data.importers.places import CONVERTED, RAW_SUFFIXES
 from fl.data.importers.records import AudioPlace, Embedded, Record, UnusableError, file_of
@@ -60,8 +61,7 @@ def checked(
                     f"{record.where}: {error}; make room or choose another --out, then start again"
                 ) from error
             show("audio", number, len(records))
-    for remark, places in odd.items():
-        tally.add(f"{len(places):,} of {len(records):,} recordings: {remark}; first in {places[0]}")
+    tally.notes += odd_notes(odd, len(records))
 
 
 def _spoken(record: Record, sounds: Apart, out: Path | None, copy: bool, odd: dict[str, list[str]]) -> Spoken:

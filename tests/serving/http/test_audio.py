@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 from fl.core.errors import AudioError, IdiolectError
 from fl.serving.http.audio import decode_audio as decode_with
-from fl.serving.http.audio import speech_parts
 from fl.serving.http.problems import ProblemError
-from fl.speech.audio import load_audio
+from fl.speech.audio import load_audio, speech_parts
 from fl.speech.decode import Decoder
 
 
