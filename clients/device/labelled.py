@@ -107,17 +107,14 @@ def _in_manifest(
     for number, line in enumerate(read(manifest).split("\n"), 1):
         if not line.strip():
             continue
+        where = f"{manifest}:{number}"
         try:
             values = json.loads(line)
             audio, text = values["audio"], values["text"]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ManifestError(
-                f"{manifest}:{number}: is no JSON object with 'audio' and 'text' ({error!r})"
-            ) from error
+            raise ManifestError(f"{where}: is no JSON object with 'audio' and 'text' ({error!r})") from error
         if not isinstance(audio, str) or not isinstance(text, str) or values.get("start") or values.get("end"):
-            raise ManifestError(
-                f"{manifest}:{number}: 'audio' and 'text' have to be texts, and parts files of their own"
-            )
+            raise ManifestError(f"{where}: 'audio' and 'text' have to be texts, and parts files of their own")
         used.add(find(manifest.parent / audio))
         yield f"{manifest.name}:{number}", manifest.parent / audio, text
     left_out |= {path.name: f"not in {manifest.name}" for path in there if path not in used}

@@ -254,12 +254,8 @@ def _left_out(runs: Sequence[RunFiles], devices: Mapping[str, DeviceSummary]) ->
     counts = Counter(row.device for row in rows)
     trained = {row.device for run in runs for row in run.results}
     nothing = sorted(counts.keys() - devices.keys() - trained)
-    return {
-        "examples": len(rows),
-        "devices": dict(counts),
-        "first": first_of([str(row) for row in rows]),
-        "nothing_left_of": nothing,
-    }
+    first = first_of([str(row) for row in rows])
+    return {"examples": len(rows), "devices": dict(counts), "first": first, "nothing_left_of": nothing}
 
 
 def _mean(values: Iterable[float | None]) -> float:

@@ -20,15 +20,7 @@ from fl.data.importers.records import AudioPlace, Embedded, Record, UnusableErro
 from fl.data.importers.tables import ArrowTable
 from fl.data.importers.texts import is_pointer
 from fl.data.manifest import Utterance
-from fl.speech.audio import (
-    MAX_FILE_SECONDS,
-    MAX_SECONDS,
-    MIN_SECONDS,
-    SAMPLE_RATE,
-    SILENCE_PEAK,
-    Waveform,
-    save_audio,
-)
+from fl.speech.audio import MAX_FILE_SECONDS, MAX_SECONDS, MIN_SECONDS, SAMPLE_RATE, SILENCE_PEAK, Waveform, save_audio
 from fl.speech.mono import Mono
 from fl.speech.sound import Sound, open_sound
 
@@ -157,9 +149,8 @@ class Sounds:
             raise AudioError(f"{path}: is a Git LFS pointer, not the audio; run `git lfs pull` in the corpus")
         else:
             raw = _RAW if _is_raw(audio) and not _has_header(path) else {}
-            with open_sound(
-                path, str(path), CONVERTED.get(path.suffix.lower(), str(raw.get("format", ""))), **raw
-            ) as sound:
+            container = CONVERTED.get(path.suffix.lower(), str(raw.get("format", "")))
+            with open_sound(path, str(path), container, **raw) as sound:
                 yield sound
 
     def _bytes(self, audio: Embedded) -> bytes:
@@ -169,9 +160,8 @@ class Sounds:
         while self._row < audio.row:
             self._row, self._value = self._row + 1, next(self._values, None) or b""
         if not 0 < len(self._value) <= MAX_EMBEDDED_BYTES:
-            raise AudioError(
-                f"{audio.path}: row {audio.row + 1} holds no audio, or more than {MAX_EMBEDDED_BYTES:,} bytes"
-            )
+            row = f"{audio.path}: row {audio.row + 1}"
+            raise AudioError(f"{row} holds no audio, or more than {MAX_EMBEDDED_BYTES:,} bytes")
         return self._value
 
 
