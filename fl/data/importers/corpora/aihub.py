@@ -46,13 +46,12 @@ def read(source: Path, options: Options) -> Iterator[Finding]:
     for path in paths:
         alone = stems[path.stem] == 1
         name = path.stem if alone else Path(*parts_of(path, source)).with_suffix("").as_posix()
-        try:
-            labels = _LabelFile(path, name, options, split_of(path, source), folders)
-        except UnusableError as refusal:
-            yield refusal.with_traceback(None)
-            continue
-        yield from labels.findings()
-        votes += labels.reversed_votes
+        labels = attempt(_LabelFile, path, name, options, split_of(path, source), folders)
+        if isinstance(labels, UnusableError):
+            yield labels
+        else:
+            yield from labels.findings()
+            votes += labels.reversed_votes
     if votes > 0:
         yield f"digits and Latin letters stand mostly in the other half of the duals: is --order {options.order} right?"
 
