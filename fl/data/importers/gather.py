@@ -134,11 +134,8 @@ def find_leaks(records: Sequence[Record]) -> list[tuple[Record, Record]]:
     Texts are compared by :func:`fl.speech.text.fold_text`: case, punctuation and the spelling of loanwords make no difference.
     Records without a split leak into none: they are divided later, by text.
     """
-    said = [
-        (SPLITS.index(record.split), fold_text(record.text, record.loanwords), record)
-        for record in records
-        if record.split
-    ]
+    divided = [record for record in records if record.split]
+    said = [(SPLITS.index(str(one.split)), fold_text(one.text, one.loanwords), one) for one in divided]
     latest: dict[str, tuple[int, Record]] = {}
     for rank, text, record in said:
         if text not in latest or rank > latest[text][0]:
