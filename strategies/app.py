@@ -71,7 +71,7 @@ def _tell(task: Task, folder: Path) -> None:
     rows, lines = task.left_out, list(task.notes)
     if rows:
         lines.append(f"{len(rows)} examples cannot be used and are left out; {folder / LEFT_OUT_NAME} has them:")
-    for line in (*lines, *first_of([str(row) for row in rows])):
+    for line in (*lines, *first_of(rows)):
         log.warning("%s", line)
     counts = Counter(row.device for row in rows)
     for device_id in sorted(counts.keys() - set(task.device_ids())):

@@ -15,7 +15,7 @@ def harmless(text: str, kept: str = "\n\t") -> str:
     return "".join(c for c in text if c in kept or category(c) not in _STEERING)
 
 
-def first_of(lines: Sequence[str], most: int = SHOWN) -> list[str]:
-    """The first ``most`` lines, and one that says how many more there are."""
-    more = [f"and {len(lines) - most} more"] if len(lines) > most else []
-    return [*lines[:most], *more]
+def first_of(things: Sequence[object], most: int = SHOWN) -> list[str]:
+    """A line for each of the first ``most``, and one that says how many more there are."""
+    more = [f"and {len(things) - most} more"] if len(things) > most else []
+    return [*map(str, things[:most]), *more]

@@ -62,7 +62,7 @@ def usable_utterances(
         half = "that is more than half, so check whether folder and base are the ones that are meant"
         remedy = "mend them, or run without --strict" if strict else half
         what = f"{manifest}: {len(left_out)} of {len(lines)} utterances cannot be used; {remedy}:"
-        shown = first_of([str(row) for row in left_out], len(left_out) if strict else SHOWN)
+        shown = first_of(left_out, len(left_out) if strict else SHOWN)
         raise ManifestError("\n  ".join([what, *shown]))
     return kept, tuple(left_out), tuple(odd_notes(odd, len(lines)))
 

@@ -251,11 +251,10 @@ def _arm_costs(arm: str, runs: Sequence[RunFiles]) -> dict[str, Any]:
 def _left_out(runs: Sequence[RunFiles], devices: Mapping[str, DeviceSummary]) -> dict[str, Any]:
     """Examples that could not be used: how many of whom, the first of them with their reasons, and whom nothing is left of."""
     rows = [row for run in runs for row in run.left_out]
-    counts = Counter(row.device for row in rows)
+    counts = dict(Counter(row.device for row in rows))
     trained = {row.device for run in runs for row in run.results}
     nothing = sorted(counts.keys() - devices.keys() - trained)
-    first = first_of([str(row) for row in rows])
-    return {"examples": len(rows), "devices": dict(counts), "first": first, "nothing_left_of": nothing}
+    return {"examples": len(rows), "devices": counts, "first": first_of(rows), "nothing_left_of": nothing}
 
 
 def _mean(values: Iterable[float | None]) -> float:

@@ -61,7 +61,7 @@ class ImportTally:
         """Raise :class:`CorpusError` for the problems so far, or count them as left out."""
         if self.problems and not drop_bad:
             what = f"{len(self.problems)} utterances cannot be used:"
-            shown = "\n  ".join([what, *first_of([str(problem) for problem in self.problems])])
+            shown = "\n  ".join([what, *first_of(self.problems)])
             raise CorpusError(f"{shown}\n--drop-bad leaves them out")
         for problem in self.problems:
             self.leave_out(problem.where, problem.reason)
@@ -90,9 +90,8 @@ def usable_records(findings: Iterable[Finding], plain: bool, tally: ImportTally,
             show("labels", number, number)
     show("labels", len(records), len(records))
     for record in map(records.pop, contested):
-        tally.add(
-            UnusableError(record.where, "id twice", f"the audio of id {record.id!r} has another text further down")
-        )
+        fault = f"the audio of id {record.id!r} has another text further down"
+        tally.add(UnusableError(record.where, "id twice", fault))
     tally.notes.extend(remaining(records.values()))
     return list(records.values())
 
