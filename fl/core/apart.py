@@ -76,9 +76,8 @@ class Apart:
         whole = False
         try:
             with suppress(OSError):  # a child that died is noticed below
-                for data in arguments:
-                    if isinstance(data, bytes):
-                        _write(self._stream, _BYTES, data)
+                for data in (value for value in arguments if isinstance(value, bytes)):
+                    _write(self._stream, _BYTES, data)
                 plain = [value for value in arguments if not isinstance(value, bytes)]
                 _write(self._stream, _VALUE, json.dumps([method, *plain]).encode())
             for kind, payload in _frames(self._stream, self._bounds.frame_bytes):
@@ -156,8 +155,8 @@ def _serve(target: str, bounds: Bounds) -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     os.dup2(2, 1)  # what a library prints is no answer
-    module, _, name = target.partition(":")
-    reader = getattr(importlib.import_module(module), name)()
+    module, _, reads = target.partition(":")
+    reader = getattr(importlib.import_module(module), reads)()
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_AS if bounds.stranger else resource.RLIMIT_DATA, bounds.memory_bytes)
     if bounds.stranger:
@@ -168,7 +167,7 @@ def _serve(target: str, bounds: Bounds) -> None:
             data.append(payload)
             continue
         method, *plain = json.loads(payload)
-        arguments, data = [*data, *plain], []
+        arguments, data, name = [*data, *plain], [], ""
         try:
             _allow(bounds.cpu_seconds)
             for value in getattr(reader, method)(*arguments):
@@ -179,15 +178,15 @@ def _serve(target: str, bounds: Bounds) -> None:
                 if not bounds.stranger:
                     _allow(bounds.cpu_seconds)
             _write(answers, _END)
+            continue
         except IdiolectError as error:
-            _write(answers, _ERROR, json.dumps([type(error).__name__, str(error)]).encode())
+            name, text = type(error).__name__, str(error)
         except MemoryError:
             text = f"needs more than {bounds.memory_bytes / 2**30:g} GiB of memory to be read: it is damaged or crafted"
-            _write(answers, _ERROR, json.dumps(["", text]).encode())
         except Exception as error:  # whatever a parser of others raises
             fault = f"{type(error).__name__}: {str(error)[:200]}"
             text = f"is damaged or crafted ({fault}); fetch it again, or leave it out"
-            _write(answers, _ERROR, json.dumps(["", text]).encode())
+        _write(answers, _ERROR, json.dumps([name, text]).encode())
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import hashlib
 import io
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -138,20 +138,14 @@ class Sounds:
             yield mono.read().tobytes()
             yield mono.remarks
 
-    @contextmanager
-    def _opened(self, audio: AudioPlace) -> Iterator[Sound]:
+    def _opened(self, audio: AudioPlace) -> AbstractContextManager[Sound]:
         path = file_of(audio)
         if isinstance(audio, Embedded):
-            source, name = io.BytesIO(self._bytes(audio)), f"{path}: the audio in row {audio.row + 1}"
-            with open_sound(source, name) as sound:
-                yield sound
-        elif is_pointer(path):
+            return open_sound(io.BytesIO(self._bytes(audio)), f"{path}: the audio in row {audio.row + 1}")
+        if is_pointer(path):
             raise AudioError(f"{path}: is a Git LFS pointer, not the audio; run `git lfs pull` in the corpus")
-        else:
-            raw = _RAW if _is_raw(audio) and not _has_header(path) else {}
-            container = CONVERTED.get(path.suffix.lower(), str(raw.get("format", "")))
-            with open_sound(path, str(path), container, **raw) as sound:
-                yield sound
+        raw = _RAW if _is_raw(audio) and not _has_header(path) else {}
+        return open_sound(path, str(path), CONVERTED.get(path.suffix.lower(), str(raw.get("format", ""))), **raw)
 
     def _bytes(self, audio: Embedded) -> bytes:
         if self._place != (audio.path, audio.column) or audio.row < self._row:
