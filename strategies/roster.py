@@ -66,9 +66,7 @@ def ask_roster(grid: Grid, config: RunConfig, wait: float = NODE_WAIT_SECONDS) -
     deadline = time.monotonic() + wait
     while not (node_ids := sorted(grid.get_node_ids())):
         if time.monotonic() > deadline:
-            raise RunError(
-                f"no node came up within {wait:.0f} s: start SuperNodes, or set num-supernodes of the simulation"
-            )
+            raise RunError(f"no node came up within {wait:.0f} s: start SuperNodes, or set num-supernodes to more")
         time.sleep(1.0)
     content = RecordDict({SETTINGS_RECORD: settings_record(config)})
     messages = [

@@ -18,9 +18,8 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 PEFT_TYPE = "GATED_LORA"
 SCHEMA = 1
 # What the metadata of the weights say, and under which names :class:`PackedInfo` and an adapter's info say it
-FACTS = {"base": "base_name"} | {
-    name: name for name in ("base_fingerprint", "split", "window", "language", "tokenizer")
-}
+_SAME = ("base_fingerprint", "split", "window", "language", "tokenizer")
+FACTS = {"base": "base_name", **dict(zip(_SAME, _SAME, strict=True))}
 _DEFAULTS = {"window": "trimmed", "language": "", "tokenizer": ""}
 MAX_CONFIG_BYTES = 2**20
 

@@ -61,9 +61,8 @@ def parse(kind: type[Record], text: str | bytes, where: str) -> Record:
 
 def dump(row: ResultRow | LeftOutRow) -> str:
     """The row as a line."""
-    return with_checksum(
-        json.dumps(_ADAPTERS[type(row)].dump_python(row, mode="json"), ensure_ascii=False, sort_keys=True)
-    )
+    values = _ADAPTERS[type(row)].dump_python(row, mode="json")
+    return with_checksum(json.dumps(values, ensure_ascii=False, sort_keys=True))
 
 
 def _explain(error: ValidationError, where: str) -> str:
@@ -160,7 +159,8 @@ def read_run(folder: Path) -> RunFiles:
     """The files of one finished run. :class:`RunError` names the file, the line and what is missing."""
     if not folder.is_dir():
         raise RunError(f"{folder}: no such run folder; make one with `idiolect run` or `idiolect demo`")
-    transcripts = read_rows(folder / schema.PREDICTIONS_NAME, PredictionRow)
+    path = folder / schema.PREDICTIONS_NAME
+    transcripts = read_rows(path, PredictionRow)
     if not transcripts:
         if is_finished(folder):
             raise RunError(
@@ -168,15 +168,11 @@ def read_run(folder: Path) -> RunFiles:
                 "no-op run transcribes nothing; the counts of each device are in results.jsonl, and the log of a deployed run "
                 "ends with the rates of all"
             )
-        raise RunError(
-            f"{folder / schema.PREDICTIONS_NAME}:1: no transcripts; the run did not reach its final evaluation"
-        )
-    results = read_rows(folder / schema.RESULTS_NAME, ResultRow)
+        raise RunError(f"{path}:1: no transcripts; the run did not reach its final evaluation")
+    config, results = _read_config(folder / schema.CONFIG_NAME), read_rows(folder / schema.RESULTS_NAME, ResultRow)
     named = folder / schema.LEFT_OUT_NAME
     left_out = read_rows(named, LeftOutRow) if named.exists() else ()
-    return RunFiles(
-        folder, _read_config(folder / schema.CONFIG_NAME), results, transcripts, read_costs(folder), left_out
-    )
+    return RunFiles(folder, config, results, transcripts, read_costs(folder), left_out)
 
 
 def read_costs(folder: Path) -> Costs:

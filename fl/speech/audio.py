@@ -51,9 +51,7 @@ def load_audio(
     if len(audio) > MAX_FILE_SECONDS * SAMPLE_RATE:
         raise _too_long(path, len(audio) / SAMPLE_RATE)
     if not len(audio):
-        raise AudioError(
-            f"{path}: holds no samples{' from there on' if start else ''}; record it again or leave it out"
-        )
+        raise AudioError(f"{path}: holds no samples{' from there on' if start else ''}; record again or leave it out")
     if remark:
         for text in mono.remarks:
             remark(text)

@@ -54,10 +54,8 @@ class Trained:
             tensors, method = load_method(folder)
             return cls(tensors, method.recipe, method)
         tensors, info = load_adapter(folder)
-        config = info.config
-        targets = (
-            config.target_modules if isinstance(config.target_modules, str) else sorted(config.target_modules or ())
-        )
+        config, named = info.config, info.config.target_modules
+        targets = named if isinstance(named, str) else sorted(named or ())
         return cls(tensors, Recipe("gated-lora", config.r, config.lora_alpha, config.gate, targets, 0), info)
 
     def corrections(self, folder: Path, given: Path | None, base: SpeechBase) -> dict[str, Tensor]:

@@ -49,9 +49,8 @@ def checked(
             except AudioError as error:
                 tally.add(UnusableError(record.where, "unreadable audio", str(error)))
             except OSError as error:
-                raise CorpusError(
-                    f"{record.where}: {error}; make room or choose another --out, then start again"
-                ) from error
+                remedy = "make room or choose another --out, then start again"
+                raise CorpusError(f"{record.where}: {error}; {remedy}") from error
             show("audio", number, len(records))
     tally.notes += odd_notes(odd, len(records))
 

@@ -146,9 +146,7 @@ def without_leaks(records: Sequence[Record], drop: bool, tally: ImportTally) -> 
     """Records whose text is in no later split. Raises :class:`CorpusError` if there are others, unless ``drop`` leaves them out."""
     leaks = find_leaks(records)
     if leaks and not drop:
-        what = (
-            f"{len(leaks)} of {len(records)} utterances say what a later split says too, so that a test would be known:"
-        )
+        what = f"{len(leaks)} of {len(records)} utterances say what a later split says too, so a test would be known:"
         shown = [f"{one.where} ({one.split}) and {o.where} ({o.split}): {one.text[:60]!r}" for one, o in leaks]
         remedy = "--drop-leaking leaves them out of the earlier split; --splits own divides every device anew, by text"
         raise CorpusError("\n  ".join([what, *first_of(shown)]) + f"\n{remedy}")

@@ -36,9 +36,7 @@ def read(source: Path, options: Options) -> Iterator[Finding]:
     """Records of all JSON files below ``source``."""
     paths = [source] if source.is_file() else list(files_below(source, "*.json"))
     if not paths:
-        raise CorpusError(
-            f"{source}: holds no JSON files; give the folder with the labels (and --audio with the audio)"
-        )
+        raise CorpusError(f"{source}: holds no JSON files; give the folder of the labels (and --audio with the audio)")
     folders = AudioFolders(source, options)
     votes = 0
     paths = [path for path in paths if options.wants(split_of(path, source) or "", *parts_of(path, source))]
