@@ -60,9 +60,8 @@ def divide(members: Iterable[Member], *, size: int, budget: int) -> Iterator[lis
     cohort: list[Member] = []
     used = 0
     for member in members:
-        need = (OPTIMIZER_COPIES + (member.plan.proximal > 0)) * size_of(
-            member.state
-        ).bytes  # and where the round began
+        copies = OPTIMIZER_COPIES + (member.plan.proximal > 0)  # and where the round began
+        need = copies * size_of(member.state).bytes
         if cohort and (len(cohort) == size or used + need > budget // 2):
             yield cohort
             cohort, used = [], 0
