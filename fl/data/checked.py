@@ -50,8 +50,12 @@ def usable_utterances(
     kept: list[Utterance] = []
     left_out: list[LeftOutRow] = []
     odd: dict[str, list[str]] = {}
+    said: dict[tuple[object, ...], tuple[str, str]] = {}
     for (number, utterance), heard in zip(lines.items(), listen(manifest, list(lines.values())), strict=True):
         where = f"{manifest}:{number}"
+        said_here = utterance.text, utterance.speaker
+        if said.setdefault((utterance.audio, utterance.start, utterance.end), said_here) != said_here:
+            odd.setdefault("are in an earlier line too, with another text or speaker", []).append(where)
         for remark in heard.remarks:
             odd.setdefault(remark, []).append(where)
         if reason := heard.fault or _text_fault(utterance.text, heard.seconds, check_text):

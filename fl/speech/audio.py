@@ -34,7 +34,7 @@ def load_audio(
     """
     path = Path(path)
     if not path.is_file():
-        raise AudioError(f"{path}: no such audio file; check the 'audio' field, which is relative to the manifest")
+        raise AudioError(f"{path}: no such audio file; check the name, which in a manifest is relative to the manifest")
     first = start or 0.0
     last = min(first + MAX_FILE_SECONDS + 1.0, math.inf if end is None else end)
     with open_sound(path, str(path)) as sound:

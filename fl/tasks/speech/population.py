@@ -1,7 +1,7 @@
 """Whose speech a run trains on: a manifest that is named, or that of a synthetic population, divided by the seed."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from fl.data.manifest import read_lines
 from fl.data.partition import Population, split_population
 from fl.data.synthetic import new_people_of, population_digest, synthesize
 from fl.metrics.languages import language_tags
+from fl.runs.files import SHOWN
 from fl.settings.config import RunConfig
 from fl.settings.names import OWN_MANIFEST
 from fl.settings.tables import DataTable
@@ -46,7 +47,20 @@ def load_population(manifest: Path, seed: int, data: DataTable, check_text: Chec
     for person in population.new_people:
         order = derive_random(seed, "new-people-tests", person.device_id).sample(person.test, len(person.test))
         drawn.append(replace(person, train=(), validation=(), test=tuple(order[: data.new_people_tests])))
+    notes = (*notes, *_cost_of_dividing(population))
     return replace(population, new_people=tuple(drawn), manifest=manifest.absolute(), left_out=left_out, notes=notes)
+
+
+def _cost_of_dividing(population: Population) -> Iterator[str]:
+    """A line for what no device trains on or is tested on although it could be used."""
+    if population.dropped:
+        reason = "their text is in a later set or of a held-out speaker, and a test would be known"
+        yield f"{population.dropped:,} sentences are neither trained on nor scored: {reason}; --new-people 0 holds nobody out"
+    for part, purpose in (("train", "to train on"), ("test", "to be tested on")):
+        lacking = [device.device_id for device in population.devices if not getattr(device, part)]
+        if lacking:
+            shown = ", ".join(lacking[:SHOWN]) + (", ..." if len(lacking) > SHOWN else "")
+            yield f"{len(lacking):,} of {len(population.devices):,} devices have nothing {purpose}: {shown}"
 
 
 def prepare(config: RunConfig, progress: Callable[[int, int], None]) -> None:
