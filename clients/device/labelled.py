@@ -125,8 +125,12 @@ def _in_manifest(
             raise ManifestError(
                 f"{manifest}:{number}: 'audio' and 'text' have to be texts, and parts files of their own"
             )
-        used.add(find(manifest.parent / audio))
-        yield f"{manifest.name}:{number}", manifest.parent / audio, text
+        name, path = f"{manifest.name}:{number}", find(manifest.parent / audio)
+        if path in used:
+            left_out[name] = f"{path.name} is in an earlier line; keep one"
+            continue
+        used.add(path)
+        yield name, manifest.parent / audio, text
     left_out |= {path.name: f"not in {manifest.name}" for path in there if path not in used}
 
 

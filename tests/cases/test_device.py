@@ -31,6 +31,7 @@ CONTROL, EMPTY = "a text with NUL, or a lone surrogate", "a text of punctuation 
 NO_FILE = "a manifest that names no file, a folder, a name of 300 letters"
 ENDINGS = "an address with `/` or `/v1` at its end, spaces around it, capitals"
 TOKENS = "a token with a line end, `Bearer `, a byte order mark, in UTF-16"
+TWICE = "one recording in two lines with two texts or speakers"
 FOUND = "a name with spaces, in NFD, with a dash as `./-a.wav`"
 OTHERS = (".flac", ".OGG", ".opus", ".mp3")
 LITTER = "`._*`, `.DS_Store`, `__MACOSX`, `@eaDir`, `.ipynb_checkpoints`, `Thumbs.db`, `~$*`"
@@ -218,13 +219,16 @@ def test_what_lies_there_and_is_not_used_is_named_and_counted(
         folder_case(NO_FILE, "left out, counted", SAID, "b.wav", "no such audio"),
         folder_case(NO_FILE, "left out, counted", SAID, ".", "is a folder"),
         folder_case(NO_FILE, "left out, counted", SAID, "b" * 300, "no such|cannot be opened"),
-        folder_case(CONTROL, "left out, counted", "\ud800", "a.wav", "the transcript holds"),
+        folder_case(CONTROL, "left out, counted", "\ud800", "c.wav", "the transcript holds"),
+        folder_case(TWICE, "the first; the other left out, counted", "전혀 다른 말", "./a.wav", "in an earlier line"),
     ],
 )  # fmt: skip
 def test_a_line_of_a_manifest_that_cannot_be_used_is_named_and_counted(
     device: Device, tmp_path: Path, text: str, audio: str, named: str
 ) -> None:
     wav(tmp_path / "speech" / "a.wav")
+    if audio == "c.wav":
+        wav(tmp_path / "speech" / "c.wav")
     lines = [{"audio": "a.wav", "text": SAID}, {"audio": audio, "text": text}]
     (tmp_path / "speech" / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)))
     code, out, _ = device("adapt", tmp_path / "speech", "--json")

@@ -273,6 +273,34 @@ def test_nobody_gets_another_persons_recording_for_their_own(tmp_path: Path, tak
         take("table", write(tmp_path / "list.csv", f"id,audio,text,speaker\n{lines}"))
 
 
+@case("JSON Lines of one's own", "read")
+def test_json_lines_are_a_table(tmp_path: Path, take: Any) -> None:
+    wav(tmp_path / "a.wav")
+    line = '{"audio_filepath": "a.wav", "text": "안녕", "duration": 0.5, "speaker": 1}\n'
+    _, rows = take("table", write(tmp_path / "list.jsonl", line), "--field", "audio=audio_filepath")
+    assert [(row["text"], row["speaker"]) for row in rows] == [("안녕", "1")]
+
+
+@case("an archive or a folder with a list that is no corpus of `huggingface`", "refused: names the list to give")
+def test_a_table_is_given_by_its_file(tmp_path: Path, take: Any) -> None:
+    wav(tmp_path / "a.wav")
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as file:
+        file.writestr("list.csv", "audio,text,speaker\n")
+    for source in ("set.zip", "out0/source"):
+        with pytest.raises(CorpusError, match=r"source: give a file that ends in .*; there is .*source/list\.csv"):
+            take("table", tmp_path / source)
+
+
+@case("`end` more than a second behind the end of the recording", "the recording's end, counted")
+def test_an_end_far_behind_that_of_the_recording_is_counted(tmp_path: Path, take: Any) -> None:
+    wav(tmp_path / "a.wav")
+    path = write(tmp_path / "list.csv", "audio,text,speaker,start,end\na.wav,hello,ann,0,500\n")
+    summary, rows = take("table", path)
+    assert rows[0]["end"] == 0.5
+    (note,) = summary["notes"]
+    assert note.startswith("1 of 1 recordings: should end more than 1 s behind their recording, whose end is taken")
+
+
 @case("people of whom nothing can be used", "named in a line")
 def test_who_is_lost_is_named(tmp_path: Path, take: Any) -> None:
     wav(tmp_path / "a.wav")

@@ -251,6 +251,14 @@ def test_what_dividing_costs_is_counted(rows: list[Row], tmp_path: Path) -> None
     assert notes[1:] == ["1 of 1 devices have nothing to train on: ann"]
 
 
+@pytest.mark.case("manifests", "`end` more than a second behind the end of the recording", "run", "its end, counted")
+def test_an_end_far_behind_that_of_the_recording_is_counted(rows: list[Row], tmp_path: Path) -> None:
+    rows[0] |= {"end": 0.7}
+    assert not notes_of(rows, tmp_path)
+    rows[1] |= {"start": 0.1, "end": 600}
+    assert notes_of(rows, tmp_path)[0].startswith("1 of 4 recordings: should end more than 1 s behind their recording")
+
+
 @pytest.mark.case("manifests", "a person of one utterance", "run", "trains, is not tested: by name")
 def test_who_cannot_be_tested_is_named(rows: list[Row], tmp_path: Path) -> None:
     assert notes_of([*rows, good_row(tmp_path, "bob", 9)], tmp_path) == [
