@@ -273,6 +273,18 @@ def test_nobody_gets_another_persons_recording_for_their_own(tmp_path: Path, tak
         take("table", write(tmp_path / "list.csv", f"id,audio,text,speaker\n{lines}"))
 
 
+@case("`metadata.csv` beside Parquet", "Parquet is read, the lists counted in a line")
+def test_lists_beside_tables_are_no_secret(tmp_path: Path, take: Any) -> None:
+    pa = pytest.importorskip("pyarrow")
+    audio = {"bytes": wav(tmp_path / "set" / "a.wav").read_bytes(), "path": "b.wav"}
+    table = pa.Table.from_pylist([{"audio": audio, "text": "안녕", "speaker": "ann"}])
+    pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "set" / "train.parquet")
+    write(tmp_path / "set" / "metadata.csv", "file_name,text,speaker\na.wav,good bye,bob\n")
+    summary, rows = take("huggingface", tmp_path / "set")
+    assert [row["speaker"] for row in rows] == ["ann"]
+    assert any(note.startswith("1 lists are passed over where Parquet or Arrow files lie") for note in summary["notes"])
+
+
 @case("JSON Lines of one's own", "read")
 def test_json_lines_are_a_table(tmp_path: Path, take: Any) -> None:
     wav(tmp_path / "a.wav")

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import soundfile
 from click.testing import Result
 from typer.testing import CliRunner
 
-from fl.core.errors import CorpusError, IdiolectError, ManifestError
+from fl.core.errors import AudioError, CorpusError, IdiolectError, ManifestError
 from fl.data import checked
 from fl.data.manifest import read_manifest
 from fl.runs.files import read_rows
@@ -327,6 +328,18 @@ def test_a_manifest_is_read_as_it_is_meant(rows: list[Row], tmp_path: Path, writ
     (tmp_path / "m.jsonl").write_bytes(write(rows).encode())
     assert len(utterances_of(tmp_path / "m.jsonl")) == 4
     assert json.loads(invoke("import", "manifest", tmp_path / "m.jsonl", "--json").stdout)["utterances"] == 4
+
+
+@pytest.mark.case("manifests", "a folder in NFD (macOS) that is typed in NFC", "run", "4 of 4")
+def test_names_that_are_typed_are_found(rows: list[Row], tmp_path: Path) -> None:
+    real, typed = (tmp_path / unicodedata.normalize(form, "음성") for form in ("NFD", "NFC"))
+    real.mkdir()
+    (real / "m.jsonl").write_text("\n".join(json.dumps({**row, "audio": f"../{row['audio']}"}) for row in rows))
+    assert len(utterances_of(typed / "m.jsonl")) == 4
+    save_audio(real / "a.wav", noise(0.6))
+    assert invoke("transcribe", typed / "a.wav", "--base", NANO).exit_code == 0
+    with pytest.raises(AudioError, match="is a folder; give a recording"):
+        invoke("transcribe", typed, "--base", NANO)
 
 
 @pytest.mark.case("manifests", "numbers as ids and speakers", "run", '1 is "1"')

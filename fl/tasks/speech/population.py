@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fl.core.paths import cache_root
+from fl.core.paths import cache_root, find
 from fl.core.rng import derive_random, derive_seed
 from fl.data.checked import CheckText, listen, usable_utterances
 from fl.data.manifest import read_lines
@@ -73,7 +73,7 @@ def prepare(config: RunConfig, progress: Callable[[int, int], None]) -> None:
 def population_manifest(config: RunConfig, progress: Callable[[int, int], None] | None = None) -> Path:
     """The manifest of a run: the one that is named, or that of a synthetic population, made at first use."""
     if config.data.manifest:
-        return Path(config.data.manifest).expanduser().resolve()
+        return find(Path(config.data.manifest).expanduser().resolve())
     data = config.data
     wanted: dict[str, Any] = {
         "pair": data.synthetic.pair,
