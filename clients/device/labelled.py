@@ -1,6 +1,7 @@
 """A person's labelled speech: a folder of recordings with their texts, or a manifest. What lies there and is not used is named."""
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ MANIFEST_NAME, TEXT_SUFFIX = "manifest.jsonl", ".txt"
 MAX_TEXT_BYTES = 4 * 2**20
 MAX_UTTERANCES = 1000
 KOREAN = "cp949"  # what Korean Windows writes where it does not write Unicode
+_NUMBER = re.compile(r"\b(?:audio|texts)[.\[](\d{1,4})\b")  # of an utterance, in a server's refusal
 SHOWN = 10  # of what is left out, in a line
 
 Labelled: TypeAlias = tuple[Upload, str]  # one utterance and what was said in it
@@ -25,11 +27,22 @@ Spoken: TypeAlias = tuple[str, Path, str]  # what a person knows it by, where it
 
 @dataclass
 class LabelledSpeech:
-    """Utterances; why each other file, or line of the manifest, is ``left_out``; which texts were ``guessed`` to be in CP949."""
+    """Utterances and the ``names`` that a person knows them by; why each other file, or line of the manifest, is ``left_out``;
+    which texts were ``guessed`` to be in CP949."""
 
     utterances: list[Labelled] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     guessed: dict[str, str] = field(default_factory=dict)  # and how they begin
+
+    def leave_out(self, refusal: str) -> str:
+        """The name of the utterance that a server refuses by its number, which is left out from now on; "" where it names none."""
+        match = _NUMBER.search(refusal)
+        if match is None or (place := int(match[1])) >= len(self.names):
+            return ""
+        del self.utterances[place]
+        self.left_out[name := self.names.pop(place)] = refusal
+        return name
 
     def remarks(self) -> list[str]:
         """What a person should know, a line each."""
@@ -73,6 +86,7 @@ def read_labelled(source: Path, codec: str = "flac", encoding: str = "", languag
             if not fold_text(text := normalize_text(said)):
                 raise TextError("the text has no words")
             found.utterances.append((encode_file(audio, codec), text))
+            found.names.append(name)
         except (AudioError, TextError) as error:
             found.left_out[name] = str(error).removeprefix(f"{audio}: ")
     if not found.utterances:
@@ -114,18 +128,17 @@ def _in_manifest(
     for number, line in enumerate(read(manifest).split("\n"), 1):
         if not line.strip():
             continue
+        name = f"{manifest.name}:{number}"
         try:
             values = json.loads(line)
             audio, text = values["audio"], values["text"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ManifestError(
-                f"{manifest}:{number}: is no JSON object with 'audio' and 'text' ({error!r})"
-            ) from error
+        except (ValueError, KeyError, TypeError, RecursionError):
+            left_out[name] = "is no JSON object with 'audio' and 'text'; write one a line"
+            continue
         if not isinstance(audio, str) or not isinstance(text, str) or values.get("start") or values.get("end"):
-            raise ManifestError(
-                f"{manifest}:{number}: 'audio' and 'text' have to be texts, and parts files of their own"
-            )
-        name, path = f"{manifest.name}:{number}", find(manifest.parent / audio)
+            left_out[name] = "'audio' and 'text' have to be texts, and parts files of their own"
+            continue
+        path = find(manifest.parent / audio)
         if path in used:
             left_out[name] = f"{path.name} is in an earlier line; keep one"
             continue

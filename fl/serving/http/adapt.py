@@ -183,6 +183,10 @@ async def adapt(request: Request, service: ServiceOf, principal: PrincipalOf) ->
     for number, data in enumerate(fields.audio):
         audio = await service.decode(data, principal, min(left, MAX_SECONDS), f"audio[{number}]")
         left -= len(audio) / SAMPLE_RATE
+        try:
+            await service.off_loop(service.base.check_text, texts[number], len(audio) / SAMPLE_RATE)
+        except TextError as error:
+            raise TextError(f"texts[{number}]: {error}") from None
         utterances.append((audio, texts[number]))
     job = AdaptJob(adapter, split, utterances, language, fields, service.limits.adapt_seconds)
     queue: AdaptQueue = request.app.state.adapts
