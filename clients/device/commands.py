@@ -15,7 +15,7 @@ from typing import Any
 from clients.device.adapt import AdaptOptions
 from clients.device.audio import Upload, encode_file, record
 from clients.device.client import DeviceClient, Flushed
-from clients.device.labelled import read_labelled
+from clients.device.labelled import SHOWN, read_labelled
 from clients.device.messages import RefusedError, UnreachableError
 from clients.device.queue import DONE, FAILED, WAITING
 from clients.device.seal import SealedFolder, ask_passphrase
@@ -107,15 +107,17 @@ def adapt(arguments: argparse.Namespace) -> None:
             print(harmless(f"idiolect: {remark}"), file=sys.stderr)
         if found.left_out and arguments.strict:
             raise ManifestError(f"{arguments.source}: {len(found.left_out)} left out, and --strict allows none")
+        refused: list[str] = []
         while True:
             try:
                 info, report = client.adapt(found.utterances, options)
                 break
             except RefusedError as error:
-                if not (name := found.leave_out(str(error))):
+                if len(refused) == SHOWN or not (name := found.leave_out(str(error))):
                     raise
                 if arguments.strict or not found.utterances:
                     raise ManifestError(f"{arguments.source}: {name}: {error}") from error
+                refused.append(name)
                 print(harmless(f"idiolect: left out, since {error}: {name}"), file=sys.stderr)
     shown = {name: report.get(name) for name in ("steps", "examples", "loss", "seconds")}
     text = f"trained on {len(found.utterances)} utterances and stored: "
