@@ -73,8 +73,9 @@ def roster(message: Message, context: Context) -> Message:
     """Which devices live here, with the number of their training examples."""
     hosting = _hosting(message, context)
     hosted, task = hosting.ids(), hosting.worker.task
-    for row in task.left_out if hosting.node.deployed else ():  # a simulation's aggregator says it
-        log.warning("left out: %s", row)
+    told = (*(f"left out: {row}" for row in task.left_out), *task.notes)
+    for line in told if hosting.node.deployed else ():  # a simulation's aggregator says it
+        log.warning("%s", line)
     reply = ReplyWriter(len(hosted))
     for device_id in hosted:
         new = task.is_new(device_id)

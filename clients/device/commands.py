@@ -16,13 +16,13 @@ from clients.device.adapt import AdaptOptions
 from clients.device.audio import Upload, encode_file, record
 from clients.device.client import DeviceClient, Flushed
 from clients.device.labelled import read_labelled
-from clients.device.messages import UnreachableError
+from clients.device.messages import RefusedError, UnreachableError
 from clients.device.queue import DONE, FAILED, WAITING
 from clients.device.seal import SealedFolder, ask_passphrase
 from clients.device.settings import DeviceSettings, initialize
 from fl.core.errors import AdapterError, ManifestError, StoreError
 from fl.core.paths import find
-from fl.core.printing import harmless
+from fl.core.printing import SHOWN, harmless
 from fl.packed.blob import digest, pack, read_info, unpack
 from fl.packed.header import MAX_PACKED_BYTES, PackedInfo
 
@@ -107,7 +107,18 @@ def adapt(arguments: argparse.Namespace) -> None:
             print(harmless(f"idiolect: {remark}"), file=sys.stderr)
         if found.left_out and arguments.strict:
             raise ManifestError(f"{arguments.source}: {len(found.left_out)} left out, and --strict allows none")
-        info, report = client.adapt(found.utterances, options)
+        refused: list[str] = []
+        while True:
+            try:
+                info, report = client.adapt(found.utterances, options)
+                break
+            except RefusedError as error:
+                if len(refused) == SHOWN or not (name := found.leave_out(str(error))):
+                    raise
+                if arguments.strict or not found.utterances:
+                    raise ManifestError(f"{arguments.source}: {name}: {error}") from error
+                refused.append(name)
+                print(harmless(f"idiolect: left out, since {error}: {name}"), file=sys.stderr)
     shown = {name: report.get(name) for name in ("steps", "examples", "loss", "seconds")}
     text = f"trained on {len(found.utterances)} utterances and stored: "
     passed = {"left_out": found.left_out, "guessed": sorted(found.guessed)}

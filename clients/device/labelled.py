@@ -1,6 +1,7 @@
 """A person's labelled speech: a folder of recordings with their texts, or a manifest. What lies there and is not used is named."""
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ MANIFEST_NAME, TEXT_SUFFIX = "manifest.jsonl", ".txt"
 MAX_TEXT_BYTES = 4 * 2**20
 MAX_UTTERANCES = 1000
 KOREAN = "cp949"  # what Korean Windows writes where it does not write Unicode
+_NUMBER = re.compile(r"\b(?:audio|texts)[.\[](\d{1,4})\b")  # of an utterance, in a server's refusal
 
 Labelled: TypeAlias = tuple[Upload, str]  # one utterance and what was said in it
 Spoken: TypeAlias = tuple[str, Path, str]  # what a person knows it by, where it is, and what was said in it
@@ -25,11 +27,22 @@ Spoken: TypeAlias = tuple[str, Path, str]  # what a person knows it by, where it
 
 @dataclass
 class LabelledSpeech:
-    """Utterances; why each other file, or line of the manifest, is ``left_out``; which texts were ``guessed`` to be in CP949."""
+    """Utterances and the ``names`` that a person knows them by; why each other file, or line of the manifest, is ``left_out``;
+    which texts were ``guessed`` to be in CP949."""
 
     utterances: list[Labelled] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     guessed: dict[str, str] = field(default_factory=dict)  # and how they begin
+
+    def leave_out(self, refusal: str) -> str:
+        """The name of the utterance that a server refuses by its number, which is left out from now on; "" where it names none."""
+        match = _NUMBER.search(refusal)
+        if match is None or (place := int(match[1])) >= len(self.names):
+            return ""
+        del self.utterances[place]
+        self.left_out[name := self.names.pop(place)] = refusal
+        return name
 
     def remarks(self) -> list[str]:
         """What a person should know, a line each."""
@@ -66,6 +79,7 @@ def read_labelled(source: Path, codec: str = "flac", encoding: str = "", languag
             if not fold_text(text := normalize_text(said)):
                 raise TextError("the text has no words")
             found.utterances.append((encode_file(audio, codec), text))
+            found.names.append(name)
         except (AudioError, TextError) as error:
             left_out[name] = str(error).removeprefix(f"{audio}: ")
     if not found.utterances:
@@ -107,16 +121,22 @@ def _in_manifest(
     for number, line in enumerate(read(manifest).split("\n"), 1):
         if not line.strip():
             continue
-        where = f"{manifest}:{number}"
+        name = f"{manifest.name}:{number}"
         try:
             values = json.loads(line)
             audio, text = values["audio"], values["text"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ManifestError(f"{where}: is no JSON object with 'audio' and 'text' ({error!r})") from error
+        except (ValueError, KeyError, TypeError, RecursionError):
+            left_out[name] = "is no JSON object with 'audio' and 'text'; write one a line"
+            continue
         if not isinstance(audio, str) or not isinstance(text, str) or values.get("start") or values.get("end"):
-            raise ManifestError(f"{where}: 'audio' and 'text' have to be texts, and parts files of their own")
-        used.add(find(manifest.parent / audio))
-        yield f"{manifest.name}:{number}", manifest.parent / audio, text
+            left_out[name] = "'audio' and 'text' have to be texts, and parts files of their own"
+            continue
+        path = find(manifest.parent / audio)
+        if path in used:
+            left_out[name] = f"{path.name} is in an earlier line; keep one"
+            continue
+        used.add(path)
+        yield name, manifest.parent / audio, text
     left_out |= {path.name: f"not in {manifest.name}" for path in there if path not in used}
 
 

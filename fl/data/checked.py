@@ -19,7 +19,7 @@ from fl.core.files import write_atomically
 from fl.core.machine import available_cores
 from fl.core.paths import cache_root
 from fl.core.printing import SHOWN, first_of
-from fl.data.manifest import Utterance, read_lines
+from fl.data.manifest import BEYOND, MAX_BEYOND, Utterance, read_lines
 from fl.runs.schema import LeftOutRow
 from fl.speech.audio import SAMPLE_RATE, check_speech, load_audio
 from fl.speech.text import normalize_text
@@ -50,8 +50,15 @@ def usable_utterances(
     kept: list[Utterance] = []
     left_out: list[LeftOutRow] = []
     odd: dict[str, list[str]] = {}
+    said: dict[tuple[object, ...], tuple[str, str]] = {}
     for (number, utterance), heard in zip(lines.items(), listen(manifest, list(lines.values())), strict=True):
         where = f"{manifest}:{number}"
+        said_here = utterance.text, utterance.speaker
+        end = 0.0 if utterance.end is None or heard.fault else utterance.end
+        if end > (utterance.start or 0.0) + heard.seconds + MAX_BEYOND:
+            odd.setdefault(BEYOND, []).append(where)
+        if said.setdefault((utterance.audio, utterance.start, utterance.end), said_here) != said_here:
+            odd.setdefault("are in an earlier line too, with another text or speaker", []).append(where)
         for remark in heard.remarks:
             odd.setdefault(remark, []).append(where)
         if reason := heard.fault or _text_fault(utterance.text, heard.seconds, check_text):

@@ -24,6 +24,8 @@ LEVELS = ("word", "phrase", "sentence")
 SPLITS = ("train", "validation", "test")
 MAX_LINE_BYTES = 1 << 20
 MAX_UTTERANCES = 5_000_000
+MAX_BEYOND = 1.0
+BEYOND = f"should end more than {MAX_BEYOND:.0f} s behind their recording, whose end is taken: are times in seconds?"
 
 
 def _filled(value: object) -> object:

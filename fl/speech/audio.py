@@ -34,8 +34,10 @@ def load_audio(
     MAX_FILE_SECONDS.
     """
     path = Path(path)
+    if path.is_dir():
+        raise AudioError(f"{path}: is a folder; give a recording")
     if not path.is_file():
-        raise AudioError(f"{path}: no such audio file; check the 'audio' field, which is relative to the manifest")
+        raise AudioError(f"{path}: no such audio file; check the name, which in a manifest is relative to the manifest")
     first = start or 0.0
     last = min(first + MAX_FILE_SECONDS + 1.0, math.inf if end is None else end)
     with open_sound(path, str(path)) as sound:

@@ -22,6 +22,7 @@ from fl.adapters.state import State, check_tensors
 from fl.bases.base import SpeechBase
 from fl.bases.resolve import load_speech_base
 from fl.core.errors import AdapterError, AudioError
+from fl.core.paths import find
 from fl.methods.base import Recipe
 from fl.methods.files import MethodInfo, is_method, load_method
 from fl.methods.recipes import attach
@@ -98,7 +99,7 @@ def transcribe_file(
     is damaged or belongs to another base, and :class:`fl.core.errors.BaseModelError` for a base that takes no prompt.
     """
     language = language_code(language)
-    audio = load_audio(path, remark=remark)
+    audio = load_audio(find(path), remark=remark)
     if len(audio) / SAMPLE_RATE <= MAX_SECONDS:
         check_speech(audio, str(path))
     if adapter is None:

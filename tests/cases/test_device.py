@@ -19,7 +19,9 @@ import soundfile
 
 from benchmarks.stub_server import TEXT, StubServer
 from clients.device.cli import main
-from fl.adapters.config import target_pattern
+from fl.adapters.config import GatedLoraConfig, target_pattern
+from fl.adapters.files import AdapterInfo, save_adapter
+from fl.adapters.layer import fresh_adapter
 from fl.bases.resolve import load_base
 from fl.methods.base import Recipe
 from fl.methods.files import MethodInfo, save_method
@@ -31,6 +33,8 @@ CONTROL, EMPTY = "a text with NUL, or a lone surrogate", "a text of punctuation 
 NO_FILE = "a manifest that names no file, a folder, a name of 300 letters"
 ENDINGS = "an address with `/` or `/v1` at its end, spaces around it, capitals"
 TOKENS = "a token with a line end, `Bearer `, a byte order mark, in UTF-16"
+NO_LINE = "a manifest with a line that is broken, or has no text"
+TWICE = "one recording in two lines with two texts or speakers"
 FOUND = "a name with spaces, in NFD, with a dash as `./-a.wav`"
 OTHERS = (".flac", ".OGG", ".opus", ".mp3")
 LITTER = "`._*`, `.DS_Store`, `__MACOSX`, `@eaDir`, `.ipynb_checkpoints`, `Thumbs.db`, `~$*`"
@@ -218,15 +222,21 @@ def test_what_lies_there_and_is_not_used_is_named_and_counted(
         folder_case(NO_FILE, "left out, counted", SAID, "b.wav", "no such audio"),
         folder_case(NO_FILE, "left out, counted", SAID, ".", "is a folder"),
         folder_case(NO_FILE, "left out, counted", SAID, "b" * 300, "no such|cannot be opened"),
-        folder_case(CONTROL, "left out, counted", "\ud800", "a.wav", "the transcript holds"),
+        folder_case(CONTROL, "left out, counted", "\ud800", "c.wav", "the transcript holds"),
+        folder_case(NO_LINE, "left out, counted", None, "a.wav", "have to be texts"),
+        folder_case(NO_LINE, "left out, counted", '"', "a.wav", "is no JSON object"),
+        folder_case(TWICE, "the first; the other left out, counted", "전혀 다른 말", "./a.wav", "in an earlier line"),
     ],
 )  # fmt: skip
 def test_a_line_of_a_manifest_that_cannot_be_used_is_named_and_counted(
-    device: Device, tmp_path: Path, text: str, audio: str, named: str
+    device: Device, tmp_path: Path, text: str | None, audio: str, named: str
 ) -> None:
     wav(tmp_path / "speech" / "a.wav")
+    if audio == "c.wav":
+        wav(tmp_path / "speech" / "c.wav")
     lines = [{"audio": "a.wav", "text": SAID}, {"audio": audio, "text": text}]
-    (tmp_path / "speech" / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    written = "\n".join(map(json.dumps, lines))
+    (tmp_path / "speech" / "manifest.jsonl").write_text(written[:-2] if text == '"' else written)
     code, out, _ = device("adapt", tmp_path / "speech", "--json")
     (line, reason), *others = json.loads(out)["left_out"].items()
     assert (code, line, others) == (0, "manifest.jsonl:2", [])
@@ -370,6 +380,29 @@ def test_an_adapter_that_cannot_be_packed_says_what_can_be_done(device: Device, 
     assert (code, "'idiolect transcribe --adapter FOLDER'" in err) == (1, True)
     code, _, err = device("adapter", "set", tmp_path / "adapter" / "adapter_model.safetensors")
     assert (code, "give the whole folder of an adapter" in err) == (1, True)
+
+
+REFUSED = "a recording of over 29 s, a text that is too long for the server's base"
+
+
+@pytest.mark.case("folders", REFUSED, "device", "left out, counted; the others are learned")
+def test_what_a_server_cannot_learn_from_is_left_out_by_name(
+    device: Device, tmp_path: Path, serving: Callable[..., str]
+) -> None:
+    base, folder = load_base("random:whisper-nano"), tmp_path / "speech"
+    config = GatedLoraConfig(r=2, gate="self", target_modules=target_pattern(("decoder.self",)))
+    state = fresh_adapter(base.new_model(), config)
+    save_adapter(tmp_path / "adapter", state, AdapterInfo(base.name, base.fingerprint, "gates", config, language="ko"))
+    assert device("init", "--server", serving("--no-auth"))[0] == 0
+    assert device("adapter", "set", tmp_path / "adapter", "--other-base")[0] == 0
+    for name, text in {"a.wav": SAID, "b.wav": SAID, "c.wav": "아 " * 300, "d.wav": "아 " * 700, "e.wav": SAID}.items():
+        pair(folder, name, text)
+    soundfile.write(folder / "b.wav", np.random.default_rng(1).uniform(-0.1, 0.1, 30 * 16_000), 16_000)
+    code, out, err = device("adapt", folder, "--json", "--private-steps", 1)
+    assert (code, sorted(json.loads(out)["left_out"])) == (0, ["b.wav", "c.wav", "d.wav"])
+    assert all(f": {name}.wav\n" in err for name in "bcd")
+    code, _, err = device("adapt", folder, "--strict")
+    assert (code, "d.wav: the server refused" in err) == (1, True)
 
 
 @pytest.mark.case("devices", "a queue on a full disk", "answer", "refused: free some space; nothing is lost")

@@ -97,8 +97,16 @@ def huggingface(folder: Path, person: str) -> None:
 class MacMember(zipfile.ZipInfo):
     """A member whose name is UTF-8 and is not marked as such, as macOS writes it."""
 
+    encoding = "utf-8"
+
     def _encodeFilenameFlags(self) -> tuple[bytes, int]:  # noqa: N802 (zipfile's)
-        return self.filename.encode(), self.flag_bits & ~0x800
+        return self.filename.encode(self.encoding), self.flag_bits & ~0x800
+
+
+class WindowsMember(MacMember):
+    """As Korean Windows writes it."""
+
+    encoding = "cp949"
 
 
 CORPORA = [aihub, kspon, seame, kaldi, common_voice, huggingface]
@@ -241,17 +249,102 @@ def test_ids_are_apart_on_a_disk_that_knows_no_case(tmp_path: Path, take: Any) -
     assert len({row["audio"].lower() for row in rows}) == 4
 
 
-@case("one recording in two rows with two texts", "refused; `--drop-bad` leaves both out")
-def test_of_two_texts_of_one_recording_none_is_believed(tmp_path: Path, take: Any) -> None:
+@pytest.mark.parametrize("ids", ["abc", "aba", ("a", "b", "")])
+@pytest.mark.parametrize("again", ["good bye,ann", "hello,bob"])
+@case("one recording in two rows with two texts or speakers", "refused; `--drop-bad` leaves both out")
+def test_of_two_texts_of_one_recording_none_is_believed(ids: str, again: str, tmp_path: Path, take: Any) -> None:
     wav(tmp_path / "a.wav")
     wav(tmp_path / "b.wav")
-    lines = "a.wav,hello,ann\nb.wav,so it is,ann\na.wav,good bye,ann\n"
-    path = write(tmp_path / "list.csv", f"audio,text,speaker\n{lines}")
-    with pytest.raises(CorpusError, match=r"list\.csv:4: id 'a' was already used in .*:2 for the same audio"):
+    rows = zip(ids, ("a.wav,hello,ann", "b.wav,so it is,ann", f"a.wav,{again}"), strict=True)
+    lines = "".join(f"{name},{row}\n" for name, row in rows)
+    path = write(tmp_path / "list.csv", f"id,audio,text,speaker\n{lines}")
+    with pytest.raises(CorpusError, match=r"list\.csv:4: the recording of id 'a|c' .*was already used in .*:2"):
         take("table", path)
-    summary, rows = take("table", path, "--drop-bad")
-    assert [row["text"] for row in rows] == ["so it is"]
-    assert summary["left_out"] == {"id twice": 2}
+    summary, found = take("table", path, "--drop-bad")
+    assert [row["text"] for row in found] == ["so it is"]
+    assert summary["left_out"] == {"recording twice": 2}
+
+
+@case("absolute paths of two people of which one has recordings below", "refused by row; `--drop-bad` counts it")
+def test_nobody_gets_another_persons_recording_for_their_own(tmp_path: Path, take: Any) -> None:
+    wav(tmp_path / "minji" / "001.wav")
+    lines = "m1,/mnt/minji/001.wav,hello,minji\nj1,/mnt/junho/001.wav,good bye,junho\n"
+    with pytest.raises(CorpusError, match=r"the recording of id 'j1' \(001\.wav\) was already used"):
+        take("table", write(tmp_path / "list.csv", f"id,audio,text,speaker\n{lines}"))
+
+
+@case("`metadata.csv` beside Parquet", "Parquet is read, the lists counted in a line")
+def test_lists_beside_tables_are_no_secret(tmp_path: Path, take: Any) -> None:
+    pa = pytest.importorskip("pyarrow")
+    audio = {"bytes": wav(tmp_path / "set" / "a.wav").read_bytes(), "path": "b.wav"}
+    table = pa.Table.from_pylist([{"audio": audio, "text": "안녕", "speaker": "ann"}])
+    pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "set" / "train.parquet")
+    write(tmp_path / "set" / "metadata.csv", "file_name,text,speaker\na.wav,good bye,bob\n")
+    summary, rows = take("huggingface", tmp_path / "set")
+    assert [row["speaker"] for row in rows] == ["ann"]
+    assert any(note.startswith("1 lists are passed over where Parquet or Arrow files lie") for note in summary["notes"])
+
+
+@case("JSON Lines of one's own", "read")
+def test_json_lines_are_a_table(tmp_path: Path, take: Any) -> None:
+    wav(tmp_path / "a.wav")
+    line = '{"audio_filepath": "a.wav", "text": "안녕", "duration": 0.5, "speaker": 1}\n'
+    _, rows = take("table", write(tmp_path / "list.jsonl", line), "--field", "audio=audio_filepath")
+    assert [(row["text"], row["speaker"]) for row in rows] == [("안녕", "1")]
+
+
+@case("an archive or a folder with a list that is no corpus of `huggingface`", "refused: names the list to give")
+def test_a_table_is_given_by_its_file(tmp_path: Path, take: Any) -> None:
+    wav(tmp_path / "a.wav")
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as file:
+        file.writestr("list.csv", "audio,text,speaker\n")
+    for source in ("set.zip", "out0/source"):
+        with pytest.raises(CorpusError, match=r"source: give a file that ends in .*; there is .*source/list\.csv"):
+            take("table", tmp_path / source)
+
+
+@case("`end` more than a second behind the end of the recording", "the recording's end, counted")
+def test_an_end_far_behind_that_of_the_recording_is_counted(tmp_path: Path, take: Any) -> None:
+    wav(tmp_path / "a.wav")
+    path = write(tmp_path / "list.csv", "audio,text,speaker,start,end\na.wav,hello,ann,0,500\n")
+    summary, rows = take("table", path)
+    assert rows[0]["end"] == 0.5
+    (note,) = summary["notes"]
+    assert note.startswith("1 of 1 recordings: should end more than 1 s behind their recording, whose end is taken")
+
+
+@case("people of whom nothing can be used", "named in a line")
+def test_who_is_lost_is_named(tmp_path: Path, take: Any) -> None:
+    wav(tmp_path / "a.wav")
+    soundfile.write(tmp_path / "b.wav", np.zeros(16_000), 16_000)
+    lines = "a.wav,hello,ann\nb.wav,so it is,bob\na.wav,...,cho\n"
+    summary, _ = take("table", write(tmp_path / "list.csv", f"audio,text,speaker\n{lines}"))
+    assert "nothing is left of 2 of the speakers: bob, cho" in summary["notes"]
+
+
+@case("a TSV whose texts all stand in quotation marks", "the marks stay, counted with `--quoted` as the remedy")
+def test_quotation_marks_around_whole_texts_are_counted(tmp_path: Path, take: Any) -> None:
+    wav(tmp_path / "a.wav")
+    path = write(tmp_path / "list.tsv", 'audio\ttext\tspeaker\na.wav\t"안녕, 그래"\tann\n')
+    summary, rows = take("table", path)
+    assert rows[0]["text"] == '"안녕, 그래"'
+    assert summary["notes"] == [
+        f"""1 text still holds '"', first in {path}:2: '"안녕, 그래"'; does --quoted take it off?"""
+    ]
+    summary, rows = take("table", path, "--quoted")
+    assert rows[0]["text"] == "안녕, 그래"
+    assert not summary["notes"]
+
+
+@case("a zip whose names are in CP949 (Korean Windows) and its list in UTF-8", "read")
+def test_a_zip_of_korean_windows_with_a_list_in_utf_8(tmp_path: Path, take: Any) -> None:
+    sound = wav(tmp_path / "a.wav").read_bytes()
+    lines = "file_name,text,speaker\n민지/녹음 1.wav,안녕 하세요,민지\n"
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as file:
+        file.writestr(WindowsMember("민지/녹음 1.wav"), sound)
+        file.writestr(WindowsMember("metadata.csv"), lines.encode())
+    _, rows = take("huggingface", tmp_path / "set.zip")
+    assert [row["speaker"] for row in rows] == ["민지"]
 
 
 NFC, NFD = (unicodedata.normalize(form, "김민지") for form in ("NFC", "NFD"))

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import soundfile
 from click.testing import Result
 from typer.testing import CliRunner
 
-from fl.core.errors import CorpusError, IdiolectError, ManifestError
+from fl.core.errors import AudioError, CorpusError, IdiolectError, ManifestError
 from fl.data import checked
 from fl.data.manifest import read_manifest
 from fl.runs.files import read_rows
@@ -219,6 +220,53 @@ def test_a_manifest_of_which_most_is_lost_is_the_wrong_one(rows: list[Row], tmp_
         invoke("run", "--manifest", tmp_path / "m.jsonl", "--base", NANO, *TRAINING, "--output", tmp_path / "run")
 
 
+def notes_of(rows: list[Row], folder: Path, **settings: object) -> list[str]:
+    """What a run says of a manifest, but for its languages."""
+    (folder / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return [note for note in task_of(folder / "m.jsonl", **settings).notes if "language" not in note]
+
+
+@pytest.mark.case("manifests", "one recording in two lines with two texts or speakers", "run", "counted in a line")
+@pytest.mark.case("manifests", "one recording in two lines with two texts or speakers", "import", DROPPED)
+def test_a_recording_with_two_texts_is_no_secret(rows: list[Row], tmp_path: Path) -> None:
+    rows += [{**rows[0], "text": "전혀 다른 말"}, {**rows[1], "speaker": "bob"}, {**rows[2]}]
+    assert notes_of(rows, tmp_path)[0] == (
+        f"2 of 7 recordings: are in an earlier line too, with another text or speaker; first in {tmp_path / 'm.jsonl'}:5"
+    )
+    with pytest.raises(CorpusError, match=r"m\.jsonl:5: the recording of id 'm:5' \(ann0\.wav\) was already used"):
+        invoke("import", "manifest", tmp_path / "m.jsonl")
+    done = invoke("import", "manifest", tmp_path / "m.jsonl", "--drop-bad", "--json")
+    assert json.loads(done.stdout)["left_out"] == {"recording twice": 5}
+
+
+@pytest.mark.case(
+    "manifests", "people who all read the same script", "run", "what is not trained on is counted in a line"
+)
+def test_what_dividing_costs_is_counted(rows: list[Row], tmp_path: Path) -> None:
+    rows += [{**good_row(tmp_path, "bob", number), "text": row["text"]} for number, row in enumerate(rows)]
+    assert not notes_of(rows, tmp_path)
+    notes = notes_of(rows, tmp_path, new_people=1)
+    assert notes[0].startswith(
+        "3 sentences are neither trained on nor scored: their text is in a later set or of a held-out"
+    )
+    assert notes[1:] == ["1 of 1 devices have nothing to train on: ann"]
+
+
+@pytest.mark.case("manifests", "`end` more than a second behind the end of the recording", "run", "its end, counted")
+def test_an_end_far_behind_that_of_the_recording_is_counted(rows: list[Row], tmp_path: Path) -> None:
+    rows[0] |= {"end": 0.7}
+    assert not notes_of(rows, tmp_path)
+    rows[1] |= {"start": 0.1, "end": 600}
+    assert notes_of(rows, tmp_path)[0].startswith("1 of 4 recordings: should end more than 1 s behind their recording")
+
+
+@pytest.mark.case("manifests", "a person of one utterance", "run", "trains, is not tested: by name")
+def test_who_cannot_be_tested_is_named(rows: list[Row], tmp_path: Path) -> None:
+    assert notes_of([*rows, good_row(tmp_path, "bob", 9)], tmp_path) == [
+        "1 of 2 devices have nothing to be tested on: bob"
+    ]
+
+
 @pytest.mark.case("manifests", "letters that a CTC base lacks", "run", LISTED)
 @pytest.mark.case("manifests", "letters that a CTC base lacks", "import", f"--check-base: {DROPPED}")
 def test_letters_that_a_vocabulary_lacks(rows: list[Row], tmp_path: Path) -> None:
@@ -280,6 +328,18 @@ def test_a_manifest_is_read_as_it_is_meant(rows: list[Row], tmp_path: Path, writ
     (tmp_path / "m.jsonl").write_bytes(write(rows).encode())
     assert len(utterances_of(tmp_path / "m.jsonl")) == 4
     assert json.loads(invoke("import", "manifest", tmp_path / "m.jsonl", "--json").stdout)["utterances"] == 4
+
+
+@pytest.mark.case("manifests", "a folder in NFD (macOS) that is typed in NFC", "run", "4 of 4")
+def test_names_that_are_typed_are_found(rows: list[Row], tmp_path: Path) -> None:
+    real, typed = (tmp_path / unicodedata.normalize(form, "음성") for form in ("NFD", "NFC"))
+    real.mkdir()
+    (real / "m.jsonl").write_text("\n".join(json.dumps({**row, "audio": f"../{row['audio']}"}) for row in rows))
+    assert len(utterances_of(typed / "m.jsonl")) == 4
+    save_audio(real / "a.wav", noise(0.6))
+    assert invoke("transcribe", typed / "a.wav", "--base", NANO).exit_code == 0
+    with pytest.raises(AudioError, match="is a folder; give a recording"):
+        invoke("transcribe", typed, "--base", NANO)
 
 
 @pytest.mark.case("manifests", "numbers as ids and speakers", "run", '1 is "1"')

@@ -417,10 +417,12 @@ def test_what_a_deployed_device_cannot_use_is_said_in_its_own_log_alone(
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     mine = [replace(u, id=f"x{n}") for n, u in enumerate(read_manifest(manifest)) if u.speaker == trainees[0]]
-    write_manifest(tmp_path / "own.jsonl", [*mine, replace(mine[0], id="gone", audio=tmp_path / "gone.wav")])
+    again = replace(mine[1], id="again", text="전혀 다른 말", spans=(), loanwords=())
+    write_manifest(tmp_path / "own.jsonl", [*mine, replace(mine[0], id="gone", audio=tmp_path / "gone.wav"), again])
     own = {"device-id": trainees[0], "store": str(tmp_path / "own"), "manifest": str(tmp_path / "own.jsonl")}
     reply = ask_deployed(kind=MessageType.QUERY, owner=own, language="ko")
     assert f"left out: {tmp_path / 'own.jsonl'}:9: {tmp_path / 'gone.wav'}: no such audio file" in caplog.text
+    assert f"with another text or speaker; first in {tmp_path / 'own.jsonl'}:10" in caplog.text
     assert b"gone" not in recorddict_to_proto(reply.content).SerializeToString()
     assert set(reply.content.metric_records[COUNTS]) == {"examples", "new-person", "simulated"}
     lost = [replace(u, audio=tmp_path / "gone.wav") for u in mine[:2]]

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from fl.core.apart import Apart
+from fl.core.encoding import likely_encoding
 from fl.core.errors import CorpusError
 from fl.core.files import new_folder
 from fl.core.paths import is_litter
@@ -28,7 +29,7 @@ def is_archive(path: Path) -> bool:
 def unpack(archive: Path, folder: Path, encoding: str = "", progress: Callable[[int, int], None] | None = None) -> Path:
     """Unpack ``archive`` to ``folder``, which appears whole or not at all; one that is there is taken as it is.
 
-    ``encoding`` is that of the names in a zip from before Unicode (AI Hub's are CP949), where they are no UTF-8. Litter
+    ``encoding`` is that of the names in a zip that does not say UTF-8 (AI Hub's are CP949), by default the likely one. Litter
     (:func:`fl.core.paths.is_litter`) is passed over. Raises :class:`CorpusError` for a member with an absolute path or ``..``, a
     link, a device, a name twice, for more than the disk has room for, and for damage.
     """
@@ -62,6 +63,7 @@ class Archive:
 
 _PLAIN = (0, stat.S_IFREG, stat.S_IFDIR)  # a zip that was not made on Unix says 0
 _UTF8_NAME = 1 << 11
+_EAST_ASIAN = ("cp949", "gb18030")  # what Windows of Korea and China writes names in
 _Member = tuple[str, int, int, IO[bytes] | None]
 """Name, bytes, number of members or 0, and content, None for a folder."""
 
@@ -69,6 +71,8 @@ _Member = tuple[str, int, int, IO[bytes] | None]
 def _zipped(archive: Path, folder: Path, encoding: str) -> Iterator[_Member]:
     with zipfile.ZipFile(archive) as file:
         members = file.infolist()
+        unmarked = b"\n".join(_bytes(member) for member in members if not member.flag_bits & _UTF8_NAME)
+        encoding = encoding if encoding or (likely := likely_encoding(unmarked)) not in _EAST_ASIAN else likely
         size = sum(member.file_size for member in members)
         _check_room(archive, len(members), size, size, folder)
         for member in members:
@@ -81,11 +85,16 @@ def _name_of(member: zipfile.ZipInfo, encoding: str) -> str:
     """A name that is not marked as UTF-8 may be so all the same (macOS), or in ``encoding``."""
     if member.flag_bits & _UTF8_NAME:
         return member.filename
-    name = member.filename.encode("cp437")  # as zipfile decoded it
+    name = _bytes(member)
     try:
         return name.decode()
     except UnicodeDecodeError:
         return name.decode(encoding or "cp437")
+
+
+def _bytes(member: zipfile.ZipInfo) -> bytes:
+    """A name that is not marked as UTF-8, before zipfile decoded it."""
+    return member.filename.encode("cp437")
 
 
 def _tarred(archive: Path) -> Iterator[_Member]:

@@ -19,7 +19,7 @@ from fl.data.importers.places import CONVERTED, RAW_SUFFIXES
 from fl.data.importers.records import AudioPlace, Embedded, Record, UnusableError, file_of
 from fl.data.importers.tables import ArrowTable
 from fl.data.importers.texts import is_pointer
-from fl.data.manifest import Utterance
+from fl.data.manifest import BEYOND, MAX_BEYOND, Utterance
 from fl.speech.audio import MAX_FILE_SECONDS, MAX_SECONDS, MIN_SECONDS, SAMPLE_RATE, SILENCE_PEAK, Waveform, save_audio
 from fl.speech.mono import Mono
 from fl.speech.sound import Sound, open_sound
@@ -67,15 +67,17 @@ def _spoken(record: Record, sounds: Apart, out: Path | None, copy: bool, odd: di
         raise UnusableError(record.where, f"shorter than {MIN_SECONDS} s")
     if end - start > MAX_SECONDS:
         raise UnusableError(record.where, f"longer than {MAX_SECONDS:.0f} s")
-    record = replace(record, end=None if record.end is None else end)
     found, remarks = sounds.ask(place[0], "samples", place, start, end)
     samples = np.frombuffer(found, np.float32)
     if not np.isfinite(samples).all():
         raise UnusableError(record.where, "samples that are no finite numbers")
     if float(np.abs(samples).max(initial=0.0)) < SILENCE_PEAK:
         raise UnusableError(record.where, "silence")
+    if record.end is not None and record.end > whole + MAX_BEYOND:
+        remarks.append(BEYOND)
     for remark in remarks:
         odd.setdefault(remark, []).append(record.where)
+    record = replace(record, end=None if record.end is None else end)
     inside = isinstance(audio, Embedded)
     if out is None or not (copy or inside or _is_raw(audio) or file_of(audio).suffix.lower() in CONVERTED):
         return _utterance(record, Path(_slug(record.id)) if inside else file_of(audio)), record, end - start

@@ -11,11 +11,12 @@ from pathlib import Path
 from fl.core.errors import CorpusError
 from fl.core.files import write_atomically
 from fl.core.paths import find
+from fl.core.printing import first_of
 from fl.data.checked import CheckText
 from fl.data.importers import gather
 from fl.data.importers.archives import is_archive, unpack
 from fl.data.importers.audio import Spoken, checked
-from fl.data.importers.devices import DevicesBy, Splits, assign_devices, settle_splits
+from fl.data.importers.devices import SPEAKERS, DevicesBy, Splits, assign_devices, settle_splits
 from fl.data.importers.gather import ImportTally, Progress, spoken_languages
 from fl.data.importers.names import with_unique_ids
 from fl.data.importers.places import check_labels, roots_of
@@ -119,6 +120,9 @@ def import_corpus(
     tally.settle(plan.drop_bad)
     if not spoken:
         raise CorpusError(f"{source}: nothing is left to learn from ({tally.reasons()})")
+    lost = sorted(tally.people - {"", *(utterance.speaker for utterance, _, _ in spoken)})
+    if lost and devices_are == SPEAKERS:
+        tally.add(f"nothing is left of {len(lost):,} of the speakers: {', '.join(first_of(lost))}")
     summary = _summarize(name, source, plan, spoken, tally, devices_are, splits_are)
     if plan.out is not None:
         data = json.dumps(asdict(summary), ensure_ascii=False, indent=1).encode()

@@ -32,11 +32,12 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass
 class ImportTally:
-    """What was not taken, and why."""
+    """What was not taken, and why; ``people`` are all speakers that were named."""
 
     left_out: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
     problems: list[UnusableError] = field(default_factory=list)
+    people: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
 
     def add(self, found: UnusableError | str) -> None:
@@ -71,29 +72,35 @@ class ImportTally:
 def usable_records(findings: Iterable[Finding], plain: bool, tally: ImportTally, show: Progress) -> list[Record]:
     """Records with a usable text and its language, names as people read them, none twice; all else goes to ``tally``."""
     records: dict[tuple[object, ...], Record] = {}
-    contested = set()
+    contested: dict[tuple[object, ...], None] = {}
     for number, found in enumerate(findings, 1):
         if number > MAX_UTTERANCES:
             raise CorpusError(f"more than {MAX_UTTERANCES:,} utterances; import the corpus in parts, with --part")
         if isinstance(found, Record):
-            found = _with_clean_text(with_readable_names(found), plain)
+            found = with_readable_names(found)
+            tally.people |= {found.speaker or ""}
+            found = _with_clean_text(found, plain)
         if not isinstance(found, Record):
             tally.add(found)
-        elif (key := (found.id, found.audio, found.start, found.end)) in records:
-            fault = f"id {found.id!r} was already used in {records[key].where} for the same audio"
-            tally.add(UnusableError(found.where, "id twice", fault))
-            if records[key].text != found.text:
-                contested.add(key)
+        elif (other := records.get(key := (found.audio, found.start, found.end))) is not None:
+            fault = f"{_called(found)} was already used in {other.where}"
+            tally.add(UnusableError(found.where, "recording twice", fault))
+            if (other.text, other.speaker) != (found.text, found.speaker):
+                contested[key] = None
         else:
             records[key] = replace(found, lang=spoken_languages(found)[1])
         if number % 500 == 0:
             show("labels", number, number)
     show("labels", len(records), len(records))
     for record in map(records.pop, contested):
-        fault = f"the audio of id {record.id!r} has another text further down"
-        tally.add(UnusableError(record.where, "id twice", fault))
+        fault = f"{_called(record)} has another text or speaker further down"
+        tally.add(UnusableError(record.where, "recording twice", fault))
     tally.notes.extend(remaining(records.values()))
     return list(records.values())
+
+
+def _called(record: Record) -> str:
+    return f"the recording of id {record.id!r} ({file_of(record.audio).name})"
 
 
 def _with_clean_text(record: Record, plain: bool) -> Finding:

@@ -10,7 +10,7 @@ from fl.data.importers.records import Record, UnusableError
 HALF_WIDTH = {
     code: code - 0xFEE0 for first, last in ("０９", "ＡＺ", "ａｚ") for code in range(ord(first), ord(last) + 1)
 }
-_SIGNS = re.compile(r"[<>\[\]{}()|\\~=_^*]|(?<![A-Za-z\d])[+/#@&]|[+/#@&](?![A-Za-z\d])")
+_SIGNS = re.compile(r'^"(?=[^"]*"$)|' r"[<>\[\]{}()|\\~=_^*]|(?<![A-Za-z\d])[+/#@&]|[+/#@&](?![A-Za-z\d])")
 SHOWN_SIGNS, SHOWN_LETTERS = 10, 40
 
 
@@ -50,4 +50,5 @@ def remaining(records: Iterable[Record]) -> Iterator[str]:
         text = first[sign].text
         shown = text[: SHOWN_LETTERS - 1] + "…" if len(text) > SHOWN_LETTERS else text
         texts = "1 text still holds" if count == 1 else f"{count:,} texts still hold"
-        yield f"{texts} {sign!r}, first in {first[sign].where}: {shown!r}; is it said?"
+        remedy = "does --quoted take it off?" if sign == '"' else "is it said?"
+        yield f"{texts} {sign!r}, first in {first[sign].where}: {shown!r}; {remedy}"

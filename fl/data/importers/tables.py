@@ -218,7 +218,9 @@ class RowReader:
 
         name = self.audio_name(row) or ""
         if not name and inside is None:
-            raise UnusableError(where, "missing audio", f"column {self.chosen['audio']!r} is empty")
+            raise UnusableError(
+                where, "missing audio", f"column {self.chosen['audio']!r} is empty: no path, and no bytes of a file"
+            )
         text = cell("text") or ""
         if text in MISSING or "\t" in text:
             fault = (

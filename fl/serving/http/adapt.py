@@ -181,8 +181,15 @@ async def adapt(request: Request, service: ServiceOf, principal: PrincipalOf) ->
         raise ProblemError("invalid-field", "language: is empty, and the adapter has none; give the one of its prompt")
     utterances, left = [], service.limits.max_train_seconds
     for number, data in enumerate(fields.audio):
-        audio = await service.decode(data, principal, min(left, MAX_SECONDS), f"audio[{number}]")
+        audio = await service.decode(data, principal, MAX_SECONDS, f"audio[{number}]")
         left -= len(audio) / SAMPLE_RATE
+        if left < 0:  # the fault of all, not of this one
+            most = f"at most {service.limits.max_train_seconds:g} s of audio in all are taken"
+            raise ProblemError("audio-too-long", f"audio: {most}; send fewer utterances at once")
+        try:
+            await service.off_loop(service.base.check_text, texts[number], len(audio) / SAMPLE_RATE)
+        except TextError as error:
+            raise TextError(f"texts[{number}]: {error}") from None
         utterances.append((audio, texts[number]))
     job = AdaptJob(adapter, split, utterances, language, fields, service.limits.adapt_seconds)
     queue: AdaptQueue = request.app.state.adapts

@@ -1,12 +1,13 @@
 """Whose speech a run trains on: a manifest that is named, or that of a synthetic population, divided by the seed."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fl.core.paths import cache_root
+from fl.core.paths import cache_root, find
+from fl.core.printing import first_of
 from fl.core.rng import derive_random, derive_seed
 from fl.data.checked import CheckText, listen, usable_utterances
 from fl.data.manifest import read_lines
@@ -46,7 +47,20 @@ def load_population(manifest: Path, seed: int, data: DataTable, check_text: Chec
     for person in population.new_people:
         order = derive_random(seed, "new-people-tests", person.device_id).sample(person.test, len(person.test))
         drawn.append(replace(person, train=(), validation=(), test=tuple(order[: data.new_people_tests])))
+    notes = (*notes, *_cost_of_dividing(population))
     return replace(population, new_people=tuple(drawn), manifest=manifest.absolute(), left_out=left_out, notes=notes)
+
+
+def _cost_of_dividing(population: Population) -> Iterator[str]:
+    """A line for what no device trains on or is tested on although it could be used."""
+    if population.dropped:
+        reason = "their text is in a later set or of a held-out speaker, and a test would be known"
+        yield f"{population.dropped:,} sentences are neither trained on nor scored: {reason}; --new-people 0 holds nobody out"
+    for part, purpose in (("train", "to train on"), ("test", "to be tested on")):
+        lacking = [device.device_id for device in population.devices if not getattr(device, part)]
+        if lacking:
+            shown = ", ".join(first_of(lacking))
+            yield f"{len(lacking):,} of {len(population.devices):,} devices have nothing {purpose}: {shown}"
 
 
 def prepare(config: RunConfig, progress: Callable[[int, int], None]) -> None:
@@ -59,7 +73,7 @@ def prepare(config: RunConfig, progress: Callable[[int, int], None]) -> None:
 def population_manifest(config: RunConfig, progress: Callable[[int, int], None] | None = None) -> Path:
     """The manifest of a run: the one that is named, or that of a synthetic population, made at first use."""
     if config.data.manifest:
-        return Path(config.data.manifest).expanduser().resolve()
+        return find(Path(config.data.manifest).expanduser().resolve())
     data = config.data
     wanted: dict[str, Any] = {
         "pair": data.synthetic.pair,

@@ -239,9 +239,10 @@ def test_a_full_disk_leaves_no_manifest(people, tmp_path, monkeypatch):
 
 
 def test_ids_that_are_no_file_names_stay_inside_and_apart(tmp_path, take):
-    write_wav(tmp_path / "a.wav")
     rows = ["../../x", "..__x", "x y", "x:y", "한글"]
-    text = "audio,text,speaker,id\n" + "".join(f"a.wav,hello {n},../ann,{row}\n" for n, row in enumerate(rows))
+    for n, _ in enumerate(rows):
+        write_wav(tmp_path / f"{n}.wav")
+    text = "audio,text,speaker,id\n" + "".join(f"{n}.wav,hello {n},../ann,{row}\n" for n, row in enumerate(rows))
     _, spoken = take("table", write_text(tmp_path / "list.csv", text), plan={"copy": True})
     paths = {utterance.audio for utterance in spoken}
     assert len(paths) == len(rows)

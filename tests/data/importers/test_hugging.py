@@ -151,10 +151,10 @@ def test_only_the_parts_that_are_asked_for_are_read(zeroth, take):
 
 
 def test_an_official_split_stays_where_every_device_has_both(tmp_path, take):
-    rows = [{"id": f"{s}{n}", "speaker": s, "text": f"{s} says {n}", "split": split, "audio": f"{n}.wav"}
+    rows = [{"id": f"{s}{n}", "speaker": s, "text": f"{s} says {n}", "split": split, "audio": f"{s}{n}.wav"}
             for s in "ab" for n, split in enumerate(("train", "dev", "test"))]  # fmt: skip
-    for n in range(3):
-        write_wav(tmp_path / "set" / f"{n}.wav")
+    for row in rows:
+        write_wav(tmp_path / "set" / row["audio"])
     write_text(tmp_path / "set/metadata.jsonl", "\n".join(json.dumps(row) for row in rows))
     summary, spoken = take("huggingface", tmp_path / "set")
     assert [u.split for u in spoken] == ["train", "validation", "test"] * 2

@@ -131,7 +131,7 @@ def test_the_answer_is_as_precise_as_what_was_sent_unless_asked_otherwise(traine
         (["one", "x" * 2_000], {}, "invalid-field", "1000 characters"),
         (["one", " "], {}, "unusable-text", r"texts[1]"),
         (["one", "two\u0000"], {}, "unusable-text", r"texts[1]"),
-        (["one", "word " * 199], {}, "unusable-text", "tokens"),
+        (["one", "word " * 199], {}, "unusable-text", r"texts[1]: a text of 996 tokens"),
         (TEXTS, {"steps": "0", "private_steps": "0"}, "invalid-field", "steps"),
         (TEXTS, {"steps": "9999"}, "invalid-field", "steps"),
         (TEXTS, {"steps": "many"}, "invalid-field", "steps"),
@@ -173,6 +173,9 @@ def test_audio_that_is_none_is_named_by_its_number_and_all_of_it_is_bounded(make
         assert answer.json()["detail"].startswith("audio[1]: ")
         answer = send(client, packed(), [recording(2.0), recording(2.0)])
         assert (answer.status_code, answer.json()["type"]) == (413, "/problems/audio-too-long")
+        assert answer.json()["detail"].startswith(
+            "audio: at most 3 s of audio in all are taken"
+        )  # no single one is at fault
         answer = send(client, packed(), [recording()] * 3, ["a", "b", "c"])
         assert answer.status_code in (400, 422)
 

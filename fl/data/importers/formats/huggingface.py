@@ -15,10 +15,13 @@ LISTS = ("metadata.csv", "metadata.jsonl")
 
 def read(source: Path, options: Options) -> Iterator[Finding]:
     """Records of a folder of Parquet or Arrow files, else of its ``metadata.csv`` or ``metadata.jsonl`` files."""
+    lists = [path for name in LISTS for path in files_below(source, name)] if source.is_dir() else []
     if tables_below(source):
+        if lists:
+            beside = "lists are passed over where Parquet or Arrow files lie, like"
+            yield f"{len(lists):,} {beside} {lists[0]}; import them from a folder of their own"
         yield from table_records(source, options, COLUMNS)
         return
-    lists = [path for name in LISTS for path in files_below(source, name)] if source.is_dir() else []
     if not lists:
         raise CorpusError(
             f"{source}: holds no Parquet or Arrow files and no {' or '.join(LISTS)}; give the downloaded folder"

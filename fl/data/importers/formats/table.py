@@ -1,18 +1,25 @@
-"""A plain CSV or TSV file with a header, in any order of columns."""
+"""A plain CSV or TSV file with a header, in any order of columns, or JSON Lines."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from fl.core.errors import CorpusError
+from fl.core.paths import files_below
 from fl.data.importers.places import AudioFolders
 from fl.data.importers.records import Finding, Importer, Options
 from fl.data.importers.tables import DELIMITERS, ColumnNames, list_rows
 
+ENDINGS = (*DELIMITERS, ".jsonl")
+
 
 def read(source: Path, options: Options) -> Iterator[Finding]:
     """Records of one file; audio paths are relative to its folder or to ``--audio``."""
-    if source.suffix.lower() not in DELIMITERS or not source.is_file():
-        raise CorpusError(f"{source}: give a file that ends in {', '.join(DELIMITERS)}")
+    if source.suffix.lower() not in ENDINGS or not source.is_file():
+        there = [path for ending in ENDINGS for path in files_below(source, f"*{ending}")]
+        like = f"; there is {there[0]}" if there else ""
+        raise CorpusError(
+            f"{source}: give a file that ends in {', '.join(ENDINGS)} (a spreadsheet: save it as CSV UTF-8){like}"
+        )
     reader, rows = list_rows(source, options, ColumnNames(), AudioFolders(source, options))
     for line, row in rows:
         yield reader.read(row, f"{source}:{line}", None)
