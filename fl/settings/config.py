@@ -41,8 +41,6 @@ class AlgorithmTable(Table):
         return found if isinstance(found, Table) else None
 
 
-COHORT_ROWS = 16  # of a step: more are hardly faster, and need memory
-
 if TYPE_CHECKING:
     AlgorithmTables = AlgorithmTable
 else:
