@@ -45,7 +45,7 @@ fuzz: $(READY) ## fuzz guard, wire, audio, archives, tables, the adapter parser 
 	IDIOLECT_FUZZ=500 IDIOLECT_FUZZ_ROW=1 $(BIN)/python -m pytest tests/fuzz tests/test_packed.py tests/serving/http/test_fuzz.py --timeout 3600
 
 faults: $(READY) ## kill a run fifty times and let its disk fail at every write; about 15 minutes on 2 quiet cores
-	$(BIN)/python -m pytest -m "long or not long" tests/faults/test_kills.py tests/faults/test_store_faults.py --timeout 3600
+	IDIOLECT_FAULTS_ROW=1 $(BIN)/python -m pytest -m "long or not long" tests/faults/test_kills.py tests/faults/test_store_faults.py --timeout 3600
 
 soak: $(READY) ## rounds with faults beside a server under load, for half an hour (SOAK_MINUTES)
 	$(BIN)/python -m pytest -m long tests/faults/test_soak.py --timeout 7200

@@ -18,6 +18,7 @@ TABLES = {
     "corpora": ("what a transcript holds", "what is done"),
     "clients": ("what a program sends", "answer"),
     "programs": ("program", "request", "answer"),
+    "devices": ("what `idiolect device` is given", "answer"),
     "bases": ("what a base holds", "answer"),
 }
 Cell = tuple[str, str, str, str]  # table, row, column, answer

@@ -123,7 +123,7 @@ class StockProcess:
 
 def training_people(config: RunConfig) -> tuple[DeviceData, ...]:
     """The devices that train, in the order of their names: those of ours."""
-    people = load_population(population_manifest(config), config.data_seed, config.data).devices
+    people = load_population(population_manifest(config), config.data_seed, config.data, lambda *_: None).devices
     return tuple(person for person in people if person.train)
 
 

@@ -46,6 +46,7 @@ from fl.protocol.wire import (
     read_settings,
     tensors_bytes,
 )
+from fl.runs.failures import note_failure
 from fl.runs.results import prediction_lines
 from fl.runs.schema import PREDICTIONS_NAME
 from fl.settings.names import EDGE
@@ -62,11 +63,18 @@ def _hosting(message: Message, context: Context, run: str = "") -> Hosting:
     return Hosting(node_worker(read_settings(message.content), node, run), node)
 
 
+def _note(hosting: Hosting, device_id: str, error: Exception) -> None:
+    if not hosting.node.deployed and (output := hosting.worker.config.output):
+        note_failure(Path(output), device_id, error)
+
+
 @app.query()
 def roster(message: Message, context: Context) -> Message:
     """Which devices live here, with the number of their training examples."""
     hosting = _hosting(message, context)
     hosted, task = hosting.ids(), hosting.worker.task
+    for row in task.left_out if hosting.node.deployed else ():  # a simulation's aggregator says it
+        log.warning("left out: %s", row)
     reply = ReplyWriter(len(hosted))
     for device_id in hosted:
         new = task.is_new(device_id)
@@ -74,6 +82,7 @@ def roster(message: Message, context: Context) -> Message:
             examples = 0 if new else len(task.device(device_id).train)
         except DEVICE_FAULTS as error:
             log.warning("device %s is left out, its data cannot be read: %s", device_id, error)
+            _note(hosting, device_id, error)
             reply.add(DeviceFailure(device_id, error))
             continue
         simulated = int(not hosting.node.deployed)
@@ -159,6 +168,7 @@ def _for_devices(message: Message, context: Context, step: CohortStep, detail: s
                 log.warning(
                     "device %s failed in round %s of arm %s: %s", result.device_id, job.round, job.arm, result.error
                 )
+                _note(hosting, result.device_id, result.error)
                 reply.add(result)
             else:
                 reply.add(said(result, detail, TASKS[worker.config.task].main))

@@ -102,7 +102,9 @@ class Hosting:
         self._places, self.worker, self.node = _population(worker), worker, node
         if node.deployed and node.device_id not in self._places:
             known = ", ".join(list(self._places)[:10])
-            raise ConfigError(f"device-id {node.device_id!r} has no data here: known devices are {known}")
+            lost = [row for row in worker.task.left_out if row.device == node.device_id]
+            why = f"none of its {len(lost)} examples can be used; the first: {lost[0]}" if lost else ""
+            raise ConfigError(f"device-id {node.device_id!r} has no data here: {why or f'known devices are {known}'}")
         if not node.deployed and not node.partitions:
             raise ConfigError("this node has no device: start the SuperNode with --node-config \"device-id='...'\"")
 

@@ -1,6 +1,7 @@
 """The Flower ServerApp: one run trains and evaluates every arm of a comparison, over whatever nodes there are."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
@@ -12,12 +13,13 @@ from flwr.serverapp import Grid, ServerApp
 from fl.core.errors import IdiolectError, RunError
 from fl.metrics import Counts
 from fl.protocol.wire import add_counts
-from fl.runs.files import write_costs
+from fl.runs.files import listed, note_left_out, write_costs
 from fl.runs.folder import freed_if_empty, run_folder, run_token
 from fl.runs.results import ResultsFile, gather_predictions
-from fl.runs.schema import PREDICTIONS_NAME, RESULTS_NAME
+from fl.runs.schema import LEFT_OUT_NAME, PREDICTIONS_NAME, RESULTS_NAME
 from fl.settings.config import RunConfig, make_config
 from fl.tasks.table import TASKS, load_task
+from fl.tasks.task import Task
 from strategies.comparison import Comparison
 from strategies.keys import remember
 from strategies.loop import Progress, RoundLoop, rates_of
@@ -32,6 +34,7 @@ def run_server(grid: Grid, config: RunConfig, run_id: int, progress: Progress | 
     folder = Path(config.output)
     with freed_if_empty(folder):
         task = load_task(config)
+        _tell(task, folder)
         roster = ask_roster(grid, config)
         log.info(
             "%d devices train, %d new people, %d nodes",
@@ -54,6 +57,7 @@ def run_server(grid: Grid, config: RunConfig, run_id: int, progress: Progress | 
         if not roster.simulated:
             comparison.token = run_token(folder)
     remember(folder, roster.keys)
+    note_left_out(folder, task.left_out)
     try:
         comparison.run()
     finally:  # what was spent is said of a run that stopped too
@@ -63,6 +67,19 @@ def run_server(grid: Grid, config: RunConfig, run_id: int, progress: Progress | 
     write_costs(folder, comparison.costs())
     log.info("run finished: %s", folder)
     return folder
+
+
+def _tell(task: Task, folder: Path) -> None:
+    """What a person should know of the data: what no device learns from, and who is left with nothing."""
+    rows = task.left_out
+    lines = (
+        [f"{len(rows)} examples cannot be used and are left out; {folder / LEFT_OUT_NAME} has them:"] if rows else []
+    )
+    for line in (*task.notes, *lines, *listed(rows)):
+        log.warning("%s", line)
+    counts = Counter(row.device for row in rows)
+    for device_id in sorted(counts.keys() - set(task.device_ids())):
+        log.warning("%s takes no part: none of %d examples can be used", device_id, counts[device_id])
 
 
 def final_rates(rows: list[dict[str, Any]], split: str, metrics: tuple[str, ...]) -> dict[str, str]:

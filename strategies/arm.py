@@ -45,7 +45,7 @@ from fl.protocol.wire import (
 )
 from fl.settings.config import RunConfig, cohort_size, sample_size
 from fl.settings.names import EDGE, LOCAL_NOISE, NONE
-from strategies.replies import Replies, read_replies
+from strategies.replies import Replies, read_replies, reason_of
 from strategies.roster import Roster
 
 log = logging.getLogger("idiolect.server")
@@ -297,6 +297,8 @@ class ArmStrategy(Strategy):
         return MetricRecord(dict(counts))
 
     def _report(self, server_round: int) -> None:
+        reasons = {d: reason_of(self.config.output, d, why) for d, why in self.last.left_out.items()}
+        self.last = replace(self.last, left_out=reasons)
         for device_id, reason in self.last.left_out.items():
             log.warning("round %s, arm %s: %s left out: %s", server_round, self.job.arm, device_id, reason)
 

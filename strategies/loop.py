@@ -62,7 +62,7 @@ class RoundLoop:
         Raises :class:`AggregationError` if in some round no device answered soundly, after ``rounds`` have stopped changing
         anything: the checkpoint of the round before is intact.
         """
-        arm = strategy.job.arm
+        arm, measured = strategy.job.arm, frozenset(evaluated)
         found = load_checkpoint(self.checkpoints, arm, self.fingerprint)
         first = 1
         if found is not None:
@@ -85,7 +85,7 @@ class RoundLoop:
             if evaluates:
                 self.evaluate(strategy, arrays, server_round, "validation", evaluated, trained=trained)
             for device_id, reply in trained.items():
-                if not evaluates or device_id not in evaluated:
+                if not evaluates or device_id not in measured:
                     self._write(strategy, arm, server_round, "validation", reply, reply)
             took = time.perf_counter() - started
             counted = self._counts_for(arm, server_round)

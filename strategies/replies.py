@@ -9,6 +9,7 @@ answer it; that id is a hash, of which :mod:`strategies.arm` makes a part ungues
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from flwr.app import Message, MetricRecord, RecordDict
@@ -21,9 +22,11 @@ from fl.metrics.align import MAX_COUNT
 from fl.protocol.guard import LOSS, REAL_COUNTS, WHOLE_COUNTS, error_counts
 from fl.protocol.reply import Form, ReplySchema, UnreadableError, read_arrays, read_columns
 from fl.protocol.wire import COUNTS, FIELDS, PAYLOAD, TOTALS, WITHIN, read_counts, split_key
+from fl.runs.failures import last_failure
 
 Stacks = dict[str, np.ndarray]
 SHOWN = 200  # characters of what a node says that reach the log
+FAILED = "failed on the device; its own log has the reason"
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,12 @@ class NodeReply:
 def plain(text: str) -> str:
     """A node's words as they may stand in a log: printable and not long."""
     return "".join(sign if sign.isprintable() else "?" for sign in text[:SHOWN])
+
+
+def reason_of(folder: str, device_id: str, answer: str) -> str:
+    """``answer``, what is wrong with that of a device; where it failed in a simulation, its own words of the run folder."""
+    said = last_failure(Path(folder), device_id) if answer == FAILED else ""
+    return f"failed: {said}" if said else answer
 
 
 def read_node(node: int, content: RecordDict, schema: ReplySchema, *, trains: bool = False) -> NodeReply:
@@ -91,7 +100,7 @@ def _read_numbers(device_id: str, values: Mapping[str, object], schema: ReplySch
         if not math.isfinite(value) or abs(value) > MAX_COUNT or (value < 0 and name != LOSS):
             return f"unreadable counts: {name} is {value:g}"
     if numbers.get("failed"):
-        return "failed on the device; its own log has the reason"
+        return FAILED
     return DeviceUpdate(device_id, None, metrics, numbers, schema.exchange.most_examples)
 
 

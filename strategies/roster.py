@@ -20,7 +20,7 @@ from fl.protocol.reply import Exchange, ReplySchema, UnreadableError
 from fl.protocol.wire import SETTINGS_RECORD, settings_record
 from fl.settings.config import RunConfig
 from strategies.keys import Owners, keys_of
-from strategies.replies import plain, read_node
+from strategies.replies import plain, read_node, reason_of
 
 log = logging.getLogger("idiolect.server")
 NODE_WAIT_SECONDS = 120.0
@@ -78,7 +78,7 @@ def ask_roster(grid: Grid, config: RunConfig, wait: float = NODE_WAIT_SECONDS) -
     replies = list(grid.send_and_receive(messages, timeout=config.federation.round_timeout))
     schema = ReplySchema(exchange=Exchange.of(config, None, Phase.FEDERATE))  # counts alone
     roster, faults = _enter(
-        sorted(replies, key=lambda reply: reply.metadata.src_node_id), schema, keys_of(grid), owners
+        sorted(replies, key=lambda reply: reply.metadata.src_node_id), schema, keys_of(grid), owners, config.output
     )
     lines = [f"{plain(who)} left out: {plain(why)}" for who, why in faults.items()]
     for line in lines:
@@ -92,9 +92,9 @@ def ask_roster(grid: Grid, config: RunConfig, wait: float = NODE_WAIT_SECONDS) -
 
 
 def _enter(
-    replies: list[Message], schema: ReplySchema, keys: Mapping[int, str], owners: Owners
+    replies: list[Message], schema: ReplySchema, keys: Mapping[int, str], owners: Owners, output: str
 ) -> tuple[Roster, dict[str, str]]:
-    """The roster of these claims, and why others do not count."""
+    """The roster of these claims, and why others do not count; a simulation's devices say why in its folder ``output``."""
     claims: dict[int, dict[str, DeviceUpdate | str]] = {}
     faults: dict[str, str] = {}
     for reply in replies:
@@ -116,7 +116,7 @@ def _enter(
             if not why and device_id in nodes:
                 why = f"node {nodes[device_id]} hosts it already: give each SuperNode its own device-id"
             if why or isinstance(answer, str):
-                faults[f"device {device_id[:MAX_ID]} of node {node}"] = why or str(answer)
+                faults[f"device {device_id[:MAX_ID]} of node {node}"] = why or reason_of(output, device_id, str(answer))
             else:
                 nodes[device_id], examples[device_id] = node, int(answer.examples)
     return Roster(nodes, examples, simulated, {d: keys[n] for d, n in nodes.items() if keys.get(n)}), faults

@@ -18,8 +18,19 @@ from sim.backends.serial import SerialGrid
 
 ROOT = Path(__file__).parents[1]
 NAMED = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", (ROOT / "SECURITY.md").read_text(encoding="utf-8"))
-UNPICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
-RUNNERS = {"eval", "exec", "torch.load", "np.load", "numpy.load"}
+UNPICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "jsonpickle", "marshal", "shelve"}
+RUNNERS = {
+    "eval",
+    "exec",
+    "torch.load",
+    "torch.jit.load",
+    "torch.hub.load",
+    "np.load",
+    "numpy.load",
+    "np.fromfile",
+    "pandas.read_pickle",
+}
+SWITCHES = ("trust_remote_code", "allow_pickle")
 
 
 @pytest.mark.parametrize(("path", "name"), sorted(set(NAMED)))
@@ -34,24 +45,37 @@ def _dangers(source: str) -> set[str]:
         match node:
             case ast.Import(names=names):
                 found |= {alias.name for alias in names if alias.name.partition(".")[0] in UNPICKLERS}
-            case ast.ImportFrom(module=str(module)) if module.partition(".")[0] in UNPICKLERS:
-                found.add(module)
-            case ast.Call(func=function, keywords=keywords):
+            case ast.ImportFrom(module=str(module), names=names):
+                found |= {module} if module.partition(".")[0] in UNPICKLERS else set()
+                found |= {f"{module}.{alias.name}" for alias in names} & RUNNERS
+            case ast.Call(func=function, args=arguments, keywords=keywords):
                 called = ast.unparse(function)
                 found |= {called} & RUNNERS
-                found |= {k.arg for k in keywords if k.arg in ("trust_remote_code", "allow_pickle")}
+                found |= {k.arg for k in keywords if k.arg in SWITCHES and ast.unparse(k.value) != "False"}
+                first = arguments[0].value if arguments and isinstance(arguments[0], ast.Constant) else None
+                if called.endswith(("import_module", "__import__")) and str(first).partition(".")[0] in UNPICKLERS:
+                    found.add(str(first))
     return found
 
 
 @pytest.mark.parametrize(
-    "source", ["import pickle", "from joblib import load", "torch.load(x)", "f(x, allow_pickle=True)", "eval(x)"]
-)
+    "source",
+    ["import pickle", "import os, pickle as p", "from pickle import loads", "from joblib import load", "import joblib.memory",
+     "from torch import load", "import importlib\nimportlib.import_module('dill')", "torch.load(x)", "np.load(file)",
+     "f(x, allow_pickle=True)", "f(trust_remote_code=code)", "eval(x)", "def late():\n    import marshal"],
+)  # fmt: skip
 def test_what_could_run_is_found(source: str) -> None:
     assert _dangers(source)
 
 
-def test_no_module_can_unpickle_or_run_what_it_reads() -> None:
-    paths = [path for package in ("fl", "clients", "strategies", "sim") for path in (ROOT / package).rglob("*.py")]
+def test_what_could_not_run_passes() -> None:
+    assert not _dangers("import json\nfrom safetensors.torch import load_file\nnp.frombuffer(x)\nf(allow_pickle=False)")
+
+
+@pytest.mark.parametrize("package", ["fl", "clients", "strategies", "sim", "benchmarks"])
+def test_no_module_can_unpickle_or_run_what_it_reads(package: str) -> None:
+    paths = sorted((ROOT / package).rglob("*.py"))
+    assert paths
     assert {str(p): found for p in paths if (found := _dangers(p.read_text(encoding="utf-8")))} == {}
 
 

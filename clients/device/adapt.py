@@ -6,25 +6,18 @@ does not get to replace it: base, tokenizer, split, window, configuration, names
 
 import base64
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-from clients.device.audio import Upload, encode_file
+from clients.device.labelled import Labelled
 from clients.device.messages import FormPart, ServerAnswer, unexpected
-from fl.core.errors import AdapterMismatchError, ConfigError, ManifestError
+from fl.core.errors import AdapterMismatchError, ConfigError
 from fl.packed.blob import unpack
 from fl.packed.header import MAX_PACKED_BYTES
 
 PRIVATE_STEPS = 12  # as many as a device takes in a round of ``idiolect run``
-MAX_MANIFEST_BYTES = 4 * 2**20
-MAX_UTTERANCES = 1000
 MAX_REPORT_BYTES = 4 * 2**20
-_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
-
-
-Labelled: TypeAlias = tuple[Upload, str]  # one utterance and what was said in it
 
 
 @dataclass(frozen=True)
@@ -48,49 +41,6 @@ class AdaptOptions:
         private = default if self.private_steps is None else self.private_steps
         chosen = {name: str(value) for name, value in self.__dict__.items() if value and name != "shared_steps"}
         return {**chosen, "steps": str(self.shared_steps), "private_steps": str(private)}
-
-
-def read_labelled(source: Path, codec: str = "flac") -> list[Labelled]:
-    """Utterances of a ``manifest.jsonl`` (``audio`` relative to it, ``text``) or of a folder (``a.wav`` beside ``a.txt``).
-
-    Raises :class:`ManifestError` that names file and line, :class:`fl.core.errors.AudioError` for audio that cannot be used.
-    """
-    manifest = source / "manifest.jsonl" if source.is_dir() else source
-    pairs = list(_from_manifest(manifest) if manifest.is_file() or not source.is_dir() else _from_folder(source))
-    if not 1 <= len(pairs) <= MAX_UTTERANCES:
-        raise ManifestError(f"{source}: has {len(pairs)} utterances; give 1 to {MAX_UTTERANCES}")
-    return [(encode_file(path, codec), text) for path, text in pairs]
-
-
-def _from_folder(folder: Path) -> Iterator[tuple[Path, str]]:
-    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES):
-        text = path.with_suffix(".txt")
-        if not text.is_file():
-            raise ManifestError(f"{path}: has no text beside it; write what is said into {text.name}")
-        yield path, _read_text(text).strip()
-
-
-def _from_manifest(path: Path) -> Iterator[tuple[Path, str]]:
-    for number, line in enumerate(_read_text(path).splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
-            audio, text = values["audio"], values["text"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ManifestError(f"{path}:{number}: is no JSON object with 'audio' and 'text' ({error!r})") from error
-        if not isinstance(audio, str) or not isinstance(text, str) or values.get("start") or values.get("end"):
-            raise ManifestError(f"{path}:{number}: 'audio' and 'text' have to be texts, and parts files of their own")
-        yield path.parent / audio, text
-
-
-def _read_text(path: Path) -> str:
-    try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise ManifestError(f"{path}:1: has more than {MAX_MANIFEST_BYTES:,} bytes")
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise ManifestError(f"{path}:1: cannot be read as text ({error})") from error
 
 
 def adapt_parts(adapter: bytes, utterances: Sequence[Labelled], options: AdaptOptions) -> list[FormPart]:

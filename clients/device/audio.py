@@ -1,4 +1,4 @@
-"""Audio at a device: WAV, FLAC, OGG or MP3, or the microphone, as a small 16 kHz mono upload.
+"""Audio at a device: a recording, or the microphone, as a small 16 kHz mono upload.
 
 A file is read, mixed, resampled and encoded second by second, so that an hour of stereo needs no more memory than its upload.
 """
@@ -15,7 +15,10 @@ import soundfile
 
 from clients.device.messages import FormPart
 from fl.core.errors import AudioError, ConfigError
-from fl.speech.audio import MIN_SECONDS, SAMPLE_RATE, Waveform, check_sound, open_sound, read_blocks
+from fl.core.paths import find
+from fl.speech.audio import MIN_SECONDS, SAMPLE_RATE, Waveform, check_sound
+from fl.speech.mono import Mono
+from fl.speech.sound import open_sound
 
 UPLOAD_SECONDS = 3600.0  # a server may take less
 CODECS: dict[str, tuple[str, str, str, str]] = {  # libsndfile's format and subtype, file name, media type
@@ -42,15 +45,27 @@ def encode_file(path: Path, codec: str = "flac") -> Upload:
 
     Raises :class:`AudioError` for a file that is missing, no audio, too short, too long or silent.
     """
-    if not path.is_file():
-        raise AudioError(f"{path}: no such audio file; check the name")
+    with open_sound(_recording(path), str(path)) as sound:
+        if sound.frames is not None and sound.frames > UPLOAD_SECONDS * sound.rate:
+            raise _too_long(str(path), sound.frames / sound.rate)
+        return _encode(Mono(sound, str(path)), codec, str(path))
+
+
+def _recording(path: Path) -> Path:
+    """The file of that name, in whatever Unicode form; :class:`AudioError` where it holds nothing or is none."""
     try:
-        with open_sound(str(path)) as file:
-            if file.frames > UPLOAD_SECONDS * file.samplerate:
-                raise _too_long(str(path), file.frames / file.samplerate)
-            return _encode(read_blocks(file), codec, str(path))
-    except (soundfile.SoundFileError, RuntimeError, OSError) as error:
-        raise AudioError(f"{path}: cannot be read as audio ({error}); use WAV, FLAC, OGG or MP3") from error
+        str(path).encode()
+        there = find(path)
+        if there.is_dir():
+            raise AudioError(f"{path}: is a folder; give one recording, or labelled ones to 'idiolect device adapt'")
+        if not there.is_file():
+            raise AudioError(f"{path}: no such audio file; check the name")
+        if not there.stat().st_size:
+            raise AudioError(f"{path}: is empty; is it still being recorded or copied? try again when that is done")
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", "") or "its name is no UTF-8"
+        raise AudioError(f"{path}: cannot be opened ({reason}); rename it, or check who may read it") from error
+    return there
 
 
 def encode_samples(samples: Waveform, codec: str = "flac") -> Upload:

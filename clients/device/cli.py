@@ -1,6 +1,7 @@
 """The command line of a thin device, ``idiolect device ...``. argparse, because every import counts on a small device."""
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -61,6 +62,8 @@ COMMANDS: dict[str, tuple[Run, *tuple[Option, ...]]] = {
     "adapt": (
         commands.adapt,
         option("source", "folder with a.wav beside a.txt, or manifest.jsonl with audio and text", type=Path),
+        option("--encoding", "of texts, such as cp949 (UTF-8, else as recognised)", default=""),
+        option("--strict", "stop if anything that lies there would be left out", action="store_true"),
         option("--private-steps", f"train gates on frozen A and B ({PRIVATE_STEPS}; 0 with --shared-steps)", type=int),
         option("--shared-steps", "train A and B, with neutral gates (%(default)s)", type=int, default=0),
         option("--private-learning-rate", "of private steps (the server's default)", type=float, default=0.0),
@@ -113,6 +116,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Run one command and return its exit code; a typed error is printed. ``argv`` is without the program's name."""
     arguments = build_parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 gets \uc624, which JSON reads too
+            stream.reconfigure(errors="backslashreplace")
     try:
         return int(arguments.run(arguments) or DONE_CODE)
     except IdiolectError as error:
@@ -125,7 +131,10 @@ def main(argv: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ERROR_CODE
     except OSError as error:
-        print(harmless(f"idiolect: {error}") + ": check the disk, and who owns the device's folder", file=sys.stderr)
+        print(
+            harmless(f"idiolect: {error}") + ": check the name, the disk, and who owns the device's folder",
+            file=sys.stderr,
+        )
         return ERROR_CODE
     except KeyboardInterrupt:
         print("stopped; what waits in the queue is still there", file=sys.stderr)

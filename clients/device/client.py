@@ -18,9 +18,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from clients.device.adapt import AdaptOptions, Labelled, adapt_parts, check_adapted, read_adapted
+from clients.device.adapt import AdaptOptions, adapt_parts, check_adapted, read_adapted
 from clients.device.audio import Upload
 from clients.device.http import Connection, RetryPolicy, ServerAddress
+from clients.device.labelled import Labelled
 from clients.device.messages import FormPart, RefusedError, RequestBody, ServerAnswer, unexpected
 from clients.device.queue import DamagedEntryError, RecordingQueue
 from clients.device.seal import Seal, ask_passphrase

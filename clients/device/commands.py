@@ -12,14 +12,16 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from clients.device.adapt import AdaptOptions, read_labelled
+from clients.device.adapt import AdaptOptions
 from clients.device.audio import Upload, encode_file, record
 from clients.device.client import DeviceClient, Flushed
+from clients.device.labelled import read_labelled
 from clients.device.messages import UnreachableError
 from clients.device.queue import DONE, FAILED, WAITING
 from clients.device.seal import SealedFolder, ask_passphrase
 from clients.device.settings import DeviceSettings, initialize
-from fl.core.errors import AdapterError, StoreError
+from fl.core.errors import AdapterError, ManifestError, StoreError
+from fl.core.paths import find
 from fl.core.printing import harmless
 from fl.packed.blob import digest, pack, read_info, unpack
 from fl.packed.header import MAX_PACKED_BYTES, PackedInfo
@@ -34,6 +36,8 @@ def say(arguments: argparse.Namespace, document: dict[str, Any], text: str) -> N
 
 def write_output(path: Path, data: bytes) -> None:
     """Write a file that a person asked for. Raises :class:`StoreError`."""
+    if path.is_dir():
+        raise StoreError(f"{path} is a folder: give the name of a file in it")
     SealedFolder(path.parent).write(path.name, str(path), data, "free some space or choose another place")
 
 
@@ -46,7 +50,7 @@ def init(arguments: argparse.Namespace) -> None:
 
 def adapter_set(arguments: argparse.Namespace) -> None:
     """Store an adapter: a packed file, or an adapter folder."""
-    path: Path = arguments.path
+    path: Path = find(arguments.path)
     if path.is_dir():
         from fl.packed.folder import pack_folder
 
@@ -87,7 +91,7 @@ def adapter_show(arguments: argparse.Namespace) -> None:
 def adapter_export(arguments: argparse.Namespace) -> None:
     """Write the stored adapter to a file, not encrypted."""
     data, path = DeviceClient.open(arguments.folder).store.require(), arguments.file
-    if path.exists() and not arguments.force:
+    if path.is_file() and not arguments.force:
         raise StoreError(f"{path} is there already: say --force to replace it")
     write_output(path, data)
     say(arguments, {"file": str(path), "bytes": len(data)}, f"{path}: {len(data):,} bytes, readable by its owner alone")
@@ -97,12 +101,18 @@ def adapt(arguments: argparse.Namespace) -> None:
     """Have the server train this device's adapter on labelled speech: its gates, unless the steps say otherwise."""
     options = AdaptOptions(**{one.name: getattr(arguments, one.name) for one in fields(AdaptOptions)})
     with closing(DeviceClient.open(arguments.folder)) as client:
-        client.store.require()  # before the audio is read
-        utterances = read_labelled(arguments.source, client.settings.codec)
-        info, report = client.adapt(utterances, options)
+        language = options.language or client.settings.language or read_info(client.store.require()).language
+        found = read_labelled(arguments.source, client.settings.codec, arguments.encoding, language)
+        for remark in () if arguments.json else found.remarks():
+            print(harmless(f"idiolect: {remark}"), file=sys.stderr)
+        if found.left_out and arguments.strict:
+            raise ManifestError(f"{arguments.source}: {len(found.left_out)} left out, and --strict allows none")
+        info, report = client.adapt(found.utterances, options)
     shown = {name: report.get(name) for name in ("steps", "examples", "loss", "seconds")}
-    text = f"trained on {len(utterances)} utterances and stored: " + ", ".join(f"{k} {v}" for k, v in shown.items())
-    say(arguments, {**shown, "base_name": info.base_name, "dtype": info.dtype}, text)
+    text = f"trained on {len(found.utterances)} utterances and stored: "
+    passed = {"left_out": found.left_out, "guessed": sorted(found.guessed)}
+    named = {**shown, **passed, "base_name": info.base_name, "dtype": info.dtype}
+    say(arguments, named, text + ", ".join(f"{k} {v}" for k, v in shown.items()))
 
 
 def transcribe(arguments: argparse.Namespace) -> int:

@@ -6,6 +6,8 @@ token goes to the server that it was given for.
 
 import http.client
 import ipaddress
+import os
+import re
 import ssl
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +21,9 @@ from fl import __version__
 from fl.core.errors import ConfigError
 
 T = TypeVar("T")
+_PROXIES = ("https_proxy", "all_proxy")
+_OUT_OF_DATE = (9, 10)  # OpenSSL's codes of a certificate that is not yet, or no longer, valid
+_NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG")  # OpenSSL's, of an answer in plain http
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,8 @@ class ServerAddress:
             raise ConfigError("the token has characters that no token has: check its file or IDIOLECT_TOKEN")
 
     def connect(self) -> http.client.HTTPConnection:
-        """A connection that connects with its first request. Raises :class:`ConfigError` for certificates that cannot be read."""
+        """A connection that connects with its first request, to other machines through the proxy of ``HTTPS_PROXY``, which sees
+        their names alone. Raises :class:`ConfigError` for certificates that cannot be read, or a proxy that is no address."""
         scheme, host, port, _ = _split_url(self.url)
         if scheme == "http":
             return http.client.HTTPConnection(host, port, timeout=self.timeout)
@@ -50,19 +56,37 @@ class ServerAddress:
             context = ssl.create_default_context(cafile=self.ca or None)
         except (OSError, ssl.SSLError) as error:
             raise ConfigError(f"certificates cannot be read from {self.ca!r} ({error}): give a PEM file") from error
-        return http.client.HTTPSConnection(host, port, timeout=self.timeout, context=context)
+        proxy = "" if _is_loopback(host) else _proxy_for(host)
+        if not proxy:
+            return http.client.HTTPSConnection(host, port, timeout=self.timeout, context=context)
+        _, through, its_port, _ = _split_url(proxy, "HTTPS_PROXY or ALL_PROXY")
+        connection = http.client.HTTPSConnection(through, its_port or 80, timeout=self.timeout, context=context)
+        connection.set_tunnel(host, port)
+        return connection
 
 
-def _split_url(url: str) -> tuple[str, str, int | None, str]:
-    """Scheme, host, port and path."""
+def _proxy_for(host: str) -> str:
+    """The proxy that the environment names for ``host``, empty for none."""
+    if not any(name.lower() in _PROXIES for name in os.environ):
+        return ""
+    from urllib.request import getproxies, proxy_bypass  # a tenth of a small device's start-up time
+
+    known = getproxies()
+    return "" if proxy_bypass(host) else known.get("https") or known.get("all", "")
+
+
+def _split_url(url: str, what: str = "server") -> tuple[str, str, int | None, str]:
+    """Scheme, host, port and path: without the ``/v1`` at its end of which OpenAI's clients make their requests."""
     try:
         parts = urlsplit(url)
         host = parts.hostname if parts.scheme in ("http", "https") and parts.port != 0 else None
+        host = host if not host or host.isascii() else host.encode("idna").decode()
     except ValueError:
         host = None
-    if not host or not url.isascii() or not url.isprintable() or " " in url or parts.query or parts.username:
-        raise ConfigError(f"server {url!r} is no address: give https://HOST or https://HOST:PORT")
-    return parts.scheme, host, parts.port, parts.path.rstrip("/")
+    if not host or not url.isprintable() or " " in url or parts.query or parts.username or not parts.path.isascii():
+        shown, example = url.rpartition("@")[2], "https://HOST or https://HOST:PORT"
+        raise ConfigError(f"{what} {shown!r} is no address: give {example if ':/' in url else f'https://{url}'}")
+    return parts.scheme, host, parts.port, re.sub(r"/v1(/audio/transcriptions)?$", "", parts.path.rstrip("/"))
 
 
 def _is_loopback(host: str) -> bool:
@@ -143,12 +167,19 @@ class Connection:
             except RetryableError as error:
                 reason, retry_after = str(error), error.retry_after
             except ssl.SSLCertVerificationError as error:
+                dated = error.verify_code in _OUT_OF_DATE
+                remedy = f"is this device's date right ({time.strftime('%Y-%m-%d')})? else it has to be renewed at the server"
                 raise RefusedError(
                     f"the certificate of {self.server.url} is not trusted ({error.verify_message}): "
-                    "give the file of its authority with --ca, or check the address",
+                    + (remedy if dated else "give the file of its authority with --ca, or check the address"),
                     status=0,
                 ) from error
             except (OSError, http.client.HTTPException) as error:
+                if getattr(error, "reason", "") in _NO_TLS:
+                    raise RefusedError(
+                        f"{self.server.url} speaks no TLS there: check the port, or set up http:// with --allow-http",
+                        status=0,
+                    ) from error
                 reason = printable(f"{type(error).__name__}: {error}")
                 self._connection.close()
                 if reused and isinstance(error, http.client.RemoteDisconnected | BrokenPipeError):
@@ -156,7 +187,7 @@ class Connection:
                     continue
             if not self.retry.pause(attempt, retry_after, started):
                 raise UnreachableError(
-                    f"{self.server.url} gave no answer of use after {attempt} attempts ({reason}): try again later"
+                    f"{self.server.url} gave no answer of use after {attempt} attempts ({reason}): try again later, or check the address"
                 )
 
     def _send(

@@ -8,6 +8,7 @@ distinguishes a wrong key from a damaged file.
 import hashlib
 import os
 import sys
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,8 +158,13 @@ def key_from_file(path: Path, *, create: bool = False) -> bytes:
 
 
 def read_secret(path: Path, kind: str) -> str:
-    """The text of a small file that its owner alone can read. Raises :class:`ConfigError` where others can, OSError, ValueError."""
-    if path.stat().st_mode & 0o077:
-        raise ConfigError(f"{kind} file {path} can be read by others: 'chmod 600 {path}'")
-    with path.open(encoding="utf-8") as file:
-        return file.read(4096).strip()
+    """The text of a small file that its owner alone can read. Raises :class:`ConfigError` where others can or it is
+    empty, OSError, ValueError."""
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_mode & 0o077:
+            raise ConfigError(f"{kind} file {path} can be read by others: 'chmod 600 {path}'")
+        data = file.read(4096)
+    text = data.decode("utf-16" if data[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig").strip()
+    if not text:
+        raise ConfigError(f"{kind} file {path} is empty: write the {kind} into it")
+    return text

@@ -43,8 +43,8 @@ _TRUE, _FALSE = {"action": "store_true"}, {"action": "store_false"}
 
 
 def mib(text: str) -> int:
-    """Bytes of a number of MiB."""
-    return round(float(text) * MIB)
+    """Bytes of a number of MiB. Raises ValueError for what is none."""
+    return int(f"{float(text) * MIB:.0f}")  # also for infinity
 
 
 def absolute(text: str) -> str:
@@ -68,7 +68,7 @@ def _setting(default: Any, flag: str, help: str, **how: Any) -> Any:
 class DeviceSettings:
     """What ``idiolect device init`` writes. Raises :class:`ConfigError` for a value that is not allowed."""
 
-    server: str = _setting("", "--server", "https://HOST[:PORT]", required=True, metavar="URL")
+    server: str = _setting("", "--server", "https://HOST[:PORT]", type=str.strip, required=True, metavar="URL")
     ca: str = _setting("", "--ca", "PEM certificates to trust instead of the system's", type=absolute, metavar="FILE")
     allow_http: bool = _setting(False, "--allow-http", "no TLS to another machine (readable on the way)", **_TRUE)
     token_file: str = _setting("", "--token-file", "where the token is (mode 600)", type=absolute, metavar="FILE")
@@ -209,5 +209,7 @@ def open_server(settings: DeviceSettings) -> ServerAddress:
         try:
             token = read_secret(path, "token")
         except (OSError, ValueError) as error:
-            raise ConfigError(f"token file {path} cannot be read: {type(error).__name__}") from error
-    return ServerAddress(settings.server, token, settings.ca, allow_http=settings.allow_http)
+            raise ConfigError(
+                f"token file {path} cannot be read ({type(error).__name__}): it holds the token alone, as text"
+            ) from error
+    return ServerAddress(settings.server, token.removeprefix("Bearer "), settings.ca, allow_http=settings.allow_http)

@@ -33,13 +33,15 @@ MAX_ADAPTER_BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class TrainedInfo:
-    """What a folder of trained tensors says of itself; the last two are of the features of a speech task."""
+    """What a folder of trained tensors says of itself; the last three are of a speech task: its features, and the digest of its
+    tokenizer, empty where that is not known."""
 
     base_name: str
     base_fingerprint: str
     split: str
     window: str = field(default="trimmed", kw_only=True)
     language: str = field(default="", kw_only=True)
+    tokenizer: str = field(default="", kw_only=True)
 
     def require_base(self, fingerprint: str) -> None:
         """Raise :class:`AdapterMismatchError` unless the tensors were made for the base with this fingerprint."""

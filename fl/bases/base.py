@@ -50,6 +50,7 @@ class DecodingOptions(TypedDict, total=False):
     Where a batch has no language, each row gets the most probable of ``languages`` (default: all that the base knows).
     ``heard`` are the frames of each row that can be speech (:func:`fl.speech.features.heard_frames`), where they are not all
     of the window: a transcript is no longer than what they can hold. ``length_penalty`` see :meth:`Hypothesis.score`.
+    ``prompt`` is what was said or written before: the decoder goes on from it and does not repeat it.
     """
 
     beams: int
@@ -57,6 +58,7 @@ class DecodingOptions(TypedDict, total=False):
     languages: Sequence[str] | None
     length_penalty: float
     heard: Sequence[int] | None
+    prompt: str
 
 
 def beams_of(options: DecodingOptions) -> int:
@@ -157,8 +159,9 @@ class SpeechBase(ABC):
         """The NFC text that ``ids`` stand for."""
 
     @abstractmethod
-    def require_texts(self, texts: Sequence[str], source: str) -> None:
-        """Raise :class:`fl.core.errors.VocabularyError`, which lists characters with counts, unless all can be written."""
+    def check_text(self, text: str, seconds: float) -> None:
+        """Raise :class:`fl.core.errors.TextError` unless the base can be taught to write ``text`` for so many seconds of speech:
+        more than the decoder or the speech can hold, and as ``VocabularyError``, which lists them, characters that are missing."""
 
     def collate(
         self, features: Rows, texts: Texts = None, window: Window = "trimmed", language: str | None = None

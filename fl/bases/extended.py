@@ -77,7 +77,7 @@ class ExtendedTokenizer(Tokenizer):
 
     def __init__(self, known: Tokenizer, form: str, first: int) -> None:
         self.known, self.form, self.first = known, form, first
-        self.special = known.special
+        self.special, self.previous = known.special, known.previous
         self.symbols = hangul.inventory(form)
         self._ids = {symbol: first + index for index, symbol in enumerate(self.symbols)}
 
@@ -114,7 +114,7 @@ class ExtendedWhisper(WhisperBase):
         means = torch.stack([(embedding[ids] if ids else embedding).mean(dim=0) for ids in spelled])
         self.rows = noisy(means, embedding, derive_seed("new rows", tokens, len(spelled)))
         super().__init__(f"{plain.name}+{tokens}", f"{plain.fingerprint}+{tokens}", plain.model, tokenizer, plain.rules)
-        self.targets = ADDED
+        self.targets, self.alignment_heads = ADDED, plain.alignment_heads
         self.model = self.new_model()
 
     def new_model(self) -> WhisperForConditionalGeneration:

@@ -60,7 +60,8 @@ def weight_files(folder: Path) -> list[Path]:
     if not index.is_file():
         raise BaseModelError(
             f"{folder} has no model.safetensors. Pickled weights (pytorch_model.bin) are not read, because they can "
-            "run code: convert them with `model.save_pretrained(folder, safe_serialization=True)`."
+            "run code: convert them with `model.save_pretrained(folder, safe_serialization=True)`. Files of CTranslate2 "
+            "(model.bin), of ggml and of an adapter are no base: take the model that they were made of."
         )
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict):

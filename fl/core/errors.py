@@ -34,6 +34,18 @@ class AudioError(IdiolectError):
     """Audio that is missing, unreadable, silent, too short or too long."""
 
 
+class TooShortError(AudioError):
+    """Audio that is too short to hold a word."""
+
+
+class SilenceError(AudioError):
+    """Audio in which nothing sounds, of so many ``seconds``. The file itself is as it should be."""
+
+    def __init__(self, message: str, seconds: float = 0.0) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+
+
 class TextError(IdiolectError):
     """A transcript that cannot be a target: empty, or with nothing left after normalization."""
 

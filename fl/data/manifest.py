@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, Valida
 
 from fl.core.errors import ManifestError, MetricError, TextError
 from fl.core.files import write_atomically
+from fl.core.paths import Names, readable
 from fl.metrics.languages import check_spans
 from fl.speech.text import normalize_text
 
@@ -31,6 +32,17 @@ def _filled(value: object) -> object:
     return value
 
 
+def _numeral(value: object) -> object:
+    """A whole number as its numeral: people are numbered."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else _filled(value)
+
+
+def _name(value: str) -> str:
+    if not (name := readable(value)):
+        raise ValueError("shows nothing to a reader")
+    return name
+
+
 def _transcript(value: str) -> str:
     try:
         return normalize_text(value)
@@ -38,7 +50,15 @@ def _transcript(value: str) -> str:
         raise ValueError(str(error)) from error
 
 
+def _said(value: str) -> str:
+    try:
+        return normalize_text(value)
+    except TextError:
+        return value
+
+
 Text = Annotated[str, AfterValidator(_transcript)]
+Name = Annotated[str, BeforeValidator(_numeral), AfterValidator(_name)]
 Pairs = tuple[tuple[Text, Text], ...]
 Seconds = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 
@@ -47,19 +67,20 @@ Seconds = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 class Utterance:
     """One stretch of speech by one person, with its transcript in NFC. ``start`` and ``end`` (seconds) cut it out of a
     longer file; ``spans`` are word parts with their language, in order, () if unknown; ``loanwords`` are pairs of
-    spellings (matrix script, latin) of words in the text that could be written either way."""
+    spellings (matrix script, latin) of words in the text that could be written either way. A text that is none stays as it is,
+    for :mod:`fl.data.checked` to leave out."""
 
-    id: str
+    id: Name
     audio: Annotated[Path, BeforeValidator(_filled)]
-    text: Text
-    speaker: Annotated[str, BeforeValidator(_filled)]
+    text: Annotated[str, AfterValidator(_said)]
+    speaker: Name
     start: Seconds | None = None
     end: Seconds | None = None
     lang: str | None = None
     spans: Pairs = ()
     level: Annotated[str, Field(pattern=f"^({'|'.join(LEVELS)})$")] | None = None
     loanwords: Pairs = ()
-    session: str | None = None
+    session: Annotated[str, BeforeValidator(_numeral), AfterValidator(readable)] | None = None
     split: Annotated[str, Field(pattern=f"^({'|'.join(SPLITS)})$")] | None = None
 
 
@@ -76,18 +97,31 @@ FORMS = {
 """What a key must be, in words; all others are strings."""
 
 _ADAPTER = TypeAdapter(Utterance)
+_ONE_A_LINE = "write one object a line, without brackets and commas between them"
 
 
 def read_manifest(path: str | Path) -> list[Utterance]:
-    """All utterances of a manifest, in order; blank lines are skipped, an ``id`` defaults to ``<stem>:<line>``.
+    """All utterances of a manifest, in order: see :func:`read_lines`. Raises :class:`ManifestError` for a text that is none, too."""
+    found = read_lines(path)
+    for number, utterance in found.items():
+        try:
+            normalize_text(utterance.text)
+        except TextError as error:
+            raise ManifestError(f"{path}:{number}: 'text': {error}") from error
+    return list(found.values())
+
+
+def read_lines(path: str | Path) -> dict[int, Utterance]:
+    """The utterances of a manifest by their lines, in order; blank lines are skipped, an ``id`` defaults to ``<stem>:<line>``.
 
     Raises ManifestError ``file:line: what is wrong and what is allowed``. Audio files are not opened.
     """
     path = Path(path)
     if not path.is_file():
         raise ManifestError(f"{path}: no such manifest; make one with `idiolect synth` or list your recordings in it")
-    utterances: list[Utterance] = []
+    utterances: dict[int, Utterance] = {}
     lines: dict[str, int] = {}
+    names = Names()
     with path.open("rb") as file:
         number = 0
         while raw := file.readline(MAX_LINE_BYTES + 1):
@@ -97,13 +131,15 @@ def read_manifest(path: str | Path) -> list[Utterance]:
                 raise ManifestError(f"{where}: the line is longer than {MAX_LINE_BYTES} bytes; one utterance a line")
             if not raw.strip():
                 continue
-            utterance = _utterance(raw, where, path, number)
+            utterance = parse_line(raw, path, number)
             if utterance.id in lines:
                 raise ManifestError(f"{where}: id {utterance.id!r} was already used in line {lines[utterance.id]}")
             if len(utterances) >= MAX_UTTERANCES:
                 raise ManifestError(f"{where}: more than {MAX_UTTERANCES} utterances; split the manifest")
             lines[utterance.id] = number
-            utterances.append(utterance)
+            if not str(utterance.audio).isascii():  # what is ASCII is written in one way
+                utterance = replace(utterance, audio=names.find(utterance.audio))
+            utterances[number] = utterance
     if not utterances:
         raise ManifestError(f"{path}: holds no utterances")
     return utterances
@@ -121,14 +157,16 @@ def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> None:
     write_atomically(path, "".join(rows).encode())
 
 
-def _utterance(raw: bytes, where: str, manifest: Path, number: int) -> Utterance:
-    """The utterance of one line; every error names the file and the line."""
+def parse_line(raw: bytes, manifest: Path, number: int) -> Utterance:
+    """The utterance of line ``number``. Raises ManifestError as :func:`read_lines`."""
+    where = f"{manifest}:{number}"
     try:
         row = json.loads(raw.decode("utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ManifestError(f"{where}: not a JSON object in UTF-8 ({error})") from error
+        hint = "this is UTF-16: save the file as UTF-8" if b"\0" in raw else _ONE_A_LINE
+        raise ManifestError(f"{where}: not a JSON object in UTF-8 ({error}); {hint}") from error
     if not isinstance(row, dict):
-        raise ManifestError(f"{where}: a line is one JSON object, this is a {type(row).__name__}")
+        raise ManifestError(f"{where}: a line is one JSON object, this is a {type(row).__name__}; {_ONE_A_LINE}")
     if unknown := [key for key in row if key not in FIELDS]:
         raise ManifestError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(FIELDS)}")
     if missing := [key for key in REQUIRED if row.get(key) is None]:
@@ -150,4 +188,12 @@ def _utterance(raw: bytes, where: str, manifest: Path, number: int) -> Utterance
         check_spans(found.text, found.spans)  # now, and not when hours of training are to be scored
     except MetricError as error:
         raise ManifestError(f"{where}: 'spans': {error}") from error
-    return replace(found, audio=Path(os.path.abspath(manifest.parent / found.audio)))
+    return replace(found, audio=_place(manifest.parent, found.audio))
+
+
+def _place(folder: Path, audio: Path) -> Path:
+    """Where audio lies: ``~`` is the home folder, and ``\\`` separates folders unless a file is called so."""
+    name = os.path.expanduser(audio)
+    if "\\" in name and not (folder / name).is_file():
+        name = name.replace("\\", "/")
+    return Path(os.path.abspath(folder / name))

@@ -14,6 +14,7 @@ from typing import Any
 from fl.core.errors import ConfigError
 from fl.core.rng import derive_random, derive_seed
 from fl.data.manifest import Utterance, read_manifest
+from fl.runs.schema import LeftOutRow
 from fl.speech.text import fold_text
 
 Spoken = Mapping[str, Sequence[Utterance]]  # by device
@@ -45,6 +46,8 @@ class Population:
     new_people: tuple[DeviceData, ...]
     dropped: int
     manifest: Path
+    left_out: tuple[LeftOutRow, ...] = ()  # before it was divided
+    notes: tuple[str, ...] = ()  # of recordings that are odd but of use
 
 
 def load_population(manifest: str | Path, **options: Any) -> Population:

@@ -23,21 +23,22 @@ FACTS = {
     "split": "split",
     "window": "window",
     "language": "language",
+    "tokenizer": "tokenizer",
 }  # what the metadata of the weights say, and under which names :class:`PackedInfo` and an adapter's info say it
-_DEFAULTS = {"window": "trimmed", "language": ""}
+_DEFAULTS = {"window": "trimmed", "language": "", "tokenizer": ""}
 MAX_CONFIG_BYTES = 2**20
 
 Parsed = TypeVar("Parsed")
 
 
-def pack_folder(folder: Path, dtype: Dtype = "float16", *, tokenizer: str = "") -> bytes:
-    """The adapter in ``folder`` as one blob. ``tokenizer`` is the digest of its base's tokenizer, where that is known.
+def pack_folder(folder: Path, dtype: Dtype = "float16") -> bytes:
+    """The adapter in ``folder`` as one blob.
 
     Raises :class:`AdapterError` for a folder that holds no sound Gated LoRA adapter.
     """
     config = read_config(folder, lambda values: require_low_rank(values, str(folder / CONFIG_NAME)))
     tensors, facts = read_weights(folder, MAX_PACKED_BYTES, "np")
-    return pack(tensors, PackedInfo(**facts, tokenizer=tokenizer, config=config, dtype=dtype, tensors=len(tensors)))
+    return pack(tensors, PackedInfo(**facts, config=config, dtype=dtype, tensors=len(tensors)))
 
 
 def require_low_rank(values: object, source: str) -> dict[str, Any]:

@@ -37,7 +37,9 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)+", re.ASCII)
 _TEXTS = ("base_name", "base_fingerprint", "tokenizer", "split", "window", "language")
 _KEYS = {*_TEXTS, "format", "schema", "config", "dtype", "tensors"}
 _ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
-_REMEDY = "pack it again with 'idiolect device adapter export', or get it again"
+_REMEDY = (
+    "give the whole folder of an adapter, not a file in it; or pack it again with 'idiolect device adapter export'"
+)
 
 
 @dataclass(frozen=True)

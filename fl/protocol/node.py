@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from fl.core.errors import ConfigError
+from fl.core.paths import readable
 from fl.settings.config import RunConfig
 from fl.settings.fields import one_of
 from fl.settings.names import NONE, PAIRWISE
@@ -26,7 +27,7 @@ class NodeConfig:
     ``max_evaluations`` are those with counts in the answer, of all runs together, 0 without a limit.
     """
 
-    device_id: str = ""
+    device_id: Annotated[str, AfterValidator(readable)] = ""
     partition: int = 0
     partitions: int = 0
     store: str = ""

@@ -11,7 +11,7 @@ import re
 import reprlib
 import tomllib
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,18 +21,19 @@ from pydantic import TypeAdapter, ValidationError
 from fl.core.errors import RunError
 from fl.core.files import PRIVATE, write_atomically
 from fl.runs import schema
-from fl.runs.schema import Costs, PredictionRow, PrivacyRecord, ResultRow
+from fl.runs.schema import Costs, LeftOutRow, PredictionRow, PrivacyRecord, ResultRow
 from fl.settings.names import DEFAULT_TASK
 
 MAX_FILE_BYTES = 1 << 30
 MAX_WHOLE_BYTES = 1 << 24  # of a file that is read in one piece
 MAX_LINE_BYTES = 1 << 20
+SHOWN = 10  # examples that are left out, in a terminal and on a page
 CHECKSUM = re.compile(rb', "crc32": "([0-9a-f]{8})"}\s*\Z')
 
 Record = TypeVar("Record")
-Row = TypeVar("Row", ResultRow, PredictionRow)
+Row = TypeVar("Row", ResultRow, PredictionRow, LeftOutRow)
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {
-    kind: TypeAdapter(kind) for kind in (ResultRow, PredictionRow, Costs, PrivacyRecord)
+    kind: TypeAdapter(kind) for kind in (ResultRow, PredictionRow, LeftOutRow, Costs, PrivacyRecord)
 }
 
 
@@ -59,10 +60,10 @@ def parse(kind: type[Record], text: str | bytes, where: str) -> Record:
     return found
 
 
-def dump(row: ResultRow) -> str:
+def dump(row: ResultRow | LeftOutRow) -> str:
     """The row as a line."""
     return with_checksum(
-        json.dumps(_ADAPTERS[ResultRow].dump_python(row, mode="json"), ensure_ascii=False, sort_keys=True)
+        json.dumps(_ADAPTERS[type(row)].dump_python(row, mode="json"), ensure_ascii=False, sort_keys=True)
     )
 
 
@@ -106,6 +107,26 @@ def write_costs(folder: Path, costs: Mapping[str, Any]) -> None:
     write_document(Costs, folder / schema.COSTS_NAME, costs)
 
 
+def listed(left_out: Sequence[LeftOutRow], most: int = SHOWN) -> list[str]:
+    """A line for each of the first ``most``, and one for the others."""
+    more = [f"and {len(left_out) - most} more"] if len(left_out) > most else []
+    return [*map(str, left_out[:most]), *more]
+
+
+def note_left_out(folder: Path, rows: Sequence[LeftOutRow]) -> None:
+    """Write ``left-out.jsonl`` if there are any. Raises :class:`RunError` where a run that goes on left out others: devices would
+    train on what they were tested on."""
+    path = folder / schema.LEFT_OUT_NAME
+    before = read_rows(path, LeftOutRow) if path.exists() else ()
+    if (folder / schema.CHECKPOINTS).exists() and {row.key for row in before} != {row.key for row in rows}:
+        raise RunError(
+            f"{path}: {len(before)} examples were left out when this run began, {len(rows)} are now, and not the same ones: put the "
+            "data back as they were, or start the run again in a new output folder"
+        )
+    if rows:
+        write_whole(path, "".join(map(dump, rows)))
+
+
 def is_finished(folder: Path) -> bool:
     """Whether the run in ``folder`` came to its end."""
     return (folder / schema.COSTS_NAME).exists()
@@ -120,6 +141,7 @@ class RunFiles:
     results: tuple[ResultRow, ...]
     transcripts: tuple[PredictionRow, ...]
     costs: Costs
+    left_out: tuple[LeftOutRow, ...] = ()
 
     @property
     def task(self) -> str:
@@ -137,6 +159,7 @@ class RunFiles:
             self,
             results=tuple(replace(row, device=prefix + row.device) for row in self.results),
             transcripts=tuple(replace(row, device=prefix + row.device) for row in self.transcripts),
+            left_out=tuple(replace(row, device=prefix + row.device) for row in self.left_out),
         )
 
 
@@ -156,7 +179,11 @@ def read_run(folder: Path) -> RunFiles:
             f"{folder / schema.PREDICTIONS_NAME}:1: no transcripts; the run did not reach its final evaluation"
         )
     results = read_rows(folder / schema.RESULTS_NAME, ResultRow)
-    return RunFiles(folder, _read_config(folder / schema.CONFIG_NAME), results, transcripts, read_costs(folder))
+    named = folder / schema.LEFT_OUT_NAME
+    left_out = read_rows(named, LeftOutRow) if named.exists() else ()
+    return RunFiles(
+        folder, _read_config(folder / schema.CONFIG_NAME), results, transcripts, read_costs(folder), left_out
+    )
 
 
 def read_costs(folder: Path) -> Costs:

@@ -18,6 +18,7 @@ from fl.settings.names import ARMS
 
 CONFIG_NAME, RESULTS_NAME, COSTS_NAME = "config.toml", "results.jsonl", "costs.json"
 PRIVACY_NAME, SUMMARY_NAME, REPORT_NAME = "privacy.json", "summary.json", "report.html"
+LEFT_OUT_NAME = "left-out.jsonl"
 PREDICTIONS_NAME = "transcripts.jsonl"  # whatever the task: the format is older than the second one
 TOKEN_NAME = "run-token"  # what devices know the run by
 CHECKPOINTS, DEVICES = "checkpoints", "devices"  # folders
@@ -101,6 +102,25 @@ class PredictionRow:
     def key(self) -> tuple[str, str, str]:
         """What no two rows of a file have in common."""
         return self.arm, self.device, self.utterance
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class LeftOutRow:
+    """A line of ``left-out.jsonl``: an example that a run makes nothing of, where it stands (``file:line``), and why."""
+
+    schema: Literal[1] = SCHEMA
+    device: str
+    example: str
+    where: str
+    reason: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What no two rows of a file have in common."""
+        return self.device, self.example
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -24,7 +24,7 @@ class BaseTable(Table):
     window: Annotated[str, one_of("trimmed", "full")] = setting(
         "trimmed", "audio at its own length plus a margin, or zero-padded to 30 s"
     )
-    language: str = setting("", "language token, e.g. ko; empty takes the matrix language of the data")
+    language: str = setting("", "language, e.g. ko, ko-KR or Korean; empty takes the matrix language of the data")
 
 
 class AdapterTable(Table):
@@ -67,6 +67,7 @@ class DataTable(Table):
     manifest: str = setting(
         "", "absolute path of a manifest.jsonl; own: each deployed device names its own; empty: a synthetic population"
     )
+    strict: bool = setting(False, "stop where an utterance cannot be used, instead of leaving it out and naming it")
     devices: int = setting(6, "devices that take part", low=1, high=1_000_000)
     new_people: int = setting(2, "held-out speakers: people who never take part in training", low=0, high=1_000_000)
     validation_share: float = setting(0.1, "share of a device's utterances for validation", low=0.0, high=0.9)

@@ -1,115 +1,69 @@
-"""Waveforms: WAV, FLAC, OGG or MP3 in, 16 kHz mono float32 out, and checks that it can be speech."""
+"""Waveforms: recordings in, 16 kHz mono float32 out, and checks that it can be speech."""
 
 import io
 import math
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 import soundfile
 
-from fl.core.errors import AudioError
+from fl.core.errors import AudioError, SilenceError, TooShortError
 from fl.core.files import write_atomically
+from fl.speech.mono import SAMPLE_RATE as SAMPLE_RATE
+from fl.speech.mono import SILENCE_PEAK as SILENCE_PEAK
+from fl.speech.mono import Mono
+from fl.speech.mono import Waveform as Waveform
+from fl.speech.sound import open_sound
 
-Waveform = npt.NDArray[np.float32]  # samples (samples,) at SAMPLE_RATE, nominally in [-1, 1]
-SAMPLE_RATE = 16_000  # Hz, what Whisper and Wav2Vec2 expect
+SUFFIXES = (".mp3", ".mp4", ".mpeg", ".mpga", ".m4a", ".wav", ".webm", ".ogg", ".flac", ".opus", ".aac", ".amr")
 MIN_SECONDS = 0.2
 MAX_SECONDS = 29.0  # Whisper's window of 30 s less a margin for the padding of a trimmed window
-SILENCE_PEAK = 10 ** (-60 / 20)  # a waveform whose peak is under -60 dBFS holds no speech
 MAX_FILE_SECONDS = 4 * 3600.0  # no more is read into memory at once; cut longer files with ``start`` and ``end``
-MAX_RATE, MAX_CHANNELS = 384_000, 16  # Hz; no recording of speech has more
-CONTAINERS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")  # by libsndfile's names; WAVEX is a WAV whose header says more
-_ROUNDING = 0.1  # seconds that a lossy file may be off what its header says
-_FORMATS = "WAV, FLAC, OGG or MP3"
 _LEVEL_WINDOW = SAMPLE_RATE // 50  # 20 ms
 
 
-def open_sound(source: str | BinaryIO, also: str = "", **raw: Any) -> soundfile.SoundFile:
-    """Open audio in one of CONTAINERS, or in the container ``also``; ``raw`` is what a file without header does not say.
-
-    Raises SoundFileError, for the caller to say which file it is, for any other container and what is no audio.
-    """
-    file = soundfile.SoundFile(source, **raw)
-    if file.format in (*CONTAINERS, also):
-        return file
-    file.close()
-    raise soundfile.SoundFileRuntimeError(f"{file.format} is not read")
-
-
-def load_audio(path: str | Path, start: float | None = None, end: float | None = None) -> Waveform:
+def load_audio(
+    path: str | Path, start: float | None = None, end: float | None = None, remark: Callable[[str], None] | None = None
+) -> Waveform:
     """Read ``path``, or its part from ``start`` to ``end`` seconds, as float32 ``(samples,)`` at 16 kHz.
 
-    Channels are averaged; any other rate is resampled by soxr in high quality. Raises AudioError when the file is
-    missing, is not audio, holds no samples in the range or fewer than it says, or is longer than MAX_FILE_SECONDS.
+    Channels are averaged; any other rate is resampled by soxr in high quality. ``remark`` is told what is odd but usable.
+    Raises AudioError when the file is missing, is not audio, holds no samples in the range or fewer than it says, or is longer than
+    MAX_FILE_SECONDS.
     """
     path = Path(path)
     if not path.is_file():
         raise AudioError(f"{path}: no such audio file; check the 'audio' field, which is relative to the manifest")
-    try:
-        with open_sound(str(path)) as file:
-            rate = int(file.samplerate)
-            first, count = _frame_range(path, start, end, rate, len(file))
-            audio = read_mono(file, first, count, str(path))
-    except (soundfile.SoundFileError, RuntimeError) as error:
-        raise AudioError(f"{path}: cannot be read as audio ({error}); use {_FORMATS}") from error
+    first = start or 0.0
+    last = min(first + MAX_FILE_SECONDS + 1.0, math.inf if end is None else end)
+    with open_sound(path, str(path)) as sound:
+        length = math.inf if sound.frames is None else sound.frames / sound.rate
+        if first < 0 or last <= first or 0 < length <= first:
+            has = f"; the file has {length:.2f} s" if length < math.inf else ""
+            raise AudioError(f"{path}: the range {start} to {end} s is empty{has}")
+        if length < math.inf and min(length, last) - first > MAX_FILE_SECONDS:
+            raise _too_long(path, length - first)
+        skipped = round(first * sound.rate)
+        mono = Mono(sound, str(path), skipped, round(last * sound.rate) - skipped)
+        audio = mono.read()
+    if len(audio) > MAX_FILE_SECONDS * SAMPLE_RATE:
+        raise _too_long(path, len(audio) / SAMPLE_RATE)
     if not len(audio):
-        raise AudioError(f"{path}: holds no samples; record it again or leave it out")
+        raise AudioError(
+            f"{path}: holds no samples{' from there on' if start else ''}; record it again or leave it out"
+        )
+    if remark:
+        for text in mono.remarks:
+            remark(text)
     return audio
 
 
-def read_mono(file: soundfile.SoundFile, first: int, count: int, source: str) -> Waveform:
-    """``count`` frames from frame ``first`` on of an open file, as float32 ``(samples,)`` at 16 kHz: channels averaged, resampled.
-
-    Takes memory for what is there, not for what the header says. Raises AudioError, beginning with ``source``, where that is less.
-    """
-    file.seek(first)
-    found = bytearray()
-    for block in read_blocks(file, count, source):
-        found += block.tobytes()
-    audio: Waveform = np.frombuffer(found, np.float32)
-    seconds, claimed = len(audio) / SAMPLE_RATE, count / file.samplerate
-    if seconds < claimed - _ROUNDING:
-        raise AudioError(
-            f"{source}: is cut off after {seconds:,.1f} of {claimed:,.1f} s; fetch it again or leave it out"
-        )
-    return audio
-
-
-def read_blocks(file: soundfile.SoundFile, frames: int = sys.maxsize, source: str = "audio") -> Iterator[Waveform]:
-    """At most ``frames`` more of an open file as :func:`read_mono` gives them, a second at a time, whatever length its header
-    claims. Raises AudioError, beginning with ``source``, for more than MAX_RATE or MAX_CHANNELS."""
-    rate, stream, last = int(file.samplerate), None, False
-    if not (0 < rate <= MAX_RATE and file.channels <= MAX_CHANNELS):
-        raise AudioError(
-            f"{source}: {rate:,} Hz and {file.channels} channels; at most {MAX_RATE:,} Hz and {MAX_CHANNELS} are read: convert it"
-        )
-    if rate != SAMPLE_RATE:
-        import soxr  # a fifth of a small device's start-up time, and most of them record at 16 kHz
-
-        stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
-    while not last:
-        wanted = min(rate, frames)
-        block = file.read(wanted, dtype="float32", always_2d=True)
-        frames -= len(block)
-        last = len(block) < wanted or not frames
-        mono = block.mean(axis=1, dtype=np.float32)
-        yield mono if stream is None else stream.resample_chunk(mono, last=last)
-
-
-def _frame_range(path: Path, start: float | None, end: float | None, rate: int, frames: int) -> tuple[int, int]:
-    first = round((start or 0.0) * rate)
-    last = frames if end is None else min(frames, round(end * rate))
-    if first < 0 or (end is not None and last <= first) or (first >= frames > 0):
-        raise AudioError(f"{path}: the range {start} to {end} s is empty; the file has {frames / rate:.2f} s")
-    if (last - first) / rate > MAX_FILE_SECONDS:
-        raise AudioError(
-            f"{path}: {(last - first) / rate / 3600:.1f} h at once is more than {MAX_FILE_SECONDS / 3600:.0f} h; "
-            "give 'start' and 'end' of each utterance"
-        )
-    return first, last - first
+def _too_long(path: Path, seconds: float) -> AudioError:
+    return AudioError(
+        f"{path}: {seconds / 3600:.1f} h at once is more than {MAX_FILE_SECONDS / 3600:.0f} h; "
+        "give 'start' and 'end' of each utterance"
+    )
 
 
 def check_speech(audio: Waveform, source: str) -> None:
@@ -129,9 +83,9 @@ def check_sound(seconds: float, peak: float, source: str) -> None:
     if not math.isfinite(peak):
         raise AudioError(f"{source}: holds samples that are not finite numbers; convert the file again")
     if seconds < MIN_SECONDS:
-        raise AudioError(f"{source}: {seconds:.2f} s is too short; speech has at least {MIN_SECONDS} s")
+        raise TooShortError(f"{source}: {seconds:.2f} s is too short; speech has at least {MIN_SECONDS} s")
     if peak < SILENCE_PEAK:
-        raise AudioError(f"{source}: is silent (peak under -60 dBFS); check the microphone or leave it out")
+        raise SilenceError(f"{source}: is silent (peak under -60 dBFS); check the microphone or leave it out", seconds)
 
 
 def split_at_silence(audio: Waveform, max_seconds: float = MAX_SECONDS) -> list[tuple[int, int]]:

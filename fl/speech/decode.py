@@ -2,7 +2,7 @@
 that process, and no other.
 
 The two speak over a socket, in frames of a letter and a length. For each file: the file; its header back; ``y`` or ``n``; its
-samples a second at a time. The process imports little, keeps nothing, and can write no file.
+samples a second at a time, each with how many frames are decoded. The process imports little, keeps nothing, and can write no file.
 """
 
 import io
@@ -17,34 +17,35 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-import soundfile
 
 from fl.core.errors import AudioError, IdiolectError
-from fl.speech.audio import SAMPLE_RATE, Waveform, open_sound, read_blocks
+from fl.speech.mono import SAMPLE_RATE, Mono, Waveform
+from fl.speech.sound import open_sound
 
-MEMORY = 256 * 2**20  # bytes of address space that the process has beside a few copies of the file
+MEMORY = 384 * 2**20  # bytes of address space beside a few copies of the file; the libraries take half of it
 PER_CPU_SECOND = 20  # seconds of audio; slow formats are decoded ten times as fast
 SPARE_CPU_SECONDS = 10
 MOST = 2**20  # bytes that are believed of it at once: more than a second of samples
+_NAME = "recording"  # what the process calls a file
 PATIENCE = 120.0  # seconds without a sign of life that are taken for death
-_HEAD = struct.Struct("<cQ")
+_HEAD, _DECODED = struct.Struct("<cQ"), struct.Struct("<q")
 
 
 @dataclass(frozen=True)
 class AudioHeader:
-    """What a file claims to be."""
+    """What a file claims to be, or, where its header cannot be believed, what is decoded of it so far."""
 
     rate: int
     channels: int
-    frames: int
+    frames: int | None
 
     @property
     def seconds(self) -> float:
         """Of audio."""
-        return self.frames / self.rate
+        return (self.frames or 0) / max(1, self.rate)
 
 
 class Decoder:
@@ -56,7 +57,8 @@ class Decoder:
         self.process: subprocess.Popen[bytes] | None = None
 
     def decode(self, data: bytes, accept: Callable[[AudioHeader], None], source: str) -> Waveform:
-        """Samples at 16 kHz, mono. ``accept`` may refuse what the header claims, by raising, before anything is decoded.
+        """Samples at 16 kHz, mono. ``accept`` may refuse what the header claims, by raising, before anything is decoded; a header
+        that says no length comes again and again, with what is decoded so far.
 
         Raises :class:`AudioError`, beginning with ``source``, for what is no audio or costs more than it may.
         """
@@ -87,20 +89,23 @@ class Decoder:
             _write(self._stream, b"n", b"")
             raise
         _write(self._stream, b"y", b"")
-        blocks, left = [], header.seconds + 1.0
+        blocks, left = [], None if header.frames is None else header.seconds + 1.0
         while block := self._next(b"S", source):
-            blocks.append(np.frombuffer(block, np.float32))
-            left -= len(blocks[-1]) / SAMPLE_RATE
-            if left < 0:
+            blocks.append(np.frombuffer(block, np.float32, offset=_DECODED.size))
+            if left is None:
+                try:
+                    accept(replace(header, frames=_DECODED.unpack_from(block)[0]))
+                except IdiolectError:
+                    self.close()  # in the middle of a file
+                    raise
+            elif (left := left - len(blocks[-1]) / SAMPLE_RATE) < 0:
                 raise EOFError
         return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
 
     def _next(self, kind: bytes, source: str) -> bytes:
         found, data = _read(self._stream, MOST)
         if found == b"E":
-            raise AudioError(
-                f"{source}: cannot be read as audio ({data.decode()}); send WAV, FLAC, OGG (Vorbis, Opus), MP3"
-            )
+            raise AudioError(f"{source}: {data.decode()}")
         if found != kind:
             raise EOFError
         return data
@@ -153,16 +158,18 @@ def _serve(memory: int, seconds: int) -> None:
             _, data = _read(stream)
             resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time()) + seconds, resource.RLIM_INFINITY))
             try:
-                with open_sound(io.BytesIO(data)) as file:
-                    _write(stream, b"H", json.dumps([file.samplerate, file.channels, len(file)]).encode())
+                with open_sound(io.BytesIO(data), _NAME) as sound:
+                    frames = None if sound.frames is None else max(0, sound.frames)
+                    _write(stream, b"H", json.dumps([sound.rate, sound.channels, frames]).encode())
                     if _read(stream)[0] == b"n":
                         continue
-                    for block in read_blocks(file):
-                        if len(block):
-                            _write(stream, b"S", block.tobytes())
+                    for block in (mono := Mono(sound, _NAME)):
+                        _write(stream, b"S", _DECODED.pack(mono.decoded) + block.tobytes())
                 _write(stream, b"S", b"")
-            except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError, MemoryError) as error:
-                _write(stream, b"E", type(error).__name__.encode())
+            except AudioError as error:
+                _write(stream, b"E", str(error).removeprefix(f"{_NAME}: ").encode()[: MOST // 2])
+            except (RuntimeError, ValueError, TypeError, MemoryError) as error:
+                _write(stream, b"E", f"cannot be read as audio ({type(error).__name__})".encode())
 
 
 if __name__ == "__main__":

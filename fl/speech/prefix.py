@@ -39,9 +39,11 @@ def _recognizer(base: SpeechBase, model: nn.Module) -> Any:
 
 
 def _below(base: SpeechBase, model: nn.Module, layers: int) -> dict[str, nn.Parameter]:
-    """All parameters in front of encoder layer ``layers``."""
+    """All parameters in front of encoder layer ``layers``; those of the whole encoder, its last norm included, if that is all."""
     recognizer = _recognizer(base, model)
     parts = [*base.stem, *(f"{base.encoder}.layers.{index}" for index in range(layers))]
+    if layers == len(recognizer.get_submodule(f"{base.encoder}.layers")):
+        parts.append(f"{base.encoder}.layer_norm")
     return {f"{part}.{n}": p for part in parts for n, p in recognizer.get_submodule(part).named_parameters()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from fl.methods.files import MethodInfo, is_method, load_method
 from fl.methods.recipes import attach
 from fl.speech.audio import MAX_SECONDS, SAMPLE_RATE, SILENCE_PEAK, Waveform, check_speech, load_audio, split_at_silence
 from fl.speech.features import Window, heard_frames
+from fl.speech.languages import language_code
 
 
 @dataclass(frozen=True)
@@ -87,15 +89,19 @@ def transcribe_file(
     *,
     beams: int = 1,
     language: str = "",
+    prompt: str = "",
     correction: Path | None = None,
+    remark: Callable[[str], None] | None = None,
 ) -> list[Piece]:
     """Transcribe ``path`` with what a person's device trained, by any method, or with the frozen base alone.
 
     ``correction`` is a file of :mod:`fl.adapters.correction`; an adapter that was made for one finds it in its run's folder.
-    Audio longer than the window is split at silence. Raises :class:`fl.core.errors.AudioError` for unusable audio and
-    :class:`fl.core.errors.AdapterError` for an adapter that is damaged or belongs to another base.
+    Audio longer than the window is split at silence, and each piece goes on from ``prompt``. ``remark`` is told what is odd about the
+    recording. Raises :class:`fl.core.errors.AudioError` for unusable audio, :class:`fl.core.errors.AdapterError` for an adapter that
+    is damaged or belongs to another base, and :class:`fl.core.errors.BaseModelError` for a base that takes no prompt.
     """
-    audio = load_audio(path)
+    language = language_code(language)
+    audio = load_audio(path, remark=remark)
     if len(audio) / SAMPLE_RATE <= MAX_SECONDS:
         check_speech(audio, str(path))
     if adapter is None:
@@ -104,21 +110,21 @@ def transcribe_file(
                 f"{correction} corrects the mean of adapters: give the adapter too, with --adapter FOLDER"
             )
         base = load_speech_base(base_name or "whisper-base")
-        pieces = _transcribed(audio, base, base.new_model(), base.alone_window or "trimmed", beams, language)
+        pieces = _transcribed(audio, base, base.new_model(), base.alone_window or "trimmed", beams, language, prompt)
     else:
         trained = Trained.read(adapter)
         base = load_speech_base(base_name or trained.info.base_name)
         corrections, info = trained.corrections(adapter, correction, base), trained.info
         window: Window = "full" if info.window == "full" else "trimmed"
         with corrected(trained.on(base), corrections) as model:
-            pieces = _transcribed(audio, base, model, window, beams, language or info.language)
+            pieces = _transcribed(audio, base, model, window, beams, language or info.language, prompt)
     if not pieces:
         raise AudioError(f"{path}: silent throughout; check the recording")
     return pieces
 
 
 def _transcribed(
-    audio: Waveform, base: SpeechBase, model: nn.Module, window: Window, beams: int, language: str
+    audio: Waveform, base: SpeechBase, model: nn.Module, window: Window, beams: int, language: str, prompt: str
 ) -> list[Piece]:
     pieces = []
     for start, end in split_at_silence(audio):
@@ -127,6 +133,6 @@ def _transcribed(
             continue
         with torch.inference_mode():
             batch = base.collate([base.features(part, window)], None, window, language or None)
-            text = base.generate(model, batch, beams=beams, heard=[heard_frames(len(part))])[0]
+            text = base.generate(model, batch, beams=beams, heard=[heard_frames(len(part))], prompt=prompt)[0]
         pieces.append(Piece(start / SAMPLE_RATE, end / SAMPLE_RATE, text))
     return pieces

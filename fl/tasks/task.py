@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fl.core.errors import ConfigError
 from fl.metrics import Counts
+from fl.runs.schema import LeftOutRow
 
 KEPT = 64  # devices whose examples stay in memory
 
@@ -48,7 +49,8 @@ class Task(Protocol):
     """A frozen base, examples, and how to learn from and score them. A subclass may leave out what has a body here.
 
     ``targets`` are ``target_modules`` of the adapter, as PEFT takes them. ``learns`` is False where nothing is to be learnt: no step
-    is taken then, and nothing evaluated. ``adapter_facts`` are what an adapter's folder says of how it is used: fields of
+    is taken then, and nothing evaluated. ``left_out`` are examples that cannot be used, which no device has; ``notes`` are what a
+    person should know of the data. ``adapter_facts`` are what an adapter's folder says of how it is used: fields of
     :class:`fl.adapters.files.AdapterInfo`.
     """
 
@@ -57,6 +59,8 @@ class Task(Protocol):
     model: nn.Module
     targets: str | list[str]
     learns: bool = True
+    left_out: Sequence[LeftOutRow] = ()
+    notes: Sequence[str] = ()
     adapter_facts: Mapping[str, str] = {}
 
     def device_ids(self) -> tuple[str, ...]:

@@ -219,13 +219,16 @@ def report(
 
 @app.command()
 def transcribe(
-    file: Annotated[Path, Argument(help="Audio file, of any format, rate and length.")],
+    file: Annotated[
+        Path, Argument(help="Recording: WAV, FLAC, MP3, M4A, OGG, WebM, AAC, AMR, of any rate and length.")
+    ],
     adapter: Annotated[
         Path | None, Option(help="A device's adapter folder, of any method; without it the frozen base transcribes.")
     ] = None,
     base: Annotated[str, Option(help="Base; by default the adapter's own.")] = "",
     beams: Annotated[int, Option(min=1, max=16, help="Beam width.")] = 1,
     language: Annotated[str, Option(help="Language token; by default the adapter's own, or detected.")] = "",
+    prompt: Annotated[str, Option(help="Text before the recording, such as names to expect (Whisper only).")] = "",
     correction: Annotated[
         Path | None, Option(help="Correction of flora or fedex; by default that of the adapter's own run.")
     ] = None,
@@ -235,7 +238,16 @@ def transcribe(
     from fl.speech.transcribe import transcribe_file
 
     with errors.status("loading the base and listening"):
-        pieces = transcribe_file(file, base, adapter, beams=beams, language=language, correction=correction)
+        pieces = transcribe_file(
+            file,
+            base,
+            adapter,
+            beams=beams,
+            language=language,
+            prompt=prompt,
+            correction=correction,
+            remark=lambda text: errors.print(f"{file}: {text}", soft_wrap=True, highlight=False),
+        )
     if as_json:
         text = " ".join(p.text for p in pieces)
         print(json.dumps({"text": text, "pieces": [asdict(p) for p in pieces]}, ensure_ascii=False))

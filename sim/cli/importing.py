@@ -5,15 +5,15 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from rich.table import Table
 from typer import Argument, Option
 
 from fl.core.errors import ConfigError
+from fl.data.checked import CheckText
 from fl.data.importers.build import ImportPlan, ImportSummary, import_corpus
 from fl.data.importers.devices import SPEAKERS, DevicesBy, Splits
-from fl.data.importers.gather import Rewriting
 from fl.data.importers.records import FIELDS, Options, Transcript
 from fl.data.importers.table import IMPORTERS
 from sim.cli.app import progress_bars
@@ -81,6 +81,9 @@ def import_command(
     local_speakers: Annotated[
         bool, Option("--local-speakers", help="Speakers are numbered anew in each label file (aihub).")
     ] = False,
+    quoted: Annotated[
+        bool, Option("--quoted", help="Quotation marks enclose cells of a tab-separated table too, as Excel writes it.")
+    ] = False,
     splits: Annotated[
         Splits, Option(help="Keep the official split, or divide each device; auto: official where every device trains.")
     ] = "auto",
@@ -102,7 +105,11 @@ def import_command(
         bool, Option("--drop-bad", help="Leave out utterances that are broken instead of refusing the corpus.")
     ] = False,
     check_base: Annotated[
-        str, Option(metavar="NAME", help="Refuse texts with letters that this base cannot write.")
+        str,
+        Option(
+            metavar="NAME",
+            help="Refuse texts that this base cannot be taught to write: letters that it lacks, too long.",
+        ),
     ] = "",
     as_json: Json = False,
 ) -> None:
@@ -123,13 +130,18 @@ def import_command(
         transcript=transcript,
         events="keep" if keep_events else "remove",
         local_speakers=local_speakers,
+        quoted=quoted,
     )
     plan = ImportPlan(
         out=out, copy=copy, plain=plain, devices=devices_by, splits=splits, drop_leaking=drop_leaking, drop_bad=drop_bad
     )
-    rewrite = _rewriting(check_base) if check_base else None
+    check_text: CheckText | None = None
+    if check_base:
+        from fl.bases.resolve import load_speech_base  # it loads torch
+
+        check_text = load_speech_base(check_base).check_text
     with progress_bars(as_json) as show:
-        summary = import_corpus(form, source, options, plan, rewrite=rewrite, base=check_base, progress=show)
+        summary = import_corpus(form, source, options, plan, check_text=check_text, progress=show)
     if as_json:
         print(json.dumps(asdict(summary), ensure_ascii=False))
         return
@@ -139,15 +151,6 @@ def import_command(
         console.print(text, soft_wrap=True, highlight=False)
     else:
         console.print("\nNothing was written; --out DIR writes the manifest.")
-
-
-def _rewriting(name: str) -> Rewriting:
-    """Text to ids and back in base ``name``: by a Whisper's tokenizer, or the vocabulary of a CTC head."""
-    from fl.bases.resolve import load_base  # it loads torch
-
-    base: Any = load_base(name)
-    writer = getattr(base, "tokenizer", None) or base.vocabulary
-    return lambda text: str(writer.decode(writer.encode(text)))
 
 
 def _print_formats(as_json: bool) -> None:

@@ -22,9 +22,9 @@ from fl.settings.fields import Setting
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of text for a person.")]
 # The settings with an option of their own, by their short keys
 SHORT = (
-    *("task", "base", "method", "rank", "gate", "sites", "split", "manifest", "pair", "devices", "new-people"),
-    *("sentences", "algorithm", "arms", "rounds", "local-steps", "batch-size", "learning-rate", "cohort", "sample"),
-    *("aggregation", "codec", "dp", "secure-sum", "seed", "output"),
+    *("task", "base", "language", "method", "rank", "gate", "sites", "split", "manifest", "strict", "pair"),
+    *("devices", "new-people", "sentences", "algorithm", "arms", "rounds", "local-steps", "batch-size"),
+    *("learning-rate", "cohort", "sample", "aggregation", "codec", "dp", "secure-sum", "seed", "output"),
 )
 
 

@@ -1,6 +1,7 @@
 """``idiolect serve`` and ``idiolect token``: the server with its engine, and the local steps that it runs for devices."""
 
 import logging
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from fl.serving.http.auth import TokenFile, add_token
 from fl.serving.http.limits import MIB, ServerLimits
 from fl.serving.http.server import Address, make_server
 from fl.speech.features import Window
+from fl.speech.languages import language_code
 from fl.tasks.task import Example, Task
 
 SLOT = "gated-adapt"
@@ -86,6 +88,14 @@ def serve(
     correction: Annotated[
         Path | None, Option(help="Correction of flora or fedex: a file of the folder 'corrections' of a run.")
     ] = None,
+    alias: Annotated[
+        list[str] | None, Option(help="NAME=BASE, a name that programs call the base by; may be given several times.")
+    ] = None,
+    any_model: Annotated[bool, Option("--any-model", help="Serve the base whatever model a program names.")] = False,
+    cors_origin: Annotated[
+        list[str] | None,
+        Option(help="Origin whose pages may use the server, such as app://obsidian.md; may be given several times."),
+    ] = None,
     host: Annotated[str, Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, Option(help="Port; 0 takes a free one and prints it.")] = 8000,
     tokens: Annotated[Path | None, Option(help="Token file; 'idiolect token NAME --tokens FILE' adds to it.")] = None,
@@ -133,8 +143,9 @@ def serve(
         handle_bytes=handle_mib * MIB,
         handle_seconds=handle_seconds,
     )
-    known = choose_tokens(tokens, no_auth, address)
-    chosen = tuple(code.strip() for code in languages.split(",") if code.strip())
+    origins = origins_of(cors_origin or (), no_auth)
+    known, aliases = choose_tokens(tokens, no_auth, address), names_of(base, alias or ())
+    chosen = tuple(filter(None, map(language_code, languages.split(","))))
     loaded = load_base(base).to(choose_device(compute))
     if correction is not None:
         loaded = loaded.with_correction(load_correction(correction, loaded.fingerprint))
@@ -142,7 +153,16 @@ def serve(
         loaded.prefix_ids(code)
     engine = BatchEngine(loaded, EngineSettings(rows, waiting, languages=chosen, table_bytes=table_mib * MIB))
     try:
-        app = create_app(engine, loaded, limits, tokens=known, adapt=local_steps(loaded) if adapt else None)
+        app = create_app(
+            engine,
+            loaded,
+            limits,
+            tokens=known,
+            adapt=local_steps(loaded) if adapt else None,
+            aliases=aliases,
+            any_model=any_model,
+            origins=origins,
+        )
         server = make_server(app, address, limits)
         for name in ("fl.serving.http.admission", "uvicorn.error"):  # one line for each request, and where it listens
             logging.getLogger(name).setLevel(logging.INFO)
@@ -154,6 +174,31 @@ def serve(
         ) from None
     finally:
         engine.close()
+
+
+def names_of(base: str, aliases: Sequence[str]) -> list[str]:
+    """The names in ``NAME=BASE``; :class:`ConfigError` where one stands for another base than the one that is served."""
+    names = []
+    for alias in aliases:
+        name, _, target = map(str.strip, alias.partition("="))
+        if not name or target != base:
+            raise ConfigError(f"--alias {alias}: one base is served here, so give NAME={base}")
+        names.append(name)
+    return names
+
+
+def origins_of(origins: Sequence[str], no_auth: bool) -> list[str]:
+    """Origins as browsers send them; :class:`ConfigError` for what is none, and for ``null`` where no token protects the server."""
+    found = [origin.strip().lower() for origin in origins]
+    for origin in found:
+        if origin == "null":
+            if no_auth:
+                raise ConfigError("--cors-origin null: any page can take that origin, so it needs --tokens FILE")
+        elif not re.fullmatch(r"file://|[a-z][a-z0-9+.-]*://[^/\s*?#@]+", origin):
+            raise ConfigError(
+                f"--cors-origin {origin}: is no origin: give each as in https://app.example, http://localhost:3000 or app://obsidian.md"
+            )
+    return found
 
 
 def choose_tokens(path: Path | None, no_auth: bool, address: Address) -> TokenFile | None:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import soundfile
 
+from fl.core.errors import AudioError
 from fl.runs.schema import PredictionRow
 from fl.settings.names import ARMS, DEFAULT_TASK
-from fl.speech.audio import open_sound
+from fl.speech.audio import SAMPLE_RATE, load_audio
 from sim.report.scoring import ScoredRow, kind_of_run, score
 
 MAX_SAMPLES = 24
@@ -103,23 +104,17 @@ def embed_audio(path: Path | None, seconds: float, budget: int, start: float | N
     if path is None:
         return None
     try:
-        with open_sound(str(path)) as file:
-            rate, wanted = file.samplerate, -1
-            if start is not None:
-                file.seek(round(start * rate))
-                wanted = round(seconds * rate)
-            elif not 0 < file.frames <= (seconds + TOLERANCE_SECONDS) * rate:
-                return None
-            audio = file.read(wanted, dtype="float32", always_2d=True).mean(axis=1)
-            if not len(audio):
-                return None
+        first = start or 0.0
+        audio = load_audio(path, first, first + seconds + (2 * TOLERANCE_SECONDS if start is None else 0.0))
+        if len(audio) > (seconds + TOLERANCE_SECONDS) * SAMPLE_RATE:
+            return None
         packed, kind = io.BytesIO(), "mpeg"
         try:
-            soundfile.write(packed, audio, rate, format="MP3", subtype="MPEG_LAYER_III")
-        except (soundfile.LibsndfileError, ValueError):  # an old libsndfile, or a rate that MP3 does not know
+            soundfile.write(packed, audio, SAMPLE_RATE, format="MP3", subtype="MPEG_LAYER_III")
+        except (soundfile.LibsndfileError, ValueError):  # an old libsndfile
             packed, kind = io.BytesIO(), "wav"
-            soundfile.write(packed, audio, rate, format="WAV", subtype="PCM_16")
-    except (OSError, RuntimeError):  # LibsndfileError is a RuntimeError
+            soundfile.write(packed, audio, SAMPLE_RATE, format="WAV", subtype="PCM_16")
+    except (AudioError, OSError, RuntimeError):  # LibsndfileError is a RuntimeError
         return None
     data = packed.getvalue()
     return None if len(data) > budget else f"data:audio/{kind};base64,{base64.b64encode(data).decode('ascii')}"

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 from fl.core.errors import RunError
 from fl.core.rng import derive_seed
 from fl.metrics.intervals import SAMPLES
-from fl.runs.files import RunFiles, write_whole
+from fl.runs.files import RunFiles, listed, write_whole
 from fl.runs.schema import SCHEMA, ResultRow
 from fl.settings.names import ARMS
 from sim.report.scoring import (
@@ -66,6 +66,7 @@ class RunSummary(TypedDict):
     by_language: dict[str, dict[str, PooledRate]]
     curves: dict[str, list[dict[str, Any]]]
     costs: dict[str, Any]
+    left_out: dict[str, Any]
     run: dict[str, Any]
 
 
@@ -123,6 +124,7 @@ def summarize(runs: Sequence[RunFiles], *, samples: int = SAMPLES) -> RunSummary
         "by_language": {arm: _by_language(rows) for arm, rows in taking_part.items()},
         "curves": _curves(row for run in runs for row in run.results),
         "costs": _costs(runs),
+        "left_out": _left_out(runs, devices),
         "run": _run(runs, devices, scored, samples),
     }
 
@@ -243,6 +245,15 @@ def _arm_costs(arm: str, runs: Sequence[RunFiles]) -> dict[str, Any]:
         "seconds_audio": round(audio, 3),
         "audio_per_second": round(audio / evaluating, 3) if evaluating else None,
     }
+
+
+def _left_out(runs: Sequence[RunFiles], devices: Mapping[str, DeviceSummary]) -> dict[str, Any]:
+    """Examples that could not be used: how many of whom, the first of them with their reasons, and whom nothing is left of."""
+    rows = [row for run in runs for row in run.left_out]
+    counts = Counter(row.device for row in rows)
+    trained = {row.device for run in runs for row in run.results}
+    nothing = sorted(counts.keys() - devices.keys() - trained)
+    return {"examples": len(rows), "devices": dict(counts), "first": listed(rows), "nothing_left_of": nothing}
 
 
 def _mean(values: Iterable[float | None]) -> float:

@@ -20,6 +20,7 @@ from sim.report.words import (
     people,
     sentences_compared,
     size,
+    unusable,
 )
 
 
@@ -37,7 +38,12 @@ def print_summary(summary: RunSummary, console: Console) -> None:
             _arms(summary, summary["new_people"], f"Held-out people: {run['new_people']} who took no part in training")
         )
     new = comparisons(summary, HELD_OUT_COMPARISONS[:1], held_out=True)
-    lines = [*comparisons(summary, KEY_COMPARISONS), *(f"for held-out people, {text}" for text in new), harmed(summary)]
+    lines = [
+        *comparisons(summary, KEY_COMPARISONS),
+        *(f"for held-out people, {text}" for text in new),
+        harmed(summary),
+        unusable(summary),
+    ]
     for line in filter(None, lines):
         console.print(Text(f"• {line}"))
     console.print(Text(_costs(summary)))

@@ -128,6 +128,16 @@ def harmed(summary: RunSummary) -> str | None:
     return f"personalization made {len(found['devices'])} of {found['of']} devices worse: {listing(found['devices'])}"
 
 
+def unusable(summary: RunSummary) -> str | None:
+    """How much of whom could not be used, in words."""
+    found = summary["left_out"]
+    if not found["examples"]:
+        return None
+    lost = f"; nothing is left of {listing(found['nothing_left_of'])}" if found["nothing_left_of"] else ""
+    count = f"{found['examples']} {noun(summary, 'example', found['examples'])}"
+    return f"{count} of {listing(list(found['devices']))} could not be used{lost}"
+
+
 def people(summary: RunSummary) -> str:
     """``8 people who mix English and Korean``, from the run's annotation."""
     run = summary["run"]

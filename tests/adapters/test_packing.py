@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -39,8 +40,10 @@ def test_a_folder_survives_packing_bit_for_bit(folder):
 
 def test_the_tokenizer_travels_with_the_adapter(folder):
     digest = load_base("random:whisper-nano").tokenizer.digest
-    assert read_info(pack_folder(folder, tokenizer=digest)).tokenizer == digest
-    assert read_info(pack_folder(folder)).tokenizer == ""
+    tensors, info = load_adapter(folder)
+    assert read_info(pack_folder(folder)).tokenizer == info.tokenizer == ""
+    save_adapter(folder, tensors, replace(info, tokenizer=digest))
+    assert read_info(pack_folder(folder)).tokenizer == load_adapter(folder)[1].tokenizer == digest
 
 
 @pytest.mark.parametrize("read_one", [pack_folder, load_adapter])

@@ -24,6 +24,9 @@ from fl.adapters.files import load_adapter
 from fl.algorithms.arms import EVERYONE, trained_arm
 from fl.algorithms.schedule import rate_factor
 from fl.core.errors import AudioError, ConfigError, RunError, StoreError
+from fl.data.manifest import read_manifest, write_manifest
+from fl.packed.blob import read_info
+from fl.packed.folder import pack_folder
 from fl.protocol.node import NodeConfig
 from fl.protocol.wire import (
     COUNTS,
@@ -305,6 +308,7 @@ def test_transcripts_and_the_finished_adapter_stay_on_the_devices_disk(
         tensors, info = load_adapter(folder / "adapter")
         assert set(tensors) == set(worker.initial("self"))
         assert info.base_fingerprint == worker.task.fingerprint
+        assert read_info(pack_folder(folder / "adapter")).tokenizer == worker.task.base.tokenizer.digest
         assert all((tensors[name].numpy() == shared[name].numpy()).all() for name in shared)
         assert any(tensors[name].any() for name in tensors if "gate_" in name)
 
@@ -404,6 +408,25 @@ def ask_deployed(
 
 def states(tmp_path: Path) -> dict[str, bytes]:
     return {str(p.relative_to(tmp_path)): p.read_bytes() for p in sorted((tmp_path / "own").rglob("state-*"))}
+
+
+def test_what_a_deployed_device_cannot_use_is_said_in_its_own_log_alone(
+    ask_deployed: Callable[..., Message], trainees: tuple[str, ...], manifest: Path, tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    mine = [replace(u, id=f"x{n}") for n, u in enumerate(read_manifest(manifest)) if u.speaker == trainees[0]]
+    write_manifest(tmp_path / "own.jsonl", [*mine, replace(mine[0], id="gone", audio=tmp_path / "gone.wav")])
+    own = {"device-id": trainees[0], "store": str(tmp_path / "own"), "manifest": str(tmp_path / "own.jsonl")}
+    reply = ask_deployed(kind=MessageType.QUERY, owner=own, language="ko")
+    assert f"left out: {tmp_path / 'own.jsonl'}:9: {tmp_path / 'gone.wav'}: no such audio file" in caplog.text
+    assert b"gone" not in recorddict_to_proto(reply.content).SerializeToString()
+    assert set(reply.content.metric_records[COUNTS]) == {"examples", "new-person", "simulated"}
+    lost = [replace(u, audio=tmp_path / "gone.wav") for u in mine[:2]]
+    others = [replace(mine[n], id=f"o{n}", speaker="somebody else") for n in range(3)]
+    write_manifest(tmp_path / "lost.jsonl", [*lost, *others])
+    reply = ask_deployed(kind=MessageType.QUERY, owner={**own, "manifest": str(tmp_path / "lost.jsonl")}, language="ko")
+    assert "has no data here: none of its 2 examples can be used; the first: " in caplog.text
+    assert "gone" not in str(reply.error.reason)
 
 
 @pytest.mark.parametrize("kind", [MessageType.TRAIN, MessageType.EVALUATE, MessageType.QUERY])

@@ -40,7 +40,7 @@ def test_text_spans_and_loanwords_are_composed_at_ingest(write_lines):
         ("[" * 100_000, "not a JSON object"),
         ({**GOOD, "speeker": "x"}, "unknown key 'speeker'; known: id, audio, text, speaker"),
         ({"audio": "a.wav", "text": "hi"}, "'speaker' is missing"),
-        ({**GOOD, "speaker": 7}, "'speaker' must be a string, this is 7"),
+        ({**GOOD, "speaker": 7.5}, r"'speaker' must be a string, this is 7\.5"),
         ({**GOOD, "speaker": ""}, "'speaker': is empty"),
         ({**GOOD, "text": " "}, "'text': the transcript is empty"),
         ({**GOOD, "start": "0"}, "'start' must be a number of seconds"),

@@ -16,6 +16,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord
 
+from benchmarks.reliability import InjectionRow, store
 from clients.store import DeviceStore
 from fl.core import files
 from fl.core.errors import IdiolectError, RunError, StoreError
@@ -73,13 +74,13 @@ class Kept:
             found = load_checkpoint(self.folder / "checkpoints", "global", BASE)
             return found and (found.round, found.arrays["A"].numpy().tolist(), found.state["m"].tolist())
 
-        def store() -> Any:
+        def state() -> Any:
             found = self.store.load("personalized", "ann", SHAPES, before=99)
             return found and {name: tensor.tolist() for name, tensor in found.items()}
 
         return {
             "ledger": lambda: self.ledger().charges,
-            "store": store,
+            "store": state,
             "results": lambda: ResultsFile(self.folder).rows(),
             "checkpoint": checkpoint,
         }
@@ -88,12 +89,31 @@ class Kept:
         return {name: reader() for name, reader in self.readers().items()}
 
 
+tried = 0  # reads and writes with a fault
+
+
 def attempt(call: Callable[[], Any]) -> tuple[Any, str]:
     """What a call returns, and no text; or the text of its typed error. Any other error passes."""
+    global tried
+    tried += 1
     try:
         return call(), ""
     except IdiolectError as error:
         return None, str(error)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _row(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Keep the row of ``make faults`` for docs/reliability.md."""
+    yield
+    if "IDIOLECT_FAULTS_ROW" in os.environ:
+        lost = request.session.testsfailed
+        what = "full, failing and foreign disks, torn writes, flipped bits and cut files below store, checkpoint, ledger and results"
+        detail = (
+            "Reads and writes with a fault. Each gave what was stored, what was stored before, or a typed error that names the file; "
+            "another number or error counts as lost"
+        )
+        store(InjectionRow("disks", what, tried, tried - lost, lost, tuple(range(4)), "make faults", detail))
 
 
 @pytest.fixture

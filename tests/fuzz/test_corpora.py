@@ -6,6 +6,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -24,22 +25,41 @@ from .conftest import damaged, fuzz
 SOUND = np.random.default_rng(0).uniform(-0.3, 0.3, 4_000).astype(np.float32)
 
 
+FFMPEG = {
+    "M4A": ("ipod", "aac"),
+    "WEBM": ("webm", "libopus"),
+    "AAC": ("adts", "aac"),
+    "AMR": ("amr", "libopencore_amrnb"),
+}
+
+
 def sound_of(kind: str) -> bytes:
     file = io.BytesIO()
+    if kind in FFMPEG:
+        container, codec = FFMPEG[kind]
+        rate = {"libopus": 48_000, "libopencore_amrnb": 8_000}.get(codec, 16_000)
+        with av.open(file, "w", format=container, options={"movflags": "empty_moov+frag_keyframe"}) as out:
+            stream = out.add_stream(codec, rate=rate, layout="mono")
+            frame = av.AudioFrame.from_ndarray((SOUND[None] * 32767).astype(np.int16), format="s16", layout="mono")
+            frame.sample_rate = rate
+            into = av.AudioResampler(stream.format, "mono", rate, stream.codec_context.frame_size or 160)
+            for part in (*into.resample(frame), *into.resample(None), None):
+                out.mux(stream.encode(part))
+        return file.getvalue()
     soundfile.write(file, SOUND, 16_000, format=kind)
     return file.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3", "AIFF", "AU"])
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3", "AIFF", "AU", *FFMPEG])
 def test_sound_is_samples_or_an_error_and_never_ends_the_process(tmp_path, kind):
-    whole = sound_of(kind)
+    whole, head_bytes = sound_of(kind), 1_200 if kind in FFMPEG else 200  # where what is of interest to a parser lies
     with Apart(f"{__package__}.targets:Loader", AudioError) as loader:
 
         @fuzz
-        @given(damaged(whole[:200]), st.booleans())
+        @given(damaged(whole[:head_bytes]), st.booleans())
         def check(head, alone):
             path = tmp_path / f"a.{kind.lower()}"
-            path.write_bytes(head if alone else head + whole[200:])
+            path.write_bytes(head if alone else head + whole[head_bytes:])
             found = loader.one(path, "load", str(path))  # a death or an error of another type would be raised
             assert found == -1 or 0 < found < 4 * 3600 * 16_000
 

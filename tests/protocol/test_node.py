@@ -1,5 +1,7 @@
 """A node's configuration: parsed once, with the owner's demands, and refused with a remedy where it is none."""
 
+import unicodedata
+
 import pytest
 
 from fl.core.errors import ConfigError
@@ -14,6 +16,13 @@ def test_a_deployed_node_names_its_device_and_its_owners_demands() -> None:
     assert node == NodeConfig("ann", 0, 0, "/s", "/m.jsonl", True, "pairwise", 0.8)
     assert node.deployed
     assert node.masked_only
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_device_is_called_as_people_read_it(form: str) -> None:
+    """As in its manifest, in whatever form its owner's system writes Hangul."""
+    named = NodeConfig.parse({"device-id": f" {unicodedata.normalize(form, '김민지')} "})
+    assert named.device_id == unicodedata.normalize("NFC", "김민지")
 
 
 def test_a_simulated_node_is_a_part_of_the_population_and_demands_nothing() -> None:

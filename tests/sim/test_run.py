@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from fl.adapters.files import load_adapter
 from fl.core.errors import ConfigError, RunError
 from fl.core.machine import available_cores
 from fl.settings.config import RunConfig, dump_config
@@ -65,8 +66,14 @@ def test_the_folder_of_a_run_may_be_given_relative_to_where_one_is(
     assert (folder / "results.jsonl").exists()
 
 
+def test_a_locale_is_the_language_of_its_code(tiny_run: MakeRun) -> None:
+    folder = run_simulation(tiny_run(rounds=1, language="ko-KR"), serial=True)
+    adapters = sorted(folder.glob("devices/*/*/adapter"))
+    assert {load_adapter(path)[1].language for path in adapters} == {"ko"}
+
+
 def test_an_error_of_the_run_reaches_the_caller_as_it_is(tiny_run: MakeRun) -> None:
-    with pytest.raises(ConfigError, match="language = 'tlh' is unknown to base"):
+    with pytest.raises(ConfigError, match="language 'tlh' is unknown"):
         run_simulation(tiny_run(language="tlh"), serial=True)
 
 

@@ -11,7 +11,7 @@ from fl.adapters.config import target_pattern
 from fl.adapters.correction import corrected, corrected_fingerprint, correction_digest, save_correction
 from fl.adapters.files import AdapterInfo, save_adapter
 from fl.bases.resolve import load_speech_base
-from fl.core.errors import AdapterError, AdapterMismatchError, AudioError
+from fl.core.errors import AdapterError, AdapterMismatchError, AudioError, ConfigError
 from fl.methods.base import Recipe
 from fl.methods.files import MethodInfo, save_method
 from fl.methods.lora import peft_config
@@ -111,6 +111,13 @@ def test_an_adapter_is_decoded_under_its_correction(named: bool, recording: Path
     with corrected(Trained.read(folder).on(base), corrections) as model:
         expected = said(base, model, recording)
     assert [piece.text for piece in found] == [expected] != [without]
+
+
+def test_a_language_may_be_given_in_any_way_or_is_refused(recording: Path) -> None:
+    found = [transcribe_file(recording, WHISPER, None, language=name) for name in ("en", "en-US", "English")]
+    assert found[0] == found[1] == found[2] != transcribe_file(recording, WHISPER, None, language="ko")
+    with pytest.raises(ConfigError, match="language 'klingon' is unknown"):
+        transcribe_file(recording, WHISPER, None, language="klingon")
 
 
 def test_a_correction_without_an_adapter_and_silence_are_refused(tmp_path: Path) -> None:

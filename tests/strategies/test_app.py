@@ -1,7 +1,6 @@
 """Whole runs of a small Whisper: what the ServerApp and the ClientApp do together, over a grid in this process."""
 
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -22,8 +21,12 @@ from fl.algorithms.arms import EVERYONE, HELD_OUT, trained_arm
 from fl.core.errors import AdapterError, BaseModelError, ConfigError, RunError
 from fl.data.manifest import read_manifest, write_manifest
 from fl.protocol.wire import COUNTS, DEVICES, JOB, UPDATES, Job, split_key
+from fl.runs.files import read_rows
+from fl.runs.schema import LeftOutRow
 from fl.settings.config import RunConfig
 from fl.settings.names import ARMS
+from fl.tasks.speech.task import SpeechTask
+from fl.tasks.task import DeviceExamples
 from sim.backends.serial import SerialGrid
 from strategies import app as server_app
 from strategies.app import run_server
@@ -239,7 +242,7 @@ def test_a_device_without_training_data_only_tests(
     assert len({row["device"] for row in rows_of(folder) if row["steps"]}) == 2
 
 
-def test_a_device_whose_audio_is_damaged_is_left_out_and_the_run_goes_on(
+def test_a_damaged_recording_is_left_out_and_nobody_else_is(
     make_run: MakeRun,
     rows_of: Rows,
     manifest: Path,
@@ -255,11 +258,32 @@ def test_a_device_whose_audio_is_damaged_is_left_out_and_the_run_goes_on(
     write_manifest(tmp_path / "manifest.jsonl", utterances)
     config = make_run(tmp_path / "run", manifest=str(tmp_path / "manifest.jsonl"), rounds=1)
     folder = run_server(SerialGrid(client_app), config, 1)
-    assert trainee not in {row["device"] for row in rows_of(folder)}
-    assert len({row["device"] for row in rows_of(folder) if row["steps"]}) == 2
-    assert re.search(
-        f"device {trainee} of node . left out: failed on the device; its own log has the reason", caplog.text
-    )
+    assert len({row["device"] for row in rows_of(folder) if row["steps"]}) == 3
+    assert f"manifest.jsonl:{victim + 1}: {broken}: cannot be read as audio" in caplog.text
+    (row,) = read_rows(folder / "left-out.jsonl", LeftOutRow)
+    assert (row.device, row.example) == (trainee, utterances[victim].id)
+    broken.unlink()  # it cannot be used either way, and so the run may go on
+    assert run_server(SerialGrid(client_app), config, 1) == folder
+    utterances[victim] = replace(utterances[victim], audio=utterances[victim - 1].audio)
+    write_manifest(tmp_path / "manifest.jsonl", utterances)
+    with pytest.raises(RunError, match=r"1 examples were left out when this run began, 0 are now"):
+        run_server(SerialGrid(client_app), config, 1)
+
+
+def test_why_a_device_failed_is_said_on_the_terminal(
+    make_run: MakeRun, tmp_path: Path, trainee: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    load, asked = SpeechTask.device, Counter[str]()
+
+    def sometimes(task: SpeechTask, device_id: str) -> DeviceExamples:
+        asked[device_id] += 1
+        if device_id == trainee and asked[device_id] > 1:
+            raise OSError("the disk is gone")
+        return load(task, device_id)
+
+    monkeypatch.setattr(SpeechTask, "device", sometimes)
+    run_server(SerialGrid(client_app), make_run(tmp_path / "run", rounds=1, evaluate_every=0), 1)
+    assert f"round 1, arm personalized: {trainee} left out: failed: OSError: the disk is gone" in caplog.text
 
 
 def test_a_device_that_diverges_in_one_round_is_left_out_of_that_round(

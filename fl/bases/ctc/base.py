@@ -23,8 +23,8 @@ from fl.bases.ctc.loading import assemble_ctc, read_ctc_config
 from fl.bases.ctc.vocabulary import SETTINGS_NAME, VOCABULARY_NAME, CtcVocabulary, load_vocabulary
 from fl.bases.files import fingerprint_of
 from fl.core.errors import BaseModelError, TextError
-from fl.speech.audio import Waveform
-from fl.speech.features import FULL_SAMPLES, HOP_SAMPLES, Features, Window, pad_window
+from fl.speech.audio import SAMPLE_RATE, Waveform
+from fl.speech.features import FULL_SAMPLES, HOP_SAMPLES, Features, Window, heard_frames, pad_window
 
 
 @dataclass(frozen=True)
@@ -86,22 +86,25 @@ class CtcBase(SpeechBase):
         """See :meth:`SpeechBase.text_of`."""
         return self.vocabulary.decode(ids)
 
-    def require_texts(self, texts: Sequence[str], source: str) -> None:
-        """See :meth:`SpeechBase.require_texts`."""
-        self.vocabulary.require(texts, source)
+    def check_text(self, text: str, seconds: float) -> None:
+        """See :meth:`SpeechBase.check_text`; a text needs a state for each symbol, and one more between equal neighbours."""
+        samples = HOP_SAMPLES * heard_frames(round(seconds * SAMPLE_RATE))
+        self._require_room(text, self.target_ids(text), self.states_of(samples))
+
+    def _require_room(self, text: str, target: Sequence[int], room: int) -> None:
+        if (need := path_length(target)) > room:
+            raise TextError(
+                f"a text of {len(target)} symbols needs {need} states and the speech has {room} of 20 ms: {text[:40]!r}...; "
+                "check that the recording is of this text"
+            )
 
     def _batch(self, features: Tensor, lengths: tuple[int, ...], texts: Texts, language: str | None) -> CtcBatch:
-        """See :meth:`fl.bases.base.SpeechBase.collate`; a text needs a state for each symbol, and one more between equal neighbours."""
+        """See :meth:`fl.bases.base.SpeechBase.collate`."""
         if texts is None:
             return CtcBatch(features, lengths)
         targets = [self.target_ids(text) for text in texts]
         for text, target, length in zip(texts, targets, lengths, strict=True):
-            need, room = path_length(target), self.states_of(length)
-            if need > room:
-                raise TextError(
-                    f"a text of {len(target)} symbols needs {need} states and the speech has {room} of 20 ms: {text[:40]!r}...; "
-                    "check that the recording is of this text"
-                )
+            self._require_room(text, target, self.states_of(length))
         counts = torch.tensor([len(target) for target in targets])
         return CtcBatch(features, lengths, pad_tokens(targets, self.vocabulary.blank), None, counts)
 
@@ -140,6 +143,8 @@ class CtcBase(SpeechBase):
     def transcribe(self, model: nn.Module, batch: CtcBatch, **options: Unpack[DecodingOptions]) -> list[Hypothesis]:
         """The best path of each row with one beam, the best of a prefix beam search with more."""
         beams = beams_of(options)
+        if options.get("prompt"):
+            raise BaseModelError(f"base {self.name!r} takes no prompt: CTC has no decoder that could go on from it.")
         with torch.no_grad():
             log_probs, lengths = self.log_probs(model, batch)
         blank, found = self.vocabulary.blank, []

@@ -8,7 +8,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from fl.core.errors import BaseModelError
 
-FILES = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json"]
+FILES = ["config.json", "generation_config.json", "tokenizer_config.json"]
+FILES += ["tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json"]
 WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
 TIMEOUT_SECONDS = 10.0
 

@@ -14,8 +14,9 @@ from fl.bases.base import FLOAT_BYTES, DecodingOptions, Hypothesis, SpeechBase, 
 from fl.bases.batch import PaddedBatch, pad_tokens
 from fl.bases.files import fingerprint_of, read_config
 from fl.bases.whisper import decoding, forward
+from fl.bases.whisper.alignment import alignment_heads
 from fl.bases.whisper.decoder import DecodingRules
-from fl.bases.whisper.loading import HEAD, assemble, read_text_side
+from fl.bases.whisper.loading import EMBEDDING, HEAD, assemble, read_generation, read_text_side
 from fl.bases.whisper.tokenizer import Tokenizer
 from fl.core.errors import BaseModelError, TextError
 from fl.speech.audio import Waveform
@@ -61,12 +62,22 @@ class WhisperBase(SpeechBase):
         self.rules = rules
         self.mels, self.longest = int(self.config.num_mel_bins), 2 * int(self.config.max_source_positions)
         self.languages = tuple(tokenizer.special.languages)  # empty in an English-only base
+        self.alignment_heads = alignment_heads({}, self.config)
 
     @classmethod
     def from_folder(cls, folder: Path, name: str, weights: Mapping[str, Tensor]) -> Self:
         """See :meth:`SpeechBase.from_folder`."""
         config = read_config(folder, WhisperConfig)
-        return cls(name, "", assemble(config, weights, str(folder)), *read_text_side(folder, config))
+        if HEAD in weights:  # one matrix with the embedding: files have either or both
+            weights = {EMBEDDING: weights[HEAD], **weights}
+            if not torch.equal(weights[HEAD], weights[EMBEDDING]):
+                raise BaseModelError(
+                    f"{folder}: its head ({HEAD}) is another matrix than its embedding, which are one in a Whisper. Train it "
+                    "again with `tie_word_embeddings=True`."
+                )
+        base = cls(name, "", assemble(config, weights, str(folder)), *read_text_side(folder, config))
+        base.alignment_heads = alignment_heads(read_generation(folder), config)
+        return base
 
     def compute_fingerprint(self) -> str:
         """``whisper:<d_model>x<encoder layers>+<decoder layers>:<hash>`` (:func:`fl.bases.files.fingerprint_of`)."""
@@ -85,8 +96,18 @@ class WhisperBase(SpeechBase):
         """Encoder states of so many mel frames."""
         return (length + 1) // 2
 
-    def require_texts(self, texts: Sequence[str], source: str) -> None:
-        """A byte-level vocabulary can write any text."""
+    def check_text(self, text: str, seconds: float) -> None:
+        """See :meth:`SpeechBase.check_text`. A byte-level vocabulary can write any text, and a token is at least a byte of it."""
+        if len(text.encode()) + PROMPT_TOKENS > int(self.config.max_target_positions):
+            self._require_room(text, self.target_ids(text), self.prefix_ids(next(iter(self.languages), None)))
+
+    def _require_room(self, text: str, target: Sequence[int], prefix: Sequence[int]) -> None:
+        limit = int(self.config.max_target_positions) - len(prefix) + 1
+        if len(target) > limit:
+            raise TextError(
+                f"a text of {len(target)} tokens is over the {limit} of the decoder: {text[:40]!r}...; cut the recording and its "
+                "text into parts, with 'start' and 'end'"
+            )
 
     def training_bytes(self, frames: int, text: str) -> int:
         """See :meth:`SpeechBase.training_bytes`; a token is at least a byte of text.
@@ -113,6 +134,20 @@ class WhisperBase(SpeechBase):
         """The tokens before a transcript. Raises :class:`BaseModelError` for a language that the base does not know."""
         return self.tokenizer.special.prefix(language)
 
+    def prompt_ids(self, text: str) -> list[int]:
+        """The tokens of a prompt in front of those of :meth:`prefix_ids`: of its end as many as Whisper takes; none for no text.
+
+        Raises :class:`BaseModelError` for a base whose tokenizer has no token for it.
+        """
+        if not (text := text.strip()):
+            return []
+        if self.tokenizer.previous is None:
+            raise BaseModelError(
+                f"base {self.name!r} takes no prompt: its tokenizer has no <|startofprev|>. Leave it out."
+            )
+        most = int(self.config.max_target_positions) // 2 - 1  # the other half is the transcript's
+        return [self.tokenizer.previous, *self.tokenizer.encode(text)[-most:]]
+
     def target_ids(self, text: str) -> list[int]:
         """The tokens of ``text`` (NFC, behind a space, as Whisper writes) and the end token."""
         return [*self.tokenizer.encode(text), self.tokenizer.special.end]
@@ -125,10 +160,8 @@ class WhisperBase(SpeechBase):
             raise BaseModelError("training needs a language for its prefix: 'auto' works only for transcribing.")
         prefix = self.prefix_ids(language)
         targets = [self.target_ids(text) for text in texts]
-        limit = int(self.config.max_target_positions) - len(prefix) + 1
         for text, target in zip(texts, targets, strict=True):
-            if len(target) > limit:
-                raise TextError(f"a text of {len(target)} tokens is over the {limit} of the decoder: {text[:40]!r}...")
+            self._require_room(text, target, prefix)
         # Teacher forcing: the last token of the prefix predicts the first of the text.
         end, first = self.tokenizer.special.end, len(prefix) - 1
         inputs = pad_tokens([[*prefix, *target[:-1]] for target in targets], end)
@@ -185,6 +218,8 @@ class WhisperBase(SpeechBase):
                 start = self.tokenizer.special.start
                 found = decoding.detect_languages(model, states, mask, start, list(prefixes))
                 prompts = [prefixes[token] for token in found]
+            previous = self.prompt_ids(options.get("prompt", ""))
+            prompts = [[*previous, *prefix] for prefix in prompts]
             positions, most = int(self.config.max_target_positions), options.get("max_new_tokens")
             limits = [
                 decoding.token_limit(frames, len(prompts[0]), positions, most)

@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from fl.bases.batch import pad_tokens
 from fl.bases.whisper import forward
 from fl.bases.whisper.cache import Attention, KeysAndValues, RowCache
 
@@ -30,16 +31,18 @@ class DecodingRules:
 @dataclass(frozen=True)
 class Prompted:
     """What is known behind the prompts of a batch: the first log-probabilities (rows, vocabulary), and keys and values by
-    layer, (rows, heads, n, d), of the prompts (``own``) and of the speech."""
+    layer, (rows, heads, n, d), of the prompts (``own``), of which each row has ``lengths``, and of the speech."""
 
     log_probs: Tensor
+    lengths: Sequence[int]
     own: KeysAndValues
     speech: KeysAndValues
 
     def row(self, row: int) -> tuple[KeysAndValues, KeysAndValues]:
         """``own`` and ``speech`` of one row, (heads, n, d)."""
-        own, speech = ([(keys[row], values[row]) for keys, values in part] for part in (self.own, self.speech))
-        return own, speech
+        tokens = self.lengths[row]
+        own = [(keys[row, :, :tokens], values[row, :, :tokens]) for keys, values in self.own]
+        return own, [(keys[row], values[row]) for keys, values in self.speech]
 
 
 class RowDecoder:
@@ -56,13 +59,15 @@ class RowDecoder:
         )
 
     def read(self, prompts: Sequence[Sequence[int]], states: Tensor, mask: Tensor | None) -> Prompted:
-        """Read ``prompts`` (rows of one length) with encoder ``states`` (rows, states, d_model); the cache is not touched."""
+        """Read ``prompts`` (rows of any lengths) with encoder ``states`` (rows, states, d_model); the cache is not touched."""
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        ids = torch.tensor(prompts, dtype=torch.long, device=self.device)
-        hidden = forward.decode(self.inner, ids, states, mask, cache)[:, -1]
+        lengths = [len(prompt) for prompt in prompts]
+        last = torch.tensor(lengths, device=self.device) - 1  # attention is causal: what is behind it changes nothing
+        hidden = forward.decode(self.inner, pad_tokens(prompts, 0).to(self.device), states, mask, cache)
+        hidden = hidden[torch.arange(len(prompts), device=self.device), last]
         parts = (cache.self_attention_cache.layers, cache.cross_attention_cache.layers)
         own, speech = ([(layer.keys, layer.values) for layer in layers] for layers in parts)
-        return Prompted(self._log_probs(hidden).index_fill(1, self._not_first, -torch.inf), own, speech)
+        return Prompted(self._log_probs(hidden).index_fill(1, self._not_first, -torch.inf), lengths, own, speech)
 
     def next(self, tokens: Sequence[int]) -> Tensor:
         """Log-probabilities (rows, vocabulary) behind one more token in each row of the cache."""

@@ -1,8 +1,9 @@
 """The parts of a frozen Whisper: its configuration, modules on given weights, tokenizer and decoding rules; or random ones."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from transformers import WhisperConfig, WhisperForConditionalGeneration
@@ -10,6 +11,7 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 from fl.bases.files import frozen_model, random_weights, read_json
 from fl.bases.whisper.decoder import DecodingRules
 from fl.bases.whisper.tokenizer import ByteTokenizer, FileTokenizer, SpecialTokens
+from fl.core.errors import BaseModelError
 
 EMBEDDING = "model.decoder.embed_tokens.weight"
 HEAD = "proj_out.weight"  # tied to the embedding
@@ -67,21 +69,44 @@ def assemble(config: WhisperConfig, weights: Mapping[str, Tensor], source: str) 
     return frozen_model(WhisperForConditionalGeneration, config, weights, source, head=HEAD, tied=EMBEDDING)
 
 
+def read_generation(folder: Path) -> dict[str, Any]:
+    """The ``generation_config.json`` of a folder, empty where there is none."""
+    path = folder / "generation_config.json"
+    return read_json(path) if path.exists() else {}
+
+
 def read_text_side(folder: Path, config: WhisperConfig) -> tuple[FileTokenizer, DecodingRules]:
     """The tokenizer and the decoding rules of a folder; raises :class:`fl.core.errors.BaseModelError` that names the file at fault."""
-    generation = read_json(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}
+    generation = read_generation(folder)
     multilingual = generation.get("is_multilingual", config.vocab_size >= 51_865)
     tokenizer = FileTokenizer(folder / "tokenizer.json", multilingual=bool(multilingual))
     facts = read_json(folder / "config.json") | generation
+    if facts.get("decoder_start_token_id", tokenizer.special.start) != tokenizer.special.start:
+        raise BaseModelError(
+            f"{folder}: config.json begins with token {facts['decoder_start_token_id']}, its tokenizer with {tokenizer.special.start}: "
+            "the tokenizer is of another model. Get both from the same place."
+        )
+    if beyond := [index for index in tokenizer.words if index >= config.vocab_size]:
+        raise BaseModelError(
+            f"{folder}: its tokenizer has {tokenizer.plain([min(beyond)])!r} and {len(beyond) - 1} more added tokens, the model only "
+            f"{config.vocab_size:,} rows: call `model.resize_token_embeddings(len(tokenizer))`, train the new rows, and save again."
+        )
     suppressed = (facts.get(key) for key in ("suppress_tokens", "begin_suppress_tokens"))
-    return tokenizer, make_rules(tokenizer.special, config.vocab_size, *suppressed)
+    return tokenizer, make_rules(tokenizer.special, config.vocab_size, *suppressed, words=tokenizer.words)
 
 
-def make_rules(special: SpecialTokens, vocabulary: int, suppress: object = None, begin: object = None) -> DecodingRules:
-    """Decoding rules from a model's own lists; every special token except the end is forbidden in any case."""
+def make_rules(
+    special: SpecialTokens,
+    vocabulary: int,
+    suppress: object = None,
+    begin: object = None,
+    *,
+    words: Set[int] = frozenset(),
+) -> DecodingRules:
+    """Decoding rules from a model's own lists; in any case all tokens behind the end are forbidden, except added ``words``."""
     own = {int(token) for token in suppress} if isinstance(suppress, list) else set()
     first = {int(token) for token in begin} if isinstance(begin, list) else set()
-    never = (own | set(range(special.end + 1, vocabulary))) - {special.end}
+    never = (own | set(range(special.end + 1, vocabulary)) - words) - {special.end}
     return DecodingRules(
         end=special.end,
         suppress=tuple(sorted(token for token in never if 0 <= token < vocabulary)),

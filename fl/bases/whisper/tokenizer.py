@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import re
 import unicodedata
 from abc import ABC, abstractmethod
@@ -12,9 +13,13 @@ from pathlib import Path
 
 import tokenizers
 from transformers.models.whisper.tokenization_whisper import LANGUAGES as CODES
+from transformers.models.whisper.tokenization_whisper import WhisperTokenizer
 
 from fl.core.errors import BaseModelError
 
+log = logging.getLogger("idiolect.bases")
+CONTROL = re.compile(r"<\|.*\|>")  # steers the decoder, or is a time: no text, whether a file says so or not
+ENGLISH_END = 50_256  # one id earlier than in a multilingual vocabulary
 LANGUAGES = [*CODES][:99]  # in the order of their token ids; a hundredth, "yue", only in large-v3 and turbo
 
 
@@ -48,6 +53,7 @@ class Tokenizer(ABC):
     """Text to ids and back; it can write any text."""
 
     special: SpecialTokens
+    previous: int | None = None  # the token in front of a prompt
 
     @property
     @abstractmethod
@@ -72,23 +78,46 @@ class Tokenizer(ABC):
 
 
 class FileTokenizer(Tokenizer):
-    """The byte-pair encoding in a ``tokenizer.json``."""
+    """The byte-pair encoding in a ``tokenizer.json``, or in the older ``vocab.json`` and ``merges.txt`` beside its path.
+
+    ``words`` are the ids behind the end that are text: those of tokens that somebody added. What steers the decoder is never text,
+    in whatever text it is written: its characters are spelled.
+    """
 
     def __init__(self, path: Path, *, multilingual: bool) -> None:
         try:
-            self._bpe = tokenizers.Tokenizer.from_file(str(path))
+            if path.exists() or not path.with_name("merges.txt").exists():
+                self._bpe = tokenizers.Tokenizer.from_file(str(path))
+            else:
+                self._bpe = WhisperTokenizer.from_pretrained(path.parent, local_files_only=True).backend_tokenizer
         except Exception as error:  # the library raises bare Exception, for a missing file as for a broken one
             raise BaseModelError(
-                f"{path} is not a readable tokenizer ({error}). A base needs the tokenizer.json of its model: "
-                "save one with `AutoTokenizer.from_pretrained(...).save_pretrained(folder)`."
+                f"{path} is not a readable tokenizer ({error}). A base needs the tokenizer.json of its model, or its vocab.json, "
+                "merges.txt and added_tokens.json: save them with `AutoTokenizer.from_pretrained(...).save_pretrained(folder)`."
             ) from error
+        added = self._bpe.get_added_tokens_decoder()
+        control = {index for index, token in added.items() if token.special or CONTROL.fullmatch(token.content)}
+        self._bpe.add_special_tokens([added[index].content for index in control])
+        self._bpe.encode_special_tokens = True
         self.special = SpecialTokens(
             end=self._id("<|endoftext|>", path),
             start=self._id("<|startoftranscript|>", path),
             transcribe=self._id("<|transcribe|>", path),
             no_timestamps=self._id("<|notimestamps|>", path),
-            languages=self._languages() if multilingual else {},
+            languages=self._languages() if multilingual and self._id("<|endoftext|>", path) != ENGLISH_END else {},
         )
+        contents = sorted(added[index].content for index in control)
+        if others := [text for text in contents if text and not CONTROL.fullmatch(text)]:
+            log.warning("%s: special tokens that are neither trained nor decoded: %s", path.parent, ", ".join(others))
+        every = self._bpe.get_vocab(with_added_tokens=True).values()
+        self.words = frozenset(index for index in every if index > self.special.end and index not in control)
+        for index in self.words & added.keys():
+            if self.plain([index]) != added[index].content:
+                raise BaseModelError(
+                    f"{path}: the added token {added[index].content!r} is decoded as {self.plain([index])!r}: a byte-level tokenizer "
+                    "takes such letters for bytes. Leave it out of the tokenizer, and train on text without it."
+                )
+        self.previous = self._bpe.token_to_id("<|startofprev|>")
 
     @cached_property
     def digest(self) -> str:
@@ -110,9 +139,16 @@ class FileTokenizer(Tokenizer):
         """See :class:`Tokenizer`."""
         return list(self._bpe.encode(text, add_special_tokens=False).ids)
 
+    def encode(self, text: str) -> list[int]:
+        """See :class:`Tokenizer`. An added word takes no space into its token, and alone it may not begin a transcript."""
+        ids = super().encode(text)
+        return ids[1:] if len(ids) > 1 and ids[1] in self.words and self.plain(ids[:1]) == " " else ids
+
     def plain(self, ids: Sequence[int]) -> str:
         """See :class:`Tokenizer`."""
-        return str(self._bpe.decode([i for i in ids if i < self.special.end], skip_special_tokens=True))
+        return str(
+            self._bpe.decode([i for i in ids if i < self.special.end or i in self.words], skip_special_tokens=True)
+        )
 
 
 class ByteTokenizer(Tokenizer):
@@ -139,6 +175,7 @@ class ByteTokenizer(Tokenizer):
             no_timestamps=task + 4,
             languages={code: first + index for index, code in enumerate(languages)} if multilingual else {},
         )
+        self.previous = task + 2
 
     @property
     def digest(self) -> str:

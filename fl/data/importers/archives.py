@@ -12,6 +12,7 @@ from typing import IO
 from fl.core.apart import Apart
 from fl.core.errors import CorpusError
 from fl.core.files import new_folder
+from fl.core.paths import is_litter
 
 MAX_MEMBERS = 20_000_000
 MAX_BYTES = 4 << 40  # unpacked; no corpus of speech has as much
@@ -27,8 +28,9 @@ def is_archive(path: Path) -> bool:
 def unpack(archive: Path, folder: Path, encoding: str = "", progress: Callable[[int, int], None] | None = None) -> Path:
     """Unpack ``archive`` to ``folder``, which appears whole or not at all; one that is there is taken as it is.
 
-    ``encoding`` is that of the names in a zip from before Unicode (AI Hub's are CP949). Raises :class:`CorpusError` for a
-    member with an absolute path or ``..``, a link, a device, a name twice, for more than the disk has room for, and for damage.
+    ``encoding`` is that of the names in a zip from before Unicode (AI Hub's are CP949), where they are no UTF-8. Litter
+    (:func:`fl.core.paths.is_litter`) is passed over. Raises :class:`CorpusError` for a member with an absolute path or ``..``, a
+    link, a device, a name twice, for more than the disk has room for, and for damage.
     """
     if folder.is_dir():
         return folder
@@ -51,25 +53,39 @@ class Archive:
             for done, (name, bytes_, total, source) in enumerate(members, 1):
                 size += bytes_
                 _check_room(path, done, size, bytes_, Path(folder))
-                _write_member(path, name, source, Path(folder))
+                if not any(map(is_litter, PurePosixPath(name).parts)):
+                    _write_member(path, name, source, Path(folder))
                 yield done, total
         except (tarfile.TarError, zipfile.BadZipFile, EOFError, UnicodeDecodeError, LookupError) as error:
             raise CorpusError(f"{archive}: cannot be unpacked ({error}); fetch it again") from error
 
 
 _PLAIN = (0, stat.S_IFREG, stat.S_IFDIR)  # a zip that was not made on Unix says 0
+_UTF8_NAME = 1 << 11
 _Member = tuple[str, int, int, IO[bytes] | None]
 """Name, bytes, number of members or 0, and content, None for a folder."""
 
 
 def _zipped(archive: Path, folder: Path, encoding: str) -> Iterator[_Member]:
-    with zipfile.ZipFile(archive, metadata_encoding=encoding or None) as file:
+    with zipfile.ZipFile(archive) as file:
         members = file.infolist()
         size = sum(member.file_size for member in members)
         _check_room(archive, len(members), size, size, folder)
         for member in members:
-            _check_member(archive, member.filename, plain=stat.S_IFMT(member.external_attr >> 16) in _PLAIN)
-            yield member.filename, member.file_size, len(members), None if member.is_dir() else file.open(member)
+            name = _name_of(member, encoding)
+            _check_member(archive, name, plain=stat.S_IFMT(member.external_attr >> 16) in _PLAIN)
+            yield name, member.file_size, len(members), None if member.is_dir() else file.open(member)
+
+
+def _name_of(member: zipfile.ZipInfo, encoding: str) -> str:
+    """A name that is not marked as UTF-8 may be so all the same (macOS), or in ``encoding``."""
+    if member.flag_bits & _UTF8_NAME:
+        return member.filename
+    name = member.filename.encode("cp437")  # as zipfile decoded it
+    try:
+        return name.decode()
+    except UnicodeDecodeError:
+        return name.decode(encoding or "cp437")
 
 
 def _tarred(archive: Path) -> Iterator[_Member]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 
 from fl.core.apart import Apart
 from fl.core.errors import AudioError, CorpusError
@@ -20,7 +19,17 @@ from fl.data.importers.records import AudioPlace, Embedded, Record, UnusableErro
 from fl.data.importers.tables import ArrowTable
 from fl.data.importers.texts import is_pointer
 from fl.data.manifest import Utterance
-from fl.speech.audio import MAX_SECONDS, MIN_SECONDS, SAMPLE_RATE, SILENCE_PEAK, open_sound, read_mono, save_audio
+from fl.speech.audio import (
+    MAX_FILE_SECONDS,
+    MAX_SECONDS,
+    MIN_SECONDS,
+    SAMPLE_RATE,
+    SILENCE_PEAK,
+    Waveform,
+    save_audio,
+)
+from fl.speech.mono import Mono
+from fl.speech.sound import Sound, open_sound
 
 Spoken = tuple[Utterance, Record, float]
 """An utterance of the manifest, the record it comes from, and its seconds."""
@@ -32,14 +41,16 @@ _RAW = {"samplerate": SAMPLE_RATE, "channels": 1, "format": "RAW", "subtype": "P
 def checked(
     records: Sequence[Record], out: Path | None, copy: bool, tally: ImportTally, show: Progress
 ) -> Iterator[Spoken]:
-    """Every record whose audio is speech of a usable length; what is not goes to ``tally``.
+    """Every record whose audio is speech of a usable length; what is not goes to ``tally``. All audio is decoded once, and what is
+    odd about it is counted in the notes of ``tally``.
 
     Audio is written below ``out`` if ``copy`` says so, and where a manifest could not name it (bytes in a table, raw PCM).
     """
+    odd: dict[str, list[str]] = {}
     with Apart(f"{__name__}:Sounds", AudioError) as sounds:
         for number, record in enumerate(records, 1):
             try:
-                yield _spoken(record, sounds, out, copy)
+                yield _spoken(record, sounds, out, copy, odd)
             except UnusableError as refusal:
                 tally.add(refusal)
             except AudioError as error:
@@ -49,9 +60,11 @@ def checked(
                     f"{record.where}: {error}; make room or choose another --out, then start again"
                 ) from error
             show("audio", number, len(records))
+    for remark, places in odd.items():
+        tally.add(f"{len(places):,} of {len(records):,} recordings: {remark}; first in {places[0]}")
 
 
-def _spoken(record: Record, sounds: Apart, out: Path | None, copy: bool) -> Spoken:
+def _spoken(record: Record, sounds: Apart, out: Path | None, copy: bool, odd: dict[str, list[str]]) -> Spoken:
     """The utterance of ``record``, its audio written if it must be. Raises :class:`UnusableError` for audio that is of no use."""
     audio = record.audio
     place = [str(audio.path), audio.column, audio.row] if isinstance(audio, Embedded) else [str(audio)]
@@ -64,14 +77,17 @@ def _spoken(record: Record, sounds: Apart, out: Path | None, copy: bool) -> Spok
     if end - start > MAX_SECONDS:
         raise UnusableError(record.where, f"longer than {MAX_SECONDS:.0f} s")
     record = replace(record, end=None if record.end is None else end)
-    inside = isinstance(audio, Embedded)
-    if out is None or not (copy or inside or _is_raw(audio) or file_of(audio).suffix.lower() in CONVERTED):
-        return _utterance(record, Path(_slug(record.id)) if inside else file_of(audio)), record, end - start
-    samples = np.frombuffer(sounds.one(place[0], "samples", place, start, end), np.float32)
+    found, remarks = sounds.ask(place[0], "samples", place, start, end)
+    samples = np.frombuffer(found, np.float32)
     if not np.isfinite(samples).all():
         raise UnusableError(record.where, "samples that are no finite numbers")
     if float(np.abs(samples).max(initial=0.0)) < SILENCE_PEAK:
         raise UnusableError(record.where, "silence")
+    for remark in remarks:
+        odd.setdefault(remark, []).append(record.where)
+    inside = isinstance(audio, Embedded)
+    if out is None or not (copy or inside or _is_raw(audio) or file_of(audio).suffix.lower() in CONVERTED):
+        return _utterance(record, Path(_slug(record.id)) if inside else file_of(audio)), record, end - start
     path = out / "audio" / _slug(record.speaker or "") / f"{_slug(record.id)}.flac"
     save_audio(path, samples)
     return _utterance(replace(record, start=None, end=None), path), record, len(samples) / SAMPLE_RATE
@@ -99,39 +115,52 @@ class Sounds:
         self._values: Iterator[bytes | None] = iter(())
         self._row, self._value = -1, b""  # the one that was read last
         self._known: tuple[AudioPlace | None, float] = (None, 0.0)
+        self._whole: tuple[Waveform, list[str]] | None = None  # of a recording whose header does not say its length
 
     def seconds(self, place: Sequence[Any]) -> Iterator[float]:
-        """Length of the whole file from its header. Raises :class:`AudioError` if it is not audio."""
+        """Length of the whole file, from its header where that can be believed. Raises :class:`AudioError` if it is not audio."""
         audio = _place(*place)
         if self._known[0] != audio:
-            with self._opened(audio) as file:
-                self._known = (audio, file.frames / file.samplerate)
+            self._known, self._whole = (None, 0.0), None
+            with self._opened(audio) as sound:
+                seconds = 0.0 if sound.frames is None else sound.frames / sound.rate
+                if sound.frames is None:
+                    mono = Mono(sound, str(place[0]), most=round(MAX_FILE_SECONDS * sound.rate) + 1)
+                    self._whole = mono.read(), mono.remarks
+                    seconds = len(self._whole[0]) / SAMPLE_RATE
+            if seconds > MAX_FILE_SECONDS and self._whole:
+                raise AudioError(f"{place[0]}: is longer than {MAX_FILE_SECONDS / 3600:.0f} h; cut it into parts")
+            self._known = audio, seconds
         yield self._known[1]
 
-    def samples(self, place: Sequence[Any], start: float, end: float) -> Iterator[bytes]:
-        """Float32 samples at 16 kHz mono from ``start`` to ``end`` seconds. Raises :class:`AudioError`."""
-        with self._opened(_place(*place)) as file:
-            first, last = (min(file.frames, round(time * file.samplerate)) for time in (start, end))
-            yield read_mono(file, first, max(0, last - first), str(place[0])).tobytes()
+    def samples(self, place: Sequence[Any], start: float, end: float) -> Iterator[bytes | list[str]]:
+        """Float32 samples at 16 kHz mono from ``start`` to ``end`` seconds, and remarks. Raises :class:`AudioError`."""
+        audio = _place(*place)
+        if self._known[0] == audio and self._whole:
+            yield self._whole[0][round(start * SAMPLE_RATE) : round(end * SAMPLE_RATE)].tobytes()
+            yield self._whole[1]
+            return
+        with self._opened(audio) as sound:
+            first, last = round(start * sound.rate), round(end * sound.rate)
+            mono = Mono(sound, str(place[0]), first, max(0, last - first))
+            yield mono.read().tobytes()
+            yield mono.remarks
 
     @contextmanager
-    def _opened(self, audio: AudioPlace) -> Iterator[Any]:
+    def _opened(self, audio: AudioPlace) -> Iterator[Sound]:
         path = file_of(audio)
-        try:
-            if isinstance(audio, Embedded):
-                opened = open_sound(io.BytesIO(self._bytes(audio)))
-            else:
-                raw = _RAW if _is_raw(audio) and not _has_header(path) else {}
-                opened = open_sound(str(path), CONVERTED.get(path.suffix.lower(), str(raw.get("format"))), **raw)
-            with opened as file:
-                yield file
-        except (soundfile.SoundFileError, RuntimeError) as error:
-            fault = f"cannot be read as audio ({error}); convert it to WAV or FLAC, or fetch it again"
-            if isinstance(audio, Embedded):
-                fault = f"the audio in row {audio.row + 1} cannot be read ({error}); fetch the file again"
-            elif is_pointer(path):
-                fault = "is a Git LFS pointer, not the audio; run `git lfs pull` in the corpus"
-            raise AudioError(f"{path}: {fault}") from error
+        if isinstance(audio, Embedded):
+            source, name = io.BytesIO(self._bytes(audio)), f"{path}: the audio in row {audio.row + 1}"
+            with open_sound(source, name) as sound:
+                yield sound
+        elif is_pointer(path):
+            raise AudioError(f"{path}: is a Git LFS pointer, not the audio; run `git lfs pull` in the corpus")
+        else:
+            raw = _RAW if _is_raw(audio) and not _has_header(path) else {}
+            with open_sound(
+                path, str(path), CONVERTED.get(path.suffix.lower(), str(raw.get("format", ""))), **raw
+            ) as sound:
+                yield sound
 
     def _bytes(self, audio: Embedded) -> bytes:
         if self._place != (audio.path, audio.column) or audio.row < self._row:

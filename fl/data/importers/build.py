@@ -10,15 +10,19 @@ from pathlib import Path
 
 from fl.core.errors import CorpusError
 from fl.core.files import write_atomically
+from fl.core.paths import find
+from fl.data.checked import CheckText
 from fl.data.importers import gather
 from fl.data.importers.archives import is_archive, unpack
 from fl.data.importers.audio import Spoken, checked
 from fl.data.importers.devices import DevicesBy, Splits, assign_devices, settle_splits
-from fl.data.importers.gather import ImportTally, Progress, Rewriting, spoken_languages
+from fl.data.importers.gather import ImportTally, Progress, spoken_languages
+from fl.data.importers.names import with_unique_ids
 from fl.data.importers.places import check_labels, roots_of
 from fl.data.importers.records import Embedded, Options
 from fl.data.importers.table import IMPORTERS
 from fl.data.manifest import write_manifest
+from fl.speech.audio import MAX_SECONDS
 from fl.speech.text import fold_text
 
 MANIFEST, SUMMARY = "manifest.jsonl", "import.json"
@@ -75,18 +79,17 @@ def import_corpus(
     options: Options,
     plan: ImportPlan,
     *,
-    rewrite: Rewriting | None = None,
-    base: str = "",
+    check_text: CheckText | None = None,
     progress: Progress | None = None,
 ) -> ImportSummary:
     """Import ``source``, a folder, file or archive of format ``name``, to ``plan.out``: manifest.jsonl, import.json, audio.
 
-    Texts are checked against what ``base`` makes of them by ``rewrite``, if it is given. Raises ConfigError for an
+    ``check_text`` is that of a base that is to learn the texts, if one is meant. Raises ConfigError for an
     unknown format and :class:`CorpusError` for a corpus that cannot be used; audio that was written before that stays in
     ``plan.out``, the manifest appears last.
     """
     show = progress or (lambda what, done, total: None)
-    importer = IMPORTERS.find(name)
+    importer, source = IMPORTERS.find(name), find(source)
     if not source.exists():
         raise CorpusError(f"{source}: no such file or folder; to get the corpus: {importer.get}")
     if plan.out is not None and (plan.out / MANIFEST).exists():
@@ -103,14 +106,18 @@ def import_corpus(
         raise CorpusError(
             f"{source}: holds no usable utterances ({tally.reasons()}); is this a corpus of format {name}?"
         )
+    records, notes = with_unique_ids(records, roots_of(source, options))
+    tally.notes += notes
     records, devices_are = assign_devices(records, plan.devices, tally)
     records, splits_are = settle_splits(records, plan.splits)
     records = gather.without_leaks(records, plan.drop_leaking, tally)
     records = gather.with_audio(records, roots_of(source, options), tally)
     tally.settle(plan.drop_bad)
-    if rewrite is not None:
-        gather.check_vocabulary(records, rewrite, base)
-    spoken = list(checked(records, plan.out, plan.copy, tally, show))
+    # Before hours of audio are written; how much speech a text has is known afterwards.
+    records = [record for record in records if gather.fits(record, MAX_SECONDS, check_text, tally)]
+    tally.settle(plan.drop_bad)
+    heard = checked(records, plan.out, plan.copy, tally, show)
+    spoken = [found for found in heard if gather.fits(found[1], found[2], check_text, tally)]
     tally.settle(plan.drop_bad)
     if not spoken:
         raise CorpusError(f"{source}: nothing is left to learn from ({tally.reasons()})")

@@ -7,6 +7,7 @@ from typing import Literal
 
 from fl.core.errors import CorpusError
 from fl.data.importers.gather import ImportTally
+from fl.data.importers.names import alike
 from fl.data.importers.records import Record, UnusableError
 
 DevicesBy = Literal["auto", "speaker", "topic", "session"]
@@ -38,6 +39,7 @@ def assign_devices(records: Sequence[Record], how: DevicesBy, tally: ImportTally
         else:
             fault = f"utterance {record.id!r} has no {kind}, others have; name it, or --devices-by another"
             tally.add(UnusableError(record.where, f"unknown {kind}", fault))
+    tally.notes += alike(record.speaker or "" for record in kept)
     return kept, SPEAKERS if kind == "speaker" else f"pseudo-devices by {kind}"
 
 

@@ -5,51 +5,90 @@ with both of its spellings, for free.
 """
 
 import re
+from collections.abc import Iterator
 
 from fl.core.errors import CorpusError, TextError
+from fl.data.importers.marks import Marks
 from fl.data.importers.records import Options, Order, UnusableError
 from fl.speech.text import normalize_text, script
 
-_DUAL = re.compile(r"\(([^()]*)\)\s*/\s*\(([^()]*)\)")
+_DUAL = re.compile(  # typing errors for the slash: ?, |, :, ;, !, \; a second slash marks the whole as a filler
+    r"\((?P<first>[^()]*)\)(?:\s*/+\s*|(?P<space>\s*)[?|:;!\\](?P=space))\((?P<second>[^()]*)\)(?:/(?!\s*\())?"
+)
 _BROKEN = re.compile(r"\)/(?!\))|/\((?!\()")
-_NOISE = re.compile(r"(?<![^\s])[bnlou]/(?![^\s])")  # breath, noise, laughter, others' voices: words of their own
-_EVENT = re.compile(r"\{[^{}]*\}|@[가-힣]+")  # {laughing}, @웃음
-_MASKED = re.compile(r"&[^&\s]+&")  # &name1&: the audio is silenced there
-_UNHEARD = re.compile(r"\(\(\s*\)\)")
-_GUESSED = re.compile(r"\(\(([^()]*)\)\)")  # heard with doubt
-_MARKS = re.compile(
-    r"(?<=[^\s])[/+*]+(?=[\s.,?!]|$)|(?<![^\s])[/+*]+(?![^\s])"
-)  # 아/ filler, 모+ broken off, 뭐* unclear
+MAX_NESTED = 4
+_NAMES = "이름|상호명?|전화번호|전번|카드번호|계좌번호|주민번호|생년월일|주소|정당|소속|신원|계정|금융"
+_SOUNDS = "웃음|목청|박수|노래|잡음|기침|숨소리"
+_LETTER = (
+    r"(?<![A-Za-z\d])[{0}]/(?![a-z](?!/))|(?:(?<=[A-Z][A-Z])|(?<=\d))[{0}]/(?![A-Za-z\d])"  # b/, also glued to words
+)
+
+# The rules of ETRI, which KsponSpeech and most sets of AI Hub follow, and what other sets add. Signs between Latin letters or
+# digits are words (A/S, 1/2, and/or, km/h, 1+1, C++).
+BEFORE_DUALS = Marks(
+    unusable={
+        r"&[^&\s]+&|#@?[가-힣]+\d*#|"
+        + f"@(?:{_NAMES})"
+        + r"\d*|[▲△○●□■]{2,}": "a masked name",  # silenced in the audio
+        r"\(\(\s*x*\s*\)\)|" + _LETTER.format("u"): "unintelligible speech",
+    },
+    rules=(
+        (
+            r"(?<=/)\(\(([^()]*)\)\)|\(\(([^()]*)\)\)(?=/)",
+            r"(\1\2)",
+        ),  # heard with doubt, as half of a dual and elsewhere
+        (r"\(\(([^()]*)\)\)", r"\1"),
+        (r"\(([^()]*)\)\s*/\s*\(idiom\)|\(idiom\)\s*/\s*\(([^()]*)\)|\(@([^()/]+)\)", r"\1\2\3"),  # a technical term
+        (r"\([A-Z]{2}:\s*([^()]*)\)", r" \1 "),  # (NO:), (SN:word): a noise, a word in noise
+        (r"\{[^{}]*\}|(?<!\))/\((?:noise|bgm)\)|" + f"@(?:{_SOUNDS})", " "),
+        (_LETTER.format("bnloi"), " "),  # breath, noise, laughter, others' voices; i is typed for l
+        (r"(?<!\d)\*+|\*+(?!\d)", ""),  # unclear
+        (r"\b([A-Za-z]+)\+\s+(?=\1[A-Za-z])", r"\1 "),  # K+ KBS
+        (r"(?<=[가-힣)])/*\++/*(?=[가-힣A-Za-z\d(])", " "),  # broken off or repeated, glued to the next word
+        (r"(?<=[가-힣)])/*\++/*|(?<!\S)\++(?=[가-힣]|\s|$)", ""),
+        (r"(?<=[가-힣])~+(?=[\s.,?!]|$)", ""),  # drawn out
+    ),
+)
+AFTER_DUALS = Marks(
+    rules=(
+        (r"(?<=[가-힣])/+(?=[가-힣A-Za-z\d(])", " "),  # a filler (아/), glued to the next word
+        (r"(?<=[^\s/])/+(?=[\s.,?!]|$)|(?<!\S)/+(?=[가-힣]|\s|$)", ""),
+    )
+)
 
 
 def spoken_text(text: str, where: str, options: Options) -> tuple[str, tuple[tuple[str, str], ...]]:
     """The side of every dual that ``options`` ask for, without marks unless they are to be kept, and the (matrix spelling, latin
-    spelling) of the English words among the duals.
+    spelling) of the English words among the duals; one dual may lie in another.
 
-    Raises :class:`CorpusError` where there are duals and no ``options.order``, and for one that is not closed;
-    :class:`UnusableError` for speech that nobody can transcribe.
+    Raises :class:`CorpusError` where there are duals and no ``options.order``; :class:`UnusableError` for a dual that is not
+    closed and for speech that nobody can transcribe.
     """
+    keep = options.events == "keep"
+    text = BEFORE_DUALS.clean(text, where, keep=keep)
     if (shown := _DUAL.search(text)) and not options.order:
         raise CorpusError(
             f"{where}: dual transcript {shown.group()!r}: does the spelling or the pronunciation come first? It differs between "
             "corpora; give --order spelling-first or --order pronunciation-first"
         )
-    duals = _duals(text, options.order)
-    loanwords = tuple(dict.fromkeys(pair for spelling, sound in duals if (pair := _loanword(spelling, sound))))
-    chosen = iter(spelling if options.transcript == "spelling" else sound for spelling, sound in duals)
-    text = _DUAL.sub(lambda match: next(chosen), text)
+    loanwords: dict[tuple[str, str], None] = {}
+    for _ in range(MAX_NESTED):
+        duals = list(_duals(text, options.order))
+        loanwords.update((pair, None) for spelling, sound in duals if (pair := _loanword(spelling, sound)))
+        chosen = iter(spelling if options.transcript == "spelling" else sound for spelling, sound in duals)
+        text = _DUAL.sub(lambda match, chosen=chosen: next(chosen), text)  # type: ignore[misc]
     if unclosed := _BROKEN.search(text):
         start = max(0, unclosed.start() - 12)
-        raise CorpusError(
-            f"{where}: a dual transcript is not closed near {text[start : unclosed.end() + 12]!r}; write (A)/(B)"
-        )
-    return text if options.events == "keep" else _without_marks(text, where), loanwords
+        fault = f"a dual transcript is not closed near {text[start : unclosed.end() + 12]!r}; write (A)/(B)"
+        raise UnusableError(where, "broken dual", fault)
+    return AFTER_DUALS.clean(text, where, keep=keep), tuple(loanwords)
 
 
-def _duals(text: str, order: Order) -> list[tuple[str, str]]:
-    """(spelling, pronunciation) of every dual in ``text``."""
-    found = _DUAL.findall(text)
-    return found if order == "spelling-first" else [(second, first) for first, second in found]
+def _duals(text: str, order: Order) -> Iterator[tuple[str, str]]:
+    """(spelling, pronunciation) of every innermost dual in ``text``."""
+    for match in _DUAL.finditer(text):
+        first, second = match["first"], match["second"]
+        yield (first, second) if order == "spelling-first" else (second, first)
 
 
 def _loanword(spelling: str, sound: str) -> tuple[str, str] | None:
@@ -62,17 +101,6 @@ def _loanword(spelling: str, sound: str) -> tuple[str, str] | None:
     if scripts == {"latin"} and {script(char) for char in sound} - {"other"} == {"hangul"}:
         return sound, spelling
     return None
-
-
-def _without_marks(text: str, where: str) -> str:
-    """``text`` without AI Hub's marks of noise and hesitation."""
-    if _MASKED.search(text):
-        raise UnusableError(where, "a masked name")
-    if _UNHEARD.search(text):
-        raise UnusableError(where, "unintelligible speech")
-    text = _GUESSED.sub(r"\1", text)
-    text = _EVENT.sub(" ", _NOISE.sub(" ", text))
-    return " ".join(_MARKS.sub("", text).split())
 
 
 def reversed_votes(text: str, order: Order) -> int:

@@ -1,12 +1,15 @@
 """Findings of an importer, sorted: records that can be used, what is left out and why, what is broken, what would leak."""
 
-import unicodedata
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from fl.core.errors import CorpusError, IdiolectError, TextError, VocabularyError
+from fl.core.errors import CorpusError, TextError
+from fl.data.checked import CheckText
+from fl.data.importers.marks import remaining
+from fl.data.importers.names import with_readable_names
 from fl.data.importers.places import leads_out
 from fl.data.importers.records import Finding, Record, UnusableError, file_of
 from fl.data.importers.texts import REPLACEMENT
@@ -15,10 +18,14 @@ from fl.metrics.languages import SCRIPT_LANGUAGES, language_tags, matrix_languag
 from fl.metrics.tokens import normalize_for_scoring
 from fl.speech.text import fold_text, normalize_text
 
-SHOWN, SHOWN_LETTERS = 10, 20
+SHOWN = 10
+ODD = {
+    REPLACEMENT: "U+FFFD, from bytes that are no text or a wrong decoding before",
+    "\r": "a carriage return in its middle, so that two lines may have become one",
+}
+"""Characters that no name and no text has, and what they are a sign of."""
+_FILE_NAME = re.compile(r"\w+\.(wav|flac|mp3|ogg|opus|m4a|webm|aac|amr|pcm|sph)(?![a-z0-9])", re.IGNORECASE)
 Progress = Callable[[str, int, int], None]
-Rewriting = Callable[[str], str]
-"""What a base makes of a text by turning it into ids and back."""
 
 
 @dataclass
@@ -62,31 +69,42 @@ class ImportTally:
 
 
 def usable_records(findings: Iterable[Finding], plain: bool, tally: ImportTally, show: Progress) -> list[Record]:
-    """Records with a usable text, its language and a unique id; all else goes to ``tally``."""
-    records: dict[str, Record] = {}
+    """Records with a usable text and its language, names as people read them, none twice; all else goes to ``tally``."""
+    records: dict[tuple[object, ...], Record] = {}
+    contested = set()
     for number, found in enumerate(findings, 1):
         if number > MAX_UTTERANCES:
             raise CorpusError(f"more than {MAX_UTTERANCES:,} utterances; import the corpus in parts, with --part")
         if isinstance(found, Record):
-            found = _with_clean_text(found, plain)
+            found = _with_clean_text(with_readable_names(found), plain)
         if not isinstance(found, Record):
             tally.add(found)
-        elif found.id in records:
-            fault = f"id {found.id!r} was already used in {records[found.id].where}"
+        elif (key := (found.id, found.audio, found.start, found.end)) in records:
+            fault = f"id {found.id!r} was already used in {records[key].where} for the same audio"
             tally.add(UnusableError(found.where, "id twice", fault))
+            if records[key].text != found.text:
+                contested.add(key)
         else:
-            records[found.id] = replace(found, lang=spoken_languages(found)[1])
+            records[key] = replace(found, lang=spoken_languages(found)[1])
         if number % 500 == 0:
             show("labels", number, number)
     show("labels", len(records), len(records))
+    for record in map(records.pop, contested):
+        tally.add(
+            UnusableError(record.where, "id twice", f"the audio of id {record.id!r} has another text further down")
+        )
+    tally.notes.extend(remaining(records.values()))
     return list(records.values())
 
 
 def _with_clean_text(record: Record, plain: bool) -> Finding:
     """``record`` with its text in NFC, or why it has none that can be learned."""
-    if REPLACEMENT in record.text:
-        fault = "the text holds U+FFFD, left by a wrong decoding before: get the original text"
-        return UnusableError(record.where, "damaged text", fault)
+    names = (record.text, record.id, record.speaker, record.session, str(file_of(record.audio)))
+    if odd := next((sign for sign in ODD if any(name and sign in name for name in names)), ""):
+        return UnusableError(record.where, "damaged text", f"the line holds {ODD[odd]}: get the original")
+    if named := _FILE_NAME.search(record.text):
+        fault = f"the text holds the file name {named.group()!r}: rows may have run together, look for a stray quotation mark"
+        return UnusableError(record.where, "suspect text", fault)
     if not fold_text(record.text) or (plain and not normalize_for_scoring(record.text)):
         return UnusableError(record.where, "no words in the text")
     try:
@@ -164,38 +182,12 @@ def with_audio(records: Sequence[Record], roots: Sequence[Path], tally: ImportTa
     return [record for record in records if not reasons[file_of(record.audio)]]
 
 
-def missing_characters(records: Iterable[Record], rewrite: Rewriting) -> list[tuple[str, int, str]]:
-    """Characters of texts that ``rewrite`` does not give back, with how often each stands in them
-    and where it stands first, the most frequent first.
-
-    Case makes no difference: a vocabulary of one case writes every word.
-    """
-    counts: Counter[str] = Counter()
-    first: dict[str, str] = {}
-    for record in records:
-        for char in "".join(unicodedata.normalize("NFC", record.text).split()):
-            counts[char] += 1
-            first.setdefault(char, record.where)
-    missing = [(char, count, first[char]) for char, count in counts.items() if not _writes(rewrite, char)]
-    return sorted(missing, key=lambda found: (-found[1], found[0]))
-
-
-def _writes(rewrite: Rewriting, char: str) -> bool:
+def fits(record: Record, seconds: float, check_text: CheckText | None, tally: ImportTally) -> bool:
+    """Whether a base can be taught to write the text for so many seconds of speech; one that it cannot is a problem."""
     try:
-        back = unicodedata.normalize("NFC", rewrite(char))
-    except (IdiolectError, KeyError, ValueError):
+        if check_text is not None:
+            check_text(record.text, seconds)
+    except TextError as error:
+        tally.add(UnusableError(record.where, "a text that the base cannot write", str(error)))
         return False
-    return char.casefold() in back.casefold()
-
-
-def check_vocabulary(records: Sequence[Record], rewrite: Rewriting, base: str) -> None:
-    """Raises :class:`VocabularyError` that lists the characters which ``base`` cannot write, with counts, if there are any."""
-    missing = missing_characters(records, rewrite)
-    if not missing:
-        return
-    listed = ", ".join(f"{char} (U+{ord(char):04X}) {count}x" for char, count, _ in missing[:SHOWN_LETTERS])
-    more = f" and {len(missing) - SHOWN_LETTERS} more" if len(missing) > SHOWN_LETTERS else ""
-    raise VocabularyError(
-        f"{missing[0][2]}: base {base!r} cannot write {len(missing)} characters of these texts: {listed}{more}; choose a base "
-        "that has them, extend its vocabulary, import with --plain (no punctuation, lower case), or leave the utterances out"
-    )
+    return True

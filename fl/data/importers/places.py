@@ -1,20 +1,26 @@
 """Where the audio of a corpus lies. A path that stands in a corpus is data: it may not lead out of the corpus."""
 
 import os
+import re
 import stat
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 
 from fl.core.errors import CorpusError
+from fl.core.paths import Names, files_below, readable
 from fl.data.importers.records import Options, UnusableError
+from fl.speech import audio
 
 RAW_SUFFIXES = frozenset({".pcm", ".raw"})
 """Files without a header. (Some ``.pcm`` files of AI Hub do have one: see :mod:`fl.data.importers.audio`.)"""
 CONVERTED = {".sph": "NIST", ".aiff": "AIFF", ".au": "AU"}
 """Containers, by libsndfile's names, that a run does not read: they are written as FLAC."""
-SUFFIXES = RAW_SUFFIXES | CONVERTED.keys() | {".wav", ".flac", ".mp3", ".ogg", ".opus"}
+_ELSEWHERE = re.compile(r"(?:/|[A-Za-z]:/).*|[^/]*")
+"""A path of another machine, or a name without a folder."""
+SUFFIXES = RAW_SUFFIXES | CONVERTED.keys() | set(audio.SUFFIXES)
 
 
 def roots_of(source: Path, options: Options) -> tuple[Path, ...]:
@@ -35,14 +41,12 @@ def check_labels(source: Path, options: Options) -> None:
     Audio is looked at when it is known which is used: :func:`fl.data.importers.gather.with_audio`.
     """
     roots, odd = roots_of(source, options), []
-    for folder, _, names in os.walk(source):
-        for name in names:
-            path = Path(folder, name)
-            kind = path.lstat().st_mode
-            if (stat.S_ISLNK(kind) and path.suffix.lower() not in SUFFIXES and leads_out(path, roots)) or not (
-                stat.S_ISLNK(kind) or stat.S_ISREG(kind)
-            ):
-                odd.append(path)
+    for path in files_below(source):
+        kind = path.lstat().st_mode
+        if (stat.S_ISLNK(kind) and path.suffix.lower() not in SUFFIXES and leads_out(path, roots)) or not (
+            stat.S_ISLNK(kind) or stat.S_ISREG(kind)
+        ):
+            odd.append(path)
     if odd:
         raise CorpusError(
             f"{odd[0]}: is a link out of the corpus, or no file, and {len(odd) - 1} more are; put the files themselves there "
@@ -57,58 +61,68 @@ class AudioFolders:
         if options.audio is not None and not options.audio.is_dir():
             raise CorpusError(f"--audio {options.audio}: no such folder")
         self.roots = roots_of(source, options)
+        self._names = Names()
 
     def at(self, name: str, where: str, *, beside: Path | None = None) -> Path:
         """The audio that ``name`` in a label file means: relative to the folder ``beside`` or a root, or absolute and inside one.
 
-        The first that exists, else the first that may; a later check reports it as missing. An absolute path of another
-        machine is looked for by its file name in the last root, the one named with ``--audio``. Raises :class:`CorpusError` for
-        a path that leads out of all of them.
+        The first that exists, else the first that may; a later check reports it as missing. What lies elsewhere (an absolute path of
+        another machine, a bare name, any name where ``--audio`` is given) is looked for by its name below (:meth:`find`). Raises
+        :class:`fl.data.importers.records.UnusableError` for a path that leads out of all roots.
         """
         roots = self.roots if beside is None else (beside, *self.roots)
         name = name.strip().replace("\\", "/")
         if not name or "\0" in name:
-            raise CorpusError(f"{where}: the path of the audio is empty or holds a zero character")
+            raise UnusableError(where, "missing audio", "the path of the audio is empty or holds a zero character")
         allowed = [path for path in (_inside(root, name) for root in roots) if path is not None]
-        by_name = [roots[-1] / name.rsplit("/", 1)[-1]] if len(roots) > 1 else []
-        found = next((path for path in (*allowed, *by_name) if path.is_file()), None)
+        found = next((path for path in map(self._names.find, allowed) if os.path.isfile(path)), None)
+        if found is None and (len(self.roots) > 1 or _ELSEWHERE.fullmatch(name)):
+            found = self.find(Path(name).stem, where, Path(name))
         if found is None and not allowed:
-            raise CorpusError(
-                f"{where}: path {name!r} leads out of {roots[0]}; if the audio is meant to lie elsewhere, name that folder with "
-                "--audio DIR"
-            )
+            fault = f"path {name!r} leads out of {roots[0]}; if the audio is meant to lie elsewhere, name that folder with --audio DIR"
+            raise UnusableError(where, "audio outside the corpus", fault)
         return found or allowed[0]
 
-    def called(self, stem: str, where: str) -> Path:
-        """The audio file of that name in any folder, for corpora that keep labels and audio in two trees.
+    def called(self, stem: str, where: str, label: Path | None = None, least: int = 1) -> Path:
+        """The audio file of that name in any folder, for corpora that keep labels and audio in two trees. Of several, the one
+        in whose path the most last names are those of ``label``'s path, and at least so many (2: name and folder).
 
-        Raises :class:`fl.data.importers.records.UnusableError` if there is none and :class:`CorpusError` if there are several.
+        Raises :class:`fl.data.importers.records.UnusableError` if there is none, or are several.
         """
-        found = self.find(stem, where)
+        found = self.find(stem, where, label, least)
         if found is None:
             raise UnusableError(
                 where, "missing audio", f"no audio file is called {stem!r}; give its folder with --audio DIR"
             )
         return found
 
-    def find(self, stem: str, where: str) -> Path | None:
+    def find(self, stem: str, where: str, label: Path | None = None, least: int = 1) -> Path | None:
         """As :meth:`called`, None if there is none."""
-        found = self._by_stem.get(stem, [])
+        found = self._by_stem.get(readable(stem), [])
+        if label is not None and (len(found) > 1 or least > 1):
+            shared = [_shared(path, label) for path in found]
+            found = [path for path, count in zip(found, shared, strict=True) if count == max(least, *shared)]
         if len(found) > 1:
-            raise CorpusError(
-                f"{where}: {len(found)} audio files are called {stem!r} ({found[0]}, {found[1]}); import the parts one by one"
+            fault = (
+                f"{len(found)} audio files are called {stem!r} ({found[0]}, {found[1]}); import the parts one by one"
             )
+            raise UnusableError(where, "ambiguous audio", fault)
         return found[0] if found else None
 
     @cached_property
     def _by_stem(self) -> dict[str, list[Path]]:
         found: dict[str, list[Path]] = defaultdict(list)
         for root in self.roots:
-            for folder, _, names in sorted(os.walk(root)):
-                for path in (Path(folder, name) for name in sorted(names)):
-                    if path.suffix.lower() in SUFFIXES and path not in found[path.stem]:
-                        found[path.stem].append(path)
+            for path in files_below(root):
+                if path.suffix.lower() in SUFFIXES and path not in found[readable(path.stem)]:
+                    found[readable(path.stem)].append(path)
         return found
+
+
+def _shared(path: Path, other: Path) -> int:
+    """How many of the last names of two paths are the same, the endings aside."""
+    names = (map(readable, reversed(p.with_suffix("").parts)) for p in (path, other))
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*names, strict=False)))
 
 
 def _inside(root: Path, name: str) -> Path | None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, ParamSpec
 
+from fl.core.paths import readable
+
 FIELDS = ("id", "audio", "text", "speaker", "session", "topic", "lang", "start", "end", "split", "level", "utterances")
 """What ``Options.fields`` may rename; ``utterances`` is where a JSON document keeps its list."""
 
@@ -102,7 +104,7 @@ class Options:
     ``encoding`` of text files ("" is UTF-8); ``audio`` a further folder in which audio may lie; ``fields`` our name of a field
     -> the corpus's; ``parts`` read only these splits, lists or folders; ``order`` and ``transcript`` of dual transcripts;
     ``events`` whether marks of noise and hesitation are removed; ``local_speakers`` speaker ids count from the start in
-    each file.
+    each file; ``quoted`` quotation marks enclose cells between tabs too.
     """
 
     encoding: str = ""
@@ -113,10 +115,11 @@ class Options:
     transcript: Transcript = "spelling"
     events: Literal["remove", "keep"] = "remove"
     local_speakers: bool = False
+    quoted: bool = False
 
     def wants(self, *names: str) -> bool:
         """Whether a part with any of these names is to be read."""
-        return not self.parts or any(name in self.parts for name in names)
+        return not self.parts or not {*map(readable, names)}.isdisjoint(map(readable, self.parts))
 
 
 @dataclass(frozen=True)

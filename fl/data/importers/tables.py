@@ -4,6 +4,7 @@ Labels are read at once, audio inside a table when it is asked for.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +12,19 @@ from typing import Any
 
 from fl.core.apart import Apart
 from fl.core.errors import CorpusError
+from fl.core.paths import files_below, readable
 from fl.data.importers.places import AudioFolders
 from fl.data.importers.records import Embedded, Finding, Options, Record, UnusableError, attempt, seconds, split_name
 from fl.data.importers.texts import MAX_TEXT_BYTES, Rows, is_pointer, read_objects, read_table
 from fl.data.manifest import LEVELS
 from fl.metrics.languages import SCRIPT_LANGUAGES
 
-DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
-"""Of tables by the ending of their files; ``.jsonl`` holds one object a line."""
+DELIMITERS = {".csv": ",;\t", ".tsv": "\t,;", ".txt": "\t,;"}
+"""Of tables by the ending of their files, the likeliest first; ``.jsonl`` holds one object a line."""
+MISSING = frozenset({"nan", "NaN", "<NA>", "None", "NULL", "#N/A", "#NAME?", "#REF!", "#VALUE!"})
+"""What pandas, databases and Excel write for a value that is not there."""
+_WHOLE = re.compile(r"(\d+)\.0")  # a number of a column with gaps, as pandas writes it
+_ROUNDED = re.compile(r"\d(\.\d+)?E\+\d+", re.IGNORECASE)  # a long number, as Excel writes it
 
 LABEL_ROWS, AUDIO_ROWS = 4096, 16
 TABLE_SUFFIXES = (".parquet", ".arrow")
@@ -56,7 +62,7 @@ class ArrowTable:
         if is_pointer(path):
             raise CorpusError(f"{path}:1: is a Git LFS pointer, not the data; run `git lfs pull` in the corpus")
         try:
-            if path.suffix == ".parquet":
+            if path.suffix.lower() == ".parquet":
                 self._parquet = self._pa.parquet.ParquetFile(path, memory_map=True)
             schema = self._stream().schema if self._parquet is None else self._parquet.schema_arrow
         except (self._pa.ArrowInvalid, OSError) as error:
@@ -72,8 +78,12 @@ class ArrowTable:
         return self._pa.ipc.open_stream(self._pa.memory_map(str(self.path)))
 
     def rows(self) -> Iterator[list[dict[str, Any]]]:
-        """The rows of each batch without the bytes of their audio: of an audio column ``NAME`` only ``NAME.path`` is read."""
-        for batch in self._batches(LABEL_ROWS, self._labels):
+        """The rows of each batch without the bytes of their audio: of an audio column ``NAME`` only ``NAME.path`` is read, and as
+        ``NAME.bytes`` whether there are any, unless the file says that all rows have them."""
+        hollow = [f"{name}.bytes" for name in self.audio if not self._is_whole(f"{name}.bytes")]
+        for batch in self._batches(AUDIO_ROWS if hollow else LABEL_ROWS, self._labels + hollow):
+            for name in hollow:
+                batch = batch.set_column(batch.schema.get_field_index(name), name, batch.column(name).is_valid())
             rows = batch.to_pylist()
             for row in rows:
                 for name, names in self._names.items():
@@ -81,6 +91,14 @@ class ArrowTable:
                     if isinstance(value, int) and 0 <= value < len(names):
                         row[name] = names[value]
             yield rows
+
+    def _is_whole(self, column: str) -> bool:
+        """Whether no row lacks ``column``, as the statistics of a Parquet file tell without reading it."""
+        found = self._parquet and self._parquet.metadata
+        groups = [found.row_group(index) for index in range(found.num_row_groups)] if found else []
+        chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
+        told = [chunk.statistics for chunk in chunks if chunk.path_in_schema == column]
+        return bool(told) and all(one is not None and one.has_null_count and not one.null_count for one in told)
 
     def audio_bytes(self, column: str) -> Iterator[bytes | None]:
         """The bytes of ``column`` in every row, in order."""
@@ -127,20 +145,27 @@ class ColumnNames:
 
     def choose(self, columns: Sequence[str], options: Options, where: str) -> dict[str, str]:
         """Field -> column. Raises :class:`CorpusError` for a column that was named and is missing, and without text."""
-        chosen = dict(options.fields)
+        known = {_folded(column): column for column in reversed(columns)} | {column: column for column in columns}
+        chosen = {}
         for field, wanted in options.fields.items():
-            if field != "utterances" and wanted not in columns:
+            chosen[field] = known.get(wanted) or known.get(_folded(wanted), "")
+            if field != "utterances" and not chosen[field]:
                 raise CorpusError(f"{where}: --field {field}={wanted}: no such column; there are {', '.join(columns)}")
         for field, names in vars(self).items():
             for name in names:
-                if field not in chosen and name in columns:
-                    chosen[field] = name
+                if field not in chosen and name in known:
+                    chosen[field] = known[name]
         for field in ("text", "audio"):
             if field not in chosen:
                 raise CorpusError(
                     f"{where}: no column for the {field}; there are {', '.join(columns)}; name it with --field {field}=COLUMN"
                 )
         return chosen
+
+
+def _folded(column: str) -> str:
+    """``speaker_id`` for ``Speaker ID``."""
+    return re.sub(r"[\s-]+", "_", readable(column)).casefold()
 
 
 def plain(value: Any) -> str | None:
@@ -158,24 +183,48 @@ def language(value: str | None) -> str | None:
 
 @dataclass(frozen=True)
 class RowReader:
-    """Rows as records: ``chosen`` says which column holds a field, ``folders`` where audio files lie."""
+    """Rows as records: ``chosen`` says which column holds a field, ``folders`` where audio files lie, ``beside`` them or not."""
 
     chosen: Mapping[str, str]
     folders: AudioFolders
+    beside: Path | None = None
 
-    def read(self, row: Mapping[str, Any], where: str, split: str | None, inside: Embedded | None = None) -> Finding:
+    def audio_name(self, row: Mapping[str, Any]) -> str | None:
+        """What the row calls its audio: the column, or the path in it where it holds bytes and a path."""
+        column = self.chosen["audio"]
+        return plain(row.get(f"{column}.path", row.get(column)))
+
+    def read(
+        self, row: Mapping[str, Any] | UnusableError, where: str, split: str | None, inside: Embedded | None = None
+    ) -> Finding:
         """The record of a row that names an audio file, or has it ``inside`` its table; its id defaults to the file's stem."""
+        if isinstance(row, UnusableError):
+            return row
         return attempt(self._record, row, where, split, inside)
 
     def _record(self, row: Mapping[str, Any], where: str, split: str | None, inside: Embedded | None) -> Record:
         """Raises :class:`UnusableError` without audio, for times that are no numbers and a split that has no name."""
 
         def cell(field: str) -> str | None:
-            return plain(row.get(self.chosen[field])) if field in self.chosen else None
+            value = plain(row.get(self.chosen[field])) if field in self.chosen else None
+            if value is None or field == "text":
+                return value
+            if field in ("id", "speaker", "session"):
+                if _ROUNDED.fullmatch(value):
+                    fault = f"{field} {value!r} was rounded by a spreadsheet; format the column as text"
+                    raise UnusableError(where, f"rounded {field}", fault)
+                value = _WHOLE.sub(r"\1", value) if _WHOLE.fullmatch(value) else value
+            return None if value in MISSING else value
 
-        name = cell("audio") if inside is None else str(row.get(f"{inside.column}.path") or "")
-        if name is None:
+        name = self.audio_name(row) or ""
+        if not name and inside is None:
             raise UnusableError(where, "missing audio", f"column {self.chosen['audio']!r} is empty")
+        text = cell("text") or ""
+        if text in MISSING or "\t" in text:
+            fault = (
+                f"the text {text[:60]!r} is what programs write for a missing value, or holds a tab; write what is said"
+            )
+            raise UnusableError(where, "suspect text", fault)
         stem = Path(name.replace("\\", "/")).stem
         if inside is not None:
             stem = stem or f"{inside.path.stem}-{inside.row + 1}"
@@ -185,8 +234,8 @@ class RowReader:
         return Record(
             where=where,
             id=cell("id") or stem,
-            audio=inside or self.folders.at(name, where),
-            text=cell("text") or "",
+            audio=inside or self.folders.at(name, where, beside=self.beside),
+            text=text,
             speaker=cell("speaker"),
             session=cell("session"),
             topic=cell("topic"),
@@ -198,15 +247,13 @@ class RowReader:
         )
 
 
-def list_rows(
-    path: Path, options: Options, names: ColumnNames, folders: AudioFolders, *, quoted: bool = True
-) -> tuple[RowReader, Rows]:
+def list_rows(path: Path, options: Options, names: ColumnNames, folders: AudioFolders) -> tuple[RowReader, Rows]:
     """The rows of a list of audio files, by the ending of ``path``, and what makes records of them."""
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() == ".jsonl":
         columns, rows = read_objects(path, options.encoding)
     else:
-        delimiter = DELIMITERS[path.suffix.lower()]
-        columns, rows = read_table(path, options.encoding, delimiter=delimiter, quoted=quoted)
+        delimiters = DELIMITERS[path.suffix.lower()]
+        columns, rows = read_table(path, options.encoding, delimiters=delimiters, quoted=options.quoted)
     return RowReader(names.choose(columns, options, f"{path}:1"), folders), rows
 
 
@@ -225,9 +272,7 @@ def tables_below(source: Path) -> list[Path]:
     """All Parquet files below ``source``, or where there are none all Arrow files, in the order of their names."""
     if source.is_file():
         return [source]
-    found = (
-        [p for p in sorted(source.rglob(f"*{s}")) if not p.name.startswith((".", "cache-"))] for s in TABLE_SUFFIXES
-    )
+    found = ([p for p in files_below(source, f"*{s}") if not p.name.startswith("cache-")] for s in TABLE_SUFFIXES)
     return next(filter(None, found), [])
 
 
@@ -256,9 +301,10 @@ def table_records(
         for path, split in _wanted_tables(source, options):
             batches = tables.ask(path, "read", str(path))
             columns, audio = next(batches)
-            reader = RowReader(names.choose(columns, options, str(path)), folders)
+            reader = RowReader(names.choose(columns, options, str(path)), folders, path.parent)
             column = reader.chosen["audio"]
             for index, row in enumerate(row for batch in batches for row in batch):
-                inside = Embedded(path, column, index) if column in audio else None
+                there = column in audio and row.get(f"{column}.bytes", True)
+                inside = Embedded(path, column, index) if there else None
                 found = reader.read(row, f"{path}:{index + 1}", split, inside)
                 yield mend(found, row) if isinstance(found, Record) else found

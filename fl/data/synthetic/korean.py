@@ -3,8 +3,11 @@
 A precomposed syllable is ``0xAC00 + (lead * 21 + vowel) * 28 + tail`` (The Unicode Standard, chapter 3.12).
 """
 
+import re
+
 from fl.core.errors import ConfigError
 
+_ENDING = re.compile(r"([SAU])(?:\(([^()])\))?([^()]*)")
 _BASE, _VOWELS, _TAILS = 0xAC00, 21, 28
 _VOWEL = {letter: index for index, letter in enumerate("ㅏㅐㅑㅒㅓㅔㅕㅖㅗㅘㅙㅚㅛㅜㅝㅞㅟㅠㅡㅢㅣ")}
 _TAIL = {"": 0, "ㄴ": 4, "ㄷ": 7, "ㄹ": 8, "ㅂ": 17, "ㅅ": 19, "ㅆ": 20}
@@ -56,18 +59,16 @@ def conjugate(entry: str, ending: str) -> str:
         raise ConfigError(f"{entry!r} is not a Korean dictionary form in -다")
     if irregular not in ("", "ㅂ", "ㄷ", "ㅅ", "르"):
         raise ConfigError(f"unknown irregular class {irregular!r} of {entry!r}; known: ㅂ, ㄷ, ㅅ, 르")
-    form, rest = ending[0], ending[1:]
-    joined = rest[1] if rest.startswith("(") else ""
-    rest = rest[3:] if joined else rest
+    if (parts := _ENDING.fullmatch(ending)) is None:
+        raise ConfigError(f"ending {ending!r} must begin with S, A or U, and may join one letter: A(ㅆ)어요")
+    form, joined, rest = parts.groups("")
     stem = word[:-1]
     if form == "S":
         body = stem
     elif form == "A":
         body = infinitive(stem, irregular)
-    elif form == "U":
-        body = _eu_form(stem, irregular, before=joined or rest[:1])
     else:
-        raise ConfigError(f"ending {ending!r} must begin with S, A or U")
+        body = _eu_form(stem, irregular, before=joined or rest[:1])
     return _with_tail(body, joined) + rest
 
 
@@ -119,9 +120,10 @@ def _is_bright(syllable: str) -> bool:
 
 
 def _with_tail(text: str, letter: str) -> str:
-    """``text`` with ``letter`` as the final consonant of its last, open syllable."""
+    """``text`` with ``letter`` as the final consonant of its last, open syllable; ConfigError for one that is closed."""
     if not letter:
         return text
     lead, vowel, tail = decompose(text[-1])
-    assert tail == 0, f"{text!r} already ends in a consonant"
+    if tail or letter not in _TAIL:
+        raise ConfigError(f"({letter}) cannot join {text!r}: one of {', '.join(filter(None, _TAIL))} after a vowel can")
     return text[:-1] + compose(lead, vowel, _TAIL[letter])

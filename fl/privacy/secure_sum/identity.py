@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.hashes import SHA384
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 
 from fl.core.errors import ConfigError
+from fl.core.paths import readable
 from fl.privacy.secure_sum.keys import framed
 
 SIGNATURE_BYTES = 104  # of a P-384 signature at most: two numbers of 48 bytes in DER
@@ -75,7 +76,7 @@ def read_identity(device: str, key_path: str, peers_path: str) -> Identity:
 def _peers(path: Path) -> dict[str, EllipticCurvePublicKey]:
     """Public keys by device id. An id may hold spaces: it ends where the key's type begins."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"node-config: peers = {str(path)!r} cannot be read ({error})") from None
     found: dict[str, EllipticCurvePublicKey] = {}
@@ -86,7 +87,8 @@ def _peers(path: Path) -> dict[str, EllipticCurvePublicKey]:
         key: object = None
         with suppress(ValueError, UnsupportedAlgorithm):
             key = load_ssh_public_key(f"{KEY_TYPE} {rest}".encode())
-        if not device.strip() or device in found or not isinstance(key, EllipticCurvePublicKey):
+        device = readable(device)
+        if not device or device in found or not isinstance(key, EllipticCurvePublicKey):
             raise ConfigError(
                 f"{path}:{number}: no device id with a key of its own: a line is the id, once, and what ssh-keygen wrote into the "
                 f"device's .pub file: ID {KEY_TYPE} AAAA..."

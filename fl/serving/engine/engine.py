@@ -19,15 +19,24 @@ from fl.adapters.config import SITES, target_pattern
 from fl.adapters.correction import require_fingerprint
 from fl.adapters.stacked import StackedModel
 from fl.adapters.table import ServingTable
+from fl.bases.whisper.alignment import TimedWord, timed_words, token_times
 from fl.bases.whisper.base import WhisperBase
 from fl.bases.whisper.decoder import Prompted, RowDecoder
 from fl.bases.whisper.decoding import BeamSearch, detect_languages, expand, token_limit
 from fl.core.errors import AdapterError, AudioError, ConfigError, IdiolectError, RunError
 from fl.data.batching import buckets
 from fl.serving.engine.fair import FairQueue
-from fl.serving.engine.requests import BusyError, ClosedError, DeadlineError, EngineJob, Request, Transcript
+from fl.serving.engine.requests import (
+    BusyError,
+    ClosedError,
+    DeadlineError,
+    EngineJob,
+    Request,
+    ServedAdapter,
+    Transcript,
+)
 from fl.speech.audio import MAX_SECONDS, SAMPLE_RATE
-from fl.speech.features import FRAMES_PER_STATE, Window, heard_frames
+from fl.speech.features import FRAMES_PER_STATE, HOP_SAMPLES, Window, heard_frames
 
 logger = logging.getLogger(__name__)
 MIN_TABLE_BYTES = 256 * 2**20
@@ -113,16 +122,20 @@ class BatchEngine:
         if not 1 <= request.beams <= self.settings.rows:
             raise ConfigError(f"beams = {request.beams}: from 1 to {self.settings.rows}, the rows of this engine")
         if request.adapter is not None:
-            require_fingerprint(request.adapter.info.base_fingerprint, self.base.fingerprint)
-            request.adapter.info.require_base(self.base.fingerprint)
-            kind = request.adapter.kind
-            if (needed := self._table.bytes_for({kind})) > self._table_bytes:
-                raise AdapterError(
-                    f"the adapter (rank {kind.rank}, {len(kind.modules)} maps) needs {needed:,} bytes in all rows of this server, "
-                    f"which gives {self._table_bytes:,}: train a smaller rank or fewer sites, or let it run with more --table-mib"
-                )
+            self.check_adapter(request.adapter)
         if request.language:
             self.base.prefix_ids(request.language)
+
+    def check_adapter(self, adapter: ServedAdapter) -> None:
+        """Raise :class:`AdapterError` for one that no row can ever hold."""
+        require_fingerprint(adapter.info.base_fingerprint, self.base.fingerprint)
+        adapter.info.require_base(self.base.fingerprint)
+        kind = adapter.kind
+        if (needed := self._table.bytes_for({kind})) > self._table_bytes:
+            raise AdapterError(
+                f"the adapter (rank {kind.rank}, {len(kind.modules)} maps) needs {needed:,} bytes in all rows of this server, "
+                f"which gives {self._table_bytes:,}: train a smaller rank or fewer sites, or let it run with more --table-mib"
+            )
 
     def stats(self) -> dict[str, float]:
         """Counters since the start, and gauges: ``queued``, ``running`` requests, ``rows`` in use, bytes of rows."""
@@ -205,10 +218,11 @@ class BatchEngine:
         return full if self._window(request) == "full" else heard_frames(len(request.audio))
 
     def _work(self, request: Request) -> float:
-        """In encoder states: those of its window, and for each beam the tokens that its speech can hold."""
+        """In encoder states: those of its window, its prompt, and for each beam the tokens that its speech can hold."""
         heard = heard_frames(len(request.audio))
         tokens = token_limit(heard, 0, self._cache.most_tokens, request.max_new_tokens)
-        return self._frames(request) / FRAMES_PER_STATE + STATES_PER_TOKEN * request.beams * tokens
+        read = len(request.prompt) + request.beams * tokens
+        return self._frames(request) / FRAMES_PER_STATE + STATES_PER_TOKEN * read
 
     def _start(self, jobs: Sequence[EngineJob]) -> None:
         """Features, encoder states, prompts: from waiting to the first token."""
@@ -258,11 +272,15 @@ class BatchEngine:
                 adapter = job.request.adapter
                 job.language = job.request.language or (adapter.info.language if adapter is not None else "")
             self._detect(model, jobs, states, mask)
-            prompts = [self.base.prefix_ids(job.language or None) for job in jobs]
+            prompts = [[*job.request.prompt, *self.base.prefix_ids(job.language or None)] for job in jobs]
             prompted = self._decoder.read(prompts, states, mask)
+        for index, job in enumerate(jobs):
+            job.prefix = prompts[index]
+            if job.request.words:
+                job.states = states[index : index + 1, : (batch.lengths[index] + 1) // 2].clone()
         limits = [
-            token_limit(heard_frames(len(asked.audio)), len(prompts[0]), self._cache.most_tokens, asked.max_new_tokens)
-            for asked in (job.request for job in jobs)
+            token_limit(heard_frames(len(asked.audio)), len(prompt), self._cache.most_tokens, asked.max_new_tokens)
+            for asked, prompt in zip((job.request for job in jobs), prompts, strict=True)
         ]
         return prompted, [(count + 1) // 2 for count in batch.lengths], limits
 
@@ -313,6 +331,7 @@ class BatchEngine:
     def _let_go(self, jobs: Sequence[EngineJob]) -> None:
         """Free the rows of jobs that are done, late, cancelled or broken, and say so to who waits."""
         for job in jobs:
+            words = self._words(job)
             for row in sorted(job.search.rows, reverse=True):
                 self._leave(row)
             if job.gone or job.request.late:
@@ -321,7 +340,16 @@ class BatchEngine:
                 self._settle(job, _not_finite(job.request))
             else:
                 self._pace = 0.9 * self._pace + 0.1 * min(10.0, (time.monotonic() - job.submitted) / self.settings.rows)
-                self._counts["finished" if job.finish(self.base.tokenizer) else "cancelled"] += 1
+                self._counts["finished" if job.finish(self.base.tokenizer, words) else "cancelled"] += 1
+
+    def _words(self, job: EngineJob) -> Sequence[TimedWord]:
+        """The words of a job that is done, if they were asked for; its adapter is still in its rows."""
+        if job.states is None or job.gone or job.search.broken or not job.search.done:
+            return ()
+        tokens, heard = job.search.best().tokens, max(1, len(job.request.audio) // (HOP_SAMPLES * FRAMES_PER_STATE))
+        with self._table.rows(job.search.rows[0], 1) as model:
+            times = token_times(model, self.base.alignment_heads, job.prefix, tokens, job.states, heard)
+        return timed_words(self.base.tokenizer, tokens, times)
 
     def _leave(self, row: int) -> None:
         last = self._cache.leave(row)

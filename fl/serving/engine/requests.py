@@ -5,17 +5,20 @@ Between the two a request is an :class:`EngineJob`: what it has so far.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import takewhile
 from typing import Literal
 
+from torch import Tensor
+
 from fl.adapters.files import AdapterInfo
 from fl.adapters.stacked import Slot
 from fl.adapters.state import State
 from fl.adapters.table import Kind
+from fl.bases.whisper.alignment import TimedWord
 from fl.bases.whisper.decoding import BeamSearch
 from fl.bases.whisper.tokenizer import Tokenizer
 from fl.core.errors import IdiolectError
@@ -70,14 +73,17 @@ class Request:
     """One utterance to transcribe: ``audio`` (samples,) at 16 kHz, at most 29 s, and whose adapter to use (None: the base).
 
     ``person`` is whose turn it counts as in fair queueing. ``language`` empty means: the adapter's own, else detected.
-    ``deadline`` is on ``time.monotonic``'s clock. ``on_text`` is called from the engine's thread, with the whole text
-    so far, whenever there is more of it; it must return at once.
+    ``prompt`` are the ids in front of the prefix (:meth:`fl.bases.whisper.base.WhisperBase.prompt_ids`).
+    ``words``: whether the transcript has its words with times. ``deadline`` is on ``time.monotonic``'s clock. ``on_text`` is
+    called from the engine's thread, with the whole text so far, whenever there is more of it; it must return at once.
     """
 
     audio: Waveform
     adapter: ServedAdapter | None = None
     person: str = ""
     language: str = ""
+    prompt: Sequence[int] = ()
+    words: bool = False
     beams: int = 1
     max_new_tokens: int | None = None
     deadline: float | None = None
@@ -101,7 +107,10 @@ class Stages:
 
 @dataclass(frozen=True)
 class Transcript:
-    """What was said. ``reason`` is why decoding ended: the end token, the guard against loops, or the length."""
+    """What was said. ``reason`` is why decoding ended: the end token, the guard against loops, or the length.
+
+    ``words`` are there if they were asked for, with times from the beginning of the utterance.
+    """
 
     text: str
     tokens: tuple[int, ...]
@@ -109,11 +118,15 @@ class Transcript:
     log_prob: float
     reason: Literal["end", "loop", "length"]
     stages: Stages
+    words: Sequence[TimedWord] = ()
 
 
 @dataclass(eq=False)
 class EngineJob:
-    """One request on its way through the engine. Its rows in the batch, one for each beam, are those of its ``search``."""
+    """One request on its way through the engine. Its rows in the batch, one for each beam, are those of its ``search``.
+
+    ``prefix`` is what the decoder read before its first token; ``states`` (1, states, d_model) are kept if words are asked for.
+    """
 
     request: Request
     future: Future[Transcript]
@@ -123,6 +136,8 @@ class EngineJob:
     seconds_features: float = 0.0
     features: Features = field(init=False)
     search: BeamSearch = field(init=False)
+    prefix: Sequence[int] = ()
+    states: Tensor | None = None
     language: str = ""
     _shown: str = ""
     _mute: bool = False
@@ -149,7 +164,7 @@ class EngineJob:
             self._mute = True
             logger.warning("a listener failed with %s: it gets no more partial texts", type(error).__name__)
 
-    def finish(self, tokenizer: Tokenizer) -> bool:
+    def finish(self, tokenizer: Tokenizer, words: Sequence[TimedWord]) -> bool:
         """:meth:`settle` with what the search found."""
         found, now = self.search.best(), time.monotonic()
         stages = Stages(
@@ -159,7 +174,7 @@ class EngineJob:
             decode=now - self.encoded,
         )
         text = tokenizer.decode(found.tokens)
-        return self.settle(Transcript(text, found.tokens, self.language, found.log_prob, found.reason, stages))
+        return self.settle(Transcript(text, found.tokens, self.language, found.log_prob, found.reason, stages, words))
 
     def settle(self, outcome: Transcript | Exception) -> bool:
         """Hand out a transcript or an error; False if nobody waits for it."""

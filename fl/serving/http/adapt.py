@@ -72,7 +72,7 @@ class AdaptFields(FormModel):
     private_learning_rate: Annotated[float, Field(gt=0, le=1)] = _GATES.private_learning_rate
     gate_dropout: Annotated[float, Field(ge=0, le=1, description="Share of steps without gates.")] = _GATES.gate_dropout
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    language: Annotated[str, Field(max_length=20, description="By default the adapter's own.")] = ""
+    language: Annotated[str, Field(max_length=40, description="By default the adapter's own.")] = ""
     dtype: Annotated[Literal["", "float32", "float16", "int8"], Field(description="Of the answer; else as sent.")] = ""
 
     def check(self, limits: ServerLimits) -> None:
@@ -187,7 +187,7 @@ async def adapt(request: Request, service: ServiceOf, principal: PrincipalOf) ->
     job = AdaptJob(adapter, split, utterances, language, fields, service.limits.adapt_seconds)
     queue: AdaptQueue = request.app.state.adapts
     result = await unless_gone(request, queue.run(job, principal))
-    return JSONResponse(await service.off_loop(_answer, result, fields, split), headers=NO_STORE)
+    return JSONResponse(await service.off_loop(_answer, result, job), headers=NO_STORE)
 
 
 def _targets(texts: list[str]) -> list[str]:
@@ -210,9 +210,10 @@ def _split(adapter: ServedAdapter) -> Split:
         raise AdapterError(f"the adapter does not say what of it is private: {error}") from None
 
 
-def _answer(result: AdaptResult, fields: AdaptFields, split: Split) -> dict[str, Any]:
+def _answer(result: AdaptResult, job: AdaptJob) -> dict[str, Any]:
+    fields, split = job.fields, job.split
     info = read_info(fields.adapter)
-    info = replace(info, dtype=fields.dtype or info.dtype, language=fields.language or info.language)
+    info = replace(info, dtype=fields.dtype or info.dtype, language=job.language)
     packed = pack({name: tensor.numpy() for name, tensor in result.tensors.items()}, info, like=fields.adapter)
     return {
         "adapter": base64.b64encode(packed).decode(),

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
+from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -22,22 +24,24 @@ from fl.serving.http.service import Service
 logger = logging.getLogger(__name__)
 
 ANYBODY = "anybody"  # who it is where there are no tokens
-PUBLIC = frozenset({"/healthz", "/", "/openapi.json"})  # hold no secret, and are answered whatever the load
+PUBLIC = frozenset({"/healthz", "/health", "/", "/openapi.json"})  # hold no secret, and are answered whatever the load
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 GONE = 499  # no status that is sent: the client hung up
 
 
 class AdmissionMiddleware:
-    """Without ``tokens`` every program on this machine is let in, but no web page of another site in its browser."""
+    """Without ``tokens`` every program on this machine is let in, but no web page in its browser of another site than ``origins``."""
 
-    def __init__(self, app: ASGIApp, service: Service, tokens: TokenFile | None) -> None:
-        self.app, self.service, self.tokens = app, service, tokens
+    def __init__(self, app: ASGIApp, service: Service, tokens: TokenFile | None, origins: Collection[str] = ()) -> None:
+        self.app, self.service, self.tokens, self.origins = app, service, tokens, origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the request through, or answer with a problem."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if scope["path"].startswith("/v1/"):  # an address that ends with a slash, and a path that begins with one
+            scope["path"] = re.sub("//+", "/", scope["path"]).rstrip("/")
         exchange = _MeteredRequest(self.service, scope, receive, send)
         try:
             self._admit(scope, exchange)
@@ -56,7 +60,7 @@ class AdmissionMiddleware:
         limits = self.service.limits
         headers, path = Headers(scope=scope), scope["path"]
         if self.tokens is None:
-            _require_local(headers)
+            _require_local(headers, self.origins)
         if not is_public(path):  # what is public takes nobody's place, and has its own seconds to be read
             principal = ANYBODY if self.tokens is None else _owner(headers, self.tokens)
             if self.tokens is not None:
@@ -77,19 +81,22 @@ def is_public(path: str) -> bool:
 def _owner(headers: Headers, tokens: TokenFile) -> str:
     token = bearer_of(headers.get("authorization", ""))
     if token is None:
-        raise ProblemError("unauthorized", "the request has no bearer token")
+        raise ProblemError(
+            "unauthorized", "the request has no bearer token: send the header 'Authorization: Bearer TOKEN'"
+        )
     owner = tokens.owner(token)
     if owner is None:
         raise ProblemError("unauthorized", "this server does not know the token")
     return owner
 
 
-def _require_local(headers: Headers) -> None:
+def _require_local(headers: Headers, origins: Collection[str]) -> None:
     """Without tokens, a page of another site must not use the server through its visitor's browser, by whatever name."""
     for name, before in (("host", "//"), ("origin", "")):
         value = headers.get(name)
         try:
             local = value is None or urlsplit(before + value).hostname in LOOPBACK
+            local = local or (name == "origin" and value in origins)
         except ValueError:
             local = False
         if not local:

@@ -2,7 +2,7 @@
 that is served, health, metrics, and what a problem means.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import generate_latest
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from fl import __version__
 from fl.bases.whisper.base import WhisperBase
@@ -38,6 +39,7 @@ server = APIRouter(tags=["server"])
 async def put(request: Request, service: ServiceOf, principal: PrincipalOf) -> JSONResponse:
     """Hold a packed adapter in memory; the same one again keeps its handle."""
     adapter = await service.admit(await request.body(), principal)
+    service.engine.check_adapter(adapter)
     return await look(service, principal, service.handles.put(principal, adapter))
 
 
@@ -57,36 +59,48 @@ async def drop(service: ServiceOf, principal: PrincipalOf, handle: str) -> Respo
     return Response(status_code=204)
 
 
-def _model(service: Service) -> dict[str, Any]:
+def _model(service: Service, name: str) -> dict[str, Any]:
     base = service.base
     return {
-        "id": base.name,
+        "id": name,
         "object": "model",
         "created": CREATED,
         "owned_by": "idiolect",
+        "root": base.name,  # what an alias stands for
         "fingerprint": base.fingerprint,
         "tokenizer": served_tokenizer(base),
         "languages": list(base.languages),
     }
 
 
+@server.head("/v1/models", include_in_schema=False)
 @server.get("/v1/models")
 async def models(service: ServiceOf) -> dict[str, Any]:
-    """The base that is served."""
-    return {"object": "list", "data": [_model(service)]}
+    """The base that is served, and the other names that it has here."""
+    return {"object": "list", "data": [_model(service, name) for name in service.models]}
 
 
+@server.head("/v1/models/{name:path}", include_in_schema=False)
 @server.get("/v1/models/{name:path}")
 async def one_model(service: ServiceOf, name: str) -> dict[str, Any]:
     """The same, by name."""
     service.check_model(name or "?")
-    return _model(service)
+    return _model(service, name)
 
 
+@server.head("/health", include_in_schema=False)
+@server.get("/health", include_in_schema=False)
+@server.head("/healthz", include_in_schema=False)
 @server.get("/healthz")
 async def health(service: ServiceOf) -> dict[str, Any]:
     """Whether the server answers."""
     return {"status": "ok", "base": service.base.name}
+
+
+@server.post("/v1/audio/translations", include_in_schema=False)
+async def translations() -> None:
+    """Adapters are trained to write what was said, in the languages in which it was said."""
+    raise ProblemError("not-found", "this server transcribes and does not translate: use /v1/audio/transcriptions")
 
 
 @server.get("/metrics", response_class=PlainTextResponse)
@@ -111,13 +125,19 @@ def create_app(
     *,
     tokens: TokenFile | None = None,
     adapt: training.Adapt | None = None,
+    aliases: Sequence[str] = (),
+    any_model: bool = False,
+    origins: Sequence[str] = (),
 ) -> FastAPI:
     """The server on ``engine`` and ``base``. The caller closes the engine.
 
     Without ``tokens`` it answers everybody whose request names this machine: bind it to a loopback address. ``adapt`` runs
-    the local steps of ``POST /v1/adapt``; without it there is no such route.
+    the local steps of ``POST /v1/adapt``; without it there is no such route. ``aliases`` and ``any_model`` as of :class:`Service`.
+    Pages of ``origins`` may use the server from their visitors' browsers.
     """
-    service = Service(engine, base, limits or ServerLimits(), rated=tokens is not None)
+    service = Service(
+        engine, base, limits or ServerLimits(), rated=tokens is not None, aliases=aliases, any_model=any_model
+    )
     served_tokenizer(base)  # computed here, not in the first request
     queue = None if adapt is None else training.AdaptQueue(adapt, service.limits.adapts_waiting, service.share)
 
@@ -147,7 +167,16 @@ def create_app(
         app.include_router(training.router)
     for kind in (HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _leave_to_admission)
-    app.add_middleware(AdmissionMiddleware, service=service, tokens=tokens)
+    app.add_middleware(AdmissionMiddleware, service=service, tokens=tokens, origins=origins)
+    if origins:  # outermost: a preflight has no token, and refusals are to be read by the page too
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=("DELETE", "GET", "HEAD", "POST", "PUT"),
+            allow_headers=("*",),
+            allow_private_network=True,
+            expose_headers=("*",),
+        )
     return app
 
 

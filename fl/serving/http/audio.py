@@ -1,4 +1,4 @@
-"""Audio out of a request body: WAV, FLAC, OGG or MP3, in memory, never more of it than the limit.
+"""Audio out of a request body, in memory, never more of it than the limit.
 
 A tiny file can claim or hold days of audio, so its header is refused or paid for before a sample is decoded, and no more is
 decoded than it claims, in a process that has bounds (:mod:`fl.speech.decode`).
@@ -25,31 +25,31 @@ def decode_audio(
     """``data`` as float32 ``(samples,)`` at 16 kHz mono.
 
     ``charge`` takes what the header claims before it is decoded, in seconds: samples times channels at 48 kHz, and not less than
-    it lasts. ``source`` is the form field that messages name. Raises :class:`AudioError` for what is no speech,
-    :class:`ProblemError` ``audio-too-long`` beyond ``max_seconds``, and what ``charge`` raises.
+    it lasts; where a header cannot be believed, each second when it is decoded. ``source`` is the form field that messages name.
+    Raises :class:`AudioError` for what is no speech, :class:`ProblemError` ``audio-too-long`` beyond ``max_seconds``, and what
+    ``charge`` raises.
     """
     if not data:
         raise AudioError(f"{source}: is empty; record it again")
-    claimed = 0.0
+    paid = 0.0
 
     def accept(header: AudioHeader) -> None:
-        nonlocal claimed
+        nonlocal paid
         if not RATES[0] <= header.rate <= RATES[1] or not 1 <= header.channels <= MAX_CHANNELS:
             raise AudioError(
                 f"{source}: {header.rate} Hz and {header.channels} channels; {RATES[0]} to {RATES[1]} Hz and at most "
                 f"{MAX_CHANNELS} are read"
             )
-        claimed = header.seconds
-        if claimed > max_seconds + ROUNDING:
-            reason = f"{source}: {claimed:,.1f} s of audio, and at most {max_seconds:g} s are taken"
+        if header.seconds > max_seconds + ROUNDING:
+            reason = f"{source}: {header.seconds:,.1f} s of audio, and at most {max_seconds:g} s are taken"
             raise ProblemError("audio-too-long", reason)
-        charge(max(claimed, header.frames * header.channels / RATES[1]))
+        cost = max(header.seconds, (header.frames or 0) * header.channels / RATES[1])
+        if cost > paid:
+            charge(cost - paid)
+            paid = cost
 
     audio = decoder.decode(data, accept, source)
-    seconds = len(audio) / SAMPLE_RATE
-    if seconds < claimed - ROUNDING:
-        raise AudioError(f"{source}: is cut off after {seconds:,.1f} of {claimed:,.1f} s; send all of it")
-    check_sound(seconds, float(np.abs(audio).max(initial=0.0)), source)
+    check_sound(len(audio) / SAMPLE_RATE, float(np.abs(audio).max(initial=0.0)), source)
     return audio
 
 

@@ -63,7 +63,7 @@ def parse_tokens(data: bytes, source: str) -> tuple[dict[str, str], list[str]]:
     """
     names: dict[str, str] = {}
     faults = []
-    for number, line in enumerate(data.decode(errors="replace").splitlines(), 1):
+    for number, line in enumerate(data.decode(errors="replace").split("\n"), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         match = _LINE.fullmatch(line.strip())

@@ -1,7 +1,6 @@
 """Transcripts as they are sent: the response formats and the event stream of OpenAI's API, and which word is which language.
 
-The model gives text and no times, so the times of words are estimated: each part's seconds are divided by the letters of its
-words. Times of segments are exact, since audio is cut there.
+The times of words are found by alignment (:mod:`fl.bases.whisper.alignment`). Times of segments are exact, since audio is cut there.
 
 Deltas of a stream (server-sent events ``transcript.text.delta``) only ever add. While the model reconsiders (a beam search, half a
 Hangul syllable) nothing is sent. The event ``transcript.text.done`` has the whole text: where it differs from the deltas, it is right.
@@ -12,7 +11,6 @@ import json
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, fields
-from itertools import accumulate, pairwise
 from typing import Any
 
 from fl.metrics.languages import SCRIPT_LANGUAGES, script_language, switch_words
@@ -71,14 +69,15 @@ def language_spans(text: str, alphabetic: str) -> list[dict[str, Any]]:
 
 
 def timed_words(segment: TimedTranscript, alphabetic: str) -> list[dict[str, Any]]:
-    """The words of a segment with estimated times and the language of their first letter."""
-    words = segment.text.split()
-    letters = list(accumulate(map(len, words), initial=0))
-    seconds = segment.end - segment.start
-    times = [round(segment.start + seconds * before / max(1, letters[-1]), 3) for before in letters]
+    """The words of a segment with their times in the recording and the language of their first letter."""
     return [
-        {"word": word, "start": start, "end": end, "language": script_language(word, alphabetic)}
-        for word, (start, end) in zip(words, pairwise(times), strict=True)
+        {
+            "word": word.text,
+            "start": round(segment.start + word.start, 3),
+            "end": round(segment.start + word.end, 3),
+            "language": script_language(word.text, alphabetic),
+        }
+        for word in segment.transcript.words
     ]
 
 

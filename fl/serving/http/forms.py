@@ -1,5 +1,6 @@
 """Multipart forms as pydantic models, in memory and with bounds: nothing of a request is ever written to a disk."""
 
+import re
 from collections import defaultdict
 from functools import cache
 from typing import Any, Self
@@ -12,6 +13,9 @@ from starlette.requests import Request
 from fl.serving.http.problems import ProblemError, describe_invalid
 
 FORM_TYPE = "multipart/form-data"
+_ITEM = re.compile(r"[^\s,\[\]\"']+")
+_INDEX = re.compile(r"\[\d*\]$")
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,40}")
 MAX_FIELDS = 64
 MAX_FIELD_BYTES = 2**18
 
@@ -23,7 +27,19 @@ class _MemoryParser(MultiPartParser):
 
 
 class FormModel(BaseModel):
-    """A form: ``bytes`` are files, whose names are not kept, all else is text. Unknown fields, as OpenAI's clients send, are ignored."""
+    """A form: ``bytes`` are files, whose names are not kept, all else is text.
+
+    A text that is empty counts as not given, as does the empty part that a browser sends for a file that was not chosen. A list
+    may come as several fields, in one with commas or as JSON, under its name, ``name[]`` or ``name[0]``. Fields that the form
+    does not have are ``ignored``.
+    """
+
+    _ignored: tuple[str, ...] = ()
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Names of fields and query parameters that had no effect; ``?`` for those that are no plain word."""
+        return self._ignored
 
     @classmethod
     @cache
@@ -43,7 +59,7 @@ class FormModel(BaseModel):
         parts = await _read_parts(request, max_files)
         values: dict[str, Any] = {}
         for key, field in cls.form_schema()["properties"].items():
-            found = parts.get(key) or parts.get(key.removesuffix("[]"), [])
+            found = parts.pop(key.removesuffix("[]"), [])
             binary = field.get("items", field).get("format") == "binary"
             kind, other, how = (bytes, "text", "with") if binary else (str, "file", "without")
             misplaced = not all(isinstance(value, kind) for value in found)
@@ -51,12 +67,17 @@ class FormModel(BaseModel):
                 what = f"is a {other}" if misplaced else "is missing"
                 raise ProblemError("invalid-field", f"{key}: {what}; send it as a part {how} a file name")
             many = field["type"] == "array"
+            if many and not binary:
+                found = list(dict.fromkeys(_ITEM.findall(",".join(map(str, found)))))
             if len(found) > 1 and not many:
                 raise ProblemError("invalid-field", f"{key}: is given {len(found)} times; send it once")
             if found:
                 values[key] = found if many else found[0]
         try:
-            return cls.model_validate(values)
+            form = cls.model_validate(values)
+            unused = {*parts, *request.query_params}
+            form._ignored = tuple(sorted({name if _NAME.fullmatch(name) else "?" for name in unused}))
+            return form
         except ValidationError as error:
             errors = error.errors(include_input=False, include_url=False)
             raise ProblemError("invalid-field", describe_invalid(errors)) from None
@@ -76,8 +97,10 @@ async def _read_parts(request: Request, max_files: int) -> dict[str, list[str | 
     parts = defaultdict[str, list[str | bytes]](list)
     try:
         form = await parser.parse()
-        for name, value in form.multi_items():
-            parts[name].append(value if isinstance(value, str) else await value.read())
+        for name, part in form.multi_items():
+            value = part if isinstance(part, str) else await part.read()
+            if value.strip() if isinstance(part, str) else value or part.filename:
+                parts[_INDEX.sub("", name)].append(value)
         await form.close()
     except (MultiPartException, FormParserError, UnicodeDecodeError, LookupError) as error:
         # A message of the parser may quote a part of the body; it goes to the sender alone.

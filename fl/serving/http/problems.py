@@ -16,7 +16,15 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from fl.core.errors import AdapterError, AdapterMismatchError, AudioError, IdiolectError, RunError, TextError
+from fl.core.errors import (
+    AdapterError,
+    AdapterMismatchError,
+    AudioError,
+    IdiolectError,
+    RunError,
+    TextError,
+    TooShortError,
+)
 from fl.serving.engine.requests import BusyError, ClosedError, DeadlineError
 
 logger = logging.getLogger(__name__)
@@ -44,18 +52,25 @@ class Refusal:
 
 KINDS: dict[str, Refusal] = {
     "bad-request": Refusal(400, "The request cannot be read", "Send multipart/form-data as docs/serving.md shows."),
+    "audio-too-short": Refusal(400, "Too short to hold a word", "Record for longer.", TooShortError),
     "unauthorized": Refusal(401, "No valid token", "Send 'Authorization: Bearer TOKEN' with a token of this server."),
-    "forbidden-origin": Refusal(403, "Not from this machine", "Without tokens it answers its own machine alone."),
+    "forbidden-origin": Refusal(
+        403, "Not from this machine", "It answers its own machine; 'serve --cors-origin' adds a page."
+    ),
     "not-found": Refusal(404, "There is nothing here", "GET /openapi.json lists what there is."),
     "unknown-handle": Refusal(404, "The adapter is not here", "Put it again with PUT /v1/adapters, or send it along."),
-    "unknown-model": Refusal(404, "That model is not served", "GET /v1/models says which one is."),
+    "unknown-model": Refusal(
+        404, "That model is not served", "GET /v1/models lists what is; 'serve --alias' adds a name."
+    ),
     "method-not-allowed": Refusal(405, "Not the method of this path", "Use one that the Allow header names."),
     "deadline": Refusal(408, "Not done in time", "Retry later, or send shorter audio.", DeadlineError),
     "slow-body": Refusal(408, "The body did not arrive in time", "Send smaller audio (FLAC, Opus) or a handle."),
     "too-large": Refusal(413, "More bytes than this server takes", "Send FLAC or Opus, an int8 adapter, a handle."),
     "audio-too-long": Refusal(413, "More seconds than this server takes", "Cut the recording and send the parts."),
     "invalid-field": Refusal(422, "A field has a wrong value", "Correct the field that the detail names."),
-    "unusable-audio": Refusal(422, "The audio cannot be used", "Send speech as WAV, FLAC, OGG or MP3.", AudioError),
+    "unusable-audio": Refusal(
+        422, "The audio cannot be used", "Send speech as WAV, FLAC, MP3, M4A, OGG or WebM.", AudioError
+    ),
     "unusable-adapter": Refusal(422, "The adapter cannot be used", "Export it again or an earlier one.", AdapterError),
     "adapter-mismatch": Refusal(
         422, "The adapter belongs to another base", "GET /v1/models says which base is served.", AdapterMismatchError
@@ -112,6 +127,7 @@ class ProblemError(IdiolectError):
 
 
 _SLUGS = {kind.error: slug for slug, kind in KINDS.items() if kind.error is not None}
+_NOWHERE = "there is nothing at this path: give programs the address that ends with /v1, as of /v1/audio/transcriptions"
 _HTTP_SLUGS = {404: "not-found", 405: "method-not-allowed"}
 
 
@@ -121,7 +137,8 @@ def problem_of(error: Exception) -> ProblemError:
         return error
     if isinstance(error, HTTPException):
         slug = _HTTP_SLUGS.get(error.status_code, "bad-request")
-        return ProblemError(slug, str(error.detail), headers=error.headers)
+        detail = _NOWHERE if slug == "not-found" else str(error.detail)
+        return ProblemError(slug, detail, headers=error.headers)
     if isinstance(error, RequestValidationError):
         return ProblemError("invalid-field", describe_invalid(error.errors()))
     slug = next((_SLUGS[kind] for kind in type(error).__mro__ if kind in _SLUGS), "")

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
 from typing import Annotated, Any, TypeVar
 
@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 from starlette.requests import ClientDisconnect, Request
 
 from fl.bases.whisper.base import WhisperBase
+from fl.core.errors import ConfigError
 from fl.serving.engine.adapters import admit
 from fl.serving.engine.engine import BatchEngine
 from fl.serving.engine.requests import ServedAdapter
@@ -25,6 +26,7 @@ from fl.serving.http.limits import Places, RateLimit, ServerLimits
 from fl.serving.http.problems import ProblemError
 from fl.speech.audio import MAX_SECONDS, Waveform
 from fl.speech.decode import Decoder
+from fl.speech.languages import AUTO, language_code
 
 Result = TypeVar("Result")
 ALIASES = frozenset({"", "whisper-1"})  # what OpenAI's clients call a model that they do not choose
@@ -56,10 +58,21 @@ class ServerMetrics(Collector):
 
 
 class Service:
-    """Everything behind the routes. ``rated`` is whether tokens have budgets by the minute, and shares."""
+    """Everything behind the routes. ``rated`` is whether tokens have budgets by the minute, and shares. The base answers to
+    ``aliases`` too, or, with ``any_model``, to whatever a program calls it."""
 
-    def __init__(self, engine: BatchEngine, base: WhisperBase, limits: ServerLimits, *, rated: bool) -> None:
+    def __init__(
+        self,
+        engine: BatchEngine,
+        base: WhisperBase,
+        limits: ServerLimits,
+        *,
+        rated: bool,
+        aliases: Sequence[str] = (),
+        any_model: bool = False,
+    ) -> None:
         self.engine, self.base, self.limits = engine, base, limits
+        self.models, self.any_model = tuple(dict.fromkeys((base.name, *aliases))), any_model
         self.share = limits.token_share if rated else 1.0
         self.open_requests = Places("requests", limits.max_open_requests, self.share)
         self.body_bytes = Places("bytes of bodies", limits.max_buffered_bytes, self.share, retry_after=2.0)
@@ -108,17 +121,25 @@ class Service:
 
     def check_model(self, name: str) -> None:
         """Raise :class:`ProblemError` ``unknown-model`` for another model than the one that is served."""
-        if name not in ALIASES and name != self.base.name:
-            raise ProblemError("unknown-model", f"model: {name[:80]!r} is not served; only {self.base.name!r} is")
+        if not (self.any_model or name in ALIASES or name in self.models):
+            served = ", ".join(map(repr, self.models))
+            raise ProblemError("unknown-model", f"model: {name[:80]!r} is not served, only {served} and 'whisper-1'")
 
     def check_language(self, language: str) -> str:
-        """The language token, empty for detection. Raises :class:`ProblemError` for one that the base does not know."""
+        """The code of a language that a request names in any way, empty for detection.
+
+        Raises :class:`ProblemError` for one that the base does not know.
+        """
         known = self.base.languages or ("en",)
-        if language in ("", "auto"):
+        try:
+            code = language_code(language)
+        except ConfigError as error:
+            raise ProblemError("invalid-field", str(error)) from None
+        if code in ("", AUTO):
             return ""
-        if language not in known:
-            raise ProblemError("invalid-field", f"language: {language[:20]!r} is none of {', '.join(sorted(known))}")
-        return language
+        if code not in known:
+            raise ProblemError("invalid-field", f"language: {language[:40]!r} is none of {', '.join(sorted(known))}")
+        return code
 
     def gauges(self) -> dict[str, float]:
         """Numbers of now, for the metrics."""

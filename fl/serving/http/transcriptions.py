@@ -5,11 +5,13 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
+from fl.core.errors import SilenceError
 from fl.serving.engine.parts import PartUpdate, listen
 from fl.serving.engine.requests import Request as EngineRequest
 from fl.serving.engine.requests import ServedAdapter
@@ -25,9 +27,9 @@ Granularity = Literal["word", "segment"]
 
 
 class TranscriptionFields(FormModel):
-    """A recording, and how to transcribe it. Other fields that OpenAI's clients send are ignored."""
+    """A recording, and how to transcribe it. Empty fields are as not given; others that OpenAI's clients send are ignored."""
 
-    file: Annotated[bytes, Field(description="Speech: WAV, FLAC, OGG (Vorbis, Opus), MP3; any rate.")]
+    file: Annotated[bytes, Field(description="Speech: mp3, mp4, m4a, mpeg, wav, webm, ogg, opus, flac, aac or amr.")]
     adapter: Annotated[
         bytes | SkipJsonSchema[None],
         Field(
@@ -35,9 +37,9 @@ class TranscriptionFields(FormModel):
             description="A packed adapter, used for this request and then dropped. Not together with adapter_handle.",
         ),
     ]
-    model: Annotated[str, Field(max_length=200, description="The served base, or whisper-1, or nothing.")] = ""
+    model: Annotated[str, Field(max_length=400, description="The served base, or whisper-1, or nothing.")] = ""
     language: Annotated[str, Field(max_length=20, description="Code; else the adapter's own, else detected.")] = ""
-    prompt: Annotated[str, Field(description="Accepted and ignored.")] = ""
+    prompt: Annotated[str, Field(description="Text before the recording; its last 223 tokens count.")] = ""
     response_format: Literal["json", "text", "verbose_json", "srt", "vtt"] = "json"
     temperature: Annotated[float, Field(ge=0, le=1, description="Accepted and ignored: decoding draws nothing.")] = 0.0
     timestamp_granularities: Annotated[
@@ -47,6 +49,11 @@ class TranscriptionFields(FormModel):
     stream: Annotated[bool, Field(description="Server-sent events with partial results.")] = False
     beams: Annotated[int, Field(ge=1, le=16, description="Beam width; 1 is greedy.")] = 1
     adapter_handle: Annotated[str, Field(max_length=100, description="Of an adapter that was put before.")] = ""
+
+    @property
+    def wants_words(self) -> bool:
+        """Whether the answer has words with times."""
+        return "word" in self.timestamp_granularities and (self.stream or self.response_format == "verbose_json")
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,13 @@ class PreparedRecording:
     seconds: float
     started: float
     stages: dict[str, float]
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers of the answer: why a text is empty, and which fields were not used."""
+        empty = {} if self.requests else {"x-idiolect-empty": "silence"}
+        ignored = {"x-idiolect-ignored": ", ".join(self.fields.ignored)} if self.fields.ignored else {}
+        return {**NO_STORE, **empty, **ignored}
 
     def segments(self, service: Service, updates: Sequence[PartUpdate]) -> list[formats.TimedTranscript]:
         """The transcripts of all parts with their times; their stages are counted."""
@@ -81,8 +95,8 @@ class PreparedRecording:
         kind, text = self.fields.response_format, formats.plain_text(segments)
         if kind in formats.MEDIA_TYPES:
             text = text + "\n" if kind == "text" else formats.subtitles(segments, kind)
-            return PlainTextResponse(text, headers=NO_STORE, media_type=formats.MEDIA_TYPES[kind])
-        return JSONResponse(self.verbose(segments) if kind == "verbose_json" else {"text": text}, headers=NO_STORE)
+            return PlainTextResponse(text, headers=self.headers, media_type=formats.MEDIA_TYPES[kind])
+        return JSONResponse(self.verbose(segments) if kind == "verbose_json" else {"text": text}, headers=self.headers)
 
 
 router = APIRouter(tags=["transcription"])
@@ -117,7 +131,9 @@ async def transcribe(request: Request, service: ServiceOf, principal: PrincipalO
         return {**recording.verbose(recording.segments(service, done)), "type": "transcript.text.done"}
 
     events = formats.events(first, updates, finish)
-    return StreamingResponse(events, media_type=formats.EVENTS_TYPE, headers=formats.EVENTS_HEADERS)
+    return StreamingResponse(
+        events, media_type=formats.EVENTS_TYPE, headers={**recording.headers, **formats.EVENTS_HEADERS}
+    )
 
 
 async def _prepare(request: Request, service: Service, principal: str) -> PreparedRecording:
@@ -130,9 +146,13 @@ async def _prepare(request: Request, service: Service, principal: str) -> Prepar
     received = time.monotonic()
     adapter = await _adapter(fields, service, principal)
     admitted = time.monotonic()
-    audio = await service.decode(fields.file, principal, service.limits.max_audio_seconds)
+    try:
+        audio = await service.decode(fields.file, principal, service.limits.max_audio_seconds)
+    except SilenceError as silence:  # dictation programs send it whenever nobody speaks
+        audio = np.zeros(round(silence.seconds * SAMPLE_RATE), np.float32)
     ranges = await service.off_loop(speech_parts, audio)
     decoded = time.monotonic()
+    prompt = await service.off_loop(service.base.prompt_ids, fields.prompt)
     requests = [
         EngineRequest(
             audio=audio[start:end],
@@ -140,6 +160,8 @@ async def _prepare(request: Request, service: Service, principal: str) -> Prepar
             # Whose turn it is in the engine's fair queue: the token's, or, where there are no tokens, the adapter's.
             person=adapter.digest if principal == ANYBODY and adapter is not None else principal,
             language=language,
+            prompt=prompt,
+            words=fields.wants_words,
             beams=fields.beams,
             deadline=decoded + service.limits.request_seconds,
         )

@@ -27,6 +27,7 @@ const KIND_PLACES = {
   "forbidden-origin": "ask",
   "unusable-audio": "audio",
   "audio-too-long": "audio",
+  "audio-too-short": "audio",
   "unusable-adapter": "adapter",
   "adapter-mismatch": "adapter",
 };

@@ -13,7 +13,7 @@ SPEECH = TaskKind(
         "mer_folded": Measure("Folded MER", "MER with both spellings of a loanword counted as right"),
     },
     main="mer",
-    prepare=imported_later("fl.tasks.speech.population:population_manifest"),
+    prepare=imported_later("fl.tasks.speech.population:prepare"),
     takes_manifest=True,
     augments=True,
     field="Speech recognition",

@@ -3,38 +3,40 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from fl.core.paths import cache_root
 from fl.core.rng import derive_random, derive_seed
-from fl.data.partition import Population
-from fl.data.partition import load_population as divide
+from fl.data.checked import CheckText, listen, usable_utterances
+from fl.data.manifest import read_lines
+from fl.data.partition import Population, split_population
 from fl.data.synthetic import new_people_of, population_digest, synthesize
+from fl.metrics.languages import language_tags
 from fl.settings.config import RunConfig
 from fl.settings.names import OWN_MANIFEST
 from fl.settings.tables import DataTable
 
 
-def population_of(config: RunConfig) -> Population:
+def population_of(config: RunConfig, check_text: CheckText) -> Population:
     """The population of a run; an aggregator of deployed devices has no speech, only the base and its shapes."""
     if config.data.manifest == OWN_MANIFEST:
         return Population(devices=(), new_people=(), dropped=0, manifest=Path())
-    return load_population(population_manifest(config), config.data_seed, config.data)
+    return load_population(population_manifest(config), config.data_seed, config.data, check_text)
 
 
-@lru_cache(maxsize=4)
-def load_population(manifest: Path, seed: int, data: DataTable) -> Population:
-    """Read and divide a manifest; one process does it once. Every process gets the same division from the same seed.
+def load_population(manifest: Path, seed: int, data: DataTable, check_text: CheckText) -> Population:
+    """Read a manifest, leave out what cannot be used, and divide the rest, as if the manifest held nothing else.
 
-    A held-out speaker is tested on the setting ``new_people_tests`` sentences at most, drawn by the seed.
+    Every process gets the same division from the same seed. A held-out speaker is tested on the setting ``new_people_tests``
+    sentences at most, drawn by the seed.
     """
+    utterances, left_out, notes = usable_utterances(manifest, check_text, strict=data.strict)
     # Speakers whom a synthetic population holds out stay so; otherwise they are drawn by the seed.
     marked = new_people_of(manifest)
     chosen = marked[: data.new_people] if len(marked) >= data.new_people else data.new_people
-    population = divide(
-        manifest,
+    population = split_population(
+        utterances,
         seed=derive_seed(seed, "partition"),
         validation_share=data.validation_share,
         test_share=data.test_share,
@@ -44,7 +46,14 @@ def load_population(manifest: Path, seed: int, data: DataTable) -> Population:
     for person in population.new_people:
         order = derive_random(seed, "new-people-tests", person.device_id).sample(person.test, len(person.test))
         drawn.append(replace(person, train=(), validation=(), test=tuple(order[: data.new_people_tests])))
-    return replace(population, new_people=tuple(drawn))
+    return replace(population, new_people=tuple(drawn), manifest=manifest.absolute(), left_out=left_out, notes=notes)
+
+
+def prepare(config: RunConfig, progress: Callable[[int, int], None]) -> None:
+    """Make the synthetic population of a run, or listen to the recordings that a manifest names."""
+    if config.data.manifest != OWN_MANIFEST:
+        manifest = population_manifest(config, progress)
+        listen(manifest, list(read_lines(manifest).values()), progress, again=True)
 
 
 def population_manifest(config: RunConfig, progress: Callable[[int, int], None] | None = None) -> Path:
@@ -63,12 +72,14 @@ def population_manifest(config: RunConfig, progress: Callable[[int, int], None] 
     return synthesize(cache_root() / "populations" / name, **wanted, progress=progress)
 
 
-def languages_of(population: Population) -> list[str]:
-    """Languages of the population's words, most frequent first; the first is the matrix language."""
+def languages_of(population: Population, *, by_script: bool = False) -> Counter[str]:
+    """How often each language is named in the population, or ``by_script`` has a word; the most frequent is the matrix language."""
     count: Counter[str] = Counter()
     for person in (*population.devices, *population.new_people):
         for utterance in (*person.train, *person.test):
+            if by_script:
+                count.update(tag for tag in language_tags(utterance.text) if tag is not None)
             count.update(language for _, language in utterance.spans)
             if not utterance.spans and utterance.lang:
                 count[utterance.lang] += 1
-    return [language for language, _ in count.most_common()]
+    return count

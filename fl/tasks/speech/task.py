@@ -28,7 +28,8 @@ from fl.settings.names import OWN_MANIFEST
 from fl.settings.tables import AugmentationTable
 from fl.speech.audio import SAMPLE_RATE, Waveform, check_speech, load_audio
 from fl.speech.augment import DrawnLater, vary_audio, vary_features
-from fl.speech.features import FeatureCache, Window, heard_frames
+from fl.speech.features import FULL_SECONDS, FeatureCache, Window, heard_frames
+from fl.speech.languages import language_code
 from fl.speech.prefix import PrefixCache, check_frozen, frozen_layers, untouched
 from fl.tasks.speech.population import languages_of, population_of
 from fl.tasks.task import Example, NamedDevices
@@ -44,7 +45,14 @@ class SpeechTask(NamedDevices):
     """See :class:`fl.tasks.task.Task`. Examples hold an utterance; features are computed once and cached on disk."""
 
     def __init__(self, config: RunConfig) -> None:
-        self.population = population_of(config)
+        self.base_name = name_with_tokens(config.base.name, config.base.tokens)
+        base = load_speech_base(self.base_name)
+        self.window: Window = "full" if config.base.window == "full" else "trimmed"
+        full = self.window == "full"
+        self.population = population_of(
+            config, lambda text, seconds: base.check_text(text, FULL_SECONDS if full else seconds)
+        )
+        self.left_out, self.notes = self.population.left_out, list(self.population.notes)
         everybody = (*self.population.devices, *self.population.new_people)
         self._people: dict[str, DeviceData] = {person.device_id: person for person in everybody}
         if EVERYONE in self._people:
@@ -54,21 +62,27 @@ class SpeechTask(NamedDevices):
         held_out = {person.device_id for person in self.population.new_people}
         super().__init__({name: name in held_out for name in self._people})
         self.compute = choose_device(config.base.compute)
-        self.base_name = name_with_tokens(config.base.name, config.base.tokens)
-        self.base = load_speech_base(self.base_name).to(self.compute)
-        parts = (part for person in everybody for part in (person.train, person.validation, person.test))
-        self.base.require_texts([u.text for part in parts for u in part], "the transcripts")
+        self.base = base.to(self.compute)
         self.fingerprint = self.base.fingerprint
         self.model = self.base.new_model()
         sites = target_pattern(config.sites)
         self.targets = f"(?:{sites}|{self.base.targets})" if self.base.targets else sites
-        self.window: Window = "full" if config.base.window == "full" else "trimmed"
         self.train_utterances = config.data.train_utterances
-        self.languages = languages_of(self.population)
+        named = languages_of(self.population)
+        if not named and self.base.languages and not config.base.language:
+            named = languages_of(self.population, by_script=True)
+            shares = ", ".join(f"{code} {count / named.total():.0%}" for code, count in named.most_common())
+            told = "the base is told the first of them, --language CODE tells it another"
+            self.notes += (
+                [f"no utterance names its language; by script the words are {shares}: {told}"] if named else []
+            )
+        self.languages = [language for language, _ in named.most_common()]
         self.language = self._language(config)
         # Over the test sentences, as the report takes it: PIER is then the same in both.
         self._matrix = corpus_matrix_language(u.spans for person in self._people.values() for u in person.test)
+        tokenizer = getattr(self.base, "tokenizer", None)  # a CTC head's fingerprint is over its vocabulary
         self.adapter_facts = {"window": self.window, "language": self.language}
+        self.adapter_facts["tokenizer"] = tokenizer.digest if tokenizer else ""
         self._augmentation = config.train.augmentation
         self._features = FeatureCache(cache_root() / "features")
         self._prefix = PrefixCache(cache_root() / "prefix")
@@ -78,13 +92,18 @@ class SpeechTask(NamedDevices):
         """The language that the base is told: that of the setting, else of most words; "" for a base that is told none."""
         known = self.base.languages
         language = config.base.language or (self.languages[0] if self.languages and known else "")
+        language = language_code(language) if known else language
         if known and not language and config.data.manifest == OWN_MANIFEST:
             raise ConfigError(
                 f"manifest = {OWN_MANIFEST!r} has no sentence that tells the matrix language to the aggregator: set language, as in 'ko'"
             )
+        if known and not language:
+            raise ConfigError(
+                "no utterance names its language, and none has a letter that does: name it with --language"
+            )
         if known and language not in known:
             raise ConfigError(
-                f"language = {language!r} is unknown to base {self.base_name!r}: one of {', '.join(known[:12])}, ..."
+                f"language = {language!r} is unknown to base {self.base_name!r}: give --language one of {', '.join(known[:12])}, ..."
             )
         return language
 

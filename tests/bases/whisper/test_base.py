@@ -9,6 +9,7 @@ from torch.nn import functional
 from fl.bases.resolve import load_base
 from fl.bases.whisper import forward
 from fl.core.errors import BaseModelError, TextError
+from fl.speech.prefix import untouched
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
 
@@ -191,6 +192,15 @@ def test_what_cannot_be_a_batch_is_refused(nano, rows, call, error, message):
 def test_a_text_of_exactly_the_decoder_s_positions_fits(nano, rows):
     text = "a" * (445 - 2)  # a space before it and the end behind it
     assert torch.isfinite(nano.loss(nano.model, nano.collate([rows[1]], [text], language="ko")))
+
+
+def test_a_trained_last_norm_is_seen_where_all_encoder_layers_are_frozen(nano):
+    layers, model = nano.config.encoder_layers, nano.new_model()
+    assert untouched(nano, model, layers)
+    norm = model.model.encoder.layer_norm
+    norm.bias = torch.nn.Parameter(norm.bias.clone())
+    assert not untouched(nano, model, layers)
+    assert untouched(nano, model, layers - 1)  # what enters the last layer does not depend on it
 
 
 @pytest.mark.slow

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from clients.device.adapt import PRIVATE_STEPS, AdaptOptions, check_adapted, read_labelled
+from clients.device.adapt import PRIVATE_STEPS, AdaptOptions, check_adapted
 from clients.device.client import DeviceClient
+from clients.device.labelled import read_labelled
 from fl.adapters.config import GatedLoraConfig, target_pattern
 from fl.adapters.layer import fresh_adapter
 from fl.bases.resolve import load_base
@@ -46,7 +47,7 @@ def labelled(tmp_path):
     noise = np.random.default_rng(1).standard_normal(16_000)
     soundfile.write(tmp_path / "a.wav", 0.1 * noise, 16_000)
     (tmp_path / "a.txt").write_text("오늘 meeting 있어요")
-    return read_labelled(tmp_path)
+    return read_labelled(tmp_path).utterances
 
 
 def adapt(device: DeviceClient, labelled, options: AdaptOptions) -> dict[str, bool]:

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from benchmarks.stub_server import HANG_UP, TEXT, Reply, events, problem
-from clients.device.adapt import AdaptOptions, read_labelled
+from clients.device.adapt import AdaptOptions
 from clients.device.audio import encode_file
+from clients.device.labelled import read_labelled
 from clients.device.messages import RefusedError, UnreachableError
-from fl.core.errors import AdapterError, AdapterMismatchError, AudioError, ConfigError, ManifestError, StoreError
+from fl.core.errors import AdapterError, AdapterMismatchError, ConfigError, ManifestError, StoreError
 from fl.packed.blob import pack, unpack
 
 POST, PUT = "POST /v1/audio/transcriptions", "PUT /v1/adapters"
@@ -290,11 +291,11 @@ def test_labelled_speech_is_a_folder_of_pairs_or_a_manifest(tmp_path, wav):
     for name in ("b", "a"):
         (folder / f"{name}.wav").write_bytes(wav.read_bytes())
         (folder / f"{name}.txt").write_text(f"text of {name}\n")
-    assert [text for _, text in read_labelled(folder)] == ["text of a", "text of b"]
+    assert [text for _, text in read_labelled(folder).utterances] == ["text of a", "text of b"]
     lines = [{"audio": "b.wav", "text": "둘", "speaker": "x"}, {"audio": "a.wav", "text": "하나"}]
     (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
     for source in (folder, folder / "manifest.jsonl"):
-        assert [text for _, text in read_labelled(source)] == ["둘", "하나"]
+        assert [text for _, text in read_labelled(source).utterances] == ["둘", "하나"]
 
 
 @pytest.mark.parametrize(
@@ -313,11 +314,11 @@ def test_a_line_that_cannot_be_used_is_named(tmp_path, wav, line, match):
         read_labelled(tmp_path)
 
 
-def test_a_recording_without_its_text_and_a_text_without_its_recording_are_named(tmp_path, wav):
-    with pytest.raises(ManifestError, match="has no text beside it"):
+def test_without_any_utterance_each_file_is_named(tmp_path, wav):
+    with pytest.raises(ManifestError, match=rf"1 left out: {wav.name} \(no text beside it"):
         read_labelled(tmp_path)
     (tmp_path / "manifest.jsonl").write_text('{"audio": "gone.wav", "text": "x"}')
-    with pytest.raises(AudioError, match=r"gone\.wav"):
+    with pytest.raises(ManifestError, match=r"manifest\.jsonl:1 \(no such audio file"):
         read_labelled(tmp_path)
     for empty in (tmp_path / "empty", tmp_path / "nowhere"):
         if empty.name == "empty":

@@ -7,15 +7,14 @@ import shutil
 import tarfile
 import zipfile
 from collections import namedtuple
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 
-from fl.bases.whisper.tokenizer import ByteTokenizer
 from fl.core.errors import ConfigError, CorpusError, VocabularyError
 from fl.data.importers.archives import Archive
 from fl.data.importers.build import ImportPlan, import_corpus
-from fl.data.importers.gather import find_leaks, missing_characters
+from fl.data.importers.gather import find_leaks
 from fl.data.importers.records import Options, Record, split_name
 from fl.data.importers.table import IMPORTERS
 from fl.data.manifest import read_manifest
@@ -31,35 +30,17 @@ def people(tmp_path):
     return write_text(tmp_path / "people" / "list.csv", text)
 
 
-def alphabet(symbols):
-    """What a vocabulary of single characters, as a CTC head has one, makes of a text."""
-    return lambda text: "".join(symbols[symbols.index(char)] for char in text.lower())
+def test_a_text_that_a_base_cannot_write_is_refused_before_anything_is_written_or_left_out(people, tmp_path):
+    def latin(text: str, seconds: float) -> None:
+        if not text.isascii():
+            raise VocabularyError("this base has no Hangul")
 
-
-def test_characters_that_a_vocabulary_lacks_are_counted_most_frequent_first():
-    records = [Record("m:1", "1", Path("a"), "Fix it"), Record("m:2", "2", Path("b"), "고쳐 고쳐 ñ")]
-    assert missing_characters(records, alphabet("fixt 쳐")) == [("고", 2, "m:2"), ("ñ", 1, "m:2")]
-
-
-def test_bytes_can_write_everything():
-    tokenizer = ByteTokenizer(300)
-    record = Record("m:1", "1", Path("a"), "고쳐 ㅋㅋ 我们 ñ 😀")
-    assert missing_characters([record], lambda text: tokenizer.decode(tokenizer.encode(text))) == []
-
-
-def test_a_base_that_lacks_characters_is_refused_before_anything_is_written(people, tmp_path):
-    with pytest.raises(
-        VocabularyError, match=r"list\.csv:3: base 'small' cannot write 6 characters.*고 \(U\+ACE0\) 1x"
-    ):
-        import_corpus(
-            "table",
-            people,
-            Options(),
-            ImportPlan(out=tmp_path / "out", copy=True),
-            rewrite=alphabet("abcdefghijklmnopqrstuvwxyz버"),
-            base="small",
-        )
+    copy = ImportPlan(out=tmp_path / "out", copy=True)
+    with pytest.raises(CorpusError, match=r"list\.csv:3: this base has no Hangul\n--drop-bad leaves them out"):
+        import_corpus("table", people, Options(), copy, check_text=latin)
     assert not (tmp_path / "out").exists()
+    summary = import_corpus("table", people, Options(), replace(copy, drop_bad=True), check_text=latin)
+    assert (summary.utterances, summary.left_out) == (1, {"a text that the base cannot write": 1})
 
 
 def test_leaks_are_found_over_case_points_and_the_spelling_of_loanwords(tmp_path):
@@ -268,9 +249,10 @@ def test_ids_that_are_no_file_names_stay_inside_and_apart(tmp_path, take):
     assert [u.id for u in read_manifest(tmp_path / "out" / "manifest.jsonl")] == rows
 
 
-def test_copied_silence_is_left_out(people, tmp_path, take):
+@pytest.mark.parametrize("copy", [True, False])
+def test_silence_is_left_out_whether_it_is_copied_or_not(people, tmp_path, take, copy):
     (people.parent / "a.wav").write_bytes(wav_bytes()[:44] + bytes(16_000))
-    summary, spoken = take("table", people, plan={"copy": True})
+    summary, spoken = take("table", people, plan={"copy": copy})
     assert [u.id for u in spoken] == ["b"]
     assert summary.left_out == {"silence": 1}
 

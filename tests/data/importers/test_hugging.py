@@ -218,7 +218,7 @@ def test_a_table_that_is_none_says_what_it_is(tmp_path, take, content, message):
 
 def test_audio_bytes_that_are_no_audio_are_named_by_row(tmp_path, take):
     write_parquet(tmp_path / "HiKE/test.parquet", [hike_row(1), hike_row(2, audio={"bytes": b"none", "path": "x"})])
-    with pytest.raises(CorpusError, match=r"test\.parquet:2: .*row 2 cannot be read"):
+    with pytest.raises(CorpusError, match=r"test\.parquet:2: .*row 2: cannot be read"):
         take("hike", tmp_path / "HiKE")
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from fl.core.errors import CorpusError
 from fl.data.importers.duals import reversed_votes, spoken_text
-from fl.data.importers.records import Options
+from fl.data.importers.records import Options, UnusableError
 from fl.speech.audio import load_audio
 
 from .conftest import samples, wav_bytes, write_json, write_text, write_wav
@@ -38,6 +38,13 @@ def test_the_order_is_asked_for_and_not_guessed():
     assert spoken_text("no dual (here)", "a.json:3", Options()) == ("no dual (here)", ())
 
 
+@pytest.mark.parametrize("text", ["(3개)?(세 개)", "(3개) / (세 개)", "((3)/(세)개)/(세 개)", "(3개)/((세 개))"])
+def test_of_a_dual_with_typing_errors_and_of_one_in_another_either_half_is_taken(text):
+    assert spoken_text(f"{text} 줘", "a.json:1", Options(order="spelling-first")) == ("3개 줘", ())
+    heard = Options(order="spelling-first", transcript="pronunciation")
+    assert spoken_text(f"{text} 줘", "a.json:1", heard) == ("세 개 줘", ())
+
+
 def test_an_order_that_is_probably_the_wrong_one_is_noticed():
     assert reversed_votes(SPELLING_FIRST, "pronunciation-first") == 2
     assert reversed_votes(SPELLING_FIRST, "spelling-first") == -2
@@ -46,7 +53,7 @@ def test_an_order_that_is_probably_the_wrong_one_is_noticed():
 
 @pytest.mark.parametrize("text", ["이번 (bug)/(버그는", "이번 bug)/(버그)는", "이번 (bug)/버그)는"])
 def test_a_dual_that_is_not_closed_is_refused(text):
-    with pytest.raises(CorpusError, match=r"a\.json:1: a dual transcript is not closed near"):
+    with pytest.raises(UnusableError, match=r"a\.json:1: a dual transcript is not closed near"):
         spoken_text(text, "a.json:1", Options(order="spelling-first"))
 
 

@@ -70,7 +70,18 @@ def test_stems_in_rieul_lose_it_before_some_consonants_only():
     assert korean.conjugate("만들다", AND) == "만들고"
 
 
-@pytest.mark.parametrize(("verb", "ending"), [("커피", PAST), ("가다/ㅎ", PAST), ("가다", "X고")])
+@pytest.mark.parametrize(
+    ("verb", "ending"),
+    [
+        ("커피", PAST),
+        ("가다/ㅎ", PAST),
+        ("가다", "X고"),
+        ("가다", ""),
+        ("가다", "A("),
+        ("먹다", "S(ㄴ)다"),
+        ("가다", "U(ㅋ)다"),
+    ],
+)
 def test_what_is_not_a_verb_or_an_ending_is_refused(verb, ending):
     with pytest.raises(ConfigError):
         korean.conjugate(verb, ending)

@@ -1,5 +1,6 @@
 """Keys and peers of a device: what OpenSSH writes is read, and anything else is refused with the remedy."""
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,8 @@ def key_path(tmp_path: Path) -> Path:
 
 def test_who_signed_which_parts_is_told(key_path: Path, tmp_path: Path) -> None:
     peers = tmp_path / "peers"
-    peers.write_text(f"# owners\n화자 1 {PUBLIC} minji@home\n", encoding="utf-8")
+    decomposed = unicodedata.normalize("NFD", "화자 1")  # as a Mac may write it
+    peers.write_text(f"# owners\u2028of keys\n{decomposed} {PUBLIC} minji@home\n", encoding="utf-8")
     one = read_identity("ann", str(key_path), str(peers))
     signature = one.sign(b"a", b"bc")
     assert len(signature) <= SIGNATURE_BYTES

@@ -78,6 +78,7 @@ def alone(nano: WhisperBase) -> Callable[[Request], tuple[str, Hypothesis]]:
         host = StackedModel(nano.new_model(), target_pattern(ALL_SITES))
         heard = [heard_frames(len(request.audio))]
         options = {"beams": request.beams, "max_new_tokens": request.max_new_tokens, "heard": heard}
+        options["prompt"] = nano.tokenizer.decode(request.prompt[1:])
         if adapter is None:
             found = nano.transcribe(host.model, batch, **options)
         else:

@@ -20,8 +20,8 @@ def everything(engine: BatchEngine) -> list[torch.Tensor]:
 
 
 @pytest.fixture
-def mixed(served, speech) -> list[Request]:
-    """Every gate, three ranks, some sites only, the base, another window, several lengths and languages."""
+def mixed(nano, served, speech) -> list[Request]:
+    """Every gate, three ranks, some sites only, the base, another window, several lengths, languages and prompts."""
     requests = [
         Request(speech(0.6 + 0.35 * i, i), served(i, gate, rank=(2, 4, 7)[i % 3]), person=f"p{i}")
         for i, gate in enumerate(GATES)
@@ -29,7 +29,8 @@ def mixed(served, speech) -> list[Request]:
     requests.append(Request(speech(1.0, 20), None, language="en"))
     requests.append(Request(speech(0.8, 21), served(21, "cross", sites=("decoder.cross",))))
     requests.append(Request(speech(0.7, 22), served(22, "self", language="en", window="full")))
-    return requests
+    prompts = ["회의록", "", "Flower, Whisper" * 20]
+    return [replace(one, prompt=nano.prompt_ids(prompts[i % 3])) for i, one in enumerate(requests)]
 
 
 @pytest.mark.parametrize("beams", [1, 3])
@@ -40,6 +41,29 @@ def test_each_request_gets_what_it_gets_alone(engine, finish, same, mixed, beams
     for transcript, request in zip(found, requests, strict=True):
         same(transcript, request)
     assert len({t.tokens for t in found}) > len(found) // 2  # the adapters do say different things
+
+
+def test_words_have_the_times_that_they_have_alone(nano, engine, finish, served, speech, monkeypatch) -> None:
+    """Whoever else is in the batch: the alignment uses the row's own adapter, prompt and states."""
+    monkeypatch.setattr(engine_module, "timed_words", lambda tokenizer, tokens, times: times)  # noise has few words
+    requests = [
+        Request(
+            speech(1.0 + i / 3, i), a, language="ko", prompt=nano.prompt_ids("a" * i), words=i != 1, beams=1 + i % 2
+        )
+        for i, a in enumerate((served(1), served(2, "low-rank"), None, served(3, "self", window="full")))
+    ]
+    together = engine(rows=8)
+    found = finish(together, [together.submit(request) for request in requests])
+    for transcript, request in zip(found, requests, strict=True):
+        single = engine(rows=2)
+        (expected,) = finish(single, [single.submit(request)])
+        assert transcript.words == pytest.approx(expected.words)
+        assert len(transcript.words) == (len(transcript.tokens) + 1 if request.words else 0)
+    assert len({time for transcript in found for time in transcript.words}) > 3
+    words = requests[0]
+    other = engine(rows=2)
+    (plain,) = finish(other, [other.submit(replace(words, adapter=None))])
+    assert plain.words != found[0].words
 
 
 def test_greedy_and_beams_share_a_batch(engine, finish, same, mixed) -> None:

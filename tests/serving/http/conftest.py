@@ -19,9 +19,10 @@ from starlette.testclient import TestClient
 from fl.adapters.config import GatedLoraConfig, target_pattern
 from fl.adapters.layer import fresh_adapter
 from fl.bases.resolve import load_base
+from fl.bases.whisper.alignment import TimedWord
 from fl.bases.whisper.base import WhisperBase
 from fl.packed.blob import PackedInfo, pack
-from fl.serving.engine.requests import Request, Stages, Transcript
+from fl.serving.engine.requests import Request, ServedAdapter, Stages, Transcript
 from fl.serving.http.app import create_app
 from fl.serving.http.auth import TokenFile, add_token
 from fl.serving.http.limits import ServerLimits
@@ -47,6 +48,10 @@ class FakeEngine:
     submitted: threading.Event = field(default_factory=threading.Event)
     refuse: Exception | None = None
     closed: bool = False
+
+    def check_adapter(self, adapter: ServedAdapter) -> None:
+        if self.refuse is not None:
+            raise self.refuse
 
     def submit(self, request: Request) -> Future[Transcript]:
         if self.refuse is not None:
@@ -76,7 +81,10 @@ class FakeEngine:
 
     def transcript(self, request: Request) -> Transcript:
         text = self.say(request)
-        return Transcript(text, tuple(range(len(text.split()))), "ko", -0.5, "end", Stages(0.5, 0.25, 0.125, 0.0625))
+        spoken, seconds = text.split(), len(request.audio) / 16_000
+        words = [TimedWord(w, i * seconds / len(spoken), (i + 1) * seconds / len(spoken)) for i, w in enumerate(spoken)]
+        stages = Stages(0.5, 0.25, 0.125, 0.0625)
+        return Transcript(text, tuple(range(len(spoken))), "ko", -0.5, "end", stages, words if request.words else ())
 
     def stats(self) -> dict[str, float]:
         return {"queued": 0.0, "running": float(len(self.futures))}

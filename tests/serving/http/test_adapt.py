@@ -11,7 +11,7 @@ import torch
 from starlette.testclient import TestClient
 
 from fl.core.errors import IdiolectError
-from fl.packed.blob import unpack
+from fl.packed.blob import read_info, unpack
 from fl.serving.http.adapt import AdaptResult
 from fl.serving.http.auth import TokenFile
 from fl.settings.tables import TrainTable
@@ -160,7 +160,9 @@ def test_an_adapter_that_cannot_be_trained_is_refused(trained, packed, audio):
     ):
         answer = send(trained, packed(**change), audio)
         assert (answer.status_code, answer.json()["type"]) == (422, f"/problems/{slug}"), change
-    assert send(trained, packed(language=""), audio, language="ko").status_code == 200
+    answer = send(trained, packed(language=""), audio, language="ko-KR")
+    assert answer.status_code == 200
+    assert read_info(base64.b64decode(answer.json()["adapter"])).language == "ko"
     assert send(trained, packed(split=r"layers:encoder\.layers\.0"), audio).status_code == 200
 
 

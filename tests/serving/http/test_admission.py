@@ -69,7 +69,7 @@ def test_a_token_that_is_removed_from_the_file_is_refused_at_once(people):
     ],
 )
 def test_a_line_that_is_none_is_named_by_number_and_never_quoted(line):
-    names, (fault,) = parse_tokens(f"# comment\n{line}\nbob sha256:{'1' * 64}\n".encode(), "tokens")
+    names, (fault,) = parse_tokens(f"# comment\u2028of names\n{line}\nbob sha256:{'1' * 64}\n".encode(), "tokens")
     assert names == {"1" * 64: "bob"}
     assert fault.startswith("tokens:2: ")
     assert line not in fault

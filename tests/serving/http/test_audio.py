@@ -5,6 +5,7 @@ import struct
 import tracemalloc
 from functools import cache
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -44,9 +45,9 @@ def test_every_format_and_rate_is_what_the_loader_of_files_makes_of_it(recording
 
 def test_channels_are_averaged():
     buffer = io.BytesIO()
-    left = np.full(16_000, 0.5, np.float32)
-    soundfile.write(buffer, np.stack([left, 0 * left], axis=1), 16_000, format="WAV", subtype="FLOAT")
-    np.testing.assert_allclose(decode_audio(buffer.getvalue(), 10.0), 0.25)
+    both = np.stack([np.sin(np.arange(16_000) / 7), np.sin(np.arange(16_000) / 3)], axis=1).astype(np.float32)
+    soundfile.write(buffer, both, 16_000, format="WAV", subtype="FLOAT")
+    np.testing.assert_allclose(decode_audio(buffer.getvalue(), 10.0), both.mean(axis=1), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,7 @@ def test_a_tiny_flac_that_holds_an_hour_is_refused_before_it_is_unfolded():
 
 @given(data=st.data())
 def test_a_mutated_file_is_audio_or_a_typed_error(recording, data):
-    kind = data.draw(st.sampled_from(["WAV", "FLAC", "OGG"]))
+    kind = data.draw(st.sampled_from(["WAV", "FLAC", "OGG", "MP3"]))
     content = bytearray(recording(0.4, kind))
     for _ in range(data.draw(st.integers(1, 8))):
         content[data.draw(st.integers(0, min(200, len(content) - 1)))] = data.draw(st.integers(0, 255))
@@ -160,6 +161,47 @@ def test_what_the_header_claims_is_paid_before_it_is_decoded(rate, channels, sec
     with pytest.raises(AudioError, match=r"cut off|cannot be read"):
         decode_audio(whole[: len(whole) // 2], 10.0, charged.append)
     assert charged == [seconds]
+
+
+def mp3(seconds, channels=1):
+    """Without a Xing header, so that nothing says its length."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp3", options={"write_xing": "0"}) as file:
+        stream = file.add_stream("libmp3lame", rate=16_000, layout="stereo" if channels == 2 else "mono")
+        tone = (0.3 * np.sin(np.arange(int(seconds * 16_000)) / 7)).astype(np.float32)
+        for start in range(0, len(tone), 1152):
+            part = np.repeat(tone[None, start : start + 1152], channels, axis=0)
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(part), format="fltp", layout=stream.layout.name)
+            frame.sample_rate, frame.pts = 16_000, start
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_where_no_header_says_the_length_each_second_is_paid_when_it_is_decoded(channels):
+    charged = []
+    audio = decode_audio(mp3(4.0, channels), 10.0, charged.append)
+    assert len(charged) >= 3
+    assert sum(charged) == pytest.approx(len(audio) / 16_000, abs=0.01) == pytest.approx(4.0, abs=0.15)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_an_hour_without_a_length_is_refused_when_the_bound_is_reached(channels):
+    charged = []
+    with pytest.raises(ProblemError, match=r"file: 1[01]\.\d s of audio, and at most 10 s") as raised:
+        decode_audio(mp3(60.0, channels), 10.0, charged.append)
+    assert raised.value.slug == "audio-too-long"
+    assert sum(charged) <= 10.0
+    assert decode_audio(mp3(1.0), 10.0).size
+
+
+def test_who_cannot_pay_for_the_first_second_hears_nothing_of_a_file_without_a_length():
+    def charge(seconds):
+        raise ProblemError("rate-limited", "no seconds are left")
+
+    with pytest.raises(ProblemError, match="no seconds are left"):
+        decode_audio(mp3(60.0), 600.0, charge)
 
 
 def test_a_process_that_dies_costs_one_file_and_is_replaced(recording):

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from fl.core.errors import ConfigError
 from fl.serving.http.auth import TokenFile
 from fl.serving.http.server import Address
-from sim.cli.serve import choose_tokens, serve, token
+from sim.cli.serve import choose_tokens, names_of, origins_of, serve, token
 
 
 def cli():
@@ -46,6 +46,23 @@ def test_tokens_or_no_auth_must_be_said_and_not_both(people):
     assert choose_tokens(None, True, Address("localhost")) is None
     found = choose_tokens(people.path, False, Address())
     assert isinstance(found, TokenFile)
+
+
+def test_an_alias_names_the_base_that_is_served():
+    assert names_of("whisper-base", ["gpt-4o-transcribe=whisper-base"]) == ["gpt-4o-transcribe"]
+    for wrong in ("gpt-4o-transcribe", "=whisper-base", "gpt-4o-transcribe=whisper-tiny"):
+        with pytest.raises(ConfigError, match="give NAME=whisper-base"):
+            names_of("whisper-base", [wrong])
+
+
+def test_an_origin_is_a_scheme_and_a_host():
+    given = ["app://obsidian.md", "https://App.example:8443", "file://", "chrome-extension://abcdef", "null"]
+    assert origins_of(given, no_auth=False) == [origin.lower() for origin in given]
+    for wrong in ("*", "https://*.example", "https://app.example/", "app.example", "https://", "https://a@b", ""):
+        with pytest.raises(ConfigError, match="is no origin: give"):
+            origins_of([wrong], no_auth=False)
+    with pytest.raises(ConfigError, match="any page can take that origin"):
+        origins_of(["null"], no_auth=True)
 
 
 def test_tokens_without_tls_on_an_open_address_are_warned_of(people, caplog):

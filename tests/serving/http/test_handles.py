@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from starlette.testclient import TestClient
 
+from fl.core.errors import AdapterError
 from fl.serving.engine.adapters import admit
 from fl.serving.http.auth import TokenFile
 from fl.serving.http.handles import Handles
@@ -75,6 +76,14 @@ def test_the_same_adapter_keeps_its_handle_for_its_owner_alone(adapters, store):
     assert handles.put("ann", dataclasses.replace(adapters[0])) == mine
     assert handles.put("bob", adapters[0]) != mine
     assert len(handles) == 2
+
+
+def test_an_adapter_that_no_row_can_hold_is_refused_when_it_is_put(client, engine, packed):
+    engine.refuse = AdapterError("the adapter needs 9 bytes in all rows of this server, which gives 8")
+    answer = client.put(ADAPTERS, content=packed())
+    assert answer.status_code == 422
+    assert "needs 9 bytes" in answer.json()["detail"]
+    assert len(client.app.state.service.handles) == 0
 
 
 def test_one_token_cannot_push_out_the_others(adapters, store):

@@ -34,13 +34,13 @@ def test_the_default_format_is_the_text_as_json(client, recording):
     assert answer.json() == {"text": "오늘 meeting 있어요"}
 
 
-@pytest.mark.parametrize("kind", ["AIFF", "AU", "CAF", "NIST", "RF64", "VOC", "W64"])
+@pytest.mark.parametrize("kind", ["AIFF", "AU", "CAF", "NIST", "VOC"])
 def test_other_containers_than_those_documented_are_refused(client, kind):
     out = io.BytesIO()
     soundfile.write(out, np.sin(np.arange(16_000) / 7) / 3, 16_000, format=kind, subtype="PCM_16")
     answer = transcribe(client, out.getvalue())
     assert (answer.status_code, problem(answer)) == (422, "unusable-audio")
-    assert "WAV, FLAC, OGG (Vorbis, Opus), MP3" in answer.json()["detail"]
+    assert "use WAV, FLAC, MP3" in answer.json()["detail"]
 
 
 def test_text_is_the_text_and_a_newline(client, recording):

@@ -25,6 +25,9 @@ class TwoTextEngine:
     def __init__(self):
         self.asked = []
 
+    def check_adapter(self, adapter):
+        pass
+
     def submit(self, request):
         self.asked.append(request)
         text = "오늘 미팅이 있어" if request.adapter is None else "오늘 meeting이 있어"

@@ -10,7 +10,7 @@ from peft import get_peft_model
 from torch import nn
 
 from fl.adapters.config import GatedLoraConfig
-from fl.core.errors import VocabularyError
+from fl.core.errors import ManifestError
 from fl.data.manifest import read_manifest, write_manifest
 from fl.settings.config import RunConfig, make_config
 from fl.tasks.speech.task import SpeechTask
@@ -98,16 +98,19 @@ def test_predictions_are_text_and_beams_work(task: SpeechTask) -> None:
     assert task.score(examples[0], examples[0].target)["wer"].errors == 0
 
 
-def test_text_that_the_vocabulary_lacks_is_refused_before_anything_is_computed(manifest: Path, tmp_path: Path) -> None:
-    with pytest.raises(VocabularyError, match=r"the transcripts has \d+ characters .*'오' \(U\+C624\) \d+x"):
+def test_text_that_the_vocabulary_lacks_is_left_out_and_a_base_that_lacks_most_is_refused(
+    manifest: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ManifestError, match=r"12 of 12 utterances cannot be used(?s:.)*'오' \(U\+C624\) 1x"):
         SpeechTask(settings(manifest, tokens="latin"))
     utterances = [
         u.__class__(**{**u.__dict__, "text": "咖啡 coffee", "spans": ()}) if u.id == "0-3" else u
         for u in read_manifest(manifest)
     ]
     write_manifest(tmp_path / "manifest.jsonl", utterances)
-    with pytest.raises(VocabularyError, match=r"'咖' \(U\+5496\) 1x, '啡' \(U\+5561\) 1x"):
-        SpeechTask(settings(tmp_path / "manifest.jsonl"))
+    (row,) = SpeechTask(settings(tmp_path / "manifest.jsonl")).left_out
+    assert (row.device, row.example, row.where) == ("ann", "0-3", f"{tmp_path / 'manifest.jsonl'}:4")
+    assert "'咖' (U+5496) 1x, '啡' (U+5561) 1x" in row.reason
 
 
 def test_a_run_federates_a_ctc_base(manifest: Path, tmp_path: Path) -> None:

@@ -5,11 +5,13 @@ in it, alone in its file or in a list; what the objects around it say (speaker, 
 field names, else the file with the name of the label file, in any folder.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from fl.core.errors import CorpusError
+from fl.core.paths import files_below, readable
 from fl.data.importers.duals import reversed_votes, spoken_text
 from fl.data.importers.places import SUFFIXES, AudioFolders
 from fl.data.importers.records import Finding, Importer, Options, Record, UnusableError, attempt, seconds
@@ -32,28 +34,37 @@ SHARED = ("speaker", "topic", "lang", "audio")
 
 def read(source: Path, options: Options) -> Iterator[Finding]:
     """Records of all JSON files below ``source``."""
-    paths = [source] if source.is_file() else sorted(source.rglob("*.json"))
+    paths = [source] if source.is_file() else list(files_below(source, "*.json"))
     if not paths:
         raise CorpusError(
             f"{source}: holds no JSON files; give the folder with the labels (and --audio with the audio)"
         )
     folders = AudioFolders(source, options)
     votes = 0
+    paths = [path for path in paths if options.wants(split_of(path, source) or "", *parts_of(path, source))]
+    stems = Counter(path.stem for path in paths)
     for path in paths:
-        split = split_of(path, source)
-        if options.wants(split or "", *parts_of(path, source)):
-            labels = _LabelFile(path, options, split, folders)
-            yield from labels.findings()
-            votes += labels.reversed_votes
+        alone = stems[path.stem] == 1
+        name = path.stem if alone else Path(*parts_of(path, source)).with_suffix("").as_posix()
+        try:
+            labels = _LabelFile(path, name, options, split_of(path, source), folders)
+        except UnusableError as refusal:
+            yield refusal.with_traceback(None)
+            continue
+        yield from labels.findings()
+        votes += labels.reversed_votes
     if votes > 0:
         yield f"digits and Latin letters stand mostly in the other half of the duals: is --order {options.order} right?"
 
 
 class _LabelFile:
-    """One label file; ``reversed_votes`` of its duals are counted while they are read."""
+    """One label file, called ``name`` among all; ``reversed_votes`` of its duals are counted while they are read."""
 
-    def __init__(self, path: Path, options: Options, split: str | None, folders: AudioFolders) -> None:
-        self._path, self._options, self._split, self._folders = path, options, split, folders
+    def __init__(self, path: Path, name: str, options: Options, split: str | None, folders: AudioFolders) -> None:
+        self._path, self._name, self._options, self._split, self._folders = path, name, options, split, folders
+        self._least = (
+            1 if name == path.stem else 2
+        )  # where there are others of its name, the folder tells whose audio it is
         self.reversed_votes = 0
         chosen = {field: (name,) for field, name in options.fields.items()}
         self._names: Mapping[str, tuple[str, ...]] = {**ALIASES, **chosen}
@@ -62,7 +73,7 @@ class _LabelFile:
         self._document = parse_json(self._source, str(path))
         listed = self._document.get("speaker") if isinstance(self._document, dict) else None
         people = listed if isinstance(listed, list) else []
-        self._listed = {str(person["id"]) for person in people if isinstance(person, dict) and "id" in person}
+        self._listed = {readable(str(person["id"])) for person in people if isinstance(person, dict) and "id" in person}
 
     def findings(self) -> Iterator[Finding]:
         """The utterances of this file; a problem where it holds none."""
@@ -88,7 +99,7 @@ class _LabelFile:
             audio=self._audio(plain(cell("audio")), where),
             text=spoken,
             speaker=speaker,
-            session=None if alone else self._path.stem,
+            session=None if alone else self._name,
             topic=plain(cell("topic")),
             split=self._split,
             lang=language(plain(cell("lang"))),
@@ -98,10 +109,10 @@ class _LabelFile:
         )
 
     def _speaker(self, speaker: str | None, where: str) -> str | None:
-        if self._listed and speaker is not None and speaker not in self._listed:
+        if self._listed and speaker is not None and readable(speaker) not in self._listed:
             fault = f"speaker {speaker!r} is not among those that the file lists ({', '.join(sorted(self._listed))})"
             raise UnusableError(where, "unknown speaker", fault)
-        return f"{self._path.stem}/{speaker}" if speaker is not None and self._options.local_speakers else speaker
+        return f"{self._name}/{speaker}" if speaker is not None and self._options.local_speakers else speaker
 
     def _utterances(self) -> Iterator[tuple[Mapping[str, Any], bool]]:
         """What is known of every object with a text (its own values go before those around it), and whether it is alone."""
@@ -128,11 +139,11 @@ class _LabelFile:
 
     def _audio(self, name: str | None, where: str) -> Path:
         if not name or Path(name).suffix.lower() not in SUFFIXES:
-            return self._folders.called(self._path.stem, where)
+            return self._folders.called(self._path.stem, where, self._path, self._least)
         audio = self._folders.at(name, where, beside=self._path.parent)
         if audio.is_file():
             return audio
-        return self._folders.find(Path(name.replace("\\", "/")).stem, where) or audio
+        return self._folders.find(Path(name.replace("\\", "/")).stem, where, self._path, self._least) or audio
 
 
 def _flat(value: Mapping[str, Any]) -> dict[str, Any]:

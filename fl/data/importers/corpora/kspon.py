@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fl.core.errors import CorpusError
+from fl.core.paths import files_below
 from fl.data.importers.duals import spoken_text
 from fl.data.importers.places import AudioFolders
 from fl.data.importers.records import Finding, Importer, Options, Record, UnusableError, attempt, file_of, split_name
@@ -15,31 +16,30 @@ BETWEEN = " :: "
 def read(source: Path, options: Options) -> Iterator[Finding]:
     """Records of the ``.trn`` lists below ``source``, else of its ``.txt`` files. No file says who spoke."""
     folders = AudioFolders(source, options)
-    lists = [path for path in sorted(source.rglob("*.trn")) if options.wants(path.stem)]
+    lists = [path for path in files_below(source, "*.trn") if options.wants(path.stem)]
     for path in lists:
         for number, line in numbered_lines(path, options.encoding):
             name, between, text = line.partition(BETWEEN)
             where = f"{path}:{number}"
             if between:
-                stem = Path(name.strip()).stem
-                yield attempt(_record, where, stem, text, split_name(path.stem), folders, options)
+                yield attempt(_record, where, Path(name.strip()), text, split_name(path.stem), folders, options)
             else:
                 yield UnusableError(where, "broken line", "a line is the path of the audio, ' :: ' and the text")
     if lists:
         return
-    texts = sorted(source.rglob("*.txt"))
+    texts = list(files_below(source, "*.txt"))
     if not texts:
         raise CorpusError(f"{source}: holds no .trn lists and no .txt files; give the folder that was unpacked")
     for path in texts:
-        text = next((line for _, line in numbered_lines(path, options.encoding)), "")
-        yield attempt(_record, f"{path}:1", path.stem, text, None, folders, options)
+        text = " ".join(line for _, line in numbered_lines(path, options.encoding))
+        yield attempt(_record, f"{path}:1", path, text, None, folders, options)
 
 
-def _record(where: str, stem: str, text: str, split: str | None, folders: AudioFolders, options: Options) -> Record:
+def _record(where: str, label: Path, text: str, split: str | None, folders: AudioFolders, options: Options) -> Record:
     spoken, loanwords = spoken_text(text, where, options)
-    audio = folders.called(stem, where)
+    audio = folders.called(label.stem, where, label)
     session = file_of(audio).parent.name  # a folder holds a thousand utterances that were recorded after each other
-    return Record(where, stem, audio, spoken, session=session, split=split, lang="ko", loanwords=loanwords)
+    return Record(where, label.stem, audio, spoken, session=session, split=split, lang="ko", loanwords=loanwords)
 
 
 IMPORTER = Importer(

@@ -6,20 +6,29 @@ a device is called by place, style, number, sex and nationality: ``NC01FB``, ``N
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from fl.core.errors import CorpusError
+from fl.core.paths import files_below
 from fl.data.importers.formats import kaldi
+from fl.data.importers.marks import Marks
 from fl.data.importers.places import AudioFolders
 from fl.data.importers.records import Finding, Importer, Options, Record, UnusableError, attempt, file_of
 from fl.data.importers.texts import numbered_lines
 
 _NAME = re.compile(r"(?:\d{2})?([A-Z][CI]\d{2}[MF][A-Z])[A-Z]_(\d{4})(?!\d)", re.IGNORECASE)
 _MILLISECONDS = re.compile(r"[-_](\d+)-(\d+)$")
-_EVENT = re.compile(r"<[^<>]*>|\(pp[a-z]\)|\[[^\[\]]*\]")  # <noise>, <unk>; paralinguistic (ppl); events in brackets
-_UNKNOWN = "<unk>"
+MARKS = Marks(
+    unusable={r"(?i)<\s*un[kl][^<>]*>": "unintelligible speech"},  # <unk>, < unk >, <unl>
+    rules=(
+        (r"(?i)[(<]\s*pp[a-z]+\s*[)>]|(?<!\S)pp[lcbo](?!\S)", " "),  # paralinguistic: laughter, cough, breath, others
+        (r"<[^<>]*>|(?i:\[(?:laugh\w*|cough\w*|breath\w*|noise|sniff|sigh)\])", " "),
+        (r"[\[\]()#＃~～=]+", " "),  # said: particles ([ah], [啊]), hesitations ((er)), other languages (#nasi-lemak#)
+    ),
+    half_width=True,
+)
 LANGUAGES = {"EN": "en", "ZH": "zh", "CS": None}
 LAST_PHASE = "phaseII"
 """It holds what phaseI holds, corrected, and only its lines name the language."""
@@ -27,10 +36,9 @@ LAST_PHASE = "phaseII"
 
 def read(source: Path, options: Options) -> Iterator[Finding]:
     """Records of the LDC's tree or of Kaldi directories, whichever ``source`` is."""
-    ldc = any(source.rglob(f"transcript/{LAST_PHASE}"))
-    for found in _ldc(source, options) if ldc else kaldi.read(source, options):
-        named = found if ldc or not isinstance(found, Record) else _named(found)
-        yield _clean(named, options) if isinstance(named, Record) else named
+    ldc = [path for path in files_below(source, "*.txt") if path.parts[-3:-1] == ("transcript", LAST_PHASE)]
+    for found in _ldc(ldc, source, options) if ldc else kaldi.read(source, options, MARKS):
+        yield found if ldc or not isinstance(found, Record) else _named(found)
 
 
 def _named(record: Record) -> Finding:
@@ -50,21 +58,22 @@ def _named(record: Record) -> Finding:
     return replace(record, speaker=speaker, session=session)
 
 
-def _ldc(source: Path, options: Options) -> Iterator[Finding]:
+def _ldc(paths: Sequence[Path], source: Path, options: Options) -> Iterator[Finding]:
     audio = AudioFolders(source, options)
-    for folder in sorted(source.rglob(f"transcript/{LAST_PHASE}")):
-        style = folder.parent.parent.name  # conversation, interview
-        for path in sorted(folder.glob("*.txt")) if options.wants(style) else ():
+    for path in paths:
+        style = path.parents[2].name  # conversation, interview
+        if options.wants(style):
             for number, line in numbered_lines(path, options.encoding):
-                yield attempt(_line, path, number, line, style, audio)
+                yield attempt(_line, path, number, line, style, audio, options)
 
 
-def _line(path: Path, number: int, line: str, style: str, audio: AudioFolders) -> Record:
+def _line(path: Path, number: int, line: str, style: str, audio: AudioFolders, options: Options) -> Record:
     """A line of recording, start and end in milliseconds, language and text, with tabs between them."""
     where = f"{path}:{number}"
     match = _NAME.fullmatch(path.stem)
     if match is None:
-        raise CorpusError(f"{path}:1: {path.stem!r} names no speaker of SEAME; a name is like 01NC01FBX_0101")
+        fault = f"{path.stem!r} names no speaker of SEAME; a name is like 01NC01FBX_0101"
+        raise UnusableError(where, "unknown speaker", fault)
     _, start, end, language, text = parts if len(parts := line.split("\t", 4)) == 5 else [""] * 5
     if not (start.isdigit() and end.isdigit()) or language not in LANGUAGES:
         fault = "a line is recording, start, end (milliseconds), EN, ZH or CS, and text, with tabs between"
@@ -73,7 +82,7 @@ def _line(path: Path, number: int, line: str, style: str, audio: AudioFolders) -
         where=where,
         id=f"{path.stem}-{int(start)}-{int(end)}",
         audio=audio.called(path.stem, where),
-        text=text,
+        text=MARKS.clean(text, where, keep=options.events == "keep"),
         speaker=match.group(1).upper(),
         session=path.stem.upper(),
         topic=style,
@@ -81,14 +90,6 @@ def _line(path: Path, number: int, line: str, style: str, audio: AudioFolders) -
         start=int(start) / 1000,
         end=int(end) / 1000,
     )
-
-
-def _clean(record: Record, options: Options) -> Finding:
-    if _UNKNOWN in record.text.lower():
-        return UnusableError(record.where, "unintelligible speech")
-    if options.events == "keep":
-        return record
-    return replace(record, text=" ".join(_EVENT.sub(" ", record.text).split()))
 
 
 IMPORTER = Importer(

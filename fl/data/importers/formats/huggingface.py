@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fl.core.errors import CorpusError
+from fl.core.paths import files_below
 from fl.data.importers.places import AudioFolders
-from fl.data.importers.records import Finding, Importer, Options
+from fl.data.importers.records import Finding, Importer, Options, UnusableError
 from fl.data.importers.tables import ColumnNames, list_rows, parts_of, split_of, table_records, tables_below
 
 COLUMNS = ColumnNames()
@@ -17,7 +18,7 @@ def read(source: Path, options: Options) -> Iterator[Finding]:
     if tables_below(source):
         yield from table_records(source, options, COLUMNS)
         return
-    lists = [path for name in LISTS for path in sorted(source.rglob(name))] if source.is_dir() else []
+    lists = [path for name in LISTS for path in files_below(source, name)] if source.is_dir() else []
     if not lists:
         raise CorpusError(
             f"{source}: holds no Parquet or Arrow files and no {' or '.join(LISTS)}; give the downloaded folder"
@@ -25,7 +26,7 @@ def read(source: Path, options: Options) -> Iterator[Finding]:
     for path in lists:
         reader, rows = list_rows(path, options, COLUMNS, AudioFolders(path, options))
         for line, row in rows:
-            name = str(row.get(reader.chosen["audio"]) or "")
+            name = "" if isinstance(row, UnusableError) else reader.audio_name(row) or ""
             # a split is in the folder's name, of the list or of the audio below it
             split = split_of(path, source) or split_of(path.parent / name, path.parent)
             if options.wants(split or "", *parts_of(path, source)):

@@ -6,12 +6,26 @@ ever run. The audio of such a line is looked for by the name of its recording in
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from fl.core.errors import CorpusError
+from fl.core.paths import files_below, readable
+from fl.data.importers.marks import Marks
 from fl.data.importers.places import AudioFolders
 from fl.data.importers.records import Finding, Importer, Options, Record, UnusableError, attempt, seconds, split_name
 from fl.data.importers.texts import numbered_lines
+
+_SOUNDS = r"(?:[a-z]{1,12}[_-])?noises?|n(?:sn|oi)|spn|sil(?:ence)?|laugh\w*|cough\w*|breath\w*|music|lip-?smack|clears?-throat|sniff|sigh"
+MARKS = Marks(
+    unusable={r"(?i)(?<!\S)[<\[](?:unk|oov|unintelligible|inaudible)[>\]]": "unintelligible speech"},
+    rules=(
+        (r"(?i)\[laughter-([^\[\]]+)\]", r"\1"),  # a word said with laughter
+        (rf"(?i)(?<!\S)(?:[<\[](?:{_SOUNDS})[>\]]|!sil\w*|%hesitation)(?!\S)", " "),
+    ),
+    half_width=True,
+)
+"""What recipes write for sounds (Switchboard, WSJ, LibriSpeech, AMI) and for words that nobody knows."""
 
 TO_THE_END = -1.0
 """What Kaldi writes as the end of a segment that goes on to the end of the recording."""
@@ -25,9 +39,9 @@ class _MapLine:
     value: str
 
 
-def read(source: Path, options: Options) -> Iterator[Finding]:
+def read(source: Path, options: Options, marks: Marks = MARKS) -> Iterator[Finding]:
     """Records of one data directory, or of all directories below ``source`` that are one (``wav.scp`` and ``text``)."""
-    folders = [path.parent for path in sorted(source.rglob("wav.scp")) if (path.parent / "text").is_file()]
+    folders = [path.parent for path in files_below(source, "wav.scp") if (path.parent / "text").is_file()]
     if not folders:
         raise CorpusError(
             f"{source}: no folder here has both wav.scp and text; give a Kaldi data directory or one above it"
@@ -36,30 +50,31 @@ def read(source: Path, options: Options) -> Iterator[Finding]:
         if options.wants(folder.name):
             if (channels := folder / "reco2file_and_channel").is_file():
                 yield _check_channels(channels, options.encoding)
-            directory = _Directory(folder, source, options)
+            directory = _Directory(folder, source, options, marks)
+            yield from directory.faults
             for key, text in directory.texts.items():
                 yield attempt(directory.record, key, text)
 
 
-def _read_map(path: Path, encoding: str, *, empty: bool = False) -> dict[str, _MapLine]:
-    """Key -> the rest of its line. Raises :class:`CorpusError` for a key twice, and one with nothing unless ``empty``."""
+def _read_map(path: Path, encoding: str, faults: list[UnusableError], *, empty: bool = False) -> dict[str, _MapLine]:
+    """Key -> the rest of its line. A key twice, and one with nothing unless ``empty``, are ``faults``."""
     found: dict[str, _MapLine] = {}
     for number, line in numbered_lines(path, encoding):
         key, _, value = line.strip().replace("\t", " ", 1).partition(" ")
-        where = f"{path}:{number}"
+        key, where = readable(key), f"{path}:{number}"
         if key in found:
-            raise CorpusError(
-                f"{where}: {key!r} was already in {found[key].where}; ids are unique: rename or remove one"
-            )
-        if not value.strip() and not empty:
-            raise CorpusError(f"{where}: {key!r} stands alone; a line is a key and a value")
-        found[key] = _MapLine(where, value.strip())
+            fault = f"{key!r} was already in {found[key].where}; ids are unique: rename or remove one"
+            faults.append(UnusableError(where, "id twice", fault))
+        elif not value.strip() and not empty:
+            faults.append(UnusableError(where, "broken line", f"{key!r} stands alone; a line is a key and a value"))
+        else:
+            found[key] = _MapLine(where, value.strip())
     return found
 
 
 def _check_channels(path: Path, encoding: str) -> str:
     """Two speakers on two channels of one file would be mixed by averaging."""
-    for entry in _read_map(path, encoding).values():
+    for entry in _read_map(path, encoding, []).values():
         if entry.value.split()[-1] not in ("A", "1"):
             raise CorpusError(
                 f"{entry.where}: recordings with more than one channel; write one file a channel (sox, remix)"
@@ -70,12 +85,15 @@ def _check_channels(path: Path, encoding: str) -> str:
 class _Directory:
     """The maps of one data directory; ``segments`` and ``utt2spk`` may be missing."""
 
-    def __init__(self, folder: Path, source: Path, options: Options) -> None:
+    def __init__(self, folder: Path, source: Path, options: Options, marks: Marks) -> None:
+        self._marks, self._keep = marks, options.events == "keep"
         self._segments, self._speakers = folder / "segments", folder / "utt2spk"
-        self._recordings = _read_map(folder / "wav.scp", options.encoding)
-        self.texts = _read_map(folder / "text", options.encoding, empty=True)
-        self._cuts = _read_map(self._segments, options.encoding) if self._segments.is_file() else None
-        self._who = _read_map(self._speakers, options.encoding) if self._speakers.is_file() else None
+        self.faults: list[UnusableError] = []
+        read = partial(_read_map, encoding=options.encoding, faults=self.faults)
+        self._recordings = read(folder / "wav.scp")
+        self.texts = read(folder / "text", empty=True)
+        self._cuts = read(self._segments) if self._segments.is_file() else None
+        self._who = read(self._speakers) if self._speakers.is_file() else None
         self._folders = AudioFolders(source, options)
         self._further = AudioFolders(options.audio, Options()) if options.audio is not None else None
         self._split = split_name(folder.name)
@@ -90,7 +108,7 @@ class _Directory:
             text.where,
             key,
             self._audio(recording, text.where),
-            text.value,
+            self._marks.clean(text.value, text.where, keep=self._keep),
             None if self._who is None else self._who[key].value,
             split=self._split,
             start=start,
@@ -113,10 +131,10 @@ class _Directory:
         first, last = seconds(start, entry.where), None if stop == TO_THE_END else seconds(stop, entry.where)
         if last is not None and start >= last:
             raise UnusableError(entry.where, "broken times", f"start {start} is not before end {last} (seconds)")
-        return recording, first, last
+        return readable(recording), first, last
 
     def _audio(self, recording: str, where: str) -> Path:
-        """Raises :class:`CorpusError` for a command or an offset into an archive of Kaldi's."""
+        """Raises :class:`UnusableError` for a command or an offset into an archive of Kaldi's too."""
         if recording not in self._recordings:
             raise UnusableError(where, "missing audio", f"recording {recording!r} has no line in wav.scp")
         entry = self._recordings[recording]
@@ -124,15 +142,17 @@ class _Directory:
         if name.startswith("|") or name.endswith("|"):
             found = self._further.find(recording, entry.where) if self._further is not None else None
             if found is None:
-                raise CorpusError(
-                    f"{entry.where}: the audio of {recording!r} is the output of a command ({name[:80]!r}), and commands of a "
-                    f"corpus are not run; convert the audio yourself and give its folder with --audio DIR ({recording}.flac)"
+                fault = (
+                    f"the audio of {recording!r} is the output of a command ({name[:80]!r}), and commands of a corpus are not run; "
+                    f"convert the audio yourself and give its folder with --audio DIR ({recording}.flac)"
                 )
+                raise UnusableError(entry.where, "audio from a command", fault)
             return found
         if ".ark:" in name:
-            raise CorpusError(
-                f"{entry.where}: {name!r} is a place in a Kaldi archive; write the audio out as files (wav-copy) and give --audio DIR"
+            fault = (
+                f"{name!r} is a place in a Kaldi archive; write the audio out as files (wav-copy) and give --audio DIR"
             )
+            raise UnusableError(entry.where, "audio in an archive", fault)
         return self._folders.at(name, entry.where)
 
 

@@ -6,15 +6,23 @@ It may name audio anywhere; what lies outside its folder is taken only from ``--
 from collections.abc import Iterator
 from pathlib import Path
 
-from fl.data.importers.records import Finding, Importer, Options, Record
+from fl.core.errors import ManifestError
+from fl.core.paths import Names
+from fl.data.importers.records import Finding, Importer, Options, Record, UnusableError
 from fl.data.importers.texts import numbered_lines
-from fl.data.manifest import read_manifest
+from fl.data.manifest import parse_line
 
 
 def read(source: Path, options: Options) -> Iterator[Finding]:
-    """Records of a manifest; :func:`fl.data.manifest.read_manifest` says what is wrong with it."""
-    for (number, _), spoken in zip(numbered_lines(source), read_manifest(source), strict=True):
-        yield Record(where=f"{source}:{number}", **vars(spoken))
+    """Records of a manifest; :func:`fl.data.manifest.parse_line` says what is wrong with a line."""
+    names = Names()
+    for number, line in numbered_lines(source, options.encoding):
+        where = f"{source}:{number}"
+        try:
+            utterance = parse_line(line.encode(), source, number)
+            yield Record(where=where, **{**vars(utterance), "audio": names.find(utterance.audio)})
+        except ManifestError as error:
+            yield UnusableError(where, "broken line", str(error).removeprefix(f"{where}: "))
 
 
 IMPORTER = Importer(

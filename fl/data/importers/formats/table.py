@@ -12,9 +12,7 @@ from fl.data.importers.tables import DELIMITERS, ColumnNames, list_rows
 def read(source: Path, options: Options) -> Iterator[Finding]:
     """Records of one file; audio paths are relative to its folder or to ``--audio``."""
     if source.suffix.lower() not in DELIMITERS or not source.is_file():
-        raise CorpusError(
-            f"{source}: give a file that ends in {', '.join(DELIMITERS)} (a tab separates in the last two)"
-        )
+        raise CorpusError(f"{source}: give a file that ends in {', '.join(DELIMITERS)}")
     reader, rows = list_rows(source, options, ColumnNames(), AudioFolders(source, options))
     for line, row in rows:
         yield reader.read(row, f"{source}:{line}", None)
