@@ -25,7 +25,7 @@ from fl.settings.check import check_together
 from fl.settings.fields import Setting, Table, Value, Words, flattened, nested, setting, settings_of, words
 from fl.settings.names import ARMS, DEFAULT_TASK, NO_OP
 
-COHORT_ROWS = 16  # of a step: more are hardly faster, and take memory
+COHORT_ROWS = 6  # of a step: more are no faster on one core, and would leave other cores without work
 
 
 class AlgorithmTable(Table):

@@ -108,7 +108,7 @@ class TrainTable(Table):
         "cosine", "learning rate over the rounds"
     )
     cohort: int = setting(
-        0, "devices that train in one computation; 0 as many as fill 16 rows of a step", low=0, high=100_000
+        0, "devices that train in one computation; 0 as many as fill 6 rows of a step", low=0, high=100_000
     )
     augmentation: AugmentationTable = AugmentationTable()
 
