@@ -41,7 +41,7 @@ bench-serving: $(READY) ## the figures of the server and of the thin device alon
 cases: $(READY) ## people's files and programs, made on the spot; writes docs/compatibility.md where all get their right answer
 	IDIOLECT_CASES=1 $(BIN)/python -m pytest tests/cases
 
-fuzz: $(READY) ## fuzz guard, wire, audio, archives, tables, the adapter parser and the server's API for long; about half an hour on 2 cores
+fuzz: $(READY) ## fuzz guard, wire, audio, archives, tables, the adapter parser and the server's API for long; about ten minutes on 2 cores
 	IDIOLECT_FUZZ=500 IDIOLECT_FUZZ_ROW=1 $(BIN)/python -m pytest tests/fuzz tests/test_packed.py tests/serving/http/test_fuzz.py --timeout 3600
 
 faults: $(READY) ## kill a run fifty times and let its disk fail at every write; about 15 minutes on 2 quiet cores

@@ -152,11 +152,8 @@ def _for_devices(message: Message, context: Context, step: CohortStep, detail: s
     incoming = from_arrays(message.content.array_records.get(SHARED, ArrayRecord()))
     outgoing = Outgoing(worker, job, message.content, node, incoming, training=training)
     here = [d for d in job.devices if d in hosting or (d == EVERYONE and not node.deployed)]
-    strangers = (
-        DeviceFailure(d, ConfigError(f"device {d!r} does not live on this node"))
-        for d in job.devices
-        if d not in hosting and d not in here
-    )
+    away = [d for d in job.devices if d not in hosting and d not in here]
+    strangers = (DeviceFailure(d, ConfigError(f"device {d!r} does not live on this node")) for d in away)
     if node.deployed and here and outgoing.exchange.form is not Form.NOTHING:
         remember(worker.store.root, node, Answer(context.run_id, job.arm, job.round, outgoing.noise_multiplier))
     reply = outgoing.writer(len(here))

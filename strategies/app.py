@@ -11,9 +11,10 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fl.core.errors import IdiolectError, RunError
+from fl.core.printing import first_of
 from fl.metrics import Counts
 from fl.protocol.wire import add_counts
-from fl.runs.files import listed, note_left_out, write_costs
+from fl.runs.files import note_left_out, write_costs
 from fl.runs.folder import freed_if_empty, run_folder, run_token
 from fl.runs.results import ResultsFile, gather_predictions
 from fl.runs.schema import LEFT_OUT_NAME, PREDICTIONS_NAME, RESULTS_NAME
@@ -36,12 +37,8 @@ def run_server(grid: Grid, config: RunConfig, run_id: int, progress: Progress | 
         task = load_task(config)
         _tell(task, folder)
         roster = ask_roster(grid, config)
-        log.info(
-            "%d devices train, %d new people, %d nodes",
-            len(roster.training),
-            len(roster.new_people),
-            len(set(roster.nodes.values())),
-        )
+        counts = len(roster.training), len(roster.new_people), len(set(roster.nodes.values()))
+        log.info("%d devices train, %d new people, %d nodes", *counts)
         loop = RoundLoop(
             grid,
             folder / "checkpoints",
@@ -71,11 +68,10 @@ def run_server(grid: Grid, config: RunConfig, run_id: int, progress: Progress | 
 
 def _tell(task: Task, folder: Path) -> None:
     """What a person should know of the data: what no device learns from, and who is left with nothing."""
-    rows = task.left_out
-    lines = (
-        [f"{len(rows)} examples cannot be used and are left out; {folder / LEFT_OUT_NAME} has them:"] if rows else []
-    )
-    for line in (*task.notes, *lines, *listed(rows)):
+    rows, lines = task.left_out, list(task.notes)
+    if rows:
+        lines.append(f"{len(rows)} examples cannot be used and are left out; {folder / LEFT_OUT_NAME} has them:")
+    for line in (*lines, *first_of(rows)):
         log.warning("%s", line)
     counts = Counter(row.device for row in rows)
     for device_id in sorted(counts.keys() - set(task.device_ids())):

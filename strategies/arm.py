@@ -203,9 +203,8 @@ class ArmStrategy(Strategy):
         self._report(server_round)
         if not self.last.sound and self._asked:
             return None, None
-        losses = [
-            (r.numbers["loss"], r.examples) for r in self.last.sound if "loss" in r.numbers
-        ]  # an owner may keep it
+        # an owner may keep the loss
+        losses = [(r.numbers["loss"], r.examples) for r in self.last.sound if "loss" in r.numbers]
         loss = {"loss": weighted_mean(losses)} if losses else {}
         metrics = MetricRecord({**loss, "devices": len(self.last.sound), "left-out": len(self.last.left_out)})
         if not self._schema.shapes:  # fine-tuning keeps nothing; frozen shared tensors stay as they are

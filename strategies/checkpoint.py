@@ -82,9 +82,7 @@ def load_checkpoint(folder: Path, arm: str, fingerprint: str) -> Checkpoint | No
         try:
             found = _read(path, fingerprint, "go on from the round before it")
             break
-        except (
-            FileNotFoundError
-        ):  # never written, or killed while it was replaced, or removed by somebody who was told to
+        except FileNotFoundError:  # never written, killed while it was replaced, or removed as somebody was told to
             continue
     else:
         return None

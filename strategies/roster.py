@@ -66,9 +66,7 @@ def ask_roster(grid: Grid, config: RunConfig, wait: float = NODE_WAIT_SECONDS) -
     deadline = time.monotonic() + wait
     while not (node_ids := sorted(grid.get_node_ids())):
         if time.monotonic() > deadline:
-            raise RunError(
-                f"no node came up within {wait:.0f} s: start SuperNodes, or set num-supernodes of the simulation"
-            )
+            raise RunError(f"no node came up within {wait:.0f} s: start SuperNodes, or set num-supernodes to more")
         time.sleep(1.0)
     content = RecordDict({SETTINGS_RECORD: settings_record(config)})
     messages = [
@@ -77,9 +75,8 @@ def ask_roster(grid: Grid, config: RunConfig, wait: float = NODE_WAIT_SECONDS) -
     ]
     replies = list(grid.send_and_receive(messages, timeout=config.federation.round_timeout))
     schema = ReplySchema(exchange=Exchange.of(config, None, Phase.FEDERATE))  # counts alone
-    roster, faults = _enter(
-        sorted(replies, key=lambda reply: reply.metadata.src_node_id), schema, keys_of(grid), owners, config.output
-    )
+    replies.sort(key=lambda reply: reply.metadata.src_node_id)
+    roster, faults = _enter(replies, schema, keys_of(grid), owners, config.output)
     lines = [f"{plain(who)} left out: {plain(why)}" for who, why in faults.items()]
     for line in lines:
         log.warning("%s", line)

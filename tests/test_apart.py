@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from fl.core.apart import Apart
+from fl.core.apart import Apart, Bounds
 from fl.core.errors import AudioError, CorpusError
 
 
@@ -38,7 +38,7 @@ class Parser:
 
 @pytest.fixture
 def parser():
-    with Apart(f"{__name__}:Parser", CorpusError, memory_bytes=512 << 20) as apart:
+    with Apart(f"{__name__}:Parser", CorpusError, Bounds(memory_bytes=512 << 20, frame_bytes=1 << 10)) as apart:
         yield apart
 
 
@@ -82,7 +82,6 @@ def test_after_the_block_no_process_is_left():
         os.kill(pid, 0)
 
 
-def test_an_answer_that_is_no_answer_is_a_death(parser, monkeypatch):
-    monkeypatch.setattr("fl.core.apart.MAX_FRAME_BYTES", 10)
+def test_an_answer_that_is_no_answer_is_a_death(parser):
     with pytest.raises(CorpusError, match="a: the process that read it ended"):
-        parser.one("a", "echo", json.dumps([0] * 100))
+        parser.one("a", "echo", json.dumps([0] * 1000))

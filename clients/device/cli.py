@@ -131,10 +131,8 @@ def main(argv: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ERROR_CODE
     except OSError as error:
-        print(
-            harmless(f"idiolect: {error}") + ": check the name, the disk, and who owns the device's folder",
-            file=sys.stderr,
-        )
+        text = f"idiolect: {error}: check the name, the disk, and who owns the device's folder"
+        print(harmless(text), file=sys.stderr)
         return ERROR_CODE
     except KeyboardInterrupt:
         print("stopped; what waits in the queue is still there", file=sys.stderr)

@@ -1,7 +1,7 @@
 """A person's labelled speech: a folder of recordings with their texts, or a manifest. What lies there and is not used is named."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -10,6 +10,7 @@ from clients.device.audio import Upload, encode_file
 from fl.core.encoding import decode_text, likely_encoding
 from fl.core.errors import AudioError, ManifestError, TextError
 from fl.core.paths import find, is_litter, readable
+from fl.core.printing import first_of
 from fl.speech.audio import SUFFIXES
 from fl.speech.text import fold_text, normalize_text
 
@@ -17,7 +18,6 @@ MANIFEST_NAME, TEXT_SUFFIX = "manifest.jsonl", ".txt"
 MAX_TEXT_BYTES = 4 * 2**20
 MAX_UTTERANCES = 1000
 KOREAN = "cp949"  # what Korean Windows writes where it does not write Unicode
-SHOWN = 10  # of what is left out, in a line
 
 Labelled: TypeAlias = tuple[Upload, str]  # one utterance and what was said in it
 Spoken: TypeAlias = tuple[str, Path, str]  # what a person knows it by, where it is, and what was said in it
@@ -35,16 +35,12 @@ class LabelledSpeech:
         """What a person should know, a line each."""
         lines = []
         if self.guessed:
-            told = _listed(self.guessed, repr)
+            told = "; ".join(first_of([f"{name} ({text!r})" for name, text in self.guessed.items()]))
             lines.append(f"read as Korean in {KOREAN}, since it is not UTF-8: {told}; --encoding NAME if that is wrong")
         if self.left_out:
-            lines.append(f"{len(self.left_out)} left out: {_listed(self.left_out, str)}")
+            told = "; ".join(first_of([f"{name} ({why})" for name, why in self.left_out.items()]))
+            lines.append(f"{len(self.left_out)} left out: {told}")
         return lines
-
-
-def _listed(found: Mapping[str, str], form: Callable[[str], str]) -> str:
-    more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
-    return "; ".join([f"{name} ({form(text)})" for name, text in [*found.items()][:SHOWN]] + more)
 
 
 def read_labelled(source: Path, codec: str = "flac", encoding: str = "", language: str = "") -> LabelledSpeech:
@@ -61,11 +57,8 @@ def read_labelled(source: Path, codec: str = "flac", encoding: str = "", languag
 
     there = sorted(path for path in source.iterdir() if not is_litter(path.name)) if source.is_dir() else []
     manifest = next((path for path in there if path.name.lower() == MANIFEST_NAME), None if source.is_dir() else source)
-    spoken = (
-        [*_in_manifest(manifest, there, read, found.left_out)]
-        if manifest
-        else [*_in_folder(there, read, found.left_out)]
-    )
+    left_out = found.left_out
+    spoken = [*(_in_manifest(manifest, there, read, left_out) if manifest else _in_folder(there, read, left_out))]
     if len(spoken) > MAX_UTTERANCES:
         raise ManifestError(f"{source}: has {len(spoken)} utterances; give 1 to {MAX_UTTERANCES}")
     for name, audio, said in spoken:
@@ -74,7 +67,7 @@ def read_labelled(source: Path, codec: str = "flac", encoding: str = "", languag
                 raise TextError("the text has no words")
             found.utterances.append((encode_file(audio, codec), text))
         except (AudioError, TextError) as error:
-            found.left_out[name] = str(error).removeprefix(f"{audio}: ")
+            left_out[name] = str(error).removeprefix(f"{audio}: ")
     if not found.utterances:
         raise ManifestError(
             f"{source}: has no utterance that can be used; give a folder with a.wav beside a.txt, or a {MANIFEST_NAME}; "
@@ -114,17 +107,14 @@ def _in_manifest(
     for number, line in enumerate(read(manifest).split("\n"), 1):
         if not line.strip():
             continue
+        where = f"{manifest}:{number}"
         try:
             values = json.loads(line)
             audio, text = values["audio"], values["text"]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ManifestError(
-                f"{manifest}:{number}: is no JSON object with 'audio' and 'text' ({error!r})"
-            ) from error
+            raise ManifestError(f"{where}: is no JSON object with 'audio' and 'text' ({error!r})") from error
         if not isinstance(audio, str) or not isinstance(text, str) or values.get("start") or values.get("end"):
-            raise ManifestError(
-                f"{manifest}:{number}: 'audio' and 'text' have to be texts, and parts files of their own"
-            )
+            raise ManifestError(f"{where}: 'audio' and 'text' have to be texts, and parts files of their own")
         used.add(find(manifest.parent / audio))
         yield f"{manifest.name}:{number}", manifest.parent / audio, text
     left_out |= {path.name: f"not in {manifest.name}" for path in there if path not in used}

@@ -79,9 +79,8 @@ def by_coordinate(updates: Updates, rule: Callable[[np.ndarray], np.ndarray]) ->
         apart = np.empty((len(matrix), BLOCK + LINE), np.float32)
         for start in range(0, matrix.shape[1], BLOCK):
             part = matrix[:, start : start + BLOCK]
-            apart[:, : part.shape[1]] = (
-                part  # turned from here in a third of the time, rows being no power of two apart
-            )
+            # turned from here in a third of the time, rows being no power of two apart
+            apart[:, : part.shape[1]] = part
             columns = np.ascontiguousarray(apart[:, : part.shape[1]].T)
             columns.sort(axis=1)
             result[start : start + BLOCK] = rule(columns)

@@ -40,14 +40,11 @@ def likely_encoding(data: bytes) -> str:
     if wide := _utf16(data):
         return wide
     for encoding, is_own in _LETTERS.items():
-        letters = [
-            char
-            for char in _decoded(data, encoding) or ""
-            if char > "\x7f" and char.isalpha() and char not in _LAUGHTER
-        ]
+        text = _decoded(data, encoding)
+        letters = [char for char in text if char > "\x7f" and char.isalpha() and char not in _LAUGHTER]
         if letters and sum(map(is_own, letters)) >= 0.8 * len(letters):
             return encoding
-    western = [char for char in _decoded(data, "cp1252") or "" if char.isalpha()]
+    western = [char for char in _decoded(data, "cp1252") if char.isalpha()]
     return "cp1252" if 0 < 3 * sum(char > "\x7f" for char in western) <= len(western) else ""
 
 
@@ -73,8 +70,8 @@ def _utf16(data: bytes) -> str:
     return "utf-16-le" if odd > even else "utf-16-be"
 
 
-def _decoded(data: bytes, encoding: str) -> str | None:
+def _decoded(data: bytes, encoding: str) -> str:
     try:
         return data.decode(encoding)
     except UnicodeDecodeError:
-        return None
+        return ""

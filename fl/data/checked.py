@@ -7,7 +7,7 @@ of this one look at the files' facts alone.
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -18,8 +18,8 @@ from fl.core.errors import AudioError, ManifestError, TextError
 from fl.core.files import write_atomically
 from fl.core.machine import available_cores
 from fl.core.paths import cache_root
+from fl.core.printing import SHOWN, first_of
 from fl.data.manifest import Utterance, read_lines
-from fl.runs.files import SHOWN, listed
 from fl.runs.schema import LeftOutRow
 from fl.speech.audio import SAMPLE_RATE, check_speech, load_audio
 from fl.speech.text import normalize_text
@@ -62,11 +62,14 @@ def usable_utterances(
         half = "that is more than half, so check whether folder and base are the ones that are meant"
         remedy = "mend them, or run without --strict" if strict else half
         what = f"{manifest}: {len(left_out)} of {len(lines)} utterances cannot be used; {remedy}:"
-        raise ManifestError("\n  ".join([what, *listed(left_out, len(left_out) if strict else SHOWN)]))
-    notes = (
-        f"{len(all_of):,} of {len(lines):,} recordings: {what}; first in {all_of[0]}" for what, all_of in odd.items()
-    )
-    return kept, tuple(left_out), tuple(notes)
+        shown = first_of(left_out, len(left_out) if strict else SHOWN)
+        raise ManifestError("\n  ".join([what, *shown]))
+    return kept, tuple(left_out), tuple(odd_notes(odd, len(lines)))
+
+
+def odd_notes(odd: Mapping[str, Sequence[str]], of: int) -> list[str]:
+    """A note for each remark on recordings, from where they stand: how many of all, and the first."""
+    return [f"{len(where):,} of {of:,} recordings: {remark}; first in {where[0]}" for remark, where in odd.items()]
 
 
 def listen(
@@ -82,10 +85,8 @@ def listen(
     path = cache_root() / "heard" / f"{name}.json"
     known: dict[str, Heard] = {}
     with suppress(OSError, ValueError, AttributeError, TypeError):
-        kept = {
-            key: Heard(found, tuple(odd), fault) for key, (found, odd, fault) in json.loads(path.read_bytes()).items()
-        }
-        known = {key: heard for key, heard in kept.items() if not (again and heard.fault)}
+        kept = json.loads(path.read_bytes()).items()
+        known = {key: Heard(found, tuple(odd), fault) for key, (found, odd, fault) in kept if not (again and fault)}
     keys = [_facts(utterance) for utterance in utterances]
     new = [place for place, key in enumerate(keys) if key not in known]
     found = {key: known[key] for key in keys if key in known}

@@ -7,13 +7,12 @@ a device has sessions, whole sessions go to one split, so that a test never shar
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fl.core.errors import ConfigError
 from fl.core.rng import derive_random, derive_seed
-from fl.data.manifest import Utterance, read_manifest
+from fl.data.manifest import Utterance
 from fl.runs.schema import LeftOutRow
 from fl.speech.text import fold_text
 
@@ -45,14 +44,9 @@ class Population:
     devices: tuple[DeviceData, ...]
     new_people: tuple[DeviceData, ...]
     dropped: int
-    manifest: Path
+    manifest: Path = Path()
     left_out: tuple[LeftOutRow, ...] = ()  # before it was divided
     notes: tuple[str, ...] = ()  # of recordings that are odd but of use
-
-
-def load_population(manifest: str | Path, **options: Any) -> Population:
-    """Read ``manifest`` and split it: see :func:`read_manifest` and :func:`split_population` for options and errors."""
-    return replace(split_population(read_manifest(manifest), **options), manifest=Path(manifest).absolute())
 
 
 def split_population(
@@ -93,7 +87,6 @@ def split_population(
         devices=tuple(DeviceData(n, part(n, "train"), part(n, "validation"), part(n, "test")) for n in devices),
         new_people=tuple(DeviceData(name, (), (), tuple(by_speaker[name])) for name in held_out),
         dropped=len(leaking),
-        manifest=Path(),
     )
 
 

@@ -17,14 +17,9 @@ CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 PEFT_TYPE = "GATED_LORA"
 SCHEMA = 1
-FACTS = {
-    "base": "base_name",
-    "base_fingerprint": "base_fingerprint",
-    "split": "split",
-    "window": "window",
-    "language": "language",
-    "tokenizer": "tokenizer",
-}  # what the metadata of the weights say, and under which names :class:`PackedInfo` and an adapter's info say it
+# What the metadata of the weights say, and under which names :class:`PackedInfo` and an adapter's info say it
+_SAME = ("base_fingerprint", "split", "window", "language", "tokenizer")
+FACTS = {"base": "base_name", **dict(zip(_SAME, _SAME, strict=True))}
 _DEFAULTS = {"window": "trimmed", "language": "", "tokenizer": ""}
 MAX_CONFIG_BYTES = 2**20
 

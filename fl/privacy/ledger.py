@@ -108,9 +108,7 @@ class Ledger:
                 content = json.loads(line)
                 charge = Charge(int(content["round"]), float(content["noise_multiplier"]), str(content.get("part", "")))
                 sound = content["before"] == _hash(before) and _line(content) == line and charge.noise_multiplier >= 0
-                said = content.pop(
-                    "hash", None
-                )  # lines of earlier versions have none, and the last of them no protection
+                said = content.pop("hash", None)  # lines of earlier versions have none, so the last has no protection
                 sound = sound and said in (None, _hash(_line(content)))
             except (ValueError, KeyError, TypeError):
                 sound = False

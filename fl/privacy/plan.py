@@ -11,9 +11,8 @@ from fl.privacy.ledger import Budget
 from fl.settings.config import RunConfig, sample_size
 from fl.settings.names import EDGE, LOCAL_NOISE, NONE, PAIRWISE
 
-WITH_BIT = math.sqrt(
-    1.25
-)  # norm over C of an update with the bit of adaptive clipping as one more coordinate, worth C / 2
+# Norm over C of an update with the bit of adaptive clipping as one more coordinate, worth C / 2
+WITH_BIT = math.sqrt(1.25)
 
 
 @dataclass(frozen=True)

@@ -66,9 +66,8 @@ class Job:
     parallel: int = 1  # messages in flight beside this one, itself included: sets the threads of a step
     bound: Positive = 0.0  # clipping norm of the shared update; 0 where devices do not clip
     noise: Positive = 0.0  # standard deviation of the noise that each device adds by itself
-    run: Annotated[str, Field(pattern="^([0-9a-f]{32})?$")] = (
-        ""  # whose private state: as the aggregator's run folder names it
-    )
+    # whose private state: as the aggregator's run folder names it
+    run: Annotated[str, Field(pattern="^([0-9a-f]{32})?$")] = ""
 
     def to_record(self) -> ConfigRecord:
         """As a Flower record."""

@@ -27,7 +27,6 @@ from fl.settings.names import DEFAULT_TASK
 MAX_FILE_BYTES = 1 << 30
 MAX_WHOLE_BYTES = 1 << 24  # of a file that is read in one piece
 MAX_LINE_BYTES = 1 << 20
-SHOWN = 10  # examples that are left out, in a terminal and on a page
 CHECKSUM = re.compile(rb', "crc32": "([0-9a-f]{8})"}\s*\Z')
 
 Record = TypeVar("Record")
@@ -62,9 +61,8 @@ def parse(kind: type[Record], text: str | bytes, where: str) -> Record:
 
 def dump(row: ResultRow | LeftOutRow) -> str:
     """The row as a line."""
-    return with_checksum(
-        json.dumps(_ADAPTERS[type(row)].dump_python(row, mode="json"), ensure_ascii=False, sort_keys=True)
-    )
+    values = _ADAPTERS[type(row)].dump_python(row, mode="json")
+    return with_checksum(json.dumps(values, ensure_ascii=False, sort_keys=True))
 
 
 def _explain(error: ValidationError, where: str) -> str:
@@ -105,12 +103,6 @@ def write_document(
 def write_costs(folder: Path, costs: Mapping[str, Any]) -> None:
     """Write ``costs.json``, by which a run is known to be finished."""
     write_document(Costs, folder / schema.COSTS_NAME, costs)
-
-
-def listed(left_out: Sequence[LeftOutRow], most: int = SHOWN) -> list[str]:
-    """A line for each of the first ``most``, and one for the others."""
-    more = [f"and {len(left_out) - most} more"] if len(left_out) > most else []
-    return [*map(str, left_out[:most]), *more]
 
 
 def note_left_out(folder: Path, rows: Sequence[LeftOutRow]) -> None:
@@ -167,7 +159,8 @@ def read_run(folder: Path) -> RunFiles:
     """The files of one finished run. :class:`RunError` names the file, the line and what is missing."""
     if not folder.is_dir():
         raise RunError(f"{folder}: no such run folder; make one with `idiolect run` or `idiolect demo`")
-    transcripts = read_rows(folder / schema.PREDICTIONS_NAME, PredictionRow)
+    path = folder / schema.PREDICTIONS_NAME
+    transcripts = read_rows(path, PredictionRow)
     if not transcripts:
         if is_finished(folder):
             raise RunError(
@@ -175,15 +168,11 @@ def read_run(folder: Path) -> RunFiles:
                 "no-op run transcribes nothing; the counts of each device are in results.jsonl, and the log of a deployed run "
                 "ends with the rates of all"
             )
-        raise RunError(
-            f"{folder / schema.PREDICTIONS_NAME}:1: no transcripts; the run did not reach its final evaluation"
-        )
-    results = read_rows(folder / schema.RESULTS_NAME, ResultRow)
+        raise RunError(f"{path}:1: no transcripts; the run did not reach its final evaluation")
+    config, results = _read_config(folder / schema.CONFIG_NAME), read_rows(folder / schema.RESULTS_NAME, ResultRow)
     named = folder / schema.LEFT_OUT_NAME
     left_out = read_rows(named, LeftOutRow) if named.exists() else ()
-    return RunFiles(
-        folder, _read_config(folder / schema.CONFIG_NAME), results, transcripts, read_costs(folder), left_out
-    )
+    return RunFiles(folder, config, results, transcripts, read_costs(folder), left_out)
 
 
 def read_costs(folder: Path) -> Costs:

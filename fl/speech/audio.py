@@ -20,6 +20,7 @@ SUFFIXES = (".mp3", ".mp4", ".mpeg", ".mpga", ".m4a", ".wav", ".webm", ".ogg", "
 MIN_SECONDS = 0.2
 MAX_SECONDS = 29.0  # Whisper's window of 30 s less a margin for the padding of a trimmed window
 MAX_FILE_SECONDS = 4 * 3600.0  # no more is read into memory at once; cut longer files with ``start`` and ``end``
+SHORTEST_PART = 0.1  # seconds: less than this at the end of a recording holds no word
 _LEVEL_WINDOW = SAMPLE_RATE // 50  # 20 ms
 
 
@@ -50,9 +51,7 @@ def load_audio(
     if len(audio) > MAX_FILE_SECONDS * SAMPLE_RATE:
         raise _too_long(path, len(audio) / SAMPLE_RATE)
     if not len(audio):
-        raise AudioError(
-            f"{path}: holds no samples{' from there on' if start else ''}; record it again or leave it out"
-        )
+        raise AudioError(f"{path}: holds no samples{' from there on' if start else ''}; record again or leave it out")
     if remark:
         for text in mono.remarks:
             remark(text)
@@ -104,6 +103,15 @@ def split_at_silence(audio: Waveform, max_seconds: float = MAX_SECONDS) -> list[
         start = cut
     ranges.append((start, len(audio)))
     return ranges
+
+
+def speech_parts(audio: Waveform) -> list[tuple[int, int]]:
+    """The ranges of :func:`split_at_silence` but for those without sound or shorter than 0.1 s."""
+    return [
+        (start, end)
+        for start, end in split_at_silence(audio)
+        if end - start >= SHORTEST_PART * SAMPLE_RATE and float(np.abs(audio[start:end]).max()) >= SILENCE_PEAK
+    ]
 
 
 def _quietest(audio: Waveform, first: int, last: int) -> int:

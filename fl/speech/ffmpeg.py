@@ -17,9 +17,7 @@ DECODERS = (
     *(f"pcm_{kind}" for kind in PCM),
 )
 _OPTIONS = {"codec_whitelist": ",".join(DECODERS), "protocol_whitelist": "none"}
-_LOST_SECONDS = (
-    0.1  # of packets that cannot be decoded: what stands before the first frame of a stream or after its last
-)
+_LOST_SECONDS = 0.1  # of packets that cannot be decoded: what stands before the first frame or after the last
 
 
 class FFmpegSound:
@@ -28,9 +26,7 @@ class FFmpegSound:
     Raises ValueError for no such stream and for what is damaged.
     """
 
-    frames: int | None = (
-        None  # headers of these containers are claims: an estimate, the length before a cut, or nothing
-    )
+    frames: int | None = None  # these headers are claims: an estimate, the length before a cut, or nothing
 
     def __init__(self, file: BinaryIO, demuxer: str) -> None:
         self._file, self._demuxer = file, demuxer
@@ -72,12 +68,8 @@ class FFmpegSound:
         if codec is None or codec.name not in DECODERS:
             raise ValueError(f"codec {codec.name if codec else 'unknown'} is not read")
         index = stream.index_entries  # of a file that is written piece by piece: of no more than the first pieces
-        if (
-            self._demuxer == "mov"
-            and stream.frames
-            and len(index)
-            and index[len(index) - 1].pos + index[len(index) - 1].size > size
-        ):
+        last = index[len(index) - 1] if len(index) else None
+        if self._demuxer == "mov" and stream.frames and last is not None and last.pos + last.size > size:
             raise ValueError("cut off: its index leads past its end")
         codec.thread_count = 1
         self.floating = codec.name.startswith("pcm_f")
@@ -97,9 +89,8 @@ class FFmpegSound:
         """Samples (frames, channels) in [-1, 1]."""
         found, values = (frame.sample_rate, frame.layout.nb_channels), frame.to_ndarray()
         if (self.rate or found[0], self.channels or found[1]) != found:
-            raise ValueError(
-                f"changes from {self.rate:,} Hz and {self.channels} channels to {found[0]:,} and {found[1]}"
-            )
+            before = f"{self.rate:,} Hz and {self.channels} channels"
+            raise ValueError(f"changes from {before} to {found[0]:,} and {found[1]}")
         self.rate, self.channels = found
         values = values.T if frame.format.is_planar else values.reshape(-1, self.channels)
         if values.dtype.kind == "f":

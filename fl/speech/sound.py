@@ -1,6 +1,6 @@
 """A recording as blocks of samples, whichever library decodes it: libsndfile takes WAV and FLAC, FFmpeg (PyAV) all else.
 
-What a file is says its beginning, never its name, and no decoder sees a file that is not its own.
+A file is what its beginning says, whatever its name, and no decoder sees a file that is not its own.
 """
 
 import re

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +25,7 @@ from fl.core.errors import AdapterError, AudioError
 from fl.methods.base import Recipe
 from fl.methods.files import MethodInfo, is_method, load_method
 from fl.methods.recipes import attach
-from fl.speech.audio import MAX_SECONDS, SAMPLE_RATE, SILENCE_PEAK, Waveform, check_speech, load_audio, split_at_silence
+from fl.speech.audio import MAX_SECONDS, SAMPLE_RATE, Waveform, check_speech, load_audio, speech_parts
 from fl.speech.features import Window, heard_frames
 from fl.speech.languages import language_code
 
@@ -55,10 +54,8 @@ class Trained:
             tensors, method = load_method(folder)
             return cls(tensors, method.recipe, method)
         tensors, info = load_adapter(folder)
-        config = info.config
-        targets = (
-            config.target_modules if isinstance(config.target_modules, str) else sorted(config.target_modules or ())
-        )
+        config, named = info.config, info.config.target_modules
+        targets = named if isinstance(named, str) else sorted(named or ())
         return cls(tensors, Recipe("gated-lora", config.r, config.lora_alpha, config.gate, targets, 0), info)
 
     def corrections(self, folder: Path, given: Path | None, base: SpeechBase) -> dict[str, Tensor]:
@@ -127,10 +124,8 @@ def _transcribed(
     audio: Waveform, base: SpeechBase, model: nn.Module, window: Window, beams: int, language: str, prompt: str
 ) -> list[Piece]:
     pieces = []
-    for start, end in split_at_silence(audio):
+    for start, end in speech_parts(audio):
         part = audio[start:end]
-        if len(part) < SAMPLE_RATE * 0.1 or float(np.abs(part).max(initial=0.0)) < SILENCE_PEAK:
-            continue
         with torch.inference_mode():
             batch = base.collate([base.features(part, window)], None, window, language or None)
             text = base.generate(model, batch, beams=beams, heard=[heard_frames(len(part))], prompt=prompt)[0]

@@ -72,9 +72,8 @@ def local_steps(base: WhisperBase) -> Adapt:
             private_steps=fields.private_steps,
         )
         task = cast(Task, _UtteranceLoss(base, job, window))  # of a task, training itself only asks for the loss
-        result = train_locally(
-            model, adapter_parameters(model, SLOT), job.split, task, examples, plan, seed=fields.seed
-        )
+        parameters = adapter_parameters(model, SLOT)
+        result = train_locally(model, parameters, job.split, task, examples, plan, seed=fields.seed)
         return AdaptResult(adapter_state(model, SLOT), result.loss, result.examples, result.steps, result.seconds)
 
     return adapt
@@ -169,9 +168,7 @@ def serve(
         with suppress(KeyboardInterrupt):
             server.run()
     except SystemExit:  # uvicorn's way to say that it has logged why it could not start
-        raise ConfigError(
-            f"{host}:{port} cannot be listened at: is another server there? Choose another --port"
-        ) from None
+        raise ConfigError(f"{host}:{port} cannot be listened at: is a server there? Choose another --port") from None
     finally:
         engine.close()
 

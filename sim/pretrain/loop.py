@@ -266,7 +266,5 @@ def _read_utterance(base: CtcBase, utterance: Utterance) -> SpokenText:
     audio = load_audio(utterance.audio, utterance.start, utterance.end)
     check_speech(audio, str(utterance.audio))
     spoken = SpokenText(base.features(audio), utterance.text)
-    base.collate(
-        [spoken.features], [spoken.text]
-    )  # refuses a text that does not fit its recording, before the first step
+    base.collate([spoken.features], [spoken.text])  # refuses a text that does not fit, before the first step
     return spoken

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from fl.core.errors import RunError
+from fl.core.printing import first_of
 from fl.core.rng import derive_seed
 from fl.metrics.intervals import SAMPLES
-from fl.runs.files import RunFiles, listed, write_whole
+from fl.runs.files import RunFiles, write_whole
 from fl.runs.schema import SCHEMA, ResultRow
 from fl.settings.names import ARMS
 from sim.report.scoring import (
@@ -250,10 +251,10 @@ def _arm_costs(arm: str, runs: Sequence[RunFiles]) -> dict[str, Any]:
 def _left_out(runs: Sequence[RunFiles], devices: Mapping[str, DeviceSummary]) -> dict[str, Any]:
     """Examples that could not be used: how many of whom, the first of them with their reasons, and whom nothing is left of."""
     rows = [row for run in runs for row in run.left_out]
-    counts = Counter(row.device for row in rows)
+    counts = dict(Counter(row.device for row in rows))
     trained = {row.device for run in runs for row in run.results}
     nothing = sorted(counts.keys() - devices.keys() - trained)
-    return {"examples": len(rows), "devices": dict(counts), "first": listed(rows), "nothing_left_of": nothing}
+    return {"examples": len(rows), "devices": counts, "first": first_of(rows), "nothing_left_of": nothing}
 
 
 def _mean(values: Iterable[float | None]) -> float:

@@ -38,13 +38,8 @@ def print_summary(summary: RunSummary, console: Console) -> None:
             _arms(summary, summary["new_people"], f"Held-out people: {run['new_people']} who took no part in training")
         )
     new = comparisons(summary, HELD_OUT_COMPARISONS[:1], held_out=True)
-    lines = [
-        *comparisons(summary, KEY_COMPARISONS),
-        *(f"for held-out people, {text}" for text in new),
-        harmed(summary),
-        unusable(summary),
-    ]
-    for line in filter(None, lines):
+    lines = [*comparisons(summary, KEY_COMPARISONS), *(f"for held-out people, {text}" for text in new)]
+    for line in filter(None, (*lines, harmed(summary), unusable(summary))):
         console.print(Text(f"• {line}"))
     console.print(Text(_costs(summary)))
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from fl.core.errors import CorpusError
 from fl.data.manifest import read_manifest
-from fl.data.partition import load_population
+from fl.data.partition import split_population
 from sim.cli.app import app
 
 Rows = list[dict[str, Any]]
@@ -309,7 +309,7 @@ def test_a_manifest_is_read_by_the_names_that_people_read(tmp_path: Path, take: 
     path = write(tmp_path / "set" / "manifest.jsonl", "\n".join(lines))
     summary, _ = take("manifest", path)
     assert set(summary["devices"]) == {NFC}
-    population = load_population(path, seed=1)
+    population = split_population(read_manifest(path), seed=1)
     assert [device.device_id for device in population.devices] == [NFC]
     assert all(spoken.audio.is_file() for spoken in read_manifest(path))
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from fl.core.errors import ConfigError
 from fl.data.manifest import Utterance
-from fl.data.partition import load_population, split_population
+from fl.data.partition import split_population
 from fl.speech.text import fold_text
 
 
@@ -139,11 +139,6 @@ def test_impossible_splits_are_refused_by_key_and_value(say, arguments, message)
 def test_no_utterances_at_all_is_an_error():
     with pytest.raises(ConfigError, match="no utterances"):
         split_population([], seed=0)
-
-
-def test_a_population_knows_its_manifest(write_lines):
-    path = write_lines(*({"audio": f"{n}.wav", "text": f"text {n}", "speaker": "a"} for n in range(4)))
-    assert load_population(path, seed=0).manifest == path
 
 
 words = st.sampled_from(["커피 좋아", "coffee 좋아", "회의", "meeting", "bug", "하나", "둘", "셋"])

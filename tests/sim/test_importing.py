@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from fl.core.errors import ConfigError, CorpusError
 from fl.data.importers.table import IMPORTERS
-from fl.data.partition import load_population
+from fl.data.manifest import read_manifest
+from fl.data.partition import split_population
 from fl.speech.audio import SAMPLE_RATE, save_audio
 from sim.cli.app import app
 
@@ -56,7 +57,7 @@ def test_an_import_prints_what_it_did_and_its_manifest_can_be_divided(people, tm
     assert "ko+en 12" in done.output
     assert f"1: no words in the text, first in {people}:14" in done.output.replace("\n", "").replace("  ", "")
     assert f"idiolect run --manifest {tmp_path}/out/manifest.jsonl" in done.output
-    population = load_population(tmp_path / "out" / "manifest.jsonl", seed=1)
+    population = split_population(read_manifest(tmp_path / "out" / "manifest.jsonl"), seed=1)
     assert [device.device_id for device in population.devices] == ["ann", "bob"]
     assert all(device.train and device.test for device in population.devices)
 

@@ -27,9 +27,8 @@ class WheelBase:
     licence: str
     source: str
     download_bytes: int
-    pieces: Mapping[str, tuple[tuple[str, str], ...]] = field(
-        default_factory=dict
-    )  # of a file that is cut, as in parts()
+    # of a file that is cut, as in parts()
+    pieces: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
 
     @property
     def converted(self) -> bool:

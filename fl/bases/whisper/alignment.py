@@ -87,9 +87,7 @@ def timed_words(tokenizer: Tokenizer, tokens: Sequence[int], times: Sequence[flo
 
     A character may take several tokens, and a token may end one word and begin the next.
     """
-    begun = [
-        len(tokenizer.plain(tokens[:count])) for count in range(len(tokens) + 1)
-    ]  # characters, half a one included
+    begun = [len(tokenizer.plain(tokens[:count])) for count in range(len(tokens) + 1)]  # half characters count too
     words = list(re.finditer(r"\S+", tokenizer.plain(tokens)))
     starts = [times[bisect_right(begun, word.start()) - 1] for word in words]
     texts = [unicodedata.normalize("NFC", word[0]) for word in words]

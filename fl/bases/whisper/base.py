@@ -21,8 +21,8 @@ from fl.bases.whisper.tokenizer import Tokenizer
 from fl.core.errors import BaseModelError, TextError
 from fl.speech.audio import Waveform
 from fl.speech.features import Features, Window, extract
+from fl.speech.languages import AUTO
 
-AUTO = "auto"
 PROMPT_TOKENS = 5  # start, language, transcribe, no timestamps; end
 
 

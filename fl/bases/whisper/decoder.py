@@ -53,10 +53,8 @@ class RowDecoder:
         weight = next(self.inner.parameters())
         self.device = weight.device
         self.cache = RowCache(self.inner.config, capacity, weight)
-        self._never, self._not_first = (
-            torch.tensor(tokens, dtype=torch.long, device=self.device)
-            for tokens in (rules.suppress, rules.begin_suppress)
-        )
+        self._never = torch.tensor(rules.suppress, dtype=torch.long, device=self.device)
+        self._not_first = torch.tensor(rules.begin_suppress, dtype=torch.long, device=self.device)
 
     def read(self, prompts: Sequence[Sequence[int]], states: Tensor, mask: Tensor | None) -> Prompted:
         """Read ``prompts`` (rows of any lengths) with encoder ``states`` (rows, states, d_model); the cache is not touched."""

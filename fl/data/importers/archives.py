@@ -118,9 +118,7 @@ def _write_member(archive: Path, name: str, source: IO[bytes] | None, folder: Pa
 def _check_member(archive: Path, name: str, plain: bool) -> None:
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or "\0" in name or re.match(r"[A-Za-z]:", name):
-        raise CorpusError(
-            f"{archive}: member {name!r} would be written outside the folder; this archive is not to be trusted"
-        )
+        raise CorpusError(f"{archive}: member {name!r} would be written outside the folder; do not trust this archive")
     if not plain:
         raise CorpusError(f"{archive}: {name} is a link or a device; unpack the archive yourself and look at it")
 

@@ -4,7 +4,7 @@ import hashlib
 import io
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,14 @@ import numpy as np
 
 from fl.core.apart import Apart
 from fl.core.errors import AudioError, CorpusError
+from fl.data.checked import odd_notes
 from fl.data.importers.gather import ImportTally, Progress
 from fl.data.importers.places import CONVERTED, RAW_SUFFIXES
 from fl.data.importers.records import AudioPlace, Embedded, Record, UnusableError, file_of
 from fl.data.importers.tables import ArrowTable
 from fl.data.importers.texts import is_pointer
 from fl.data.manifest import Utterance
-from fl.speech.audio import (
-    MAX_FILE_SECONDS,
-    MAX_SECONDS,
-    MIN_SECONDS,
-    SAMPLE_RATE,
-    SILENCE_PEAK,
-    Waveform,
-    save_audio,
-)
+from fl.speech.audio import MAX_FILE_SECONDS, MAX_SECONDS, MIN_SECONDS, SAMPLE_RATE, SILENCE_PEAK, Waveform, save_audio
 from fl.speech.mono import Mono
 from fl.speech.sound import Sound, open_sound
 
@@ -56,12 +49,10 @@ def checked(
             except AudioError as error:
                 tally.add(UnusableError(record.where, "unreadable audio", str(error)))
             except OSError as error:
-                raise CorpusError(
-                    f"{record.where}: {error}; make room or choose another --out, then start again"
-                ) from error
+                remedy = "make room or choose another --out, then start again"
+                raise CorpusError(f"{record.where}: {error}; {remedy}") from error
             show("audio", number, len(records))
-    for remark, places in odd.items():
-        tally.add(f"{len(places):,} of {len(records):,} recordings: {remark}; first in {places[0]}")
+    tally.notes += odd_notes(odd, len(records))
 
 
 def _spoken(record: Record, sounds: Apart, out: Path | None, copy: bool, odd: dict[str, list[str]]) -> Spoken:
@@ -146,21 +137,14 @@ class Sounds:
             yield mono.read().tobytes()
             yield mono.remarks
 
-    @contextmanager
-    def _opened(self, audio: AudioPlace) -> Iterator[Sound]:
+    def _opened(self, audio: AudioPlace) -> AbstractContextManager[Sound]:
         path = file_of(audio)
         if isinstance(audio, Embedded):
-            source, name = io.BytesIO(self._bytes(audio)), f"{path}: the audio in row {audio.row + 1}"
-            with open_sound(source, name) as sound:
-                yield sound
-        elif is_pointer(path):
+            return open_sound(io.BytesIO(self._bytes(audio)), f"{path}: the audio in row {audio.row + 1}")
+        if is_pointer(path):
             raise AudioError(f"{path}: is a Git LFS pointer, not the audio; run `git lfs pull` in the corpus")
-        else:
-            raw = _RAW if _is_raw(audio) and not _has_header(path) else {}
-            with open_sound(
-                path, str(path), CONVERTED.get(path.suffix.lower(), str(raw.get("format", ""))), **raw
-            ) as sound:
-                yield sound
+        raw = _RAW if _is_raw(audio) and not _has_header(path) else {}
+        return open_sound(path, str(path), CONVERTED.get(path.suffix.lower(), str(raw.get("format", ""))), **raw)
 
     def _bytes(self, audio: Embedded) -> bytes:
         if self._place != (audio.path, audio.column) or audio.row < self._row:
@@ -169,9 +153,8 @@ class Sounds:
         while self._row < audio.row:
             self._row, self._value = self._row + 1, next(self._values, None) or b""
         if not 0 < len(self._value) <= MAX_EMBEDDED_BYTES:
-            raise AudioError(
-                f"{audio.path}: row {audio.row + 1} holds no audio, or more than {MAX_EMBEDDED_BYTES:,} bytes"
-            )
+            row = f"{audio.path}: row {audio.row + 1}"
+            raise AudioError(f"{row} holds no audio, or more than {MAX_EMBEDDED_BYTES:,} bytes")
         return self._value
 
 

@@ -103,9 +103,7 @@ def import_corpus(
     records = gather.usable_records(importer.read(source, options), plan.plain, tally, show)
     tally.settle(plan.drop_bad)
     if not records:
-        raise CorpusError(
-            f"{source}: holds no usable utterances ({tally.reasons()}); is this a corpus of format {name}?"
-        )
+        raise CorpusError(f"{source}: holds no usable utterances ({tally.reasons()}); is it of format {name}?")
     records, notes = with_unique_ids(records, roots_of(source, options))
     tally.notes += notes
     records, devices_are = assign_devices(records, plan.devices, tally)

@@ -27,9 +27,7 @@ def assign_devices(records: Sequence[Record], how: DevicesBy, tally: ImportTally
     kind = there[0] if how == "auto" and there else how
     if kind not in there:
         what = "speaker, a topic or a session" if how == "auto" else how
-        remedy = (
-            f"there is a {there[0]}: --devices-by {there[0]}" if there else "name the field with --field speaker=NAME"
-        )
+        remedy = f"there is a {there[0]}: --devices-by {there[0]}" if there else "name it with --field speaker=NAME"
         raise CorpusError(f"{records[0].where}: no utterance names a {what}, so there are no devices; {remedy}")
     kept = []
     for record in records:

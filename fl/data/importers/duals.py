@@ -19,25 +19,19 @@ _BROKEN = re.compile(r"\)/(?!\))|/\((?!\()")
 MAX_NESTED = 4
 _NAMES = "이름|상호명?|전화번호|전번|카드번호|계좌번호|주민번호|생년월일|주소|정당|소속|신원|계정|금융"
 _SOUNDS = "웃음|목청|박수|노래|잡음|기침|숨소리"
-_LETTER = (
-    r"(?<![A-Za-z\d])[{0}]/(?![a-z](?!/))|(?:(?<=[A-Z][A-Z])|(?<=\d))[{0}]/(?![A-Za-z\d])"  # b/, also glued to words
-)
+# b/, also glued to words
+_LETTER = r"(?<![A-Za-z\d])[{0}]/(?![a-z](?!/))|(?:(?<=[A-Z][A-Z])|(?<=\d))[{0}]/(?![A-Za-z\d])"
 
 # The rules of ETRI, which KsponSpeech and most sets of AI Hub follow, and what other sets add. Signs between Latin letters or
 # digits are words (A/S, 1/2, and/or, km/h, 1+1, C++).
 BEFORE_DUALS = Marks(
     unusable={
-        r"&[^&\s]+&|#@?[가-힣]+\d*#|"
-        + f"@(?:{_NAMES})"
-        + r"\d*|[▲△○●□■]{2,}": "a masked name",  # silenced in the audio
+        rf"&[^&\s]+&|#@?[가-힣]+\d*#|@(?:{_NAMES})\d*|[▲△○●□■]{{2,}}": "a masked name",  # silenced in the audio
         r"\(\(\s*x*\s*\)\)|" + _LETTER.format("u"): "unintelligible speech",
     },
     rules=(
-        (
-            r"(?<=/)\(\(([^()]*)\)\)|\(\(([^()]*)\)\)(?=/)",
-            r"(\1\2)",
-        ),  # heard with doubt, as half of a dual and elsewhere
-        (r"\(\(([^()]*)\)\)", r"\1"),
+        (r"(?<=/)\(\(([^()]*)\)\)|\(\(([^()]*)\)\)(?=/)", r"(\1\2)"),  # heard with doubt: half of a dual
+        (r"\(\(([^()]*)\)\)", r"\1"),  # and elsewhere
         (r"\(([^()]*)\)\s*/\s*\(idiom\)|\(idiom\)\s*/\s*\(([^()]*)\)|\(@([^()/]+)\)", r"\1\2\3"),  # a technical term
         (r"\([A-Z]{2}:\s*([^()]*)\)", r" \1 "),  # (NO:), (SN:word): a noise, a word in noise
         (r"\{[^{}]*\}|(?<!\))/\((?:noise|bgm)\)|" + f"@(?:{_SOUNDS})", " "),

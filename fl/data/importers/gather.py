@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fl.core.errors import CorpusError, TextError
+from fl.core.printing import first_of
 from fl.data.checked import CheckText
 from fl.data.importers.marks import remaining
 from fl.data.importers.names import with_readable_names
@@ -16,15 +17,16 @@ from fl.data.importers.texts import REPLACEMENT
 from fl.data.manifest import MAX_UTTERANCES, SPLITS
 from fl.metrics.languages import SCRIPT_LANGUAGES, language_tags, matrix_language
 from fl.metrics.tokens import normalize_for_scoring
+from fl.speech.audio import SUFFIXES
 from fl.speech.text import fold_text, normalize_text
 
-SHOWN = 10
 ODD = {
     REPLACEMENT: "U+FFFD, from bytes that are no text or a wrong decoding before",
     "\r": "a carriage return in its middle, so that two lines may have become one",
 }
 """Characters that no name and no text has, and what they are a sign of."""
-_FILE_NAME = re.compile(r"\w+\.(wav|flac|mp3|ogg|opus|m4a|webm|aac|amr|pcm|sph)(?![a-z0-9])", re.IGNORECASE)
+_ENDINGS = "|".join(map(re.escape, (*SUFFIXES, ".pcm", ".sph")))
+_FILE_NAME = re.compile(rf"\w+({_ENDINGS})(?![a-z0-9])", re.IGNORECASE)
 Progress = Callable[[str, int, int], None]
 
 
@@ -58,11 +60,9 @@ class ImportTally:
     def settle(self, drop_bad: bool) -> None:
         """Raise :class:`CorpusError` for the problems so far, or count them as left out."""
         if self.problems and not drop_bad:
-            shown = "\n".join(f"  {problem}" for problem in self.problems[:SHOWN])
-            more = f"\n  and {len(self.problems) - SHOWN} more" if len(self.problems) > SHOWN else ""
-            raise CorpusError(
-                f"{len(self.problems)} utterances cannot be used:\n{shown}{more}\n--drop-bad leaves them out"
-            )
+            what = f"{len(self.problems)} utterances cannot be used:"
+            shown = "\n  ".join([what, *first_of(self.problems)])
+            raise CorpusError(f"{shown}\n--drop-bad leaves them out")
         for problem in self.problems:
             self.leave_out(problem.where, problem.reason)
         self.problems.clear()
@@ -90,9 +90,8 @@ def usable_records(findings: Iterable[Finding], plain: bool, tally: ImportTally,
             show("labels", number, number)
     show("labels", len(records), len(records))
     for record in map(records.pop, contested):
-        tally.add(
-            UnusableError(record.where, "id twice", f"the audio of id {record.id!r} has another text further down")
-        )
+        fault = f"the audio of id {record.id!r} has another text further down"
+        tally.add(UnusableError(record.where, "id twice", fault))
     tally.notes.extend(remaining(records.values()))
     return list(records.values())
 
@@ -134,11 +133,8 @@ def find_leaks(records: Sequence[Record]) -> list[tuple[Record, Record]]:
     Texts are compared by :func:`fl.speech.text.fold_text`: case, punctuation and the spelling of loanwords make no difference.
     Records without a split leak into none: they are divided later, by text.
     """
-    said = [
-        (SPLITS.index(record.split), fold_text(record.text, record.loanwords), record)
-        for record in records
-        if record.split
-    ]
+    divided = [record for record in records if record.split]
+    said = [(SPLITS.index(str(one.split)), fold_text(one.text, one.loanwords), one) for one in divided]
     latest: dict[str, tuple[int, Record]] = {}
     for rank, text, record in said:
         if text not in latest or rank > latest[text][0]:
@@ -150,14 +146,10 @@ def without_leaks(records: Sequence[Record], drop: bool, tally: ImportTally) -> 
     """Records whose text is in no later split. Raises :class:`CorpusError` if there are others, unless ``drop`` leaves them out."""
     leaks = find_leaks(records)
     if leaks and not drop:
-        shown = "\n".join(
-            f"  {record.where} ({record.split}) and {other.where} ({other.split}): {record.text[:60]!r}"
-            for record, other in leaks[:SHOWN]
-        )
-        raise CorpusError(
-            f"{len(leaks)} of {len(records)} utterances say what a later split says too, so that a test would be known:\n{shown}\n"
-            "--drop-leaking leaves them out of the earlier split; --splits own divides every device anew, by text"
-        )
+        what = f"{len(leaks)} of {len(records)} utterances say what a later split says too, so a test would be known:"
+        shown = [f"{one.where} ({one.split}) and {o.where} ({o.split}): {one.text[:60]!r}" for one, o in leaks]
+        remedy = "--drop-leaking leaves them out of the earlier split; --splits own divides every device anew, by text"
+        raise CorpusError("\n  ".join([what, *first_of(shown)]) + f"\n{remedy}")
     for record, other in leaks:
         tally.leave_out(record.where, f"the text is in {other.split} too")
     leaking = {record.id for record, _ in leaks}

@@ -34,9 +34,7 @@ class Marks:
             return text
         for pattern, instead in self.rules:
             text = re.sub(pattern, instead, text)
-        return re.sub(
-            r"[^\S\r]+", " ", text
-        ).strip()  # a carriage return within a line is a fault, for whoever reads it
+        return re.sub(r"[^\S\r]+", " ", text).strip()  # a carriage return stays: a fault, for whoever reads it
 
 
 def remaining(records: Iterable[Record]) -> Iterator[str]:

@@ -3,7 +3,7 @@
 import os
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,14 +24,12 @@ def with_unique_ids(records: Sequence[Record], roots: Sequence[Path]) -> tuple[l
     in a table, or its times in milliseconds; where that is not enough, by the number of the utterance too.
     """
 
-    def numbered() -> Iterator[str]:
-        return (f"{_place(record, roots)}-{number}" for number, record in enumerate(records, 1))
+    def candidates() -> Iterator[list[str]]:
+        yield [record.id for record in records]
+        yield (places := [_place(record, roots) for record in records])
+        yield [f"{place}-{number}" for number, place in enumerate(places, 1)]
 
-    names: Callable[[], Iterable[str]]
-    for names in (lambda: (record.id for record in records), lambda: (_place(r, roots) for r in records), numbered):
-        ids = list(names())
-        if len({name.casefold() for name in ids}) == len(records):
-            break
+    ids = next(ids for ids in candidates() if len(set(map(str.casefold, ids))) == len(records))
     counts = Counter(record.id.casefold() for record in records)
     repeated = [record.id for record in records if counts[record.id.casefold()] > 1]
     if not repeated:
@@ -54,8 +52,5 @@ def alike(names: Iterable[str]) -> list[str]:
     for name in names:
         seen[unicodedata.normalize("NFKC", name).casefold()].add(name)
     shown = [" and ".join(map(repr, sorted(found))) for found in seen.values() if len(found) > 1]
-    return (
-        [f"different devices, though their names differ in case or width alone: {'; '.join(shown[:5])}"]
-        if shown
-        else []
-    )
+    what = "different devices, though their names differ in case or width alone"
+    return [f"{what}: {'; '.join(shown[:5])}"] if shown else []

@@ -2,7 +2,6 @@
 
 import os
 import re
-import stat
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
@@ -42,10 +41,8 @@ def check_labels(source: Path, options: Options) -> None:
     """
     roots, odd = roots_of(source, options), []
     for path in files_below(source):
-        kind = path.lstat().st_mode
-        if (stat.S_ISLNK(kind) and path.suffix.lower() not in SUFFIXES and leads_out(path, roots)) or not (
-            stat.S_ISLNK(kind) or stat.S_ISREG(kind)
-        ):
+        leads = path.is_symlink() and path.suffix.lower() not in SUFFIXES and leads_out(path, roots)
+        if leads or not (path.is_symlink() or path.is_file()):
             odd.append(path)
     if odd:
         raise CorpusError(
@@ -103,9 +100,8 @@ class AudioFolders:
             shared = [_shared(path, label) for path in found]
             found = [path for path, count in zip(found, shared, strict=True) if count == max(least, *shared)]
         if len(found) > 1:
-            fault = (
-                f"{len(found)} audio files are called {stem!r} ({found[0]}, {found[1]}); import the parts one by one"
-            )
+            two = f"{found[0]}, {found[1]}"
+            fault = f"{len(found)} audio files are called {stem!r} ({two}); import the parts one by one"
             raise UnusableError(where, "ambiguous audio", fault)
         return found[0] if found else None
 

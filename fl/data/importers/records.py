@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, ParamSpec
+from typing import Literal, ParamSpec, TypeVar
 
 from fl.core.paths import readable
 
@@ -16,6 +16,7 @@ FIELDS = ("id", "audio", "text", "speaker", "session", "topic", "lang", "start",
 """What ``Options.fields`` may rename; ``utterances`` is where a JSON document keeps its list."""
 
 P = ParamSpec("P")
+Made = TypeVar("Made")
 Order = Literal["", "spelling-first", "pronunciation-first"]
 Transcript = Literal["spelling", "pronunciation"]
 
@@ -76,7 +77,7 @@ Finding = Record | UnusableError | str
 """A string is a note of what a person should know about the corpus as a whole; it goes into the summary."""
 
 
-def attempt(make: Callable[P, Finding], *arguments: P.args, **options: P.kwargs) -> Finding:
+def attempt(make: Callable[P, Made], *arguments: P.args, **options: P.kwargs) -> Made | UnusableError:
     """What ``make`` returns, or why the utterance cannot be used."""
     try:
         return make(*arguments, **options)

@@ -293,9 +293,10 @@ def table_records(
     source: Path,
     options: Options,
     names: ColumnNames,
-    mend: Callable[[Record, Mapping[str, Any]], Finding] = lambda record, row: record,
+    mend: Callable[[Record, Mapping[str, Any]], Record] = lambda record, row: record,
 ) -> Iterator[Finding]:
-    """Every row of the tables below ``source`` as a record; ``mend`` adds to it what only this corpus has in its rows."""
+    """Every row of the tables below ``source`` as a record; ``mend`` adds to it what only this corpus has in its rows,
+    or raises :class:`UnusableError`."""
     folders = AudioFolders(source, options)
     with Apart(f"{__name__}:Tables", CorpusError) as tables:
         for path, split in _wanted_tables(source, options):
@@ -307,4 +308,4 @@ def table_records(
                 there = column in audio and row.get(f"{column}.bytes", True)
                 inside = Embedded(path, column, index) if there else None
                 found = reader.read(row, f"{path}:{index + 1}", split, inside)
-                yield mend(found, row) if isinstance(found, Record) else found
+                yield attempt(mend, found, row) if isinstance(found, Record) else found

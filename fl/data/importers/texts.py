@@ -10,7 +10,7 @@ from typing import Any, Literal
 from fl.core.encoding import decode_text
 from fl.core.errors import CorpusError
 from fl.core.paths import readable
-from fl.data.importers.records import UnusableError
+from fl.data.importers.records import UnusableError, attempt
 
 MAX_TEXT_BYTES = 2 << 30
 """A label file is read as a whole; the largest list of Common Voice has a third of this."""
@@ -70,29 +70,25 @@ def read_table(
     quoted = quoted or delimiter != "\t"
     if not head:
         raise CorpusError(f"{path}:1: is empty; the first line names the columns")
-    try:
-        header = [readable(cell) for cell in _cells(head, delimiter, quoted, f"{path}:{first}")]
-    except UnusableError as error:
-        raise CorpusError(str(error)) from error
+    named = attempt(_cells, head, delimiter, quoted, f"{path}:{first}")
+    if isinstance(named, UnusableError):
+        raise CorpusError(str(named))
+    header = [readable(cell) for cell in named]
     if doubled := sorted({name for name in header if name and header.count(name) > 1}):
         raise CorpusError(f"{path}:1: column {doubled[0]!r} stands twice; rename one")
-    rows: Rows = []
-    for number, line in lines:
-        where = f"{path}:{number}"
-        try:
-            cells = _cells(line, delimiter, quoted, where)
-            while len(cells) > len(header) and not cells[-1].strip():
-                del cells[-1]
-            if len(cells) != len(header):
-                counts = f"{len(cells)} values where the header has {len(header)} columns"
-                fault = f"{counts}; check the delimiter ({delimiter!r}) and the quotation marks"
-                raise UnusableError(where, "broken line", fault)
-        except UnusableError as refusal:
-            rows.append((number, refusal))
-        else:
-            if any(cell.strip() for cell in cells):
-                rows.append((number, dict(zip(header, cells, strict=True))))
-    return header, rows
+    rows = ((number, attempt(_row, line, header, delimiter, quoted, f"{path}:{number}")) for number, line in lines)
+    return header, [(n, row) for n, row in rows if isinstance(row, UnusableError) or any(map(str.strip, row.values()))]
+
+
+def _row(line: str, header: Sequence[str], delimiter: str, quoted: bool, where: str) -> dict[str, str]:
+    cells = _cells(line, delimiter, quoted, where)
+    while len(cells) > len(header) and not cells[-1].strip():
+        del cells[-1]
+    if len(cells) != len(header):
+        counts = f"{len(cells)} values where the header has {len(header)} columns"
+        fault = f"{counts}; check the delimiter ({delimiter!r}) and the quotation marks"
+        raise UnusableError(where, "broken line", fault)
+    return dict(zip(header, cells, strict=True))
 
 
 def _cells(line: str, delimiter: str, quoted: bool, where: str) -> list[str]:
@@ -105,9 +101,8 @@ def _cells(line: str, delimiter: str, quoted: bool, where: str) -> list[str]:
         style: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
         cells = next(csv.reader([line], delimiter=delimiter, quoting=style, strict=True))
     except csv.Error as error:
-        raise UnusableError(
-            where, "broken line", f'{error}; write an utterance into one line, and " as "" in a CSV'
-        ) from error
+        fault = f'{error}; write an utterance into one line, and " as "" in a CSV'
+        raise UnusableError(where, "broken line", fault) from error
     return cells if quoted else [_QUOTED.sub(lambda m: m.group(1).replace('""', '"'), cell) for cell in cells]
 
 
@@ -117,17 +112,16 @@ _QUOTED = re.compile(r'"(?=.*"".*")((?:[^"]|"")*)"')
 
 def read_objects(path: Path, encoding: str = "") -> tuple[Sequence[str], Rows]:
     """Columns and rows of JSON Lines: one object a line, whose keys are columns."""
-    rows: Rows = []
-    for number, line in numbered_lines(path, encoding):
-        try:
-            row = parse_json(line, str(path), number)
-            if not isinstance(row, dict):
-                fault = f"a line is one JSON object, this is a {type(row).__name__}"
-                row = UnusableError(f"{path}:{number}", "broken line", fault)
-        except UnusableError as refusal:
-            row = refusal.with_traceback(None)
-        rows.append((number, row))
+    rows: Rows = [(n, attempt(_object, line, str(path), n)) for n, line in numbered_lines(path, encoding)]
     return list(dict.fromkeys(key for _, row in rows if isinstance(row, dict) for key in row)), rows
+
+
+def _object(line: str, source: str, number: int) -> dict[str, Any]:
+    row = parse_json(line, source, number)
+    if not isinstance(row, dict):
+        fault = f"a line is one JSON object, this is a {type(row).__name__}"
+        raise UnusableError(f"{source}:{number}", "broken line", fault)
+    return row
 
 
 def parse_json(text: str, source: str, line: int = 1) -> Any:

@@ -274,14 +274,12 @@ class BatchEngine:
             self._detect(model, jobs, states, mask)
             prompts = [[*job.request.prompt, *self.base.prefix_ids(job.language or None)] for job in jobs]
             prompted = self._decoder.read(prompts, states, mask)
+        limits, most = [], self._cache.most_tokens
         for index, job in enumerate(jobs):
-            job.prefix = prompts[index]
-            if job.request.words:
+            asked, job.prefix = job.request, prompts[index]
+            limits.append(token_limit(heard_frames(len(asked.audio)), len(job.prefix), most, asked.max_new_tokens))
+            if asked.words:
                 job.states = states[index : index + 1, : (batch.lengths[index] + 1) // 2].clone()
-        limits = [
-            token_limit(heard_frames(len(asked.audio)), len(prompt), self._cache.most_tokens, asked.max_new_tokens)
-            for asked, prompt in zip((job.request for job in jobs), prompts, strict=True)
-        ]
         return prompted, [(count + 1) // 2 for count in batch.lengths], limits
 
     def _detect(self, model: nn.Module, jobs: Sequence[EngineJob], states: Tensor, mask: Tensor | None) -> None:

@@ -10,13 +10,12 @@ import numpy as np
 
 from fl.core.errors import AudioError
 from fl.serving.http.problems import ProblemError
-from fl.speech.audio import SAMPLE_RATE, SILENCE_PEAK, Waveform, check_sound, split_at_silence
+from fl.speech.audio import SAMPLE_RATE, Waveform, check_sound
 from fl.speech.decode import AudioHeader, Decoder
 
 MAX_CHANNELS = 2
 RATES = (1_000, 48_000)  # Hz
 ROUNDING = 1e-3  # seconds, more than a resampler rounds a length by
-SHORTEST_PART = 0.1  # seconds: less than this at the end of a recording holds no word
 
 
 def decode_audio(
@@ -51,12 +50,3 @@ def decode_audio(
     audio = decoder.decode(data, accept, source)
     check_sound(len(audio) / SAMPLE_RATE, float(np.abs(audio).max(initial=0.0)), source)
     return audio
-
-
-def speech_parts(audio: Waveform) -> list[tuple[int, int]]:
-    """Ranges of samples of at most 29 s, cut at silence, in order. Parts without sound or shorter than 0.1 s are left out."""
-    return [
-        (start, end)
-        for start, end in split_at_silence(audio)
-        if end - start >= SHORTEST_PART * SAMPLE_RATE and float(np.abs(audio[start:end]).max()) >= SILENCE_PEAK
-    ]

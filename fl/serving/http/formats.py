@@ -10,7 +10,7 @@ import asyncio
 import json
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from fl.metrics.languages import SCRIPT_LANGUAGES, script_language, switch_words
@@ -19,10 +19,7 @@ from fl.serving.engine.requests import Stages, Transcript
 from fl.serving.http.problems import problem_of
 
 EVENTS_TYPE = "text/event-stream"
-EVENTS_HEADERS = {
-    "cache-control": "no-store",
-    "x-accel-buffering": "no",
-}  # a proxy that collects would defeat the purpose
+EVENTS_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}  # a proxy that collects would spoil it
 KEEP_ALIVE_SECONDS = 10.0
 MEDIA_TYPES = {
     "text": "text/plain; charset=utf-8",
@@ -90,10 +87,9 @@ def verbose(
     text = plain_text(segments)
     # Words in Latin letters are of the transcript's own language, or English beside Korean, Chinese, Japanese.
     alphabetic = "en" if not language or language in SCRIPT_LANGUAGES.values() else language
-    inside = {
-        field.name: round(sum(getattr(segment.transcript.stages, field.name) for segment in segments), 6)
-        for field in fields(Stages)
-    }  # parts that ran side by side add up to more than the clock showed
+    # Parts that ran side by side add up to more than the clock showed.
+    spent = [asdict(segment.transcript.stages) for segment in segments]
+    inside = {field.name: round(sum(of[field.name] for of in spent), 6) for field in fields(Stages)}
     document: dict[str, Any] = {
         "task": "transcribe",
         "language": language,

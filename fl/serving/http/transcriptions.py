@@ -17,11 +17,10 @@ from fl.serving.engine.requests import Request as EngineRequest
 from fl.serving.engine.requests import ServedAdapter
 from fl.serving.http import formats
 from fl.serving.http.admission import ANYBODY
-from fl.serving.http.audio import speech_parts
 from fl.serving.http.forms import FormModel
 from fl.serving.http.problems import ProblemError
 from fl.serving.http.service import NO_STORE, PrincipalOf, Service, ServiceOf, unless_gone
-from fl.speech.audio import SAMPLE_RATE
+from fl.speech.audio import SAMPLE_RATE, speech_parts
 
 Granularity = Literal["word", "segment"]
 

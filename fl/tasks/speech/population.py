@@ -21,7 +21,7 @@ from fl.settings.tables import DataTable
 def population_of(config: RunConfig, check_text: CheckText) -> Population:
     """The population of a run; an aggregator of deployed devices has no speech, only the base and its shapes."""
     if config.data.manifest == OWN_MANIFEST:
-        return Population(devices=(), new_people=(), dropped=0, manifest=Path())
+        return Population(devices=(), new_people=(), dropped=0)
     return load_population(population_manifest(config), config.data_seed, config.data, check_text)
 
 

@@ -73,9 +73,8 @@ class SpeechTask(NamedDevices):
             named = languages_of(self.population, by_script=True)
             shares = ", ".join(f"{code} {count / named.total():.0%}" for code, count in named.most_common())
             told = "the base is told the first of them, --language CODE tells it another"
-            self.notes += (
-                [f"no utterance names its language; by script the words are {shares}: {told}"] if named else []
-            )
+            if named:
+                self.notes.append(f"no utterance names its language; by script the words are {shares}: {told}")
         self.languages = [language for language, _ in named.most_common()]
         self.language = self._language(config)
         # Over the test sentences, as the report takes it: PIER is then the same in both.

@@ -116,9 +116,8 @@ def _peak_bytes() -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
 
 
-if (
-    __name__ == "__main__"
-):  # hold BASE AUDIO ADAPTER REPEATS, or ask PORT AUDIO ADAPTER REPEATS; prints the cost as JSON
+# hold BASE AUDIO ADAPTER REPEATS, or ask PORT AUDIO ADAPTER REPEATS; prints the cost as JSON
+if __name__ == "__main__":
     what, where, audio, adapter, repeats = sys.argv[1:]
     seconds = {"hold": _hold, "ask": _ask}[what](where, Path(audio), Path(adapter).read_bytes(), int(repeats))
     print(json.dumps({"seconds": seconds, "peak_bytes": _peak_bytes()}))

@@ -14,7 +14,7 @@ import pytest
 from fl.core.errors import ConfigError
 from fl.core.rng import derive_random
 from fl.data.manifest import read_manifest
-from fl.data.partition import load_population
+from fl.data.partition import split_population
 from fl.data.synthetic import load_pair, new_people_of, population, synthesize, voices
 from fl.data.synthetic.espeak import Espeak
 from fl.data.synthetic.grammar import generate
@@ -64,7 +64,7 @@ def test_everyone_speaks_as_often_as_asked_and_every_recording_is_usable_speech(
 def test_no_text_is_said_twice_in_either_spelling(tiny):
     utterances = read_manifest(tiny)
     assert len({fold_text(u.text, u.loanwords) for u in utterances}) == len(utterances)
-    people = load_population(tiny, seed=0, new_people=new_people_of(tiny))
+    people = split_population(utterances, seed=0, new_people=new_people_of(tiny))
     assert people.dropped == 0
     assert [d.device_id for d in people.new_people] == ["ko-en-new-00"]
 

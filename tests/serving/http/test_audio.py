@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 from fl.core.errors import AudioError, IdiolectError
 from fl.serving.http.audio import decode_audio as decode_with
-from fl.serving.http.audio import speech_parts
 from fl.serving.http.problems import ProblemError
-from fl.speech.audio import load_audio
+from fl.speech.audio import load_audio, speech_parts
 from fl.speech.decode import Decoder
 
 
@@ -206,9 +205,9 @@ def test_who_cannot_pay_for_the_first_second_hears_nothing_of_a_file_without_a_l
 
 def test_a_process_that_dies_costs_one_file_and_is_replaced(recording):
     audio = decode_audio(recording(), 10.0)
-    decoder().process.kill()
-    decoder().process.wait()
-    with pytest.raises(AudioError, match="memory and time"):
+    decoder().child.kill()
+    decoder().child.wait()
+    with pytest.raises(AudioError, match="the process that read it ended with SIGKILL"):
         decode_audio(recording(), 10.0)
     assert np.array_equal(decode_audio(recording(), 10.0), audio)
 

@@ -36,9 +36,7 @@ def read(source: Path, options: Options) -> Iterator[Finding]:
     """Records of all JSON files below ``source``."""
     paths = [source] if source.is_file() else list(files_below(source, "*.json"))
     if not paths:
-        raise CorpusError(
-            f"{source}: holds no JSON files; give the folder with the labels (and --audio with the audio)"
-        )
+        raise CorpusError(f"{source}: holds no JSON files; give the folder of the labels (and --audio with the audio)")
     folders = AudioFolders(source, options)
     votes = 0
     paths = [path for path in paths if options.wants(split_of(path, source) or "", *parts_of(path, source))]
@@ -46,13 +44,12 @@ def read(source: Path, options: Options) -> Iterator[Finding]:
     for path in paths:
         alone = stems[path.stem] == 1
         name = path.stem if alone else Path(*parts_of(path, source)).with_suffix("").as_posix()
-        try:
-            labels = _LabelFile(path, name, options, split_of(path, source), folders)
-        except UnusableError as refusal:
-            yield refusal.with_traceback(None)
-            continue
-        yield from labels.findings()
-        votes += labels.reversed_votes
+        labels = attempt(_LabelFile, path, name, options, split_of(path, source), folders)
+        if isinstance(labels, UnusableError):
+            yield labels
+        else:
+            yield from labels.findings()
+            votes += labels.reversed_votes
     if votes > 0:
         yield f"digits and Latin letters stand mostly in the other half of the duals: is --order {options.order} right?"
 
@@ -62,9 +59,7 @@ class _LabelFile:
 
     def __init__(self, path: Path, name: str, options: Options, split: str | None, folders: AudioFolders) -> None:
         self._path, self._name, self._options, self._split, self._folders = path, name, options, split, folders
-        self._least = (
-            1 if name == path.stem else 2
-        )  # where there are others of its name, the folder tells whose audio it is
+        self._least = 1 if name == path.stem else 2  # among others of its name the folder tells whose audio it is
         self.reversed_votes = 0
         chosen = {field: (name,) for field, name in options.fields.items()}
         self._names: Mapping[str, tuple[str, ...]] = {**ALIASES, **chosen}

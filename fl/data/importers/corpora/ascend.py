@@ -6,19 +6,15 @@ from functools import partial
 from typing import Any
 
 from fl.data.importers.marks import Marks
-from fl.data.importers.records import Finding, Importer, Record, attempt
+from fl.data.importers.records import Importer, Record
 from fl.data.importers.tables import ColumnNames, table_records
 
 COLUMNS = ColumnNames(text=("transcription",), audio=("audio",), speaker=("original_speaker_id",), lang=("language",))
 MARKS = Marks(unusable={r"(?i)[\[<]unk[\]>]": "unintelligible speech"}, half_width=True)
 
 
-def mend(record: Record, row: Mapping[str, Any]) -> Finding:
+def mend(record: Record, row: Mapping[str, Any]) -> Record:
     """Speaker ids are whole numbers, unique over the corpus; a transcript with ``[UNK]`` is not whole."""
-    return attempt(_mended, record)
-
-
-def _mended(record: Record) -> Record:
     text = MARKS.clean(record.text, record.where)
     return replace(record, text=text, speaker=record.speaker and f"ascend-{record.speaker}")
 

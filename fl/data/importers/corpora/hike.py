@@ -6,21 +6,20 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from fl.data.importers.records import Finding, Importer, Record, UnusableError
+from fl.data.importers.records import Importer, Record, UnusableError
 from fl.data.importers.tables import ColumnNames, table_records
 
-COLUMNS = ColumnNames(
-    text=("text",), audio=("audio",), id=("sample_id",), topic=("category",), level=("cs_level",), speaker=()
-)  # the category is the topic, since who spoke is not shipped
+# The category is the topic, since who spoke is not shipped.
+COLUMNS = ColumnNames(id=("sample_id",), topic=("category",), speaker=())
 
 
-def mend(record: Record, row: Mapping[str, Any]) -> Finding:
+def mend(record: Record, row: Mapping[str, Any]) -> Record:
     """``record`` with the row's loanwords, a JSON string of a list of objects with ``Korean`` and ``English``."""
     try:
         pairs = [(str(pair["Korean"]), str(pair["English"])) for pair in json.loads(row.get("loanwords") or "[]")]
     except (ValueError, TypeError, KeyError) as error:
         fault = f"'loanwords' is not a JSON list of Korean and English ({type(error).__name__}: {error})"
-        return UnusableError(record.where, "broken loanwords", fault)
+        raise UnusableError(record.where, "broken loanwords", fault) from error
     kept = tuple((korean, english) for korean, english in pairs if korean.strip() and english.strip())
     return replace(record, lang=record.lang or "ko", loanwords=kept)
 

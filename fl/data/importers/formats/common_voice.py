@@ -43,9 +43,7 @@ def _language_folder(source: Path) -> Path:
     """``source``, or the one folder below it that has lists and clips, as in an archive that was just unpacked."""
     found = sorted({path.parent for path in files_below(source, "*.tsv") if (path.parent / "clips").is_dir()})
     if len(found) > 1:
-        raise CorpusError(
-            f"{source}: holds several languages ({', '.join(p.name for p in found)}); give the folder of one"
-        )
+        raise CorpusError(f"{source}: holds several languages ({', '.join(p.name for p in found)}); give one folder")
     return found[0] if found else source
 
 

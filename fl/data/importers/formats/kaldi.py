@@ -43,9 +43,7 @@ def read(source: Path, options: Options, marks: Marks = MARKS) -> Iterator[Findi
     """Records of one data directory, or of all directories below ``source`` that are one (``wav.scp`` and ``text``)."""
     folders = [path.parent for path in files_below(source, "wav.scp") if (path.parent / "text").is_file()]
     if not folders:
-        raise CorpusError(
-            f"{source}: no folder here has both wav.scp and text; give a Kaldi data directory or one above it"
-        )
+        raise CorpusError(f"{source}: no folder here has both wav.scp and text; give a Kaldi directory or one above it")
     for folder in folders:
         if options.wants(folder.name):
             if (channels := folder / "reco2file_and_channel").is_file():
@@ -149,9 +147,7 @@ class _Directory:
                 raise UnusableError(entry.where, "audio from a command", fault)
             return found
         if ".ark:" in name:
-            fault = (
-                f"{name!r} is a place in a Kaldi archive; write the audio out as files (wav-copy) and give --audio DIR"
-            )
+            fault = f"{name!r} is in a Kaldi archive; write the audio out as files (wav-copy) and give --audio DIR"
             raise UnusableError(entry.where, "audio in an archive", fault)
         return self._folders.at(name, entry.where)
 
