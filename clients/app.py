@@ -135,8 +135,8 @@ def evaluate_devices(message: Message, context: Context) -> Message:
 def _train_devices(
     worker: Worker, job: Job, devices: Sequence[str], incoming: State
 ) -> Iterable[DeviceResult | DeviceFailure]:
-    """In cohorts if the settings say so, but for the virtual device of ``centralized`` and for a task that learns nothing."""
-    alone = worker.config.train.cohort == 1 or EVERYONE in devices or not worker.task.learns
+    """In cohorts, but for the virtual device of ``centralized``, other methods than low rank, and a task that learns nothing."""
+    alone = EVERYONE in devices or not worker.task.learns or not worker.method.low_rank
     return (one_by_one(train_device) if alone else train_together)(worker, job, devices, incoming)
 
 

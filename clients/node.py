@@ -111,8 +111,9 @@ class Hosting:
     def __contains__(self, device_id: str) -> bool:
         if self.node.deployed:
             return device_id == self.node.device_id
-        place = self._places.get(device_id)
-        return place is not None and place % self.node.partitions == self.node.partition
+        return (
+            device_id in self._places
+        )  # in a simulation all nodes see all data and private state, and any may train any device
 
     def ids(self) -> tuple[str, ...]:
         """All of them, in the order of the population."""

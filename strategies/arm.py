@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
+from itertools import cycle
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -42,8 +43,8 @@ from fl.protocol.wire import (
     settings_record,
     to_arrays,
 )
-from fl.settings.config import RunConfig, sample_size
-from fl.settings.names import LOCAL_NOISE, NONE
+from fl.settings.config import RunConfig, cohort_size, sample_size
+from fl.settings.names import EDGE, LOCAL_NOISE, NONE
 from strategies.replies import Replies, read_replies, reason_of
 from strategies.roster import Roster
 
@@ -73,6 +74,7 @@ class ArmStrategy(Strategy):
     bound: float = field(init=False)  # clipping norm of a device's update in this round
     last: Replies = field(default_factory=lambda: Replies((), {}))
     _asked: tuple[str, ...] = ()
+    _hosts: dict[str, int] = field(default_factory=dict)  # the node of each device that was asked
     _start: dict[str, np.ndarray] = field(default_factory=dict)  # the shared tensors that the round started from
     _schema: ReplySchema = field(default_factory=ReplySchema)
     _round: int = 0
@@ -158,16 +160,17 @@ class ArmStrategy(Strategy):
     def _messages(
         self, kind: str, server_round: int, recipients: list[tuple[tuple[str, ...], Tensors]], phase: Phase
     ) -> list[Message]:
-        nodes = {self.roster.nodes[d] for devices, _ in recipients for d in devices}
+        self._hosts = self._placed([devices for devices, _ in recipients], training=kind == MessageType.TRAIN)
         norm, noise = self.limits()
-        asked = replace(self.job, round=server_round, phase=phase, parallel=len(nodes), bound=norm, noise=noise)
+        parallel = len(set(self._hosts.values()))
+        asked = replace(self.job, round=server_round, phase=phase, parallel=parallel, bound=norm, noise=noise)
         settings = settings_record(self.config)
         messages = []
         for devices, tensors in recipients:
             shared = ArrayRecord({name: Array(tensors[name]) for name in tensors})
             by_node: dict[int, list[str]] = {}
             for device_id in devices:
-                by_node.setdefault(self.roster.nodes[device_id], []).append(device_id)
+                by_node.setdefault(self._hosts[device_id], []).append(device_id)
             for node, hosted in sorted(by_node.items()):
                 job = replace(asked, devices=tuple(hosted))
                 content = RecordDict({JOB: job.to_record(), SETTINGS_RECORD: ConfigRecord(dict(settings))})
@@ -176,6 +179,21 @@ class ArmStrategy(Strategy):
                 token = secrets.token_hex(16)  # a node that could guess the id of another's message could answer it
                 messages.append(Message(content, dst_node_id=node, message_type=kind, group_id=token))
         return messages
+
+    def _placed(self, groups: list[tuple[str, ...]], *, training: bool) -> dict[str, int]:
+        """The node of each device of these groups.
+
+        In a simulation any node may train any device. Cohorts are cut from the devices of the round and dealt out to the nodes, so
+        that who is beside whom, which decides about rounding, depends on the settings and not on the number of nodes. A sum over a
+        node is over the devices that live there.
+        """
+        size = cohort_size(self.config.train)
+        if not training or not self.roster.simulated or size == 1 or self.config.federation.aggregation == EDGE:
+            return {device_id: self.roster.nodes[device_id] for devices in groups for device_id in devices}
+        nodes = cycle(sorted(set(self.roster.nodes.values())))
+        starts = ((devices, start) for devices in groups for start in range(0, len(devices), size))
+        dealt_out = zip(starts, nodes, strict=False)
+        return {d: node for (devices, start), node in dealt_out for d in devices[start : start + size]}
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -200,11 +218,6 @@ class ArmStrategy(Strategy):
     def read(self, replies: Iterable[Message]) -> Replies:
         """The checked replies of a round."""
         return read_replies(replies, self._hosts, self._schema, trains=True)
-
-    @property
-    def _hosts(self) -> dict[str, int]:
-        """The node of each device that was asked."""
-        return {device_id: self.roster.nodes[device_id] for device_id in self._asked}
 
     def _found(self) -> Round:
         asked = sum(self.roster.examples[device_id] for device_id in self.job.devices)

@@ -9,7 +9,7 @@ clipping and optimizer state (:mod:`clients.training.slots`), and all are drawn 
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,15 +18,13 @@ from clients.training.single import LocalResult, diverged, draw_batches, no_exam
 from clients.training.slots import SHARED, SHARED_GATES, SKIPPED, SlotAdamW, SlotParameters
 from fl.adapters.split import Split, tensor_kind
 from fl.adapters.stacked import Slot, StackedModel
-from fl.adapters.state import State, size_of
+from fl.adapters.state import State
 from fl.algorithms.base import Correction
 from fl.algorithms.plan import LocalPlan
 from fl.core.errors import AdapterError
 from fl.core.rng import derive_generator
 from fl.data.batching import buckets
 from fl.tasks.task import Example, Task
-
-OPTIMIZER_COPIES = 4  # a tensor, its gradient and AdamW's two moments
 
 
 @dataclass(frozen=True)
@@ -50,31 +48,10 @@ class MemberResult:
     result: LocalResult
 
 
-def divide(members: Iterable[Member], *, size: int, budget: int) -> Iterator[list[Member]]:
-    """Cohorts of at most ``size`` members whose adapters and optimizer states take at most half of ``budget`` bytes.
-
-    The other half is for activations (:func:`train_cohort`). A cohort has at least one member, whatever the budget.
-    """
-    if size < 1:
-        raise AdapterError(f"a cohort of {size} devices: at least 1")
-    cohort: list[Member] = []
-    used = 0
-    for member in members:
-        copies = OPTIMIZER_COPIES + (member.plan.proximal > 0)  # and where the round began
-        need = copies * size_of(member.state).bytes
-        if cohort and (len(cohort) == size or used + need > budget // 2):
-            yield cohort
-            cohort, used = [], 0
-        cohort.append(member)
-        used += need
-    if cohort:
-        yield cohort
-
-
 def train_cohort(
     host: StackedModel, task: Task, split: Split, members: Sequence[Member], *, budget: int
 ) -> list[MemberResult | Exception]:
-    """Train the members' adapters and return them in the same order; ``budget`` is in bytes, half of it for activations.
+    """Train the members' adapters and return them in the same order; ``budget`` is in bytes of activations.
 
     A member without examples, or whose loss or gradient stops being finite, fails alone: its place has the error. What goes wrong with
     the computation itself (an example that does not fit the base, memory) is raised: no member is trained then, and none has changed.
@@ -151,7 +128,7 @@ class _Cohort:
             kinds = step_kinds(member.plan, generator)
             self.kinds.append(kinds)
             self.batches.append(draw_batches(len(member.examples), member.plan.batch_size, len(kinds), generator))
-        self.budget = budget // 2
+        self.budget = budget
         # Of each step: every member's mean loss and largest gradient norm. Read when all is done: reading waits for the
         # device, and a member that diverged spoils nothing but its own row until then.
         self.seen: list[torch.Tensor] = []

@@ -3,69 +3,69 @@
 import logging
 from collections.abc import Iterator, Sequence
 
-import psutil
 import torch
 
-from clients.training.cohort import Member, MemberResult, divide, train_cohort
+from clients.training.cohort import Member, MemberResult, train_cohort
 from clients.training.phase import DEVICE_FAULTS, LocalPhase, job_arm, one_by_one, train_device
 from clients.updates.reply import DeviceFailure, DeviceResult
 from clients.worker import Worker
 from fl.adapters.stacked import Slot
 from fl.adapters.state import State
+from fl.algorithms.arms import Arm
 from fl.protocol.wire import Job
+from fl.settings.config import cohort_size
 
 log = logging.getLogger("idiolect.client")
-SHARE = 0.5  # of the free memory: an estimate may be off, and others want some too
+ACTIVATION_BYTES = (
+    2 * 2**30
+)  # of one computation in main memory: not what is free, so that the numbers do not depend on it
+GPU_SHARE = 0.25  # of the free memory of a GPU: an estimate may be off, and others want some too
 
 
-def budget_bytes(device: torch.device, parallel: int = 1) -> int:
-    """Bytes that one of ``parallel`` computations on this machine may plan with, on its GPU or in main memory."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(SHARE * free)
-    return int(SHARE * psutil.virtual_memory().available / max(1, parallel))
+def activation_bytes(device: torch.device) -> int:
+    """Bytes that the activations of one computation may take, by estimate."""
+    return int(GPU_SHARE * torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else ACTIVATION_BYTES
 
 
 def train_together(
     worker: Worker, job: Job, devices: Sequence[str], incoming: State
 ) -> Iterator[DeviceResult | DeviceFailure]:
-    """Train ``devices`` in cohorts of at most the setting ``cohort``, smaller where memory is short.
+    """Train ``devices`` in cohorts, each of as many of them as :func:`fl.settings.config.cohort_size` says, in their order.
 
-    Data and private state are loaded as a cohort is made up. If a cohort's computation fails as a whole, its devices are
-    trained one by one, so that the one at fault fails alone. What a device has beside its adapter is trained after its cohort,
-    alone; where the shared part follows it, that is all there is.
+    Who is beside whom does not depend on who fails. Data and private state are loaded as a cohort is made up. If a cohort's
+    computation fails as a whole, its devices are trained one by one, so that the one at fault fails alone. What a device has beside
+    its adapter is trained after its cohort, alone; where the shared part follows it, that is all there is.
     """
-    arm = job_arm(worker, job)
-    if not arm.personal.can.cohorts:
-        yield from one_by_one(train_device)(worker, job, devices, incoming)
-        return
-    failures: list[DeviceFailure] = []
-    phases: dict[str, LocalPhase] = {}
+    arm, size = job_arm(worker, job), cohort_size(worker.config.train)
+    alone = one_by_one(train_device)
+    for start in range(0, len(devices), size):
+        cohort = devices[start : start + size]
+        together = len(cohort) > 1 and arm.personal.can.cohorts
+        yield from _train(worker, job, arm, cohort, incoming) if together else alone(worker, job, cohort, incoming)
+
+
+def _train(
+    worker: Worker, job: Job, arm: Arm, cohort: Sequence[str], incoming: State
+) -> Iterator[DeviceResult | DeviceFailure]:
     recipe = worker.recipe(arm.gate)
     slot = Slot(recipe.size, recipe.alpha / recipe.size, arm.gate)
-
-    def members() -> Iterator[Member]:
-        for device_id in devices:
-            try:
-                phase = LocalPhase(worker, job, device_id, incoming)
-                state = worker.assembled(arm, device_id, phase.shared, before=job.round)
-            except DEVICE_FAULTS as error:
-                failures.append(DeviceFailure(device_id, error))
-                continue
-            phases[device_id] = phase
-            yield Member(device_id, slot, state, phase.examples, phase.plan, phase.seed, phase.correction)
-
-    budget = budget_bytes(next(worker.host.model.parameters()).device, job.parallel)
-    for cohort in divide(members(), size=worker.config.train.cohort, budget=budget):
+    members: dict[LocalPhase, Member] = {}
+    for device_id in cohort:
         try:
-            trained = train_cohort(worker.host, worker.task, worker.split(arm), cohort, budget=budget)
+            phase = LocalPhase(worker, job, device_id, incoming)
+            state = worker.assembled(arm, device_id, phase.shared, before=job.round)
         except DEVICE_FAULTS as error:
-            log.warning("a cohort of %d devices failed, they are trained one by one: %s", len(cohort), error)
-            yield from one_by_one(train_device)(worker, job, [m.device_id for m in cohort], incoming)
+            yield DeviceFailure(device_id, error)
             continue
-        for member, one in zip(cohort, trained, strict=True):
-            yield _finished(phases.pop(member.device_id), one)
-    yield from failures
+        members[phase] = Member(device_id, slot, state, phase.examples, phase.plan, phase.seed, phase.correction)
+    budget = activation_bytes(next(worker.host.model.parameters()).device)
+    try:
+        trained = train_cohort(worker.host, worker.task, worker.split(arm), list(members.values()), budget=budget)
+    except DEVICE_FAULTS as error:
+        log.warning("a cohort of %d devices failed, they are trained one by one: %s", len(members), error)
+        yield from one_by_one(train_device)(worker, job, [phase.device_id for phase in members], incoming)
+        return
+    yield from map(_finished, members, trained)
 
 
 def _finished(phase: LocalPhase, one: MemberResult | Exception) -> DeviceResult | DeviceFailure:

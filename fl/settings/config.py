@@ -25,6 +25,8 @@ from fl.settings.check import check_together
 from fl.settings.fields import Setting, Table, Value, Words, flattened, nested, setting, settings_of, words
 from fl.settings.names import ARMS, DEFAULT_TASK, NO_OP
 
+COHORT_ROWS = 6  # of a step: more are no faster on one core, and would leave other cores without work
+
 
 class AlgorithmTable(Table):
     """Which algorithms a run has. Each one's options are a table of its name beside this key."""
@@ -161,6 +163,11 @@ def load_config(path: Path, start: RunConfig | None = None) -> RunConfig:
 def dump_config(config: RunConfig) -> str:
     """The configuration as TOML with all settings written out."""
     return tomli_w.dumps(config.model_dump(by_alias=True))
+
+
+def cohort_size(train: tables.TrainTable) -> int:
+    """How many devices train in one computation. It depends on settings alone, so that every machine computes the same."""
+    return train.cohort or max(1, COHORT_ROWS // train.batch_size)
 
 
 def sample_size(sample: float, population: int) -> int:

@@ -107,7 +107,9 @@ class TrainTable(Table):
     schedule: Annotated[str, one_of("constant", "linear", "cosine")] = setting(
         "cosine", "learning rate over the rounds"
     )
-    cohort: int = setting(1, "devices that a node trains in one computation", low=1, high=100_000)
+    cohort: int = setting(
+        0, "devices that train in one computation; 0 as many as fill 6 rows of a step", low=0, high=100_000
+    )
     augmentation: AugmentationTable = AugmentationTable()
 
 

@@ -40,7 +40,6 @@ DEMO: dict[str, object] = {
     "finetune_steps": 5,
     "private_share": 0.25,
     "private_learning_rate": 7e-3,
-    "cohort": 3,
 }
 
 

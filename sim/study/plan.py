@@ -22,7 +22,7 @@ class StudySize:
     seeds: tuple[int, ...]
 
 
-FULL = StudySize("full", {"new-people": 0, "evaluate-every": 0, "cohort": 3}, seeds=(1, 2, 3))
+FULL = StudySize("full", {"new-people": 0, "evaluate-every": 0}, seeds=(1, 2, 3))
 SHORT = StudySize(
     "short",
     {

@@ -155,6 +155,7 @@ def config(manifest: Path, tmp_path: Path) -> RunConfig:
             "rounds": 1,
             "local-steps": 1,
             "batch-size": 2,
+            "cohort": 1,
             "rank": 2,
             "new-people": 1,
             "gate-dropout": 0.0,

@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 
 def config(output: Path, **changes: Any) -> RunConfig:
     values = {"task": NO_OP, "devices": 40, "sample": 12, "rounds": 3, "output": str(output), **changes}
-    return no_op_config(make_config(values))
+    return no_op_config(make_config({"cohort": 1, **values}))
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:

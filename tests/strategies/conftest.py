@@ -96,7 +96,7 @@ def make_strategy() -> Callable[..., ArmStrategy]:
         **settings: Any,
     ) -> ArmStrategy:
         names = sorted(devices.steps)
-        config = make_config(settings)
+        config = make_config({"cohort": 1, **settings})
         trained = trained_arm(arm, config)
         assert trained is not None
         placed = roster or Roster({d: 1 + i % 2 for i, d in enumerate(names)}, devices.examples)
@@ -154,6 +154,7 @@ def make_run(manifest: Path) -> Callable[..., RunConfig]:
             "rounds": 3,
             "local_steps": 2,
             "batch_size": 2,
+            "cohort": 1,
             "rank": 2,
             "learning_rate": 1e-3,
             "private_learning_rate": 2e-2,

@@ -68,6 +68,7 @@ SETTINGS = {
     "arms": ARM,
     "evaluate_every": 0,
     "rank": 2,
+    "cohort": 1,  # each device on a node of its own
     "seed": SEED,
 }
 NAMES = [name_of(place) for place in range(DEVICES)]

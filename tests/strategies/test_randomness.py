@@ -32,6 +32,7 @@ SETTINGS = {
     "arms": "global",
     "evaluate-every": 0,
     "rank": 2,
+    "cohort": 1,
 }
 NOISE = {
     "server": {"dp": "server", "noise-multiplier": 1.0},

@@ -86,6 +86,19 @@ def test_a_run_with_an_algorithm_ends_and_resumes_to_the_same_bytes(
     assert tensors_of(resumed) == tensors_of(whole)
 
 
+@pytest.mark.parametrize("changes", [{}, {"secure_sum": "pairwise"}, {"sample": 3}], ids=str)
+def test_the_number_of_nodes_changes_no_bit(
+    make_run: MakeRun, tmp_path: Path, tensors_of: Callable[[Path], dict[str, bytes]], changes: dict[str, Any]
+) -> None:
+    """Cohorts of two, which are other devices' neighbours on other nodes unless they are the same everywhere."""
+    common = {"cohort": 2, "arms": "global,personalized", "evaluate_every": 0, **changes}
+    found = [
+        tensors_of(run_server(SerialGrid(client_app, nodes), make_run(tmp_path / str(nodes), **common), 1))
+        for nodes in (1, 2, 3)
+    ]
+    assert found[0] == found[1] == found[2]
+
+
 class Watching(SerialGrid):
     """A grid that keeps the updates of each training message's reply."""
 

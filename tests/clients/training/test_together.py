@@ -116,16 +116,25 @@ def test_a_device_whose_private_state_is_damaged_fails_alone(workers, monkeypatc
     assert [d for d, r in results.items() if isinstance(r, DeviceFailure)] == [job.devices[0]]
 
 
-def test_cohorts_shrink_with_the_memory_that_is_free(workers, monkeypatch):
+def test_who_is_beside_whom_does_not_depend_on_who_fails(workers, monkeypatch):
     fast, _ = workers
-    sizes: list[int] = []
-    train = together.train_cohort
-    monkeypatch.setattr(together, "train_cohort", lambda *a, **k: sizes.append(len(a[3])) or train(*a, **k))
+    beside: list[list[str]] = []
+    train, assembled = together.train_cohort, fast.assembled
+    monkeypatch.setattr(
+        together, "train_cohort", lambda *a, **k: beside.append([m.device_id for m in a[3]]) or train(*a, **k)
+    )
     job = job_of(fast)
-    by_device(train_together(fast, job, job.devices, {}))
-    monkeypatch.setattr(together, "budget_bytes", lambda *_: 1)
-    by_device(train_together(fast, job, job.devices, {}))
-    assert sizes == [2, 1, 1, 1, 1]
+    first, second, _ = job.devices
+
+    def damaged(arm, device_id, *arguments, **named):
+        if device_id == first:
+            raise StoreError("damaged")
+        return assembled(arm, device_id, *arguments, **named)
+
+    list(train_together(fast, job, job.devices, {}))
+    monkeypatch.setattr(fast, "assembled", damaged)
+    list(train_together(fast, job, job.devices, {}))
+    assert beside == [[first, second], [second]]  # the third is alone both times
 
 
 def test_an_arm_that_only_evaluates_is_refused(workers):
