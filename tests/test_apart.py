@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from fl.core import apart
 from fl.core.apart import Apart, Bounds
 from fl.core.errors import AudioError, CorpusError
 
@@ -35,11 +36,15 @@ class Parser:
         os.write(1, b"a library's own output")
         yield os.getpid()
 
+    def speak(self, kind, text):
+        os.write(0, apart._FRAME.pack(kind.encode(), len(text)) + text.encode())
+        yield "after"
+
 
 @pytest.fixture
 def parser():
-    with Apart(f"{__name__}:Parser", CorpusError, Bounds(memory_bytes=512 << 20, frame_bytes=1 << 10)) as apart:
-        yield apart
+    with Apart(f"{__name__}:Parser", CorpusError, Bounds(memory_bytes=512 << 20, frame_bytes=1 << 10)) as child:
+        yield child
 
 
 def test_values_and_bytes_come_back(parser):
@@ -85,3 +90,10 @@ def test_after_the_block_no_process_is_left():
 def test_an_answer_that_is_no_answer_is_a_death(parser):
     with pytest.raises(CorpusError, match="a: the process that read it ended"):
         parser.one("a", "echo", json.dumps([0] * 1000))
+
+
+@pytest.mark.parametrize(("kind", "text"), [("v", "{{{"), ("!", "7"), ("!", '["a"]')], ids=str)
+def test_an_answer_that_cannot_be_read_is_a_death(parser, kind, text):
+    with pytest.raises(CorpusError, match="a: the process that read it ended"):
+        list(parser.ask("a", "speak", kind, text))
+    assert list(parser.ask("b", "echo", 1)) == [1, b"\x00bytes"]

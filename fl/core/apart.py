@@ -84,10 +84,15 @@ class Apart:
                 whole = kind in (_END, _ERROR)
                 if kind == _END:
                     return
+                try:
+                    value = payload if kind == _BYTES else json.loads(payload)
+                    name, text = value if kind == _ERROR else ("", "")
+                except (ValueError, TypeError):  # whoever took it over may send anything
+                    whole = False
+                    break
                 if kind == _ERROR:
-                    name, text = json.loads(payload)
                     raise _OWN[name](text) if name in _OWN else self._error(f"{source}: {text}")
-                yield payload if kind == _BYTES else json.loads(payload)
+                yield value
             child.kill()  # it is dead, or has sent what is no answer
             code = child.wait()
             end = signal.Signals(-code).name if code < 0 else f"exit code {code}"

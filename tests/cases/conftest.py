@@ -33,11 +33,23 @@ def on_the_page(request: pytest.FixtureRequest) -> None:
         assert any(wanted <= {part.strip() for part in line.split("|")} for line in lines), f"{wanted}: run make cases"
 
 
+_skipped: set[str] = set()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Remember what was not tried."""
+    if report.skipped:
+        _skipped.add(report.nodeid)
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Write the page where every case holds. Workers of pytest-xdist have each a part of them: it is written without them."""
     cells = [cell for item in getattr(session, "items", ()) for cell in _cells(item)]
     if "IDIOLECT_CASES" in os.environ and exitstatus == 0 and "PYTEST_XDIST_TESTRUNUID" not in os.environ and cells:
         write(cells)
+        for item in session.items:
+            if item.nodeid in _skipped and (kept := _cells(item)):
+                print(f"\nnot tried here, so the page says what an earlier run found: {kept}")
 
 
 @pytest.fixture(scope="session")
