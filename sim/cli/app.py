@@ -140,7 +140,7 @@ def demo(
 ) -> None:
     """Train and compare all arms on a small synthetic population, and write runs/demo/report.html.
 
-    Everything runs on this machine, in about 15 minutes on 2 cores. An interrupted demo goes on where it stopped.
+    Everything runs on this machine, in 9 to 12 minutes on 2 cores. An interrupted demo goes on where it stopped.
     """
     _run_and_report(config, _simulation(workers, serial), as_json)
 
