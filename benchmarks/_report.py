@@ -95,10 +95,17 @@ def spread(values: Sequence[float]) -> dict[str, float | int]:
     }
 
 
+def has_amx() -> bool:
+    """Whether the processor multiplies matrices of bf16 in tiles, on which some targets depend."""
+    info = Path("/proc/cpuinfo")
+    return info.is_file() and " amx_bf16" in info.read_text()
+
+
 def machine(packages: Sequence[str] = ()) -> dict[str, object]:
     """The processor and the versions that a figure was measured with; ``packages`` are further ones to name."""
     return {
         "processor": processor(),
+        "amx": has_amx(),
         "cores": available_cores(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in (*PACKAGES, *packages)},
