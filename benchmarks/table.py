@@ -60,6 +60,8 @@ FIGURES = (
     Figure("pfl_processes_batch_8", "against it in two processes, local batch 8", 1.1, "peers.pfl_round"),
     Figure("pfl_processes_batch_1", "against it in two processes, local batch 1", 1.5, "peers.pfl_round"),
     Figure("matrix_share", "local step, share of the machine's matrix-product rate, float32", 0.70, "cohort", unit=""),
+    Figure("demo", "make demo, 144 steps a device, all arms", 16.0, "demo", "min", at_most=True, amx=10.0),
+    Figure("demo_personalized", "errors that personalized saves of global's in it", 0.25, "demo", ""),
     Figure("prefix", "decoder adapters on cached encoder states against adapters everywhere", 3.0, "prefix"),
     Figure("population_framework", "framework time a simulated device", 1.0, "population", "ms", at_most=True),
     Figure(
