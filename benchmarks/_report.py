@@ -95,6 +95,12 @@ def spread(values: Sequence[float]) -> dict[str, float | int]:
     }
 
 
+def exponent(points: Mapping[float, float]) -> float:
+    """The power of the size with which a figure grows, by least squares over logarithms; 1 is linear."""
+    sizes, values = ([math.log(value) for value in side] for side in (points.keys(), points.values()))
+    return round(statistics.linear_regression(sizes, values).slope, 3)
+
+
 def has_amx() -> bool:
     """Whether the processor multiplies matrices of bf16 in tiles, on which some targets depend."""
     info = Path("/proc/cpuinfo")

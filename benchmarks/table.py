@@ -73,6 +73,20 @@ FIGURES = (
     Figure("population_seconds", "100,000 devices, 1,000 sampled, 5 rounds", 60.0, "population", "s", at_most=True),
     Figure("population_memory", "peak memory of it", 2.0, "population", "GiB", at_most=True),
     Figure(
+        "growth_devices_seconds", "its time by registered devices, 10 to 100,000: exponent", 1.0, "population", "", True
+    ),
+    Figure("growth_devices_memory", "its memory by them: exponent", 1.0, "population", "", True),
+    Figure(
+        "growth_speech_training",
+        "training step by length of speech, 2 to 29 s: exponent",
+        1.2,
+        "growth_speech",
+        "",
+        True,
+    ),
+    Figure("growth_speech_memory", "its peak memory by length: exponent", 1.2, "growth_speech", "", True),
+    Figure("growth_speech_transcription", "transcription by length: exponent", 1.2, "growth_speech", "", True),
+    Figure(
         "serving_peft_switching_30s", "16 people at once against PEFT switching adapters, 30 s windows", 6.0, "serving"
     ),
     Figure("serving_peft_switching", "the same on trimmed windows", 2.5, "serving"),
