@@ -6,8 +6,8 @@ pfl (Apple, github.com/apple/pfl-research) is the fastest simulator of federated
 model, trains users in the same process and sums their differences. Here its ``SimulatedBackend`` and
 ``FederatedAveraging`` drive a module whose trainable parameters are the adapter and whose loss is ours: Whisper at the
 utterance's own length, no padding to 30 s. Users, batches, steps, AdamW, clipping and initial adapter are ours, and after the
-first round all three must hold the same shared tensors, which is checked. They take turns, round by round. Then pfl runs
-alone in as many processes as there are cores (:mod:`benchmarks.peers.pfl_workers`), for what it can do at its best.
+first round all three must hold the same shared tensors, which is checked. They take turns, round by round. Then pfl, and cohorts
+after it, run alone in as many processes as there are cores (:mod:`benchmarks.peers.pfl_workers`), for what each can do at its best.
 """
 
 from __future__ import annotations
@@ -275,11 +275,12 @@ def measure(config: RunConfig, rounds: int, arguments: argparse.Namespace) -> li
     if arguments.processes > 1:
         threads = max(1, arguments.threads // arguments.processes)
         try:
-            seconds["pfl in processes"] = run_processes(config, rounds, arguments.processes, threads)
+            for side in ("pfl", "cohort"):
+                seconds[f"{side} in processes"] = run_processes(side, config, rounds, arguments.processes, threads)
         except (
             subprocess.CalledProcessError
         ) as error:  # torchrun needs free ports; the main figure does not depend on it
-            print(f"pfl in {arguments.processes} processes failed (above), left out: exit code {error.returncode}")
+            print(f"{arguments.processes} processes failed (above), left out: exit code {error.returncode}")
     median = {name: statistics.median(found) for name, found in seconds.items()}
     conditions = {
         **vars(arguments),
@@ -290,21 +291,23 @@ def measure(config: RunConfig, rounds: int, arguments: argparse.Namespace) -> li
         "client_rounds_per_second": {n: spread([devices / s for s in found]) for n, found in seconds.items()},
         "machine": machine(("pfl",)),
     }
-    names = {"pfl": f"pfl_round_batch_{batch}", "pfl in processes": f"pfl_processes_batch_{batch}"}
+    names = {"": f"pfl_round_batch_{batch}", " in processes": f"pfl_processes_batch_{batch}"}
     return [
         BenchmarkRow(
             name=name,
-            value=round(devices / median["cohort"], 4),
+            value=round(devices / median[f"cohort{where}"], 4),
             unit="client-rounds/s",
-            ratio=round(median[side] / median["cohort"], 3),
+            ratio=round(median[f"pfl{where}"] / median[f"cohort{where}"], 3),
             target=target_here(name),
             conditions={
                 **conditions,
-                "spread": spread([p / c for p, c in zip(seconds[side], seconds["cohort"], strict=True)]),
+                "spread": spread(
+                    [p / c for p, c in zip(seconds[f"pfl{where}"], seconds[f"cohort{where}"], strict=True)]
+                ),
             },
         )
-        for side, name in names.items()
-        if side in median
+        for where, name in names.items()
+        if f"cohort{where}" in median
     ]
 
 
@@ -319,7 +322,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--processes", type=int, default=available_cores(), help="of pfl alone; 1 leaves that out")
+    parser.add_argument(
+        "--processes", type=int, default=available_cores(), help="of both sides at their best; 1 leaves that out"
+    )
     parser.add_argument("--smoke", action="store_true", help="the smallest sizes: about a minute, no figure")
     return parser.parse_args()
 
