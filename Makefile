@@ -32,7 +32,7 @@ check: $(READY) ## linters, types, direction of imports
 results: $(READY) ## write every table and plot of docs/results.md from the stored rows of the studies; nothing is run
 	$(BIN)/idiolect study tables
 
-bench: $(READY) ## every figure of the README, measured on this machine beside its target; about an hour on 2 quiet cores
+bench: $(READY) ## every figure of the README, measured on this machine beside its target; about an hour and a half on 2 quiet cores
 	$(BIN)/python -m benchmarks
 
 bench-serving: $(READY) ## the figures of the server and of the thin device alone; about 15 minutes on 2 quiet cores

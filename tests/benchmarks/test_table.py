@@ -11,6 +11,7 @@ from rich.console import Console
 
 from benchmarks.__main__ import Script
 from benchmarks._report import BenchmarkRow, write_row
+from benchmarks.growth import tables_of
 from benchmarks.table import (
     END,
     FIGURES,
@@ -108,6 +109,14 @@ def test_the_projects_figures_have_names_of_their_own() -> None:
 
 def test_results_in_the_repository_are_rows() -> None:
     assert "local_step" in read_rows()
+
+
+def test_a_table_of_growth_has_a_figure_for_each_size(make_row: Callable[..., BenchmarkRow]) -> None:
+    by_devices = {"10": {"median": 1.5}, "1000": {"median": 2.25}}
+    row = make_row("growth_devices_seconds", unit="s", ratio=0.088, conditions={"by_devices": by_devices})
+    (table,) = tables_of([make_row(), row])
+    assert table.title == "Devices, seconds (s); exponent 0.09"
+    assert (table.heads, table.rows) == (("devices", "10", "1000"), (("figure", "1.5", "2.25"),))
 
 
 def test_markdown_has_one_row_for_each_line_and_escapes_bars(make_row: Callable[..., BenchmarkRow]) -> None:
