@@ -16,7 +16,6 @@ from fl.settings.config import RunConfig
 from strategies.loop import Progress
 
 log = logging.getLogger("idiolect.sim")
-WORKER_BYTES = 1_500 * 2**20  # resident memory of a worker with whisper-base, measured by the demo
 
 
 def cluster_cores(address: str) -> int:
