@@ -112,12 +112,10 @@ class _Cohort:
     def __init__(self, host: StackedModel, task: Task, split: Split, members: list[Member], budget: int) -> None:
         self.host, self.task, self.members = host, task, members
         device = next(host.model.parameters()).device
-        frozen = {m.plan.frozen for m in members}
-        if len(frozen) > 1:
-            raise AdapterError(
-                f"the devices of a cohort train the same factors, not all but {sorted(frozen)}: divide them"
-            )
-        self.split = trained_split(split, frozen.pop())
+        splits = {trained_split(split, m.plan) for m in members}
+        if len(splits) > 1:
+            raise AdapterError("the devices of a cohort train the same tensors of their adapters: divide them")
+        self.split = splits.pop()
         self.parameters = SlotParameters([m.slot for m in members], [m.state for m in members], self.split, device)
         self.terms = _SharedTerms(self.parameters, members)
         self.optimizer = SlotAdamW(self.parameters, [m.plan for m in members])

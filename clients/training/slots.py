@@ -32,7 +32,8 @@ class SlotParameters:
     """K adapters with the same gate (ranks may differ) whose trained tensors share one (K, P) matrix.
 
     ``values`` and ``gradients`` are (K, P); ``stack`` is the memory of ``values`` as stacked adapters, and :meth:`backward`
-    adds the gradient of a loss through it to ``gradients``. Tensors that the split fixes are held once for all slots.
+    adds the gradient of a loss through it to ``gradients``. Tensors that the split fixes are held once for all slots where they
+    are the same.
     """
 
     def __init__(
@@ -41,7 +42,11 @@ class SlotParameters:
         if len({slot.gate for slot in slots}) != 1:
             raise AdapterError("the devices of a cohort have one kind of gate: put others into another cohort")
         self.slots = tuple(slots)
-        padded = StackedAdapters.from_states(slots, states)
+        alike = len({slot.rank for slot in slots}) == 1
+        common = {
+            n: states[0][n] for n in split.fixed if alike and all(torch.equal(s[n], states[0][n]) for s in states)
+        }
+        padded = StackedAdapters.from_states(slots, states, common)
         every = {**padded.factors, **padded.gates.get(slots[0].gate, {})}
         self.columns: dict[str, slice] = {}  # of each group, empty if the split has none
         self._columns: dict[str, slice] = {}  # of each tensor
@@ -60,7 +65,7 @@ class SlotParameters:
         for name in self._shapes:
             self._view(self.values, name).copy_(every[name])
         self._leaves = {name: self._view(self.values, name).detach().requires_grad_(True) for name in self._shapes}
-        tensors = {**{name: every[name][:1].to(device) for name in split.fixed}, **self._leaves}
+        tensors = {**{name: every[name].to(device) for name in split.fixed}, **self._leaves}
         factors = {n: t for n, t in tensors.items() if tensor_kind(n) != "gate"}
         gates = {n: t for n, t in tensors.items() if tensor_kind(n) == "gate"}
         self.stack = StackedAdapters(self.slots, factors, {self.slots[0].gate: gates} if gates else {})
@@ -113,6 +118,7 @@ class SlotAdamW:
         self.steps = {group: [0] * len(plans) for group in SKIPPED}
         self.plans = list(plans)
         self._limits = parameters.values.new_tensor([plan.clipping_norm for plan in plans])
+        self._start = parameters.values.clone() if any(plan.shrinkage for plan in plans) else None
 
     def clip(self) -> Tensor:
         """Scale each slot's gradient to its plan's norm, shared and private apart; the largest norm before (slots,).
@@ -155,6 +161,9 @@ class SlotAdamW:
         def column(numbers: list[float]) -> Tensor:
             return torch.tensor(numbers, device=value.device, dtype=value.dtype)[:, None]
 
+        if self._start is not None and group in (FACTORS, GATES):
+            pulls = column([rate * plan.shrinkage for rate, plan in zip(rates, plans, strict=True)])
+            value.lerp_(self._start[rows, columns], pulls)
         if any(decays):
             value.mul_(column([1 - rate * decay for rate, decay in zip(rates, decays, strict=True)]))
         first.lerp_(gradient, 1 - BETA1)

@@ -125,10 +125,44 @@ def test_a_cohort_with_a_proximal_term_or_a_resting_factor_equals_its_devices_on
 def test_the_devices_of_a_cohort_rest_the_same_factor(regression):
     task = regression()
     first, *others = members_of(task)
-    with pytest.raises(AdapterError, match="train the same factors"):
+    with pytest.raises(AdapterError, match="train the same tensors"):
         train_cohort(
             host_of(task), task, task.split, [replace(first, plan=replace(first.plan, frozen="A")), *others], budget=1
         )
+
+
+PRIVATE = {"steps": 0, "private_steps": 6, "shrinkage": 2.0, "weight_decay": 0.1}
+OF_A_PERSON = {
+    **PRIVATE,
+    "steps": 6,
+    "private_steps": 0,
+    "gate_dropout": 0.0,
+}  # a whole adapter of one's own, as in fine-tuning
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "moving"),
+    [
+        ("gates", PRIVATE, ("gate_weight", "gate_bias")),
+        ("gates", {**PRIVATE, "part": "gate_bias"}, ("gate_bias",)),
+        ("all-private", {**OF_A_PERSON, "part": "B"}, ("B",)),
+        ("all-private", {**OF_A_PERSON, "part": "A,gate"}, ("A", "gate_weight", "gate_bias")),
+        ("all-private", {**OF_A_PERSON, "part": "B@second"}, ("second.B",)),
+    ],
+    ids=str,
+)
+def test_a_part_shrunk_to_where_it_began_trains_in_a_cohort_as_one_by_one(regression, preset, changes, moving):
+    """What does not train stays each device's own, bit for bit: here every device begins at an adapter of its own."""
+    task = regression(split_name=preset)
+    members = [
+        replace(m, state={n: (1 + 0.1 * i) * t for n, t in m.state.items()}, plan=replace(m.plan, **changes))
+        for i, m in enumerate(members_of(task))
+    ]
+    together = train_cohort(host_of(task), task, task.split, members, budget=BUDGET)
+    for one, (state, _), member in zip(together, one_by_one(task, members), members, strict=True):
+        assert close(one.state, state)
+        moved = {n for n in state if not torch.equal(one.state[n], member.state[n])}
+        assert moved == {n for n in state if n.replace("gated_lora_", "").endswith(moving)}
 
 
 def test_neither_order_nor_company_nor_memory_changes_a_device(regression):
