@@ -4,7 +4,8 @@ In each step the batches of all devices that still have steps to take are one ba
 adapter (:mod:`fl.adapters.stacked`). The rows are cut into groups of similar length that fit into memory; a group only adds to
 the gradient, so how they are cut changes nothing but rounding. Each device keeps its own plan, order of examples, step kinds,
 clipping and optimizer state (:mod:`clients.training.slots`), and all are drawn from its own seed as
-:mod:`clients.training.single` draws them.
+:mod:`clients.training.single` draws them. What the model computes before the first tensor that trains stays the same: a task that
+can say where that ends (:meth:`fl.tasks.task.Task.precomputed`) computes it once for each example and not in every step.
 """
 
 import math
@@ -18,7 +19,7 @@ from clients.training.single import LocalResult, diverged, draw_batches, no_exam
 from clients.training.slots import SHARED, SHARED_GATES, SKIPPED, SlotAdamW, SlotParameters
 from fl.adapters.split import Split, tensor_kind
 from fl.adapters.stacked import Slot, StackedModel
-from fl.adapters.state import State
+from fl.adapters.state import State, module_of
 from fl.algorithms.base import Correction
 from fl.algorithms.plan import LocalPlan
 from fl.core.errors import AdapterError
@@ -127,12 +128,15 @@ class _Cohort:
             self.kinds.append(kinds)
             self.batches.append(draw_batches(len(member.examples), member.plan.batch_size, len(kinds), generator))
         self.budget = budget
+        self.precomputed: dict[tuple[int, int], Example] = {}  # by member and example, where it stays the same
         # Of each step: every member's mean loss and largest gradient norm. Read when all is done: reading waits for the
         # device, and a member that diverged spoils nothing but its own row until then.
         self.seen: list[torch.Tensor] = []
 
     def run(self) -> list[MemberResult | Exception]:
         started = time.perf_counter()
+        if not any("neutral" in kinds for kinds in self.kinds):
+            self._precompute()
         for step in range(max(map(len, self.kinds))):
             self._step(step)
         seen = torch.stack(self.seen).cpu() if self.seen else torch.zeros(0, 2, len(self.members))
@@ -156,10 +160,23 @@ class _Cohort:
         self.terms.tell(i, self.split)
         return MemberResult(self.parameters.stack.state(i), result)
 
+    def _precompute(self) -> None:
+        """Compute once what stays the same through the phase: all of the model before what trains."""
+        trained = {module_of(name) for name in self.split.trained}
+        keys = [
+            (i, j) for i, batches in enumerate(self.batches) for j in sorted({j for batch in batches for j in batch})
+        ]
+        found = [self.members[i].examples[j] for i, j in keys]
+        for group in self._groups(found):
+            with self.host.rows(self.parameters.stack, [keys[r][0] for r in group]) as model:
+                known = self.task.precomputed(model, [found[r] for r in group], trained)
+            self.precomputed.update(zip([keys[r] for r in group], known, strict=True))
+
     def _step(self, step: int) -> None:
         """One optimizer step of every member that has one left."""
         kinds = {i: member_kinds[step] for i, member_kinds in enumerate(self.kinds) if step < len(member_kinds)}
-        rows = [(i, self.members[i].examples[j]) for i in kinds for j in self.batches[i][step]]
+        keys = [(i, j) for i in kinds for j in self.batches[i][step]]
+        rows = [(i, self.precomputed.get((i, j)) or self.members[i].examples[j]) for i, j in keys]
         self.parameters.gradients.zero_()
         device = self.parameters.values.device
         losses = torch.zeros(len(self.members), device=device, dtype=torch.float64)
