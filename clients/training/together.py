@@ -44,7 +44,7 @@ def train_together(
 
 
 def _train(worker: Worker, job: Job, cohort: Sequence[str], incoming: State) -> Iterator[DeviceResult | DeviceFailure]:
-    arm, plain = job_arm(worker, job), worker.recipe("none")
+    arm = job_arm(worker, job)
     recipe, second = worker.recipe(arm.gate), arm.personal.second
     slot = Slot(recipe.size, recipe.alpha / recipe.size, arm.gate)
     phases: list[tuple[LocalPhase, Member, Own | None]] = []
@@ -68,6 +68,7 @@ def _train(worker: Worker, job: Job, cohort: Sequence[str], incoming: State) -> 
         beside = zip(phases, trained, strict=True)
         owns = {phase: own for (phase, _, own), one in beside if own is not None and not isinstance(one, Exception)}
         if second is not None:
+            plain = worker.recipe("none")
             blended = Slot(second.ranks * plain.size, plain.alpha / plain.size, second.gate)
             results = train_own_cohort(host, task, second, blended, list(owns.values()), budget=budget)
             owned = dict(zip(owns, results, strict=True))
