@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fl.adapters.config import GatedLoraConfig
-from fl.adapters.gates.base import OUTPUT, RANK, AdapterPath, Gate
+from fl.adapters.gates.base import FROZEN, OUTPUT, RANK, AdapterPath, Gate
 from fl.adapters.gates.table import GATES
 from fl.adapters.split import tensor_kind
 from fl.adapters.state import State, module_of, part_of, tensor_name
@@ -177,7 +177,9 @@ class _Rows:
         v = path.coordinates() * expanded.scaling.to(wide.dtype)
         plain = expanded.base is None and not path.touches(OUTPUT)
         if plain and b.shape[0] > 1:
-            return torch.baddbmm(out, v, _rows_of(b.to(v.dtype), expanded.slots).transpose(1, 2)).reshape(frozen.shape)
+            # In place unless a gate sees the frozen output: nothing else needs it, and a copy of it costs as much as the product.
+            add = torch.baddbmm if path.sees(FROZEN) else Tensor.baddbmm_
+            return add(out, v, _rows_of(b.to(v.dtype), expanded.slots).transpose(1, 2)).reshape(frozen.shape)
         update = path.gated(OUTPUT, _per_row(v, b, expanded.slots))
         if expanded.base is not None:
             update = torch.where(expanded.base, torch.zeros_like(update), update)
