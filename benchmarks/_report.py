@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from fl.core.machine import available_cores, processor
@@ -114,8 +114,16 @@ def machine(packages: Sequence[str] = ()) -> dict[str, object]:
         "amx": has_amx(),
         "cores": available_cores(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in (*PACKAGES, *packages)},
+        "versions": {name: _version(name) for name in (*PACKAGES, *packages)},
     }
+
+
+def _version(package: str) -> str | None:
+    """The version of a package; None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def matrix_rate(threads: int, size: int = 1024, seconds: float = 0.5) -> float:

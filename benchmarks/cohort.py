@@ -57,9 +57,7 @@ class Speech:
 
     def _sums(self, model: nn.Module, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
         batch = self.base.collate([e.inputs for e in examples], [e.target for e in examples], "trimmed", self.language)
-        losses, rows = self.base.token_losses(model, batch)
-        sums = losses.new_zeros(len(examples)).index_add(0, rows, losses)
-        return sums, torch.bincount(rows, minlength=len(examples))
+        return self.base.row_losses(model, batch.to(self.base.model.device))
 
     def losses(self, model: nn.Module, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
         """Each example's summed loss and number of labels."""
@@ -82,9 +80,9 @@ class Speech:
 class Bench:
     """The same devices for both sides."""
 
-    def __init__(self, arguments: argparse.Namespace, batch_size: int) -> None:
+    def __init__(self, arguments: argparse.Namespace, batch_size: int, base: WhisperBase | None = None) -> None:
         self.arguments = arguments
-        self.base = load_base(arguments.base)
+        self.base = base or load_base(arguments.base)
         self.task = Speech(self.base, "ko")
         targets = target_pattern([s for s in SITES if s != "ffn"])
         config = GatedLoraConfig(r=8, lora_alpha=16.0, gate="self", target_modules=targets, init_seed=arguments.seed)

@@ -17,6 +17,10 @@ class BaseTable(Table):
     compute: Annotated[str, one_of("auto", "cpu", "cuda")] = setting(
         "auto", "where it computes; auto takes a GPU if there is one"
     )
+    precision: Annotated[str, one_of("auto", "float32", "bf16")] = setting(
+        "auto",
+        "of the frozen weights and activations; auto takes bf16 on a GPU or a processor with AMX tiles; a run keeps it",
+    )
     tokens: Annotated[str, Words(lambda: names.TOKENS)] = setting(
         names.OWN,
         "what Korean is written in: the base's own tokens, or new ones that are trained and shared with the adapter",

@@ -18,7 +18,7 @@ from fl.adapters.state import adapter_parameters, adapter_state, load_state
 from fl.algorithms.plan import LocalPlan
 from fl.bases.resolve import load_base
 from fl.bases.whisper.base import WhisperBase
-from fl.core.compute import choose_device
+from fl.core.compute import choose_device, dtype_of
 from fl.core.errors import ConfigError
 from fl.serving.engine.engine import BatchEngine, EngineSettings
 from fl.serving.http.adapt import Adapt, AdaptJob, AdaptResult
@@ -102,6 +102,7 @@ def serve(
     tls_cert: Annotated[Path | None, Option(help="PEM certificate chain.")] = None,
     tls_key: Annotated[Path | None, Option(help="PEM private key.")] = None,
     compute: Annotated[str, Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[str, Option(help="auto, float32 or bf16, of the frozen weights and activations.")] = "auto",
     rows: Annotated[int, Option(help="Rows that are decoded at once.", min=1)] = EngineSettings.rows,
     waiting: Annotated[int, Option(help="Requests in the queue at most.", min=1)] = EngineSettings.waiting,
     table_mib: Annotated[int, Option(help="Memory for adapters of rows; 0: as much as the base has.", min=0)] = 0,
@@ -145,7 +146,8 @@ def serve(
     origins = origins_of(cors_origin or (), no_auth)
     known, aliases = choose_tokens(tokens, no_auth, address), names_of(base, alias or ())
     chosen = tuple(filter(None, map(language_code, languages.split(","))))
-    loaded = load_base(base).to(choose_device(compute))
+    device = choose_device(compute)
+    loaded = load_base(base, dtype=dtype_of(precision, device)).to(device)
     if correction is not None:
         loaded = loaded.with_correction(load_correction(correction, loaded.fingerprint))
     for code in chosen:
