@@ -57,7 +57,7 @@ def train_cohort(
     the computation itself (an example that does not fit the base, memory) is raised: no member is trained then, and none has changed.
     """
     able = [m for m in members if m.examples]
-    trained = iter(_Cohort(host, task, split, able, budget).run() if able else ())
+    trained = iter(Cohort(host, task, split, able, budget).run() if able else ())
     return [next(trained) if m.examples else no_examples() for m in members]
 
 
@@ -106,8 +106,8 @@ class _SharedTerms:
         control.counts = {name: self.counts[group][i] for name, group in groups.items()}
 
 
-class _Cohort:
-    """The state of one call of :func:`train_cohort`."""
+class Cohort:
+    """Members in training, each with at least one example: what :func:`train_cohort` runs to the end, and may be taken step by step."""
 
     def __init__(self, host: StackedModel, task: Task, split: Split, members: list[Member], budget: int) -> None:
         self.host, self.task, self.members = host, task, members
@@ -134,9 +134,10 @@ class _Cohort:
         self.seen: list[torch.Tensor] = []
 
     def run(self) -> list[MemberResult | Exception]:
+        """Take all steps of all members."""
         started = time.perf_counter()
-        for step in range(max(map(len, self.kinds))):
-            self._step(step)
+        for _ in range(max(map(len, self.kinds))):
+            self.step()
         seen = torch.stack(self.seen).cpu() if self.seen else torch.zeros(0, 2, len(self.members))
         seconds = time.perf_counter() - started
         examples = [sum(map(len, batches)) for batches in self.batches]
@@ -158,15 +159,16 @@ class _Cohort:
         self.terms.tell(i, self.split)
         return MemberResult(self.parameters.stack.state(i), result)
 
-    def _step(self, step: int) -> None:
+    def step(self) -> None:
         """One optimizer step of every member that has one left."""
+        step = len(self.seen)
         kinds = {i: member_kinds[step] for i, member_kinds in enumerate(self.kinds) if step < len(member_kinds)}
         rows = [(i, self.members[i].examples[j]) for i in kinds for j in self.batches[i][step]]
         self.parameters.gradients.zero_()
         device = self.parameters.values.device
         losses = torch.zeros(len(self.members), device=device, dtype=torch.float64)
         labels = torch.zeros_like(losses)
-        for group in self._groups([example for _, example in rows]):
+        for group in self.groups([example for _, example in rows]):
             index = [rows[r][0] for r in group]
             neutral = [kinds[i] == "neutral" for i in index]
             with self.host.rows(self.parameters.stack, index, neutral=neutral) as model:
@@ -182,7 +184,7 @@ class _Cohort:
         self.seen.append(torch.stack((means, self.optimizer.clip().double())))
         self.optimizer.step(kinds)
 
-    def _groups(self, examples: Sequence[Example]) -> list[list[int]]:
+    def groups(self, examples: Sequence[Example]) -> list[list[int]]:
         """Rows of similar size, as many together as the memory for activations holds by estimate."""
         need = max(self.task.training_bytes(example) for example in examples)
         return buckets([example.size for example in examples], rows=max(1, self.budget // max(1, need)))
