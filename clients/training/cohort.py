@@ -26,6 +26,16 @@ from fl.core.rng import derive_generator
 from fl.data.batching import buckets
 from fl.tasks.task import Example, Task
 
+ACTIVATION_BYTES = (
+    2 * 2**30
+)  # of one computation in main memory: not what is free, so that the numbers do not depend on it
+GPU_SHARE = 0.25  # of the free memory of a GPU: an estimate may be off, and others want some too
+
+
+def activation_bytes(device: torch.device) -> int:
+    """Bytes that the activations of one computation may take, by estimate."""
+    return int(GPU_SHARE * torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else ACTIVATION_BYTES
+
 
 @dataclass(frozen=True)
 class Member:
