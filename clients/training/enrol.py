@@ -29,6 +29,7 @@ from fl.data.batching import buckets
 from fl.tasks.task import Example, Task
 
 PEOPLE = 16  # in one cohort, each with a member for all examples and one for each fold
+PATIENCE = 2  # points of the grid without a lower left-out loss, after which a person stops
 GPU_ROWS = 8  # times as many rows are predicted together on a GPU
 
 
@@ -78,12 +79,16 @@ class Prior:
 
 @dataclass(frozen=True)
 class Enrolment:
-    """A person's private tensors after ``steps``, the left-out loss in nats a label by steps (none for one example), its cost."""
+    """A person's private tensors after ``steps``, the left-out loss in nats a label by steps (none for one example), its cost.
+
+    ``unseen``, where it was asked for, are the examples that each fold leaves out, by their places, and its tensors after ``steps``.
+    """
 
     private: State
     steps: int
     curve: Mapping[int, float]
     seconds: float
+    unseen: Sequence[tuple[frozenset[int], State]] = ()
 
 
 @dataclass(frozen=True)
@@ -173,12 +178,13 @@ def enrol(
     seed: int,
     budget: int,
     prior: Prior | None = None,
+    with_unseen: bool = False,
 ) -> dict[str, Enrolment]:
     """Enrol ``people``, each from at least one example of their own; ``budget`` is in bytes of activations."""
     found: dict[str, Enrolment] = {}
     waiting = iter(people.items())
     while chunk := dict(islice(waiting, PEOPLE)):
-        found |= _Enrolling(host, task, start, chunk, seed, budget, prior).run()
+        found |= _Enrolling(host, task, start, chunk, seed, budget, prior).run(with_unseen)
     return found
 
 
@@ -195,6 +201,7 @@ class _Enrolling:
         budget: int,
         prior: Prior | None,
     ) -> None:
+        people = _precomputed(host, task, start, people, budget)
         self.task, self.start, self.people = task, start, people
         method = start.method
         plan = LocalPlan(
@@ -206,11 +213,15 @@ class _Enrolling:
         )
         members: list[Member] = []
         self.whole: list[int] = []  # of each person, the member with all examples
+        self.folds: list[list[tuple[int, frozenset[int]]]] = [
+            [] for _ in people
+        ]  # of each person, members and what they leave out
         self.left_out: list[tuple[int, int, Example]] = []  # person, the member that has not seen it, example
         for person, (name, examples) in enumerate(people.items()):
             self.whole.append(len(members))
             for fold, away in enumerate([frozenset[int](), *_folds(len(examples), method.folds, seed, name)]):
                 self.left_out += [(person, len(members), examples[i]) for i in sorted(away)]
+                self.folds[person] += [(len(members), away)] if away else []
                 kept = [example for i, example in enumerate(examples) if i not in away]
                 own_seed = derive_seed(seed, name, "enrol", fold)
                 members.append(Member(name, start.slot, start.state, kept, plan, own_seed))
@@ -233,11 +244,12 @@ class _Enrolling:
             weight = torch.where(laid_out(self.start.frozen) > 0, 1.0, weight)
         return target, weight.clamp(max=1.0) if bool(weight.any()) else None
 
-    def run(self) -> dict[str, Enrolment]:
-        """Train to the end of the grid, and of each person keep what the left-out examples choose."""
+    def run(self, with_unseen: bool) -> dict[str, Enrolment]:
+        """Train to the end of the grid, or until nobody's loss falls, and keep of each person what the left-out examples choose."""
         began = time.perf_counter()
         values, grid = self.cohort.parameters.values, self.start.method.grid
-        snapshots: list[Tensor] = []  # at each number of steps, of the members with all examples
+        kept = range(len(self.cohort.members)) if with_unseen else self.whole
+        snapshots: dict[int, Tensor] = {}  # of the members in ``kept``, by steps
         curves: list[dict[int, float]] = [{} for _ in self.people]
         for steps in grid:
             while len(self.cohort.seen) < steps:
@@ -246,27 +258,38 @@ class _Enrolling:
                 self.cohort.step()
                 if self._pull is not None:
                     values.lerp_(self._target.expand_as(values), self._pull.expand_as(values))
-            snapshots.append(values[self.whole].cpu())
+            snapshots[steps] = values[list(kept)].cpu()
             for curve, loss in zip(curves, self._losses(), strict=True):
-                if loss is not None:
-                    curve[steps] = loss
-        chosen = [self._chosen(curve, [one[i] for one in snapshots]) for i, curve in enumerate(curves)]
-        for i, (member, steps) in enumerate(zip(self.whole, chosen, strict=True)):
-            values[member] = snapshots[grid.index(steps)][i].to(values)
+                if loss is not None and not _over(curve):
+                    curve[steps] = loss if math.isfinite(loss) else math.inf
+            if all(_over(curve) if curve else steps >= self.start.method.steps for curve in curves):
+                break
+        places = {member: place for place, member in enumerate(kept)}
+        chosen = []
+        for member, curve, folds in zip(self.whole, curves, self.folds, strict=True):
+            steps = min(curve, key=lambda steps: (curve[steps], steps)) if curve else self.start.method.steps
+            if not bool(torch.isfinite(snapshots[steps][places[member]]).all()):
+                steps = 0
+            for one in (member, *(fold for fold, _ in folds if fold in places)):
+                values[one] = snapshots[steps][places[one]].to(values)
+            chosen.append(steps)
         seconds = (time.perf_counter() - began) / len(self.people)
-        private = self.start.split.private
         return {
-            name: Enrolment(self.cohort.parameters.taken_out(values, member, private), steps, curve, seconds)
-            for name, member, steps, curve in zip(self.people, self.whole, chosen, curves, strict=True)
+            name: Enrolment(
+                self._private(member),
+                steps,
+                curve,
+                seconds,
+                [(away, self._private(fold)) for fold, away in folds if with_unseen],
+            )
+            for name, member, steps, curve, folds in zip(
+                self.people, self.whole, chosen, curves, self.folds, strict=True
+            )
         }
 
-    def _chosen(self, curve: Mapping[int, float], snapshots: Sequence[Tensor]) -> int:
-        """The steps with the least left-out loss, of several the fewest; none where training diverged."""
-        method = self.start.method
-        if not all(map(math.isfinite, curve.values())):
-            curve = {steps: loss if math.isfinite(loss) else math.inf for steps, loss in curve.items()}
-        steps = min(curve, key=lambda steps: (curve[steps], steps)) if curve else method.steps
-        return steps if bool(torch.isfinite(snapshots[method.grid.index(steps)]).all()) else 0
+    def _private(self, member: int) -> State:
+        parameters = self.cohort.parameters
+        return parameters.taken_out(parameters.values, member, self.start.split.private)
 
     def _losses(self) -> list[float | None]:
         """Each person's mean loss over the labels of all left-out examples; None without any."""
@@ -282,6 +305,30 @@ class _Enrolling:
                 people = torch.tensor([person for person, _, _ in rows], device=device)
                 sums.index_add_(1, people, torch.stack((losses.double(), labels.double())))
         return [loss / labels if labels else None for loss, labels in sums.T.tolist()]
+
+
+def _over(curve: Mapping[int, float]) -> bool:
+    """Whether a left-out loss has not fallen for :data:`PATIENCE` points of the grid."""
+    losses = [*curve.values()]
+    return len(losses) > PATIENCE and min(losses[-PATIENCE:]) >= min(losses[:-PATIENCE])
+
+
+def _precomputed(
+    host: StackedModel, task: Task, start: Start, people: Mapping[str, Sequence[Example]], budget: int
+) -> dict[str, list[Example]]:
+    """Everybody's examples with what the model makes of them before the first tensor that trains: once, for all folds and steps."""
+    examples = [example for of_one in people.values() for example in of_one]
+    device = next(host.model.parameters()).device
+    stack = StackedAdapters.from_states([start.slot], [{n: t.to(device) for n, t in start.state.items()}])
+    trained = {module_of(name) for name in start.split.private}
+    need = max(task.training_bytes(example) for example in examples)
+    for group in buckets([example.size for example in examples], rows=max(1, budget // max(1, need))):
+        with host.rows(stack, [0] * len(group)) as model:
+            known = task.precomputed(model, [examples[i] for i in group], trained)
+        for i, example in zip(group, known, strict=True):
+            examples[i] = example
+    left = iter(examples)
+    return {name: [next(left) for _ in of_one] for name, of_one in people.items()}
 
 
 def _folds(count: int, most: int, seed: int, name: str) -> Iterator[frozenset[int]]:

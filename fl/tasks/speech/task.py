@@ -4,7 +4,7 @@ The recognizer is any :class:`fl.bases.base.SpeechBase`: Whisper (log-mel featur
 CTC head (waveforms, CTC over symbols). Which one it is decides the base alone.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import Any, Self
@@ -43,7 +43,10 @@ VARIED = "varied"  # in the details of an augmented example: no cache holds its 
 
 
 class SpeechTask(NamedDevices):
-    """See :class:`fl.tasks.task.Task`. Examples hold an utterance; features are computed once and cached on disk."""
+    """See :class:`fl.tasks.task.Task`. Examples hold an utterance; features are computed once and cached on disk.
+
+    ``inputs`` are the utterance, its features and, once they are computed for a phase in which the encoder is as it is, its states.
+    """
 
     prompt = ""  # see prompted
 
@@ -171,6 +174,16 @@ class SpeechTask(NamedDevices):
         with precision(self.compute):
             return self.base.row_losses(model, self._labelled(model, examples))
 
+    def precomputed(self, model: nn.Module, examples: Sequence[Example], trained: Collection[str]) -> Sequence[Example]:
+        """With encoder states, where all that is trained lies behind the encoder."""
+        if any(name.startswith(f"{self.base.encoder}.") for name in trained):
+            return examples
+        with torch.no_grad(), precision(self.compute):
+            states, _ = self.base.encode(model, self._labelled(model, examples))
+        lengths = [self.base.states_of(e.inputs[1].shape[1]) for e in examples]
+        rows = [row[:length].float().cpu().numpy() for row, length in zip(states, lengths, strict=True)]
+        return [replace(e, inputs=(*e.inputs[:2], row)) for e, row in zip(examples, rows, strict=True)]
+
     def _labelled(self, model: nn.Module, examples: Sequence[Example]) -> Any:
         """A batch for training."""
         batch = self.base.collate(
@@ -180,6 +193,9 @@ class SpeechTask(NamedDevices):
 
     def _from_prefix(self, model: nn.Module, batch: Any, examples: Sequence[Example]) -> Any:
         """``batch`` where the base computes, with what the encoder layers below the lowest adapter make of it (computed once)."""
+        if all(len(e.inputs) > 2 for e in examples):
+            every = frozen_layers(self.base, ())
+            return self.base.with_prefix(batch, [e.inputs[2] for e in examples], every).to(self.compute)
         layers = self.frozen_layers
         if (not layers and not self.base.caches_stem) or any(VARIED in e.details for e in examples):
             return batch.to(self.compute)
