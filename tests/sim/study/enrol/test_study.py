@@ -9,10 +9,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from clients.training.enrol import Start, enrol
 from fl.core.errors import ConfigError
 from fl.protocol.wire import from_arrays
 from fl.settings.config import RunConfig, make_config
 from fl.speech.text import fold_text
+from fl.tasks.speech.task import SpeechTask
 from sim.backends.run import run_simulation
 from sim.study.enrol.__main__ import app
 from sim.study.enrol.contenders import CONTENDERS, NEUTRAL, small
@@ -79,6 +81,23 @@ def test_every_method_enrols_everybody_once_and_a_second_call_computes_nothing(s
     assert numbers["B"] > numbers["B of the decoder"] > numbers["spelling table"] == 0
     monkeypatch.setattr(EnrolStudy, "rows_of", lambda *_: pytest.fail("computed again"))
     study.run(contenders, (0, 1, 3))
+
+
+def test_encoder_states_that_are_computed_once_change_no_enrolment(study, monkeypatch):
+    method = small(CONTENDERS["B of the decoder"]).method
+    start = Start.of(study.training.adapter(study.shared), method, seed=1)
+    people = {one.name: one.enrolment[:3] for one in study.people}
+
+    def enrolled():
+        return enrol(study.host, study.task, start, people, seed=1, budget=study.budget)
+
+    once = enrolled()
+    monkeypatch.setattr(SpeechTask, "precomputed", lambda self, model, examples, trained: examples)
+    for name, one in enrolled().items():
+        assert one.steps == once[name].steps
+        assert one.curve == pytest.approx(once[name].curve, rel=1e-4)
+        for tensor, value in one.private.items():
+            torch.testing.assert_close(once[name].private[tensor], value, rtol=1e-3, atol=1e-6)
 
 
 def test_other_settings_make_other_rows(study, config):
