@@ -28,6 +28,16 @@ from fl.core.rng import derive_generator
 from fl.data.batching import buckets
 from fl.tasks.task import Example, Task
 
+ACTIVATION_BYTES = (
+    2 * 2**30
+)  # of one computation in main memory: not what is free, so that the numbers do not depend on it
+GPU_SHARE = 0.25  # of the free memory of a GPU: an estimate may be off, and others want some too
+
+
+def activation_bytes(device: torch.device) -> int:
+    """Bytes that the activations of one computation may take, by estimate."""
+    return int(GPU_SHARE * torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else ACTIVATION_BYTES
+
 
 @dataclass(frozen=True)
 class Member:
@@ -59,7 +69,7 @@ def train_cohort(
     the computation itself (an example that does not fit the base, memory) is raised: no member is trained then, and none has changed.
     """
     able = [m for m in members if m.examples]
-    trained = iter(_Cohort(host, task, split, able, budget).trained() if able else ())
+    trained = iter(Cohort(host, task, split, able, budget).trained() if able else ())
     return [next(trained) if m.examples else no_examples() for m in members]
 
 
@@ -147,8 +157,8 @@ class CohortSteps:
         """Take all steps; what they were for each device."""
         started = time.perf_counter()
         self.prepare()
-        for step in range(max(map(len, self.kinds))):
-            self._step(step)
+        for _ in range(max(map(len, self.kinds))):
+            self.step()
         seen = torch.stack(self.seen).cpu() if self.seen else torch.zeros(0, 2, len(self.examples))
         seconds = time.perf_counter() - started
         examples = [sum(map(len, batches)) for batches in self.batches]
@@ -166,8 +176,9 @@ class CohortSteps:
         loss = sum(losses) / len(losses) if losses else 0.0
         return LocalResult(loss=loss, examples=examples, steps=steps, seconds=seconds)
 
-    def _step(self, step: int) -> None:
+    def step(self) -> None:
         """One optimizer step of every device that has one left."""
+        step = len(self.seen)
         kinds = {i: device_kinds[step] for i, device_kinds in enumerate(self.kinds) if step < len(device_kinds)}
         keys = [(i, j) for i in kinds for j in self.batches[i][step]]
         rows = [(i, self.precomputed.get((i, j)) or self.examples[i][j]) for i, j in keys]
@@ -198,8 +209,8 @@ class CohortSteps:
         return buckets([example.size for example in examples], rows=max(1, self.budget // max(1, need)))
 
 
-class _Cohort(CohortSteps):
-    """The state of one call of :func:`train_cohort`."""
+class Cohort(CohortSteps):
+    """Members in training, each with at least one example: what :func:`train_cohort` runs to the end, and may be taken step by step."""
 
     def __init__(self, host: StackedModel, task: Task, split: Split, members: list[Member], budget: int) -> None:
         self.members = members

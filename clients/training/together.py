@@ -3,9 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 
-import torch
-
-from clients.training.cohort import Member, MemberResult, train_cohort
+from clients.training.cohort import Member, MemberResult, activation_bytes, train_cohort
 from clients.training.phase import DEVICE_FAULTS, LocalPhase, job_arm, one_by_one, train_device
 from clients.training.second import Own, OwnResult
 from clients.training.second_cohort import train_own_cohort
@@ -17,15 +15,6 @@ from fl.protocol.wire import Job
 from fl.settings.config import cohort_size
 
 log = logging.getLogger("idiolect.client")
-ACTIVATION_BYTES = (
-    2 * 2**30
-)  # of one computation in main memory: not what is free, so that the numbers do not depend on it
-GPU_SHARE = 0.25  # of the free memory of a GPU: an estimate may be off, and others want some too
-
-
-def activation_bytes(device: torch.device) -> int:
-    """Bytes that the activations of one computation may take, by estimate."""
-    return int(GPU_SHARE * torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else ACTIVATION_BYTES
 
 
 def train_together(

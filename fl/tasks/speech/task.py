@@ -6,8 +6,9 @@ CTC head (waveforms, CTC over symbols). Which one it is decides the base alone.
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from copy import copy
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +49,8 @@ class SpeechTask(NamedDevices):
 
     ``inputs`` are the utterance, its features and, once they are computed for a phase in which the encoder is as it is, its states.
     """
+
+    prompt = ""  # see prompted
 
     def __init__(self, config: RunConfig) -> None:
         self.base_name = name_with_tokens(config.base.name, config.base.tokens)
@@ -94,6 +97,12 @@ class SpeechTask(NamedDevices):
         self._features = FeatureCache(cache_root() / "features")
         self._prefix = PrefixCache(cache_root() / "prefix")
         self.frozen_layers = frozen_layers(self.base, self.targets)
+
+    def prompted(self, text: str) -> Self:
+        """This task with ``text`` before every recording that it transcribes, as Whisper's previous text."""
+        other = copy(self)
+        other.prompt = text
+        return other
 
     def _language(self, config: RunConfig) -> str:
         """The language that the base is told: that of the setting, else of most words; "" for a base that is told none."""
@@ -229,7 +238,9 @@ class SpeechTask(NamedDevices):
     def _generate(self, model: nn.Module, batch: Any, beams: int, heard: Sequence[int] | None = None) -> list[str]:
         known = [code for code in self.languages if code in self.base.languages]
         with torch.inference_mode(), self._computing():
-            return self.base.generate(model, batch, beams=beams, languages=known or None, heard=heard)
+            return self.base.generate(
+                model, batch, beams=beams, languages=known or None, heard=heard, prompt=self.prompt
+            )
 
     def score(self, example: Example, prediction: str) -> Mapping[str, Counts]:
         """Error counts of one transcript, by metric."""

@@ -1,0 +1,87 @@
+"""What the study compares: each a way to make use of a person's own sentences."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from clients.training.enrol import EnrolMethod
+
+NEUTRAL = "neutral"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One row of the tables.
+
+    ``method`` trains a private part (None: nothing is trained), with ``prior`` under a Gaussian of the participants' own enrolments.
+    ``prompted`` puts the person's transcripts in front as Whisper's previous text, ``respelled`` writes loanwords in the output as
+    the person's transcripts do. ``episodes`` starts from a shared part that was made to be adapted by this method.
+    """
+
+    method: EnrolMethod | None = None
+    prior: bool = False
+    prompted: bool = False
+    respelled: bool = False
+    episodes: bool = False
+
+
+B = EnrolMethod("B", rate=2e-4)
+DECODER_B = EnrolMethod("B@decoder", rate=4e-4)
+GATES = EnrolMethod("gate", rate=3e-3, gate="self")
+
+CONTENDERS: Mapping[str, Contender] = {
+    NEUTRAL: Contender(),
+    "spelling table": Contender(respelled=True),
+    "prompt": Contender(prompted=True),
+    "gates": Contender(GATES),
+    "gate biases (LHUC)": Contender(EnrolMethod("gate_bias", rate=0.05, gate="self")),
+    "A and B": Contender(EnrolMethod("A,B", rate=1.5e-4)),
+    "A": Contender(EnrolMethod("A", rate=4e-4)),
+    "B": Contender(B),
+    "B of the decoder": Contender(DECODER_B),
+    "B of the encoder": Contender(EnrolMethod("B@encoder", rate=4e-4)),
+    "LoRA beside": Contender(EnrolMethod("A,B", rate=1e-3, beside=4)),
+    "B, pulled": Contender(replace(B, rate=4e-4, shrinkage=20.0)),
+    "B, learned prior": Contender(replace(B, rate=4e-4, shrinkage=20.0), prior=True),
+    "gates, learned prior": Contender(replace(GATES, shrinkage=2.0), prior=True),
+    "B, made to be adapted": Contender(B, episodes=True),
+    "B and prompt": Contender(B, prompted=True),
+}
+"""Rates before a search. Sources: LHUC, Swietojanski and Renals 2016; Reptile, arXiv 1803.02999."""
+
+RATES: Mapping[str, tuple[float, ...]] = {
+    "gates": (1e-3, 3e-3, 1e-2),
+    "gate biases (LHUC)": (0.02, 0.05, 0.1, 0.2),
+    "A and B": (7e-5, 1.5e-4, 3e-4),
+    "A": (1e-4, 2e-4, 4e-4, 8e-4),
+    "B": (1e-4, 2e-4, 4e-4),
+    "B of the decoder": (2e-4, 4e-4, 8e-4),
+    "B of the encoder": (2e-4, 4e-4, 8e-4),
+    "LoRA beside": (3e-4, 1e-3, 3e-3),
+    "B, pulled": (4e-4, 8e-4),
+    "B, learned prior": (2e-4, 4e-4, 8e-4),
+    "gates, learned prior": (3e-3, 1e-2),
+}
+PULLS: Mapping[str, tuple[float, ...]] = {
+    "B, pulled": (20.0, 60.0, 200.0),
+    "B, learned prior": (20.0, 60.0, 200.0),
+    "gates, learned prior": (2.0, 10.0),
+}
+
+
+def searched() -> dict[str, Contender]:
+    """Every rate and pull of each trained contender, and neutral to compare them with."""
+    found = {NEUTRAL: CONTENDERS[NEUTRAL]}
+    for name, rates in RATES.items():
+        contender = CONTENDERS[name]
+        assert contender.method is not None
+        for rate in rates:
+            for pull in PULLS.get(name, (contender.method.shrinkage,)):
+                told = f"{name} at {rate:g}" + (f", pull {pull:g}" if pull else "")
+                found[told] = replace(contender, method=replace(contender.method, rate=rate, shrinkage=pull))
+    return found
+
+
+def small(contender: Contender) -> Contender:
+    """The contender with so few steps that it only shows that it runs."""
+    method = contender.method
+    return replace(contender, method=method and replace(method, grid=(0, 2, 4), steps=2, folds=2))
