@@ -66,6 +66,7 @@ class SyntheticTable(Table):
 
     pair: str = setting("ko-en", "language pair")
     sentences: int = setting(120, "sentences of each person", low=1, high=100_000)
+    new_people_sentences: int = setting(0, "sentences of each held-out speaker; 0: as many", low=0, high=100_000)
     voices: Annotated[str, Words(_voices)] = setting("espeak", "who speaks: espeak, or neural for natural voices")
     matched: bool = setting(False, "people come in pairs who sound alike and write the opposite way")
     traits: str = setting(

@@ -186,13 +186,19 @@ def synth(
     traits: Annotated[
         str, Option(help="Of accent, numbers, spacing, fillers, names, jargon, separated by commas.")
     ] = "",
+    new_people_sentences: Annotated[int, Option(help="Sentences of each of those; 0: as many.", min=0)] = 0,
     as_json: Json = False,
 ) -> None:
     """Make a synthetic population of people who mix two languages: each with a voice, a room and spelling habits."""
     from fl.data.synthetic import synthesize
 
     sizes: dict[str, Any] = {"devices": devices, "new_people": new_people, "sentences": sentences, "seed": seed}
-    people: dict[str, Any] = {"voices": voices, "matched": matched, "traits": traits}
+    people: dict[str, Any] = {
+        "voices": voices,
+        "matched": matched,
+        "traits": traits,
+        "new_people_sentences": new_people_sentences,
+    }
     with progress_bars(as_json) as show:
         manifest = synthesize(
             out, pair=pair, progress=lambda done, total: show("speech", done, total), **sizes, **people

@@ -72,7 +72,9 @@ def _read(table: Mapping[str, Any]) -> Pair:
         rules=rules,
         topics=tuple(topics),
         traits=_traits(table.get("traits", {})),
-        readings=dict(entry.split("~") for entry in table.get("readings", {}).get("words", "").split()),
+        readings=dict(
+            entry.replace("_", " ").split("~") for entry in table.get("readings", {}).get("words", "").split()
+        ),
     )
 
 

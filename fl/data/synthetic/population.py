@@ -5,7 +5,7 @@ import json
 import os
 from bisect import bisect
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -54,11 +54,13 @@ def synthesize(
     voices: str = "espeak",
     matched: bool = False,
     traits: str = "",
+    new_people_sentences: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Make a synthetic population in ``out_dir`` and return the path of its manifest.
 
-    ``devices`` people take part and ``new_people`` more never do; each says ``sentences`` sentences in 7 to 9 sessions.
+    ``devices`` people take part and ``new_people`` more never do; each says ``sentences`` sentences in 7 to 9 sessions, those
+    who never take part ``new_people_sentences`` if that is above 0.
     Beside the manifest lie 16-bit WAV files (16 kHz) and ``population.json`` with the settings and every person's
     profile. ``voices`` is an engine of :data:`fl.data.synthetic.engines.ENGINES`; ``matched`` makes pairs of people who sound
     alike and write the opposite way; ``traits`` is a list such as ``"accent,numbers"`` of
@@ -69,10 +71,15 @@ def synthesize(
     Raises ConfigError for settings that are not allowed, a folder that holds something else, or a missing engine.
     """
     out_dir = Path(out_dir)
-    limits = {"devices": (1, _MAX_PEOPLE), "new_people": (0, _MAX_PEOPLE), "sentences": (1, 100_000)}
-    settings = {"devices": devices, "new_people": new_people, "sentences": sentences, "seed": seed}
+    limits = {
+        "devices": (1, _MAX_PEOPLE),
+        "new_people": (0, _MAX_PEOPLE),
+        "sentences": (1, 100_000),
+        "new_people_sentences": (0, 100_000),
+    }
+    settings = _sizes(devices, new_people, sentences, seed, new_people_sentences)
     for key, (low, high) in limits.items():
-        if not low <= settings[key] <= high:
+        if not low <= settings.get(key, low) <= high:
             raise ConfigError(f"{key}={settings[key]} is not allowed: from {low} to {high}")
     grammar = load_pair(pair)
     chosen = check_traits(traits, grammar)
@@ -82,15 +89,16 @@ def synthesize(
     profiles = draw_profiles(
         grammar, devices=devices, new_people=new_people, seed=seed, voices=voices, matched=matched, traits=chosen
     )
+    counts = [new_people_sentences * person.new_person or sentences for person in profiles]
     with new_folder(out_dir) as work:
         utterances = []
         with ThreadPoolExecutor(os.cpu_count()) as recorders:
-            said = _speak_all(work, grammar, profiles, sentences, seed, ENGINES[voices](), recorders)
+            said = _speak_all(work, grammar, zip(profiles, counts, strict=True), seed, ENGINES[voices](), recorders)
             for utterance, recorded in _a_few_ahead(said):
                 recorded.result()
                 utterances.append(utterance)
                 if progress is not None:
-                    progress(len(utterances), len(profiles) * sentences)
+                    progress(len(utterances), sum(counts))
         write_manifest(work / MANIFEST_NAME, utterances)
         content = {"schema": 1, "settings": stamp, "people": [_described(profile) for profile in profiles]}
         text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
@@ -118,6 +126,11 @@ def traits_of(manifest: str | Path) -> dict[str, dict[str, float]]:
     """The degree of each trait of each person of the synthetic population of ``manifest``, by name, to split results by."""
     people = json.loads((Path(manifest).parent / POPULATION_NAME).read_text(encoding="utf-8"))["people"]
     return {person["name"]: person.get("traits", {}) for person in people}
+
+
+def _sizes(devices: int, new_people: int, sentences: int, seed: int, new_people_sentences: int) -> dict[str, int]:
+    sizes = {"devices": devices, "new_people": new_people, "sentences": sentences, "seed": seed}
+    return sizes | ({"new_people_sentences": new_people_sentences} if new_people_sentences else {})
 
 
 def _described(profile: DeviceProfile) -> dict[str, Any]:
@@ -158,9 +171,10 @@ def population_digest(
     voices: str = "espeak",
     matched: bool = False,
     traits: str = "",
+    new_people_sentences: int = 0,
 ) -> str:
     """Eight hexadecimal digits of everything that decides a population's bytes: for the name of its folder in a cache."""
-    settings = {"devices": devices, "new_people": new_people, "sentences": sentences, "seed": seed}
+    settings = _sizes(devices, new_people, sentences, seed, new_people_sentences)
     grammar = load_pair(pair)
     stamp = _stamp(grammar, settings, voices, matched, check_traits(traits, grammar))
     return hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:8]
@@ -195,8 +209,7 @@ def _a_few_ahead(items: Iterator[Said]) -> Iterator[Said]:
 def _speak_all(
     folder: Path,
     pair: Pair,
-    profiles: tuple[DeviceProfile, ...],
-    sentences: int,
+    people: Iterable[tuple[DeviceProfile, int]],
     seed: int,
     engine: Engine,
     recorders: ThreadPoolExecutor,
@@ -204,7 +217,7 @@ def _speak_all(
     """Each sentence, drawn in this thread (what is said depends on all that was), and its recording, in another one."""
     said: set[str] = set()
     places: dict[str, int] = {}
-    for profile in profiles:
+    for profile, sentences in people:
         place = places.setdefault(profile.likeness, len(places))
         own = with_own_words(pair, profile.traits, place, seed)
         (folder / "audio" / profile.name).mkdir(parents=True)
