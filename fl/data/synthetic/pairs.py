@@ -82,7 +82,7 @@ def _traits(table: Mapping[str, Any]) -> TraitWords:
     if unknown := sorted(set(table) - {field.name for field in fields(TraitWords)}):
         raise ConfigError(f"[traits] has an unknown entry {unknown[0]!r}")
     return TraitWords(
-        fillers=tuple(table.get("fillers", "").replace("_", " ").split()),
+        fillers=tuple(filler.replace("_", " ") for filler in table.get("fillers", "").split()),
         numbers=tuple(
             (spelled, digits) for spelled, digits in (n.split("=") for n in table.get("numbers", "").split())
         ),

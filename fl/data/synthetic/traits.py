@@ -36,7 +36,9 @@ class Trait:
 
 def _filler(sentence: Sentence, words: TraitWords, degree: float, own: Random, random: Random) -> Sentence:
     favourite = own.choice(words.fillers)
-    return _before(sentence, favourite) if random.random() < degree else sentence
+    if random.random() >= degree:
+        return sentence
+    return replace(sentence, words=(*matrix_words(favourite), *sentence.words))
 
 
 def _number(sentence: Sentence, words: TraitWords, degree: float, own: Random, random: Random) -> Sentence:
@@ -46,10 +48,6 @@ def _number(sentence: Sentence, words: TraitWords, degree: float, own: Random, r
     before, _, after = words.number_frame.partition("{}")
     number = (Part(spelled, "number", digits), *((Part(after, "matrix"),) if after else ()))
     return replace(sentence, words=(*matrix_words(before), number, *sentence.words))
-
-
-def _before(sentence: Sentence, text: str) -> Sentence:
-    return replace(sentence, words=(*matrix_words(text), *sentence.words))
 
 
 def _either(random: Random) -> float:
@@ -93,7 +91,7 @@ def with_own_words(pair: Pair, traits: Mapping[str, float], place: int, seed: in
         firsts, lasts = getattr(pair.traits, TRAITS[name].needs)
         every = [_joined(first, last, kind) for first in firsts for last in lasts]
         derive_random(seed, "trait", name).shuffle(every)
-        mine = tuple((every * (place + 1))[OWN_WORDS * place : OWN_WORDS * (place + 1)])
+        mine = tuple(every[number % len(every)] for number in range(OWN_WORDS * place, OWN_WORDS * (place + 1)))
         topics = []
         for topic in pair.topics:
             frames = []
