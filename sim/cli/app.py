@@ -166,20 +166,36 @@ def run(
 def synth(
     out: Annotated[Path, Option(help="Folder to write: manifest.jsonl, audio, population.json.")],
     pair: Annotated[
-        str, Option(help="Language pair: ko-en or es-en; another is one file, see CONTRIBUTING.md.")
+        str, Option(help="Language pair: ko-en, es-en or ja-en; another is one file, see CONTRIBUTING.md.")
     ] = "ko-en",
     devices: Annotated[int, Option(help="People who take part.", min=1)] = 8,
     new_people: Annotated[int, Option(help="Further people who never train.", min=0)] = 0,
     sentences: Annotated[int, Option(help="Sentences of each person.", min=1)] = 60,
     seed: Annotated[int, Option(help="The same seed gives the same bytes.", min=0)] = 0,
+    voices: Annotated[str, Option(help="espeak, or neural: natural voices, of the extra voices.")] = "espeak",
+    matched: Annotated[
+        bool, Option("--matched", help="Pairs of people sound alike and write the opposite way.")
+    ] = False,
+    traits: Annotated[
+        str, Option(help="Of accent, numbers, spacing, fillers, names, jargon, separated by commas.")
+    ] = "",
+    new_people_sentences: Annotated[int, Option(help="Sentences of each of those; 0: as many.", min=0)] = 0,
     as_json: Json = False,
 ) -> None:
     """Make a synthetic population of people who mix two languages: each with a voice, a room and spelling habits."""
     from fl.data.synthetic import synthesize
 
-    sizes = {"devices": devices, "new_people": new_people, "sentences": sentences, "seed": seed}
+    sizes: dict[str, Any] = {"devices": devices, "new_people": new_people, "sentences": sentences, "seed": seed}
+    people: dict[str, Any] = {
+        "voices": voices,
+        "matched": matched,
+        "traits": traits,
+        "new_people_sentences": new_people_sentences,
+    }
     with progress_bars(as_json) as show:
-        manifest = synthesize(out, pair=pair, progress=lambda done, total: show("speech", done, total), **sizes)
+        manifest = synthesize(
+            out, pair=pair, progress=lambda done, total: show("speech", done, total), **sizes, **people
+        )
     if as_json:
         print(json.dumps({"manifest": str(manifest.resolve())}))
     else:

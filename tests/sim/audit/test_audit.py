@@ -344,6 +344,9 @@ def test_voices_are_those_of_the_synthetic_population(tmp_path: Path):
     assert voices(tmp_path / "manifest.jsonl", list(variants)) == expected
     assert voices(tmp_path / "manifest.jsonl", ["a", "unknown"]) is None
     assert voices(tmp_path / "elsewhere" / "manifest.jsonl", ["a"]) is None
+    mixture = {"people": [{"name": "a", "voice": {"styles": [0.5, 0.5, 0, 0, 0]}}]}
+    (tmp_path / POPULATION_NAME).write_text(json.dumps(mixture))
+    assert voices(tmp_path / "manifest.jsonl", ["a"]) is None
     (tmp_path / POPULATION_NAME).write_text("{}")
     with pytest.raises(AuditError, match="is not a population file"):
         voices(tmp_path / "manifest.jsonl", ["a"])
