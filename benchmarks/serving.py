@@ -63,7 +63,7 @@ def make_adapter(base: WhisperBase, person: int, gate: str, arguments: argparse.
         name: tensor if name.endswith("_A") else 0.01 * torch.randn(tensor.shape, generator=generator)
         for name, tensor in fresh_adapter(base.model, config).items()
     }
-    info = AdapterInfo(base.name, base.fingerprint, "gates", config, "trimmed", arguments.language)
+    info = AdapterInfo(base.name, base.fingerprint, "gates", config, window="trimmed", language=arguments.language)
     return ServedAdapter(tensors, Slot.of(config), info, str(person))
 
 
