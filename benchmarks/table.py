@@ -91,6 +91,12 @@ FIGURES = (
     ),
     Figure("serving_peft_switching", "the same on trimmed windows", 2.5, "serving"),
     Figure("serving_peft_mixed", "against PEFT's own batch of mixed adapters, trimmed windows", 1.7, "serving"),
+    Figure(
+        "serving_people", "16 people with adapters of their own at once, 3 s each", 2.6, "serving", "s", at_most=True
+    ),
+    Figure("first_word", "thin client, 3 s of speech: time to the first word", 0.6, "first_word", "s", at_most=True),
+    Figure("growth_people", "seconds by people in a batch, 1 to 64: exponent", 1.0, "growth_people", "", at_most=True),
+    Figure("run_start", "bare run to its first training step", 12.0, "run_start", "s", at_most=True),
     Figure("serving_over_base", "time of 16 gated adapters against none", 1.25, "serving", at_most=True),
     Figure(
         "serving_load_latency", "32 thin clients, 2,000 requests: p95 against p50", 3.0, "serving_load", at_most=True

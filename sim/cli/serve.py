@@ -1,4 +1,4 @@
-"""``idiolect serve`` and ``idiolect token``: the server with its engine, and the local steps that it runs for devices."""
+"""``idiolect serve``: the server with its engine, and the local steps that it runs for devices."""
 
 import logging
 import re
@@ -10,7 +10,7 @@ from typing import Annotated, cast
 
 from peft import get_peft_model
 from torch import Tensor, nn
-from typer import Argument, Option
+from typer import Option
 
 from clients.training.single import train_locally
 from fl.adapters.correction import load_correction
@@ -23,7 +23,7 @@ from fl.core.errors import ConfigError
 from fl.serving.engine.engine import BatchEngine, EngineSettings
 from fl.serving.http.adapt import Adapt, AdaptJob, AdaptResult
 from fl.serving.http.app import create_app
-from fl.serving.http.auth import TokenFile, add_token
+from fl.serving.http.auth import TokenFile
 from fl.serving.http.limits import MIB, ServerLimits
 from fl.serving.http.server import Address, make_server
 from fl.speech.features import Window
@@ -211,12 +211,3 @@ def choose_tokens(path: Path | None, no_auth: bool, address: Address) -> TokenFi
     if path is not None and address.cert is None and not address.loopback:
         logger.warning("without TLS tokens and speech travel readable; put a proxy with TLS before it")
     return None if path is None else TokenFile(path)
-
-
-def token(
-    name: Annotated[str, Argument(help="Whose token it is: a device or a person. It stands in the file, not in logs.")],
-    tokens: Annotated[Path, Option(help="Token file to add it to; made if it is not there.")] = Path("tokens.txt"),
-) -> None:
-    """Make a bearer token: it is printed once, and the file gets its hash."""
-    print(add_token(tokens, name))
-    logger.info("added %s to %s", name, tokens)
