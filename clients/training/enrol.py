@@ -71,10 +71,14 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Prior:
-    """What private parts of others tell: the mean of their distance from the start, and each number's precision, 1 on average."""
+    """What private parts of others tell: the mean of their distance from the start, and each number's precision, 1 on average.
+
+    ``directions`` are orthonormal ways in which people differ, eigenvoices (Kuhn et al. 2000): along them nothing pulls.
+    """
 
     mean: State
     precision: State
+    directions: Sequence[State] = ()
 
 
 @dataclass(frozen=True)
@@ -169,6 +173,22 @@ def learned_prior(start: Start, enrolments: Sequence[Enrolment]) -> Prior:
     return Prior(mean, {name: tensor / average for name, tensor in inverse.items()})
 
 
+def eigenvoices(start: Start, enrolments: Sequence[Enrolment], count: int) -> Prior:
+    """The ``count`` directions with the most of the distance from the start to the private parts of ``enrolments``."""
+    names = start.split.private
+    away = torch.stack([torch.cat([(one.private[n] - start.state[n]).flatten() for n in names]) for one in enrolments])
+    _, sizes, rows = torch.linalg.svd(away.double(), full_matrices=False)
+    shapes = [start.state[name].shape for name in names]
+
+    def parts(row: Tensor) -> State:
+        cut = row.float().split([shape.numel() for shape in shapes])
+        return {name: part.reshape(shape) for name, part, shape in zip(names, cut, shapes, strict=True)}
+
+    found = [parts(row) for row, size in zip(rows[:count], sizes, strict=False) if size > 0]
+    none = {name: torch.zeros(shape) for name, shape in zip(names, shapes, strict=True)}
+    return Prior(none, {name: torch.ones(shape) for name, shape in zip(names, shapes, strict=True)}, found)
+
+
 def enrol(
     host: StackedModel,
     task: Task,
@@ -227,15 +247,23 @@ class _Enrolling:
                 members.append(Member(name, start.slot, start.state, kept, plan, own_seed))
         self.cohort = Cohort(host, task, start.split, members, budget)
         self._target, self._pull = self._pulled(prior)
+        laid_out = [self._laid_out(direction) for direction in prior.directions] if prior else []
+        self._directions = torch.cat(laid_out) if laid_out else None  # (directions, P)
+
+    def _laid_out(self, state: State) -> Tensor:
+        """One member's tensors as a row of the cohort's matrix."""
+        return self.cohort.adapters.laid_out([state] * len(self.cohort.members))[:1].clone()
+
+    def _drawn(self, values: Tensor) -> Tensor:
+        """Where the prior draws ``values`` (members, P) to: its centre, or what is nearest to them along its directions."""
+        target = self._target.expand_as(values)
+        if self._directions is None:
+            return target
+        return target + (values - target) @ self._directions.T @ self._directions
 
     def _pulled(self, prior: Prior | None) -> tuple[Tensor, Tensor | None]:
         """Where the prior is centred, and the share of the way to it that a step takes each number; both (members or 1, P)."""
-        parameters, method = self.cohort.adapters, self.start.method
-        values, count = parameters.values, len(self.cohort.members)
-
-        def laid_out(state: State) -> Tensor:
-            return parameters.laid_out([state] * count)[:1].clone()
-
+        values, method, laid_out = self.cohort.adapters.values, self.start.method, self._laid_out
         target = values[:1].clone()
         weight = torch.full_like(target, method.rate * method.shrinkage)
         if prior is not None:
@@ -257,7 +285,7 @@ class _Enrolling:
                     values.copy_(self._target.expand_as(values))
                 self.cohort.step()
                 if self._pull is not None:
-                    values.lerp_(self._target.expand_as(values), self._pull.expand_as(values))
+                    values.lerp_(self._drawn(values), self._pull.expand_as(values))
             snapshots[steps] = values[list(kept)].cpu()
             for curve, loss in zip(curves, self._losses(), strict=True):
                 if loss is not None and not _over(curve):

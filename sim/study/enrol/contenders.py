@@ -12,13 +12,15 @@ NEUTRAL = "neutral"
 class Contender:
     """One row of the tables.
 
-    ``method`` trains a private part (None: nothing is trained), with ``prior`` under a Gaussian of the participants' own enrolments.
+    ``method`` trains a private part (None: nothing is trained), with ``prior`` under what the participants' own enrolments at that rate
+    tell: a Gaussian, or so many ``directions`` in which they differ.
     ``prompted`` puts the person's transcripts in front as Whisper's previous text, ``respelled`` writes loanwords in the output as
     the person's transcripts do. ``episodes`` starts from a shared part that was made to be adapted by this method.
     """
 
     method: EnrolMethod | None = None
-    prior: bool = False
+    prior: float = 0.0
+    directions: int = 0
     prompted: bool = False
     respelled: bool = False
     episodes: bool = False
@@ -27,6 +29,8 @@ class Contender:
 B = EnrolMethod("B", rate=2e-4)
 DECODER_B = EnrolMethod("B@decoder", rate=4e-4)
 GATES = EnrolMethod("gate", rate=3e-3, gate="self")
+ONLY = 1e9  # a pull that leaves nothing beside the directions
+DIRECTIONS = 16
 
 CONTENDERS: Mapping[str, Contender] = {
     NEUTRAL: Contender(),
@@ -41,12 +45,22 @@ CONTENDERS: Mapping[str, Contender] = {
     "B of the encoder": Contender(EnrolMethod("B@encoder", rate=4e-4)),
     "LoRA beside": Contender(EnrolMethod("A,B", rate=1e-3, beside=4)),
     "B, pulled": Contender(replace(B, rate=4e-4, shrinkage=20.0)),
-    "B, learned prior": Contender(replace(B, rate=4e-4, shrinkage=20.0), prior=True),
-    "gates, learned prior": Contender(replace(GATES, shrinkage=2.0), prior=True),
+    "B, learned prior": Contender(replace(B, rate=4e-4, shrinkage=20.0), prior=2e-4),
+    "gates, learned prior": Contender(replace(GATES, shrinkage=2.0), prior=3e-3),
+    "B, eigenvoices": Contender(replace(B, rate=1e-3, shrinkage=ONLY), prior=2e-4, directions=DIRECTIONS),
+    "B, drawn to eigenvoices": Contender(replace(B, rate=4e-4, shrinkage=250.0), prior=2e-4, directions=DIRECTIONS),
+    "B of the decoder, learned prior": Contender(replace(DECODER_B, shrinkage=20.0), prior=4e-4),
+    "B of the decoder, eigenvoices": Contender(
+        replace(DECODER_B, rate=1e-3, shrinkage=ONLY), prior=4e-4, directions=DIRECTIONS
+    ),
+    "B of the decoder, drawn to eigenvoices": Contender(
+        replace(DECODER_B, shrinkage=250.0), prior=4e-4, directions=DIRECTIONS
+    ),
     "B, made to be adapted": Contender(B, episodes=True),
+    "B of the decoder, made to be adapted": Contender(DECODER_B, episodes=True),
     "B and prompt": Contender(B, prompted=True),
 }
-"""Rates before a search. Sources: LHUC, Swietojanski and Renals 2016; Reptile, arXiv 1803.02999."""
+"""Rates before a search. Sources: LHUC, Swietojanski and Renals 2016; Reptile, arXiv 1803.02999; eigenvoices, Kuhn et al. 2000."""
 
 RATES: Mapping[str, tuple[float, ...]] = {
     "gates": (1e-3, 3e-3, 1e-2),
@@ -60,11 +74,21 @@ RATES: Mapping[str, tuple[float, ...]] = {
     "B, pulled": (4e-4, 8e-4),
     "B, learned prior": (2e-4, 4e-4, 8e-4),
     "gates, learned prior": (3e-3, 1e-2),
+    "B, eigenvoices": (4e-4, 1e-3, 3e-3),
+    "B, drawn to eigenvoices": (2e-4, 4e-4, 8e-4),
+    "B of the decoder, learned prior": (4e-4, 8e-4),
+    "B of the decoder, eigenvoices": (4e-4, 1e-3, 3e-3),
+    "B of the decoder, drawn to eigenvoices": (4e-4, 8e-4),
+    "B, made to be adapted": (1e-4, 2e-4, 4e-4),
+    "B of the decoder, made to be adapted": (2e-4, 4e-4, 8e-4),
 }
 PULLS: Mapping[str, tuple[float, ...]] = {
     "B, pulled": (20.0, 60.0, 200.0),
     "B, learned prior": (20.0, 60.0, 200.0),
     "gates, learned prior": (2.0, 10.0),
+    "B, drawn to eigenvoices": (50.0, 250.0),
+    "B of the decoder, learned prior": (20.0, 60.0),
+    "B of the decoder, drawn to eigenvoices": (50.0, 250.0),
 }
 
 

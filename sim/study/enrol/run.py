@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from clients.training.cohort import activation_bytes
-from clients.training.enrol import Enrolment, EnrolMethod, Prior, Start, enrol, learned_prior, predict
+from clients.training.enrol import Enrolment, EnrolMethod, Prior, Start, eigenvoices, enrol, learned_prior, predict
 from fl.adapters.stacked import StackedModel
 from fl.adapters.state import State
 from fl.core.errors import ConfigError
@@ -80,7 +80,7 @@ class EnrolStudy:
     root: Path
     rows: Path
     progress: Progress = lambda what, done, total: None
-    _priors: dict[EnrolMethod, Prior] = field(default_factory=dict)
+    _others: dict[EnrolMethod, list[Enrolment]] = field(default_factory=dict)
 
     @cached_property
     def task(self) -> SpeechTask:
@@ -158,7 +158,7 @@ class EnrolStudy:
                 counts=self._counts(person, of_one),
                 steps=enrolment.steps,
                 losses=enrolment.curve,
-                numbers=start.numbers if found else 0,
+                numbers=_numbers(contender, start) if found else 0,
                 bytes=self._bytes(contender, start, own[person.name]) if size else 0,
                 seconds=round(enrolment.seconds or seconds, 3),
                 traits=person.traits,
@@ -179,17 +179,20 @@ class EnrolStudy:
     def _enrolled(
         self, contender: Contender, start: Start, people: Mapping[str, Sequence[Example]]
     ) -> dict[str, Enrolment]:
-        prior = self._prior(start) if contender.prior else None
+        prior = self._prior(start, contender) if contender.prior else None
         return enrol(self.host, self.task, start, people, seed=self.config.seed, budget=self.budget, prior=prior)
 
-    def _prior(self, start: Start) -> Prior:
-        """The Gaussian of the participants' own enrolments without a prior."""
-        if start.method not in self._priors:
-            free = replace(start, method=replace(start.method, shrinkage=0.0))
+    def _prior(self, start: Start, contender: Contender) -> Prior:
+        """What the participants' own enrolments without a prior tell."""
+        free = replace(start, method=replace(start.method, rate=contender.prior, shrinkage=0.0))
+        if free.method not in self._others:
             known = {name: examples[:PRIOR_SENTENCES] for name, examples in self.training.people.items()}
             found = enrol(self.host, self.task, free, known, seed=self.config.seed, budget=self.budget)
-            self._priors[start.method] = learned_prior(start, list(found.values()))
-        return self._priors[start.method]
+            self._others[free.method] = list(found.values())
+        others = self._others[free.method]
+        return (
+            eigenvoices(start, others, contender.directions) if contender.directions else learned_prior(start, others)
+        )
 
     def _transcripts(
         self,
@@ -226,7 +229,13 @@ class EnrolStudy:
     def _bytes(self, contender: Contender, start: Start, own: Sequence[Example]) -> int:
         """Of what is kept of a person: private numbers at two bytes each, and transcripts where they are a prompt or a table."""
         text = _prompt(own) if contender.prompted or contender.respelled else ""
-        return (2 * start.numbers if contender.method else 0) + len(text.encode())
+        return (2 * _numbers(contender, start) if contender.method else 0) + len(text.encode())
+
+
+def _numbers(contender: Contender, start: Start) -> int:
+    """Private numbers of a person: one for each direction where nothing beside them is left."""
+    only = contender.directions and start.method.rate * start.method.shrinkage >= 1
+    return contender.directions if only else start.numbers
 
 
 def _prompt(examples: Sequence[Example]) -> str:

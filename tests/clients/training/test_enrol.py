@@ -1,9 +1,11 @@
 """Enrolment: folds decide the steps, all people at once get what each gets alone, and what does not help is not kept."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from clients.training.enrol import PEOPLE, Adapter, Enrolment, EnrolMethod, Start, enrol, learned_prior
+from clients.training.enrol import PEOPLE, Adapter, Enrolment, EnrolMethod, Start, eigenvoices, enrol, learned_prior
 from clients.training.single import train_locally
 from fl.adapters.split import Split
 from fl.adapters.stacked import Slot, StackedModel
@@ -131,3 +133,30 @@ def test_a_method_that_cannot_be_is_refused(regression):
         start_of(regression(gate="none"), EnrolMethod("B@nowhere", rate=1.0))
     with pytest.raises(ConfigError, match="no other can lie"):
         start_of(regression(gate="self"), EnrolMethod("B", rate=1.0, beside=1))
+
+
+def test_what_nothing_but_eigenvoices_may_move_stays_in_what_others_differ_by(regression):
+    task = regression(gate="none")
+    others = enrolled(task, {f"o{i}": task.examples(6, seed=i) for i in range(4)})
+    start = start_of(task)
+    names = start.split.private
+    prior = eigenvoices(start, list(others.values()), 2)
+
+    def flat(state):
+        return torch.cat([state[name].flatten() for name in names])
+
+    basis = torch.stack([flat(direction) for direction in prior.directions])
+    torch.testing.assert_close(basis @ basis.T, torch.eye(2), atol=1e-5, rtol=0)
+    away = torch.stack([flat(one.private) - flat(task.start) for one in others.values()])
+    best = torch.linalg.svd(away).S
+    kept = (away @ basis.T).square().sum()
+    assert float(kept) == pytest.approx(float(best[:2].square().sum()), rel=1e-4)
+
+    people = {"p": task.examples(6, seed=8)}
+    only = enrolled(task, people, replace(B, shrinkage=1e9), prior)["p"]
+    moved_by = flat(only.private) - flat(task.start)
+    assert only.steps
+    assert float(moved_by.norm()) > 1e-3
+    torch.testing.assert_close(basis.T @ (basis @ moved_by), moved_by, atol=1e-5, rtol=1e-4)
+    free, plain = enrolled(task, people, B, prior)["p"], enrolled(task, people)["p"]
+    assert torch.equal(flat(free.private), flat(plain.private))
