@@ -26,6 +26,7 @@ START, END = "<!-- study enrol: made by idiolect study enrol -->", "<!-- end of 
 FULL: dict[str, object] = {
     "devices": 24,
     "new-people": 12,
+    "new-people-sentences": 60,
     "test-share": 0.2,
     "new-people-tests": 100_000,
     "arms": "global",
@@ -35,6 +36,7 @@ SMOKE: dict[str, object] = {
     "devices": 3,
     "new-people": 3,
     "sentences": 12,
+    "new-people-sentences": 12,
     "test-share": 0.3,
     "rounds": 2,
     "local-steps": 2,

@@ -31,6 +31,7 @@ from sim.study.enrol.rows import METRICS, EnrolRow, append_rows, read_rows
 from sim.study.enrol.shared import Progress, SharedTraining
 from sim.study.enrol.spelling import SpellingTable
 
+HELD_OUT_TESTS = 1 / 3  # of a held-out speaker's sentences; a participant's are those of data.test-share
 PRIOR_SENTENCES = 20  # of each participant, from which a prior is learned
 NOT_NUMBERS = ("output", "base.compute", "train.cohort")  # settings that decide where and how fast, not what
 
@@ -53,7 +54,7 @@ def held_out_speakers(task: SpeechTask, config: RunConfig) -> list[HeldOut]:
     if not names:
         raise ConfigError("nobody is held out: give --new-people a number above 0")
     seed = derive_seed(config.data_seed, "enrol")
-    divided = split_population(utterances, seed=seed, validation_share=0.0, test_share=config.data.test_share)
+    divided = split_population(utterances, seed=seed, validation_share=0.0, test_share=HELD_OUT_TESTS)
     traits = _traits(task.population.manifest.parent / POPULATION_NAME)
     people = []
     for person in divided.devices:
