@@ -46,6 +46,22 @@ class HeldOut:
     traits: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A held-out speaker with the first ``size`` sentences."""
+
+    person: HeldOut
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.person.name} with {self.size}"
+
+    @property
+    def own(self) -> tuple[Example, ...]:
+        """The sentences to enrol with."""
+        return self.person.enrolment[: self.size]
+
+
 def held_out_speakers(task: SpeechTask, config: RunConfig) -> list[HeldOut]:
     """The held-out speakers of a task. No test sentence of anybody is anybody's to enrol with, and no session is both."""
     names = [name for name in task.device_ids() if task.is_new(name)]
@@ -129,43 +145,44 @@ class EnrolStudy:
         }
         wanted = [(n, size) for size in sizes for n in contenders if (size == 0) == (n == NEUTRAL)]
         pending = [(n, size) for n, size in wanted if (n, size, self.digest(contenders[n])) not in there]
-        for done, (name, size) in enumerate(pending):
-            self.progress(f"seed {self.config.seed}: enrolment", done, len(pending))
-            append_rows(self.rows, self.rows_of(name, contenders[name], size))
-        self.progress(f"seed {self.config.seed}: enrolment", len(pending), len(pending))
+        methods = list(dict.fromkeys(name for name, _ in pending))
+        for done, name in enumerate(methods):
+            self.progress(f"seed {self.config.seed}: {name}", done, len(methods))
+            append_rows(self.rows, self.rows_of(name, contenders[name], [n for m, n in pending if m == name]))
+        self.progress(f"seed {self.config.seed}: enrolment", len(methods), len(methods))
 
-    def rows_of(self, name: str, contender: Contender, size: int) -> list[EnrolRow]:
-        """Enrol everybody who has ``size`` sentences by one contender, and score the test sentences."""
-        people = [one for one in self.people if len(one.enrolment) >= size and one.test]
-        own = {one.name: one.enrolment[:size] for one in people}
+    def rows_of(self, name: str, contender: Contender, sizes: Sequence[int]) -> list[EnrolRow]:
+        """Enrol everybody by one contender with each of ``sizes`` sentences that they have, all in cohorts, and score the test
+        sentences."""
+        trials = [Trial(one, size) for size in sizes for one in self.people if len(one.enrolment) >= size and one.test]
         began = time.perf_counter()
         start = self._start(contender)
-        found = self._enrolled(contender, start, own) if contender.method and size else {}
+        enrolled = {str(trial): trial.own for trial in trials if trial.own}
+        found = self._enrolled(contender, start, enrolled) if contender.method and enrolled else {}
         nothing = Enrolment({n: start.state[n] for n in start.split.private}, 0, {}, 0.0)
-        each = [found.get(one.name, nothing) for one in people]
-        texts = self._transcripts(
-            contender, start, [_rounded(one.private) if one.steps else one.private for one in each], people, own
-        )
-        seconds = (time.perf_counter() - began) / max(1, len(people))
-        if contender.respelled and size:
-            texts = self._respelled(texts, people, own)
+        each = [found.get(str(trial), nothing) for trial in trials]
+        private = [_rounded(one.private) if one.steps else one.private for one in each]
+        texts = self._transcripts(contender, start, private, trials)
+        seconds = (time.perf_counter() - began) / max(1, len(trials))
+        if contender.respelled:
+            texts = self._respelled(texts, trials)
         return [
             EnrolRow(
                 seed=self.config.seed,
-                person=person.name,
+                person=trial.person.name,
                 method=name,
-                sentences=size,
+                sentences=trial.size,
                 digest=self.digest(contender),
-                counts=self._counts(person, of_one),
+                counts=self._counts(trial.person, of_one),
                 steps=enrolment.steps,
                 losses=enrolment.curve,
                 numbers=_numbers(contender, start) if found else 0,
-                bytes=self._bytes(contender, start, own[person.name]) if size else 0,
+                bytes=self._bytes(contender, start, trial.own) if trial.own else 0,
                 seconds=round(enrolment.seconds or seconds, 3),
-                traits=person.traits,
+                traits=trial.person.traits,
                 machine=_machine(),
             )
-            for person, of_one, enrolment in zip(people, texts, each, strict=True)
+            for trial, of_one, enrolment in zip(trials, texts, each, strict=True)
         ]
 
     def _start(self, contender: Contender) -> Start:
@@ -196,30 +213,27 @@ class EnrolStudy:
         )
 
     def _transcripts(
-        self,
-        contender: Contender,
-        start: Start,
-        private: Sequence[State],
-        people: Sequence[HeldOut],
-        own: Mapping[str, Sequence[Example]],
+        self, contender: Contender, start: Start, private: Sequence[State], trials: Sequence[Trial]
     ) -> list[list[str]]:
-        """What each person's test sentences are transcribed as: those of all together, or with a prompt each person's."""
+        """What each trial's test sentences are transcribed as: those of all together, or with a prompt each trial's."""
         if contender.prompted:
             return [
                 predict(
-                    self.host, self.task.prompted(_prompt(own[one.name])), start, [tensors], [(0, e) for e in one.test]
+                    self.host,
+                    self.task.prompted(_prompt(trial.own)),
+                    start,
+                    [tensors],
+                    [(0, e) for e in trial.person.test],
                 )
-                for one, tensors in zip(people, private, strict=True)
+                for trial, tensors in zip(trials, private, strict=True)
             ]
-        rows = [(place, example) for place, one in enumerate(people) for example in one.test]
+        rows = [(place, example) for place, trial in enumerate(trials) for example in trial.person.test]
         texts = iter(predict(self.host, self.task, start, private, rows))
-        return [[next(texts) for _ in one.test] for one in people]
+        return [[next(texts) for _ in trial.person.test] for trial in trials]
 
-    def _respelled(
-        self, texts: Sequence[Sequence[str]], people: Sequence[HeldOut], own: Mapping[str, Sequence[Example]]
-    ) -> list[list[str]]:
+    def _respelled(self, texts: Sequence[Sequence[str]], trials: Sequence[Trial]) -> list[list[str]]:
         known = [example for examples in self.training.people.values() for example in examples]
-        tables = [SpellingTable.of(own[one.name], known) for one in people]
+        tables = [SpellingTable.of(trial.own, known) for trial in trials]
         return [[table.respell(text) for text in of_one] for table, of_one in zip(tables, texts, strict=True)]
 
     def _counts(self, person: HeldOut, texts: Sequence[str]) -> dict[str, tuple[int, int]]:
