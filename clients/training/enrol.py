@@ -52,7 +52,7 @@ class EnrolMethod:
     grid: tuple[int, ...] = (0, 3, 6, 12, 24, 48)
     steps: int = 12
     batch_size: int = 2
-    folds: int = 5
+    folds: int = 3
 
     def __post_init__(self) -> None:
         in_part(self.part)

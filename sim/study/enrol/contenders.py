@@ -71,11 +71,11 @@ RATES: Mapping[str, tuple[float, ...]] = {
     "B of the decoder": (2e-4, 4e-4, 8e-4),
     "B of the encoder": (2e-4, 4e-4, 8e-4),
     "LoRA beside": (3e-4, 1e-3, 3e-3),
-    "B, pulled": (4e-4, 8e-4),
-    "B, learned prior": (2e-4, 4e-4, 8e-4),
+    "B, pulled": (2e-4, 4e-4),
+    "B, learned prior": (2e-4, 4e-4),
     "gates, learned prior": (3e-3, 1e-2),
     "B, eigenvoices": (4e-4, 1e-3, 3e-3),
-    "B, drawn to eigenvoices": (2e-4, 4e-4, 8e-4),
+    "B, drawn to eigenvoices": (2e-4, 4e-4),
     "B of the decoder, learned prior": (4e-4, 8e-4),
     "B of the decoder, eigenvoices": (4e-4, 1e-3, 3e-3),
     "B of the decoder, drawn to eigenvoices": (4e-4, 8e-4),
@@ -83,11 +83,11 @@ RATES: Mapping[str, tuple[float, ...]] = {
     "B of the decoder, made to be adapted": (2e-4, 4e-4, 8e-4),
 }
 PULLS: Mapping[str, tuple[float, ...]] = {
-    "B, pulled": (20.0, 60.0, 200.0),
-    "B, learned prior": (20.0, 60.0, 200.0),
+    "B, pulled": (20.0, 100.0),
+    "B, learned prior": (20.0, 100.0),
     "gates, learned prior": (2.0, 10.0),
     "B, drawn to eigenvoices": (50.0, 250.0),
-    "B of the decoder, learned prior": (20.0, 60.0),
+    "B of the decoder, learned prior": (20.0, 100.0),
     "B of the decoder, drawn to eigenvoices": (50.0, 250.0),
 }
 
