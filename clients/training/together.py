@@ -26,6 +26,7 @@ def train_together(
     beside their adapters is trained after these, in the same cohort; where the shared part follows it, that is all there is. If a
     cohort's computation fails as a whole, its devices are trained one by one, so that the one at fault fails alone.
     """
+    job_arm(worker, job)  # an arm that is not trained is the fault of the message, not of a device
     size = cohort_size(worker.config.train)
     train = _train if size > 1 else one_by_one(train_device)
     for start in range(0, len(devices), size):
