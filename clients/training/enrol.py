@@ -182,7 +182,7 @@ def eigenvoices(start: Start, enrolments: Sequence[Enrolment], count: int) -> Pr
     shapes = [start.state[name].shape for name in names]
 
     def parts(row: Tensor) -> State:
-        cut = row.float().split([shape.numel() for shape in shapes])
+        cut = torch.split(row.float(), [shape.numel() for shape in shapes])
         return {name: part.reshape(shape) for name, part, shape in zip(names, cut, shapes, strict=True)}
 
     found = [parts(row) for row, size in zip(rows[:count], sizes, strict=False) if size > 0]
