@@ -13,7 +13,7 @@ $(READY): pyproject.toml requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-demo: $(READY) ## train and compare all arms on six synthetic people; 9 to 12 minutes on 2 cores
+demo: $(READY) ## train and compare all arms on six synthetic people; about a quarter of an hour on 2 cores
 	$(BIN)/idiolect demo
 
 study: $(READY) ## personalized against global, local and neutral over three seeds; about an hour on 2 cores
@@ -32,7 +32,7 @@ check: $(READY) ## linters, types, direction of imports
 results: $(READY) ## write every table and plot of docs/results.md from the stored rows of the studies; nothing is run
 	$(BIN)/idiolect study tables
 
-bench: $(READY) ## every figure of the README, measured on this machine beside its target; about an hour on 2 quiet cores
+bench: $(READY) ## every figure of the README, measured on this machine beside its target; about an hour and a half on 2 quiet cores
 	$(BIN)/python -m benchmarks
 
 bench-serving: $(READY) ## the figures of the server and of the thin device alone; about 15 minutes on 2 quiet cores

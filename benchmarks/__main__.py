@@ -2,7 +2,7 @@
 
     python -m benchmarks [NAME ...] [--smoke] [--no-run] [--write README.md]
 
-Without names all of them run, which takes about an hour and wants a machine that does nothing else. ``--smoke`` runs
+Without names all of them run, which takes about an hour and a half and wants a machine that does nothing else. ``--smoke`` runs
 them with the smallest sizes and keeps no figure; ``--no-run`` only prints the table; ``--write`` puts it into a page, between
 the markers. The script of pfl-research needs an environment of its own (``make peers``, or its Python in PFL_PYTHON).
 Exits with 1 if a script failed or missed its target.

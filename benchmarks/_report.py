@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from fl.core.machine import available_cores, processor
@@ -95,14 +95,35 @@ def spread(values: Sequence[float]) -> dict[str, float | int]:
     }
 
 
+def exponent(points: Mapping[float, float]) -> float:
+    """The power of the size with which a figure grows, by least squares over logarithms; 1 is linear."""
+    sizes, values = ([math.log(value) for value in side] for side in (points.keys(), points.values()))
+    return round(statistics.linear_regression(sizes, values).slope, 3)
+
+
+def has_amx() -> bool:
+    """Whether the processor multiplies matrices of bf16 in tiles, on which some targets depend."""
+    info = Path("/proc/cpuinfo")
+    return info.is_file() and " amx_bf16" in info.read_text()
+
+
 def machine(packages: Sequence[str] = ()) -> dict[str, object]:
     """The processor and the versions that a figure was measured with; ``packages`` are further ones to name."""
     return {
         "processor": processor(),
+        "amx": has_amx(),
         "cores": available_cores(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in (*PACKAGES, *packages)},
+        "versions": {name: _version(name) for name in (*PACKAGES, *packages)},
     }
+
+
+def _version(package: str) -> str | None:
+    """The version of a package; None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def matrix_rate(threads: int, size: int = 1024, seconds: float = 0.5) -> float:

@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from benchmarks._report import BenchmarkRow, machine, matrix_rate, spread, write_row
 from fl.adapters.split import CONTROL
@@ -27,6 +26,7 @@ from fl.aggregation.updates import DeviceUpdate, Updates
 from fl.algorithms.base import Role, Round
 from fl.algorithms.server_optimizers import ServerOptimizer
 from fl.algorithms.table import make_algorithm, names_of
+from fl.core.machine import available_cores
 from fl.core.rng import derive_generator
 from fl.settings.config import RunConfig
 
@@ -37,14 +37,16 @@ KINDS = {"ffa": ("B",), "fedsa": ("A",)}  # what is shared; both factors otherwi
 ALGORITHMS = names_of(Role.AGGREGATION)
 
 
-def make_updates(devices: int, layers: int, seed: int) -> tuple[dict[str, np.ndarray], list[DeviceUpdate]]:
+def make_updates(
+    devices: int, layers: int, seed: int, rank: int = RANK
+) -> tuple[dict[str, np.ndarray], list[DeviceUpdate]]:
     """Shared tensors before the round, and the devices' updates as rows of one array a tensor."""
     generator = derive_generator(seed, "aggregation")
     start: dict[str, np.ndarray] = {}
     stacks: dict[str, np.ndarray] = {}
     far = np.where(np.arange(devices) % 10 == 9, np.float32(100), np.float32(1))[:, None, None]
     for layer in range(layers):
-        for kind, shape in (("A", (RANK, WIDTH)), ("B", (WIDTH, RANK))):
+        for kind, shape in (("A", (rank, WIDTH)), ("B", (WIDTH, rank))):
             name = f"layers.{layer:02d}.gated_lora_{kind}"
             start[name] = 0.02 * generator.standard_normal(shape, dtype=np.float32)
             way = 0.01 * generator.standard_normal(shape, dtype=np.float32)
@@ -124,7 +126,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     """Measure, write ``benchmarks/results/aggregation.json``; 1 where the target is missed."""
     arguments = parse_arguments()
-    rate = matrix_rate(torch.get_num_threads())
+    rate = matrix_rate(available_cores())
     found = measure(arguments)
     if arguments.only:
         print(f"{rate:.0f} GFLOP/s; {found}")
@@ -141,6 +143,8 @@ def main() -> int:
             **vars(arguments),
             "seconds": {name: spread(seconds) for name, seconds in found.items()},
             "gflops": round(rate, 1),
+            # of fedex, flora and flexlora: the mean product alone, (d_out, devices * rank) by (devices * rank, d_in) a layer
+            "dense_floor_seconds": round(2e-9 * arguments.layers * WIDTH**2 * arguments.devices * RANK / rate, 3),
             "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
             "machine": machine(),
         },

@@ -28,13 +28,12 @@ import torch
 
 from benchmarks._report import BenchmarkRow, machine, matrix_rate, spread, write_row
 from benchmarks.stock_recipe import add_options, configuration, run_stock, stock_counts, training_people
+from benchmarks.table import target_here
 from fl.metrics import Counts
 from fl.protocol.wire import add_counts
 from fl.settings.config import RunConfig
 from fl.settings.fields import words
 from sim.backends.run import run_simulation
-
-TARGET_RATIO, GPU_TARGET_RATIO = 12.0, 15.0
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ def make_row(
         value=round(ours_rate, 4),
         unit="client-rounds/s",
         ratio=round(ours_rate / stock_rate, 2),
-        target=GPU_TARGET_RATIO if gpu else TARGET_RATIO,
+        target=target_here(name),
         conditions={
             **conditions,
             "arm": arm,

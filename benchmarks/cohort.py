@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,9 +57,7 @@ class Speech:
 
     def _sums(self, model: nn.Module, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
         batch = self.base.collate([e.inputs for e in examples], [e.target for e in examples], "trimmed", self.language)
-        losses, rows = self.base.token_losses(model, batch)
-        sums = losses.new_zeros(len(examples)).index_add(0, rows, losses)
-        return sums, torch.bincount(rows, minlength=len(examples))
+        return self.base.row_losses(model, batch.to(self.base.model.device))
 
     def losses(self, model: nn.Module, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
         """Each example's summed loss and number of labels."""
@@ -70,6 +68,10 @@ class Speech:
         sums, labels = self._sums(model, examples)
         return sums.sum() / labels.sum()
 
+    def precomputed(self, model: nn.Module, examples: Sequence[Example], trained: Collection[str]) -> Sequence[Example]:
+        """The examples as they are: something trains in the encoder."""
+        return examples
+
     def training_bytes(self, example: Example) -> int:
         """Bytes of activations in a training step."""
         return self.base.training_bytes(example.size, example.target)
@@ -78,9 +80,9 @@ class Speech:
 class Bench:
     """The same devices for both sides."""
 
-    def __init__(self, arguments: argparse.Namespace, batch_size: int) -> None:
+    def __init__(self, arguments: argparse.Namespace, batch_size: int, base: WhisperBase | None = None) -> None:
         self.arguments = arguments
-        self.base = load_base(arguments.base)
+        self.base = base or load_base(arguments.base)
         self.task = Speech(self.base, "ko")
         targets = target_pattern([s for s in SITES if s != "ffn"])
         config = GatedLoraConfig(r=8, lora_alpha=16.0, gate="self", target_modules=targets, init_seed=arguments.seed)

@@ -1,10 +1,10 @@
-"""Rounds without training at 1,000, 10,000 and 100,000 registered devices: what the framework itself costs.
+"""Rounds without training at 10 to 100,000 registered devices: what the framework itself costs, and how it grows.
 
 Each size is ``idiolect run --no-op`` in a process of its own, so that memory is that of one run, on Flower's simulation with as
 many workers as there are cores. A device does everything but local steps: its adapter is assembled, its update and numbers
 travel, are checked and averaged, a row is written; with private state, its gates are read from and durably written to the disk.
 
-    python -m benchmarks.population [--sizes 1000,10000,100000] [--sample 1000] [--rounds 5] [--repeats 3] [--serial]
+    python -m benchmarks.population [--sizes 10,100,1000,10000,100000] [--sample 1000] [--rounds 5] [--repeats 3] [--serial]
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks._report import BenchmarkRow, machine, spread, write_row
+from benchmarks._report import BenchmarkRow, exponent, machine, spread, write_row
+from benchmarks.table import target_here
 
 ROOT = Path(__file__).parents[1]
 # Name of a row, what it is in the run's summary, with which state, unit, upper bound, and what the value is divided by.
@@ -27,6 +28,7 @@ FIGURES = (
     ("population_seconds", "seconds", "private", "s for the whole run", 60.0, 1),
     ("population_memory", "peak_bytes", "private", "GiB, all processes together", 2.0, 2**30),
 )
+GROWTH = {"population_seconds": "growth_devices_seconds", "population_memory": "growth_devices_memory"}
 # With every tensor shared a device has no private state, and without gates nothing else differs in kind.
 SETTINGS = {"shared": ["--split", "all-shared"], "private": ["--split", "gates"]}
 
@@ -55,15 +57,18 @@ def rows_of(found: dict[tuple[int, str], list[dict[str, Any]]], arguments: argpa
             size: spread([r[key] / scale for r in runs]) for (size, kind), runs in found.items() if kind == state
         }
         value = by_size[largest]["median"]
-        rows.append(
-            BenchmarkRow(name, value, unit, value, target, {**conditions, "by_population": by_size}, at_most=True)
-        )
+        details = {**conditions, "by_population": by_size}
+        rows.append(BenchmarkRow(name, value, unit, value, target, details, at_most=True))
+        if name in GROWTH:
+            grows = exponent({size: one["median"] for size, one in by_size.items()})
+            growth = GROWTH[name]
+            rows.append(BenchmarkRow(growth, value, unit, grows, target_here(growth), details, at_most=True))
     return rows
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", default="1000,10000,100000", help="registered devices, with commas between")
+    parser.add_argument("--sizes", default="10,100,1000,10000,100000", help="registered devices, with commas between")
     parser.add_argument("--sample", type=int, default=1000, help="devices in a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=3)
@@ -89,7 +94,8 @@ def main() -> int:
     for row in rows:
         if not arguments.smoke:
             write_row(row)
-        print(f"{row.name:>28}: {row.value:8.2f} {row.unit} (at most {row.target:g}: {'met' if row.met else 'MISSED'})")
+        state = "met" if row.met else "MISSED"
+        print(f"{row.name:>28}: {row.value:8.2f} {row.unit}, {row.ratio:.2f} (at most {row.target:g}: {state})")
     return 0 if arguments.smoke or all(row.met for row in rows) else 1
 
 

@@ -66,7 +66,7 @@ def packed_adapters(arguments: argparse.Namespace, folder: Path) -> list[bytes]:
     config = GatedLoraConfig(
         target_modules=target_pattern(("encoder.self", "decoder.self", "decoder.cross")), gate="self", init_seed=1
     )
-    info = AdapterInfo(base.name, base.fingerprint, "gates", config, "trimmed", "ko")
+    info = AdapterInfo(base.name, base.fingerprint, "gates", config, window="trimmed", language="ko")
     save_adapter(folder / "fresh", fresh_adapter(base.model, config), info)
     return [pack_folder(folder / "fresh")]
 

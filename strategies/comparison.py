@@ -200,6 +200,6 @@ class Comparison:
             "devices": len(self.roster.training),
             "new_people": len(self.roster.new_people),
             "seed": config.seed,
-            "machine": machine(),
+            "machine": {**machine(), "precision": config.base.precision},
             "versions": {n: version(n) for n in ("flwr", "torch", "transformers", "peft", "ray", "jiwer")},
         }

@@ -22,6 +22,14 @@ WORDS = ["나는", "커피를", "마셨어", "meeting", "있어", "deadline", "�
 NoiseManifest = Callable[..., Path]
 
 
+@pytest.fixture(autouse=True, scope="session")
+def float32_by_default() -> Iterator[None]:
+    """What tests compare are float32's numbers, also on a processor that is faster in bf16."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fl.core.compute.has_matrix_tiles", lambda: False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache folder of the tests' own."""

@@ -4,7 +4,8 @@ In each step the batches of all devices that still have steps to take are one ba
 adapter (:mod:`fl.adapters.stacked`). The rows are cut into groups of similar length that fit into memory; a group only adds to
 the gradient, so how they are cut changes nothing but rounding. Each device keeps its own plan, order of examples, step kinds,
 clipping and optimizer state (:mod:`clients.training.slots`), and all are drawn from its own seed as
-:mod:`clients.training.single` draws them.
+:mod:`clients.training.single` draws them. What the model computes before the first tensor that trains stays the same: a task that
+can say where that ends (:meth:`fl.tasks.task.Task.precomputed`) computes it once for each example and not in every step.
 """
 
 import math
@@ -13,18 +14,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from clients.training.single import LocalResult, diverged, draw_batches, no_examples, step_kinds, trained_split
-from clients.training.slots import SHARED, SHARED_GATES, SKIPPED, SlotAdamW, SlotParameters
+from clients.training.slots import SHARED, SHARED_GATES, SKIPPED, SlotAdamW, SlotMatrix, SlotParameters
 from fl.adapters.split import Split, tensor_kind
 from fl.adapters.stacked import Slot, StackedModel
-from fl.adapters.state import State
+from fl.adapters.state import State, module_of
 from fl.algorithms.base import Correction
 from fl.algorithms.plan import LocalPlan
 from fl.core.errors import AdapterError
 from fl.core.rng import derive_generator
 from fl.data.batching import buckets
 from fl.tasks.task import Example, Task
+
+ACTIVATION_BYTES = (
+    2 * 2**30
+)  # of one computation in main memory: not what is free, so that the numbers do not depend on it
+GPU_SHARE = 0.25  # of the free memory of a GPU: an estimate may be off, and others want some too
+
+
+def activation_bytes(device: torch.device) -> int:
+    """Bytes that the activations of one computation may take, by estimate."""
+    return int(GPU_SHARE * torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else ACTIVATION_BYTES
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,7 @@ def train_cohort(
     the computation itself (an example that does not fit the base, memory) is raised: no member is trained then, and none has changed.
     """
     able = [m for m in members if m.examples]
-    trained = iter(_Cohort(host, task, split, able, budget).run() if able else ())
+    trained = iter(Cohort(host, task, split, able, budget).trained() if able else ())
     return [next(trained) if m.examples else no_examples() for m in members]
 
 
@@ -106,47 +118,55 @@ class _SharedTerms:
         control.counts = {name: self.counts[group][i] for name, group in groups.items()}
 
 
-class _Cohort:
-    """The state of one call of :func:`train_cohort`."""
+class CohortSteps:
+    """The steps of K devices in one computation, whatever it is of them that trains.
 
-    def __init__(self, host: StackedModel, task: Task, split: Split, members: list[Member], budget: int) -> None:
-        self.host, self.task, self.members = host, task, members
-        device = next(host.model.parameters()).device
-        frozen = {m.plan.frozen for m in members}
-        if len(frozen) > 1:
-            raise AdapterError(
-                f"the devices of a cohort train the same factors, not all but {sorted(frozen)}: divide them"
-            )
-        self.split = trained_split(split, frozen.pop())
-        self.parameters = SlotParameters([m.slot for m in members], [m.state for m in members], self.split, device)
-        self.terms = _SharedTerms(self.parameters, members)
-        self.optimizer = SlotAdamW(self.parameters, [m.plan for m in members])
-        self.kinds: list[list[str]] = []  # of each member's steps
-        self.batches: list[list[list[int]]] = []  # each a list of examples
-        for member in members:
-            generator = derive_generator(member.seed, "local-steps")
-            kinds = step_kinds(member.plan, generator)
-            self.kinds.append(kinds)
-            self.batches.append(draw_batches(len(member.examples), member.plan.batch_size, len(kinds), generator))
-        self.budget = budget
-        # Of each step: every member's mean loss and largest gradient norm. Read when all is done: reading waits for the
-        # device, and a member that diverged spoils nothing but its own row until then.
-        self.seen: list[torch.Tensor] = []
+    ``parameters`` has the adapters of all (``stack``) and the matrix of what trains; ``kinds`` and ``batches`` are of each device's
+    steps, a batch a list of examples.
+    """
 
-    def run(self) -> list[MemberResult | Exception]:
+    def __init__(
+        self,
+        host: StackedModel,
+        task: Task,
+        parameters: SlotMatrix,
+        devices: Sequence[tuple[Sequence[Example], LocalPlan]],
+        kinds: list[list[str]],
+        batches: list[list[list[int]]],
+        budget: int,
+    ) -> None:
+        self.host, self.task, self.parameters, self.budget = host, task, parameters, budget
+        self.examples = [examples for examples, _ in devices]
+        self.optimizer = SlotAdamW(parameters, [plan for _, plan in devices])
+        self.kinds, self.batches = kinds, batches
+        self.precomputed: dict[tuple[int, int], Example] = {}  # by device and example, where it stays the same
+        # Of each step: every device's mean loss and largest gradient norm. Read when all is done: reading waits for the
+        # accelerator, and a device that diverged spoils nothing but its own row until then.
+        self.seen: list[Tensor] = []
+
+    def add_terms(self, kinds: Mapping[int, str]) -> None:
+        """Add to the gradients what the loss of a batch lacks, of the devices that take a step."""
+
+    def prepare(self) -> None:
+        """What comes before the first step."""
+
+    def stepped(self, step: int) -> None:
+        """What follows step number ``step``, counted from 0."""
+
+    def run(self) -> list[LocalResult | AdapterError]:
+        """Take all steps; what they were for each device."""
         started = time.perf_counter()
-        for step in range(max(map(len, self.kinds))):
-            self._step(step)
-        seen = torch.stack(self.seen).cpu() if self.seen else torch.zeros(0, 2, len(self.members))
+        self.prepare()
+        for _ in range(max(map(len, self.kinds))):
+            self.step()
+        seen = torch.stack(self.seen).cpu() if self.seen else torch.zeros(0, 2, len(self.examples))
         seconds = time.perf_counter() - started
         examples = [sum(map(len, batches)) for batches in self.batches]
-        return [
-            self._trained(i, seen[..., i], examples[i], seconds * examples[i] / max(1, sum(examples)))
-            for i in range(len(self.members))
-        ]
+        shares = [seconds * count / max(1, sum(examples)) for count in examples]
+        return [self._result(i, seen[..., i], examples[i], shares[i]) for i in range(len(self.examples))]
 
-    def _trained(self, i: int, seen: torch.Tensor, examples: int, seconds: float) -> MemberResult | Exception:
-        """The result of one member; ``seen`` is (steps of the longest, 2): its mean loss and largest gradient norm."""
+    def _result(self, i: int, seen: Tensor, examples: int, seconds: float) -> LocalResult | AdapterError:
+        """Of one device; ``seen`` is (steps of the longest, 2): its mean loss and largest gradient norm."""
         steps = len(self.kinds[i])
         losses, norms = seen[:steps].T.tolist()
         for loss, norm in zip(losses, norms, strict=True):
@@ -154,19 +174,19 @@ class _Cohort:
             if what:
                 return diverged(what)
         loss = sum(losses) / len(losses) if losses else 0.0
-        result = LocalResult(loss=loss, examples=examples, steps=steps, seconds=seconds)
-        self.terms.tell(i, self.split)
-        return MemberResult(self.parameters.stack.state(i), result)
+        return LocalResult(loss=loss, examples=examples, steps=steps, seconds=seconds)
 
-    def _step(self, step: int) -> None:
-        """One optimizer step of every member that has one left."""
-        kinds = {i: member_kinds[step] for i, member_kinds in enumerate(self.kinds) if step < len(member_kinds)}
-        rows = [(i, self.members[i].examples[j]) for i in kinds for j in self.batches[i][step]]
+    def step(self) -> None:
+        """One optimizer step of every device that has one left."""
+        step = len(self.seen)
+        kinds = {i: device_kinds[step] for i, device_kinds in enumerate(self.kinds) if step < len(device_kinds)}
+        keys = [(i, j) for i in kinds for j in self.batches[i][step]]
+        rows = [(i, self.precomputed.get((i, j)) or self.examples[i][j]) for i, j in keys]
         self.parameters.gradients.zero_()
         device = self.parameters.values.device
-        losses = torch.zeros(len(self.members), device=device, dtype=torch.float64)
+        losses = torch.zeros(len(self.examples), device=device, dtype=torch.float64)
         labels = torch.zeros_like(losses)
-        for group in self._groups([example for _, example in rows]):
+        for group in self.groups([example for _, example in rows]):
             index = [rows[r][0] for r in group]
             neutral = [kinds[i] == "neutral" for i in index]
             with self.host.rows(self.parameters.stack, index, neutral=neutral) as model:
@@ -177,12 +197,58 @@ class _Cohort:
             labels.index_add_(0, slots, count.double())
         # The gradient of a mean is that of the sum over the number of labels: known only now, and exact per device.
         self.parameters.gradients.div_(labels.clamp(min=1).to(self.parameters.gradients.dtype)[:, None])
-        self.terms.add(kinds)
+        self.add_terms(kinds)
         means = losses / labels.clamp(min=1)
         self.seen.append(torch.stack((means, self.optimizer.clip().double())))
         self.optimizer.step(kinds)
+        self.stepped(step)
 
-    def _groups(self, examples: Sequence[Example]) -> list[list[int]]:
+    def groups(self, examples: Sequence[Example]) -> list[list[int]]:
         """Rows of similar size, as many together as the memory for activations holds by estimate."""
         need = max(self.task.training_bytes(example) for example in examples)
         return buckets([example.size for example in examples], rows=max(1, self.budget // max(1, need)))
+
+
+class Cohort(CohortSteps):
+    """Members in training, each with at least one example: what :func:`train_cohort` runs to the end, and may be taken step by step."""
+
+    def __init__(self, host: StackedModel, task: Task, split: Split, members: list[Member], budget: int) -> None:
+        self.members = members
+        splits = {trained_split(split, m.plan) for m in members}
+        if len(splits) > 1:
+            raise AdapterError("the devices of a cohort train the same tensors of their adapters: divide them")
+        self.split = splits.pop()
+        device = next(host.model.parameters()).device
+        parameters = SlotParameters([m.slot for m in members], [m.state for m in members], self.split, device)
+        self.adapters, self.terms = parameters, _SharedTerms(parameters, members)
+        kinds, batches = [], []
+        for member in members:
+            generator = derive_generator(member.seed, "local-steps")
+            kinds.append(step_kinds(member.plan, generator))
+            batches.append(draw_batches(len(member.examples), member.plan.batch_size, len(kinds[-1]), generator))
+        devices = [(m.examples, m.plan) for m in members]
+        super().__init__(host, task, parameters, devices, kinds, batches, budget)
+
+    def trained(self) -> list[MemberResult | Exception]:
+        """Take all steps; the adapters after them."""
+        return [one if isinstance(one, AdapterError) else self._trained(i, one) for i, one in enumerate(self.run())]
+
+    def _trained(self, i: int, result: LocalResult) -> MemberResult:
+        self.terms.tell(i, self.split)
+        return MemberResult(self.adapters.stack.state(i), result)
+
+    def add_terms(self, kinds: Mapping[int, str]) -> None:
+        """Those of the shared part."""
+        self.terms.add(kinds)
+
+    def prepare(self) -> None:
+        """Compute once what stays the same through the phase: all of the model before what trains, where no gate is neutral in turn."""
+        if any("neutral" in kinds for kinds in self.kinds):
+            return
+        trained = {module_of(name) for name in self.split.trained}
+        keys = [(i, j) for i, batches in enumerate(self.batches) for j in sorted({j for b in batches for j in b})]
+        found = [self.examples[i][j] for i, j in keys]
+        for group in self.groups(found) if found else ():
+            with self.host.rows(self.adapters.stack, [keys[r][0] for r in group]) as model:
+                known = self.task.precomputed(model, [found[r] for r in group], trained)
+            self.precomputed.update(zip([keys[r] for r in group], known, strict=True))

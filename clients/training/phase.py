@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from clients.training.second import fresh_own, own_folder, second_slot, stored_own, train_own
+from clients.training.second import Own, OwnResult, fresh_own, own_folder, second_slot, stored_own, train_own
 from clients.training.single import LocalResult, train_locally
 from clients.updates.reply import DeviceFailure, DeviceResult
 from clients.worker import Worker
@@ -116,52 +116,44 @@ class LocalPhase:
 
         return self.arm.shared.begin(self.incoming, load)
 
-    def follow(self) -> DeviceResult:
-        """Train the second adapter, where the shared part only follows it."""
-        shared, result = self._train_own() or (dict(self.incoming), LocalResult())
-        return self._result(shared, result)
+    @property
+    def follows(self) -> bool:
+        """Whether nothing trains the shared part, which only follows what is the device's own."""
+        second = self.arm.personal.second
+        return second is not None and second.follows
 
-    def finish(self, state: State, result: LocalResult) -> DeviceResult:
-        """Keep what stays of a trained adapter ``state``, train what the device has beside it, and say what leaves.
+    def finish(self, trained: tuple[State, LocalResult] | None, own: OwnResult | None) -> DeviceResult:
+        """Keep what stays of the trained adapter (None where it only follows) and of what the device has beside it; say what leaves.
 
         Nothing leaves in a phase without exchange.
         """
         worker, job = self.worker, self.job
+        if own is not None:
+            worker.store.save(own_folder(self.arm), self.device_id, job.round, own.personal)
+        if trained is None:
+            return self._result(own.shared, own.result) if own else self._result(dict(self.incoming), LocalResult())
+        state, result = trained
         worker.keep_private(self.arm, self.device_id, job.round, state)
         sends = job.phase is Phase.FEDERATE
         shared = {name: state[name] for name in worker.split(self.arm).shared} if sends else {}
         if self.correction is not None:
             worker.store.save(self._correction_folder, self.device_id, job.round, self.correction.kept())
             shared |= self.correction.sent()
-        if (done := self._train_own()) is not None:
-            result = replace(result, seconds=result.seconds + done[1].seconds)
+        if own is not None:
+            result = replace(result, seconds=result.seconds + own.result.seconds)
         return self._result(shared, result)
 
-    def _train_own(self) -> tuple[State, LocalResult] | None:
-        """Train and keep what is the device's own beside the shared adapter; None where there is nothing to do.
-
-        Returns the shared adapter, which moves only where it follows the own one, and what was done.
-        """
+    def own(self) -> Own | None:
+        """What the device trains of its own beside the shared adapter; None where there is nothing to do."""
         worker, job, second, device_id = self.worker, self.job, self.arm.personal.second, self.device_id
         if second is None or job.phase is not Phase.FEDERATE or not self.plan.steps:
             return None
         kept = None
         if not second.follows:
             kept = stored_own(worker, second, self.arm, device_id, self.shared, before=job.round)
-        slot = second_slot(worker, second)
-        trained, shared, result = train_own(
-            worker.adapted,
-            adapter_parameters(worker.adapted, slot),
-            second,
-            self.shared,
-            kept or fresh_own(worker, second, self.shared),
-            worker.task,
-            self.examples,
-            second.plan(self.plan),
-            seed=derive_seed(worker.config.seed, job.round, device_id, "train-own"),
-        )
-        worker.store.save(own_folder(self.arm), device_id, job.round, trained)
-        return shared, result
+        personal = kept or fresh_own(worker, second, self.shared)
+        seed = derive_seed(worker.config.seed, job.round, device_id, "train-own")
+        return Own(self.shared, personal, self.examples, second.plan(self.plan), seed)
 
     def _result(self, shared: State, result: LocalResult) -> DeviceResult:
         """What the device says of its local phase. Bytes are those of its own tensors, whoever else is on its node."""
@@ -179,9 +171,18 @@ class LocalPhase:
 def train_device(worker: Worker, job: Job, device_id: str, incoming: State) -> DeviceResult:
     """Train one device alone: the reference for every faster way."""
     phase = LocalPhase(worker, job, device_id, incoming)
-    arm = phase.arm
-    if arm.personal.second is not None and arm.personal.second.follows:
-        return phase.follow()
+    trained = None if phase.follows else _train_adapter(phase)
+    own, second = phase.own(), phase.arm.personal.second
+    if own is None or second is None:
+        return phase.finish(trained, None)
+    slot = second_slot(worker, second)
+    parameters = adapter_parameters(worker.adapted, slot)
+    return phase.finish(trained, train_own(worker.adapted, parameters, second, worker.task, own))
+
+
+def _train_adapter(phase: LocalPhase) -> tuple[State, LocalResult]:
+    """Train the device's adapter, the shared and the private part."""
+    worker, arm, device_id, job = phase.worker, phase.arm, phase.device_id, phase.job
     worker.place(arm, device_id, phase.shared, before=job.round)
     result = train_locally(
         worker.adapted,
@@ -193,4 +194,4 @@ def train_device(worker: Worker, job: Job, device_id: str, incoming: State) -> D
         seed=phase.seed,
         control=phase.correction,
     )
-    return phase.finish(worker.active(arm.gate).state(), result)
+    return worker.active(arm.gate).state(), result

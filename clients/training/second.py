@@ -91,17 +91,35 @@ def place_device(
     return Placed(slot, ALL_PRIVATE, second=True)
 
 
+@dataclass(frozen=True)
+class Own:
+    """What one device trains beside the shared adapter: its own tensors, on its examples, by a plan and a seed."""
+
+    shared: State
+    personal: State
+    examples: Sequence[Example]
+    plan: LocalPlan
+    seed: int
+
+
+@dataclass(frozen=True)
+class OwnResult:
+    """The own tensors after the steps, the shared adapter, which moves only where it follows them, and what was done."""
+
+    personal: State
+    shared: State
+    result: LocalResult
+
+
 class _OwnTraining:
     """A person's own tensors as parameters, the shared adapter beside them, and the ``live`` parameters where both decode."""
 
-    def __init__(
-        self, second: OwnAdapter, live: dict[str, nn.Parameter], shared: State, personal: State, plan: LocalPlan
-    ) -> None:
-        self.second, self.live, self.plan = second, live, plan
+    def __init__(self, second: OwnAdapter, live: dict[str, nn.Parameter], start: Own) -> None:
+        self.second, self.live, self.plan = second, live, start.plan
         device = next(iter(live.values())).device
-        self.shared = {name: tensor.detach().to(device, copy=True) for name, tensor in shared.items()}
-        self.own = {name: nn.Parameter(t.detach().to(device, copy=True)) for name, t in personal.items()}
-        self.optimizer = AdapterOptimizer({}, {name: p for name, p in self.own.items() if name != MIXING}, plan)
+        self.shared = {name: tensor.detach().to(device, copy=True) for name, tensor in start.shared.items()}
+        self.own = {name: nn.Parameter(t.detach().to(device, copy=True)) for name, t in start.personal.items()}
+        self.optimizer = AdapterOptimizer({}, {name: p for name, p in self.own.items() if name != MIXING}, start.plan)
         for parameter in live.values():
             parameter.requires_grad_(True)
 
@@ -139,28 +157,20 @@ class _OwnTraining:
 
 
 def train_own(
-    model: nn.Module,
-    parameters: dict[str, nn.Parameter],
-    second: OwnAdapter,
-    shared: State,
-    personal: State,
-    task: Task,
-    examples: Sequence[Example],
-    plan: LocalPlan,
-    *,
-    seed: int,
-) -> tuple[State, State, LocalResult]:
-    """Train ``personal``; returns it, the shared adapter (moved only with ``plan.outer``) and what was done. Neither is changed in place.
+    model: nn.Module, parameters: dict[str, nn.Parameter], second: OwnAdapter, task: Task, start: Own
+) -> OwnResult:
+    """Train a device's own tensors alone: the reference for a cohort. Nothing of ``start`` is changed in place.
 
     ``parameters`` are the live ones of the slot in ``model`` where the blend decodes; they end as what the last step saw. Raises
     :class:`fl.core.errors.AdapterError` if there are no examples, or if the loss or a gradient stops being finite.
     """
+    examples, plan = start.examples, start.plan
     if not examples:
         raise no_examples()
     started = time.perf_counter()
-    training = _OwnTraining(second, parameters, shared, personal, plan)
+    training = _OwnTraining(second, parameters, start)
     losses: list[float] = []
-    batches = draw_batches(len(examples), plan.batch_size, plan.steps, derive_generator(seed, "local-steps"))
+    batches = draw_batches(len(examples), plan.batch_size, plan.steps, derive_generator(start.seed, "local-steps"))
     for batch in batches:
         chosen = [examples[i] for i in batch]
         for _ in range(plan.repeat):
@@ -174,4 +184,4 @@ def train_own(
         seconds=time.perf_counter() - started,
     )
     trained = {name: p.detach().to("cpu", copy=True) for name, p in training.own.items()}
-    return trained, {name: tensor.cpu() for name, tensor in training.shared.items()}, result
+    return OwnResult(trained, {name: tensor.cpu() for name, tensor in training.shared.items()}, result)

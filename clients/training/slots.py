@@ -6,6 +6,7 @@ step of clipping and AdamW over all devices is a few dozen vector operations ins
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -28,11 +29,56 @@ SKIPPED = {
 """In which kinds of steps a group gets no gradient, and keeps its values, its moments and its count."""
 
 
-class SlotParameters:
-    """K adapters with the same gate (ranks may differ) whose trained tensors share one (K, P) matrix.
+class SlotMatrix(ABC):
+    """The trained tensors of K slots, each (K, ...) in ``stacked``, as one (K, P) matrix, ``groups`` of them one after the other.
 
-    ``values`` and ``gradients`` are (K, P); ``stack`` is the memory of ``values`` as stacked adapters, and :meth:`backward`
-    adds the gradient of a loss through it to ``gradients``. Tensors that the split fixes are held once for all slots.
+    ``values`` and ``gradients`` are (K, P). ``leaves`` are the memory of ``values`` by name, and :meth:`backward` adds the gradient of
+    a loss that depends on them to ``gradients``.
+    """
+
+    def __init__(
+        self, stacked: Mapping[str, Tensor], groups: Mapping[str, Sequence[str]], device: torch.device | str = "cpu"
+    ) -> None:
+        self.columns: dict[str, slice] = {}  # of each group
+        self._columns: dict[str, slice] = {}  # of each tensor
+        self._shapes: dict[str, tuple[int, ...]] = {}  # padded, of one slot
+        column = 0
+        for group, names in groups.items():
+            first = column
+            for name in names:
+                self._shapes[name] = tuple(stacked[name].shape[1:])
+                self._columns[name] = slice(column, column + math.prod(self._shapes[name]))
+                column = self._columns[name].stop
+            self.columns[group] = slice(first, column)
+        example = next(iter(stacked.values()))
+        slots = max(len(tensor) for tensor in stacked.values())
+        self.values = torch.empty(slots, column, device=device, dtype=example.dtype)
+        self.gradients = torch.zeros_like(self.values)
+        for name in self._shapes:
+            self.view(self.values, name).copy_(stacked[name])
+        self.leaves = {name: self.view(self.values, name).detach().requires_grad_(True) for name in self._shapes}
+
+    @property
+    @abstractmethod
+    def stack(self) -> StackedAdapters:
+        """The adapters with which the slots decode, with a graph back to ``leaves``."""
+
+    def view(self, matrix: Tensor, name: str) -> Tensor:
+        """One tensor of all slots in a matrix like :attr:`values`."""
+        return matrix[:, self._columns[name]].view(len(matrix), *self._shapes[name])
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of ``loss`` to ``gradients``; a tensor that the loss does not depend on has none."""
+        found = torch.autograd.grad(loss, list(self.leaves.values()), allow_unused=True)
+        for name, gradient in zip(self.leaves, found, strict=True):
+            if gradient is not None:
+                self.view(self.gradients, name).add_(gradient)
+
+
+class SlotParameters(SlotMatrix):
+    """K adapters with the same gate (ranks may differ) whose trained tensors share one matrix.
+
+    Tensors that the split fixes are held once for all slots where they are the same.
     """
 
     def __init__(
@@ -41,57 +87,39 @@ class SlotParameters:
         if len({slot.gate for slot in slots}) != 1:
             raise AdapterError("the devices of a cohort have one kind of gate: put others into another cohort")
         self.slots = tuple(slots)
-        padded = StackedAdapters.from_states(slots, states)
+        alike = len({slot.rank for slot in slots}) == 1
+        common = {
+            n: states[0][n] for n in split.fixed if alike and all(torch.equal(s[n], states[0][n]) for s in states)
+        }
+        padded = StackedAdapters.from_states(slots, states, common)
         every = {**padded.factors, **padded.gates.get(slots[0].gate, {})}
-        self.columns: dict[str, slice] = {}  # of each group, empty if the split has none
-        self._columns: dict[str, slice] = {}  # of each tensor
-        self._shapes: dict[str, tuple[int, ...]] = {}  # padded, of one slot
-        column = 0
-        for group, names in _grouped(split).items():
-            first = column
-            for name in names:
-                self._shapes[name] = tuple(every[name].shape[1:])
-                self._columns[name] = slice(column, column + math.prod(self._shapes[name]))
-                column = self._columns[name].stop
-            self.columns[group] = slice(first, column)
-        dtype = next(iter(every.values())).dtype
-        self.values = torch.empty(len(slots), column, device=device, dtype=dtype)
-        self.gradients = torch.zeros_like(self.values)
-        for name in self._shapes:
-            self._view(self.values, name).copy_(every[name])
-        self._leaves = {name: self._view(self.values, name).detach().requires_grad_(True) for name in self._shapes}
-        tensors = {**{name: every[name][:1].to(device) for name in split.fixed}, **self._leaves}
+        super().__init__(every, grouped(split), device)
+        tensors = {**{name: every[name].to(device) for name in split.fixed}, **self.leaves}
         factors = {n: t for n, t in tensors.items() if tensor_kind(n) != "gate"}
         gates = {n: t for n, t in tensors.items() if tensor_kind(n) == "gate"}
-        self.stack = StackedAdapters(self.slots, factors, {self.slots[0].gate: gates} if gates else {})
+        self._stack = StackedAdapters(self.slots, factors, {self.slots[0].gate: gates} if gates else {})
 
-    def _view(self, matrix: Tensor, name: str) -> Tensor:
-        """One tensor of all slots in a matrix like :attr:`values`."""
-        return matrix[:, self._columns[name]].view(len(self.slots), *self._shapes[name])
-
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradient of ``loss`` to ``gradients``; a tensor that the loss does not depend on has none."""
-        found = torch.autograd.grad(loss, list(self._leaves.values()), allow_unused=True)
-        for name, gradient in zip(self._leaves, found, strict=True):
-            if gradient is not None:
-                self._view(self.gradients, name).add_(gradient)
+    @property
+    def stack(self) -> StackedAdapters:
+        """The memory of :attr:`values` as adapters."""
+        return self._stack
 
     def laid_out(self, states: Sequence[State]) -> Tensor:
         """Tensors of each slot as a matrix like :attr:`values`, (K, P); zero where a slot has none."""
         matrix = torch.zeros_like(self.values)
         for name in self._shapes:
-            for row, slot, state in zip(self._view(matrix, name), self.slots, states, strict=True):
+            for row, slot, state in zip(self.view(matrix, name), self.slots, states, strict=True):
                 if name in state:
                     row[cut(name, slot)] = state[name].to(matrix)
         return matrix
 
     def taken_out(self, matrix: Tensor, slot: int, names: Sequence[str]) -> State:
         """The inverse of :meth:`laid_out` for one slot: copies on the CPU."""
-        rows = {name: self._view(matrix, name)[slot] for name in names}
+        rows = {name: self.view(matrix, name)[slot] for name in names}
         return {name: row[cut(name, self.slots[slot])].to("cpu", copy=True) for name, row in rows.items()}
 
 
-def _grouped(split: Split) -> dict[str, list[str]]:
+def grouped(split: Split) -> dict[str, list[str]]:
     """Names by group, in the order of the columns: shared before private."""
     groups: dict[str, list[str]] = {group: [] for group in SKIPPED}
     for names, factors, gates in ((split.shared, SHARED, SHARED_GATES), (split.private, FACTORS, GATES)):
@@ -106,13 +134,14 @@ class SlotAdamW:
     Equal to ``torch.optim.AdamW`` on each adapter alone, which skips a tensor without gradient (see :data:`SKIPPED`).
     """
 
-    def __init__(self, parameters: SlotParameters, plans: Sequence[LocalPlan]) -> None:
+    def __init__(self, parameters: SlotMatrix, plans: Sequence[LocalPlan]) -> None:
         self.parameters = parameters
         self.first = torch.zeros_like(parameters.values)
         self.second = torch.zeros_like(parameters.values)
         self.steps = {group: [0] * len(plans) for group in SKIPPED}
         self.plans = list(plans)
         self._limits = parameters.values.new_tensor([plan.clipping_norm for plan in plans])
+        self._start = parameters.values.clone() if any(plan.shrinkage for plan in plans) else None
 
     def clip(self) -> Tensor:
         """Scale each slot's gradient to its plan's norm, shared and private apart; the largest norm before (slots,).
@@ -155,6 +184,9 @@ class SlotAdamW:
         def column(numbers: list[float]) -> Tensor:
             return torch.tensor(numbers, device=value.device, dtype=value.dtype)[:, None]
 
+        if self._start is not None and group in (FACTORS, GATES):
+            pulls = column([rate * plan.shrinkage for rate, plan in zip(rates, plans, strict=True)])
+            value.lerp_(self._start[rows, columns], pulls)
         if any(decays):
             value.mul_(column([1 - rate * decay for rate, decay in zip(rates, decays, strict=True)]))
         first.lerp_(gradient, 1 - BETA1)

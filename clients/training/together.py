@@ -3,28 +3,18 @@
 import logging
 from collections.abc import Iterator, Sequence
 
-import torch
-
-from clients.training.cohort import Member, MemberResult, train_cohort
+from clients.training.cohort import Member, MemberResult, activation_bytes, train_cohort
 from clients.training.phase import DEVICE_FAULTS, LocalPhase, job_arm, one_by_one, train_device
+from clients.training.second import Own, OwnResult
+from clients.training.second_cohort import train_own_cohort
 from clients.updates.reply import DeviceFailure, DeviceResult
 from clients.worker import Worker
 from fl.adapters.stacked import Slot
 from fl.adapters.state import State
-from fl.algorithms.arms import Arm
 from fl.protocol.wire import Job
 from fl.settings.config import cohort_size
 
 log = logging.getLogger("idiolect.client")
-ACTIVATION_BYTES = (
-    2 * 2**30
-)  # of one computation in main memory: not what is free, so that the numbers do not depend on it
-GPU_SHARE = 0.25  # of the free memory of a GPU: an estimate may be off, and others want some too
-
-
-def activation_bytes(device: torch.device) -> int:
-    """Bytes that the activations of one computation may take, by estimate."""
-    return int(GPU_SHARE * torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else ACTIVATION_BYTES
 
 
 def train_together(
@@ -32,46 +22,62 @@ def train_together(
 ) -> Iterator[DeviceResult | DeviceFailure]:
     """Train ``devices`` in cohorts, each of as many of them as :func:`fl.settings.config.cohort_size` says, in their order.
 
-    Who is beside whom does not depend on who fails. Data and private state are loaded as a cohort is made up. If a cohort's
-    computation fails as a whole, its devices are trained one by one, so that the one at fault fails alone. What a device has beside
-    its adapter is trained after its cohort, alone; where the shared part follows it, that is all there is.
+    Who is beside whom does not depend on who fails. Data and private state are loaded as a cohort is made up. What the devices have
+    beside their adapters is trained after these, in the same cohort; where the shared part follows it, that is all there is. If a
+    cohort's computation fails as a whole, its devices are trained one by one, so that the one at fault fails alone.
     """
-    arm, size = job_arm(worker, job), cohort_size(worker.config.train)
-    alone = one_by_one(train_device)
+    job_arm(worker, job)  # an arm that is not trained is the fault of the message, not of a device
+    size = cohort_size(worker.config.train)
+    train = _train if size > 1 else one_by_one(train_device)
     for start in range(0, len(devices), size):
-        cohort = devices[start : start + size]
-        together = len(cohort) > 1 and arm.personal.can.cohorts
-        yield from _train(worker, job, arm, cohort, incoming) if together else alone(worker, job, cohort, incoming)
+        yield from train(worker, job, devices[start : start + size], incoming)
 
 
-def _train(
-    worker: Worker, job: Job, arm: Arm, cohort: Sequence[str], incoming: State
-) -> Iterator[DeviceResult | DeviceFailure]:
-    recipe = worker.recipe(arm.gate)
+def _train(worker: Worker, job: Job, cohort: Sequence[str], incoming: State) -> Iterator[DeviceResult | DeviceFailure]:
+    arm = job_arm(worker, job)
+    recipe, second = worker.recipe(arm.gate), arm.personal.second
     slot = Slot(recipe.size, recipe.alpha / recipe.size, arm.gate)
-    members: dict[LocalPhase, Member] = {}
+    phases: list[tuple[LocalPhase, Member, Own | None]] = []
     for device_id in cohort:
         try:
             phase = LocalPhase(worker, job, device_id, incoming)
             state = worker.assembled(arm, device_id, phase.shared, before=job.round)
+            own = phase.own()
         except DEVICE_FAULTS as error:
             yield DeviceFailure(device_id, error)
             continue
-        members[phase] = Member(device_id, slot, state, phase.examples, phase.plan, phase.seed, phase.correction)
-    budget = activation_bytes(next(worker.host.model.parameters()).device)
+        member = Member(device_id, slot, state, phase.examples, phase.plan, phase.seed, phase.correction)
+        phases.append((phase, member, own))
+    members = [member for _, member, _ in phases]
+    host, task, budget = worker.host, worker.task, activation_bytes(next(worker.host.model.parameters()).device)
+    owned: dict[LocalPhase, OwnResult | Exception] = {}
     try:
-        trained = train_cohort(worker.host, worker.task, worker.split(arm), list(members.values()), budget=budget)
+        trained: Sequence[MemberResult | Exception | None] = [None] * len(members)
+        if second is None or not second.follows:
+            trained = train_cohort(host, task, worker.split(arm), members, budget=budget)
+        beside = zip(phases, trained, strict=True)
+        owns = {phase: own for (phase, _, own), one in beside if own is not None and not isinstance(one, Exception)}
+        if second is not None:
+            plain = worker.recipe("none")
+            blended = Slot(second.ranks * plain.size, plain.alpha / plain.size, second.gate)
+            results = train_own_cohort(host, task, second, blended, list(owns.values()), budget=budget)
+            owned = dict(zip(owns, results, strict=True))
     except DEVICE_FAULTS as error:
         log.warning("a cohort of %d devices failed, they are trained one by one: %s", len(members), error)
-        yield from one_by_one(train_device)(worker, job, [phase.device_id for phase in members], incoming)
+        yield from one_by_one(train_device)(worker, job, [member.device_id for member in members], incoming)
         return
-    yield from map(_finished, members, trained)
+    for (phase, _, _), one in zip(phases, trained, strict=True):
+        yield _finished(phase, one, owned.get(phase))
 
 
-def _finished(phase: LocalPhase, one: MemberResult | Exception) -> DeviceResult | DeviceFailure:
+def _finished(
+    phase: LocalPhase, one: MemberResult | Exception | None, own: OwnResult | Exception | None
+) -> DeviceResult | DeviceFailure:
     if isinstance(one, Exception):
         return DeviceFailure(phase.device_id, one)
+    if isinstance(own, Exception):
+        return DeviceFailure(phase.device_id, own)
     try:
-        return phase.finish(one.state, one.result)
+        return phase.finish(None if one is None else (one.state, one.result), own)
     except DEVICE_FAULTS as error:
         return DeviceFailure(phase.device_id, error)

@@ -13,6 +13,8 @@ of twice the rank, ``s [B1 B2] [A1; A2]``, so every blend is an adapter like any
 
 The last one is a ``self`` gate too: the rows of A' have the gate (g, c), those of A (-g, -c), and 2 sigma(-t) = 2 - 2 sigma(t); both
 B are halved. x is one input vector of a map, a frame or a token, so the weights change with what is being said.
+
+What builds the adapter that decodes takes the tensors of one person or, with a leading dimension, of the K people of a cohort.
 """
 
 from collections.abc import Mapping
@@ -37,7 +39,7 @@ def own(name: str) -> str:
 
 def _pairs(shared: Mapping[str, Tensor]) -> list[tuple[str, str, str]]:
     """``(map, name of A, name of B)`` for each adapted map."""
-    found = pair_names({name: tuple(tensor.shape) for name, tensor in shared.items()})
+    found = pair_names({name: tuple(tensor.shape[-2:]) for name, tensor in shared.items()})
     return [(path, a, b) for path, (a, b) in found.items()]
 
 
@@ -79,7 +81,7 @@ def alone(shared: State, personal: State) -> State:
 
 def weighted(shared: State, personal: State) -> State:
     """Both products, weighted by the learnt weight."""
-    alpha = personal[MIXING]
+    alpha = personal[MIXING][..., None, None]
     return _stacked(shared, personal, 1 - alpha, alpha)
 
 
@@ -87,8 +89,8 @@ def _stacked(shared: State, personal: State, of_shared: Tensor | float, of_own: 
     """Both adapters as one of twice the rank, each B with its weight. What else the shared one has stays as it is."""
     state = dict(shared)
     for _, a, b in _pairs(shared):
-        state[a] = torch.cat((shared[a], personal[own(a)]))
-        state[b] = torch.cat((of_shared * shared[b], of_own * personal[own(b)]), dim=1)
+        state[a] = torch.cat((shared[a], personal[own(a)]), dim=-2)
+        state[b] = torch.cat((of_shared * shared[b], of_own * personal[own(b)]), dim=-1)
     return state
 
 
@@ -103,9 +105,9 @@ def switched(shared: State, personal: State) -> State:
     state = _stacked(shared, personal, 0.5, 0.5)
     for path, a, _ in _pairs(shared):
         weight, bias = (personal[own(f"{path}.{PREFIX}gate_{part}")] for part in ("weight", "bias"))
-        rows = shared[a].new_ones(shared[a].shape[0])
+        rows = shared[a].new_ones(shared[a].shape[-2])
         signs = torch.cat((-rows, rows))
-        state[f"{path}.{PREFIX}gate_weight"] = signs[:, None] * weight
+        state[f"{path}.{PREFIX}gate_weight"] = signs[:, None] * weight[..., None, :]
         state[f"{path}.{PREFIX}gate_bias"] = signs * bias
     return state
 

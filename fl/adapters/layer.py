@@ -59,7 +59,10 @@ def fresh_adapter(model: nn.Module, config: GatedLoraConfig) -> State:
 
 
 class GatedLoraLinear(nn.Module, BaseTunerLayer):
-    """A frozen ``nn.Linear`` and any number of named Gated LoRA adapters, of which one (or several, summed) is active."""
+    """A frozen ``nn.Linear`` and any number of named Gated LoRA adapters, of which one (or several, summed) is active.
+
+    Adapters are float32, and take part in the type of the activations.
+    """
 
     adapter_layer_names: tuple[str, ...] = ("gated_lora_A", "gated_lora_B")  # and parameters of the gates that it gets
     other_param_names = ("r", "scaling", "gate")
@@ -120,15 +123,15 @@ class GatedLoraLinear(nn.Module, BaseTunerLayer):
         frozen = result
         for name in self.active_adapters:
             if name in self.gated_lora_A:
-                result = result + self._update(name, x.to(self.gated_lora_A[name].dtype), frozen)
-        return result.to(frozen.dtype)
+                result = result + self._update(name, x, frozen)
+        return result
 
     def _update(self, name: str, x: Tensor, frozen: Tensor) -> Tensor:
         """The scaled low-rank update s B v of one adapter, (..., d_out)."""
         path = _LayerPath(self, name, x, frozen)
         # Scaled where it is small: the same product (exactly, for a power of two) with one pass less over (..., d_out).
         v = path.coordinates() * self.scaling[name]
-        return path.gated(OUTPUT, functional.linear(v, self.gated_lora_B[name]))
+        return path.gated(OUTPUT, functional.linear(v, self.gated_lora_B[name].to(v.dtype)))
 
     def gate_parameters(self, name: str) -> dict[str, Tensor]:
         """The parameters of an adapter's gate."""
@@ -185,7 +188,8 @@ class _LayerPath(AdapterPath):
         self.layer, self.name = layer, name
 
     def down(self, u: Tensor) -> Tensor:
-        return functional.linear(u, self.layer.gated_lora_A[self.name])
+        return functional.linear(u, self.layer.gated_lora_A[self.name].to(u.dtype))
 
     def times(self, gate: Gate, source: Tensor, value: Tensor) -> Tensor:
-        return value * gate.factor(source.to(value.dtype), self.layer.gate_parameters(self.name), functional.linear)
+        parameters = {what: p.to(value.dtype) for what, p in self.layer.gate_parameters(self.name).items()}
+        return value * gate.factor(source, parameters, functional.linear)

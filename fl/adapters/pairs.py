@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-from scipy.sparse.linalg import svds
 
 from fl.adapters.split import tensor_kind
 from fl.core.errors import AggregationError
@@ -90,6 +89,8 @@ def leading(matrix: np.ndarray, rank: int) -> Triplets:
     if found is not None:
         return found
     start = np.random.default_rng(0).standard_normal(min(matrix.shape))  # else SciPy draws one of its own each time
+    from scipy.sparse.linalg import svds  # a third of what the command line would import to print its help
+
     u, values, vt = svds(matrix, k=rank, v0=start)
     return u[:, ::-1], values[::-1], vt[::-1]
 

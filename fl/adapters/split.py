@@ -57,6 +57,33 @@ def _by_kind(**roles: str) -> Rule:
     return rule
 
 
+def in_part(part: str) -> Callable[[str], bool]:
+    """Whether a tensor is in ``part``, a choice of an adapter's tensors: ``KINDS`` or ``KINDS@PATTERN``.
+
+    Kinds are ``A``, ``B``, ``gate`` or one of its parameters (``gate_bias``), several with commas between, or ``all``; the pattern
+    is a regular expression that the name of the adapted module holds. ``B@decoder`` is B in the decoder alone. Raises
+    :class:`ConfigError` for a kind that there cannot be, or a pattern that is none.
+    """
+    given, _, where = part.partition("@")
+    kinds = {kind.strip() for kind in given.split(",")}
+    odd = sorted(kind for kind in kinds if kind not in ("all", "A", "B", "gate") and not kind.startswith("gate_"))
+    try:
+        pattern = re.compile(where)
+    except re.error as error:
+        raise ConfigError(f"part {part!r}: {where!r} is not a regular expression: {error}") from error
+    if odd:
+        raise ConfigError(
+            f"part {part!r} names {odd[0]!r}: give A, B, gate or a parameter of it as gate_bias, several with commas between, or "
+            "all; and behind an @, if you like, a pattern of modules, as in B@decoder"
+        )
+
+    def chosen(name: str) -> bool:
+        module, _, last = name.rpartition(".")
+        return bool(kinds & {"all", tensor_kind(name), last.removeprefix("gated_lora_")} and pattern.search(module))
+
+    return chosen
+
+
 PRESETS: dict[str, Rule] = {  # the names are those of fl.settings.names.SPLITS
     "gates": _by_kind(A="shared", B="shared", gate="private"),
     "fedsa": _by_kind(A="shared", B="private", gate="private"),  # FedSA-LoRA, arXiv 2410.01463

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fl.adapters.config import GatedLoraConfig
-from fl.adapters.gates.base import OUTPUT, RANK, AdapterPath, Gate
+from fl.adapters.gates.base import FROZEN, OUTPUT, RANK, AdapterPath, Gate
 from fl.adapters.gates.table import GATES
 from fl.adapters.split import tensor_kind
 from fl.adapters.state import State, module_of, part_of, tensor_name
@@ -173,15 +173,17 @@ class _Rows:
             return frozen
         expanded, b = self.expand(x.shape[0]), self.stack.factors[prefix + "B"]
         wide, out = x.reshape(x.shape[0], -1, x.shape[-1]), frozen.reshape(x.shape[0], -1, frozen.shape[-1])
-        path = _SlotPath(self.stack, expanded, prefix, wide.to(a.dtype), out.to(a.dtype), a)
-        v = path.coordinates() * expanded.scaling.to(a.dtype)
+        path = _SlotPath(self.stack, expanded, prefix, wide, out, a)
+        v = path.coordinates() * expanded.scaling.to(wide.dtype)
         plain = expanded.base is None and not path.touches(OUTPUT)
-        if plain and b.shape[0] > 1 and out.dtype == v.dtype == b.dtype:
-            return torch.baddbmm(out, v, _rows_of(b, expanded.slots).transpose(1, 2)).reshape(frozen.shape)
+        if plain and b.shape[0] > 1:
+            # In place unless a gate sees the frozen output: nothing else needs it, and a copy of it costs as much as the product.
+            add = torch.baddbmm if path.sees(FROZEN) else Tensor.baddbmm_
+            return add(out, v, _rows_of(b.to(v.dtype), expanded.slots).transpose(1, 2)).reshape(frozen.shape)
         update = path.gated(OUTPUT, _per_row(v, b, expanded.slots))
         if expanded.base is not None:
             update = torch.where(expanded.base, torch.zeros_like(update), update)
-        return frozen + update.reshape(frozen.shape).to(frozen.dtype)
+        return frozen + update.reshape(frozen.shape)
 
     def expand(self, size: int) -> _Expanded:
         """The index for a batch of ``size`` rows: each entry for as many consecutive rows as fit (the beams of an utterance).
@@ -283,7 +285,8 @@ class _SlotPath(AdapterPath):
     def down(self, u: Tensor) -> Tensor:
         if self.beside is None:
             return _per_row(u, self.a, self.rows.slots)
-        z, self.logits = _per_row(u, torch.cat((self.a, self.beside), dim=1), self.rows.slots).chunk(2, dim=2)
+        both = torch.cat((self.a, self.beside), dim=1)
+        z, self.logits = _per_row(u, both, self.rows.slots).chunk(2, dim=2)
         return z
 
     def times(self, gate: Gate, source: Tensor, value: Tensor) -> Tensor:
@@ -294,7 +297,7 @@ class _SlotPath(AdapterPath):
             chosen, multiplied = source[positions], value[positions]
             neutral = neutral if neutral is None else neutral[positions]
         parameters = {
-            what: tensor if tensor.dim() == 3 else _rows_of(tensor, slots)[:, None]
+            what: tensor if tensor.dim() == 3 else _rows_of(tensor, slots)[:, None].to(value.dtype)
             for what, tensor in self._own[gate.name].items()
         }
         factor = gate.factor(chosen, parameters, partial(self._linear, slots))
@@ -302,7 +305,7 @@ class _SlotPath(AdapterPath):
             factor = torch.where(neutral, torch.ones_like(factor), factor)
         if positions is None:
             return value * factor
-        return value.index_copy(0, positions, (multiplied * factor).to(value.dtype))
+        return value.index_copy(0, positions, multiplied * factor)
 
     def _linear(self, slots: Tensor, source: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return (self.logits if weight is self.beside else _per_row(source, weight, slots)) + bias
@@ -316,8 +319,8 @@ def _rows_of(tensor: Tensor, slots: Tensor) -> Tensor:
 def _per_row(x: Tensor, weight: Tensor, slots: Tensor) -> Tensor:
     """``x`` (N, T, in) times the transpose of each row's own matrix in ``weight`` (K or 1, out, in): (N, T, out)."""
     if weight.shape[0] == 1:
-        return functional.linear(x, weight[0])
-    return torch.bmm(x, _rows_of(weight, slots).transpose(1, 2))
+        return functional.linear(x, weight[0].to(x.dtype))
+    return torch.bmm(x, _rows_of(weight.to(x.dtype), slots).transpose(1, 2))
 
 
 class StackedModel:

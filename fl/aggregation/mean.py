@@ -32,11 +32,9 @@ def mean(updates: Updates, names: Collection[str] | None = None) -> dict[str, np
     return average(updates, [update.examples for update in updates], names)
 
 
-def pairs_of(updates: Updates, start: Tensors, names: tuple[str, str]) -> list[LowRankPair]:
-    """One layer's factors after local training, float32, by device in the order of the updates; ``names`` of A and B."""
-    found = [update.tensors for update in updates if update.tensors is not None]
-    with np.errstate(over="ignore"):
-        return [LowRankPair(*(np.asarray(start[n] + tensors[n], np.float32) for n in names)) for tensors in found]
+def moves_of(updates: Updates, names: tuple[str, str]) -> list[LowRankPair]:
+    """One layer's update of each device, in the order of the updates; ``names`` of A and B."""
+    return [LowRankPair(*rows) for rows in zip(*(rows_of(updates, name) for name in names), strict=True)]
 
 
 def product_gaps(updates: Updates, start: Tensors) -> dict[str, float]:
@@ -46,8 +44,11 @@ def product_gaps(updates: Updates, start: Tensors) -> dict[str, float]:
     """
     weights = shares([update.examples for update in updates])
     layers = pair_names({name: values.shape for name, values in start.items()})
-    gaps_of = over_cores(lambda names: product_gap(pairs_of(updates, start, names), weights), layers.values())
-    squares = dict(zip(layers, gaps_of, strict=True))
+
+    def gap(names: tuple[str, str]) -> tuple[float, float]:
+        return product_gap(moves_of(updates, names), weights, LowRankPair(*(start[name] for name in names)))
+
+    squares = dict(zip(layers, over_cores(gap, layers.values()), strict=True))
     sound = {
         layer: (lost, whole)
         for layer, (lost, whole) in squares.items()

@@ -1,8 +1,8 @@
 """Low-rank pairs of many devices as linear algebra: means of products, stacking, and what a mean loses.
 
-Pure functions of :class:`fl.adapters.pairs.LowRankPair`, the update ``b @ a`` of one layer, ``a`` (rank, d_in) and ``b`` (d_out, rank);
-devices may have different ranks. The scale alpha / rank is not applied: where devices differ in it, give ``b`` multiplied by
-it. Weights are shares that sum to 1 (:func:`shares`).
+Pure functions of :class:`fl.adapters.pairs.LowRankPair`, the update ``b @ a`` of one layer, ``a`` (rank, d_in) and ``b`` (d_out, rank).
+Devices' pairs are given as ``moves``, what each added to the pair ``start`` that all began with. The scale alpha / rank is not applied:
+where devices differ in it, give ``b`` multiplied by it. Weights are shares that sum to 1 (:func:`shares`).
 
 Sums over many devices (:func:`many`) are streamed, a block of devices at a time, whatever their number. A product over a block is
 one float32 matrix product, blocks are added in float64: with u = 2^-24 and k devices in a block an element of a result is off by at
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fl.adapters.pairs import LowRankPair, resized
+from fl.adapters.pairs import LowRankPair
 from fl.aggregation.updates import places, side_by_side, weighted_sum
 
 EXACT_RANK = 512  # above this sum of ranks products are formed in float32 block by block, the gap in SKETCH directions
@@ -34,6 +34,12 @@ def many(pairs: Sequence[LowRankPair]) -> bool:
     return sum(pair.rank for pair in pairs) > EXACT_RANK and len({pair.rank for pair in pairs}) == 1
 
 
+def plus(start: LowRankPair, move: LowRankPair) -> LowRankPair:
+    """The pair after a move, in the wider type of the two; what does not fit becomes infinite."""
+    with np.errstate(over="ignore"):
+        return LowRankPair(start.a + move.a, start.b + move.b)
+
+
 def stacked(pairs: Sequence[LowRankPair], weights: np.ndarray) -> LowRankPair:
     """The weighted mean of the products as one pair, whose rank is the sum of all (FLoRA, arXiv 2409.05976), float64.
 
@@ -49,137 +55,97 @@ def mean_factors(pairs: Sequence[LowRankPair], weights: np.ndarray) -> LowRankPa
     return LowRankPair(*(weighted_sum([pair[i] for pair in pairs], weights) for i in (0, 1)))
 
 
-def means(pairs: Sequence[LowRankPair], weights: np.ndarray) -> tuple[np.ndarray, LowRankPair]:
-    """The weighted mean of the products (d_out, d_in) and :func:`mean_factors`, float64.
+def mean_and_residual(moves: Sequence[LowRankPair], weights: np.ndarray) -> tuple[LowRankPair, np.ndarray]:
+    """:func:`mean_factors`, and mean(b a) - mean(b) mean(a), (d_out, d_in), what they lose (FedEx-LoRA, arXiv 2410.09432), float64.
 
-    In one pass over the devices; of many pairs in float32.
+    A residual is the same whatever all began with, so moves do: with less rounding than the pairs that they lead to. Computed as
+    mean((b - mean(b)) (a - mean(a))), which loses no digits when devices are close to each other; as the plain difference where
+    the ranks sum up to much.
     """
-    if many(pairs):
-        return _streamed_means(pairs, weights)
-    return stacked(pairs, weights).product(), mean_factors(pairs, weights)
+    if many(moves):
+        return _streamed_residual(moves, weights)
+    mean = mean_factors(moves, weights)
+    return mean, stacked([LowRankPair(move.a - mean.a, move.b - mean.b) for move in moves], weights).product()
 
 
-def mean_and_residual(pairs: Sequence[LowRankPair], weights: np.ndarray) -> tuple[LowRankPair, np.ndarray]:
-    """:func:`mean_factors`, and mean(b a) - mean(b) mean(a), (d_out, d_in), what they lose (FedEx-LoRA, arXiv 2410.09432).
-
-    Computed as mean((b - mean(b)) (a - mean(a))), which loses no digits when devices are close to each other; as the plain
-    difference where the ranks sum up to much.
-    """
-    if many(pairs):
-        product, mean = means(pairs, weights)
-        return mean, product - mean.product()
-    mean = mean_factors(pairs, weights)
-    return mean, stacked([LowRankPair(pair.a - mean.a, pair.b - mean.b) for pair in pairs], weights).product()
-
-
-def product_gap(pairs: Sequence[LowRankPair], weights: np.ndarray) -> tuple[float, float]:
+def product_gap(moves: Sequence[LowRankPair], weights: np.ndarray, start: LowRankPair) -> tuple[float, float]:
     """Squared norms of what the mean of factors loses and of the mean product; the root of their ratio is the relative loss.
 
     Where the ranks sum up to much both are estimated from the same :data:`SKETCH` directions.
     """
-    if many(pairs):
-        return _sketched_gap(pairs, weights)
-    mean, lost = mean_and_residual(pairs, weights)
-    return _square(lost), _square(lost + mean.product())
+    if many(moves):
+        return _sketched_gap(moves, weights, start)
+    mean, lost = mean_and_residual(moves, weights)
+    return _square(lost), _square(lost + plus(start, mean).product())
 
 
 def _square(values: np.ndarray) -> float:
     return float(np.square(values, dtype=np.float64).sum())
 
 
-def product_norms(pairs: Sequence[LowRankPair]) -> np.ndarray:
-    """The Frobenius norm of each product, (devices,), from the rank x rank Gram matrices; of many pairs in float32."""
-    if many(pairs):
-        return _streamed_norms(pairs)
-    wide = [LowRankPair(pair.a.astype(np.float64), pair.b.astype(np.float64)) for pair in pairs]
-    squares = [((pair.b.T @ pair.b) * (pair.a @ pair.a.T)).sum() for pair in wide]
-    return np.sqrt(np.maximum(squares, 0.0))
+def product_norms(moves: Sequence[LowRankPair], start: LowRankPair) -> np.ndarray:
+    """The Frobenius norm of each device's product, (devices,) float64, as tr(b^T b a a^T); of many pairs in float32.
 
-
-def heterogeneous_mean(pairs: Sequence[LowRankPair], rank: int, fallback: np.ndarray) -> LowRankPair:
-    """HetLoRA's mean of factors at ``rank``: zero-padded, weighted by the norm of each device's product (arXiv 2401.06432).
-
-    Directions that few devices have are not diluted by devices whose update is small. ``fallback`` are the weights where no
-    device has moved from zero.
+    Devices must have one rank.
     """
-    norms = product_norms(pairs)
-    weights = shares(list(norms)) if norms.any() else fallback
-    return mean_factors([resized(pair, rank) for pair in pairs], weights)
+    dtype = np.float32 if many(moves) else np.float64
+    found = []
+    for place in _places(moves):
+        a, b = (side_by_side([move[i] for move in moves[place]], dtype) for i in (0, 1))
+        a += start.a
+        b += start.b
+        grams = (b.transpose(0, 2, 1) @ b) * (a @ a.transpose(0, 2, 1))
+        squares = grams.sum(axis=(1, 2), dtype=np.float64)
+        found.append(np.sqrt(np.maximum(squares, 0.0)))
+    return np.concatenate(found)
+
+
+def _places(pairs: Sequence[LowRankPair]) -> Iterator[slice]:
+    """The devices in their order, as many as sum up to :data:`INNER`."""
+    return places(len(pairs), INNER // max(1, pairs[0].rank))
 
 
 class _Block(NamedTuple):
-    """Some devices' factors in float32, and their weights."""
+    """Some devices' factors in float32; ``a`` carries the weights."""
 
-    weights: np.ndarray  # (devices,)
-    a: np.ndarray  # (devices, rank, d_in)
-    b: np.ndarray  # (devices, d_out, rank)
-
-    @property
-    def rows(self) -> np.ndarray:
-        """All ``a`` below each other, (devices * rank, d_in)."""
-        return self.a.reshape(-1, self.a.shape[2])
-
-    @property
-    def columns(self) -> np.ndarray:
-        """All ``b`` beside each other, (d_out, devices * rank). A row of one ``b`` is copied as one piece."""
-        pieces = self.b.view(f"V{self.b.itemsize * self.b.shape[2]}")[..., 0]
-        return pieces.T.copy().view(np.float32)
+    rows: np.ndarray  # all a below each other, (devices * rank, d_in)
+    columns: np.ndarray  # all b beside each other, (d_out, devices * rank)
+    mean: LowRankPair  # their part of the mean of factors
 
 
 def _blocks(pairs: Sequence[LowRankPair], weights: np.ndarray) -> Iterator[_Block]:
-    """The devices in their order."""
-    for place in places(len(pairs), INNER // pairs[0].rank):
+    for place in _places(pairs):
         a, b = (side_by_side([pair[i] for pair in pairs[place]], np.float32) for i in (0, 1))
-        yield _Block(weights[place].astype(np.float32), a, b)
+        parts = weights[place].astype(np.float32)
+        a *= parts[:, None, None]
+        mean = LowRankPair(a.sum(axis=0), (parts @ b.reshape(len(b), -1)).reshape(b.shape[1:]))
+        pieces = b.view(f"V{b.itemsize * b.shape[2]}")[..., 0]  # a row of one b is copied as one piece
+        yield _Block(a.reshape(-1, a.shape[2]), pieces.T.copy().view(np.float32), mean)
 
 
-def _streamed_means(pairs: Sequence[LowRankPair], weights: np.ndarray) -> tuple[np.ndarray, LowRankPair]:
-    import torch  # here, so that settings can be read without it
-
-    (rank, d_in), d_out = pairs[0].a.shape, len(pairs[0].b)
-    product, mean_a, mean_b = np.zeros((d_out, d_in)), np.zeros(rank * d_in), np.zeros(d_out * rank)
-    for block in _blocks(pairs, weights):
-        left, right = block.columns, block.rows * np.repeat(block.weights, rank)[:, None]
-        product += torch.mm(torch.from_numpy(left), torch.from_numpy(right)).numpy()  # side by side faster than NumPy's
-        mean_a += block.weights @ block.a.reshape(len(block.a), -1)
-        mean_b += block.weights @ block.b.reshape(len(block.b), -1)
-    return product, LowRankPair(mean_a.reshape(rank, d_in), mean_b.reshape(d_out, rank))
+def _streamed_residual(moves: Sequence[LowRankPair], weights: np.ndarray) -> tuple[LowRankPair, np.ndarray]:
+    mean = LowRankPair(*(np.zeros(factor.shape) for factor in moves[0]))
+    product = np.zeros((len(mean.b), mean.a.shape[1]))
+    for block in _blocks(moves, weights):
+        product += block.columns @ block.rows
+        mean = plus(mean, block.mean)
+    return mean, product - mean.product()
 
 
-def _sketched_gap(pairs: Sequence[LowRankPair], weights: np.ndarray) -> tuple[float, float]:
-    """Squared norms of mean(b a) - mean(b) mean(a) and of mean(b a), from a few sums of their rows.
+def _sketched_gap(moves: Sequence[LowRankPair], weights: np.ndarray, start: LowRankPair) -> tuple[float, float]:
+    """Squared norms of mean(b a) - mean(b) mean(a) and of mean(b a), from :data:`SKETCH` random sums of their rows.
 
-    Each of the d_out rows gets a random sign and one of SKETCH sums (Charikar, Chen & Farach-Colton 2002, a count sketch):
-    the squared norm of the sums is an unbiased estimate of the matrix's, with a relative standard error of at most
-    sqrt(2 / SKETCH). Both matrices are seen through the same sums, drawn from a fixed seed: a diagnostic of the same replies must
-    be deterministic.
+    With signs of equal chance the squared norm of the sums is an unbiased estimate of the matrix's, with a relative standard error of at
+    most sqrt(2 / SKETCH) (Achlioptas 2003). Both matrices are seen through the same sums, drawn from a fixed seed: a diagnostic of the
+    same replies must be deterministic.
     """
-    (rank, d_in), d_out = pairs[0].a.shape, len(pairs[0].b)
-    generator = np.random.default_rng(0)
-    signs = generator.choice(np.array([-1, 1], np.float32), (d_out, 1))
-    share = -(-d_out // SKETCH)  # rows of a sum; the last ones are filled up with zeros
-    adds = np.tile(np.eye(rank, dtype=np.float32), (share, 1))
-    whole, seen_b, mean_a = np.zeros((SKETCH, d_in)), np.zeros((SKETCH, rank)), np.zeros(rank * d_in)
-    for block in _blocks(pairs, weights):
-        signed = block.b * signs
-        if share * SKETCH != d_out:
-            signed = np.pad(signed, ((0, 0), (0, share * SKETCH - d_out), (0, 0)))
-        sums = (signed.reshape(-1, share * rank) @ adds).reshape(-1, SKETCH, rank)
-        sums *= block.weights[:, None, None]
-        whole += sums.transpose(1, 0, 2).reshape(SKETCH, -1) @ block.rows
-        seen_b += sums.sum(axis=0)
-        mean_a += block.weights @ block.a.reshape(len(block.a), -1)
-    lost = whole - seen_b @ mean_a.reshape(rank, d_in)
-    return float(np.square(lost).sum()), float(np.square(whole).sum())
-
-
-def _streamed_norms(pairs: Sequence[LowRankPair]) -> np.ndarray:
-    """From tr(b^T b a a^T)."""
-    import torch
-
-    found = []
-    for block in _blocks(pairs, np.ones(len(pairs))):
-        a, b = torch.from_numpy(block.a), torch.from_numpy(block.b)
-        grams = torch.bmm(b.transpose(1, 2), b) * torch.bmm(a, a.transpose(1, 2))
-        found.append(np.sqrt(np.maximum(grams.numpy().sum(axis=(1, 2), dtype=np.float64), 0.0)))
-    return np.concatenate(found)
+    signs = np.random.default_rng(0).choice(np.array([-1, 1], np.float32), (SKETCH, len(start.b))) / np.sqrt(SKETCH)
+    signs = signs.astype(np.float32)
+    seen = np.zeros((SKETCH, start.a.shape[1]))
+    mean = LowRankPair(*(np.zeros(factor.shape) for factor in moves[0]))
+    for block in _blocks(moves, weights):
+        seen += (signs @ block.columns) @ block.rows
+        mean = plus(mean, block.mean)
+    lost = seen - (signs @ mean.b) @ mean.a
+    after = plus(start, mean)
+    return _square(lost), _square(lost + (signs @ after.b) @ after.a)

@@ -3,15 +3,17 @@
 A block fits a core's cache, and memory does not grow with the number of devices.
 """
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from math import inf
 from typing import Any, TypeVar
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
+from fl.core.machine import available_cores
 from fl.metrics import Counts
 
 CACHE_NUMBERS = 65536  # in a block: 512 KiB of float64, half of a core's second-level cache
@@ -64,9 +66,17 @@ def moved(start: Tensors, update: Tensors) -> dict[str, np.ndarray]:
 
 
 def over_cores(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """``function`` of every item, in as many threads as there are cores; the result does not depend on their number."""
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:  # copying, BLAS and LAPACK hold no Python lock
-        return list(pool.map(function, items))
+    """``function`` of every item, in as many threads as there are cores; the result does not depend on their number.
+
+    A product takes one thread meanwhile: BLAS with threads of its own in each of ours has more of them than cores, and they spin.
+    """
+    with _blas().limit(limits=1, user_api="blas"), ThreadPoolExecutor(available_cores()) as pool:
+        return list(pool.map(function, items))  # copying, BLAS and LAPACK hold no Python lock
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()  # looks through all loaded libraries
 
 
 def side_by_side(rows: Sequence[np.ndarray], dtype: type[np.floating[Any]]) -> np.ndarray:

@@ -88,10 +88,9 @@ def trained_arm(name: str, config: RunConfig) -> Arm | None:
         config.train,
         gates,
         config.federation.rounds,
-        with_options(config, Finetune).finetune_steps,
         gated=gated,
         exchanges=federates,
-        finetunes=bool(starts_from),
+        finetune=with_options(config, Finetune) if starts_from else None,
     )
     shared_by = found.shared if federates else None
     return Arm(name, gate, split, schedule, found.personal, shared_by, found.local, devices, starts_from)

@@ -59,7 +59,6 @@ class Capabilities:
     pairs: bool = False  # it needs A and B of each layer shared
     encoded: bool = True  # updates may be compressed
     optimizer: bool = True  # a server optimizer may take the step
-    cohorts: bool = True  # many devices may train in one computation
     ranks: str = ""  # devices of different ranks: "first" coordinates or "best" approximation; empty: not
     low_rank: bool = False  # it needs adapters with factors A and B
     sampled: bool = True  # a round may have only some of the devices

@@ -10,8 +10,9 @@ round cost a point of the error rate. Every device takes part in it, sampled or 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from fl.algorithms.personal.finetune import Finetune
 from fl.algorithms.personal.gates import Gates
 from fl.algorithms.plan import LocalPlan, Phase
 from fl.settings.tables import TrainTable
@@ -31,16 +32,16 @@ def rate_factor(name: str, round_index: int, rounds: int) -> float:
 class Schedule:
     """One arm's rounds. ``gated``: its gates train in steps of their own. ``exchanges``: its devices send updates.
 
-    ``total`` are the rounds of the run, by whose number every arm takes as many local steps.
+    ``total`` are the rounds of the run, by whose number every arm takes as many local steps. ``finetune`` is how an arm goes on after
+    the last round, None for those that do not.
     """
 
     train: TrainTable
     gates: Gates
     total: int
-    finetune_steps: int
     gated: bool
     exchanges: bool
-    finetunes: bool = False
+    finetune: Finetune | None = None
 
     @property
     def private_rounds(self) -> int:
@@ -56,14 +57,14 @@ class Schedule:
     @property
     def rounds(self) -> int:
         """Messages to a device that trains in each: the private phase and fine-tuning are one."""
-        if self.finetunes:
+        if self.finetune:
             return 1
         return self.total + 1 - self.private_rounds if self.alternating else self.total
 
     @property
     def federated_rounds(self) -> int:
         """Rounds in which updates are sent: what privacy is paid for, and what an attacker sees."""
-        if self.finetunes or not self.exchanges:
+        if self.finetune or not self.exchanges:
             return 0
         return self.total - self.private_rounds if self.alternating else self.total
 
@@ -76,7 +77,7 @@ class Schedule:
 
     def phase(self, server_round: int) -> Phase:
         """The phase of a round, counted from 1."""
-        if self.finetunes:
+        if self.finetune:
             return Phase.FINETUNE
         private = self.alternating and server_round > self.total - self.private_rounds
         return Phase.PERSONALIZE if private else Phase.FEDERATE
@@ -90,17 +91,14 @@ class Schedule:
         train, gates = self.train, self.gates
         phase = self.phase(server_round)
         decaying = self.total - self.private_rounds
-        place = self.total if phase is Phase.FINETUNE else server_round
+        place = self.total if self.finetune else server_round
         alone = phase is Phase.PERSONALIZE
         factor = rate_factor(train.schedule, min(place, decaying + 1), decaying)
         warm = self.gated and place <= gates.private_warmup_rounds
         extra = gates.private_steps if self.gated and not warm else 0
         own_steps = train.local_steps * self.private_rounds
-        steps = (
-            (self.finetune_steps or own_steps or train.local_steps) if phase is Phase.FINETUNE else train.local_steps
-        )
-        return LocalPlan(
-            steps=0 if alone else steps,
+        plan = LocalPlan(
+            steps=0 if alone else train.local_steps,
             batch_size=train.batch_size,
             learning_rate=train.learning_rate * factor,
             private_learning_rate=gates.private_learning_rate * (1.0 if alone else factor),
@@ -108,4 +106,16 @@ class Schedule:
             private_steps=own_steps if alone else extra,
             clipping_norm=train.clipping_norm,
             weight_decay=train.weight_decay,
+        )
+        if not self.finetune:
+            return plan
+        tuned = self.finetune
+        rate = tuned.finetune_learning_rate
+        return replace(
+            plan,
+            steps=tuned.finetune_steps or own_steps or train.local_steps,
+            learning_rate=rate or plan.learning_rate,
+            private_learning_rate=rate or plan.private_learning_rate,
+            part=tuned.finetune_part,
+            shrinkage=tuned.finetune_shrinkage,
         )

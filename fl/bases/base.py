@@ -107,6 +107,11 @@ class SpeechBase(ABC):
     def compute_fingerprint(self) -> str:
         """What tells this base from all others, over every bit of its weights."""
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of its weights and activations."""
+        return next(iter(self.weights.values())).dtype
+
     def to(self, target: torch.device | torch.dtype) -> Self:
         """This base with its weights on a device or in a type: itself if they are, otherwise one with a copy of them."""
         return self.on_weights({name: tensor.to(target) for name, tensor in self.weights.items()})
@@ -211,7 +216,7 @@ class SpeechBase(ABC):
         wanted = [self.states_of(count) for count in batch.lengths]
         if [len(row) for row in rows] != wanted:
             raise BaseModelError(f"{[len(row) for row in rows]} states for rows that have {wanted}.")
-        return replace(batch, prefix=PrefixStates(pad_rows(rows), layers))
+        return replace(batch, prefix=PrefixStates(pad_rows(rows).to(self.dtype), layers))
 
     @abstractmethod
     def row_losses(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:

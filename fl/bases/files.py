@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
+from fl.bases.attention import attention_for
 from fl.bases.sources.mapped import read_mapped
 from fl.core.errors import BaseModelError
 from fl.core.files import write_atomically
@@ -93,7 +94,7 @@ def frozen_model(
     Raises :class:`BaseModelError` when names or shapes are not those of ``config``.
     """
     with torch.device("meta"):
-        model: Model = kind._from_config(config, attn_implementation="sdpa")
+        model: Model = kind._from_config(config, attn_implementation=attention_for(next(iter(weights.values()))))
     own = {name: tensor for name, tensor in weights.items() if not tied or name != head}
     expected = {name: tensor.shape for name, tensor in model.state_dict().items() if not tied or name != head}
     missing, unknown = expected.keys() - own.keys(), own.keys() - expected.keys()

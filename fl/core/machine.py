@@ -14,10 +14,19 @@ def available_cores() -> int:
 
 def processor() -> str:
     """The processor's name."""
+    return _of_processor("model name") or platform.processor() or platform.machine()
+
+
+def has_matrix_tiles() -> bool:
+    """Whether the processor multiplies matrices of bf16 in tiles (AMX), and the system lets it."""
+    return "amx_bf16" in _of_processor("flags").split()
+
+
+def _of_processor(key: str) -> str:
+    """What Linux says of the first processor; empty where it does not."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
 
 
 def machine() -> dict[str, str | int]:

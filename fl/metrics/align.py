@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import jiwer
 from pydantic import Field
+
+if TYPE_CHECKING:
+    import jiwer
 
 Operation = Literal["equal", "substitute", "delete", "insert"]
 MAX_COUNT = 1 << 40  # no number of errors, bytes or steps is near a tera
@@ -63,7 +65,7 @@ class Alignment:
     """A shortest edit path between two token sequences: its counts, and jiwer's chunks of it."""
 
     counts: Counts
-    chunks: Sequence[jiwer.AlignmentChunk]
+    chunks: "Sequence[jiwer.AlignmentChunk]"
 
     @property
     def edits(self) -> Iterator[Edit]:
@@ -82,6 +84,8 @@ class Alignment:
 def align(reference: Sequence[str], hypothesis: Sequence[str]) -> Alignment:
     """Aligns tokens with jiwer. Either side may be empty, and a token may hold anything, spaces included."""
     # Tokens go in ready-made, one sentence a side: the transforms, which would split strings again, do nothing.
+    import jiwer  # which who only counts need not load
+
     output = jiwer.process_words(
         [list(reference)], [list(hypothesis)], reference_transform=list, hypothesis_transform=list
     )

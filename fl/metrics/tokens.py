@@ -70,15 +70,15 @@ def characters(text: str) -> list[str]:
 
 
 def mixed_tokens(text: str) -> list[str]:
-    """Tokens of the mixed error rate: each Hangul syllable and each Han character, and every other run.
+    """Tokens of the mixed error rate: each Hangul syllable, each Han character and each kana, and every other run.
 
-    ``이번 bug는`` -> ``이 번 bug 는``.
+    ``이번 bug는`` -> ``이 번 bug 는``; ``bugを見た`` -> ``bug を 見 た``, as Japanese writes no spaces.
     """
     tokens: list[str] = []
     for word in words(text):
         run = ""
         for char in word:
-            if is_syllable(char) or script(char) == "han":
+            if is_syllable(char) or script(char) in ("han", "kana"):
                 tokens.extend([run, char] if run else [char])
                 run = ""
             else:

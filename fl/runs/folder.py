@@ -1,24 +1,35 @@
 """The folder of a run: whose settings it holds, and when it is free for others."""
 
+import logging
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fl.core.compute import AUTO, BF16, bf16_pays, choose_device, choose_precision
 from fl.core.errors import RunError
 from fl.core.files import write_atomically
 from fl.core.paths import cache_root
 from fl.runs.schema import CONFIG_NAME, TOKEN_NAME
 from fl.settings.config import RunConfig, dump_config, flat, load_config
 
+log = logging.getLogger("idiolect.server")
+
 
 def run_folder(config: RunConfig, run_id: int) -> RunConfig:
-    """The configuration with its output folder made and absolute; a folder of another configuration is refused."""
+    """The configuration with its output folder made and absolute, and the precision that ``auto`` stands for: what this machine is
+    fast in, or what a resumed run began with. A folder of another configuration is refused."""
     folder = Path(config.output).expanduser().resolve() if config.output else cache_root() / "runs" / str(run_id)
     config = config.changed({"output": str(folder)})
     path = folder / CONFIG_NAME
-    if path.exists():
-        before, now = flat(load_config(path)), flat(config)
+    resumed = load_config(path) if path.exists() else None
+    asked = config.base.precision if resumed is None or config.base.precision != AUTO else resumed.base.precision
+    device = choose_device(config.base.compute)
+    config = config.changed({"base.precision": choose_precision(asked, device)})
+    if config.base.precision == BF16 and not bf16_pays(device):
+        log.warning("precision = 'bf16' is slow here: float32 is faster without AMX tiles or a GPU that has bf16")
+    if resumed is not None:
+        before, now = flat(resumed), flat(config)
         changed = sorted(key for key in now if before[key] != now[key])
         if changed:
             listed = ", ".join(f"{k} was {before[k]!r}, is {now[k]!r}" for k in changed[:4])

@@ -1,5 +1,6 @@
 """The tables of settings that no algorithm owns. A table is owned by what reads it: its options stand in its own file."""
 
+from collections.abc import Iterable
 from typing import Annotated
 
 from fl.adapters.gates.table import GATES
@@ -16,6 +17,10 @@ class BaseTable(Table):
     )
     compute: Annotated[str, one_of("auto", "cpu", "cuda")] = setting(
         "auto", "where it computes; auto takes a GPU if there is one"
+    )
+    precision: Annotated[str, one_of("auto", "float32", "bf16")] = setting(
+        "auto",
+        "of the frozen weights and activations; auto takes bf16 on a GPU or a processor with AMX tiles; a run keeps it",
     )
     tokens: Annotated[str, Words(lambda: names.TOKENS)] = setting(
         names.OWN,
@@ -54,11 +59,23 @@ class AdapterTable(Table):
     )
 
 
+def _voices() -> Iterable[str]:
+    from fl.data.synthetic.engines import ENGINES
+
+    return ENGINES
+
+
 class SyntheticTable(Table):
     """The synthetic population that stands in for a manifest."""
 
     pair: str = setting("ko-en", "language pair")
     sentences: int = setting(120, "sentences of each person", low=1, high=100_000)
+    new_people_sentences: int = setting(0, "sentences of each held-out speaker; 0: as many", low=0, high=100_000)
+    voices: Annotated[str, Words(_voices)] = setting("espeak", "who speaks: espeak, or neural for natural voices")
+    matched: bool = setting(False, "people come in pairs who sound alike and write the opposite way")
+    traits: str = setting(
+        "", "what else people differ in, separated by commas: accent, numbers, spacing, fillers, names, jargon"
+    )
 
 
 class DataTable(Table):

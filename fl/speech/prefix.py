@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import nn
 
 from fl.bases.base import SpeechBase
@@ -84,7 +85,8 @@ class PrefixCache(ArrayCache):
     @staticmethod
     def key(base: SpeechBase, features: npt.NDArray[Any], layers: int) -> str:
         """The key of the states of ``features``."""
-        facts = f"{base.fingerprint} {layers} {features.dtype.str} {features.shape}\n".encode()
+        precision = "" if base.dtype == torch.float32 else f" {base.dtype}"
+        facts = f"{base.fingerprint}{precision} {layers} {features.dtype.str} {features.shape}\n".encode()
         return hashlib.sha256(_VERSION + facts + np.ascontiguousarray(features).tobytes()).hexdigest()
 
     def states(self, base: SpeechBase, features: npt.NDArray[Any], layers: int) -> npt.NDArray[Any]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fl.core.compute import choose_device, precision
+from fl.core.compute import autocast, choose_device, choose_precision
 from fl.core.errors import ConfigError
 from fl.core.rng import derive_seed
 from fl.data.partition import split_sizes
@@ -36,6 +36,7 @@ class ClassifierTask(NamedDevices):
     def __init__(self, config: RunConfig, model: nn.Module, encoder: Any, held_out: Mapping[str, bool]) -> None:
         super().__init__(held_out)
         self.compute = choose_device(config.base.compute)
+        self.precision = choose_precision(config.base.precision, self.compute)
         self._frozen = model.to(self.compute).eval()
         self._encoder = encoder
         self.model = self.new_model()
@@ -62,7 +63,7 @@ class ClassifierTask(NamedDevices):
     def losses(self, model: nn.Module, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
         """Each example's cross-entropy in nats, summed over its labels (N,), and how many it has (N,)."""
         labels = self._labels(examples).to(self.compute)
-        with precision(self.compute):
+        with autocast(self.compute, self.precision):
             logits = model(*self._batch(examples))
         wanted = labels.clamp(min=0).flatten()
         each = functional.cross_entropy(logits.float().flatten(0, 1), wanted, reduction="none").view(labels.shape)
@@ -70,7 +71,7 @@ class ClassifierTask(NamedDevices):
 
     def classes(self, model: nn.Module, examples: Sequence[Example]) -> list[list[int]]:
         """The likeliest class of each label (N, L)."""
-        with torch.inference_mode(), precision(self.compute):
+        with torch.inference_mode(), autocast(self.compute, self.precision):
             found: list[list[int]] = model(*self._batch(examples)).argmax(2).tolist()
         return found
 

@@ -5,7 +5,7 @@ an image is the task's own business.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -90,6 +90,13 @@ class Task(Protocol):
 
         A row does not depend on the other rows of the batch (up to rounding), so sums over any grouping of rows are right.
         """
+
+    def precomputed(self, model: nn.Module, examples: Sequence[Example], trained: Collection[str]) -> Sequence[Example]:
+        """``examples`` with what ``model`` makes of them before they come to the first of its modules in ``trained``, or as they are.
+
+        Their losses are those of ``examples``, and so are the gradients of ``trained``, while nothing else of the model changes.
+        """
+        return examples
 
     def training_bytes(self, example: Example) -> int:
         """Bytes of activations that this example needs in a training step, estimated from above."""

@@ -19,13 +19,14 @@ Chosen = tuple[str, bool, Example]  # person, whether trained on, utterance
 
 
 def voices(manifest: Path, devices: Sequence[str]) -> Labels | None:
-    """Whether each person of a synthetic population has a female voice; None for any other population."""
+    """Whether each person of a synthetic population has a female voice; None for any other population, and for voices
+    that are mixtures."""
     path = manifest.parent / POPULATION_NAME
     if not path.is_file():
         return None
     try:
         people = json.loads(path.read_text(encoding="utf-8"))["people"]
-        variants = {str(person["name"]): str(person["voice"]["variant"]) for person in people}
+        variants = {str(person["name"]): str(person["voice"].get("variant", "")) for person in people}
     except (ValueError, KeyError, TypeError) as error:
         raise AuditError(f"{path} is not a population file ({error!r}); make the population again") from error
     spoken = {device: variants.get(device, "") for device in devices}

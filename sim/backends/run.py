@@ -5,18 +5,21 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Mapping
 from contextlib import redirect_stdout
+from importlib import import_module
 from pathlib import Path
-from threading import Event
-from typing import TextIO
+from threading import Event, Thread
+from typing import TYPE_CHECKING, TextIO
 
 from fl.core.errors import IdiolectError, RunError
 from fl.core.machine import available_cores
 from fl.settings.config import RunConfig
-from strategies.loop import Progress
+
+if TYPE_CHECKING:
+    from strategies.loop import Progress
 
 log = logging.getLogger("idiolect.sim")
-WORKER_BYTES = 1_500 * 2**20  # resident memory of a worker with whisper-base, measured by the demo
 
 
 def cluster_cores(address: str) -> int:
@@ -39,7 +42,7 @@ def run_simulation(
     config: RunConfig,
     *,
     workers: int | None = None,
-    progress: Progress | None = None,
+    progress: "Progress | None" = None,
     serial: bool = False,
     ray_address: str = "",
 ) -> Path:
@@ -49,32 +52,38 @@ def run_simulation(
     ``ray_address`` (``host:port`` or ``auto``) uses a Ray cluster that runs already, and all its cores.
     Raises what the ServerApp raised, or :class:`RunError` if the simulation ended without a result.
     """
-    from clients.app import app as client_app
-    from strategies.app import make_server_app, run_server
-
     config = config.changed({"output": str(Path(config.output or "runs/last").expanduser().resolve())})
     if serial:
+        from clients.app import app as client_app
         from sim.backends.serial import SerialGrid
+        from strategies.app import run_server
 
         return run_server(SerialGrid(client_app), config, 1, progress)
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets anything else on the machine go first
-    from flwr.simulation import run_simulation as flower_simulation
-
     workers = workers or (cluster_cores(ray_address) if ray_address else available_cores())
     done: list[Path | IdiolectError] = []
     ended = Event()
-    logging.getLogger("flwr").setLevel(logging.ERROR)
+    backend = _backend(workers, ray_address)
     try:
         with warnings.catch_warnings(), redirect_stdout(_Notices(sys.stderr)):  # type: ignore[type-var]
             warnings.simplefilter("ignore")
+            Thread(target=load_modules, daemon=True).start()
+            if not ray_address:
+                _start_ray(backend["init_args"])
+            from flwr.simulation import run_simulation as flower_simulation
+
+            from clients.app import app as client_app  # waits for the thread that loads them
+            from strategies.app import make_server_app
+
+            logging.getLogger("flwr").setLevel(logging.ERROR)
             flower_simulation(
                 server_app=make_server_app(config, done.append, progress, ended),
                 client_app=client_app,
                 num_supernodes=workers,
-                backend_config=_backend(workers, ray_address),  # type: ignore[arg-type]
+                backend_config=backend,  # type: ignore[arg-type]
             )
     except Exception as error:
         if done and isinstance(done[0], IdiolectError):  # Flower may see the end of the simulation before its cause
@@ -84,6 +93,7 @@ def run_simulation(
         raise RunError(f"the simulation failed: {type(error).__name__}: {error}") from error
     finally:
         ended.set()  # else the ServerApp's thread waits for ever, and this process with it
+        _stop_ray()
     if not done:
         raise RunError(
             f"the simulation ended without a result; its log is above, what was finished is in {config.output}"
@@ -91,6 +101,29 @@ def run_simulation(
     if isinstance(done[0], IdiolectError):
         raise done[0]
     return done[0]
+
+
+def load_modules() -> None:
+    """Import what a run needs, which takes seconds: as long as Ray takes to start."""
+    for name in ("clients.app", "strategies.app"):
+        import_module(name)
+
+
+def _start_ray(arguments: Mapping[str, object]) -> None:
+    """Start Ray on this machine, which Flower then uses, with processes that find modules as this one does.
+
+    Flower would say so in a runtime environment, and then Ray could not use the processes that it starts ahead.
+    """
+    import ray
+
+    os.environ["PYTHONPATH"] = os.pathsep.join([*sys.path, *filter(None, [os.environ.get("PYTHONPATH")])])
+    ray.init(**arguments)
+
+
+def _stop_ray() -> None:
+    import ray
+
+    ray.shutdown()
 
 
 class _Notices(io.TextIOBase):

@@ -18,7 +18,6 @@ def composes(can: Capabilities) -> str:
         ("noise and secure sums", can.mean),
         ("codecs", can.encoded),
         ("server optimizers", can.optimizer),
-        ("cohorts", can.cohorts),
         ("different ranks", bool(can.ranks)),
     )
     return ", ".join(word for word, able in parts if able)

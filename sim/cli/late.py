@@ -21,8 +21,9 @@ class Late:
 
 LATE = {
     "serve": Late("sim.cli.serve:serve", "Serve one frozen base to many people, each with an adapter of their own."),
-    "token": Late("sim.cli.serve:token", "Make a bearer token for a server."),
+    "token": Late("sim.cli.token:token", "Make a bearer token for a server."),
     "algorithms": Late("sim.cli.algorithms:algorithms", "List the algorithms: what each shares, keeps, and its paper."),
+    "enrol": Late("sim.cli.enrol:enrol_command", "Make a personal adapter from a few recordings with their texts."),
     "import": Late(
         "sim.cli.importing:import_command", "Turn a corpus into a manifest; --list shows which and how to get them."
     ),

@@ -1,4 +1,4 @@
-"""``idiolect serve`` and ``idiolect token``: the server with its engine, and the local steps that it runs for devices."""
+"""``idiolect serve``: the server with its engine, and the local steps that it runs for devices."""
 
 import logging
 import re
@@ -10,7 +10,7 @@ from typing import Annotated, cast
 
 from peft import get_peft_model
 from torch import Tensor, nn
-from typer import Argument, Option
+from typer import Option
 
 from clients.training.single import train_locally
 from fl.adapters.correction import load_correction
@@ -18,12 +18,12 @@ from fl.adapters.state import adapter_parameters, adapter_state, load_state
 from fl.algorithms.plan import LocalPlan
 from fl.bases.resolve import load_base
 from fl.bases.whisper.base import WhisperBase
-from fl.core.compute import choose_device
+from fl.core.compute import choose_device, dtype_of
 from fl.core.errors import ConfigError
 from fl.serving.engine.engine import BatchEngine, EngineSettings
 from fl.serving.http.adapt import Adapt, AdaptJob, AdaptResult
 from fl.serving.http.app import create_app
-from fl.serving.http.auth import TokenFile, add_token
+from fl.serving.http.auth import TokenFile
 from fl.serving.http.limits import MIB, ServerLimits
 from fl.serving.http.server import Address, make_server
 from fl.speech.features import Window
@@ -102,6 +102,7 @@ def serve(
     tls_cert: Annotated[Path | None, Option(help="PEM certificate chain.")] = None,
     tls_key: Annotated[Path | None, Option(help="PEM private key.")] = None,
     compute: Annotated[str, Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[str, Option(help="auto, float32 or bf16, of the frozen weights and activations.")] = "auto",
     rows: Annotated[int, Option(help="Rows that are decoded at once.", min=1)] = EngineSettings.rows,
     waiting: Annotated[int, Option(help="Requests in the queue at most.", min=1)] = EngineSettings.waiting,
     table_mib: Annotated[int, Option(help="Memory for adapters of rows; 0: as much as the base has.", min=0)] = 0,
@@ -145,7 +146,8 @@ def serve(
     origins = origins_of(cors_origin or (), no_auth)
     known, aliases = choose_tokens(tokens, no_auth, address), names_of(base, alias or ())
     chosen = tuple(filter(None, map(language_code, languages.split(","))))
-    loaded = load_base(base).to(choose_device(compute))
+    device = choose_device(compute)
+    loaded = load_base(base, dtype=dtype_of(precision, device)).to(device)
     if correction is not None:
         loaded = loaded.with_correction(load_correction(correction, loaded.fingerprint))
     for code in chosen:
@@ -209,12 +211,3 @@ def choose_tokens(path: Path | None, no_auth: bool, address: Address) -> TokenFi
     if path is not None and address.cert is None and not address.loopback:
         logger.warning("without TLS tokens and speech travel readable; put a proxy with TLS before it")
     return None if path is None else TokenFile(path)
-
-
-def token(
-    name: Annotated[str, Argument(help="Whose token it is: a device or a person. It stands in the file, not in logs.")],
-    tokens: Annotated[Path, Option(help="Token file to add it to; made if it is not there.")] = Path("tokens.txt"),
-) -> None:
-    """Make a bearer token: it is printed once, and the file gets its hash."""
-    print(add_token(tokens, name))
-    logger.info("added %s to %s", name, tokens)

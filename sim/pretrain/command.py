@@ -7,7 +7,7 @@ voices only; it exists so that adapting a base can be compared with training fro
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Option
 
@@ -41,7 +41,12 @@ def speech_of(settings: PretrainSettings, manifest: str) -> list[Utterance]:
     """The utterances to learn from: of ``manifest``, or of a synthetic population."""
     if manifest:
         return one_language(read_manifest(Path(manifest).expanduser()))
-    size = {"devices": settings.speakers, "new_people": 0, "sentences": settings.sentences, "seed": settings.seed}
+    size: dict[str, Any] = {
+        "devices": settings.speakers,
+        "new_people": 0,
+        "sentences": settings.sentences,
+        "seed": settings.seed,
+    }
     folder = cache_root() / "populations" / f"pretrain-{settings.pair}-{population_digest(pair=settings.pair, **size)}"
     return one_language(read_manifest(synthesize(folder, pair=settings.pair, progress=None, **size)))
 

@@ -22,7 +22,7 @@ from typer import Option
 from fl.bases.ctc.base import CtcBase
 from fl.bases.ctc.loading import CTC_ARCHITECTURES, assemble_ctc, ctc_config, random_ctc
 from fl.bases.sources.mapped import write_aligned
-from fl.core.compute import choose_device, precision
+from fl.core.compute import AUTO, autocast, choose_device, choose_precision
 from fl.core.errors import ConfigError, RunError
 from fl.core.files import PUBLIC, new_folder, write_atomically
 from fl.core.rng import derive_generator, derive_seed
@@ -185,7 +185,7 @@ class _Training:
         torch.manual_seed(derive_seed(self.settings.seed, "step", self.step))
         batch = self.base.collate([one.features for one in chosen], [one.text for one in chosen]).to(self.device)
         self.model.train()
-        with precision(self.device):
+        with autocast(self.device, choose_precision(AUTO, self.device)):
             loss = self.base.loss(self.model, batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -11,6 +11,8 @@ from fl.core.errors import ConfigError
 from sim.cli.app import progress_bars
 from sim.cli.options import Json, new_app, wide_console, with_fields
 from sim.study.catalog import STUDIES
+from sim.study.enrol.command import ROWS, enrol, write_page
+from sim.study.enrol.rows import read_rows
 from sim.study.network.command import network
 from sim.study.page import PAGE, STORE, rewrite, store, stored_at, write_study
 from sim.study.plan import SIZES, SMOKE, Study
@@ -114,13 +116,17 @@ def add_command(study: Study) -> None:
 for _study in STUDIES.values():
     add_command(_study)
 app.command("network")(network)
+app.command("enrol")(enrol)
 
 
 @app.command("all")
 @with_fields
 def run_all(options: StudyOptions) -> None:
-    """Run every study of the catalogue; runs that two of them have in common are made once."""
-    each = [make_run(study, options) for study in STUDIES.values()]
+    """Run every study of the catalogue whose data are there; runs that two of them have in common are made once."""
+    for study in STUDIES.values():
+        if study.missing:
+            console.print(f"study {study.name} is left out: there is no {study.missing} (docs/corpora.md)")
+    each = [make_run(study, options) for study in STUDIES.values() if not study.missing]
     run_ahead(each, options.jobs)
     for run in each:
         print_result(run_study(run, write=options.write), console)
@@ -134,3 +140,6 @@ def tables(
     """Write every table and plot of the page again from the stored rows; nothing is run."""
     for name in rewrite(page, rows):
         print(f"{name}: written into {page}")
+    if found := read_rows(rows / ROWS):
+        write_page(page, rows, found)
+        print(f"enrol: written into {page}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from pydantic import ConfigDict
 
@@ -101,6 +102,12 @@ class Study:
     def repeated(self) -> bool:
         """Whether its cells are repetitions of one run."""
         return any(cell.again for cell in self.cells)
+
+    @property
+    def missing(self) -> str:
+        """The manifest that it needs and that is not there: such a study is run by name alone."""
+        manifest = str(self.base.get("manifest", ""))
+        return "" if Path(manifest).exists() else manifest
 
     def chosen(self, size: StudySize, names: tuple[str, ...] = ()) -> tuple[StudyCell, ...]:
         """The cells of a size, or those with ``names``; :class:`ConfigError` lists the known ones."""

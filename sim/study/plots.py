@@ -37,7 +37,7 @@ def results_svg(result: StudyResult) -> str:
         axes.grid(axis="x")
         axes.set_axisbelow(True)
         axes.set_xlabel(f"{result.metric.upper()} in per cent with 95 % CI, lower is better; size {result.size}")
-        return _svg(figure, result.question)
+        return as_svg(figure, result.question)
 
 
 def influence_svg(result: StudyResult) -> str:
@@ -69,10 +69,11 @@ def influence_svg(result: StudyResult) -> str:
             f"{result.metric.upper()} in per cent", color=matplotlib.rcParams["axes.labelcolor"], fontsize=9
         )
         figure.legend(arms, loc="outside upper left", ncols=len(arms), frameon=False)
-        return _svg(figure, result.question)
+        return as_svg(figure, result.question)
 
 
-def _svg(figure: Figure, title: str) -> str:
+def as_svg(figure: Figure, title: str) -> str:
+    """A figure as text that is the same to the byte for the same rows."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Title": title, "Creator": None, "Date": None})
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"

@@ -59,7 +59,8 @@ def product_of(model: nn.Module, frozen: nn.Linear) -> torch.Tensor:
 
 @pytest.mark.parametrize("algorithm", [FedEx, Flora])
 def test_the_decoded_product_is_the_exact_mean_product(nano, pairs, algorithm) -> None:
-    pair, lost = algorithm().combine(*pairs)
+    start = LowRankPair(np.zeros((RANK, 64)), np.zeros((64, RANK)))
+    pair, lost = algorithm().combine(start, *pairs)
     config = GatedLoraConfig(r=RANK, lora_alpha=ALPHA, gate="none", target_modules=[MODULE])
     model = get_peft_model(nano.new_model(), config)
     tensors = {

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fl.adapters.config import GatedLoraConfig, target_pattern
 from fl.adapters.gates.table import GATES
 from fl.adapters.layer import fresh_adapter
-from fl.adapters.split import PRESETS, Split, make_split, role_of, tensor_kind
+from fl.adapters.split import PRESETS, Split, in_part, make_split, role_of, tensor_kind
 from fl.core.errors import ConfigError, SplitError
 from fl.settings.names import SITES, SPLITS
 
@@ -120,6 +120,28 @@ def test_a_split_with_two_roles_for_one_tensor_cannot_be_built():
         Split("mine", shared=("x.A", "x.B"), private=("x.A",))
     with pytest.raises(SplitError, match="two roles"):
         Split("mine", shared=("x.A",), private=(), fixed=("x.A",))
+
+
+@pytest.mark.parametrize(
+    ("part", "kinds", "half"),
+    [
+        ("all", KINDS, ""),
+        ("B", ["B"], ""),
+        ("A, B@decoder", ["A", "B"], ".decoder."),
+        ("gate", ["gate_weight", "gate_bias"], ""),
+        ("gate_bias@encoder", ["gate_bias"], ".encoder."),
+        ("all@decoder", KINDS, ".decoder."),
+    ],
+)
+def test_a_part_is_a_choice_of_kinds_and_of_modules(part, kinds, half):
+    wanted = [n for n in NAMES if n.rpartition("lora_")[2] in kinds and half in n]
+    assert list(filter(in_part(part), NAMES)) == wanted != []
+
+
+@pytest.mark.parametrize(("part", "at"), [("C", "'C'"), ("B,", "''"), ("B@(", r"'\(' is not a regular expression")])
+def test_a_part_that_cannot_be_says_what_is_allowed(part, at):
+    with pytest.raises(ConfigError, match=f"part .*{at}"):
+        in_part(part)
 
 
 @pytest.mark.parametrize(

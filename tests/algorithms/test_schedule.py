@@ -146,6 +146,13 @@ def test_fine_tuning_goes_on_at_the_rate_at_which_training_ended(name: str) -> N
     assert plan.learning_rate == pytest.approx(0.5 if name == "constant" else 0.5 * 0.1)
 
 
+def test_fine_tuning_has_a_part_a_rate_and_a_shrinkage_of_its_own() -> None:
+    tuned = {"finetune-part": "B", "finetune-learning-rate": 4e-4, "finetune-shrinkage": 0.5}
+    plan = schedule_of("global+finetune", **tuned).plan(1)
+    assert (plan.part, plan.learning_rate, plan.private_learning_rate, plan.shrinkage) == ("B", 4e-4, 4e-4, 0.5)
+    assert schedule_of("global", **tuned) == schedule_of("global")
+
+
 def test_what_is_set_for_training_reaches_every_plan() -> None:
     values = {"batch-size": 3, "train.clipping-norm": 0.5, "train.weight-decay": 0.125}
     for arm in ARMS:

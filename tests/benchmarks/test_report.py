@@ -4,7 +4,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks._report import BenchmarkRow, machine, matrix_rate, spread, write_row
+import pytest
+
+from benchmarks._report import BenchmarkRow, exponent, machine, matrix_rate, spread, write_row
 
 
 def test_a_figure_that_should_be_large_is_met_from_its_target_upwards(make_row: Callable[..., BenchmarkRow]) -> None:
@@ -21,6 +23,11 @@ def test_a_figure_that_should_be_small_is_met_from_its_target_downwards(make_row
 
 def test_spread_is_median_and_range() -> None:
     assert spread([3.0, 1.0, 8.0]) == {"median": 3.0, "min": 1.0, "max": 8.0, "repeats": 3}
+
+
+def test_the_exponent_is_that_of_a_power_whatever_its_factor() -> None:
+    for power in (0.0, 1.0, 1.5):
+        assert exponent({size: 3.0 * size**power for size in (10, 100, 100_000)}) == pytest.approx(power)
 
 
 def test_a_row_on_disk_says_whether_its_target_was_met(tmp_path: Path, make_row: Callable[..., BenchmarkRow]) -> None:

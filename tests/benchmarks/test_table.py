@@ -3,12 +3,15 @@
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from benchmarks.__main__ import Script
 from benchmarks._report import BenchmarkRow, write_row
+from benchmarks.growth import tables_of
 from benchmarks.table import (
     END,
     FIGURES,
@@ -44,6 +47,25 @@ def test_a_figure_under_its_target_is_missed(make_row: Callable[..., BenchmarkRo
 def test_the_projects_target_holds_and_not_the_one_in_the_file(make_row: Callable[..., BenchmarkRow]) -> None:
     (line,) = make_lines({"speed": make_row(ratio=6.0, target=5.0)}, [SPEED])
     assert (line.state, line.target) == ("missed", "at least 12x")
+
+
+def test_a_machine_with_amx_is_held_against_its_own_target(make_row: Callable[..., BenchmarkRow]) -> None:
+    figure = replace(SPEED, amx=20.0)
+    with_tiles, without = (make_row(ratio=15.0, conditions={"machine": {"amx": amx}}) for amx in (True, False))
+    assert [
+        (line.state, line.target) for row in (with_tiles, without) for line in make_lines({"speed": row}, [figure])
+    ] == [
+        ("missed", "at least 20x"),
+        ("met", "at least 12x"),
+    ]
+    (line,) = make_lines({}, [figure])  # not measured: which machine it will be is not known
+    assert line.target == "at least 12x; with AMX 20x"
+
+
+def test_the_script_of_every_figure_is_there() -> None:
+    for figure in FIGURES:
+        path = Script(figure.script).path
+        assert path.is_file(), f"{figure.name}: no {path}"
 
 
 def test_an_upper_bound_is_met_from_below(make_row: Callable[..., BenchmarkRow]) -> None:
@@ -87,6 +109,14 @@ def test_the_projects_figures_have_names_of_their_own() -> None:
 
 def test_results_in_the_repository_are_rows() -> None:
     assert "local_step" in read_rows()
+
+
+def test_a_table_of_growth_has_a_figure_for_each_size(make_row: Callable[..., BenchmarkRow]) -> None:
+    by_devices = {"10": {"median": 1.5}, "1000": {"median": 2.25}}
+    row = make_row("growth_devices_seconds", unit="s", ratio=0.088, conditions={"by_devices": by_devices})
+    (table,) = tables_of([make_row(), row])
+    assert table.title == "Devices, seconds (s); exponent 0.09"
+    assert (table.heads, table.rows) == (("devices", "10", "1000"), (("figure", "1.5", "2.25"),))
 
 
 def test_markdown_has_one_row_for_each_line_and_escapes_bars(make_row: Callable[..., BenchmarkRow]) -> None:

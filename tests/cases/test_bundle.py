@@ -15,7 +15,7 @@ from flwr.cli.build import build
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("clients", "fl", "strategies")
-READ_IN_A_RUN = ["fl/data/synthetic/pairs/es-en.toml", "fl/data/synthetic/pairs/ko-en.toml"]
+READ_IN_A_RUN = [f"fl/data/synthetic/pairs/{pair}.toml" for pair in ("es-en", "ja-en", "ko-en")]
 MAX_BYTES = 3_000_000  # of the 10 MB that Flower takes; it compresses nothing
 SECRET = "minji says what nobody else should read"
 LITTER = (
@@ -87,5 +87,5 @@ print(*(sys.modules[name].__file__ for name in ("clients.app", "strategies.app",
     run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     found, files = run.stdout.splitlines()
-    assert found == "es-en ko-en ServerApp ClientApp False"
+    assert found == "es-en ja-en ko-en ServerApp ClientApp False"
     assert all(Path(file).is_relative_to(tmp_path) for file in files.split())

@@ -15,6 +15,10 @@ def test_a_particle_is_its_own_mixed_token():
     assert mixed_tokens("이번 bug는 我想 camp") == ["이", "번", "bug", "는", "我", "想", "camp"]
 
 
+def test_japanese_without_spaces_is_told_apart_from_the_english_in_it():
+    assert mixed_tokens("昨日bugをcheckした") == ["昨", "日", "bug", "を", "check", "し", "た"]
+
+
 def test_the_three_jamo_forms_take_a_cluster_apart_differently():
     assert jamo("값", "nfd") == ["\u1100", "\u1161", "\u11b9"]
     assert jamo("값", "compat") == ["ㄱ", "ㅏ", "ㅄ"]

@@ -214,6 +214,7 @@ def test_an_unknown_word_is_refused_by_naming_the_known_ones(row, value):
         ({"device-ranks": "2", "split": "fedsa"}, ["device-ranks", "split = 'fedsa'", "split = 'gates'"]),
         ({"device-ranks": "2", "split": "all-shared"}, ["device-ranks", "'self'", "gate = 'none'"]),
         ({"device-ranks": "2", "gated-arms": "all"}, ["device-ranks", "gated-arms = 'personalized'"]),
+        ({"finetune-part": "C"}, ["finetune-part", "'C'", "A, B, gate"]),
         ({"arms": "neutral"}, ["'neutral'", "'personalized'"]),
         ({"arms": "global+finetune,personalized"}, ["'global+finetune'", "'global'"]),
     ],

@@ -39,7 +39,7 @@ def test_the_rows_for_a_script_say_what_each_shares_can_and_takes(run: CliRunner
 
 def test_what_an_algorithm_composes_with_follows_from_what_it_can() -> None:
     assert composes(ALGORITHMS["fedavg"].can) == (
-        "edge sums, noise and secure sums, codecs, server optimizers, cohorts, different ranks"
+        "edge sums, noise and secure sums, codecs, server optimizers, different ranks"
     )
-    assert composes(ALGORITHMS["krum"].can) == "codecs, server optimizers, cohorts"
-    assert composes(ALGORITHMS["scaffold"].can) == "edge sums, server optimizers, cohorts"
+    assert composes(ALGORITHMS["krum"].can) == "codecs, server optimizers"
+    assert composes(ALGORITHMS["scaffold"].can) == "edge sums, server optimizers"

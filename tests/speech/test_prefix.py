@@ -159,6 +159,7 @@ def test_states_are_those_of_the_encoder_rounded_to_half_precision(
 def test_activations_beyond_half_precision_are_kept_in_full(tmp_path: Path, features: np.ndarray) -> None:
     class Loud:
         fingerprint = "loud"
+        dtype = torch.float32
 
         def states_of(self, length: int) -> int:
             return (length + 1) // 2
@@ -172,9 +173,10 @@ def test_activations_beyond_half_precision_are_kept_in_full(tmp_path: Path, feat
     assert (warm == 1e5).all()
 
 
-def test_the_key_is_the_features_the_base_and_the_layer(nano: Any, features: np.ndarray) -> None:
+def test_the_key_is_the_features_the_base_with_its_precision_and_the_layer(nano: Any, features: np.ndarray) -> None:
     class Other:
         fingerprint = "whisper:other"
+        dtype = torch.float32
 
         def prefix_states(self, features: np.ndarray, layers: int) -> np.ndarray:
             raise AssertionError
@@ -187,8 +189,9 @@ def test_the_key_is_the_features_the_base_and_the_layer(nano: Any, features: np.
         PrefixCache.key(nano, changed, 2),
         PrefixCache.key(nano, features[:, :-2], 2),
         PrefixCache.key(Other(), features, 2),
+        PrefixCache.key(nano.to(torch.bfloat16), features, 2),
     }
-    assert len(keys) == 5
+    assert len(keys) == 6
     assert PrefixCache.key(nano, features.copy(), 2) in keys
 
 

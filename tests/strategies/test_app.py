@@ -541,10 +541,17 @@ def test_arms_that_share_other_tensors_have_nothing_in_common(tmp_path: Path, ma
     assert ("personalized", 1) in grid.trained
 
 
-def test_every_device_trains_its_gates_in_the_last_phase_whether_it_was_sampled_or_not(
-    tmp_path: Path, make_run: MakeRun, rows_of: Rows
+@pytest.mark.parametrize(
+    ("arm", "values", "trained"),
+    [
+        ("personalized", {}, {1: 1, 2: 1, 3: 3}),
+        ("global+finetune", {"arms": "global,global+finetune", "finetune_part": "B@decoder"}, {1: 3}),
+    ],
+)
+def test_every_device_trains_what_is_its_own_in_the_last_phase_whether_it_was_sampled_or_not(
+    tmp_path: Path, make_run: MakeRun, rows_of: Rows, arm: str, values: dict[str, Any], trained: dict[int, int]
 ) -> None:
-    folder = run_server(SerialGrid(client_app), make_run(tmp_path / "run", sample=1.0 / 3, evaluate_every=0), 1)
-    trained = Counter(row["round"] for row in rows_of(folder) if row["steps"])
-    assert trained == {1: 1, 2: 1, 3: 3}
-    assert len(list((folder / "devices" / "personalized").glob("*/state-000003*"))) == 3
+    config = make_run(tmp_path / "run", sample=1.0 / 3, evaluate_every=0, **values)
+    folder = run_server(SerialGrid(client_app), config, 1)
+    assert Counter(row["round"] for row in rows_of(folder) if row["steps"] and row["arm"] == arm) == trained
+    assert len(list((folder / "devices").glob(f"*/*/state-{max(trained):06}*"))) == 3

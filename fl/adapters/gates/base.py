@@ -111,6 +111,10 @@ class AdapterPath(ABC):
         """Whether a gate multiplies the value at a place."""
         return any(gate.multiplies == place for gate in self.gates)
 
+    def sees(self, place: str) -> bool:
+        """Whether a gate's factor depends on the value at a place."""
+        return any(gate.sees == place for gate in self.gates)
+
     def gated(self, place: str, value: Tensor) -> Tensor:
         """The value at a place after the gates that multiply it."""
         for gate in self.gates:

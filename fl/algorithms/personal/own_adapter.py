@@ -46,7 +46,10 @@ class OwnAdapter(Algorithm):
         return copied(shared)
 
     def build(self, shared: State, own: State) -> State:
-        """The adapter that decodes, the own one alone; differentiable with respect to the own tensors."""
+        """The adapter that decodes, the own one alone; differentiable with respect to the own tensors.
+
+        All tensors may have a leading dimension of K people.
+        """
         from fl.adapters.blend import alone
 
         return alone(shared, own)

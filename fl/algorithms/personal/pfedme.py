@@ -30,7 +30,7 @@ class PFedMe(OwnAdapter):
         "A and B, which follow the personal ones",
         "nothing; a device keeps an adapter",
     )
-    can = Capabilities(mean=True, low_rank=True, cohorts=False)
+    can = Capabilities(mean=True, low_rank=True)
     follows = True
     steps: int = setting(0, "steps on each batch; 0 takes 3", low=0, high=100_000)
     pull: float = setting(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fl.adapters.pairs import LowRankPair
-from fl.aggregation.pairs import mean_and_residual
+from fl.aggregation.pairs import mean_and_residual, plus
 from fl.algorithms.base import About, Capabilities
 from fl.algorithms.shared.products import PairAlgorithm
 
@@ -17,6 +17,9 @@ class FedEx(PairAlgorithm):
     about = About("Singhal et al. 2024", "2410.09432", "A and B", "mean(BA) - mean(B) mean(A)")
     can = Capabilities(sums=False, pairs=True, low_rank=True, ranks="best", optimizer=False)
 
-    def combine(self, pairs: Sequence[LowRankPair], weights: np.ndarray) -> tuple[LowRankPair, np.ndarray | None]:
+    def combine(
+        self, start: LowRankPair, moves: Sequence[LowRankPair], weights: np.ndarray
+    ) -> tuple[LowRankPair, np.ndarray | None]:
         """See :func:`fl.aggregation.pairs.mean_and_residual`."""
-        return mean_and_residual(pairs, weights)
+        mean, lost = mean_and_residual(moves, weights)
+        return plus(start, mean), lost

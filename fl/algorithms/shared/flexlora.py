@@ -15,6 +15,8 @@ class FlexLora(PairAlgorithm):
     name = "flexlora"
     about = About("Bai et al. 2024", "2402.11505", "A and B")
 
-    def combine(self, pairs: Sequence[LowRankPair], weights: np.ndarray) -> tuple[LowRankPair, np.ndarray | None]:
+    def combine(
+        self, start: LowRankPair, moves: Sequence[LowRankPair], weights: np.ndarray
+    ) -> tuple[LowRankPair, np.ndarray | None]:
         """The best pair of the mean product; what it lacks is lost."""
-        return best_pair(pairs, weights)[0], None
+        return best_pair(start, moves, weights)[0], None

@@ -20,7 +20,9 @@ class Flora(PairAlgorithm):
     about = About("Wang et al. 2024", "2409.05976", "A and B", "what the stack has beyond the devices' rank")
     can = Capabilities(sums=False, pairs=True, low_rank=True, ranks="best", optimizer=False)
 
-    def combine(self, pairs: Sequence[LowRankPair], weights: np.ndarray) -> tuple[LowRankPair, np.ndarray | None]:
+    def combine(
+        self, start: LowRankPair, moves: Sequence[LowRankPair], weights: np.ndarray
+    ) -> tuple[LowRankPair, np.ndarray | None]:
         """The best pair; the correction is what it lacks of the stack."""
-        best, product = best_pair(pairs, weights)
+        best, product = best_pair(start, moves, weights)
         return best, product - best.product()

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fl.adapters.pairs import LowRankPair, aligned, best_of, pair_names, truncated
-from fl.aggregation.mean import mean, pairs_of
-from fl.aggregation.pairs import many, means, shares, stacked
+from fl.aggregation.mean import mean, moves_of
+from fl.aggregation.pairs import many, mean_and_residual, plus, shares, stacked
 from fl.aggregation.updates import over_cores
 from fl.algorithms.base import Aggregator, Algorithm, Capabilities, Round
 from fl.core.errors import AggregationError
@@ -27,29 +27,31 @@ def to_float32(values: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(values, np.float32)
 
 
-def holders(pairs: Sequence[LowRankPair], weights: np.ndarray) -> np.ndarray:
+def holders(start: LowRankPair, moves: Sequence[LowRankPair], weights: np.ndarray) -> np.ndarray:
     """The share of the devices that have a coordinate, (rank,): less than 1 where some are of smaller rank, whose row of A is zero.
 
     1 for a coordinate that no device has. A device of smaller rank lacks the last ones (:mod:`fl.adapters.ranks`).
     """
-    if all(pair.a[-1].any() for pair in pairs):
-        return np.ones(pairs[0].rank)
-    share = weights @ np.array([pair.a.any(axis=1) for pair in pairs], np.float64)
+    if all((start.a[-1] + move.a[-1]).any() for move in moves):
+        return np.ones(start.rank)
+    share = weights @ np.array([(start.a + move.a).any(axis=1) for move in moves], np.float64)
     return np.where(share > 0, share, 1.0)
 
 
-def best_pair(pairs: Sequence[LowRankPair], weights: np.ndarray) -> tuple[LowRankPair, np.ndarray]:
+def best_pair(start: LowRankPair, moves: Sequence[LowRankPair], weights: np.ndarray) -> tuple[LowRankPair, np.ndarray]:
     """The best pair of the messages' rank for the mean of the devices' products, and that mean.
 
     The basis is the one closest to the mean of their A, so one device alone gets its own factors back. A coordinate counts the
     devices that have it alone: with the zeros of the others its row of A would shrink in every round, and B would grow for it.
     """
-    product, mean_pair = means(pairs, weights)
-    rank = pairs[0].rank
-    reference = mean_pair.a / holders(pairs, weights)[:, None]
-    best = best_of(product, rank) if many(pairs) else truncated(stacked(pairs, weights), rank)
+    mean, lost = mean_and_residual(moves, weights)
+    mean, rank = plus(start, mean), start.rank
+    product = lost + mean.product()
+    few = [] if many(moves) else [plus(start, move) for move in moves]
+    best = truncated(stacked(few, weights), rank) if few else best_of(product, rank)
+    reference = mean.a / holders(start, moves, weights)[:, None]
     if not best.b.any():  # products of zero say nothing about A
-        return LowRankPair(reference, np.zeros_like(mean_pair.b)), product
+        return LowRankPair(reference, np.zeros_like(mean.b)), product
     return aligned(best, reference), product
 
 
@@ -59,8 +61,13 @@ class PairAlgorithm(Algorithm):
     can = Capabilities(sums=False, pairs=True, low_rank=True, ranks="best")
 
     @abstractmethod
-    def combine(self, pairs: Sequence[LowRankPair], weights: np.ndarray) -> tuple[LowRankPair, np.ndarray | None]:
-        """The new pair of one layer from the devices' pairs and their shares, and what it lacks of mean(B A), if that is kept."""
+    def combine(
+        self, start: LowRankPair, moves: Sequence[LowRankPair], weights: np.ndarray
+    ) -> tuple[LowRankPair, np.ndarray | None]:
+        """The new pair of one layer, and what it lacks of mean(B A), if that is kept.
+
+        Devices began with ``start``, each added its own of ``moves``, and ``weights`` are their shares.
+        """
 
     def aggregator(self) -> Aggregator:
         """With the corrections of the last round as state."""
@@ -86,7 +93,8 @@ class PairAggregator(Aggregator):
         corrections: dict[str, np.ndarray] = {}
 
         def combined(layer: str) -> LowRankPair:
-            pair, lost = self.rule.combine(pairs_of(found.updates, found.start, layers[layer]), weights)
+            start = LowRankPair(*(found.start[name] for name in layers[layer]))
+            pair, lost = self.rule.combine(start, moves_of(found.updates, layers[layer]), weights)
             if lost is not None:
                 corrections[layer] = to_float32(lost)
             return pair

@@ -59,7 +59,7 @@ def encode_ctc(model: nn.Module, batch: PaddedBatch, stop: int | None = None) ->
 
 def _stem(inner: Any, waveforms: Tensor, samples: Sequence[int], lengths: Tensor) -> Tensor:
     """Convolutions, projection and positions: (batch, samples) to (batch, states, d_model), zero behind each row's end."""
-    hidden = waveforms[:, :, None]
+    hidden = waveforms[:, :, None].to(inner.dtype)
     for layer in inner.feature_extractor.conv_layers:
         conv, norm = layer.conv, getattr(layer, "layer_norm", None)
         hidden = strided_convolution(hidden, conv.weight, conv.bias, conv.stride[0])

@@ -105,19 +105,22 @@ class RowCache:
         self.lengths, self.count = [tokens] * rows, rows
         self._changed()
 
-    def join(self, own: KeysAndValues, speech: KeysAndValues, states: int) -> None:
-        """Add a row: for each layer keys and values of its prompt (heads, tokens, d) and of its speech (heads, states, d)."""
+    def join(self, own: KeysAndValues, speech: KeysAndValues, states: int, coming: int = 1) -> None:
+        """Add a row: for each layer keys and values of its prompt (heads, tokens, d) and of its speech (heads, states, d).
+
+        ``coming`` rows join one after the other, this one among them: a shelf that grows makes room for all of them at once.
+        """
         row, tokens = self.count, own[0][0].shape[1]
         self._reserve(row + 1, tokens + 1)
         width = shelf_width(states, self.most_states)
         if width not in self._shelves:
-            room = (ROWS_AT_A_TIME, self.heads, width, self.width)
+            room = (min(max(ROWS_AT_A_TIME, coming), self.capacity), self.heads, width, self.width)
             kept = [(self._like.new_zeros(room), self._like.new_zeros(room)) for _ in range(self.layers)]
             self._shelves[width] = _Shelf(kept)
         shelf = self._shelves[width]
         place = len(shelf.owners)
         if place == shelf.kept[0][0].shape[0]:
-            size = min(2 * place, self.capacity)
+            size = min(place + max(place, coming), self.capacity)
             shelf.kept = [(_grown(keys, 0, size), _grown(values, 0, size)) for keys, values in shelf.kept]
         for layer in range(self.layers):
             for which in (0, 1):

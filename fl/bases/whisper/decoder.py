@@ -65,7 +65,7 @@ class RowDecoder:
         hidden = hidden[torch.arange(len(prompts), device=self.device), last]
         parts = (cache.self_attention_cache.layers, cache.cross_attention_cache.layers)
         own, speech = ([(layer.keys, layer.values) for layer in layers] for layers in parts)
-        return Prompted(self._log_probs(hidden).index_fill(1, self._not_first, -torch.inf), lengths, own, speech)
+        return Prompted(self._log_probs(hidden).index_fill_(1, self._not_first, -torch.inf), lengths, own, speech)
 
     def next(self, tokens: Sequence[int]) -> Tensor:
         """Log-probabilities (rows, vocabulary) behind one more token in each row of the cache."""
@@ -88,7 +88,7 @@ class RowDecoder:
     def _log_probs(self, hidden: Tensor) -> Tensor:
         """(rows, vocabulary) from decoder states (rows, d_model); those of suppressed tokens are minus infinity."""
         logits = self.inner.proj_out(hidden).float()
-        return torch.log_softmax(logits, dim=-1).index_fill(1, self._never, -torch.inf)
+        return torch.log_softmax(logits, dim=-1).index_fill_(1, self._never, -torch.inf)
 
 
 def _attention(module: Any) -> Attention:

@@ -50,6 +50,7 @@ def encode(model: nn.Module, batch: PaddedBatch, stop: int | None = None) -> tup
 
 def _stem(encoder: WhisperEncoder, features: Tensor, real: Tensor | None) -> Tensor:
     """Both convolutions and the positions: (batch, mels, frames) to (batch, states, d_model)."""
+    features = features.to(encoder.conv1.weight.dtype)
     states = functional.gelu(encoder.conv1(features if real is None else features * real))
     if real is not None:
         states = states * real

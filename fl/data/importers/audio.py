@@ -27,6 +27,7 @@ from fl.speech.sound import Sound, open_sound
 Spoken = tuple[Utterance, Record, float]
 """An utterance of the manifest, the record it comes from, and its seconds."""
 
+PAUSE_SECONDS = 0.1  # between recordings of one utterance
 MAX_EMBEDDED_BYTES = 512 << 20
 _RAW = {"samplerate": SAMPLE_RATE, "channels": 1, "format": "RAW", "subtype": "PCM_16", "endian": "LITTLE"}
 
@@ -69,6 +70,14 @@ def _spoken(record: Record, sounds: Apart, out: Path | None, copy: bool, odd: di
         raise UnusableError(record.where, f"longer than {MAX_SECONDS:.0f} s")
     found, remarks = sounds.ask(place[0], "samples", place, start, end)
     samples = np.frombuffer(found, np.float32)
+    for part in map(str, record.then):
+        rest = MAX_SECONDS - len(samples) / SAMPLE_RATE
+        if float(sounds.one(part, "seconds", [part])) + PAUSE_SECONDS > rest:
+            raise UnusableError(record.where, f"longer than {MAX_SECONDS:.0f} s")
+        more, others = sounds.ask(part, "samples", [part], 0.0, rest)
+        pause = np.zeros(round(PAUSE_SECONDS * SAMPLE_RATE), np.float32)
+        samples = np.concatenate([samples, pause, np.frombuffer(more, np.float32)])
+        remarks += others
     if not np.isfinite(samples).all():
         raise UnusableError(record.where, "samples that are no finite numbers")
     if float(np.abs(samples).max(initial=0.0)) < SILENCE_PEAK:
@@ -78,9 +87,13 @@ def _spoken(record: Record, sounds: Apart, out: Path | None, copy: bool, odd: di
     for remark in remarks:
         odd.setdefault(remark, []).append(record.where)
     record = replace(record, end=None if record.end is None else end)
-    inside = isinstance(audio, Embedded)
+    inside = isinstance(audio, Embedded) or bool(record.then)  # no manifest can name it in place
     if out is None or not (copy or inside or _is_raw(audio) or file_of(audio).suffix.lower() in CONVERTED):
-        return _utterance(record, Path(_slug(record.id)) if inside else file_of(audio)), record, end - start
+        return (
+            _utterance(record, Path(_slug(record.id)) if inside else file_of(audio)),
+            record,
+            len(samples) / SAMPLE_RATE if record.then else end - start,
+        )
     path = out / "audio" / _slug(record.speaker or "") / f"{_slug(record.id)}.flac"
     save_audio(path, samples)
     return _utterance(replace(record, start=None, end=None), path), record, len(samples) / SAMPLE_RATE

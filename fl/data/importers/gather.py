@@ -168,17 +168,18 @@ def with_audio(records: Sequence[Record], roots: Sequence[Path], tally: ImportTa
 
     Whatever a corpus uses to lead elsewhere (a link, ``..``, an absolute path) comes by here.
     """
-    reasons = dict.fromkeys({file_of(record.audio) for record in records}, "")
+    reasons = dict.fromkeys((path for record in records for path in record.files), "")
     for path in reasons:
         if not path.is_file():
             reasons[path] = "missing audio"
         elif leads_out(path, roots):
             reasons[path] = "audio outside the corpus"
     for record in records:
-        if reason := reasons[path := file_of(record.audio)]:
+        for path in [path for path in record.files if reasons[path]][:1]:
+            reason = reasons[path]
             fault = f"no such audio file: {path}" if reason == "missing audio" else f"{path} leads out of {roots[0]}"
             tally.add(UnusableError(record.where, reason, f"{fault}; --audio DIR names a further folder"))
-    return [record for record in records if not reasons[file_of(record.audio)]]
+    return [record for record in records if not any(reasons[path] for path in record.files)]
 
 
 def fits(record: Record, seconds: float, check_text: CheckText | None, tally: ImportTally) -> bool:

@@ -42,7 +42,8 @@ def file_of(audio: AudioPlace) -> Path:
 class Record:
     """One utterance as the corpus has it. ``where`` is ``file:line``; ``start`` and ``end`` are seconds in ``audio``.
 
-    ``split`` is the corpus's own; ``loanwords`` are pairs (matrix spelling, latin spelling), as in a manifest.
+    ``split`` is the corpus's own; ``loanwords`` are pairs (matrix spelling, latin spelling), as in a manifest. ``then`` are
+    recordings that belong to the utterance too, each after a pause.
     """
 
     where: str
@@ -59,6 +60,12 @@ class Record:
     end: float | None = None
     loanwords: tuple[tuple[str, str], ...] = ()
     spans: tuple[tuple[str, str], ...] = ()
+    then: tuple[Path, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that must be there to hear it."""
+        return file_of(self.audio), *self.then
 
 
 class UnusableError(Exception):

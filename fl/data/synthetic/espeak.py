@@ -28,6 +28,7 @@ _AUDIO_OUTPUT_SYNCHRONOUS = 2
 _CHARS_UTF8 = 1
 _DONT_EXIT = 1 << 15
 _POSITION_CHARACTER = 1
+_IPA = 2
 _RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4
 _SEED = 1
 
@@ -93,6 +94,23 @@ class Espeak:
             raise AudioError(f"espeak-ng gave no sound for {text!r} in {language!r}")
         return np.concatenate(chunks).astype(np.float32) / np.float32(32768.0)
 
+    def phonemes(self, text: str, language: str) -> str:
+        """The phonemes of ``text`` in IPA with stress marks, clauses and most words apart by spaces.
+
+        Raises ConfigError for an unknown language, AudioError when the text has no phonemes.
+        """
+        with self._lock, self._loaded() as library:
+            if library.espeak_SetVoiceByName(language.encode()) != 0:
+                raise ConfigError(f"espeak-ng has no voice {language!r}")
+            left = ctypes.pointer(ctypes.c_char_p(text.encode()))
+            clauses = []
+            while left.contents.value:  # each call takes a clause and moves the pointer behind it
+                clauses.append((library.espeak_TextToPhonemes(left, _CHARS_UTF8, _IPA) or b"").decode())
+        found = " ".join(" ".join(clauses).split())
+        if not found:
+            raise AudioError(f"espeak-ng gave no phonemes for {text!r} in {language!r}")
+        return found
+
     @contextmanager
     def _loaded(self) -> Iterator[Any]:
         library = ctypes.CDLL(self._library_path)
@@ -121,7 +139,7 @@ class Espeak:
 
 
 def _declare(library: Any) -> None:
-    """Argument types of the six functions used, after ``speak_lib.h`` of espeak-ng 1.52."""
+    """Argument types of the functions used, after ``speak_lib.h`` of espeak-ng 1.52."""
     integer, text, address = ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p
     library.espeak_Initialize.argtypes = [integer, integer, text, integer]
     library.espeak_SetVoiceByName.argtypes = [text]
@@ -129,6 +147,8 @@ def _declare(library: Any) -> None:
     library.espeak_Synth.argtypes = [
         text, ctypes.c_size_t, ctypes.c_uint, integer, ctypes.c_uint, ctypes.c_uint, address, address,
     ]  # fmt: skip
+    library.espeak_TextToPhonemes.argtypes = [ctypes.POINTER(text), integer, integer]
+    library.espeak_TextToPhonemes.restype = text
     library.espeak_ng_SetRandSeed.argtypes = [ctypes.c_long]
 
 

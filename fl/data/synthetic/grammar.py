@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from itertools import product
 from random import Random
@@ -33,6 +33,19 @@ class Topic:
 
 
 @dataclass(frozen=True)
+class TraitWords:
+    """What the traits of people need of a pair: fillers; numbers (spelled, in digits) and where they stand ({}); words that
+    some write without a space before them; parts of which names, and terms, are made."""
+
+    fillers: tuple[str, ...] = ()
+    numbers: tuple[tuple[str, str], ...] = ()
+    number_frame: str = "{}"
+    joined: frozenset[str] = frozenset()
+    names: tuple[tuple[Phrase, ...], ...] = ()
+    jargon: tuple[tuple[Phrase, ...], ...] = ()
+
+
+@dataclass(frozen=True)
 class Pair:
     """A matrix language, an embedded one, and a grammar that mixes them."""
 
@@ -45,6 +58,9 @@ class Pair:
     endings: Mapping[str, tuple[str, ...]]
     rules: Mapping[str, tuple[str, ...]]
     topics: tuple[Topic, ...]
+    # not in the digest of populations without traits, nor in that of pairs without readings
+    traits: TraitWords = field(default=TraitWords(), repr=False)
+    readings: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def entries(self) -> Iterator[tuple[Kind, Phrase]]:
         """Every lexicon entry with its kind; an entry that several frames share comes once for each."""
@@ -85,18 +101,24 @@ class Sentence:
         """The sentence without its spelling: equal for two people who write the same words differently."""
         return " ".join("".join(part.text for part in word) for word in self.words).lower()
 
-    def write(self, pair: Pair, latin: Spelling) -> Written:
-        """Spell it: each loanword as ``latin`` decides."""
-        words, spans, loans = [], [], []
+    def write(self, pair: Pair, latin: Spelling, *, joining: bool = False) -> Written:
+        """Spell it: each loanword and number as ``latin`` decides; ``joining`` leaves the space before some words out."""
+        words: list[str] = []
+        spans, loans = [], []
         for word in self.words:
             runs: list[tuple[str, str]] = []  # 커피 + 를 is one: only real switches split a word
             for part in word:
                 use_latin = part.latin is not None and latin(part.text, part.latin)
                 text = part.latin if part.latin is not None and use_latin else part.text
-                _extend(runs, text, pair.embedded if use_latin or part.kind == "embedded" else pair.matrix)
+                foreign = part.kind == "embedded" or (use_latin and part.kind == "loan")
+                _extend(runs, text, pair.embedded if foreign else pair.matrix)
                 if part.latin is not None:
                     loans.append((part.text, part.latin))
-            words.append("".join(text for text, _ in runs))
+            text = "".join(text for text, _ in runs)
+            if joining and words and text in pair.traits.joined:
+                words[-1] += text
+            else:
+                words.append(text)
             spans += runs
         return Written(" ".join(words), tuple(spans), tuple(dict.fromkeys(loans)))
 
@@ -108,7 +130,13 @@ class Sentence:
             for index, part in enumerate(word):
                 language = pair.embedded_voice if part.kind == "embedded" else pair.matrix_voice
                 _extend(runs, part.text, language, gap="" if index else " ")
-        return runs
+        return [(_read(text, pair.readings), language) for text, language in runs] if pair.readings else runs
+
+
+def _read(text: str, readings: Mapping[str, str]) -> str:
+    """``text`` as it is read: the longest entries of ``readings`` replaced."""
+    longest_first = "|".join(map(re.escape, sorted(readings, key=len, reverse=True)))
+    return re.sub(longest_first, lambda found: readings[found[0]], text)
 
 
 def _extend(runs: list[tuple[str, str]], text: str, language: str, gap: str = "") -> None:

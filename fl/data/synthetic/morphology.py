@@ -11,13 +11,13 @@ from typing import Literal
 from fl.core.errors import ConfigError
 from fl.data.synthetic import korean, spanish
 
-Kind = Literal["matrix", "loan", "embedded"]
+Kind = Literal["matrix", "loan", "embedded", "number"]
 
 
 @dataclass(frozen=True)
 class Part:
     """A piece of a word in one language. ``text`` is the matrix-script spelling (of an embedded word: its own), which
-    is also what the voice reads; ``latin`` is the other spelling of a loanword."""
+    is also what the voice reads; ``latin`` is the other spelling of a loanword, or a number in digits."""
 
     text: str
     kind: Kind

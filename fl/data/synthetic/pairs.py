@@ -6,11 +6,12 @@ The syntax of entries and patterns is explained at the top of ``pairs/ko-en.toml
 import re
 import tomllib
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
 from fl.core.errors import ConfigError
-from fl.data.synthetic.grammar import LEVELS, Lexicon, Pair, Topic, check_grammar
+from fl.data.synthetic.grammar import LEVELS, Lexicon, Pair, Topic, TraitWords, check_grammar
 from fl.data.synthetic.morphology import Kind, Part, Phrase
 
 PAIRS_FOLDER = Path(__file__).parent / "pairs"
@@ -70,6 +71,25 @@ def _read(table: Mapping[str, Any]) -> Pair:
         endings={name: tuple(forms) for name, forms in table.get("endings", {}).items()},
         rules=rules,
         topics=tuple(topics),
+        traits=_traits(table.get("traits", {})),
+        readings=dict(
+            entry.replace("_", " ").split("~") for entry in table.get("readings", {}).get("words", "").split()
+        ),
+    )
+
+
+def _traits(table: Mapping[str, Any]) -> TraitWords:
+    if unknown := sorted(set(table) - {field.name for field in fields(TraitWords)}):
+        raise ConfigError(f"[traits] has an unknown entry {unknown[0]!r}")
+    return TraitWords(
+        fillers=tuple(filler.replace("_", " ") for filler in table.get("fillers", "").split()),
+        numbers=tuple(
+            (spelled, digits) for spelled, digits in (n.split("=") for n in table.get("numbers", "").split())
+        ),
+        number_frame=table.get("number_frame", "{}"),
+        joined=frozenset(table.get("joined", "").split()),
+        names=tuple(tuple(_entry("matrix", text) for text in part.split()) for part in table.get("names", ())),
+        jargon=tuple(tuple(_entry("embedded", text) for text in part.split()) for part in table.get("jargon", ())),
     )
 
 

@@ -5,7 +5,7 @@ import json
 import os
 from bisect import bisect
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -18,12 +18,15 @@ from fl.core.errors import ConfigError
 from fl.core.files import new_folder
 from fl.core.rng import derive_generator, derive_random
 from fl.data.manifest import Utterance, write_manifest
-from fl.data.synthetic.acoustics import Acoustics, join_segments, record
-from fl.data.synthetic.espeak import ESPEAK_SAMPLE_RATE, Espeak
+from fl.data.synthetic.acoustics import Acoustics, record
+from fl.data.synthetic.engines import ENGINES, Engine, Speech
 from fl.data.synthetic.grammar import Pair, Sentence, generate
+from fl.data.synthetic.kokoro import MODEL_SHA256
 from fl.data.synthetic.pairs import load_pair
+from fl.data.synthetic.phonology import Accent
+from fl.data.synthetic.traits import as_said, check_traits, degree_of, with_own_words
 from fl.data.synthetic.voices import DeviceProfile, draw_profiles
-from fl.speech.audio import SAMPLE_RATE, Waveform, save_audio
+from fl.speech.audio import save_audio
 
 GENERATOR_VERSION = 2
 """Raise it with every change that alters text or sound, so that no folder of an older generator is taken for a new one."""
@@ -48,39 +51,56 @@ def synthesize(
     new_people: int = 2,
     sentences: int = 60,
     seed: int = 0,
+    voices: str = "espeak",
+    matched: bool = False,
+    traits: str = "",
+    new_people_sentences: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Make a synthetic population in ``out_dir`` and return the path of its manifest.
 
-    ``devices`` people take part and ``new_people`` more never do; each says ``sentences`` sentences in 7 to 9 sessions.
+    ``devices`` people take part and ``new_people`` more never do; each says ``sentences`` sentences in 7 to 9 sessions, those
+    who never take part ``new_people_sentences`` if that is above 0.
     Beside the manifest lie 16-bit WAV files (16 kHz) and ``population.json`` with the settings and every person's
-    profile. The same arguments give the same bytes. The folder appears complete or not at all; if it is there already
-    from the same settings it is reused. ``progress(done, total)`` is called after each utterance.
+    profile. ``voices`` is an engine of :data:`fl.data.synthetic.engines.ENGINES`; ``matched`` makes pairs of people who sound
+    alike and write the opposite way; ``traits`` is a list such as ``"accent,numbers"`` of
+    :data:`fl.data.synthetic.traits.TRAITS`. The same arguments give the same bytes, with neural voices on the same processor.
+    The folder appears complete or not at all; if it is there already from the same settings it is reused.
+    ``progress(done, total)`` is called after each utterance.
 
-    Raises ConfigError for settings that are not allowed, a folder that holds something else, or a missing espeak-ng.
+    Raises ConfigError for settings that are not allowed, a folder that holds something else, or a missing engine.
     """
     out_dir = Path(out_dir)
-    limits = {"devices": (1, _MAX_PEOPLE), "new_people": (0, _MAX_PEOPLE), "sentences": (1, 100_000)}
-    settings = {"devices": devices, "new_people": new_people, "sentences": sentences, "seed": seed}
+    limits = {
+        "devices": (1, _MAX_PEOPLE),
+        "new_people": (0, _MAX_PEOPLE),
+        "sentences": (1, 100_000),
+        "new_people_sentences": (0, 100_000),
+    }
+    settings = _sizes(devices, new_people, sentences, seed, new_people_sentences)
     for key, (low, high) in limits.items():
-        if not low <= settings[key] <= high:
+        if not low <= settings.get(key, low) <= high:
             raise ConfigError(f"{key}={settings[key]} is not allowed: from {low} to {high}")
     grammar = load_pair(pair)
-    stamp = _stamp(grammar, settings)
+    chosen = check_traits(traits, grammar)
+    stamp = _stamp(grammar, settings, voices, matched, chosen)
     if _is_finished(out_dir, stamp):
         return out_dir / MANIFEST_NAME
-    profiles = draw_profiles(grammar, devices=devices, new_people=new_people, seed=seed)
+    profiles = draw_profiles(
+        grammar, devices=devices, new_people=new_people, seed=seed, voices=voices, matched=matched, traits=chosen
+    )
+    counts = [new_people_sentences * person.new_person or sentences for person in profiles]
     with new_folder(out_dir) as work:
         utterances = []
         with ThreadPoolExecutor(os.cpu_count()) as recorders:
-            said = _speak_all(work, grammar, profiles, sentences, seed, Espeak(), recorders)
+            said = _speak_all(work, grammar, zip(profiles, counts, strict=True), seed, ENGINES[voices](), recorders)
             for utterance, recorded in _a_few_ahead(said):
                 recorded.result()
                 utterances.append(utterance)
                 if progress is not None:
-                    progress(len(utterances), len(profiles) * sentences)
+                    progress(len(utterances), sum(counts))
         write_manifest(work / MANIFEST_NAME, utterances)
-        content = {"schema": 1, "settings": stamp, "people": [asdict(profile) for profile in profiles]}
+        content = {"schema": 1, "settings": stamp, "people": [_described(profile) for profile in profiles]}
         text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
         (work / POPULATION_NAME).write_text(text, encoding="utf-8")
         with suppress(OSError):
@@ -102,16 +122,61 @@ def new_people_of(manifest: str | Path) -> tuple[str, ...]:
         raise ConfigError(f"{path} is not a population file ({error}); make the population again") from error
 
 
-def _stamp(pair: Pair, settings: Mapping[str, int]) -> dict[str, Any]:
-    """What decides the bytes of a population."""
-    grammar = hashlib.sha256(repr(pair).encode()).hexdigest()
-    return {"generator": GENERATOR_VERSION, "pair": pair.id, "pair_sha256": grammar, **settings}
+def traits_of(manifest: str | Path) -> dict[str, dict[str, float]]:
+    """The degree of each trait of each person of the synthetic population of ``manifest``, by name, to split results by."""
+    people = json.loads((Path(manifest).parent / POPULATION_NAME).read_text(encoding="utf-8"))["people"]
+    return {person["name"]: person.get("traits", {}) for person in people}
 
 
-def population_digest(*, pair: str, devices: int, new_people: int, sentences: int, seed: int) -> str:
+def _sizes(devices: int, new_people: int, sentences: int, seed: int, new_people_sentences: int) -> dict[str, int]:
+    sizes = {"devices": devices, "new_people": new_people, "sentences": sentences, "seed": seed}
+    return sizes | ({"new_people_sentences": new_people_sentences} if new_people_sentences else {})
+
+
+def _described(profile: DeviceProfile) -> dict[str, Any]:
+    """The profile as plain values, without what only matched people and those with traits have."""
+    left_out = {"matched_to": "", "traits": {}}
+    return {key: value for key, value in asdict(profile).items() if key not in left_out or value != left_out[key]}
+
+
+def _stamp(
+    pair: Pair, settings: Mapping[str, int], voices: str, matched: bool, traits: tuple[str, ...]
+) -> dict[str, Any]:
+    """What decides the bytes of a population. What is as it always was is not named, so that folders keep their names."""
+    if voices not in ENGINES:
+        raise ConfigError(f"unknown voices {voices!r}; known: {', '.join(ENGINES)}")
+    if "accent" in traits and not ENGINES[voices].accents:
+        raise ConfigError(f"{voices} cannot speak with an accent: leave out the trait accent, or take voices=neural")
+    decides = repr(pair) + (repr(sorted(pair.readings.items())) if pair.readings else "")
+    grammar = hashlib.sha256(decides.encode()).hexdigest()
+    stamp: dict[str, Any] = {"generator": GENERATOR_VERSION, "pair": pair.id, "pair_sha256": grammar, **settings}
+    if voices != "espeak":
+        stamp |= {"voices": voices, "voice_model": MODEL_SHA256[:16], "voice_version": ENGINES[voices].version}
+    if matched:
+        stamp["matched"] = True
+    if traits:
+        words = replace(pair.traits, joined=frozenset())
+        told = repr((words, sorted(pair.traits.joined)))
+        stamp |= {"traits": list(traits), "trait_words_sha256": hashlib.sha256(told.encode()).hexdigest()}
+    return stamp
+
+
+def population_digest(
+    *,
+    pair: str,
+    devices: int,
+    new_people: int,
+    sentences: int,
+    seed: int,
+    voices: str = "espeak",
+    matched: bool = False,
+    traits: str = "",
+    new_people_sentences: int = 0,
+) -> str:
     """Eight hexadecimal digits of everything that decides a population's bytes: for the name of its folder in a cache."""
-    settings = {"devices": devices, "new_people": new_people, "sentences": sentences, "seed": seed}
-    stamp = _stamp(load_pair(pair), settings)
+    settings = _sizes(devices, new_people, sentences, seed, new_people_sentences)
+    grammar = load_pair(pair)
+    stamp = _stamp(grammar, settings, voices, matched, check_traits(traits, grammar))
     return hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -144,24 +209,26 @@ def _a_few_ahead(items: Iterator[Said]) -> Iterator[Said]:
 def _speak_all(
     folder: Path,
     pair: Pair,
-    profiles: tuple[DeviceProfile, ...],
-    sentences: int,
+    people: Iterable[tuple[DeviceProfile, int]],
     seed: int,
-    espeak: Espeak,
+    engine: Engine,
     recorders: ThreadPoolExecutor,
 ) -> Iterator[Said]:
-    """Each sentence, spoken in this thread (what is said depends on all that was), and its recording, in another one."""
+    """Each sentence, drawn in this thread (what is said depends on all that was), and its recording, in another one."""
     said: set[str] = set()
-    for profile in profiles:
+    places: dict[str, int] = {}
+    for profile, sentences in people:
+        place = places.setdefault(profile.likeness, len(places))
+        own = with_own_words(pair, profile.traits, place, seed)
         (folder / "audio" / profile.name).mkdir(parents=True)
         random = derive_random(seed, "sentences", profile.name)
         sessions = session_numbers(sentences, derive_random(seed, "sessions", profile.name))
         for index, session in enumerate(sessions):
-            sentence, speech = _draw_sentence(pair, profile, said, espeak, random)
+            sentence, speech = _draw_sentence(own, profile, said, engine, random, seed)
             said.add(sentence.key())
             path = folder / "audio" / profile.name / f"{index:03d}.wav"
             recorded = recorders.submit(_record, path, speech, profile, session, index, seed)
-            written = sentence.write(pair, profile.writes_latin)
+            written = sentence.write(pair, profile.writes_latin, joining=profile.joins_words)
             utterance = Utterance(
                 id=f"{profile.name}-{index:03d}",
                 audio=path,
@@ -184,21 +251,22 @@ def session_numbers(sentences: int, random: Random) -> list[int]:
 
 
 def _draw_sentence(
-    pair: Pair, profile: DeviceProfile, said: set[str], espeak: Espeak, random: Random
-) -> tuple[Sentence, Waveform]:
+    pair: Pair, profile: DeviceProfile, said: set[str], engine: Engine, random: Random, seed: int
+) -> tuple[Sentence, Speech]:
     """A sentence that nobody has said yet and that lasts SECONDS, with its sound; the best found after 60 tries."""
     level = profile.draw_level(random)
-    spare: tuple[tuple[bool, float], Sentence, Waveform] | None = None
+    spare: tuple[tuple[bool, float], Sentence, Speech] | None = None
+    degree = degree_of(profile.traits, "accent")
+    accent = Accent(pair.matrix, degree, profile.likeness) if degree else None
     for _ in range(_TRIES):
         topics = profile.draw_topics(pair, random)
         register = profile.register if random.random() < 0.9 else 1 - profile.register
         sentence = generate(pair, level=level, topic=random.choice(topics), register=register, random=random)
+        sentence = as_said(sentence, pair, profile.traits, profile.likeness, seed, random)
         if sentence.key() in said and spare is not None:
             continue
-        runs = [espeak.render(text, language, profile.voice) for text, language in sentence.segments(pair)]
-        speech = join_segments(runs, ESPEAK_SAMPLE_RATE)
-        seconds = len(speech) / SAMPLE_RATE
-        fault = (sentence.key() in said, max(SECONDS[0] - seconds, seconds - SECONDS[1], 0.0))
+        speech = engine.prepare(sentence.segments(pair), profile.voice, accent)
+        fault = (sentence.key() in said, max(SECONDS[0] - speech.seconds, speech.seconds - SECONDS[1], 0.0))
         if fault == (False, 0.0):
             return sentence, speech
         if spare is None or fault < spare[0]:
@@ -207,15 +275,15 @@ def _draw_sentence(
     return spare[1], spare[2]
 
 
-def _record(path: Path, speech: Waveform, profile: DeviceProfile, session: int, index: int, seed: int) -> None:
+def _record(path: Path, speech: Speech, profile: DeviceProfile, session: int, index: int, seed: int) -> None:
     """Save ``speech`` as it sounds through the room and microphone of the person; level, noise and distance are the session's."""
-    day = derive_random(seed, "session", profile.name, session)
+    day = derive_random(seed, "session", profile.likeness, session)
     acoustics: Acoustics = replace(
         profile.acoustics,
         snr_db=profile.acoustics.snr_db + day.uniform(-2.5, 2.5),
         direct_db=profile.acoustics.direct_db + day.uniform(-1.5, 1.5),
         gain_db=profile.acoustics.gain_db + day.uniform(-3.0, 3.0),
     )
-    room = derive_generator(seed, "room", profile.name)
+    room = derive_generator(seed, "room", profile.likeness)
     noise = derive_generator(seed, "noise", profile.name, index)
-    save_audio(path, record(speech, acoustics, room, noise))
+    save_audio(path, record(speech.render(), acoustics, room, noise))

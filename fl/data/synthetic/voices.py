@@ -1,14 +1,18 @@
 """Who the people of a synthetic population are: voice, room, topics and habits, drawn from a seed and a name."""
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from random import Random
 
+from fl.core.errors import ConfigError
 from fl.core.rng import derive_random
 from fl.data.synthetic.acoustics import Acoustics
+from fl.data.synthetic.engines import ENGINES
 from fl.data.synthetic.espeak import Voice
 from fl.data.synthetic.grammar import Pair
+from fl.data.synthetic.kokoro import NeuralVoice
+from fl.data.synthetic.traits import TRAITS, degree_of
 
 SPELLING_HABITS = (
     ("matrix", 0.03),
@@ -28,6 +32,7 @@ model could settle the spelling word by word: with topics drawn for each person,
 left 5 % of MER to a perfect ear (seed 101), when writing each loanword the other way would cost 28 %."""
 
 PREFERRED_TOPICS = 0.85  # share of the sentences that are about a person's own topics
+OPPOSITE = {"matrix": "latin", "latin": "matrix", "mixed": "mixed"}
 _LEVEL_WEIGHTS = {"word": 0.5, "phrase": 0.3, "sentence": 0.2}
 
 
@@ -35,11 +40,12 @@ _LEVEL_WEIGHTS = {"word": 0.5, "phrase": 0.3, "sentence": 0.2}
 class DeviceProfile:
     """Everything that is one person's own. ``switching_rate`` is the share of sentences with English in their sound;
     ``level_weights`` say how far a switch reaches; ``register`` is 0 casual, 1 polite; ``latin_share`` see
-    SPELLING_HABITS."""
+    SPELLING_HABITS. ``matched_to`` is the other one of a matched pair, who writes the other way: see :func:`draw_profiles`.
+    ``traits`` are the degrees of :data:`fl.data.synthetic.traits.TRAITS`."""
 
     name: str
     new_person: bool
-    voice: Voice
+    voice: Voice | NeuralVoice
     acoustics: Acoustics
     topics: tuple[str, ...]
     switching_rate: float
@@ -47,11 +53,26 @@ class DeviceProfile:
     register: int
     habit: str
     latin_share: float
+    matched_to: str = ""
+    traits: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def likeness(self) -> str:
+        """What everything but writing is drawn from: this person's name, or that of the one whom this person is matched to."""
+        return self.matched_to or self.name
 
     def writes_latin(self, matrix: str, latin: str) -> bool:
         """This person's habit, a ``Spelling``: the same answer for the same word, always, and it depends on nothing else."""
-        digest = hashlib.sha256(f"{self.name}\0{matrix}\0{latin}".encode()).digest()
-        return int.from_bytes(digest[:8], "little") / 2**64 < self.latin_share
+        if latin[0].isdigit():
+            return degree_of(self.traits, "numbers") > 0.5
+        digest = hashlib.sha256(f"{self.likeness}\0{matrix}\0{latin}".encode()).digest()
+        drawn = int.from_bytes(digest[:8], "little") / 2**64
+        return drawn >= 1 - self.latin_share if self.matched_to else drawn < self.latin_share
+
+    @property
+    def joins_words(self) -> bool:
+        """Whether this person leaves out the spaces that may be left out."""
+        return degree_of(self.traits, "spacing") > 0.5
 
     def draw_level(self, random: Random) -> str:
         """How far the next sentence switches: one of ``grammar.LEVELS``."""
@@ -65,12 +86,46 @@ class DeviceProfile:
         return self.topics if random.random() < PREFERRED_TOPICS else tuple(topic.name for topic in pair.topics)
 
 
-def draw_profiles(pair: Pair, *, devices: int, new_people: int, seed: int) -> tuple[DeviceProfile, ...]:
+def draw_profiles(
+    pair: Pair,
+    *,
+    devices: int,
+    new_people: int,
+    seed: int,
+    voices: str = "espeak",
+    matched: bool = False,
+    traits: Sequence[str] = (),
+) -> tuple[DeviceProfile, ...]:
     """Profiles of ``devices`` people named ``<pair>-00``... and ``new_people`` named ``<pair>-new-00``..., each with
-    another espeak variant as long as the pair has any left."""
+    another voice as long as the engine has any left.
+
+    With ``matched`` neighbours are a matched pair: the same voice, room, microphone, topics and degrees of what is heard,
+    and the opposite habit for every loanword and everything written. Nothing in the speech then tells how it is written.
+
+    Raises ConfigError for an odd number of people to match.
+    """
     names = [f"{pair.id}-{index:02d}" for index in range(devices)]
     names += [f"{pair.id}-new-{index:02d}" for index in range(new_people)]
-    return tuple(_draw(pair, index, name, index >= devices, seed) for index, name in enumerate(names))
+    if not matched:
+        return tuple(
+            _draw(pair, index, name, index >= devices, seed, voices, traits) for index, name in enumerate(names)
+        )
+    if devices % 2 or new_people % 2:
+        raise ConfigError(
+            f"devices={devices} and new_people={new_people}: matched people come in pairs; give even numbers, or matched=False"
+        )
+    people: list[DeviceProfile] = []
+    for couple, (name, other) in enumerate(zip(names[::2], names[1::2], strict=True)):
+        one = _draw(pair, couple, name, 2 * couple >= devices, seed, voices, traits)
+        people += one, _opposite(one, other)
+    return tuple(people)
+
+
+def _opposite(one: DeviceProfile, name: str) -> DeviceProfile:
+    """Somebody who sounds like ``one`` and writes the other way."""
+    traits = {key: 1 - degree if TRAITS[key].written else degree for key, degree in one.traits.items()}
+    share = 1 - one.latin_share
+    return replace(one, name=name, matched_to=one.name, habit=OPPOSITE[one.habit], latin_share=share, traits=traits)
 
 
 def _draw_topics(pair: Pair, couple: int, seed: int) -> tuple[str, ...]:
@@ -80,15 +135,12 @@ def _draw_topics(pair: Pair, couple: int, seed: int) -> tuple[str, ...]:
     return tuple(sorted(random.sample(topics, min(len(topics), random.choice((2, 3))))))
 
 
-def _draw(pair: Pair, index: int, name: str, new_person: bool, seed: int) -> DeviceProfile:
+def _draw(
+    pair: Pair, index: int, name: str, new_person: bool, seed: int, voices: str, traits: Sequence[str]
+) -> DeviceProfile:
     habit, latin_share = SPELLING_HABITS[index % len(SPELLING_HABITS)]
     random = derive_random(seed, "profile", name)
-    voice = Voice(
-        variant=pair.variants[index % len(pair.variants)],
-        rate=random.randint(172, 212),
-        pitch=random.randint(38, 62),
-        pitch_range=random.randint(30, 70),
-    )
+    voice = ENGINES[voices].draw_voice(pair.variants, index, random)
     acoustics = Acoustics(
         low_hz=round(random.uniform(60, 280)),
         high_hz=round(random.choice((3600, 5000, 6500, 7600)) * random.uniform(0.95, 1.03)),
@@ -111,4 +163,5 @@ def _draw(pair: Pair, index: int, name: str, new_person: bool, seed: int) -> Dev
         register=random.randrange(2),
         habit=habit,
         latin_share=latin_share,
+        traits={trait: TRAITS[trait].degree(derive_random(seed, "trait", trait, name)) for trait in traits},
     )

@@ -301,12 +301,13 @@ class BatchEngine:
             del job.features
             job.encoded = time.monotonic()
             job.search = BeamSearch(job.request.beams, limits[index], end)
-        for index in [*range(len(jobs)), *further]:
+        rows = [*range(len(jobs)), *further]
+        for coming, index in zip(range(len(rows), 0, -1), rows, strict=True):
             job, row = jobs[index], len(self._jobs)
             self._jobs.append((job, len(job.search.rows)))
             job.search.rows.append(row)
             self._next.append(0)
-            self._cache.join(*prompted.row(index), states[index])
+            self._cache.join(*prompted.row(index), states[index], coming)
         values = prompted.log_probs
         self._choose(torch.cat((values, values[further])) if further else values, first)
 
@@ -327,11 +328,14 @@ class BatchEngine:
         self._let_go([job for job in jobs if job.search.broken or job.search.done])
 
     def _let_go(self, jobs: Sequence[EngineJob]) -> None:
-        """Free the rows of jobs that are done, late, cancelled or broken, and say so to who waits."""
-        for job in jobs:
-            words = self._words(job)
-            for row in sorted(job.search.rows, reverse=True):
-                self._leave(row)
+        """Free the rows of jobs that are done, late, cancelled or broken, and say so to who waits.
+
+        From the last row on, so that no row that is to leave is moved into another's place before.
+        """
+        words_of = [self._words(job) for job in jobs]
+        for row in sorted((row for job in jobs for row in job.search.rows), reverse=True):
+            self._leave(row)
+        for job, words in zip(jobs, words_of, strict=True):
             if job.gone or job.request.late:
                 self._settle(job)
             elif job.search.broken:

@@ -81,6 +81,10 @@ def population_manifest(config: RunConfig, progress: Callable[[int, int], None] 
         "new_people": data.new_people,
         "sentences": data.synthetic.sentences,
         "seed": config.data_seed,
+        "voices": data.synthetic.voices,
+        "matched": data.synthetic.matched,
+        "traits": data.synthetic.traits,
+        "new_people_sentences": data.synthetic.new_people_sentences,
     }
     name = f"{data.synthetic.pair}-{data.devices}x{data.synthetic.sentences}-seed{config.data_seed}-{population_digest(**wanted)}"
     return synthesize(cache_root() / "populations" / name, **wanted, progress=progress)

@@ -4,9 +4,11 @@ The recognizer is any :class:`fl.bases.base.SpeechBase`: Whisper (log-mel featur
 CTC head (waveforms, CTC over symbols). Which one it is decides the base alone.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from copy import copy
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +18,13 @@ from torch import Tensor, nn
 from fl.adapters.config import target_pattern
 from fl.algorithms.arms import EVERYONE
 from fl.bases.resolve import load_speech_base, name_with_tokens
-from fl.core.compute import choose_device, precision
+from fl.core.compute import DTYPES, FLOAT32, autocast, choose_device, choose_precision
 from fl.core.errors import ConfigError
 from fl.core.paths import cache_root
 from fl.core.rng import derive_generator
 from fl.data.manifest import Utterance
 from fl.data.partition import DeviceData
+from fl.methods.table import METHODS
 from fl.metrics import Counts, corpus_matrix_language, score_utterance
 from fl.settings.config import RunConfig
 from fl.settings.names import OWN_MANIFEST
@@ -42,11 +45,20 @@ VARIED = "varied"  # in the details of an augmented example: no cache holds its 
 
 
 class SpeechTask(NamedDevices):
-    """See :class:`fl.tasks.task.Task`. Examples hold an utterance; features are computed once and cached on disk."""
+    """See :class:`fl.tasks.task.Task`. Examples hold an utterance; features are computed once and cached on disk.
+
+    ``inputs`` are the utterance, its features and, once they are computed for a phase in which the encoder is as it is, its states.
+    """
+
+    prompt = ""  # see prompted
 
     def __init__(self, config: RunConfig) -> None:
         self.base_name = name_with_tokens(config.base.name, config.base.tokens)
-        base = load_speech_base(self.base_name)
+        self.compute = choose_device(config.base.compute)
+        self.precision = choose_precision(config.base.precision, self.compute)
+        # Weights that are trained themselves are float32, and only their products are not; frozen ones are stored as they are used.
+        self._trained = not METHODS[config.adapter.method].sized
+        base = load_speech_base(self.base_name, dtype=DTYPES[FLOAT32 if self._trained else self.precision])
         self.window: Window = "full" if config.base.window == "full" else "trimmed"
         full = self.window == "full"
         self.population = population_of(
@@ -61,7 +73,6 @@ class SpeechTask(NamedDevices):
             )
         held_out = {person.device_id for person in self.population.new_people}
         super().__init__({name: name in held_out for name in self._people})
-        self.compute = choose_device(config.base.compute)
         self.base = base.to(self.compute)
         self.fingerprint = self.base.fingerprint
         self.model = self.base.new_model()
@@ -86,6 +97,12 @@ class SpeechTask(NamedDevices):
         self._features = FeatureCache(cache_root() / "features")
         self._prefix = PrefixCache(cache_root() / "prefix")
         self.frozen_layers = frozen_layers(self.base, self.targets)
+
+    def prompted(self, text: str) -> Self:
+        """This task with ``text`` before every recording that it transcribes, as Whisper's previous text."""
+        other = copy(self)
+        other.prompt = text
+        return other
 
     def _language(self, config: RunConfig) -> str:
         """The language that the base is told: that of the setting, else of most words; "" for a base that is told none."""
@@ -152,15 +169,28 @@ class SpeechTask(NamedDevices):
         """A further recognizer of its own modules on the same frozen tensors."""
         return self.base.new_model()
 
+    def _computing(self) -> AbstractContextManager[object]:
+        return autocast(self.compute, self.precision if self._trained else FLOAT32)
+
     def loss(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
         """Mean loss in nats over the labelled tokens or symbols of the batch."""
-        with precision(self.compute):
+        with self._computing():
             return self.base.loss(model, self._labelled(model, examples))
 
     def losses(self, model: nn.Module, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
         """Summed loss in nats of each example (N,), and the number of its labelled tokens or symbols (N,)."""
-        with precision(self.compute):
+        with self._computing():
             return self.base.row_losses(model, self._labelled(model, examples))
+
+    def precomputed(self, model: nn.Module, examples: Sequence[Example], trained: Collection[str]) -> Sequence[Example]:
+        """With encoder states, where all that is trained lies behind the encoder."""
+        if any(name.startswith(f"{self.base.encoder}.") for name in trained):
+            return examples
+        with torch.no_grad(), self._computing():
+            states, _ = self.base.encode(model, self._labelled(model, examples))
+        lengths = [self.base.states_of(e.inputs[1].shape[1]) for e in examples]
+        rows = [row[:length].float().cpu().numpy() for row, length in zip(states, lengths, strict=True)]
+        return [replace(e, inputs=(*e.inputs[:2], row)) for e, row in zip(examples, rows, strict=True)]
 
     def _labelled(self, model: nn.Module, examples: Sequence[Example]) -> Any:
         """A batch for training."""
@@ -171,6 +201,9 @@ class SpeechTask(NamedDevices):
 
     def _from_prefix(self, model: nn.Module, batch: Any, examples: Sequence[Example]) -> Any:
         """``batch`` where the base computes, with what the encoder layers below the lowest adapter make of it (computed once)."""
+        if all(len(e.inputs) > 2 for e in examples):
+            every = frozen_layers(self.base, ())
+            return self.base.with_prefix(batch, [e.inputs[2] for e in examples], every).to(self.compute)
         layers = self.frozen_layers
         if (not layers and not self.base.caches_stem) or any(VARIED in e.details for e in examples):
             return batch.to(self.compute)
@@ -204,8 +237,10 @@ class SpeechTask(NamedDevices):
 
     def _generate(self, model: nn.Module, batch: Any, beams: int, heard: Sequence[int] | None = None) -> list[str]:
         known = [code for code in self.languages if code in self.base.languages]
-        with torch.inference_mode(), precision(self.compute):
-            return self.base.generate(model, batch, beams=beams, languages=known or None, heard=heard)
+        with torch.inference_mode(), self._computing():
+            return self.base.generate(
+                model, batch, beams=beams, languages=known or None, heard=heard, prompt=self.prompt
+            )
 
     def score(self, example: Example, prediction: str) -> Mapping[str, Counts]:
         """Error counts of one transcript, by metric."""

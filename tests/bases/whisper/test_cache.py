@@ -84,6 +84,17 @@ def test_rows_of_all_lengths_come_and_go() -> None:
         step(cache, people, 100 + seed)
 
 
+def test_rows_that_come_together_find_room_that_is_made_once() -> None:
+    cache = RowCache(SHAPE, 16, torch.zeros(1))
+    people = [person(seed, 4, 60) for seed in range(11)]
+    made = []
+    for coming, one in zip((3, 2, 1, 8, 7, 6, 5, 4, 3, 2, 1), people, strict=True):
+        cache.join(one.own, one.speech, one.states, coming)
+        made.append(cache._shelves[64].kept[0][0].shape[0])
+    assert made == [4] * 4 + [11] * 7
+    step(cache, people, 1)
+
+
 def test_what_a_damaged_row_left_does_not_reach_its_successor() -> None:
     """A masked entry has a weight of zero, and zero times infinity is not a number."""
     cache = RowCache(SHAPE, 4, torch.zeros(1))

@@ -4,22 +4,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from clients.training.cohort import Member, MemberResult, train_cohort
-from clients.training.single import train_locally
+from clients.training.single import draw_batches, step_kinds, train_locally
 from clients.worker import Worker
 from fl.adapters.config import GatedLoraConfig
 from fl.adapters.gates.table import GATES
+from fl.adapters.split import make_split
 from fl.adapters.stacked import Slot, StackedModel
 from fl.adapters.state import State, adapter_state, load_state
-from fl.algorithms.arms import trained_arm
 from fl.algorithms.plan import LocalPlan
 from fl.core.errors import AdapterError
-from fl.core.rng import derive_seed
-from fl.settings.config import make_config
+from fl.core.rng import derive_generator, derive_seed
 from fl.settings.names import SPLITS
 from fl.tasks.task import Example
 
@@ -125,10 +125,44 @@ def test_a_cohort_with_a_proximal_term_or_a_resting_factor_equals_its_devices_on
 def test_the_devices_of_a_cohort_rest_the_same_factor(regression):
     task = regression()
     first, *others = members_of(task)
-    with pytest.raises(AdapterError, match="train the same factors"):
+    with pytest.raises(AdapterError, match="train the same tensors"):
         train_cohort(
             host_of(task), task, task.split, [replace(first, plan=replace(first.plan, frozen="A")), *others], budget=1
         )
+
+
+PRIVATE = {"steps": 0, "private_steps": 6, "shrinkage": 2.0, "weight_decay": 0.1}
+OF_A_PERSON = {
+    **PRIVATE,
+    "steps": 6,
+    "private_steps": 0,
+    "gate_dropout": 0.0,
+}  # a whole adapter of one's own, as in fine-tuning
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "moving"),
+    [
+        ("gates", PRIVATE, ("gate_weight", "gate_bias")),
+        ("gates", {**PRIVATE, "part": "gate_bias"}, ("gate_bias",)),
+        ("all-private", {**OF_A_PERSON, "part": "B"}, ("B",)),
+        ("all-private", {**OF_A_PERSON, "part": "A,gate"}, ("A", "gate_weight", "gate_bias")),
+        ("all-private", {**OF_A_PERSON, "part": "B@second"}, ("second.B",)),
+    ],
+    ids=str,
+)
+def test_a_part_shrunk_to_where_it_began_trains_in_a_cohort_as_one_by_one(regression, preset, changes, moving):
+    """What does not train stays each device's own, bit for bit: here every device begins at an adapter of its own."""
+    task = regression(split_name=preset)
+    members = [
+        replace(m, state={n: (1 + 0.1 * i) * t for n, t in m.state.items()}, plan=replace(m.plan, **changes))
+        for i, m in enumerate(members_of(task))
+    ]
+    together = train_cohort(host_of(task), task, task.split, members, budget=BUDGET)
+    for one, (state, _), member in zip(together, one_by_one(task, members), members, strict=True):
+        assert close(one.state, state)
+        moved = {n for n in state if not torch.equal(one.state[n], member.state[n])}
+        assert moved == {n for n in state if n.replace("gated_lora_", "").endswith(moving)}
 
 
 def test_neither_order_nor_company_nor_memory_changes_a_device(regression):
@@ -204,39 +238,58 @@ def test_a_failing_computation_leaves_members_and_model_as_they_were(regression,
     assert torch.equal(host.model(torch.ones(1, 6, dtype=torch.float64)), output)
 
 
-def test_speakers_trained_together_equal_those_trained_alone(config, tmp_path: Path):
-    """Whisper, utterances of different length, rounds with trained gates: single precision, relative tolerance 1e-3."""
-    config = make_config(
-        {"local-steps": 3, "gate-dropout": 0.4, "learning-rate": 1e-3, "private-learning-rate": 1e-2}, config
-    )
+JOINT = LocalPlan(steps=3, batch_size=2, learning_rate=1e-3, private_learning_rate=1e-2, gate_dropout=0.4)
+PART = replace(JOINT, steps=0, private_steps=6, gate_dropout=0.0)
+
+
+@pytest.mark.parametrize(
+    ("preset", "plan", "once"),
+    [
+        ("gates", JOINT, False),
+        ("gates", PART, False),
+        ("gates", replace(PART, part="gate@decoder"), True),
+        ("all-private", replace(PART, part="B@decoder", weight_decay=0.1, shrinkage=2.0), True),
+        ("all-private", replace(PART, part="B"), False),
+    ],
+    ids=["all", "gates", "gates of the decoder", "B of the decoder", "B"],
+)
+def test_speakers_trained_together_equal_those_trained_alone(config, tmp_path: Path, preset, plan, once):
+    """Whisper, utterances of different length: single precision, relative tolerance 1e-3.
+
+    The speakers begin with adapters of their own, in the encoder too. Where only the decoder trains, each utterance of a speaker
+    goes through the encoder once, under that speaker's adapter.
+    """
     worker = Worker(config, tmp_path / "devices")
-    arm = trained_arm("personalized", config)
-    assert arm is not None
-    split, initial = worker.split(arm), worker.initial(arm.gate)
-    generator = torch.Generator().manual_seed(4)
-    start = {n: t + 0.02 * torch.randn(t.shape, generator=generator) for n, t in initial.items()}
-    plan = LocalPlan(steps=3, batch_size=2, learning_rate=1e-3, private_learning_rate=1e-2, gate_dropout=0.4)
-    ids = [d for d in worker.task.device_ids() if not worker.task.is_new(d)]
-    members = [
-        Member(d, Slot(config.adapter.rank, config.adapter.alpha / config.adapter.rank, arm.gate), start,
-               worker.task.device(d).train, plan, derive_seed(1, d)) for d in ids
-    ]  # fmt: skip
+    initial = worker.initial("self")
+    split = make_split(preset, initial)
+    slot = Slot(config.adapter.rank, config.adapter.alpha / config.adapter.rank, "self")
+    members = []
+    for i, device_id in enumerate(d for d in worker.task.device_ids() if not worker.task.is_new(d)):
+        generator = torch.Generator().manual_seed(i)
+        start = {n: t + 0.02 * torch.randn(t.shape, generator=generator) for n, t in initial.items()}
+        examples = worker.task.device(device_id).train
+        members.append(Member(device_id, slot, start, examples, plan, derive_seed(1, device_id)))
     host = StackedModel(worker.task.new_model(), worker.task.targets)
+    encoded: list[int] = []
+    host.model.model.encoder.layers[0].register_forward_hook(lambda *call: encoded.append(len(call[1][0])))
     together = train_cohort(host, worker.task, split, members, budget=BUDGET)
+    steps = plan.steps + plan.private_steps
+    drawn = [draw_batches(len(m.examples), 2, steps, step_generator(m)) for m in members]
+    assert sum(encoded) == sum(len({j for b in batches for j in b}) if once else 2 * steps for batches in drawn)
     for one, member in zip(together, members, strict=True):
-        name = worker.slot(arm.gate)
-        load_state(worker.adapted, start, name)
-        result = train_locally(
-            worker.adapted,
-            worker.active(arm.gate).parameters,
-            split,
-            worker.task,
-            member.examples,
-            plan,
-            seed=member.seed,
-        )
+        name = worker.slot("self")
+        load_state(worker.adapted, member.state, name)
+        parameters = worker.active("self").parameters
+        result = train_locally(worker.adapted, parameters, split, worker.task, member.examples, plan, seed=member.seed)
         alone = adapter_state(worker.adapted, name)
-        moved = nn.utils.parameters_to_vector([alone[n] - start[n] for n in alone])
+        moved = nn.utils.parameters_to_vector([alone[n] - member.state[n] for n in alone])
         difference = nn.utils.parameters_to_vector([alone[n] - one.state[n] for n in alone])
         assert difference.norm() < 1e-3 * moved.norm()
         assert one.result.loss == pytest.approx(result.loss, rel=1e-5)
+
+
+def step_generator(member: Member) -> np.random.Generator:
+    """The generator of a member's batches, behind the draw of its kinds of steps."""
+    generator = derive_generator(member.seed, "local-steps")
+    step_kinds(member.plan, generator)
+    return generator

@@ -1,5 +1,7 @@
 """Evaluation: the same transcripts in whatever batches, and counts that add up."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -76,3 +78,23 @@ def test_examples_keep_their_order_whatever_their_length(examples: list[Example]
 
     shuffled = [examples[i] for i in np.random.default_rng(0).permutation(len(examples))]
     assert list(evaluate(None, Echo(), shuffled).predictions) == [e.key for e in shuffled]  # type: ignore[arg-type]
+
+
+def test_sentences_of_about_the_same_length_decode_in_one_batch(examples: list[Example]) -> None:
+    asked: list[list[int]] = []
+
+    class Echo:
+        def prediction_rows(self, examples: list[Example], *, adapted: bool) -> int:
+            return 32
+
+        def predict(self, model: object, batch: list[Example], *, adapted: bool, beams: int) -> list[str]:
+            asked.append([e.size for e in batch])
+            return [""] * len(batch)
+
+        def score(self, example: Example, prediction: str) -> dict[str, object]:
+            return {}
+
+    sentences, long = [256, 280, 290, 300, 306, 318, 330, 356, 360, 378], [1400] * 10  # frames: 2.6 to 3.8 s, and 14 s
+    sized = [replace(examples[0], size=size) for size in (*sentences, *long)]
+    evaluate(None, Echo(), sized)  # type: ignore[arg-type]
+    assert asked == [sentences, long]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from clients.training.second import train_own
+from clients.training.second import Own, train_own
 from fl.adapters.blend import MIXING, own
 from fl.adapters.state import adapter_state
 from fl.algorithms.plan import LocalPlan
@@ -60,8 +60,8 @@ def trained(blend, plan, shared: float, **personal: float):
     own_part = {n if n == MIXING else own(n): torch.tensor([x], dtype=torch.float64) for n, x in personal.items()}
     start = {"a": torch.tensor([shared], dtype=torch.float64)}
     examples = [Example("e", None, "", 1, {})]
-    after, moved, result = train_own(model, model, blend, start, own_part, Line(), examples, plan, seed=1)
-    return {name: float(t) for name, t in after.items()}, float(moved["a"]), result
+    done = train_own(model, model, blend, Line(), Own(start, own_part, examples, plan, seed=1))
+    return {name: float(t) for name, t in done.personal.items()}, float(done.shared["a"]), done.result
 
 
 def test_ditto_steps_on_its_own_loss_and_towards_the_shared_adapter():
@@ -130,9 +130,10 @@ def test_training_through_the_blend_lowers_the_loss_and_moves_nothing_shared(reg
     )
     before = {n: t.clone() for n, t in shared.items()}
     for _ in range(2):
-        personal, moved, result = train_own(task.model, live, blend, shared, personal, task, examples, plan, seed=3)
-        losses.append(result.loss)
-        assert all(torch.equal(moved[n], before[n]) for n in before)
+        done = train_own(task.model, live, blend, task, Own(shared, personal, examples, plan, seed=3))
+        personal = done.personal
+        losses.append(done.result.loss)
+        assert all(torch.equal(done.shared[n], before[n]) for n in before)
     assert losses[1] < 0.8 * losses[0]
     assert {n for n, t in personal.items() if torch.equal(t, blend.start(shared, 9)[n])} == set()
     assert all(torch.equal(t, task.start[n]) for n, t in adapter_state(task.model).items())
@@ -150,12 +151,12 @@ def test_a_device_without_examples_and_one_that_diverges_say_so(regression):
     task = regression(gate="none", split_name="all-shared")
     blend = make_algorithm(RunConfig(), "ditto").second
     personal = blend.start(task.start, 1)
-    arguments = (task.model, task.parameters, blend, task.start, personal, task)
+    arguments = (task.model, task.parameters, blend, task)
     with pytest.raises(AdapterError, match="no training examples"):
-        train_own(*arguments, [], PLAN, seed=1)
+        train_own(*arguments, Own(task.start, personal, [], PLAN, seed=1))
     task.loss_of = lambda found, wanted: (found - wanted).sum() * torch.inf
     with pytest.raises(AdapterError, match="diverged"):
-        train_own(*arguments, task.examples(2), PLAN, seed=1)
+        train_own(*arguments, Own(task.start, personal, task.examples(2), PLAN, seed=1))
 
 
 def test_what_the_settings_ask_of_each_method():

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from clients.training import together
-from clients.training.phase import one_by_one, train_device
+from clients.training.phase import job_arm, one_by_one, train_device
+from clients.training.second import fresh_own
 from clients.training.together import train_together
 from clients.updates.reply import DeviceFailure, DeviceResult
 from clients.worker import Worker
@@ -79,6 +80,44 @@ def test_two_rounds_in_cohorts_equal_two_rounds_one_by_one(workers, arm):
         assert any(bool(t.abs().sum() > 0) for t in kept[0].values())
 
 
+@pytest.mark.parametrize("method", ["ditto", "apfl", "pfedme", "feddpa", "interpolation"])
+def test_second_adapters_train_in_cohorts_as_one_by_one(config, tmp_path, caplog, method):
+    """Single precision, relative to the way that they went: 1e-3 after each of two rounds that begin at the same tensors."""
+    settings = {**SETTINGS, "algorithm": method, "local-steps": 4, "weight-decay": 0.1}
+    chosen = make_config(settings, config)
+    fast, slow = (Worker(chosen, tmp_path / name) for name in ("together", "alone"))
+    incoming = dict(fast.initial("none"))
+    for round_index in (1, 2):
+        job = job_of(fast, round_index=round_index)
+        quick = by_device(train_together(fast, job, job.devices, incoming))
+        reference = by_device(one_by_one(train_device)(slow, job, job.devices, incoming))
+        for device_id, expected in reference.items():
+            found = quick[device_id]
+            assert off(found.shared, expected.shared, incoming) < 1e-3
+            assert found.numbers["loss"] == pytest.approx(expected.numbers["loss"], rel=1e-4)
+            for name in ("examples", "steps", "bytes-up", "bytes-down"):
+                assert found.numbers[name] == expected.numbers[name]
+            second = job_arm(fast, job).personal.second
+            begun = fresh_own(fast, second, incoming)
+            kept = [
+                w.store.load("personalized-own", device_id, {n: tuple(t.shape) for n, t in begun.items()}, before=9)
+                for w in (fast, slow)
+            ]
+            assert off(*kept, begun) < 1e-3
+            slow.store.save("personalized-own", device_id, round_index, kept[0])
+        incoming = dict(quick[job.devices[0]].shared)
+    assert "trained one by one" not in caplog.text
+
+
+def off(one: dict, other: dict, start: dict) -> float:
+    """How far apart two adapters are, relative to the way from where they began."""
+    assert one.keys() == other.keys() == start.keys()
+    flat = torch.nn.utils.parameters_to_vector
+    moved = flat([other[n] - start[n] for n in one]).norm()
+    assert moved > 0
+    return float(flat([one[n] - other[n] for n in one]).norm() / moved)
+
+
 def test_a_cohort_that_fails_as_a_whole_is_trained_one_by_one(workers, monkeypatch):
     fast, slow = workers
     job = job_of(fast)
@@ -124,7 +163,7 @@ def test_who_is_beside_whom_does_not_depend_on_who_fails(workers, monkeypatch):
         together, "train_cohort", lambda *a, **k: beside.append([m.device_id for m in a[3]]) or train(*a, **k)
     )
     job = job_of(fast)
-    first, second, _ = job.devices
+    first, second, third = job.devices
 
     def damaged(arm, device_id, *arguments, **named):
         if device_id == first:
@@ -134,7 +173,7 @@ def test_who_is_beside_whom_does_not_depend_on_who_fails(workers, monkeypatch):
     list(train_together(fast, job, job.devices, {}))
     monkeypatch.setattr(fast, "assembled", damaged)
     list(train_together(fast, job, job.devices, {}))
-    assert beside == [[first, second], [second]]  # the third is alone both times
+    assert beside == [[first, second], [third], [second], [third]]
 
 
 def test_an_arm_that_only_evaluates_is_refused(workers):

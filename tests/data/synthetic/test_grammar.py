@@ -138,8 +138,8 @@ def test_two_hundred_sentences_are_two_hundred_different_ones(pair):
 
 
 def test_an_unknown_pair_lists_the_known_ones():
-    assert known_pairs() == ["es-en", "ko-en"]
-    with pytest.raises(ConfigError, match="'xx-en' not found; known: es-en, ko-en"):
+    assert known_pairs() == ["es-en", "ja-en", "ko-en"]
+    with pytest.raises(ConfigError, match="'xx-en' not found; known: es-en, ja-en, ko-en"):
         load_pair("xx-en")
 
 

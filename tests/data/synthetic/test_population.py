@@ -16,7 +16,7 @@ from fl.core.rng import derive_random
 from fl.data.manifest import read_manifest
 from fl.data.partition import split_population
 from fl.data.synthetic import load_pair, new_people_of, population, synthesize, voices
-from fl.data.synthetic.espeak import Espeak
+from fl.data.synthetic.engines import EspeakEngine
 from fl.data.synthetic.grammar import generate
 from fl.data.synthetic.population import session_numbers
 from fl.data.synthetic.voices import draw_profiles
@@ -72,8 +72,8 @@ def test_no_text_is_said_twice_in_either_spelling(tiny):
 def test_a_sentence_that_somebody_said_is_drawn_again(settings):
     pair = load_pair(settings["pair"])
     (person,) = draw_profiles(pair, devices=1, new_people=0, seed=0)
-    first, _ = population._draw_sentence(pair, person, set(), Espeak(), random.Random(4))
-    second, _ = population._draw_sentence(pair, person, {first.key()}, Espeak(), random.Random(4))
+    first, _ = population._draw_sentence(pair, person, set(), EspeakEngine(), random.Random(4), 0)
+    second, _ = population._draw_sentence(pair, person, {first.key()}, EspeakEngine(), random.Random(4), 0)
     assert second.key() != first.key()
 
 

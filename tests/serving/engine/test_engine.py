@@ -103,6 +103,22 @@ def test_rows_join_and_leave_between_steps(engine, finish, same, mixed, seed: in
         same(transcript, request)
 
 
+def test_rows_that_end_together_leave_without_moving_into_each_others_places(
+    engine, finish, same, served, speech, monkeypatch
+) -> None:
+    wheel, moved = engine(rows=4), []
+    move = wheel._table.move
+    monkeypatch.setattr(
+        wheel._table, "move", lambda source, target: (moved.append((source, target)), move(source, target))
+    )
+    limits = (3, 9, 3, 3)
+    requests = [Request(speech(0.8, i), served(i), str(i), max_new_tokens=limit) for i, limit in enumerate(limits)]
+    for transcript, request in zip(finish(wheel, [wheel.submit(r) for r in requests]), requests, strict=True):
+        assert transcript.reason == "length"  # so that three end in one step
+        same(transcript, request)
+    assert moved == [(1, 0)]  # the one that goes on, once
+
+
 def test_nothing_of_a_request_is_left_when_it_is_done(engine, finish, mixed) -> None:
     wheel = engine(rows=4)
     finish(wheel, [wheel.submit(request) for request in mixed])

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from fl.core.errors import ConfigError
 from fl.serving.http.auth import TokenFile
 from fl.serving.http.server import Address
-from sim.cli.serve import choose_tokens, names_of, origins_of, serve, token
+from sim.cli.serve import choose_tokens, names_of, origins_of, serve
+from sim.cli.token import token
 
 
 def cli():

@@ -30,6 +30,15 @@ def test_a_cell_wins_over_the_study_and_the_study_over_the_size():
     assert plan.config(cell, FULL, 3, "").train.local_steps == 7
 
 
+def test_a_study_on_a_corpus_waits_for_its_manifest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert [plan.name for plan in STUDIES.values() if plan.missing] == ["real"]
+    manifest = tmp_path / STUDIES["real"].missing
+    manifest.parent.mkdir(parents=True)
+    manifest.touch()
+    assert not STUDIES["real"].missing
+
+
 def test_an_unknown_cell_lists_the_known_ones():
     with pytest.raises(ConfigError, match=r"no cell 'rank 3': known are rank 1, rank 2"):
         STUDIES["rank"].chosen(FULL, ("rank 3",))

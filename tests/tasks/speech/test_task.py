@@ -12,7 +12,9 @@ import torch
 from peft import get_peft_model
 
 from fl.adapters.config import GatedLoraConfig
+from fl.adapters.state import adapter_parameters, module_of
 from fl.algorithms.arms import EVERYONE
+from fl.bases.whisper.forward import unwrap
 from fl.core.errors import ConfigError
 from fl.data.manifest import read_manifest, write_manifest
 from fl.metrics import Counts
@@ -232,6 +234,33 @@ def test_the_loss_of_a_row_does_not_depend_on_its_neighbours(task: SpeechTask) -
     torch.testing.assert_close(sums, torch.cat([s for s, _ in alone]), rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(sums, turned.flip(0), rtol=1e-5, atol=1e-4)
     assert labels.tolist() == [int(n) for _, n in alone]
+
+
+@pytest.mark.parametrize("changes", [{}, {"sites": "decoder.self,decoder.cross"}], ids=["adapted", "frozen"])
+def test_encoder_states_are_computed_once_where_only_the_decoder_trains(
+    make_task: Callable[..., SpeechTask], changes: dict[str, Any]
+) -> None:
+    """The same loss and gradients as through the encoder, whether adapters that do not train sit in it or none."""
+    task = make_task(**changes)
+    config = GatedLoraConfig(r=2, lora_alpha=4.0, target_modules=task.targets, init_seed=1)
+    model = get_peft_model(task.new_model(), config)
+    generator = torch.Generator().manual_seed(1)
+    parameters = adapter_parameters(model)
+    for parameter in parameters.values():
+        parameter.data.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    decoder = {n: p for n, p in parameters.items() if "decoder" in n}
+    examples = [task.device(d).train[0] for d in ("ann", "bob")]
+    known = task.precomputed(model, examples, {module_of(n) for n in decoder})
+    slow = task.loss(model, examples)
+    for layer in unwrap(model).model.encoder.layers:
+        layer.register_forward_hook(lambda *_: pytest.fail("the encoder was asked again"))
+    fast = task.loss(model, known)
+    torch.testing.assert_close(fast, slow)
+    gradients = (torch.autograd.grad(loss, list(decoder.values()), retain_graph=True) for loss in (fast, slow))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    if len(decoder) < len(parameters):
+        assert task.precomputed(model, examples, {module_of(n) for n in parameters}) is examples
 
 
 def test_a_new_model_has_its_own_modules_on_the_same_tensors(task: SpeechTask) -> None:

@@ -1,0 +1,20 @@
+"""``idiolect token``: a bearer token for a server, made without loading what serves."""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from fl.serving.http.auth import add_token
+
+logger = logging.getLogger(__name__)
+
+
+def token(
+    name: Annotated[str, Argument(help="Whose token it is: a device or a person. It stands in the file, not in logs.")],
+    tokens: Annotated[Path, Option(help="Token file to add it to; made if it is not there.")] = Path("tokens.txt"),
+) -> None:
+    """Make a bearer token: it is printed once, and the file gets its hash."""
+    print(add_token(tokens, name))
+    logger.info("added %s to %s", name, tokens)

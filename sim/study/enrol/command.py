@@ -1,0 +1,127 @@
+"""``idiolect study enrol``: what held-out speakers gain from 1 to 40 sentences, by method. Also ``python -m sim.study.enrol``."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+from typer import Option
+
+from fl.core.errors import ConfigError
+from fl.core.files import PUBLIC, write_atomically
+from fl.settings.config import RunConfig, make_config
+from sim.cli.app import progress_bars
+from sim.cli.options import Json, wide_console, with_settings
+from sim.section import markdown_tables, print_tables, write_section
+from sim.study.enrol.contenders import CONTENDERS, NEUTRAL, Contender, searched, small
+from sim.study.enrol.rows import EnrolRow, append_rows, read_rows
+from sim.study.enrol.table import conditions, tables
+
+ROOT = Path("runs/studies/enrol")
+ROWS, SEARCH_ROWS, PLOT = "enrol.jsonl", "enrol-search.jsonl", "enrol.svg"
+SEEDS, SIZES = (1, 2, 3), (0, 1, 5, 10, 20, 40)
+SEARCH_SEEDS, SEARCH_SIZES = (100,), (0, 5, 20)  # people whom no result is about
+START, END = "<!-- study enrol: made by idiolect study enrol -->", "<!-- end of study enrol -->"
+FULL: dict[str, object] = {
+    "devices": 24,
+    "new-people": 12,
+    "new-people-sentences": 60,
+    "test-share": 0.2,
+    "new-people-tests": 100_000,
+    "arms": "global",
+}
+SMOKE: dict[str, object] = {
+    "base": "random:whisper-nano",
+    "devices": 3,
+    "new-people": 3,
+    "sentences": 12,
+    "new-people-sentences": 12,
+    "test-share": 0.3,
+    "rounds": 2,
+    "local-steps": 2,
+    "rank": 2,
+}
+SMOKE_SIZES = (0, 1, 3)
+console = wide_console(200)
+
+
+def _numbers(text: str, what: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdecimal() for part in parts):
+        raise ConfigError(f"{what} = {text!r}: give whole numbers with commas between")
+    return tuple(map(int, parts))
+
+
+def _chosen(names: str, every: Mapping[str, Contender]) -> dict[str, Contender]:
+    """The contenders that are named, with neutral, which all are compared with; all of them for an empty text."""
+    wanted = [name.strip() for name in names.split(";") if name.strip()]
+    unknown = [name for name in wanted if name not in every]
+    if unknown:
+        raise ConfigError(f"method {unknown[0]!r} is unknown: known are {'; '.join(every)}")
+    return {name: one for name, one in every.items() if not wanted or name in (NEUTRAL, *wanted)}
+
+
+def write_page(page: Path, store: Path, rows: Sequence[EnrolRow]) -> None:
+    """Replace the study's section of ``page``; rows and plot lie in ``store`` beside it."""
+    from sim.study.enrol.plot import curves_svg  # matplotlib
+
+    plot = store / PLOT
+    write_atomically(plot, curves_svg(rows).encode(), mode=PUBLIC)
+    image = (
+        f"![MER of held-out speakers by sentences]({plot.resolve().relative_to(page.resolve().parent).as_posix()})\n"
+    )
+    write_section(page, START, END, f"{image}\n{markdown_tables(tables(rows), conditions(rows))}")
+
+
+@with_settings
+def enrol(
+    config: RunConfig,
+    seeds: Annotated[
+        str, Option(help="Seeds of populations and runs, with commas between; searched on 100.")
+    ] = "1,2,3",
+    sizes: Annotated[str, Option(help="Numbers of sentences, 0,1,5,10,20,40 and 0,5,20 for a search.")] = "",
+    methods: Annotated[str, Option(help="Names of methods with ';' between; all by default.")] = "",
+    search: Annotated[
+        bool, Option("--search", help="Rates and pulls instead, on people whom no result is about.")
+    ] = False,
+    smoke: Annotated[
+        bool, Option("--smoke", help="A minute on tiny bases: shows that it runs, not what it finds.")
+    ] = False,
+    runs: Annotated[Path, Option(help="Where rows and shared parts are kept; what is there is not made again.")] = ROOT,
+    write: Annotated[
+        Path | None, Option(help="Markdown page whose section is to be replaced; rows go beside it.")
+    ] = None,
+    as_json: Json = False,
+    start: Any = FULL,
+) -> None:
+    """What a person who took no part in training gains from a few sentences: every method of enrolment, tuned alike.
+
+    The shared part is that of the arm global, trained once for each seed. A study that was stopped goes on where it stopped.
+    """
+    from sim.study.enrol.run import EnrolStudy  # torch
+
+    asked = _numbers(sizes, "sizes") or (SEARCH_SIZES if search else SIZES)
+    chosen = _numbers(seeds, "seeds") or (SEARCH_SEEDS if search else SEEDS)
+    contenders = _chosen(methods, searched() if search else CONTENDERS)
+    if smoke:
+        if write is not None:
+            raise ConfigError("--smoke shows only that the study runs: leave --write out")
+        config, asked, chosen, runs = make_config(SMOKE, config), SMOKE_SIZES, chosen[:1], runs / "smoke"
+        contenders = {name: small(one) for name, one in contenders.items()}
+    path, digests = runs / (SEARCH_ROWS if search else ROWS), set()
+    with progress_bars(as_json) as show:
+        for seed in chosen:
+            study = EnrolStudy(config.changed({"seed": seed}), runs, path, show)
+            study.run(contenders, asked)
+            digests |= {study.digest(one) for one in contenders.values()}
+    rows = [row for row in read_rows(path) if row.digest in digests]
+    if write is not None:
+        store = write.parent / "studies"
+        append_rows(store / ROWS, rows)
+        rows = read_rows(store / ROWS)
+        write_page(write, store, rows)
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows], ensure_ascii=False))
+    else:
+        print_tables(tables(rows), conditions(rows), console)

@@ -1,0 +1,111 @@
+"""What the study compares: each a way to make use of a person's own sentences."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from clients.training.enrol import EnrolMethod
+
+NEUTRAL = "neutral"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One row of the tables.
+
+    ``method`` trains a private part (None: nothing is trained), with ``prior`` under what the participants' own enrolments at that rate
+    tell: a Gaussian, or so many ``directions`` in which they differ.
+    ``prompted`` puts the person's transcripts in front as Whisper's previous text, ``respelled`` writes loanwords in the output as
+    the person's transcripts do. ``episodes`` starts from a shared part that was made to be adapted by this method.
+    """
+
+    method: EnrolMethod | None = None
+    prior: float = 0.0
+    directions: int = 0
+    prompted: bool = False
+    respelled: bool = False
+    episodes: bool = False
+
+
+B = EnrolMethod("B", rate=2e-4)
+DECODER_B = EnrolMethod("B@decoder", rate=4e-4)
+GATES = EnrolMethod("gate", rate=3e-3, gate="self")
+ONLY = 1e9  # a pull that leaves nothing beside the directions
+DIRECTIONS = 16
+
+CONTENDERS: Mapping[str, Contender] = {
+    NEUTRAL: Contender(),
+    "spelling table": Contender(respelled=True),
+    "prompt": Contender(prompted=True),
+    "gates": Contender(GATES),
+    "gate biases (LHUC)": Contender(EnrolMethod("gate_bias", rate=0.05, gate="self")),
+    "A and B": Contender(EnrolMethod("A,B", rate=1.5e-4)),
+    "A": Contender(EnrolMethod("A", rate=4e-4)),
+    "B": Contender(B),
+    "B of the decoder": Contender(DECODER_B),
+    "B of the encoder": Contender(EnrolMethod("B@encoder", rate=4e-4)),
+    "LoRA beside": Contender(EnrolMethod("A,B", rate=1e-3, beside=4)),
+    "B, pulled": Contender(replace(B, rate=4e-4, shrinkage=20.0)),
+    "B, learned prior": Contender(replace(B, rate=4e-4, shrinkage=20.0), prior=2e-4),
+    "gates, learned prior": Contender(replace(GATES, shrinkage=2.0), prior=3e-3),
+    "B, eigenvoices": Contender(replace(B, rate=1e-3, shrinkage=ONLY), prior=2e-4, directions=DIRECTIONS),
+    "B, drawn to eigenvoices": Contender(replace(B, rate=4e-4, shrinkage=250.0), prior=2e-4, directions=DIRECTIONS),
+    "B of the decoder, learned prior": Contender(replace(DECODER_B, shrinkage=20.0), prior=4e-4),
+    "B of the decoder, eigenvoices": Contender(
+        replace(DECODER_B, rate=1e-3, shrinkage=ONLY), prior=4e-4, directions=DIRECTIONS
+    ),
+    "B of the decoder, drawn to eigenvoices": Contender(
+        replace(DECODER_B, shrinkage=250.0), prior=4e-4, directions=DIRECTIONS
+    ),
+    "B, made to be adapted": Contender(B, episodes=True),
+    "B of the decoder, made to be adapted": Contender(DECODER_B, episodes=True),
+    "B and prompt": Contender(B, prompted=True),
+}
+"""Rates before a search. Sources: LHUC, Swietojanski and Renals 2016; Reptile, arXiv 1803.02999; eigenvoices, Kuhn et al. 2000."""
+
+RATES: Mapping[str, tuple[float, ...]] = {
+    "gates": (1e-3, 3e-3, 1e-2),
+    "gate biases (LHUC)": (0.02, 0.05, 0.1, 0.2),
+    "A and B": (7e-5, 1.5e-4, 3e-4),
+    "A": (1e-4, 2e-4, 4e-4, 8e-4),
+    "B": (1e-4, 2e-4, 4e-4),
+    "B of the decoder": (2e-4, 4e-4, 8e-4),
+    "B of the encoder": (2e-4, 4e-4, 8e-4),
+    "LoRA beside": (3e-4, 1e-3, 3e-3),
+    "B, pulled": (2e-4, 4e-4),
+    "B, learned prior": (2e-4, 4e-4),
+    "gates, learned prior": (3e-3, 1e-2),
+    "B, eigenvoices": (4e-4, 1e-3, 3e-3),
+    "B, drawn to eigenvoices": (2e-4, 4e-4),
+    "B of the decoder, learned prior": (4e-4, 8e-4),
+    "B of the decoder, eigenvoices": (4e-4, 1e-3, 3e-3),
+    "B of the decoder, drawn to eigenvoices": (4e-4, 8e-4),
+    "B, made to be adapted": (1e-4, 2e-4, 4e-4),
+    "B of the decoder, made to be adapted": (2e-4, 4e-4, 8e-4),
+}
+PULLS: Mapping[str, tuple[float, ...]] = {
+    "B, pulled": (20.0, 100.0),
+    "B, learned prior": (20.0, 100.0),
+    "gates, learned prior": (2.0, 10.0),
+    "B, drawn to eigenvoices": (50.0, 250.0),
+    "B of the decoder, learned prior": (20.0, 100.0),
+    "B of the decoder, drawn to eigenvoices": (50.0, 250.0),
+}
+
+
+def searched() -> dict[str, Contender]:
+    """Every rate and pull of each trained contender, and neutral to compare them with."""
+    found = {NEUTRAL: CONTENDERS[NEUTRAL]}
+    for name, rates in RATES.items():
+        contender = CONTENDERS[name]
+        assert contender.method is not None
+        for rate in rates:
+            for pull in PULLS.get(name, (contender.method.shrinkage,)):
+                told = f"{name} at {rate:g}" + (f", pull {pull:g}" if pull else "")
+                found[told] = replace(contender, method=replace(contender.method, rate=rate, shrinkage=pull))
+    return found
+
+
+def small(contender: Contender) -> Contender:
+    """The contender with so few steps that it only shows that it runs."""
+    method = contender.method
+    return replace(contender, method=method and replace(method, grid=(0, 2, 4), steps=2, folds=2))

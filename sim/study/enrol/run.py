@@ -1,0 +1,271 @@
+"""Enrol every held-out speaker by every method with 1 to 40 sentences, and keep a row of each."""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clients.training.cohort import activation_bytes
+from clients.training.enrol import Enrolment, EnrolMethod, Prior, Start, eigenvoices, enrol, learned_prior, predict
+from fl.adapters.stacked import StackedModel
+from fl.adapters.state import State
+from fl.core.errors import ConfigError
+from fl.core.machine import machine
+from fl.core.rng import derive_random, derive_seed
+from fl.data.manifest import Utterance
+from fl.data.partition import split_population
+from fl.data.synthetic.population import POPULATION_NAME
+from fl.metrics import Counts
+from fl.settings.config import RunConfig, flat
+from fl.tasks.speech.task import SpeechTask
+from fl.tasks.task import Example
+from sim.study.enrol.contenders import NEUTRAL, Contender
+from sim.study.enrol.rows import METRICS, EnrolRow, append_rows, read_rows
+from sim.study.enrol.shared import Progress, SharedTraining
+from sim.study.enrol.spelling import SpellingTable
+
+HELD_OUT_TESTS = 1 / 3  # of a held-out speaker's sentences; a participant's are those of data.test-share
+PRIOR_SENTENCES = 20  # of each participant, from which a prior is learned
+NOT_NUMBERS = ("output", "base.compute", "train.cohort")  # settings that decide where and how fast, not what
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A held-out speaker: sentences to enrol with, of which a smaller number is a beginning, and sentences to be tested on."""
+
+    name: str
+    enrolment: tuple[Example, ...]
+    test: tuple[Example, ...]
+    traits: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A held-out speaker with the first ``size`` sentences."""
+
+    person: HeldOut
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.person.name} with {self.size}"
+
+    @property
+    def own(self) -> tuple[Example, ...]:
+        """The sentences to enrol with."""
+        return self.person.enrolment[: self.size]
+
+
+def held_out_speakers(task: SpeechTask, config: RunConfig) -> list[HeldOut]:
+    """The held-out speakers of a task. No test sentence of anybody is anybody's to enrol with, and no session is both."""
+    names = [name for name in task.device_ids() if task.is_new(name)]
+    examples = {name: {e.inputs[0].id: e for e in task.device(name).test} for name in names}
+    utterances: list[Utterance] = [e.inputs[0] for of_one in examples.values() for e in of_one.values()]
+    if not names:
+        raise ConfigError("nobody is held out: give --new-people a number above 0")
+    seed = derive_seed(config.data_seed, "enrol")
+    divided = split_population(utterances, seed=seed, validation_share=0.0, test_share=HELD_OUT_TESTS)
+    traits = _traits(task.population.manifest.parent / POPULATION_NAME)
+    people = []
+    for person in divided.devices:
+        order = derive_random(seed, person.device_id).sample(person.train, len(person.train))
+        own = examples[person.device_id]
+        enrolment, test = (tuple(own[u.id] for u in part) for part in (order, person.test))
+        people.append(HeldOut(person.device_id, enrolment, test, traits.get(person.device_id, {})))
+    return people
+
+
+def _traits(path: Path) -> dict[str, dict[str, Any]]:
+    """By person what a synthetic population says of a habit and, in numbers, of traits; nothing of others."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        people = json.loads(path.read_text(encoding="utf-8"))["people"]
+        return {one["name"]: {"habit": one["habit"], **one.get("traits", {})} for one in people}
+    return {}
+
+
+@dataclass
+class EnrolStudy:
+    """The study of one seed. Shared parts lie in folders of ``root``; rows are appended to ``rows``."""
+
+    config: RunConfig
+    root: Path
+    rows: Path
+    progress: Progress = lambda what, done, total: None
+    _others: dict[EnrolMethod, list[Enrolment]] = field(default_factory=dict)
+
+    @cached_property
+    def task(self) -> SpeechTask:
+        """The task, loaded when something has to be computed."""
+        return SpeechTask(self.config)
+
+    @cached_property
+    def host(self) -> StackedModel:
+        """The base for the adapters of many people."""
+        return StackedModel(self.task.new_model(), self.task.targets)
+
+    @cached_property
+    def training(self) -> SharedTraining:
+        """What trains the shared part."""
+        return SharedTraining(self.config, self.task, self.host)
+
+    @cached_property
+    def people(self) -> list[HeldOut]:
+        """The held-out speakers."""
+        return held_out_speakers(self.task, self.config)
+
+    @cached_property
+    def shared(self) -> State:
+        """The shared part after the ordinary federation."""
+        folder = self.root / f"shared-seed{self.config.seed}-{self._settings_digest}"
+        return self.training.kept(folder, lambda: self.training.trained(self.progress))
+
+    @property
+    def budget(self) -> int:
+        """Bytes of activations of one computation."""
+        return activation_bytes(self.training.device)
+
+    @cached_property
+    def _settings_digest(self) -> str:
+        return _digest({k: v for k, v in flat(self.config).items() if k not in NOT_NUMBERS})
+
+    def digest(self, contender: Contender) -> str:
+        """What tells the rows of a contender under these settings from all others."""
+        return _digest([self._settings_digest, asdict(contender)])
+
+    def run(self, contenders: Mapping[str, Contender], sizes: Sequence[int]) -> None:
+        """Every contender with every number of sentences that has no rows yet; 0 sentences are neutral's."""
+        there = {
+            (row.method, row.sentences, row.digest) for row in read_rows(self.rows) if row.seed == self.config.seed
+        }
+        wanted = [(n, size) for size in sizes for n in contenders if (size == 0) == (n == NEUTRAL)]
+        pending = [(n, size) for n, size in wanted if (n, size, self.digest(contenders[n])) not in there]
+        methods = list(dict.fromkeys(name for name, _ in pending))
+        for done, name in enumerate(methods):
+            self.progress(f"seed {self.config.seed}: {name}", done, len(methods))
+            append_rows(self.rows, self.rows_of(name, contenders[name], [n for m, n in pending if m == name]))
+        self.progress(f"seed {self.config.seed}: enrolment", len(methods), len(methods))
+
+    def rows_of(self, name: str, contender: Contender, sizes: Sequence[int]) -> list[EnrolRow]:
+        """Enrol everybody by one contender with each of ``sizes`` sentences that they have, all in cohorts, and score the test
+        sentences."""
+        trials = [Trial(one, size) for size in sizes for one in self.people if len(one.enrolment) >= size and one.test]
+        began = time.perf_counter()
+        start = self._start(contender)
+        enrolled = {str(trial): trial.own for trial in trials if trial.own}
+        found = self._enrolled(contender, start, enrolled) if contender.method and enrolled else {}
+        nothing = Enrolment({n: start.state[n] for n in start.split.private}, 0, {}, 0.0)
+        each = [found.get(str(trial), nothing) for trial in trials]
+        private = [_rounded(one.private) if one.steps else one.private for one in each]
+        texts = self._transcripts(contender, start, private, trials)
+        seconds = (time.perf_counter() - began) / max(1, len(trials))
+        if contender.respelled:
+            texts = self._respelled(texts, trials)
+        return [
+            EnrolRow(
+                seed=self.config.seed,
+                person=trial.person.name,
+                method=name,
+                sentences=trial.size,
+                digest=self.digest(contender),
+                counts=self._counts(trial.person, of_one),
+                steps=enrolment.steps,
+                losses=enrolment.curve,
+                numbers=_numbers(contender, start) if found else 0,
+                bytes=self._bytes(contender, start, trial.own) if trial.own else 0,
+                seconds=round(enrolment.seconds or seconds, 3),
+                traits=trial.person.traits,
+                machine=_machine(),
+            )
+            for trial, of_one, enrolment in zip(trials, texts, each, strict=True)
+        ]
+
+    def _start(self, contender: Contender) -> Start:
+        method = contender.method or EnrolMethod("B", rate=0.0)  # which is not trained
+        state = self.shared
+        if contender.episodes:
+            folder = self.root / f"episodes-seed{self.config.seed}-{self.digest(contender)}"
+            shared = state
+            state = self.training.kept(folder, lambda: self.training.adapted(shared, method, self.progress))
+        return Start.of(self.training.adapter(state), method, seed=self.config.seed)
+
+    def _enrolled(
+        self, contender: Contender, start: Start, people: Mapping[str, Sequence[Example]]
+    ) -> dict[str, Enrolment]:
+        prior = self._prior(start, contender) if contender.prior else None
+        return enrol(self.host, self.task, start, people, seed=self.config.seed, budget=self.budget, prior=prior)
+
+    def _prior(self, start: Start, contender: Contender) -> Prior:
+        """What the participants' own enrolments without a prior tell."""
+        free = replace(start, method=replace(start.method, rate=contender.prior, shrinkage=0.0))
+        if free.method not in self._others:
+            known = {name: examples[:PRIOR_SENTENCES] for name, examples in self.training.people.items()}
+            found = enrol(self.host, self.task, free, known, seed=self.config.seed, budget=self.budget)
+            self._others[free.method] = list(found.values())
+        others = self._others[free.method]
+        return (
+            eigenvoices(start, others, contender.directions) if contender.directions else learned_prior(start, others)
+        )
+
+    def _transcripts(
+        self, contender: Contender, start: Start, private: Sequence[State], trials: Sequence[Trial]
+    ) -> list[list[str]]:
+        """What each trial's test sentences are transcribed as: those of all together, or with a prompt each trial's."""
+        if contender.prompted:
+            return [
+                predict(
+                    self.host,
+                    self.task.prompted(_prompt(trial.own)),
+                    start,
+                    [tensors],
+                    [(0, e) for e in trial.person.test],
+                )
+                for trial, tensors in zip(trials, private, strict=True)
+            ]
+        rows = [(place, example) for place, trial in enumerate(trials) for example in trial.person.test]
+        texts = iter(predict(self.host, self.task, start, private, rows))
+        return [[next(texts) for _ in trial.person.test] for trial in trials]
+
+    def _respelled(self, texts: Sequence[Sequence[str]], trials: Sequence[Trial]) -> list[list[str]]:
+        known = [example for examples in self.training.people.values() for example in examples]
+        tables = [SpellingTable.of(trial.own, known) for trial in trials]
+        return [[table.respell(text) for text in of_one] for table, of_one in zip(tables, texts, strict=True)]
+
+    def _counts(self, person: HeldOut, texts: Sequence[str]) -> dict[str, tuple[int, int]]:
+        scores = [self.task.score(example, text) for example, text in zip(person.test, texts, strict=True)]
+        totals = {metric: sum((one[metric] for one in scores), Counts()) for metric in METRICS}
+        return {metric: (total.errors, total.reference) for metric, total in totals.items()}
+
+    def _bytes(self, contender: Contender, start: Start, own: Sequence[Example]) -> int:
+        """Of what is kept of a person: private numbers at two bytes each, and transcripts where they are a prompt or a table."""
+        text = _prompt(own) if contender.prompted or contender.respelled else ""
+        return (2 * _numbers(contender, start) if contender.method else 0) + len(text.encode())
+
+
+def _numbers(contender: Contender, start: Start) -> int:
+    """Private numbers of a person: one for each direction where nothing beside them is left."""
+    only = contender.directions and start.method.rate * start.method.shrinkage >= 1
+    return contender.directions if only else start.numbers
+
+
+def _prompt(examples: Sequence[Example]) -> str:
+    return " ".join(example.target for example in examples)
+
+
+def _rounded(state: State) -> State:
+    """Private tensors as they are stored, in 16 bits."""
+    return {name: tensor.to(torch.float16).to(tensor.dtype) for name, tensor in state.items()}
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _machine() -> str:
+    """The GPU, or the processor where there is none."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else str(machine()["processor"])

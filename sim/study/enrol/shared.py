@@ -1,0 +1,137 @@
+"""The shared part that people are enrolled on: the arm ``global`` of a run, in this process, and made to be adapted."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from clients.training.cohort import Member, MemberResult, activation_bytes, train_cohort
+from clients.training.enrol import Adapter, EnrolMethod, Start
+from fl.adapters.files import AdapterInfo, load_adapter, save_adapter
+from fl.adapters.split import Split, make_split
+from fl.adapters.stacked import Slot, StackedModel
+from fl.adapters.state import State
+from fl.aggregation.updates import DeviceUpdate, moved
+from fl.algorithms.arms import trained_arm
+from fl.algorithms.base import Round
+from fl.algorithms.plan import LocalPlan
+from fl.algorithms.server_optimizers import ServerOptimizer
+from fl.core.errors import RunError
+from fl.core.rng import derive_random, derive_seed
+from fl.methods.lora import peft_config
+from fl.methods.recipes import fresh_state, make_recipe
+from fl.settings.config import RunConfig, cohort_size
+from fl.settings.names import NONE
+from fl.tasks.speech.task import SpeechTask
+from fl.tasks.task import Example
+
+Progress = Callable[[str, int, int], None]  # what is being done, done, total
+EPISODES, EPISODE_EXAMPLES, EPISODE_STEP = 12, 5, 0.5
+
+
+class SharedTraining:
+    """Federated training of a task's participants without messages: the numbers of ``idiolect run``."""
+
+    def __init__(self, config: RunConfig, task: SpeechTask, host: StackedModel) -> None:
+        self.config, self.task, self.host = config, task, host
+        self.device = next(host.model.parameters()).device
+        names = [name for name in task.device_ids() if not task.is_new(name)]
+        self.people = {name: task.device(name).train for name in names if task.device(name).train}
+        if not self.people:
+            raise RunError("nobody has a sentence to train on: give more sentences, or hold out fewer speakers")
+
+    def adapter(self, state: State) -> Adapter:
+        """``state`` as people start from it."""
+        recipe = make_recipe(self.config, self.task, "none")
+        return Adapter(Slot.of(peft_config(recipe)), state)
+
+    def trained(self, progress: Progress) -> State:
+        """The shared tensors after the last round of the arm ``global``."""
+        config = self.config
+        arm = trained_arm("global", config)
+        assert arm is not None
+        state = fresh_state(config, self.task, arm.gate)
+        split = make_split(arm.split, state)
+        aggregator, table = arm.aggregation.aggregator(), config.server_optimizer
+        optimizer = ServerOptimizer(table.name, table.rate, table.momentum) if table.name != NONE else None
+        for number in range(1, arm.schedule.rounds + 1):
+            progress("shared training", number - 1, arm.schedule.rounds)
+            plan = arm.schedule.plan(number)
+            for algorithm in arm.algorithms:
+                plan = algorithm.local(plan, number)
+            seeds = {name: derive_seed(config.seed, number, name, "train") for name in self.people}
+            start = {name: tensor.numpy() for name, tensor in state.items()}
+            updates = tuple(
+                DeviceUpdate(
+                    name,
+                    {n: t.numpy() - start[n] for n, t in one.state.items()},
+                    numbers={"examples": len(self.people[name])},
+                )
+                for name, one in self._locally(split, state, plan, self.people, seeds)
+            )
+            update = aggregator.aggregate(Round(number, start, updates, steps=plan.steps))
+            if optimizer is not None:
+                update = optimizer.step(update, aggregator.moving(sorted(update), number))
+            state = {name: torch.from_numpy(values) for name, values in moved(start, update).items()}
+        progress("shared training", arm.schedule.rounds, arm.schedule.rounds)
+        return state
+
+    def adapted(self, state: State, method: EnrolMethod, progress: Progress) -> State:
+        """``state`` after episodes of Reptile (Nichol et al. 2018, arXiv 1803.02999): in each, every participant enrols by ``method``
+        on a few sentences, and what the method trains goes a share of the mean way."""
+        start = Start.of(self.adapter(state), method, seed=self.config.seed)
+        plan = LocalPlan(
+            0,
+            method.batch_size,
+            method.rate,
+            method.rate,
+            private_steps=method.steps,  # the steps of an enrolment
+        )
+        for episode in range(EPISODES):
+            progress("episodes", episode, EPISODES)
+            drawn: dict[str, Sequence[Example]] = {}
+            for name, examples in self.people.items():
+                random = derive_random(self.config.seed, "episode", episode, name)
+                drawn[name] = random.sample(examples, min(EPISODE_EXAMPLES, len(examples)))
+            seeds = {name: derive_seed(self.config.seed, "episode", episode, name, "steps") for name in drawn}
+            found = [one.state for _, one in self._locally(start.split, state, plan, drawn, seeds)]
+            for name in start.split.private:
+                away = torch.stack([one[name] for one in found]).mean(0) - state[name]
+                state = {**state, name: state[name] + EPISODE_STEP * away}
+        progress("episodes", EPISODES, EPISODES)
+        return state
+
+    def _locally(
+        self,
+        split: Split,
+        state: State,
+        plan: LocalPlan,
+        people: Mapping[str, Sequence[Example]],
+        seeds: Mapping[str, int],
+    ) -> Iterator[tuple[str, MemberResult]]:
+        """Each person's tensors after ``plan``, in cohorts: of all on a GPU."""
+        slot, names = self.adapter(state).slot, list(people)
+        size = len(names) if self.device.type == "cuda" else cohort_size(self.config.train)
+        budget = activation_bytes(self.device)
+        for first in range(0, len(names), size):
+            chunk = names[first : first + size]
+            members = [Member(n, slot, state, self.task.varied(people[n], seeds[n]), plan, seeds[n]) for n in chunk]
+            for name, one in zip(chunk, train_cohort(self.host, self.task, split, members, budget=budget), strict=True):
+                if isinstance(one, Exception):
+                    raise one
+                yield name, one
+
+    def kept(self, folder: Path, make: Callable[[], State]) -> State:
+        """The tensors in the adapter's ``folder``; what ``make`` gives where there is none, which is written there."""
+        if folder.is_dir():
+            tensors, info = load_adapter(folder)
+            info.require_base(self.task.fingerprint)
+            return tensors
+        state = make()
+        config = peft_config(make_recipe(self.config, self.task, "none"))
+        save_adapter(
+            folder,
+            state,
+            AdapterInfo(self.task.base_name, self.task.fingerprint, "all-shared", config, **self.task.adapter_facts),
+        )
+        return state

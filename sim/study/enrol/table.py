@@ -1,0 +1,191 @@
+"""The study's tables and plot, made from its rows: intervals and tests resample people, of all seeds together."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+import numpy as np
+
+from fl.core.rng import derive_generator
+from fl.metrics.intervals import PairedDifference, paired_difference, rate_interval
+from sim.section import ReportTable
+from sim.study.enrol.contenders import NEUTRAL
+from sim.study.enrol.rows import EnrolRow, pooled, rows_of
+
+FLIPS = 9999  # random sign flips of a test
+LEVEL = 0.05
+Person = tuple[int, str]  # and the seed
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One method with so many sentences against the shared adapter alone, over the same people.
+
+    ``p`` is of a paired test by sign flips over people, ``significant`` after Holm's correction over the methods of a table.
+    """
+
+    method: str
+    rows: tuple[EnrolRow, ...]
+    against: PairedDifference
+    p: float
+    harmed: float
+    significant: bool = False
+
+    def rate(self, metric: str) -> float:
+        """The pooled error rate."""
+        errors, reference = pooled(self.rows, metric)
+        return sum(errors) / max(1, sum(reference))
+
+    @property
+    def worst_tenth(self) -> float:
+        """The pooled MER of the tenth of the people with the highest, one at least."""
+        order = sorted(self.rows, key=lambda row: row.counts["mer"][0] / max(1, row.counts["mer"][1]))
+        worst = order[-math.ceil(len(order) / 10) :]
+        errors, reference = pooled(worst, "mer")
+        return sum(errors) / max(1, sum(reference))
+
+
+def sign_flip_p(differences: Sequence[int], *, seed: int = 0) -> float:
+    """Two-sided p of paired ``differences`` under random sign flips: how often a sum is as far from zero as theirs."""
+    values = np.asarray(differences, dtype=np.float64)
+    signs = derive_generator(seed, "sign flips").choice((-1.0, 1.0), size=(FLIPS, len(values)))
+    return float((1 + np.sum(np.abs(signs @ values) >= abs(values.sum()) - 1e-9)) / (1 + FLIPS))
+
+
+def holm(ps: Sequence[float], level: float = LEVEL) -> list[bool]:
+    """Which hypotheses are rejected at a family-wise ``level`` (Holm 1979)."""
+    rejected = [False] * len(ps)
+    for rank, place in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
+        if ps[place] > level / (len(ps) - rank):
+            break
+        rejected[place] = True
+    return rejected
+
+
+def compared(rows: Sequence[EnrolRow], sentences: int) -> list[Compared]:
+    """Every method with so many sentences, in the order of the rows, against neutral on the same people."""
+    neutral = {(row.seed, row.person): row for row in rows if row.method == NEUTRAL}
+    found: list[Compared] = []
+    for name in dict.fromkeys(row.method for row in rows if row.method != NEUTRAL):
+        own = [row for row in rows_of(rows, name, sentences) if (row.seed, row.person) in neutral]
+        if not own:
+            continue
+        before = [neutral[row.seed, row.person] for row in own]
+        errors, reference = pooled(own, "mer")
+        start, _ = pooled(before, "mer")
+        against = paired_difference(errors, start, reference, ["everybody"] * len(own), seed=0)
+        differences = [after - earlier for after, earlier in zip(errors, start, strict=True)]
+        harmed = sum(d > 0 for d in differences) / len(own)
+        found.append(Compared(name, tuple(own), against, sign_flip_p(differences), harmed))
+    marks = holm([one.p for one in found])
+    return [Compared(o.method, o.rows, o.against, o.p, o.harmed, mark) for o, mark in zip(found, marks, strict=True)]
+
+
+def tables(rows: Sequence[EnrolRow]) -> list[ReportTable]:
+    """For each number of sentences a table of error rates, then what methods cost, then error rates by trait."""
+    sizes = sorted({row.sentences for row in rows if row.sentences})
+    found = [_rates(rows, size) for size in sizes]
+    if sizes:
+        found.append(_costs(rows, sizes))
+    return [*found, *_by_trait(rows, sizes)]
+
+
+def _rates(rows: Sequence[EnrolRow], size: int) -> ReportTable:
+    neutral = rows_of(rows, NEUTRAL, 0)
+    lines = [(NEUTRAL, "0", _interval(neutral), _rate(neutral, "mer_folded"), "", "", "")] if neutral else []
+    lines += [
+        (
+            one.method,
+            f"{one.rows[0].numbers:,}",
+            _interval(one.rows),
+            f"{100 * one.rate('mer_folded'):.1f}",
+            _relative(one),
+            f"{100 * one.harmed:.0f}",
+            f"{100 * one.worst_tenth:.1f}",
+        )
+        for one in compared(rows, size)
+    ]
+    heads = ("method", "numbers", "MER, %", "folded", "against neutral, %", "harmed, %", "worst tenth")
+    return ReportTable(f"Held-out speakers with {size} {'sentence' if size == 1 else 'sentences'}", heads, tuple(lines))
+
+
+def _costs(rows: Sequence[EnrolRow], sizes: Sequence[int]) -> ReportTable:
+    lines = []
+    for name in dict.fromkeys(row.method for row in rows if row.method != NEUTRAL):
+        own = [row for row in rows if row.method == name]
+        largest = max(row.sentences for row in own)
+        most = [row for row in own if row.sentences == largest]
+        kept = [row for row in own if row.losses]
+        untouched = f"{100 * mean(row.steps == 0 for row in kept):.0f}" if kept else "-"
+        steps = ", ".join(
+            f"{mean(r.steps for r in own if r.sentences == n):.0f}" for n in sizes if rows_of(own, name, n)
+        )
+        size, seconds = f"{mean(row.bytes for row in most) / 1024:,.0f}", f"{mean(row.seconds for row in most):.2f}"
+        lines.append((name, _rate(most, "wer"), steps, untouched, size, seconds))
+    told = ", ".join(map(str, sizes))
+    heads = ("method", "WER, %", f"steps with {told}", "neutral kept, %", "KiB", "s a person")
+    return ReportTable("What enrolment costs, with the most sentences", heads, tuple(lines))
+
+
+def _by_trait(rows: Sequence[EnrolRow], sizes: Sequence[int]) -> list[ReportTable]:
+    """For each trait a table of its values, of numbers the lower and the upper half, with 5 sentences or the nearest number."""
+    if not sizes:
+        return []
+    size = min(sizes, key=lambda each: abs(each - 5))
+    methods = [(NEUTRAL, 0), *((one.method, size) for one in compared(rows, size))]
+    found = []
+    for trait in dict.fromkeys(key for row in rows for key in row.traits):
+        known = {(row.seed, row.person): row.traits[trait] for row in rows if trait in row.traits}
+        labels = _halves(known) if all(isinstance(v, int | float) for v in known.values()) else known
+        kinds = sorted({*map(str, labels.values())})
+        lines = [
+            (name, *(_rate(_those(rows_of(rows, name, n), labels, kind), "mer") for kind in kinds))
+            for name, n in methods
+        ]
+        found.append(ReportTable(f"MER in %, with {size} sentences, by {trait}", ("method", *kinds), tuple(lines)))
+    return found
+
+
+def _halves(values: Mapping[Person, Any]) -> dict[Person, str]:
+    middle = float(np.median([*values.values()]))
+    return {who: "upper half" if value > middle else "lower half" for who, value in values.items()}
+
+
+def _those(rows: Sequence[EnrolRow], labels: Mapping[Person, Any], kind: str) -> list[EnrolRow]:
+    return [row for row in rows if str(labels.get((row.seed, row.person))) == kind]
+
+
+def _rate(rows: Iterable[EnrolRow], metric: str) -> str:
+    errors, reference = pooled(list(rows), metric)
+    return f"{100 * sum(errors) / sum(reference):.1f}" if sum(reference) else "-"
+
+
+def _interval(rows: Sequence[EnrolRow]) -> str:
+    errors, reference = pooled(rows, "mer")
+    found = rate_interval(errors, reference, ["everybody"] * len(rows), seed=0)
+    if found.rate is None or found.low is None or found.high is None:
+        return "-"
+    return f"{100 * found.rate:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"
+
+
+def _relative(one: Compared) -> str:
+    found = one.against
+    if found.relative is None or found.relative_low is None or found.relative_high is None:
+        return "-"
+    told = f"{100 * found.relative:+.0f} ({100 * found.relative_low:+.0f} to {100 * found.relative_high:+.0f})"
+    return told + ("*" if one.significant else "")
+
+
+def conditions(rows: Sequence[EnrolRow]) -> str:
+    """Under what the rows were made, in one paragraph."""
+    people = {(row.seed, row.person) for row in rows}
+    seeds = ", ".join(map(str, sorted({row.seed for row in rows})))
+    tokens = sum(row.counts["mer"][1] for row in rows_of(rows, NEUTRAL, 0))
+    machines: Mapping[str, None] = dict.fromkeys(row.machine for row in rows)
+    return (
+        f"Seeds {seeds}; {len(people)} held-out speakers, {tokens:,} tokens of test sentences; {'; '.join(machines)}. "
+        "95 % bootstrap CI over people of all seeds; differences are relative and paired, negative is better; * significant at 5 % by a "
+        "sign-flip test over people, after Holm's correction over the methods of the table. Harmed: people whose MER is above neutral's."
+    )

@@ -1,0 +1,162 @@
+"""Enrolment: folds decide the steps, all people at once get what each gets alone, and what does not help is not kept."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from clients.training.enrol import PEOPLE, Adapter, Enrolment, EnrolMethod, Start, eigenvoices, enrol, learned_prior
+from clients.training.single import train_locally
+from fl.adapters.split import Split
+from fl.adapters.stacked import Slot, StackedModel
+from fl.adapters.state import adapter_state, load_state
+from fl.algorithms.plan import LocalPlan
+from fl.core.errors import ConfigError, SplitError
+from fl.core.rng import derive_seed
+
+BUDGET, SEED = 2**30, 5
+B = EnrolMethod("B", rate=1e-2, grid=(0, 2, 4, 8), steps=4, folds=3)
+
+
+def start_of(task, method=B) -> Start:
+    return Start.of(Adapter(Slot(2, 2.0, task.gate), task.start), method, seed=SEED)
+
+
+def enrolled(task, people, method=B, prior=None) -> dict[str, Enrolment]:
+    host = StackedModel(task.new_model(), task.targets)
+    return enrol(host, task, start_of(task, method), people, seed=SEED, budget=BUDGET, prior=prior)
+
+
+def moved(task, one: Enrolment) -> dict[str, float]:
+    return {name: float((tensor - task.start[name]).abs().max()) for name, tensor in one.private.items()}
+
+
+@pytest.mark.parametrize(("gate", "part"), [("none", "B"), ("none", "A,B"), ("self", "gate"), ("self", "gate_bias")])
+def test_a_person_gets_what_the_single_device_trainer_gives_in_the_chosen_steps(regression, gate, part):
+    task = regression(gate=gate)
+    method = EnrolMethod(part, rate=1e-2, grid=(0, 2, 4, 8), steps=4, folds=3)
+    people = {f"p{i}": task.examples(5 + i, seed=i) for i in range(2)} | {"one": task.examples(1, seed=9)}
+    found = enrolled(task, people, method)
+    assert any(one.steps for one in found.values())
+    for name, one in found.items():
+        load_state(task.model, task.start)
+        private = start_of(task, method).split.private
+        split = Split(part, (), private, tuple(n for n in task.start if n not in private))
+        plan = LocalPlan(0, 2, method.rate, method.rate, private_steps=one.steps)
+        seed = derive_seed(SEED, name, "enrol", 0)
+        train_locally(task.model, task.parameters, split, task, people[name], plan, seed=seed)
+        alone = adapter_state(task.model)
+        assert set(one.private) == set(private)
+        for tensor in private:
+            torch.testing.assert_close(one.private[tensor], alone[tensor], rtol=1e-4, atol=1e-6)
+
+
+def test_a_person_gets_the_same_alone_and_beside_others(regression):
+    task = regression(gate="none")
+    people = {f"p{i}": task.examples(4, seed=i) for i in range(PEOPLE + 2)}  # more than one cohort
+    together, alone = enrolled(task, people), enrolled(task, {"p3": people["p3"]})["p3"]
+    assert list(together) == list(people)
+    assert together["p3"].steps == alone.steps
+    assert together["p3"].curve == pytest.approx(alone.curve)
+
+
+def test_what_makes_left_out_sentences_worse_is_not_kept(regression):
+    task = regression(gate="none")
+    wild = EnrolMethod("B", rate=3.0, grid=(0, 2, 4), steps=2)
+    one = enrolled(task, {"p": task.examples(6)}, wild)["p"]
+    assert one.curve[2] > one.curve[0]
+    assert one.steps == 0
+    assert set(moved(task, one).values()) == {0.0}
+
+
+def test_the_curve_begins_with_the_loss_of_the_shared_adapter_on_every_sentence_once(regression):
+    task = regression(gate="none")
+    examples = task.examples(7)
+    one = enrolled(task, {"p": examples})["p"]
+    assert one.curve[0] == pytest.approx(float(task.loss(task.model, examples).detach()), rel=1e-5)
+    assert one.steps == min(one.curve, key=one.curve.__getitem__)
+
+
+def test_a_left_out_sentence_is_not_trained_on(regression):
+    # With as many folds as sentences each is left out once; a curve over sentences seen in training would fall much lower.
+    task = regression(gate="none")
+    memorizing = EnrolMethod("A,B", rate=3e-2, grid=(0, 200), steps=200, folds=2)
+    examples = task.examples(2)  # each fold learns one by heart
+    one = enrolled(task, {"p": examples}, memorizing)["p"]
+    seen = enrolled(
+        task, {"p": [*examples, *examples]}, EnrolMethod("A,B", rate=3e-2, grid=(0, 200), steps=200, folds=4)
+    )["p"]
+    assert seen.curve[200] < 0.5 * one.curve[200]
+
+
+def test_one_sentence_leaves_nothing_out_and_takes_the_steps_of_the_method(regression):
+    task = regression(gate="none")
+    one = enrolled(task, {"p": task.examples(1)})["p"]
+    assert (one.steps, one.curve) == (4, {})
+
+
+def test_a_fresh_gate_and_a_lora_beside_start_as_the_shared_adapter_and_alone_train(regression):
+    task = regression(gate="none")
+    examples = task.examples(4)
+    neutral = enrolled(task, {"p": examples})["p"].curve[0]
+    for method in (
+        EnrolMethod("gate", rate=1e-1, gate="self", grid=(0, 8), steps=8),
+        EnrolMethod("A,B", rate=1e-2, beside=1, grid=(0, 8), steps=8),
+    ):
+        one = enrolled(task, {"p": examples[:1]}, method)["p"]
+        assert enrolled(task, {"p": examples}, method)["p"].curve[0] == pytest.approx(neutral)
+        start = start_of(task, method)
+        assert any(float((one.private[n] - start.state[n]).abs().max()) > 0 for n in start.split.private)
+        for name, ones in start.frozen.items():
+            kept = ones > 0
+            torch.testing.assert_close(one.private[name][kept], start.state[name][kept], rtol=0, atol=0)
+    assert start.numbers == sum(6 + 5 if "first" in n else 5 + 3 for n in start.split.private if n.endswith("_A"))
+
+
+def test_a_strong_prior_gives_its_mean_and_none_gives_the_start(regression):
+    task = regression(gate="none")
+    others = [Enrolment({n: task.start[n] + 0.1 * k for n in start_of(task).split.private}, 1, {}, 0.0) for k in (1, 3)]
+    prior = learned_prior(start_of(task), others)
+    strong = EnrolMethod("B", rate=1e-3, shrinkage=1e9, grid=(0, 8), steps=8)
+    person = {"p": task.examples(1)}
+    for given, distance in ((prior, 0.2), (None, 0.0)):
+        one = enrolled(task, person, strong, given)["p"]
+        assert list(moved(task, one).values()) == pytest.approx([distance, distance], abs=1e-5)
+
+
+def test_a_method_that_cannot_be_is_refused(regression):
+    with pytest.raises(ConfigError, match="grid"):
+        EnrolMethod("B", rate=1.0, grid=(0, 4), steps=5)
+    with pytest.raises(ConfigError, match="names 'C'"):
+        EnrolMethod("C", rate=1.0)
+    with pytest.raises(SplitError, match="matches no tensor"):
+        start_of(regression(gate="none"), EnrolMethod("B@nowhere", rate=1.0))
+    with pytest.raises(ConfigError, match="no other can lie"):
+        start_of(regression(gate="self"), EnrolMethod("B", rate=1.0, beside=1))
+
+
+def test_what_nothing_but_eigenvoices_may_move_stays_in_what_others_differ_by(regression):
+    task = regression(gate="none")
+    others = enrolled(task, {f"o{i}": task.examples(6, seed=i) for i in range(4)})
+    start = start_of(task)
+    names = start.split.private
+    prior = eigenvoices(start, list(others.values()), 2)
+
+    def flat(state):
+        return torch.cat([state[name].flatten() for name in names])
+
+    basis = torch.stack([flat(direction) for direction in prior.directions])
+    torch.testing.assert_close(basis @ basis.T, torch.eye(2), atol=1e-5, rtol=0)
+    away = torch.stack([flat(one.private) - flat(task.start) for one in others.values()])
+    best = torch.linalg.svd(away).S
+    kept = (away @ basis.T).square().sum()
+    assert float(kept) == pytest.approx(float(best[:2].square().sum()), rel=1e-4)
+
+    people = {"p": task.examples(6, seed=8)}
+    only = enrolled(task, people, replace(B, shrinkage=1e9), prior)["p"]
+    moved_by = flat(only.private) - flat(task.start)
+    assert only.steps
+    assert float(moved_by.norm()) > 1e-3
+    torch.testing.assert_close(basis.T @ (basis @ moved_by), moved_by, atol=1e-5, rtol=1e-4)
+    free, plain = enrolled(task, people, B, prior)["p"], enrolled(task, people)["p"]
+    assert torch.equal(flat(free.private), flat(plain.private))

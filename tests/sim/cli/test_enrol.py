@@ -1,0 +1,92 @@
+"""``idiolect enrol``: from a folder of recordings and a shared adapter to a personal one, kept only where it helps."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fl.adapters.config import GatedLoraConfig, target_pattern
+from fl.adapters.files import AdapterInfo, load_adapter, save_adapter
+from fl.adapters.layer import fresh_adapter
+from fl.bases.resolve import load_speech_base
+from fl.core.errors import AdapterMismatchError
+from fl.data.manifest import read_manifest
+from fl.settings.names import SITES
+from sim.cli import enrol as command
+from sim.cli.options import new_app
+
+app = new_app()
+app.command()(command.enrol_command)
+
+
+@pytest.fixture(scope="module")
+def shared(own_home, tmp_path_factory) -> Path:
+    """A shared adapter with the gates of somebody else."""
+    base = load_speech_base("random:whisper-nano")
+    config = GatedLoraConfig(r=2, lora_alpha=4.0, gate="self", target_modules=target_pattern(SITES), init_seed=1)
+    state = fresh_adapter(base.model, config)
+    tensors = {name: tensor + 0.3 if "lora_gate" in name else tensor for name, tensor in state.items()}
+    info = AdapterInfo(base.name, base.fingerprint, "gates", config, language="ko")
+    save_adapter(folder := tmp_path_factory.mktemp("shared") / "adapter", tensors, info)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recordings(noise_manifest, tmp_path_factory) -> Path:
+    """A folder of four recordings, each with its text beside it."""
+    folder = tmp_path_factory.mktemp("recordings")
+    for utterance in read_manifest(noise_manifest(["나"], 4)):
+        shutil.copy(utterance.audio, folder / f"{utterance.id}.wav")
+        (folder / f"{utterance.id}.txt").write_text(utterance.text, encoding="utf-8")
+    return folder
+
+
+def enrolled(recordings: Path, shared: Path, out: Path, *more: str):
+    given = [str(recordings), "--adapter", str(shared), "--out", str(out), *more]
+    return CliRunner().invoke(app, given, catch_exceptions=False)
+
+
+def test_a_folder_of_recordings_becomes_a_personal_adapter(recordings, shared, tmp_path):
+    done = json.loads(enrolled(recordings, shared, tmp_path / "mine", "--rate", "0.01", "--json").stdout)
+    assert sorted(one["name"] for one in done["left_out"]) == sorted(path.name for path in recordings.glob("*.wav"))
+    assert all(one["said"] for one in done["left_out"])
+    assert done["kept"]
+    assert done["steps"] > 0
+    before, info = load_adapter(shared)
+    after, own = load_adapter(tmp_path / "mine")
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    trained = {name for name in after if "decoder" in name and name.endswith("_B")}
+    assert changed - {name for name in after if "lora_gate" in name} == trained
+    assert done["bytes"] == 2 * sum(after[name].numel() for name in trained)
+    assert not any(
+        float(after[name].abs().max()) for name in after if "lora_gate" in name
+    )  # another person's are not used
+    assert own == replace(info, split="fedsa", config=own.config)
+
+
+def test_what_does_not_help_is_not_kept_unless_it_is_wanted(recordings, shared, tmp_path):
+    good, out = tmp_path / "good", tmp_path / "mine"
+    enrolled(recordings, shared, good, "--rate", "0.01", "--keep")  # knows these sentences already
+    assert "Not kept" in enrolled(recordings, good, out, "--rate", "10").stdout
+    assert not out.exists()
+    assert "Kept" in enrolled(recordings, good, out, "--rate", "10", "--keep").stdout
+    load_adapter(out)
+
+
+def test_one_recording_is_not_checked_and_said_so(recordings, shared, tmp_path):
+    one = tmp_path / "one"
+    one.mkdir()
+    for path in sorted(recordings.iterdir())[:2]:
+        shutil.copy(path, one)
+    assert "nothing to check with" in enrolled(one, shared, tmp_path / "mine").stdout
+
+
+def test_an_adapter_of_another_base_is_refused(recordings, shared, tmp_path):
+    tensors, info = load_adapter(shared)
+    save_adapter(tmp_path / "other", tensors, replace(info, base_fingerprint="whisper:other"))
+    with pytest.raises(AdapterMismatchError, match="load that base instead"):
+        enrolled(recordings, tmp_path / "other", tmp_path / "mine")

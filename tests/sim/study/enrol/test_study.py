@@ -1,0 +1,144 @@
+"""The study at its smallest: every method runs, rows are kept and not made again, and its federation is that of a run."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from clients.training.enrol import Start, enrol
+from fl.core.errors import ConfigError
+from fl.protocol.wire import from_arrays
+from fl.settings.config import RunConfig, make_config
+from fl.speech.text import fold_text
+from fl.tasks.speech.task import SpeechTask
+from sim.backends.run import run_simulation
+from sim.study.enrol.__main__ import app
+from sim.study.enrol.contenders import CONTENDERS, NEUTRAL, small
+from sim.study.enrol.rows import METRICS, read_rows
+from sim.study.enrol.run import EnrolStudy
+from strategies.checkpoint import load_checkpoint
+
+
+@pytest.fixture(scope="module")
+def manifest(noise_manifest) -> Path:
+    """Five speakers with eight recordings each."""
+    return noise_manifest([f"화자 {number}" for number in range(5)], 8)
+
+
+@pytest.fixture
+def config(manifest, tmp_path, own_home) -> RunConfig:
+    values: dict[str, object] = {
+        "base": "random:whisper-nano",
+        "manifest": str(manifest),
+        "rounds": 2,
+        "local-steps": 2,
+        "rank": 2,
+        "new-people": 2,
+        "new-people-tests": 100,
+        "test-share": 0.3,
+        "evaluate-every": 0,
+        "language": "ko",
+        "arms": "global",
+        "output": str(tmp_path / "run"),
+    }
+    return make_config(values)
+
+
+@pytest.fixture
+def study(config, tmp_path) -> EnrolStudy:
+    return EnrolStudy(config, tmp_path, tmp_path / "enrol.jsonl")
+
+
+def test_the_shared_part_is_that_of_a_run(config, study):
+    folder = run_simulation(config, serial=True)
+    found = load_checkpoint(folder / "checkpoints", "global", study.task.fingerprint)
+    assert found is not None
+    expected = from_arrays(found.arrays)
+    assert study.shared.keys() == expected.keys()
+    for name, tensor in study.shared.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_every_method_enrols_everybody_once_and_a_second_call_computes_nothing(study, monkeypatch):
+    contenders = {name: small(one) for name, one in CONTENDERS.items()}
+    study.run(contenders, (0, 1, 3))
+    rows = read_rows(study.rows)
+    people = {one.name for one in study.people}
+    assert len(people) == 2
+    asked = {(name, size) for name in contenders for size in (0, 1, 3) if (size == 0) == (name == NEUTRAL)}
+    assert {(row.method, row.sentences, row.person) for row in rows} == {(*one, p) for one in asked for p in people}
+    assert all(set(row.counts) == set(METRICS) for row in rows)
+    alone = {row.person: row.counts for row in rows if row.method == NEUTRAL}
+    for row in rows:
+        assert bool(row.losses) == (row.sentences > 1 and contenders[row.method].method is not None)
+        if row.losses and not row.steps and not contenders[row.method].prompted and not contenders[row.method].episodes:
+            assert row.counts == alone[row.person]  # neutral was kept, to the bit
+    numbers = {row.method: row.numbers for row in rows if row.sentences}
+    assert numbers["B"] > numbers["B of the decoder"] > numbers["spelling table"] == 0
+    monkeypatch.setattr(EnrolStudy, "rows_of", lambda *_: pytest.fail("computed again"))
+    study.run(contenders, (0, 1, 3))
+
+
+def test_encoder_states_that_are_computed_once_change_no_enrolment(study, monkeypatch):
+    method = small(CONTENDERS["B of the decoder"]).method
+    start = Start.of(study.training.adapter(study.shared), method, seed=1)
+    people = {one.name: one.enrolment[:3] for one in study.people}
+
+    def enrolled():
+        return enrol(study.host, study.task, start, people, seed=1, budget=study.budget)
+
+    once = enrolled()
+    monkeypatch.setattr(SpeechTask, "precomputed", lambda self, model, examples, trained: examples)
+    for name, one in enrolled().items():
+        assert one.steps == once[name].steps
+        assert one.curve == pytest.approx(once[name].curve, rel=1e-4)
+        for tensor, value in one.private.items():
+            torch.testing.assert_close(once[name].private[tensor], value, rtol=1e-3, atol=1e-6)
+
+
+def test_other_settings_make_other_rows(study, config):
+    contenders = {name: small(one) for name, one in CONTENDERS.items()}
+    assert len({study.digest(one) for one in contenders.values()}) == len(contenders)
+    other = EnrolStudy(config.changed({"rounds": 3}), study.root, study.rows)
+    assert other.digest(contenders["B"]) != study.digest(contenders["B"])
+    elsewhere = EnrolStudy(config.changed({"compute": "cpu", "output": "x"}), study.root, study.rows)
+    assert elsewhere.digest(contenders["B"]) == study.digest(contenders["B"])
+
+
+def test_nobody_is_tested_on_a_sentence_that_is_enrolled_with(study):
+    for one in study.people:
+        texts = [{fold_text(e.target) for e in part} for part in (one.enrolment, one.test)]
+        assert all(texts)
+        assert not texts[0] & texts[1]
+
+
+def test_without_held_out_speakers_there_is_nothing_to_study(config, tmp_path):
+    with pytest.raises(ConfigError, match="--new-people"):
+        _ = EnrolStudy(config.changed({"new-people": 0}), tmp_path, tmp_path / "enrol.jsonl").people
+
+
+def test_the_command_prints_rows_of_the_methods_that_were_asked_for(manifest, tmp_path, own_home):
+    arguments = ["--smoke", "--methods", "B;spelling table", "--manifest", str(manifest), "--language", "ko", "--json"]
+    done = CliRunner().invoke(app, [*arguments, "--runs", str(tmp_path)], catch_exceptions=False)
+    assert {row["method"] for row in json.loads(done.stdout)} == {"neutral", "B", "spelling table"}
+    with pytest.raises(ConfigError, match="method 'C' is unknown"):
+        CliRunner().invoke(app, ["--methods", "C"], catch_exceptions=False)
+    with pytest.raises(ConfigError, match="leave --write out"):
+        CliRunner().invoke(app, ["--smoke", "--write", "page.md"], catch_exceptions=False)
+
+
+def test_the_study_loads_where_neither_flower_nor_ray_is():
+    code = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("flwr", "ray"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+import sim.study.enrol.__main__, sim.study.enrol.run, sim.study.enrol.plot
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

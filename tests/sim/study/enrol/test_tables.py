@@ -1,0 +1,95 @@
+"""The study's arithmetic on rows made by hand, and the file that keeps them."""
+
+import pytest
+
+from fl.core.errors import RunError
+from fl.tasks.task import Example
+from sim.study.enrol.plot import curves_svg
+from sim.study.enrol.rows import EnrolRow, append_rows, read_rows
+from sim.study.enrol.spelling import SpellingTable
+from sim.study.enrol.table import compared, conditions, holm, sign_flip_p, tables
+
+TOKENS = 50
+
+
+def row(person: int, method: str, sentences: int, errors: int, seed: int = 1, **more) -> EnrolRow:
+    counts = dict.fromkeys(("mer", "mer_folded", "wer", "cer"), (errors, TOKENS))
+    return EnrolRow(seed, f"p{person}", method, sentences, "d", counts, machine="CPU", **more)
+
+
+def rows_of_ten() -> list[EnrolRow]:
+    """Ten people: one method halves everybody's errors but harms one, another changes nothing."""
+    neutral = [
+        row(i, "neutral", 0, 10 + i, traits={"habit": "latin" if i % 2 else "matrix", "accent": i / 10})
+        for i in range(10)
+    ]
+    better = [
+        row(i, "B", 5, 30 if i == 9 else (10 + i) // 2, numbers=7, steps=3, losses={0: 2.0, 3: 1.0}) for i in range(10)
+    ]
+    return [*neutral, *better, *(row(i, "same", 5, 10 + i) for i in range(10))]
+
+
+def test_a_method_is_compared_with_neutral_on_the_same_people():
+    rows = rows_of_ten()
+    strangers = [row(1, "B", 5, 0, seed=2)]  # whose neutral was not measured
+    better, same = compared([*rows, *strangers], 5)
+    after, before = 5 + 5 + 6 + 6 + 7 + 7 + 8 + 8 + 9 + 30, sum(range(10, 20))
+    assert better.rate("mer") == pytest.approx(after / (10 * TOKENS))
+    assert better.against.relative == pytest.approx((after - before) / before)
+    assert better.harmed == pytest.approx(0.1)
+    assert better.worst_tenth == pytest.approx(30 / TOKENS)
+    assert (same.against.relative, same.harmed, same.p, same.significant) == (0, 0, 1, False)
+
+
+def test_holm_rejects_from_the_smallest_up_and_stops_at_the_first_that_is_too_large():
+    assert holm([0.04, 0.01, 0.03]) == [False, True, False]  # 0.01 <= 0.05 / 3, 0.03 > 0.05 / 2
+    assert holm([0.02, 0.01, 0.03]) == [True, True, True]
+    assert holm([0.03, 0.03]) == [False, False]
+
+
+def test_the_sign_flip_test_knows_a_certain_difference_from_none():
+    assert sign_flip_p([-3] * 12) == pytest.approx(2 / 2**12, abs=5e-4)
+    assert sign_flip_p([5, -5, 1, -1]) == 1
+
+
+def test_tables_have_at_most_seven_columns_and_name_every_method_and_trait():
+    found = tables(rows_of_ten())
+    assert all(len(table.heads) <= 7 for table in found)
+    assert [line[0] for line in found[0].rows] == ["neutral", "B", "same"]
+    assert {table.title.rpartition(" ")[2] for table in found[2:]} == {"habit", "accent"}
+    assert "10 held-out speakers, 500 tokens" in conditions(rows_of_ten())
+    assert curves_svg(rows_of_ten()) == curves_svg(rows_of_ten())
+
+
+def test_the_last_row_of_a_key_counts_and_half_a_line_at_the_end_is_written_over(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    append_rows(path, [row(1, "B", 5, 3), row(2, "B", 5, 4)])
+    append_rows(path, [row(1, "B", 5, 9, losses={0: 1.5})])
+    whole = path.read_text()
+    path.write_text(whole + whole[:50])  # a process ended here
+    first, second = read_rows(path)
+    assert (first.counts["mer"], second.counts["mer"]) == ((9, TOKENS), (4, TOKENS))
+    assert first.losses == {0: 1.5}
+    path.write_text("{}\n" + whole)
+    with pytest.raises(RunError, match=":1 is no row"):
+        read_rows(path)
+
+
+def test_a_line_after_half_a_line_is_read(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    append_rows(path, [row(1, "B", 5, 3)])
+    path.write_text(path.read_text() + '{"seed": 1, "per')
+    append_rows(path, [row(2, "B", 5, 4)])
+    assert len(read_rows(path)) == 2
+
+
+def spoken(text: str, *loanwords: tuple[str, str]) -> Example:
+    return Example(text, None, text, 1, {"loanwords": [list(pair) for pair in loanwords]})
+
+
+def test_a_spelling_table_writes_seen_words_as_they_were_written_and_others_as_most():
+    meeting, report, bug = ("미팅", "meeting"), ("리포트", "report"), ("버그", "bug")
+    own = [spoken("meeting 있어요", meeting), spoken("report 보내", report), spoken("버그 고쳤어", bug)]
+    table = SpellingTable.of(own, [spoken("데드라인은 내일", ("데드라인", "deadline"))])
+    assert table.respell("미팅에서 bug 리포트를") == "meeting에서 버그 report를"
+    assert table.respell("데드라인은 내일") == "deadline은 내일"
