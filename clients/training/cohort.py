@@ -23,6 +23,7 @@ from fl.adapters.stacked import Slot, StackedModel
 from fl.adapters.state import State, module_of
 from fl.algorithms.base import Correction
 from fl.algorithms.plan import LocalPlan
+from fl.core.compute import CUDA
 from fl.core.errors import AdapterError
 from fl.core.rng import derive_generator
 from fl.data.batching import buckets
@@ -31,12 +32,13 @@ from fl.tasks.task import Example, Task
 ACTIVATION_BYTES = (
     2 * 2**30
 )  # of one computation in main memory: not what is free, so that the numbers do not depend on it
+GPU_GROUPS = {"padding": 0.6, "group_cost": 200.0}  # a GPU waits for launches, not for products: few groups
 GPU_SHARE = 0.25  # of the free memory of a GPU: an estimate may be off, and others want some too
 
 
 def activation_bytes(device: torch.device) -> int:
     """Bytes that the activations of one computation may take, by estimate."""
-    return int(GPU_SHARE * torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else ACTIVATION_BYTES
+    return int(GPU_SHARE * torch.cuda.mem_get_info(device)[0]) if device.type == CUDA else ACTIVATION_BYTES
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,8 @@ class CohortSteps:
     def groups(self, examples: Sequence[Example]) -> list[list[int]]:
         """Rows of similar size, as many together as the memory for activations holds by estimate."""
         need = max(self.task.training_bytes(example) for example in examples)
-        return buckets([example.size for example in examples], rows=max(1, self.budget // max(1, need)))
+        limits = GPU_GROUPS if self.parameters.values.device.type == CUDA else {}
+        return buckets([example.size for example in examples], rows=max(1, self.budget // max(1, need)), **limits)
 
 
 class Cohort(CohortSteps):

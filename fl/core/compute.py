@@ -24,6 +24,9 @@ def choose_device(name: str = AUTO) -> torch.device:
         raise ConfigError(
             "compute = 'cuda', but torch sees no GPU here: use auto or cpu, or install a CUDA build of torch"
         )
+    # cuDNN's attention makes a plan for each new shape, and batches of speech have ever new ones: the first steps of a cohort took
+    # 2.6 s each with it and 0.9 without (H100, docs/performance.md).
+    torch.backends.cuda.enable_cudnn_sdp(False)
     return torch.device(CUDA, torch.cuda.current_device())
 
 

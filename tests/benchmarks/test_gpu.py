@@ -6,7 +6,7 @@ from importlib import metadata
 import pytest
 
 from benchmarks import _report
-from benchmarks.gpu import measure_row
+from benchmarks.gpu import measure_rows
 from fl.bases.whisper import decoding
 
 
@@ -18,14 +18,16 @@ def test_each_row_is_there_in_both_precisions_and_a_missing_package_is_null(monk
 
     monkeypatch.setattr(_report, "version", version)
     monkeypatch.setattr(decoding, "MIN_REPEATS", decoding.MIN_REPEATS)
-    row = measure_row(
+    row, cohort = measure_rows(
         argparse.Namespace(base="random:whisper-nano", compute="cpu", people=2, tokens=2, repeats=1, seed=0)
     )
-    assert row.name == "tiles"
+    assert (row.name, cohort.name) == ("tiles_local_step", "tiles_cohort")
     assert row.conditions["machine"]["versions"]["flwr"] is None
     names = {"local_step", "alone_2", "cohort_6x2", "stock_step", "serving"}
     for seconds in row.conditions["seconds"].values():
         assert seconds.keys() == names
         assert all(value > 0 for value in seconds.values())
     local = {precision: seconds["local_step"] for precision, seconds in row.conditions["seconds"].items()}
-    assert row.ratio == pytest.approx(local["float32"] / local["bf16"], rel=0.01)
+    assert row.ratio == pytest.approx(local["bf16"] / local["float32"], rel=0.01)
+    seconds = row.conditions["seconds"]
+    assert cohort.ratio == pytest.approx(seconds["bf16"]["cohort_6x2"] / seconds["float32"]["alone_2"], rel=0.01)
