@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks._report import BenchmarkRow, machine, matrix_rate, spread, time_side_by_side, write_row
+from benchmarks.table import target_here
 from clients.training.cohort import Member, train_cohort
 from clients.training.single import train_locally
 from fl.adapters.config import GatedLoraConfig, target_pattern
@@ -42,7 +43,6 @@ from fl.speech.audio import SAMPLE_RATE
 from fl.tasks.task import Example
 
 TARGETS = {8: 1.1, 1: 1.8}
-MATRIX_TARGET = 0.75
 TEXT = "내일 meeting 전에 presentation 파일 보내 줄 수 있어요"
 SECONDS = (1.6, 3.6)  # of the default population's utterances
 BUDGET = 4 * 2**30
@@ -178,7 +178,7 @@ def measure(arguments: argparse.Namespace, batch_size: int) -> list[BenchmarkRow
         rate = round(operations / together.median / 1e9, 1)
         details = {**conditions, "matrix_rate_gflops": [round(r, 1) for r in rates], "operations": operations}
         rows.append(
-            BenchmarkRow("matrix_share", rate, "GFLOP/s", round(statistics.median(share), 3), MATRIX_TARGET,
+            BenchmarkRow("matrix_share", rate, "GFLOP/s", round(statistics.median(share), 3), target_here("matrix_share"),
                 {**details, "spread": spread(share)})
         )  # fmt: skip
     return rows
