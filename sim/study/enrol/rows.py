@@ -20,7 +20,7 @@ class EnrolRow:
 
     ``digest`` is of all settings that decide the numbers: a row with another one is of another experiment. ``numbers`` and ``bytes`` are
     the person's private part, at two bytes a number. ``losses`` are in nats a label on left-out sentences, by steps. ``traits`` are what
-    the population says of the person.
+    the population says of the person. ``couple`` is the same for two people who share a voice, empty for one who does not.
     """
 
     seed: int
@@ -36,6 +36,7 @@ class EnrolRow:
     seconds: float = 0.0
     traits: Mapping[str, Any] = field(default_factory=dict)
     machine: str = ""
+    couple: str = ""
 
     @property
     def key(self) -> tuple[int, str, str, int]:
@@ -75,5 +76,11 @@ def rows_of(rows: Iterable[EnrolRow], method: str, sentences: int) -> list[Enrol
 
 
 def pooled(rows: Sequence[EnrolRow], metric: str) -> tuple[list[int], list[int]]:
-    """Errors and reference tokens of each row."""
-    return [row.counts[metric][0] for row in rows], [row.counts[metric][1] for row in rows]
+    """Errors and reference tokens of each unit that chance draws: a person, or two who share a voice; in the order of the units."""
+    found: dict[tuple[int, str], tuple[int, int]] = {}
+    for row in rows:
+        unit, (errors, reference) = (row.seed, row.couple or row.person), row.counts[metric]
+        before = found.get(unit, (0, 0))
+        found[unit] = before[0] + errors, before[1] + reference
+    units = [found[unit] for unit in sorted(found)]
+    return [errors for errors, _ in units], [reference for _, reference in units]

@@ -44,6 +44,7 @@ class HeldOut:
     enrolment: tuple[Example, ...]
     test: tuple[Example, ...]
     traits: Mapping[str, Any] = field(default_factory=dict)
+    couple: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,21 +72,26 @@ def held_out_speakers(task: SpeechTask, config: RunConfig) -> list[HeldOut]:
         raise ConfigError("nobody is held out: give --new-people a number above 0")
     seed = derive_seed(config.data_seed, "enrol")
     divided = split_population(utterances, seed=seed, validation_share=0.0, test_share=HELD_OUT_TESTS)
-    traits = _traits(task.population.manifest.parent / POPULATION_NAME)
+    told = _told(task.population.manifest.parent / POPULATION_NAME)
     people = []
     for person in divided.devices:
         order = derive_random(seed, person.device_id).sample(person.train, len(person.train))
         own = examples[person.device_id]
         enrolment, test = (tuple(own[u.id] for u in part) for part in (order, person.test))
-        people.append(HeldOut(person.device_id, enrolment, test, traits.get(person.device_id, {})))
+        people.append(HeldOut(person.device_id, enrolment, test, *told.get(person.device_id, ({}, ""))))
     return people
 
 
-def _traits(path: Path) -> dict[str, dict[str, Any]]:
-    """By person what a synthetic population says of a habit and, in numbers, of traits; nothing of others."""
+def _told(path: Path) -> dict[str, tuple[dict[str, Any], str]]:
+    """By person what a synthetic population says of a habit and, in numbers, of traits, and of the couple; nothing of others."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         people = json.loads(path.read_text(encoding="utf-8"))["people"]
-        return {one["name"]: {"habit": one["habit"], **one.get("traits", {})} for one in people}
+        matched = [(one["name"], one["matched_to"]) for one in people if one.get("matched_to")]
+        couples = {name: pair[1] for pair in matched for name in pair}
+        return {
+            one["name"]: ({"habit": one["habit"], **one.get("traits", {})}, couples.get(one["name"], ""))
+            for one in people
+        }
     return {}
 
 
@@ -181,6 +187,7 @@ class EnrolStudy:
                 seconds=round(enrolment.seconds or seconds, 3),
                 traits=trial.person.traits,
                 machine=_machine(),
+                couple=trial.person.couple,
             )
             for trial, of_one, enrolment in zip(trials, texts, each, strict=True)
         ]

@@ -1,4 +1,4 @@
-"""The study's tables and plot, made from its rows: intervals and tests resample people, of all seeds together."""
+"""The study's tables and plot, made from its rows: intervals and tests resample people, or couples who share a voice, of all seeds."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -75,9 +75,10 @@ def compared(rows: Sequence[EnrolRow], sentences: int) -> list[Compared]:
         before = [neutral[row.seed, row.person] for row in own]
         errors, reference = pooled(own, "mer")
         start, _ = pooled(before, "mer")
-        against = paired_difference(errors, start, reference, ["everybody"] * len(own), seed=0)
+        against = paired_difference(errors, start, reference, ["everybody"] * len(errors), seed=0)
         differences = [after - earlier for after, earlier in zip(errors, start, strict=True)]
-        harmed = sum(d > 0 for d in differences) / len(own)
+        pairs = zip(own, before, strict=True)
+        harmed = sum(row.counts["mer"][0] > earlier.counts["mer"][0] for row, earlier in pairs) / len(own)
         found.append(Compared(name, tuple(own), against, sign_flip_p(differences), harmed))
     marks = holm([one.p for one in found])
     return [Compared(o.method, o.rows, o.against, o.p, o.harmed, mark) for o, mark in zip(found, marks, strict=True)]
@@ -164,7 +165,7 @@ def _rate(rows: Iterable[EnrolRow], metric: str) -> str:
 
 def _interval(rows: Sequence[EnrolRow]) -> str:
     errors, reference = pooled(rows, "mer")
-    found = rate_interval(errors, reference, ["everybody"] * len(rows), seed=0)
+    found = rate_interval(errors, reference, ["everybody"] * len(errors), seed=0)
     if found.rate is None or found.low is None or found.high is None:
         return "-"
     return f"{100 * found.rate:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"
@@ -183,9 +184,10 @@ def conditions(rows: Sequence[EnrolRow]) -> str:
     people = {(row.seed, row.person) for row in rows}
     seeds = ", ".join(map(str, sorted({row.seed for row in rows})))
     tokens = sum(row.counts["mer"][1] for row in rows_of(rows, NEUTRAL, 0))
+    units = "couples who share a voice" if any(row.couple for row in rows) else "people"
     machines: Mapping[str, None] = dict.fromkeys(row.machine for row in rows)
     return (
         f"Seeds {seeds}; {len(people)} held-out speakers, {tokens:,} tokens of test sentences; {'; '.join(machines)}. "
-        "95 % bootstrap CI over people of all seeds; differences are relative and paired, negative is better; * significant at 5 % by a "
-        "sign-flip test over people, after Holm's correction over the methods of the table. Harmed: people whose MER is above neutral's."
+        f"95 % bootstrap CI over {units}, of all seeds; differences are relative and paired, negative is better; * significant at 5 % by a "
+        f"sign-flip test over {units}, after Holm's correction over the methods of the table. Harmed: people whose MER is above neutral's."
     )

@@ -5,7 +5,7 @@ import pytest
 from fl.core.errors import RunError
 from fl.tasks.task import Example
 from sim.study.enrol.plot import curves_svg
-from sim.study.enrol.rows import EnrolRow, append_rows, read_rows
+from sim.study.enrol.rows import EnrolRow, append_rows, pooled, read_rows
 from sim.study.enrol.spelling import SpellingTable
 from sim.study.enrol.table import compared, conditions, holm, sign_flip_p, tables
 
@@ -39,6 +39,16 @@ def test_a_method_is_compared_with_neutral_on_the_same_people():
     assert better.harmed == pytest.approx(0.1)
     assert better.worst_tenth == pytest.approx(30 / TOKENS)
     assert (same.against.relative, same.harmed, same.p, same.significant) == (0, 0, 1, False)
+
+
+def test_two_who_share_a_voice_are_drawn_together_and_harmed_each_alone():
+    rows = [
+        EnrolRow(1, name, method, size, "d", {"mer": (errors, TOKENS)}, couple=couple)
+        for name, couple, before, after in (("a", "x", 10, 4), ("b", "x", 10, 12), ("c", "", 10, 5))
+        for method, size, errors in (("neutral", 0, before), ("B", 5, after))
+    ]
+    assert pooled([row for row in rows if row.method == "B"], "mer") == ([5, 16], [TOKENS, 2 * TOKENS])
+    assert compared(rows, 5)[0].harmed == pytest.approx(1 / 3)
 
 
 def test_holm_rejects_from_the_smallest_up_and_stops_at_the_first_that_is_too_large():
