@@ -29,7 +29,7 @@ check: $(READY) ## linters, types, direction of imports
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_layering.py
 
-results: $(READY) ## write every table and plot of docs/results.md from the stored rows of the studies; nothing is run
+results: $(READY) ## write every table and plot of docs/results from the stored rows of the studies; nothing is run
 	$(BIN)/idiolect study tables
 
 bench: $(READY) ## every figure of the README, measured on this machine beside its target; about an hour and a half on 2 quiet cores

@@ -1,6 +1,6 @@
 """The tables of growth, from the stored rows: a figure at each size, and the exponent with which it grows. Nothing is measured.
 
-    python -m benchmarks.growth [--write docs/results.md]
+    python -m benchmarks.growth [--write docs/results/many-devices.md]
 
 A row is of growth if its name begins with ``growth_``: its ratio is the exponent, and a condition ``by_<size>`` has the figure, or its
 spread, at each size.

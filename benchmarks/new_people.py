@@ -1,6 +1,6 @@
 """What the federation gives to held-out speakers: all that they said, transcribed by ``global`` and by ``neutral``.
 
-    python -m benchmarks.new_people [--runs runs/personalization/seed-*] [--write docs/results.md]
+    python -m benchmarks.new_people [--runs runs/personalization/seed-*] [--write docs/results/three-seeds.md]
 
 The runs of benchmarks/personalization.py test a held-out speaker on 12 sentences; this tests all sentences of each, from the
 same checkpoints. No training text is among them: the division of the population forbids it.

@@ -27,7 +27,7 @@ from sim.cli.app import errors, progress_bars
 from sim.cli.options import Json, wide_console
 
 DEFAULT = EnrolMethod("B@decoder", rate=8e-4, grid=(0, 3, 6, 12, 24))
-"""A private part that leaves the encoder the same for everybody, at the rate that was best for it: docs/results.md, enrolment."""
+"""A private part that leaves the encoder the same for everybody, at the rate that was best for it: docs/results/enrol.md."""
 PERSON = "you"
 METRIC = "mer"
 console = wide_console(140)

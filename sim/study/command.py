@@ -14,7 +14,7 @@ from sim.study.catalog import STUDIES
 from sim.study.enrol.command import ROWS, enrol, write_page
 from sim.study.enrol.rows import read_rows
 from sim.study.network.command import network
-from sim.study.page import PAGE, STORE, rewrite, store, stored_at, write_study
+from sim.study.page import PAGES, STORE, page_of, rewrite, store, stored_at, write_study
 from sim.study.plan import SIZES, SMOKE, Study
 from sim.study.rows import StudyResult
 from sim.study.run import CellRun, StudyRun, carry_out_side_by_side
@@ -25,7 +25,7 @@ WORKERS = "Processes in which the devices of a run train side by side; 0 trains 
 console = wide_console(200)
 app = new_app(
     name="study",
-    help="Run a study and print its tables; --write puts them into a page of the documentation.",
+    help="Run a study and print its tables; --write puts them into its page of the documentation.",
     no_args_is_help=True,
 )
 
@@ -47,7 +47,7 @@ class StudyOptions:
         int, Option(help="Runs side by side, each with its share of the cores and 2 GiB of memory or more.", min=1)
     ] = 1
     write: Annotated[
-        Path | None, Option(help=f"Markdown page whose section is to be replaced, {PAGE}; rows go to {STORE}.")
+        Path | None, Option(help=f"Folder of pages, {PAGES}: the section of NAME.md is replaced; rows go to {STORE}.")
     ] = None
 
 
@@ -134,12 +134,13 @@ def run_all(options: StudyOptions) -> None:
 
 @app.command()
 def tables(
-    page: Annotated[Path, Option(help="The page.")] = PAGE,
+    pages: Annotated[Path, Option(help="The folder of pages.")] = PAGES,
     rows: Annotated[Path, Option(help="The folder of stored rows.")] = STORE,
 ) -> None:
-    """Write every table and plot of the page again from the stored rows; nothing is run."""
-    for name in rewrite(page, rows):
-        print(f"{name}: written into {page}")
+    """Write the tables and plots of all pages of studies again from the stored rows; nothing is run."""
+    written = rewrite(pages, rows)
     if found := read_rows(rows / ROWS):
-        write_page(page, rows, found)
-        print(f"enrol: written into {page}")
+        write_page(page := page_of("enrol", pages), rows, found)
+        written.append(page)
+    for page in written:
+        print(f"written: {page}")

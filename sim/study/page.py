@@ -1,5 +1,6 @@
-"""The studies of a page: each between two comments, made from stored rows, with its plot as a file beside them."""
+"""The pages of studies, one each: what stands between two comments is made from stored rows, with the plot first."""
 
+import os
 from pathlib import Path
 
 from fl.core.files import PUBLIC, write_atomically
@@ -10,12 +11,17 @@ from sim.study.rows import StudyResult
 from sim.study.table import markdown, spread_table
 
 STORE = Path("docs/studies")
-PAGE = Path("docs/results.md")
+PAGES = Path("docs/results")
 
 
 def markers(name: str) -> tuple[str, str]:
     """The comments around a study's section."""
     return f"<!-- study {name}: made by idiolect study {name} -->", f"<!-- end of study {name} -->"
+
+
+def page_of(name: str, pages: Path) -> Path:
+    """The page of a study in the folder ``pages``."""
+    return pages / f"{name}.md"
 
 
 def stored_at(name: str, size: str, folder: Path) -> Path:
@@ -40,38 +46,39 @@ def searched(result: StudyResult) -> bool:
     return bool(result.conditions.get("drawn") and influences(result))
 
 
-def write_study(result: StudyResult, page: Path, folder: Path) -> None:
-    """Store the rows, and replace the study's section of ``page``, which must have its two comments, by all sizes stored."""
+def write_study(result: StudyResult, pages: Path, folder: Path) -> None:
+    """Store the rows, and replace the section of the study's page, which must have its two comments, by all sizes stored."""
+    page = page_of(result.name, pages)
     page_parts(page, *markers(result.name))
     store(result, folder)
     write_section(page, *markers(result.name), _section(result.name, page, folder))
 
 
-def rewrite(page: Path, folder: Path) -> list[str]:
-    """Every study whose rows are stored, written into ``page`` again: nothing is run. Returns their names."""
+def rewrite(pages: Path, folder: Path) -> list[Path]:
+    """Every study whose rows are stored, written into its page again: nothing is run. Returns the pages."""
     results = [StudyResult.read(path) for path in sorted(folder.glob("*.json"))]
     for result in results:
         store(result, folder)
-    names = sorted({result.name for result in results})
-    for name in names:
+    written = {name: page_of(name, pages) for name in sorted({result.name for result in results})}
+    for name, page in written.items():
         write_section(page, *markers(name), _section(name, page, folder))
-    return names
+    return list(written.values())
 
 
 def _section(name: str, page: Path, folder: Path) -> str:
-    """The question, then plot and table of each size that is stored, the largest first."""
+    """Plot and tables of each size that is stored, the largest first."""
     stored = [StudyResult.read(path) for path in folder.glob(f"{name}-*.json")]
     found = [each for each in stored if each.name == name]  # ctc-* are files of ctc-tokens too
     order = [*reversed(SIZES)]
     found.sort(key=lambda each: order.index(each.size) if each.size in order else len(order))
-    return "\n".join([f"{found[0].question}\n", *(_part(each, page, folder) for each in found)])
+    return "\n".join(_part(each, page, folder) for each in found)
 
 
 def _part(result: StudyResult, page: Path, folder: Path) -> str:
     path = stored_at(result.name, result.size, folder)
-    text = f"{_image(result.question, path.with_suffix('.svg'), page)}\n{markdown(result)}"
+    text = f"{image(result.question, path.with_suffix('.svg'), page)}\n{markdown(result)}"
     if searched(result):
-        text += f"\n{_image('Each setting and the error rate', _influence(path), page)}\n{influence_table(result)}"
+        text += f"\n{image('Each setting and the error rate', _influence(path), page)}\n{influence_table(result)}"
     if result.conditions.get("repeated") and (spread := spread_table(result)):
         text += f"\n{spread}"
     return text
@@ -81,5 +88,6 @@ def _influence(stored: Path) -> Path:
     return stored.with_name(f"{stored.stem}-influence.svg")
 
 
-def _image(title: str, plot: Path, page: Path) -> str:
-    return f"![{title}]({plot.resolve().relative_to(page.resolve().parent).as_posix()})\n"
+def image(title: str, plot: Path, page: Path) -> str:
+    """A line of ``page`` that shows ``plot``, wherever the two lie."""
+    return f"![{title}]({Path(os.path.relpath(plot.resolve(), page.resolve().parent)).as_posix()})\n"

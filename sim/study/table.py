@@ -34,18 +34,23 @@ def _difference(found: Mapping[str, Any] | None) -> str:
     return f"{100 * found['difference']:+.1f} ({100 * found['low']:+.1f} to {100 * found['high']:+.1f}){star}"
 
 
-COLUMNS: Mapping[str, Callable[[StudyRow], str]] = {
+Columns = Mapping[str, Callable[[StudyRow], str]]
+ERRORS: Columns = {
     "{metric}, %": _interval,
     "loanwords folded": _rate("mer_folded"),
+    "against {baseline}, points": lambda row: _difference(row.against_baseline),
+    "against global, points": lambda row: _difference(row.against_global),
+    "harmed, %": lambda row: _percent(row.facts.get("harmed"), 0),
+}
+KINDS_OF_ERRORS: Columns = {
     "WER, %": _rate("wer"),
     "CER, %": _rate("cer"),
     "JER, %": _rate("jer_nfd"),
-    "against {baseline}, points": lambda row: _difference(row.against_baseline),
-    "against global, points": lambda row: _difference(row.against_global),
     "inserted, %": lambda row: _percent(row.facts.get("insertions_per_word")),
     "other language, %": _rate("other_language"),
+}
+PEOPLE_AND_COSTS: Columns = {
     "worst tenth": lambda row: _percent(row.facts["worst_tenth"]),
-    "harmed, %": lambda row: _percent(row.facts.get("harmed"), 0),
     "parameters": lambda row: f"{row.costs['parameters']:,.0f}",
     "KiB up": lambda row: f"{row.costs['bytes_up'] / 1024:,.0f}",
     "training, s": lambda row: f"{row.costs['seconds_train']:.1f}",
@@ -53,28 +58,33 @@ COLUMNS: Mapping[str, Callable[[StudyRow], str]] = {
 }
 
 
-def cells(row: StudyRow) -> tuple[str, ...]:
-    """The texts of one row, one for each of :data:`COLUMNS`; a failed row says why in the first."""
+COLUMNS: Columns = {**ERRORS, **KINDS_OF_ERRORS, **PEOPLE_AND_COSTS}
+MORE = "<details>\n<summary>Kinds of errors, the worst tenth of the people, and costs</summary>\n\n{}\n{}\n</details>\n"
+
+
+def cells(row: StudyRow, columns: Columns = COLUMNS) -> tuple[str, ...]:
+    """The texts of one row, one for each of ``columns``; a failed row says why in the first of :data:`ERRORS`."""
     if row.failed:
-        return (f"no result: {row.failed.splitlines()[0][:90]}", *[""] * (len(COLUMNS) - 1))
-    return tuple(column(row) for column in COLUMNS.values())
+        why = f"no result: {row.failed.splitlines()[0][:90]}"
+        return tuple(why if head == next(iter(ERRORS)) else "" for head in columns)
+    return tuple(column(row) for column in columns.values())
 
 
-def table(result: StudyResult) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def table(result: StudyResult, columns: Columns = COLUMNS) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Heads and rows, without the columns that say nothing in any row."""
     metrics = {row.metric.upper() for row in result.rows if row.metric}
     main = metrics.pop() if len(metrics) == 1 else "errors"
-    several = len({row.arm for row in result.rows}) > 1
-    columns = (head.format(baseline=result.conditions["baseline"], metric=main) for head in COLUMNS)
-    heads = ("cell", *(["arm"] if several else []), *columns)
-    rows = [(row.cell, *([row.arm] if several else []), *cells(row)) for row in result.rows]
-    kept = [i for i in range(len(heads)) if i < 2 + several or any(row[i] not in ("", "-") for row in rows)]
+    names = ("cell", "arm") if len({row.arm for row in result.rows}) > 1 else ("cell",)
+    heads = (*names, *(head.format(baseline=result.conditions["baseline"], metric=main) for head in columns))
+    rows = [(*(getattr(row, name) for name in names), *cells(row, columns)) for row in result.rows]
+    kept = [i for i in range(len(heads)) if i < len(names) or any(row[i] not in ("", "-") for row in rows)]
     return tuple(heads[i] for i in kept), [tuple(row[i] for i in kept) for row in rows]
 
 
 def markdown(result: StudyResult) -> str:
-    """The table with the conditions under it."""
-    return f"{markdown_table(*table(result))}\n{conditions(result)}\n"
+    """The errors with the conditions under them, then what else was measured, folded away: no table is wide."""
+    rest = (markdown_table(*table(result, columns)) for columns in (KINDS_OF_ERRORS, PEOPLE_AND_COSTS))
+    return f"{markdown_table(*table(result, ERRORS))}\n{conditions(result)}\n\n{MORE.format(*rest)}"
 
 
 def spread_table(result: StudyResult) -> str:

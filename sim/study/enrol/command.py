@@ -17,6 +17,7 @@ from sim.section import markdown_tables, print_tables, write_section
 from sim.study.enrol.contenders import CONTENDERS, NEUTRAL, Contender, searched, small
 from sim.study.enrol.rows import EnrolRow, append_rows, read_rows
 from sim.study.enrol.table import conditions, tables
+from sim.study.page import PAGES, STORE, image, page_of
 
 ROOT = Path("runs/studies/enrol")
 ROWS, SEARCH_ROWS, PLOT = "enrol.jsonl", "enrol-search.jsonl", "enrol.svg"
@@ -68,10 +69,8 @@ def write_page(page: Path, store: Path, rows: Sequence[EnrolRow]) -> None:
 
     plot = store / PLOT
     write_atomically(plot, curves_svg(rows).encode(), mode=PUBLIC)
-    image = (
-        f"![MER of held-out speakers by sentences]({plot.resolve().relative_to(page.resolve().parent).as_posix()})\n"
-    )
-    write_section(page, START, END, f"{image}\n{markdown_tables(tables(rows), conditions(rows))}")
+    shown = image("MER of held-out speakers by sentences", plot, page)
+    write_section(page, START, END, f"{shown}\n{markdown_tables(tables(rows), conditions(rows))}")
 
 
 @with_settings
@@ -90,7 +89,7 @@ def enrol(
     ] = False,
     runs: Annotated[Path, Option(help="Where rows and shared parts are kept; what is there is not made again.")] = ROOT,
     write: Annotated[
-        Path | None, Option(help="Markdown page whose section is to be replaced; rows go beside it.")
+        Path | None, Option(help=f"Folder of pages, {PAGES}: the section of enrol.md is replaced; rows go to {STORE}.")
     ] = None,
     as_json: Json = False,
     start: Any = FULL,
@@ -117,10 +116,9 @@ def enrol(
             digests |= {study.digest(one) for one in contenders.values()}
     rows = [row for row in read_rows(path) if row.digest in digests]
     if write is not None:
-        store = write.parent / "studies"
-        append_rows(store / ROWS, rows)
-        rows = read_rows(store / ROWS)
-        write_page(write, store, rows)
+        append_rows(STORE / ROWS, rows)
+        rows = read_rows(STORE / ROWS)
+        write_page(page_of("enrol", write), STORE, rows)
     if as_json:
         print(json.dumps([asdict(row) for row in rows], ensure_ascii=False))
     else:

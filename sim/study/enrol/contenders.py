@@ -61,7 +61,7 @@ CONTENDERS: Mapping[str, Contender] = {
     "B of the decoder, made to be adapted": Contender(replace(DECODER_B, rate=4e-4), episodes=True),
     "B and prompt": Contender(B, prompted=True),
 }
-"""Rates of the search on seed 7 (docs/results.md), as far as it came; those of gate biases, A and eigenvoices are from before it.
+"""Rates of the search on seed 7 (docs/results/enrol.md), as far as it came; those of gate biases, A and eigenvoices are from before it.
 
 Sources: LHUC, Swietojanski and Renals 2016; Reptile, arXiv 1803.02999; eigenvoices, Kuhn et al. 2000."""
 

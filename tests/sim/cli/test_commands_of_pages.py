@@ -14,8 +14,9 @@ from sim.cli.app import app
 from sim.cli.options import parse_settings
 
 ROOT = Path(__file__).parents[3]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "docs" / "deploy" / "README.md"]
-PAGES.remove(ROOT / "docs" / "decisions.md")  # its commands are those of the day of each decision
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+for _dated in ("decisions.md", "negative-results.md"):  # their commands are those of the day
+    PAGES.remove(ROOT / "docs" / _dated)
 TOP = typer.main.get_command(app)
 
 

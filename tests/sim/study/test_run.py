@@ -178,48 +178,57 @@ def test_what_could_not_run_is_refused_before_the_first_run(study, monkeypatch):
 
 def test_rows_are_stored_and_the_page_is_made_from_them_again(study, tmp_path):
     _, result = study
-    page, rows = tmp_path / "results.md", tmp_path / "studies"
+    page, rows = tmp_path / "results" / "tiny.md", tmp_path / "studies"
+    page.parent.mkdir()
     start, end = markers("tiny")
     page.write_text("# Before\n", encoding="utf-8")
     with pytest.raises(SectionError):
-        write_study(result, page, rows)
+        write_study(result, page.parent, rows)
     page.write_text(f"# Before\n{start}\n{end}\nafter\n", encoding="utf-8")
-    write_study(result, page, rows)
+    write_study(result, page.parent, rows)
     first = page.read_text(encoding="utf-8")
     assert first.startswith("# Before\n")
     assert first.endswith("after\n")
     rate = 100 * next(row for row in result.rows if row.cell == "rank 4").rates["mer"]["rate"]
     assert f"| rank 4 | global | {rate:.1f} (" in first
-    assert "![Does rank matter?](studies/tiny-tiny.svg)" in first
+    assert "![Does rank matter?](../studies/tiny-tiny.svg)" in first
     page.write_text(first.replace("| rank 4 |", "| rank 5 |"), encoding="utf-8")
-    assert rewrite(page, rows) == ["tiny"]
+    assert rewrite(page.parent, rows) == [page]
     assert page.read_text(encoding="utf-8") == first
     assert StudyResult.read(rows / "tiny-tiny.json") == replace(result, rows=result.rows)
 
 
-def test_a_study_whose_name_begins_another_keeps_its_section_to_itself(study, tmp_path):
+def test_a_study_whose_name_begins_another_keeps_its_page_to_itself(study, tmp_path):
     _, result = study
-    page, rows = tmp_path / "results.md", tmp_path / "studies"
-    page.write_text("\n".join([*markers("tiny"), *markers("tiny-more")]), encoding="utf-8")
-    write_study(replace(result, name="tiny-more", question="Does more matter?"), page, rows)
-    write_study(result, page, rows)
-    own, other = page.read_text(encoding="utf-8").split(markers("tiny-more")[0])
+    for name in ("tiny", "tiny-more"):
+        (tmp_path / f"{name}.md").write_text("\n".join(markers(name)), encoding="utf-8")
+    write_study(replace(result, name="tiny-more", question="Does more matter?"), tmp_path, tmp_path / "studies")
+    write_study(result, tmp_path, tmp_path / "studies")
+    own, other = ((tmp_path / f"{name}.md").read_text(encoding="utf-8") for name in ("tiny", "tiny-more"))
     assert ("Does rank matter?" in own, "Does more matter?" in own) == (True, False)
     assert ("Does rank matter?" in other, "Does more matter?" in other) == (False, True)
 
 
+def test_no_table_of_a_page_has_more_than_seven_columns(study):
+    _, result = study
+    rows = [line for line in markdown(result).splitlines() if line.startswith("|")]
+    assert max(line.count(" | ") for line in rows) < 7
+    assert all(head in "".join(rows) for head in ("WER, %", "worst tenth", "harmed, %", "KiB up"))
+
+
 def test_a_quick_look_replaces_no_result(study, tmp_path):
     _, result = study
-    page, rows = tmp_path / "results.md", tmp_path / "studies"
+    page, rows = tmp_path / "results" / "tiny.md", tmp_path / "studies"
+    page.parent.mkdir()
     page.write_text("\n".join(markers("tiny")), encoding="utf-8")
     full, smoke = replace(result, size="full"), replace(result, size="smoke", rows=result.rows[:2])
-    write_study(full, page, rows)
-    write_study(smoke, page, rows)
+    write_study(full, page.parent, rows)
+    write_study(smoke, page.parent, rows)
     text = page.read_text(encoding="utf-8")
-    assert text.count("Does rank matter?") == 3  # the question once, and two plots
-    assert text.index("studies/tiny-full.svg") < text.index("Size full") < text.index("studies/tiny-smoke.svg")
+    assert text.count("Does rank matter?") == 2  # two plots
+    assert text.index("../studies/tiny-full.svg") < text.index("Size full") < text.index("../studies/tiny-smoke.svg")
     assert [StudyResult.read(rows / f"tiny-{each.size}.json") for each in (full, smoke)] == [full, smoke]
-    assert rewrite(page, rows) == ["tiny"]
+    assert rewrite(page.parent, rows) == [page]
     assert page.read_text(encoding="utf-8") == text
 
 
@@ -309,15 +318,15 @@ def test_the_spread_of_repetitions_stands_under_their_table(study, tmp_path):
         )
         for k, (rate, difference) in enumerate(zip(rates, differences, strict=True))
     )
-    page = tmp_path / "results.md"
+    page = tmp_path / "tiny.md"
     page.write_text("\n".join(markers("tiny")), encoding="utf-8")
     of_one = replace(result, rows=rows, conditions={**result.conditions, "repeated": True})
-    write_study(of_one, page, tmp_path / "studies")
+    write_study(of_one, tmp_path, tmp_path / "studies")
     line = "| personalized | 3 | 33.0 | 3.6 | 30.0 to 37.0 | -3.0 | 1.0 | -4.0 to -2.0 |"
     assert line in page.read_text(encoding="utf-8")
-    write_study(replace(of_one, rows=rows[:2]), page, tmp_path / "studies")
+    write_study(replace(of_one, rows=rows[:2]), tmp_path, tmp_path / "studies")
     assert "| personalized | 2 |" not in page.read_text(encoding="utf-8")  # two runs have no spread to speak of
-    write_study(replace(of_one, conditions=result.conditions), page, tmp_path / "studies")
+    write_study(replace(of_one, conditions=result.conditions), tmp_path, tmp_path / "studies")
     assert line not in page.read_text(encoding="utf-8")  # cells that differ in a setting are no repetitions
 
 
