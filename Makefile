@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo study results test check bench bench-serving cases fuzz faults soak deploy-test pip-audit peers flwr clean
+.PHONY: demo study results docs test check bench bench-serving cases fuzz faults soak deploy-test pip-audit peers flwr clean
 
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
@@ -31,6 +31,14 @@ check: $(READY) ## linters, types, direction of imports
 
 results: $(READY) ## write every table and plot of docs/results from the stored rows of the studies; nothing is run
 	$(BIN)/idiolect study tables
+
+docs: $(READY) ## build the documentation into build/docs; warnings and dead links are errors
+	@$(BIN)/python -c "import furo, myst_parser" 2>/dev/null || \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[docs]' || \
+	{ echo "make docs needs Sphinx, furo and MyST, and no package index gave them. Where one answers, run once:" >&2; \
+	  echo "    $(BIN)/python -m pip install '.[docs]'" >&2; echo "Building and reading need no network after that." >&2; exit 1; }
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -d build/doctrees docs build/docs
+	@echo "written: build/docs/index.html"
 
 bench: $(READY) ## every figure of the README, measured on this machine beside its target; about an hour and a half on 2 quiet cores
 	$(BIN)/python -m benchmarks

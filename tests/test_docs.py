@@ -13,9 +13,26 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("fl", "clients", "strategies", "sim")
 TREES = (*PACKAGES, "benchmarks")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCS = ROOT / "docs"
+INDEXES = (DOCS / "index.md", DOCS / "results" / "index.md")
 SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 REFERENCE = re.compile(r":(?:mod|class|func|meth|attr|data|exc):`~?([\w.]+)`")
 DOTTED = re.compile(rf"(?:{'|'.join(TREES)})(?:\.\w+)+")
+
+
+@lru_cache(maxsize=1024)
+def anchors(page: Path) -> frozenset[str]:
+    """The anchors of a page's headings, made as GitHub and the site make them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    titles = (re.sub(r"\[([^]]+)\]\([^)]*\)", r"\1", title) for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE))
+    return frozenset(re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles)
+
+
+def navigation(index: Path) -> list[Path]:
+    """The pages that the ``toctree`` blocks of ``index`` list."""
+    blocks = re.findall(r"^```\{toctree\}\n(.*?)^```$", index.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    entries = [line for block in blocks for line in block.splitlines() if line and line[0] != ":"]
+    return [index.parent / (re.sub(r".*<(.+)>", r"\1", entry) + ".md") for entry in entries]
 
 
 @lru_cache(maxsize=1024)
@@ -62,8 +79,31 @@ def test_a_page_names_files_and_modules_that_exist(page: Path) -> None:
     for module, names in re.findall(r"^\s*from ([\w.]+) import ([\w, ]+)$", text, re.MULTILINE):
         for name in names.split(", ") if module.split(".")[0] in TREES else ():
             assert exists(f"{module}.{name}"), f"{module}.{name}"
-    for link in re.findall(r"\]\((?!https?:)([\w./-]+)(?:#[\w-]+)?\)", text):
-        assert (page.parent / link).exists(), link
+    for link, anchor in re.findall(r"\]\((?!https?:)([\w./-]*)(?:#([^)\s]+))?\)", text):
+        target = page.parent / link if link else page
+        assert target.exists(), link
+        assert not anchor or target.suffix != ".md" or anchor in anchors(target), f"{link}#{anchor}"
+
+
+def test_every_page_is_in_the_navigation_once() -> None:
+    listed = [page for index in INDEXES for page in navigation(index)]
+    pages = {page for page in PAGES if page.is_relative_to(DOCS)} - {INDEXES[0]}
+    assert set(listed) == pages
+    assert len(listed) == len(pages)
+
+
+def test_each_page_says_its_title_first_and_no_table_is_wide() -> None:
+    for page in PAGES:
+        if page.is_relative_to(DOCS):
+            lines = page.read_text(encoding="utf-8").splitlines()
+            assert lines[0].startswith("# "), page
+            wide = [line for line in lines if line.startswith("| --- |") and line.count("---") > 7]
+            assert not wide, page
+
+
+def test_a_link_to_a_heading_that_is_not_there_is_found() -> None:
+    assert "how-does-it-decide" in anchors(DOCS / "how-to" / "enrol.md")
+    assert "no-such-heading" not in anchors(DOCS / "how-to" / "enrol.md")
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -91,8 +131,8 @@ def test_a_name_that_is_not_there_is_found() -> None:
     assert not exists("fl.adapters.correction.nothing")
 
 
-def test_the_map_of_the_readme_is_the_tree() -> None:
-    block = (ROOT / "README.md").read_text(encoding="utf-8").partition("## The tree")[2].partition("## ")[0]
+def test_the_map_is_the_tree() -> None:
+    block = (DOCS / "tree.md").read_text(encoding="utf-8")
     named, top = set(), ""
     for indent, name in re.findall(r"^( {4}| {6})(\w+)/ ", block, flags=re.MULTILINE):
         top = name if len(indent) == 4 else top

@@ -99,17 +99,17 @@ def spread_table(result: StudyResult) -> str:
         differences = [row.against_global["difference"] for row in own if row.against_global]
         if len(own) >= FEWEST:
             rows.append((arm, str(len(own)), *_spread(rates, ".1f"), *_spread(differences, "+.1f")))
-    of_each = "standard deviation", "range"
-    main, other = f"{result.metric.upper()}, %: mean", "against global, points: mean"
-    return markdown_table(("arm", "runs", main, *of_each, other, *of_each), rows) if rows else ""
+    mean = "mean (standard deviation)"
+    heads = ("arm", "runs", f"{result.metric.upper()}, %: {mean}", "range", f"against global, points: {mean}", "range")
+    return markdown_table(heads, rows) if rows else ""
 
 
-def _spread(values: list[float], form: str) -> tuple[str, str, str]:
+def _spread(values: list[float], form: str) -> tuple[str, str]:
     if len(values) < FEWEST:
-        return "-", "-", "-"
+        return "-", "-"
     points = [100 * value for value in values]
     mean, deviation = statistics.mean(points), statistics.stdev(points)
-    return f"{mean:{form}}", f"{deviation:.1f}", f"{min(points):{form}} to {max(points):{form}}"
+    return f"{mean:{form}} ({deviation:.1f})", f"{min(points):{form}} to {max(points):{form}}"
 
 
 def print_result(result: StudyResult, console: Console) -> None:

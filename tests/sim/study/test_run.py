@@ -322,7 +322,7 @@ def test_the_spread_of_repetitions_stands_under_their_table(study, tmp_path):
     page.write_text("\n".join(markers("tiny")), encoding="utf-8")
     of_one = replace(result, rows=rows, conditions={**result.conditions, "repeated": True})
     write_study(of_one, tmp_path, tmp_path / "studies")
-    line = "| personalized | 3 | 33.0 | 3.6 | 30.0 to 37.0 | -3.0 | 1.0 | -4.0 to -2.0 |"
+    line = "| personalized | 3 | 33.0 (3.6) | 30.0 to 37.0 | -3.0 (1.0) | -4.0 to -2.0 |"
     assert line in page.read_text(encoding="utf-8")
     write_study(replace(of_one, rows=rows[:2]), tmp_path, tmp_path / "studies")
     assert "| personalized | 2 |" not in page.read_text(encoding="utf-8")  # two runs have no spread to speak of
