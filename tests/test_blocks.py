@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import click
+import flwr
 import numpy as np
 import pytest
 import typer
@@ -57,7 +58,7 @@ class PageBlock:
             return
         for line in re.sub(r" *\\\n *", " ", self.text).splitlines():
             command = re.split(r" {3,}| #|\||&&", re.sub(r"^(?:\$ |\.venv/bin/)", "", line.strip()))[0].rstrip(". ")
-            if re.match(r"(?:idiolect|python -m|make) \S", command):
+            if re.match(r"(?:idiolect|python -m|make|flwr|flower-\w+) \S", command):
                 yield shlex.split(command)
 
 
@@ -86,6 +87,19 @@ def command_of(*words: str) -> tuple[click.Command, int]:
     return command, len(words)
 
 
+@cache
+def flower_options() -> frozenset[str]:
+    """All options of Flower's commands, by the sources of the installed package."""
+    sources = (path.read_text(encoding="utf-8") for path in Path(flwr.__file__).parent.rglob("*.py"))
+    return frozenset(option for source in sources for option in re.findall(r'"(--[a-z-]+)"', source))
+
+
+def check_settings(words: list[str]) -> None:
+    """Each ``--set KEY=VALUE`` names a setting and a value that it can have."""
+    pairs = [value for flag, value in pairwise(words) if flag == "--set" and "=" in value]
+    parse_settings([pair for pair in pairs if pair != "KEY=VALUE"])
+
+
 def parse(words: list[str]) -> None:
     """What the command line makes of ``words``; it raises what a person would read. Nothing is run."""
     if words[0] == "device":
@@ -94,7 +108,7 @@ def parse(words: list[str]) -> None:
     command, named = command_of(*words)
     if "--help" not in words and not isinstance(command, click.Group):
         command.make_context(command.name, [*words[named:]])
-    parse_settings([value for flag, value in pairwise(words) if flag == "--set" and "=" in value])
+    check_settings(words)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -102,6 +116,8 @@ def test_commands_of_a_page_are_taken(page: Path) -> None:
     for program, *words in (c for block in blocks(page) if not block.mark.startswith("not") for c in block.commands()):
         if program == "make":
             assert words[0] in TARGETS, words
+        elif program.startswith(("flwr", "flower")):
+            assert {word for word in words if word.startswith("--")} <= flower_options(), words
         elif program == "python":
             _, module, *rest = words
             path = ROOT / module.replace(".", "/")
@@ -126,6 +142,7 @@ def test_options_that_a_page_names_exist(page: Path) -> None:
             command, _ = command_of(*(word for word in words if re.fullmatch(r"[a-z-]+|NAME", word) and word[0] != "-"))
             known = frozenset(o for parameter in command.params for o in (*parameter.opts, *parameter.secondary_opts))
         assert used <= known | {"--help"}, words
+        check_settings(words)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
