@@ -1,5 +1,7 @@
 """Every cell of every study is a run that could be made, and each differs from the others."""
 
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
@@ -8,8 +10,12 @@ from fl.algorithms.shared.fedavg import FedAvg
 from fl.algorithms.table import names_of
 from fl.core.errors import ConfigError
 from fl.settings.config import flat
+from sim.section import page_parts
 from sim.study.catalog import ROBUST_RULES, STUDIES, read_study
+from sim.study.page import PAGES, markers, page_of
 from sim.study.plan import FULL, SIZES, SMOKE, Study, StudyCell
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
@@ -69,3 +75,8 @@ def test_a_file_with_a_word_that_is_no_field_or_a_value_of_another_type_is_refus
     path.write_text(f"question = '?'\nbaseline = 'first'\n{wrong}\n", encoding="utf-8")
     with pytest.raises(ValidationError):
         read_study(path)
+
+
+def test_each_study_has_a_page_that_its_command_can_write():
+    for name in STUDIES:
+        page_parts(page_of(name, ROOT / PAGES), *markers(name))  # raises where the page or a comment is missing
