@@ -19,9 +19,10 @@ def shadow(path: Sequence[str]) -> str:
     """Which package of another project hides one of Idiolect's on the search ``path``, and the remedy; empty if none does.
 
     A folder without ``__init__.py`` hides nothing: Python prefers a package that has one, wherever it stands on the path.
+    Packages that do not lie beside this file are left out: Flower's archive of the app has no ``sim``.
     """
     for name in PACKAGES:
-        if (spec := PathFinder.find_spec(name, path)) is None:
+        if not (_HOME / name).is_dir() or (spec := PathFinder.find_spec(name, path)) is None:
             continue
         (place, *_) = spec.submodule_search_locations or [spec.origin or ""]
         if Path(place).resolve() != _HOME / name:

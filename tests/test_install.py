@@ -119,7 +119,8 @@ def test_flower_builds_the_app_of_the_source_archive_and_loads_it_before_the_ins
 ):
     with tarfile.open(archives["sdist"]) as archive:
         archive.extractall(tmp_path, filter="data")
-    (source,) = tmp_path.iterdir()
+    (unpacked,) = tmp_path.iterdir()
+    source = unpacked.rename(tmp_path / "source")  # Flower refuses a name like idiolect_fl-0.2.0
     installed.run("flwr", "build", cwd=source, FLWR_HOME=str(tmp_path / "flwr"), FLWR_TELEMETRY_ENABLED="0")
     (bundle,) = source.glob("*.fab")
     app = tmp_path / "app"

@@ -5,12 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from flwr.superlink.grid import InMemoryGrid
 
 from fl.core.apart import Apart
 from fl.core.errors import CorpusError, PackageError
 from fl.settings.config import make_config
 from idiolect import PACKAGES, shadow
 from sim.backends.run import run_simulation
+from strategies.app import main as serve_run
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,6 +56,11 @@ def test_the_command_refuses_a_folder_that_python_searches_first_and_no_other(pr
 def test_a_run_on_ray_refuses_a_folder_whose_packages_its_workers_would_import(project):
     with pytest.raises(PackageError, match=rf"Ray's workers .* {project / 'fl'} hides .* --serial"):
         run_simulation(make_config({}))
+
+
+def test_a_simulation_of_flower_refuses_the_folder_where_its_superlink_was_started(project):
+    with pytest.raises(PackageError, match=rf"SuperLink was started, and {project / 'fl'} hides"):
+        serve_run(object.__new__(InMemoryGrid), context=None)
 
 
 def test_a_parser_process_imports_nothing_from_the_current_folder(project):
