@@ -1,5 +1,6 @@
 """Another project's ``strategies`` or ``clients``: Idiolect's command works beside them or names the one that hides its own."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,14 @@ def test_a_package_or_module_that_stands_first_is_named_with_its_path(tmp_path, 
     (tmp_path / name / "__init__.py").touch()
     assert f"{tmp_path / name} hides Idiolect's own package {name!r}" in shadow(path)
     assert shadow(path[::-1]) == ""
+
+
+def test_the_check_needs_none_of_the_packages_that_it_checks():
+    tree = ast.parse((ROOT / "idiolect.py").read_text(encoding="utf-8"))
+    first = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {name for node in first for name in (getattr(node, "module", None) or node.names[0].name,)}
+    assert names
+    assert {name.partition(".")[0] for name in names} <= sys.stdlib_module_names
 
 
 @pytest.mark.parametrize(("options", "code"), [(["-m"], 1), (["-P", "-m"], 0)])
