@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo study results docs test check bench bench-serving cases fuzz faults soak deploy-test pip-audit peers flwr clean
+.PHONY: demo study results docs test check bench bench-serving cases fuzz faults soak deploy-test install-test pip-audit peers flwr clean
 
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
@@ -61,6 +61,9 @@ soak: $(READY) ## rounds with faults beside a server under load, for half an hou
 deploy-test: $(READY) ## a federation of real processes in network namespaces; needs root and iproute2, about 10 minutes on 2 cores
 	$(BIN)/python -m pytest -m long tests/faults/test_deployment.py
 	$(BIN)/python -m benchmarks.reliability
+
+install-test: $(READY) ## build wheel and sdist, install each into a clean environment, and run it there and beside another project
+	$(BIN)/python -m pytest -m long tests/test_install.py
 
 pip-audit: ## known vulnerabilities of requirements.lock; asks the vulnerability database, and fails where it has no answer
 	at=$$(mktemp -d) && trap 'rm -rf "$$at"' EXIT && { $(PYTHON) -m venv "$$at" || python3 -m venv "$$at"; } && \

@@ -3,4 +3,4 @@
 Knows Flower's records, not its clients and servers; imports none of ``clients``, ``strategies`` and ``sim``.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

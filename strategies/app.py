@@ -1,6 +1,8 @@
 """The Flower ServerApp: one run trains and evaluates every arm of a comparison, over whatever nodes there are."""
 
 import logging
+import os
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fl.core.errors import IdiolectError, RunError
+from fl.core.errors import IdiolectError, PackageError, RunError
 from fl.core.printing import first_of
 from fl.metrics import Counts
 from fl.protocol.wire import add_counts
@@ -21,6 +23,7 @@ from fl.runs.schema import LEFT_OUT_NAME, PREDICTIONS_NAME, RESULTS_NAME
 from fl.settings.config import RunConfig, make_config
 from fl.tasks.table import TASKS, load_task
 from fl.tasks.task import Task
+from idiolect import shadow
 from strategies.comparison import Comparison
 from strategies.keys import remember
 from strategies.loop import Progress, RoundLoop, rates_of
@@ -131,6 +134,11 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """What ``flwr run`` starts: the configuration comes from ``[tool.flwr.app.config]`` and ``--run-config``."""
+    from flwr.superlink.grid import InMemoryGrid  # loaded where it is used, else half a second
+
+    in_clone = Path("idiolect.py").exists()  # of this project, whose packages are the same
+    if isinstance(grid, InMemoryGrid) and not in_clone and (found := shadow([os.getcwd(), *sys.path])):
+        raise PackageError(f"simulated nodes look first in the folder where the SuperLink was started, and {found}")
     flower = logging.getLogger("flwr")
     log.handlers, log.propagate = flower.handlers, False  # --stream shows what Flower's own logger prints
     log.setLevel(logging.INFO)

@@ -229,7 +229,8 @@ def test_each_row_fits_into_its_table_and_the_project_still_passes_its_checks(tm
     """What a newcomer does: a file and a row, in a copy of the project."""
     for package in PACKAGES:
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__", "results"))
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for file in ("idiolect.py", "pyproject.toml"):
+        shutil.copy(ROOT / file, tmp_path)
     (tmp_path / "docs").mkdir()
     shutil.copy(ROOT / "docs" / "settings.md", tmp_path / "docs")
     files = []

@@ -115,7 +115,7 @@ class Apart:
         with ours, theirs:  # the stream keeps ours open
             self._stream = ours.makefile("rwb")
             return subprocess.Popen(
-                [sys.executable, "-m", "fl.core.apart", self._target, json.dumps(astuple(self._bounds))],
+                [sys.executable, "-P", "-m", "fl.core.apart", self._target, json.dumps(astuple(self._bounds))],
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),
                 env={  # no secret of ours

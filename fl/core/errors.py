@@ -88,3 +88,7 @@ class AggregationError(IdiolectError):
 
 class RunError(IdiolectError):
     """A run that failed, or a run folder that cannot be resumed or reported."""
+
+
+class PackageError(IdiolectError):
+    """A package of another project that Python finds instead of one of ours. Names its path and the remedy."""

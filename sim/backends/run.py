@@ -12,9 +12,10 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING, TextIO
 
-from fl.core.errors import IdiolectError, RunError
+from fl.core.errors import IdiolectError, PackageError, RunError
 from fl.core.machine import available_cores
 from fl.settings.config import RunConfig
+from idiolect import shadow
 
 if TYPE_CHECKING:
     from strategies.loop import Progress
@@ -50,8 +51,13 @@ def run_simulation(
 
     ``workers`` are the processes that train side by side, by default one for each core; ``serial`` stays in this process.
     ``ray_address`` (``host:port`` or ``auto``) uses a Ray cluster that runs already, and all its cores.
-    Raises what the ServerApp raised, or :class:`RunError` if the simulation ended without a result.
+    Raises what the ServerApp raised, :class:`RunError` if the simulation ended without a result, or :class:`PackageError` where
+    another project's packages stand first.
     """
+    if found := shadow(sys.path):
+        raise PackageError(found)
+    if not serial and (found := shadow([os.getcwd(), *sys.path])):
+        raise PackageError(f"Ray's workers look in the current folder first, and {found}; --serial runs here")
     config = config.changed({"output": str(Path(config.output or "runs/last").expanduser().resolve())})
     if serial:
         from clients.app import app as client_app

@@ -46,7 +46,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     clone, out = tmp_path_factory.mktemp("clone"), tmp_path_factory.mktemp("out")
     for name in (*PACKAGES, "sim"):
         shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE", ".gitignore"):
+    for name in ("idiolect.py", "pyproject.toml", "README.md", "LICENSE", ".gitignore"):
         shutil.copy(ROOT / name, clone)
     for name in LITTER:
         (clone / name).parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 def test_code_alone_leaves_the_machine(bundle: zipfile.ZipFile) -> None:
     code = [path.relative_to(ROOT).as_posix() for name in PACKAGES for path in (ROOT / name).rglob("*.py")]
-    assert sorted(bundle.namelist()) == sorted([*code, *READ_IN_A_RUN, "pyproject.toml", "LICENSE", ".info/CONTENT"])
+    assert sorted(bundle.namelist()) == sorted(
+        [*code, *READ_IN_A_RUN, "idiolect.py", "pyproject.toml", "LICENSE", ".info/CONTENT"]
+    )
     assert not [name for name in bundle.namelist() if SECRET.encode() in bundle.read(name)]
     assert bundle.fp is not None
     assert bundle.fp.seek(0, io.SEEK_END) < MAX_BYTES
@@ -73,7 +75,11 @@ def test_a_run_finds_all_that_it_reads_in_the_bundle(bundle: zipfile.ZipFile, tm
         for name in bundle.namelist()
         if name.endswith(".py") and re.search(rb"Path\(__file__\)|importlib.resources", bundle.read(name))
     ]
-    assert readers == ["fl/data/synthetic/pairs.py", "fl/serving/page/__init__.py"]  # a server is no part of a run
+    assert readers == [  # a server is no part of a run
+        "fl/data/synthetic/pairs.py",
+        "fl/serving/page/__init__.py",
+        "idiolect.py",
+    ]
     bundle.extractall(tmp_path)
     script = """
 import sys

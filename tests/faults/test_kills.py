@@ -220,7 +220,7 @@ def flwr_run(settings: dict[str, Any], clone: Path, found: dict[str, str]) -> st
     if not clone.exists():
         for package in ("fl", "clients", "strategies", "sim"):
             shutil.copytree(ROOT / package, clone / package, ignore=shutil.ignore_patterns("__pycache__"))
-        for file in ("pyproject.toml", "README.md", "LICENSE", ".gitignore"):
+        for file in ("idiolect.py", "pyproject.toml", "README.md", "LICENSE", ".gitignore"):
             shutil.copy(ROOT / file, clone)
     overrides = " ".join(f"{k}={v!r}" if isinstance(v, str) else f"{k}={v}" for k, v in settings.items())
     command = ["flwr", "run", ".", "--run-config", overrides]

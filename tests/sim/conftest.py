@@ -88,7 +88,7 @@ def flwr_run(tmp_path: Path, flower: dict[str, str]) -> Callable[..., str]:
         clone, found = tmp_path / "app", {**flower, **environment}
         for package in ("fl", "clients", "strategies", "sim"):
             shutil.copytree(ROOT / package, clone / package, ignore=shutil.ignore_patterns("__pycache__"))
-        for file in ("pyproject.toml", "README.md", "LICENSE", ".gitignore"):
+        for file in ("idiolect.py", "pyproject.toml", "README.md", "LICENSE", ".gitignore"):
             shutil.copy(ROOT / file, clone)
         overrides = " ".join(f"{k}={v!r}" if isinstance(v, str) else f"{k}={v}" for k, v in settings.items())
         command = ["flwr", "run", ".", "--stream", "--run-config", overrides]

@@ -21,7 +21,7 @@ from sim.study.network.proxy import LOOPBACK
 
 START_SECONDS = 180.0  # for a server to load its base, converting it first where that was never done
 STOP_SECONDS = 30.0
-SERVE = ("-m", "sim.cli.app", "serve")
+SERVE = ("-P", "-m", "sim.cli.app", "serve")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def process_cost(what: str, where: object, audio: Path, adapter: Path, repeats: 
 
     One that is to ``hold`` has the base ``where``, one that is to ``ask`` sends both to the server on this machine's port ``where``.
     """
-    command = [sys.executable, "-m", __name__, what, *map(str, (where, audio, adapter, repeats))]
+    command = [sys.executable, "-P", "-m", __name__, what, *map(str, (where, audio, adapter, repeats))]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
@@ -57,7 +57,7 @@ def served(base: str) -> Iterator[int]:
         deadline = time.monotonic() + START_SECONDS
         while not _healthy(port):
             if process.poll() is not None:
-                raise NetworkError(f"the server ended with status {process.returncode}: try, {' '.join(command[2:])}")
+                raise NetworkError(f"the server ended with status {process.returncode}: try, {' '.join(command[3:])}")
             if time.monotonic() > deadline:
                 raise NetworkError(f"no answer of the server in {START_SECONDS:.0f} s: is base {base!r} that large?")
             time.sleep(0.2)
