@@ -107,13 +107,13 @@ def test_the_page_shows_all_arms_and_players_and_asks_for_nothing(show):
     assert all(0.5 < seconds < 1.4 for seconds in seen["durations"])
     table = re.search(r'<table class="arms">.*?</table>', dom, re.DOTALL).group()
     assert re.findall(r'<th scope="row">.*?</i>([^<]+)</span>', table) == list(ARMS)
-    assert "24 of 24" in dom
+    assert "21 of 21" in dom
 
 
 def test_our_script_runs_under_the_policy_and_no_other_does(show, page):
     evil = page.replace("</main>", "</main><script>document.title='owned'</script>")
     dom, _ = show(text=evil, probe=False)
-    assert "24 of 24" in dom
+    assert "21 of 21" in dom
     assert "<title>owned" not in dom
 
 
@@ -122,28 +122,29 @@ def test_our_script_runs_under_the_policy_and_no_other_does(show, page):
     [
         ("device=speaker-02", lambda card: 'data-device="speaker-02"' in card),
         ("kind=worse", lambda card: 'data-kind="worse"' in card),
-        ("text=" + quote("버그"), lambda card: "버그" in card),
+        ("text=" + quote("커피"), lambda card: "커피" in card),
     ],
 )
 def test_the_address_filters_the_cards(show, fragment, fits):
     dom, seen = show(fragment)
+    dom = dom[dom.index('id="samples"') :]  # the first three, near the top, always stay
     cards = re.findall(r"<article.*?</article>", dom, re.DOTALL)
     hidden = [card for card in cards if "hidden" in card.partition(">")[0]]
     visible = [card for card in cards if card not in hidden]
     assert visible
     assert hidden
-    assert len(visible) == len(seen["shown"])
+    assert len(visible) + 3 == len(seen["shown"])
     assert all(fits(card) for card in visible)
     assert not any(fits(card) for card in hidden)
 
 
 def test_a_filter_that_nothing_fits_says_so(show):
     dom, seen = show("text=zzzz")
-    assert seen["shown"] == []
+    assert len(seen["shown"]) == 3
     assert 'id="no-match">' in dom
 
 
-@pytest.mark.parametrize("width", [1280, 768, 390, 320])
+@pytest.mark.parametrize("width", [1280, 768, 360, 320])
 def test_nothing_sticks_out_of_a_window(show, width):
     _, seen = show(width=width)
     assert seen["width"] == width

@@ -151,7 +151,7 @@ def test_a_run_with_one_arm_and_no_new_people_has_a_page(run_copy, edit_rows):
 def test_perfect_arms_make_a_page_too(run_copy, edit_rows):
     edit_rows(run_copy / "transcripts.jsonl", lambda row: row | {"hypothesis": row["reference"]})
     summary, runs = summed(run_copy)
-    assert headline(summary).startswith("No significant difference between personal recognizers")
+    assert headline(summary).startswith("No significant difference between personalized recognizers and the global one")
     assert Outline(render(summary, runs)).open == []
 
 
