@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo study results test check bench bench-serving cases fuzz faults soak deploy-test pip-audit peers flwr clean
+.PHONY: demo study results pictures test check bench bench-serving cases fuzz faults soak deploy-test pip-audit peers flwr clean
 
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
@@ -31,6 +31,9 @@ check: $(READY) ## linters, types, direction of imports
 
 results: $(READY) ## write every table and plot of docs/results.md from the stored rows of the studies; nothing is run
 	$(BIN)/idiolect study tables
+
+pictures: $(READY) ## docs/pictures of the report and of the web page, in Chromium, light and dark; 8 minutes on 2 quiet cores, of another run with RUN=
+	$(BIN)/python -m benchmarks.pictures $(if $(RUN),--run $(RUN))
 
 bench: $(READY) ## every figure of the README, measured on this machine beside its target; about an hour and a half on 2 quiet cores
 	$(BIN)/python -m benchmarks

@@ -35,6 +35,9 @@ MISSING = (
     "no Chromium on this machine: apt-get install chromium fonts-nanum, or name one in the environment as CHROMIUM"
 )
 WAIT_MS = 20_000  # until a page is given up; a busy machine may need long
+MARGIN = 32  # pixels below what a picture ends with
+AXE = os.environ.get("AXE")  # axe.min.js of the npm package axe-core
+NO_AXE = "no axe-core: npm install axe-core, and name its axe.min.js in the environment as AXE"
 KEYS = {"Tab": 9, "Enter": 13, " ": 32}
 
 
@@ -93,10 +96,16 @@ class Browser:
 
 
 class Tab:
-    """One tab with the page at ``address``, in a profile of its own. ``scale`` is device pixels a CSS pixel."""
+    """One tab with the page at ``address``, in a profile of its own. ``free``: of its policy, so that a script may look at it."""
 
     def __init__(
-        self, browser: Browser, address: str, width: int = 1280, height: int = 900, scale: float = 1, dark: bool = False
+        self,
+        browser: Browser,
+        address: str,
+        width: int = 1280,
+        height: int = 900,
+        dark: bool = False,
+        free: bool = False,
     ) -> None:
         self.browser = browser
         self.context = browser.call("Target.createBrowserContext")["browserContextId"]
@@ -104,10 +113,12 @@ class Tab:
         self.session = browser.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log", "DOM", "Accessibility"):
             self.call(f"{domain}.enable")
-        size = {"width": width, "height": height, "deviceScaleFactor": scale}
+        size = {"width": width, "height": height, "deviceScaleFactor": 1}
         self.call("Emulation.setDeviceMetricsOverride", **size, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
+        if free:
+            self.call("Page.setBypassCSP", enabled=True)
         self.call("Page.setLifecycleEventsEnabled", enabled=True)
         self.go(address)
 
@@ -158,9 +169,32 @@ class Tab:
         found = self.call("Runtime.evaluate", expression=f"document.getElementById({json.dumps(field)})")["result"]
         self.call("DOM.setFileInputFiles", objectId=found["objectId"], files=[str(path)])
 
-    def picture(self, quality: int) -> bytes:
-        """What is in the window, as WebP."""
-        found = self.call("Page.captureScreenshot", format="webp", quality=quality)
+    def unnamed(self) -> list[str]:
+        """Roles of what a keyboard reaches and a screen reader has no name for."""
+        nodes = self.call("Accessibility.getFullAXTree")["nodes"]
+        reached = [
+            n for n in nodes if any(p["name"] == "focusable" and p["value"]["value"] for p in n.get("properties", ()))
+        ]
+        roles = [n["role"]["value"] for n in reached if not n.get("name", {}).get("value", "").strip()]
+        return [role for role in roles if role != "RootWebArea"]
+
+    def violations(self, axe: Path) -> list[str]:
+        """What axe-core, the script at ``axe``, finds against WCAG 2.2 AA and its own best practice."""
+        self.js(f"{axe.read_text(encoding='utf-8')};0")
+        kinds = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+        told = "r.violations.map((v) => `${v.id}: ${v.nodes.map((n) => n.html.slice(0, 100)).join(' | ')}`)"
+        found: list[str] = self.js(f"axe.run({{runOnly: {json.dumps(kinds)}}}).then((r) => {told})")
+        return found
+
+    def picture(self, quality: int, last: str) -> bytes:
+        """The page from its top to the end of the first element of the selector ``last``, as WebP."""
+        end, width = self.js(
+            f"[Math.ceil(document.querySelector({json.dumps(last)}).getBoundingClientRect().bottom + scrollY), innerWidth]"
+        )
+        clip = {"x": 0, "y": 0, "width": width, "height": end + MARGIN, "scale": 1}
+        found = self.call(
+            "Page.captureScreenshot", format="webp", quality=quality, clip=clip, captureBeyondViewport=True
+        )
         return base64.b64decode(found["data"])
 
     def mine(self, method: str) -> list[dict[str, Any]]:

@@ -106,7 +106,7 @@ def line_view(
     return {
         "height": height,
         "axis": axis,
-        "ticks": [(across(x), name) for x, name in ticks if last > first],
+        "ticks": [(across(x), name) for x, name in ticks],
         "curves": [
             {"label": label, "places": place, "label_y": end}
             for label, place, end in zip(curves, places, ends, strict=True)

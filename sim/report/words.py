@@ -145,12 +145,11 @@ def unfinished(summary: RunSummary) -> str | None:
     if not found:
         return None
     rounds = [f"{arm} {last}" for arm, last in found["rounds"].items()]
-    trained = (
-        f"Last round of each arm, of {summary['run']['rounds']}: {listing(rounds)}."
-        if rounds
-        else "No round is finished."
-    )
-    evaluated = f"Evaluated on test data: {listing(found['evaluated']) or 'no arm'}, of {len(found['arms'])} arms."
+    planned = summary["run"]["rounds"]
+    trained = f"Last round of {planned}: {listing(rounds)}." if rounds else f"No round of {planned} is finished."
+    count, names = len(found["arms"]), found["evaluated"]
+    tested = f"{len(names)} of {count} arms ({listing(names)})" if names else f"none of {count} arms"
+    evaluated = f"Evaluated on test data: {tested}."
     return f"It is still running, or it was stopped. {trained} {evaluated} Start the same command again and it resumes."
 
 

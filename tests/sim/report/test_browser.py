@@ -1,19 +1,20 @@
 """The page as Chromium shows it. Skipped where no Chromium is installed (Debian: chromium; fonts-nanum for Hangul)."""
 
+import contextlib
 import json
 import re
-import shutil
 import subprocess
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 
+from benchmarks.browser import AXE, CHROMIUM, MISSING, NO_AXE, Browser, Tab
 from fl.runs.files import read_run
 from fl.settings.names import ARMS
 from sim.report.page import render
 from sim.report.summary import pool, summarize
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -26,7 +27,7 @@ FLAGS = (
     "--hide-scrollbars",
     "--window-size=1400,1000",
 )
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (apt-get install chromium)")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
 
 KEEP = """<script>
 addEventListener("message", (event) => {
@@ -150,3 +151,60 @@ def test_nothing_sticks_out_of_a_window(show, width):
     assert seen["width"] == width
     assert seen["scrollWidth"] <= seen["width"]
     assert seen["outside"] == []
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    pytest.importorskip("websockets.sync.client")
+    made = Browser(tmp_path_factory.mktemp("chromium"))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def tab(chromium, page, tmp_path):
+    """``tab(**options)``: a tab with the report in it."""
+    with contextlib.ExitStack() as stack:
+
+        def start(**options):
+            (tmp_path / "report.html").write_text(page, encoding="utf-8")
+            opened = Tab(chromium, (tmp_path / "report.html").as_uri(), **options)
+            stack.callback(opened.close)
+            return opened
+
+        yield start
+
+
+def test_the_finding_and_the_first_sentence_are_on_the_first_screen(tab):
+    shown = tab(width=1280, height=900)
+    assert shown.js("document.querySelector('h1').getBoundingClientRect().top") < 120
+    assert shown.js("document.querySelector('#listen h2').getBoundingClientRect().top") < 900
+    assert shown.complaints == []
+
+
+def test_whatever_the_keyboard_reaches_has_a_name_and_the_sections_come_first(tab):
+    shown = tab()
+    assert shown.unnamed() == []
+    shown.press("Tab")
+    assert shown.js("document.activeElement.hash") == "#listen"
+    assert shown.js("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    shown.press("Enter")
+    shown.wait("document.querySelector('#listen').getBoundingClientRect().top < innerHeight / 2")
+
+
+def test_paper_has_the_tables_and_no_controls(tab):
+    shown = tab(dark=True)
+    shown.call(
+        "Emulation.setEmulatedMedia", media="print", features=[{"name": "prefers-color-scheme", "value": "dark"}]
+    )
+    assert shown.js("[...document.querySelectorAll('audio, nav, .filters')].every((e) => !e.getClientRects().length)")
+    assert shown.js("document.querySelector('table.arms').getClientRects().length") == 1
+    assert (
+        shown.js("getComputedStyle(document.body).color") == "rgb(29, 35, 41)"
+    )  # dark ink, whatever the screen is set to
+
+
+@pytest.mark.skipif(AXE is None, reason=NO_AXE)
+@pytest.mark.parametrize("dark", [False, True])
+def test_axe_finds_nothing(tab, dark):
+    assert tab(dark=dark, free=True).violations(Path(AXE)) == []
