@@ -126,14 +126,21 @@ def is_finished(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class RunFiles:
-    """The files of one finished run. ``config`` is config.toml as it stands."""
+    """The files of one run. ``config`` is config.toml as it stands, ``final`` costs.json: None where the run is not finished."""
 
     folder: Path
     config: Mapping[str, Any]
     results: tuple[ResultRow, ...]
     transcripts: tuple[PredictionRow, ...]
-    costs: Costs
+    final: Costs | None
     left_out: tuple[LeftOutRow, ...] = ()
+
+    @property
+    def costs(self) -> Costs:
+        """costs.json. :class:`RunError` where the run is not finished."""
+        if self.final is None:
+            raise RunError(f"{self.folder}: the run is unfinished, resume it: start it again with the same settings")
+        return self.final
 
     @property
     def task(self) -> str:
@@ -143,7 +150,7 @@ class RunFiles:
     @property
     def seed(self) -> int:
         """The run's seed."""
-        return self.costs.seed
+        return self.final.seed if self.final else int(self.config.get("seed", 0))
 
     def renamed(self, prefix: str) -> RunFiles:
         """The same run with every device called ``prefix + name``, so that several runs can lie side by side."""
@@ -169,7 +176,7 @@ def read_run(folder: Path) -> RunFiles:
                 "are in results.jsonl, and the log of a deployed run ends with the rates of all"
             )
         raise RunError(f"{path}:1: no transcripts; the run did not reach its final evaluation")
-    config, results = _read_config(folder / schema.CONFIG_NAME), read_rows(folder / schema.RESULTS_NAME, ResultRow)
+    config, results = read_config(folder / schema.CONFIG_NAME), read_rows(folder / schema.RESULTS_NAME, ResultRow)
     named = folder / schema.LEFT_OUT_NAME
     left_out = read_rows(named, LeftOutRow) if named.exists() else ()
     return RunFiles(folder, config, results, transcripts, read_costs(folder), left_out)
@@ -191,17 +198,30 @@ def _read_document(kind: type[Record], path: Path) -> Record:
     return parse(kind, path.read_bytes(), f"{path}:1")
 
 
-def read_rows(path: Path, kind: type[Row]) -> tuple[Row, ...]:
-    """The rows of a file in their order; a second row with the key of another is refused."""
+def read_rows(path: Path, kind: type[Row], *, growing: bool = False) -> tuple[Row, ...]:
+    """The rows of a file in their order; a second row with the key of another is refused.
+
+    ``growing``: a run may still write the file, or was killed as it did; a last line without its end is not read.
+    """
     rows: list[Row] = []
     seen: dict[object, int] = {}
     for number, line in _lines(path):
+        if growing and not line.endswith(b"\n"):
+            break
         row = parse(kind, line, f"{path}:{number}")
         first = seen.setdefault(row.key, number)
         if first != number:
             raise RunError(f"{path}:{number}: repeats line {first}: {row.key}")
         rows.append(row)
     return tuple(rows)
+
+
+def predictions_of_devices(folder: Path) -> Iterator[tuple[PredictionRow, str]]:
+    """What the devices of a simulation have predicted so far, as rows and as the lines that they are in the files."""
+    for path in sorted((folder / schema.DEVICES).glob(f"*/*/{schema.PREDICTIONS_NAME}")):
+        for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+            if line:
+                yield parse(PredictionRow, line, f"{path}:{number}"), line.decode() + "\n"
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -226,7 +246,7 @@ def _check_size(path: Path, limit: int) -> None:
         raise RunError(f"{path}:1: {size} bytes, more than the {limit} that a report reads")
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
     """config.toml where there is one: shown on the page, never interpreted."""
     if not path.is_file():
         return {}

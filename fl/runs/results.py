@@ -13,8 +13,8 @@ from typing import Any
 from fl.core.errors import RunError
 from fl.core.files import append_durably
 from fl.metrics import Counts
-from fl.runs.files import dump, parse, with_checksum, write_whole
-from fl.runs.schema import DEVICES, PREDICTIONS_NAME, RESULTS_NAME, SCHEMA, PredictionRow, ResultRow
+from fl.runs.files import dump, parse, predictions_of_devices, with_checksum, write_whole
+from fl.runs.schema import PREDICTIONS_NAME, RESULTS_NAME, SCHEMA, PredictionRow, ResultRow
 from fl.tasks.task import Example
 
 FIELDS = frozenset(field.name for field in fields(ResultRow))
@@ -148,11 +148,7 @@ def gather_predictions(folder: Path, arms: Collection[str], devices: Collection[
 
     Only a simulation has them: a deployed device writes to its own disk, and its predictions stay there.
     """
-    lines: list[str] = []
-    for path in sorted((folder / DEVICES).glob(f"*/*/{PREDICTIONS_NAME}")):
-        for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-            row = parse(PredictionRow, line, f"{path}:{number}") if line else None
-            if row and row.arm in arms and row.device in devices:
-                lines.append(line.decode() + "\n")
+    found = predictions_of_devices(folder)
+    lines = [line for row, line in found if row.arm in arms and row.device in devices]
     write_whole(folder / PREDICTIONS_NAME, "".join(lines))
     return len(lines)

@@ -34,7 +34,8 @@ class TaskKind:
     need once, before they start. ``default_base`` is taken where the setting ``base`` was left as it is ("": that one).
 
     ``takes_manifest``: a manifest of speech may be named. ``augments``: training examples can be augmented. ``learns``: there
-    is something to train and to evaluate. The last three are words: the field as a title, what a model is, what an example is.
+    is something to train and to evaluate. The last four are words: the field as a title, what a model is, what an example is, and who
+    has a device.
     """
 
     make: Callable[[RunConfig], Task]
@@ -49,6 +50,7 @@ class TaskKind:
     field: str = "Learning"
     model: str = "model"
     example: str = "example"
+    person: str = "person"
 
     @property
     def logged(self) -> tuple[str, ...]:

@@ -87,8 +87,10 @@ def spread(positions: Sequence[float], gap: float, low: float, high: float) -> l
     return [placed[order.index(index)] for index in range(len(positions))]
 
 
-def line_view(curves: Mapping[str, Points], height: int = 300) -> dict[str, Any]:
-    """A chart of named curves, each of (x, rate) in the order of x."""
+def line_view(
+    curves: Mapping[str, Points], ticks: Sequence[tuple[float, str]] | None = None, height: int = 300
+) -> dict[str, Any]:
+    """A chart of named curves, each of (x, rate) in the order of x. ``ticks`` are (x, label), by default whole numbers."""
     points = [point for curve in curves.values() for point in curve]
     axis = Axis.to(max(rate for _, rate in points))
     first, last = min(x for x, _ in points), max(x for x, _ in points)
@@ -98,12 +100,13 @@ def line_view(curves: Mapping[str, Points], height: int = 300) -> dict[str, Any]
 
     places = [[(across(x), axis.y(rate, height)) for x, rate in curve] for curve in curves.values()]
     ends = spread([place[-1][1] for place in places], ROW, 4, height - 2)
-    whole = range(round(first), round(last) + 1)
-    step = max(1, math.ceil((len(whole) - 1) / 8))
+    if ticks is None:
+        whole = range(round(first), round(last) + 1)
+        ticks = [(float(x), str(x)) for x in whole[:: max(1, math.ceil((len(whole) - 1) / 8))]]
     return {
         "height": height,
         "axis": axis,
-        "ticks": [(across(x), x) for x in whole[::step] if last > first],
+        "ticks": [(across(x), name) for x, name in ticks],
         "curves": [
             {"label": label, "places": place, "label_y": end}
             for label, place, end in zip(curves, places, ends, strict=True)

@@ -14,11 +14,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from fl.runs.files import RunFiles, read_run, write_whole
-from fl.runs.schema import REPORT_NAME, SUMMARY_NAME
-from sim.report import charts, diff, samples, words
+from fl.runs.files import RunFiles, is_finished, read_run, write_whole
+from fl.runs.schema import CONFIG_NAME, REPORT_NAME, SUMMARY_NAME
+from fl.runs.unfinished import read_unfinished
+from sim.report import charts, diff, enrolment, samples, words
 from sim.report.charts import Axis, Points, Slope
-from sim.report.samples import MAX_AUDIO_BYTES, Sample, choose, embed_audio
+from sim.report.samples import MAX_AUDIO_BYTES, Sample, choose, embed_audio, spotlight
 from sim.report.summary import RunSummary, pool, summarize, write_summary
 from sim.report.words import label, main_metric
 
@@ -29,9 +30,11 @@ MAX_LABELLED_DEVICES = 24
 def write_report(folders: Sequence[Path], target: Path) -> RunSummary:
     """Write ``summary.json`` and ``report.html`` of one run, or of several seeds of one, into ``target``.
 
+    A run that is not finished is reported as far as it came, and said to be so; it is not pooled.
     Raises :class:`~fl.core.errors.RunError` for folders that cannot be read or pooled, and where nothing can be written.
     """
-    runs = pool([read_run(folder) for folder in folders])
+    so_far = len(folders) == 1 and not is_finished(folders[0]) and (folders[0] / CONFIG_NAME).is_file()
+    runs = [read_unfinished(folders[0])] if so_far else pool([read_run(folder) for folder in folders])
     summary = summarize(runs)
     write_summary(summary, target / SUMMARY_NAME)
     write_page(target, summary, runs)
@@ -60,7 +63,7 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    known = [item for space in (charts, diff, samples, words) for item in vars(space).items()]
+    known = [item for space in (charts, diff, enrolment, samples, words) for item in vars(space).items()]
     found.globals |= {name: value for name, value in [*known, *globals().items()] if callable(value) or name.isupper()}
     pretty = partial(json.dumps, ensure_ascii=False)
     found.filters |= {"pct": "{:.2f}%".format, "px": "{:.1f}".format, "pretty": pretty}
@@ -71,6 +74,9 @@ def render(summary: RunSummary, runs: Sequence[RunFiles]) -> str:
     """The page as text."""
     metric = main_metric(summary)
     style, script = (Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
+    chosen = choose([row for run in runs for row in run.transcripts], summary["run"]["task"])
+    first = spotlight(chosen)
+    cards = _cards([*first, *(sample for sample in chosen if sample not in first)])
     worst_title = f"{label(summary, metric)} of the worst tenth of the devices"
     view = {
         "summary": summary,
@@ -80,7 +86,9 @@ def render(summary: RunSummary, runs: Sequence[RunFiles]) -> str:
         "levels": _by_group(summary["by_level"], lambda rates: rates[metric]["rate"]),
         "languages": _by_group(summary["by_language"], lambda found: found["rate"]),
         "worst": {worst_title: [(arm, rates[metric]) for arm, rates in summary["worst_tenth"].items()]},
-        "cards": _cards(choose([row for run in runs for row in run.transcripts], summary["run"]["task"])),
+        "first": cards[: len(first)],
+        "cards": cards[len(first) :],
+        "enrolment": enrolment.curves_of(summary["enrolment"]),
         "style": style,
         "script": script,
         # No script but ours runs, whatever a transcript may hold.
@@ -123,7 +131,7 @@ def _by_group(
     for arm, found in arms.items():
         for group, value in found.items():
             groups.setdefault(words.language(group), []).append((arm, rate(value)))
-    return groups
+    return {name: rates for name, rates in groups.items() if any(found is not None for _, found in rates)}
 
 
 def _cards(chosen: Sequence[Sample], audio_bytes: int = MAX_AUDIO_BYTES) -> list[tuple[Sample, str | None]]:

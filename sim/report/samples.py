@@ -24,9 +24,9 @@ KINDS = {  # in the order in which they take turns; the share of the samples tha
     "spelling": ("Spelling habit learned", 9),
     "better": ("Personalized is better", 5),
     "worse": ("Personalized is worse", 3),
-    "both": ("Both err", 2),
-    "new": ("Held-out person", 4),
-    "right": ("All right", 1),
+    "both": ("Both have errors", 2),
+    "new": ("Held-out", 4),
+    "right": ("No errors", 1),
 }
 
 
@@ -78,6 +78,15 @@ def choose(transcripts: Sequence[PredictionRow], task: str = DEFAULT_TASK) -> li
     order = list(KINDS)
     chosen = (chosen + rest)[:MAX_SAMPLES]
     return sorted(chosen, key=lambda sample: (order.index(sample.kind), sample.row.device, sample.row.utterance))
+
+
+def spotlight(chosen: Sequence[Sample]) -> list[Sample]:
+    """Three to begin with: the largest gain, the largest loss, a held-out speaker; for one that is missing the largest of the rest."""
+    first: list[Sample] = []
+    for kinds in (("spelling", "better"), ("worse",), ("new",)):
+        first += sorted((sample for sample in chosen if sample.kind in kinds), key=lambda one: -_contrast(one))[:1]
+    rest = sorted((sample for sample in chosen if sample not in first), key=lambda one: -_contrast(one))
+    return (first + rest)[:3]
 
 
 def _spread_over_devices(samples: Sequence[Sample]) -> list[Sample]:

@@ -15,6 +15,7 @@ from fl.metrics.intervals import SAMPLES
 from fl.runs.files import RunFiles, write_whole
 from fl.runs.schema import SCHEMA, ResultRow
 from fl.settings.names import ARMS
+from sim.report.enrolment import enrolment_curve
 from sim.report.scoring import (
     PooledRate,
     ScoredRow,
@@ -66,6 +67,7 @@ class RunSummary(TypedDict):
     by_level: dict[str, dict[str, dict[str, PooledRate]]]
     by_language: dict[str, dict[str, PooledRate]]
     curves: dict[str, list[dict[str, Any]]]
+    enrolment: dict[str, Any]
     costs: dict[str, Any]
     left_out: dict[str, Any]
     run: dict[str, Any]
@@ -100,7 +102,8 @@ def summarize(runs: Sequence[RunFiles], *, samples: int = SAMPLES) -> RunSummary
     """The summary of one run, or of several that :func:`pool` has put side by side.
 
     ``arms``, ``comparisons``, ``worst_tenth``, ``by_level`` and ``by_language`` cover the devices that took part, held-out
-    people stand apart. All rates are summed errors over summed reference. Comparisons are named ``a_vs_b`` and hold
+    people stand apart. Of a run that is not finished there is what it has so far, and ``costs`` is empty.
+    All rates are summed errors over summed reference. Comparisons are named ``a_vs_b`` and hold
     the fields of :class:`fl.metrics.intervals.PairedDifference` by metric, negative where a makes fewer errors. The result depends on
     the files alone: a second call gives the same. Raises :class:`RunError` where arms do not cover the same utterances.
     """
@@ -124,7 +127,8 @@ def summarize(runs: Sequence[RunFiles], *, samples: int = SAMPLES) -> RunSummary
         "by_level": {arm: _by_level(rows) for arm, rows in taking_part.items()},
         "by_language": {arm: _by_language(rows) for arm, rows in taking_part.items()},
         "curves": _curves(row for run in runs for row in run.results),
-        "costs": _costs(runs),
+        "enrolment": enrolment_curve(runs, kind_of_run(task).main, samples),
+        "costs": {} if runs[0].final is None else _costs(runs),
         "left_out": _left_out(runs, devices),
         "run": _run(runs, devices, scored, samples),
     }
@@ -265,24 +269,43 @@ def _mean(values: Iterable[float | None]) -> float:
 def _run(
     runs: Sequence[RunFiles], devices: Mapping[str, DeviceSummary], scored: Sequence[ScoredRow], samples: int
 ) -> dict[str, Any]:
-    """What was run: names of the folders, seeds, sizes, languages, settings; the task with its metrics and words for it."""
+    """What was run: names of the folders, seeds, sizes, languages, settings; the task with its metrics and words for it.
+
+    ``so_far`` is empty for a finished run: else the arms that it was to have, those that are evaluated, and the last round of each.
+    """
     held_out = sum(device["new_person"] for device in devices.values())
+    final, config = runs[0].final, runs[0].config
+    trained: dict[str, set[str]] = defaultdict(set)  # by arm; "centralized" has one device for all
+    for row in runs[0].results:
+        trained[row.arm].add(row.device)
     utterances = {each.utterance: each.row for each in scored}
     kind = kind_of_run(runs[0].task)
     spoken = {language for row in utterances.values() for _, language in row.spans}
     return {
         "names": [run.folder.resolve().name for run in runs],
         "seeds": [run.seed for run in runs],
-        "devices": len(devices) - held_out,
+        "devices": len(devices) - held_out if devices else max(map(len, trained.values()), default=0),
         "new_people": held_out,
         "test_utterances": len(utterances),
         "test_seconds": round(math.fsum(row.seconds_audio for row in utterances.values()), 3),
         "languages": sorted(spoken),
-        "rounds": runs[0].costs.rounds,
+        "base": final.base if final else str(config.get("base", {}).get("name", "a base")),
+        "rounds": final.rounds if final else int(config.get("federation", {}).get("rounds", 0)),
+        "so_far": {} if final else _so_far(runs[0]),
         "bootstrap_samples": samples,
         "task": runs[0].task,
         "main_metric": kind.main,
         "measures": {name: asdict(measure) for name, measure in kind.measures.items()},
-        "words": {"field": kind.field, "model": kind.model, "example": kind.example},
+        "words": {"field": kind.field, "model": kind.model, "example": kind.example, "person": kind.person},
         "config": json.loads(json.dumps(runs[0].config, default=str)),
     }
+
+
+def _so_far(run: RunFiles) -> dict[str, Any]:
+    """How far a run that is not finished has come."""
+    planned = str(run.config.get("federation", {}).get("arms", "")).split(",")
+    rounds: dict[str, int] = defaultdict(int)
+    for row in run.results:
+        rounds[row.arm] = max(rounds[row.arm], row.round)
+    evaluated = {row.arm for row in run.transcripts}
+    return {"arms": planned, "evaluated": [arm for arm in planned if arm in evaluated], "rounds": dict(rounds)}

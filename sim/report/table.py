@@ -20,6 +20,7 @@ from sim.report.words import (
     people,
     sentences_compared,
     size,
+    unfinished,
     unusable,
 )
 
@@ -27,21 +28,32 @@ from sim.report.words import (
 def print_summary(summary: RunSummary, console: Console) -> None:
     """Prints the summary. 100 columns are enough; the best arm is starred as well as bold, nothing is colour alone."""
     run = summary["run"]
+    if so_far := unfinished(summary):
+        console.print(Text(f"Unfinished run. {so_far}", style="bold"))
     console.print(
         Text(
             f"{', '.join(run['names'])}: {people(summary)}, {sentences_compared(summary)} test {noun(summary, 'example', 2)}"
         )
     )
-    console.print(_arms(summary, summary["arms"], "Error rates in % with 95 % CI, all devices that took part"))
+    if summary["arms"]:
+        console.print(_arms(summary, summary["arms"], "Error rates in % with 95 % CI, all devices that took part"))
     if summary["new_people"]:
         console.print(
-            _arms(summary, summary["new_people"], f"Held-out people: {run['new_people']} who took no part in training")
+            _arms(
+                summary,
+                summary["new_people"],
+                f"Held-out {noun(summary, 'person', 2)}: {run['new_people']} who took no part",
+            )
         )
     new = comparisons(summary, HELD_OUT_COMPARISONS[:1], held_out=True)
-    lines = [*comparisons(summary, KEY_COMPARISONS), *(f"for held-out people, {text}" for text in new)]
+    lines = [
+        *comparisons(summary, KEY_COMPARISONS),
+        *(f"for held-out {noun(summary, 'person', 2)}, {text}" for text in new),
+    ]
     for line in filter(None, (*lines, harmed(summary), unusable(summary))):
         console.print(Text(f"• {line}"))
-    console.print(Text(_costs(summary)))
+    if summary["costs"]:
+        console.print(Text(_costs(summary)))
 
 
 def _arms(summary: RunSummary, rows: Mapping[str, Mapping[str, Any]], title: str) -> Table:
@@ -67,7 +79,7 @@ def _arms(summary: RunSummary, rows: Mapping[str, Mapping[str, Any]], title: str
                 text += f"\n{100 * found['low']:.1f}–{100 * found['high']:.1f}"
             cells.append(Text(text, style="bold" if is_best else ""))
         table.add_row(Text(arm), *cells)
-    table.caption = "* lowest, the centralized bound aside"
+    table.caption = "* lowest, centralized aside"
     return table
 
 

@@ -7,13 +7,13 @@ from sim.report.charts import percent
 from sim.report.summary import RunSummary
 
 ARM_MEANINGS = {
-    "zero-shot": "the base as it comes",
+    "zero-shot": "the base without an adapter",
     "local": "own data only, no federation",
     "global": "one shared adapter for all",
     "global+finetune": "global, then a few own steps",
-    "personalized": "shared part and own gates",
-    "neutral": "shared part, neutral gates",
-    "centralized": "all data in one place: the bound",
+    "personalized": "shared part and private part",
+    "neutral": "shared part alone",
+    "centralized": "all data in one place",
 }
 LANGUAGES = {
     "ko": "Korean",
@@ -39,8 +39,9 @@ def label(summary: RunSummary, metric: str) -> str:
 
 
 def noun(summary: RunSummary, what: str, many: int = 1) -> str:
-    """The task's word for its ``field``, a ``model`` or an ``example``; in the plural unless ``many`` is 1."""
-    return str(summary["run"]["words"][what]) + ("" if many == 1 else "s")
+    """The task's word for its ``field``, a ``model``, an ``example`` or a ``person``; in the plural unless ``many`` is 1."""
+    word = str(summary["run"]["words"][what])
+    return word if many == 1 else "people" if word == "person" else f"{word}s"
 
 
 def language(code: str) -> str:
@@ -138,6 +139,20 @@ def unusable(summary: RunSummary) -> str | None:
     return f"{count} of {listing(list(found['devices']))} could not be used{lost}"
 
 
+def unfinished(summary: RunSummary) -> str | None:
+    """How far a run that is not finished has come, in words, and how to go on with it; None for a finished one."""
+    found = summary["run"]["so_far"]
+    if not found:
+        return None
+    rounds = [f"{arm} {last}" for arm, last in found["rounds"].items()]
+    planned = summary["run"]["rounds"]
+    trained = f"Last round of {planned}: {listing(rounds)}." if rounds else f"No round of {planned} is finished."
+    count, names = len(found["arms"]), found["evaluated"]
+    tested = f"{len(names)} of {count} arms ({listing(names)})" if names else f"none of {count} arms"
+    evaluated = f"Evaluated on test data: {tested}."
+    return f"It is still running, or it was stopped. {trained} {evaluated} Start the same command again and it resumes."
+
+
 def people(summary: RunSummary) -> str:
     """``8 people who mix English and Korean``, from the run's annotation."""
     run = summary["run"]
@@ -153,7 +168,11 @@ def sentences_compared(summary: RunSummary) -> int:
 
 def rate_of(rates: Mapping[str, Any], arm: str, metric: str) -> str:
     """``17.2 % (15.1 to 19.0)`` where there is an interval, else the rate alone."""
-    found = rates[arm][metric]
+    return rate_text(rates[arm][metric])
+
+
+def rate_text(found: Mapping[str, Any]) -> str:
+    """A rate with its interval where there is one."""
     if found.get("low") is None or found.get("high") is None:
         return percent(found["rate"])
     return f"{percent(found['rate'])} ({100 * found['low']:.1f} to {100 * found['high']:.1f})"

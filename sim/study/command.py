@@ -11,8 +11,8 @@ from fl.core.errors import ConfigError
 from sim.cli.app import progress_bars
 from sim.cli.options import Json, new_app, wide_console, with_fields
 from sim.study.catalog import STUDIES
-from sim.study.enrol.command import ROWS, enrol, write_page
-from sim.study.enrol.rows import read_rows
+from sim.study.enrol.command import enrol, write_page
+from sim.study.enrol.rows import ROWS, read_rows
 from sim.study.network.command import network
 from sim.study.page import PAGES, STORE, page_of, rewrite, store, stored_at, write_study
 from sim.study.plan import SIZES, SMOKE, Study

@@ -9,7 +9,7 @@ let sending = null; // AbortController of the requests under way
 const showAdapter = (next) => {
   adapter = next;
   $("adapter-remove").hidden = !adapter;
-  $("adapter-facts").textContent = adapter ? `${adapter.name} · ${size(adapter.blob.size)}` : "Without one you see the base alone.";
+  $("adapter-facts").textContent = adapter ? `${adapter.name} · ${size(adapter.blob.size)}` : "Without one there is only the base transcript.";
 };
 
 const takeAdapter = (file) => guard("adapter", async () => {
@@ -41,10 +41,10 @@ const placeOf = (problem, personal, base) => {
 
 const COLUMNS = {
   base: { heading: "Base", sub: "the model alone" },
-  personal: { heading: "Personal", sub: "with your adapter" },
+  personal: { heading: "Personalized", sub: "with your adapter" },
 };
 
-const waiting = (text = "") => make("p", { className: text ? "said partial" : "said empty", lang: "ko", textContent: text || "Listening …" });
+const waiting = (text = "") => make("p", { className: text ? "said partial" : "said empty", lang: text ? "ko" : "en", textContent: text || "Transcribing …" });
 
 const hideAnswers = (text) => {
   $("results").hidden = true;
@@ -68,6 +68,7 @@ const showAnswers = ({ base, personal }) => {
   const timed = answers.filter(([id]) => words[id]).map(([id, answer]) => [COLUMNS[id].heading, answer]);
   $("stages").replaceChildren(...(timed.length ? stagesView(timed) : []));
   $("stages").hidden = !timed.length;
+  $("results").scrollIntoView({ block: "nearest" }); // on a telephone they lie below the form
   say(both ? `Transcribed; ${plural(both.stretches.length, "difference")}.` : timed.length ? "Transcribed." : "");
 };
 

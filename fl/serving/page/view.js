@@ -83,7 +83,7 @@ const showHeard = (article, { heading, sub, busy = false }, ...body) => {
 };
 
 const transcriptView = (transcript, words, differing) => {
-  if (!words.length) return [make("p", { className: "said empty", textContent: "No words were heard." })];
+  if (!words.length) return [make("p", { className: "said empty", textContent: "No words were recognized." })];
   const runs = runsOf(words);
   const said = make("p", { className: "said" });
   words.forEach((word, i) => said.append(...(i ? [" "] : []), wordView(word, differing.has(i))));
@@ -100,12 +100,12 @@ const differencesView = (stretches) => {
   const cell = (words) => make("td", {}, words.length ? make("span", { lang: "ko", textContent: words.join(" ") })
     : make("span", { className: "empty", textContent: "nothing" }));
   const rows = stretches.map(({ first, second }) => make("tr", {}, cell(first), cell(second)));
-  const head = make("tr", {}, ...["Base", "Personal"].map((text) => make("th", { scope: "col", textContent: text })));
+  const head = make("tr", {}, ...["Base", "Personalized"].map((text) => make("th", { scope: "col", textContent: text })));
   return [
     make("h2", { textContent: rows.length ? `${plural(rows.length, "difference")}` : "No difference" }),
     rows.length
       ? make("table", { className: "changes" }, make("thead", {}, head), make("tbody", {}, ...rows))
-      : make("p", { className: "note", textContent: "Base and adapter heard the same words." }),
+      : make("p", { className: "note", textContent: "Both transcripts have the same words." }),
   ];
 };
 

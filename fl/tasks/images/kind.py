@@ -21,4 +21,5 @@ DIGITS = TaskKind(
     field="Reading digits",
     model="reader",
     example="image",
+    person="writer",
 )

@@ -19,4 +19,5 @@ SPEECH = TaskKind(
     field="Speech recognition",
     model="recognizer",
     example="sentence",
+    person="speaker",
 )

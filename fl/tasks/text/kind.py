@@ -50,4 +50,5 @@ LANGUAGE_ID = TaskKind(
     field="Language identification",
     model="tagger",
     example="sentence",
+    person="writer",
 )

@@ -2,7 +2,7 @@
 "use strict";
 (() => {
   const form = document.getElementById("filters");
-  const cards = [...document.querySelectorAll(".card")];
+  const cards = [...document.querySelectorAll("#samples .card")];
   if (!form || !cards.length) return;
   const shown = document.getElementById("shown");
   const nothing = document.getElementById("no-match");

@@ -15,12 +15,12 @@ from sim.cli.app import progress_bars
 from sim.cli.options import Json, wide_console, with_settings
 from sim.section import markdown_tables, print_tables, write_section
 from sim.study.enrol.contenders import CONTENDERS, NEUTRAL, Contender, searched, small
-from sim.study.enrol.rows import EnrolRow, append_rows, read_rows
+from sim.study.enrol.rows import ROWS, EnrolRow, append_rows, read_rows
 from sim.study.enrol.table import conditions, tables
 from sim.study.page import PAGES, STORE, image, page_of
 
 ROOT = Path("runs/studies/enrol")
-ROWS, SEARCH_ROWS, PLOT = "enrol.jsonl", "enrol-search.jsonl", "enrol.svg"
+SEARCH_ROWS, PLOT = "enrol-search.jsonl", "enrol.svg"
 SEEDS, SIZES = (1, 2, 3), (0, 1, 5, 10, 20, 40)
 SEARCH_SEEDS, SEARCH_SIZES = (100,), (0, 5, 20)  # people whom no result is about
 START, END = "<!-- study enrol: made by idiolect study enrol -->", "<!-- end of study enrol -->"

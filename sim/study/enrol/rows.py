@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from fl.core.errors import RunError
 from fl.core.files import PUBLIC, write_atomically
 
+ROWS = "enrol.jsonl"  # a report reads it where it lies in a run folder
 METRICS = ("mer", "mer_folded", "wer", "cer")
 
 

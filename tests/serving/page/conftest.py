@@ -1,12 +1,7 @@
-"""Chromium with a fake microphone, driven by its own DevTools protocol over one WebSocket, and a stub of the server."""
+"""Chromium with a fake microphone, and a stub of the server."""
 
 import contextlib
-import itertools
-import json
-import re
-import shutil
 import socket
-import subprocess
 import threading
 
 import numpy as np
@@ -15,23 +10,8 @@ import soundfile
 import uvicorn
 from fastapi import FastAPI, Request
 
+from benchmarks.browser import CHROMIUM, MISSING, Browser, Tab
 from fl.serving.page import router
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--no-first-run",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-    "--remote-debugging-port=0",
-    "--use-fake-device-for-media-stream",
-    "--use-fake-ui-for-media-stream",
-)
-WAIT_MS = 20_000  # until the page is given up; a busy machine may need long
 
 
 class Site:
@@ -82,147 +62,42 @@ class StubSite(Site):
         return form
 
 
-class Browser:
-    """Chromium. ``call`` is one command of the protocol; events that arrive meanwhile are kept."""
+class PageTab(Tab):
+    """A tab with the page of ``stub`` in it."""
 
-    def __init__(self, folder, connect):
-        voice = folder / "voice.wav"
-        time = np.arange(4 * 48_000) / 48_000
-        soundfile.write(voice, (0.3 * np.sin(2 * np.pi * 1000 * time)).astype(np.float32), 48_000)
-        command = [
-            CHROMIUM,
-            *FLAGS,
-            f"--use-file-for-fake-audio-capture={voice}",
-            f"--user-data-dir={folder / 'profile'}",
-        ]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-        address = next(
-            found[1] for line in self.process.stderr if (found := re.search(r"listening on (ws://\S+)", line))
-        )
-        threading.Thread(target=self.process.stderr.read, daemon=True).start()  # a full pipe would stop the browser
-        self.socket = connect(address, max_size=None)
-        self.numbers = itertools.count(1)
-        self.events = []
-
-    def call(self, method, session=None, **params):
-        number = next(self.numbers)
-        self.socket.send(
-            json.dumps(
-                {"id": number, "method": method, "params": params, **({"sessionId": session} if session else {})}
-            )
-        )
-        while (message := self.receive()).get("id") != number:
-            pass
-        assert "error" not in message, (method, message["error"])
-        return message["result"]
-
-    def receive(self):
-        message = json.loads(self.socket.recv(timeout=120))
-        if "id" not in message:
-            self.events.append(message)
-        return message
-
-    def until(self, wanted):
-        """Until there was such an event."""
-        while not any(map(wanted, self.events)):
-            self.receive()
-
-    def close(self):
-        with contextlib.suppress(Exception):
-            self.call("Browser.close")
-        self.socket.close()
-        self.process.wait(30)
-
-
-class Tab:
-    """One tab with the page of ``stub`` in it, in a profile of its own."""
-
-    def __init__(self, browser, stub, width=1280, height=900, path="/"):
-        self.browser, self.stub = browser, stub
-        self.context = browser.call("Target.createBrowserContext")["browserContextId"]
-        target = browser.call("Target.createTarget", url="about:blank", browserContextId=self.context)["targetId"]
-        self.session = browser.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Network", "Log", "DOM"):
-            self.call(f"{domain}.enable")
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
-        self.call("Page.setLifecycleEventsEnabled", enabled=True)
-        self.open(path)
-
-    def call(self, method, **params):
-        return self.browser.call(method, self.session, **params)
+    def __init__(self, browser, stub, path="/", **size):
+        self.origin = stub.origin
+        super().__init__(browser, stub.origin + path, **size)
 
     def open(self, path="/"):
-        """Load the page, or load it anew; returns when its script has run."""
-        gone = self.call("Page.navigate", url=self.stub.origin + path)
-        assert "errorText" not in gone, gone["errorText"]
-        wanted = {"loaderId": gone["loaderId"], "name": "load"}.items()
-        self.browser.until(lambda e: e["method"] == "Page.lifecycleEvent" and wanted <= e["params"].items())
-
-    def js(self, expression):
-        """The value of an expression, of a promise once it is settled."""
-        given = {"expression": expression, "awaitPromise": True, "returnByValue": True, "userGesture": True}
-        found = self.call("Runtime.evaluate", **given)
-        assert "exceptionDetails" not in found, found["exceptionDetails"]["exception"].get("description")
-        return found["result"].get("value")
-
-    def wait(self, condition):
-        """Until the condition holds."""
-        return self.js(
-            f"""new Promise((done, fail) => {{ const from = performance.now(); const look = () => {{
-            const value = {condition}; if (value) return done(value);
-            if (performance.now() - from > {WAIT_MS}) return fail(new Error("waited for " + {json.dumps(condition)}));
-            setTimeout(look, 20); }}; look(); }})"""
-        )
-
-    def text(self, selector):
-        return self.js(f"document.querySelector({json.dumps(selector)})?.innerText")
-
-    def texts(self, selector):
-        return self.js(f"[...document.querySelectorAll({json.dumps(selector)})].map((e) => e.innerText)")
-
-    def press(self, key):
-        given = {"key": key, "code": key, "windowsVirtualKeyCode": {"Tab": 9, "Enter": 13}[key]}
-        self.call("Input.dispatchKeyEvent", type="keyDown", text="\r" if key == "Enter" else "", **given)
-        self.call("Input.dispatchKeyEvent", type="keyUp", **given)
-
-    def choose(self, field, path):
-        found = self.call("Runtime.evaluate", expression=f"document.getElementById({json.dumps(field)})")["result"]
-        self.call("DOM.setFileInputFiles", objectId=found["objectId"], files=[str(path)])
+        """Load the page, or load it anew."""
+        self.go(self.origin + path)
 
     def transcribe(self, until="!document.querySelector('[aria-busy=true]') && document.querySelector('#base .word')"):
         self.js("document.getElementById('transcribe').click()")
         self.wait(until)
 
-    def mine(self, method):
-        return [
-            event["params"]
-            for event in self.browser.events
-            if event.get("sessionId") == self.session and event["method"] == method
-        ]
-
-    @property
-    def complaints(self):
-        """Errors on the console, uncaught exceptions, whatever the policy refused. A failed request is none of ours."""
-        logged = [p["entry"]["text"] for p in self.mine("Log.entryAdded") if p["entry"]["source"] != "network"]
-        shown = [p["type"] for p in self.mine("Runtime.consoleAPICalled")]
-        return logged + shown + [p["exceptionDetails"]["text"] for p in self.mine("Runtime.exceptionThrown")]
-
     @property
     def elsewhere(self):
         """Addresses that were asked for outside the server."""
-        asked = [p["request"]["url"] for p in self.mine("Network.requestWillBeSent")]
-        return [url for url in asked if not url.startswith((self.stub.origin + "/", "blob:", "data:"))]
-
-    def close(self):
-        self.browser.call("Target.disposeBrowserContext", browserContextId=self.context)
+        return [url for url in self.asked if not url.startswith(self.origin + "/")]
 
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory):
+    """Chromium with a fake microphone."""
     if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine (apt-get install chromium)")
-    connect = pytest.importorskip("websockets.sync.client").connect
-    made = Browser(tmp_path_factory.mktemp("chromium"), connect)
+        pytest.skip(MISSING)
+    pytest.importorskip("websockets.sync.client")
+    folder = tmp_path_factory.mktemp("chromium")
+    time = np.arange(4 * 48_000) / 48_000
+    soundfile.write(folder / "voice.wav", (0.3 * np.sin(2 * np.pi * 1000 * time)).astype(np.float32), 48_000)
+    microphone = (
+        "--use-fake-device-for-media-stream",
+        "--use-fake-ui-for-media-stream",
+        f"--use-file-for-fake-audio-capture={folder / 'voice.wav'}",
+    )
+    made = Browser(folder, *microphone)
     yield made
     made.close()
 
@@ -246,7 +121,7 @@ def open_tab(browser):
     with contextlib.ExitStack() as stack:
 
         def start(stub, **options):
-            tab = Tab(browser, stub, **options)
+            tab = PageTab(browser, stub, **options)
             stack.callback(tab.close)
             return tab
 

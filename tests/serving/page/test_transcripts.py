@@ -158,7 +158,7 @@ def test_the_time_of_each_stage_and_what_the_browser_measured_are_shown(open_tab
         "Network and rest",
         "Total",
     ]
-    assert table["Stage"] == ["Base", "Personal"]
+    assert table["Stage"] == ["Base", "Personalized"]
     assert table["Upload"] == ["–", "40 ms"]
     assert table["Checks"] == ["–", "8 ms"]
     assert table["Queue"] == ["2 ms", "2 ms"]

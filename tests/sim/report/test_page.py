@@ -64,6 +64,27 @@ def test_the_page_is_well_formed_with_one_title_and_no_skipped_heading(page):
     assert set(outline.ids.values()) == {1}
 
 
+def test_the_page_has_its_landmarks_and_the_finding_comes_before_all(page):
+    outline = Outline(page)
+    assert {tag: outline.tags[tag] for tag in ("main", "footer", "nav")} == {"main": 1, "footer": 1, "nav": 1}
+    assert '<html lang="en">' in page
+    assert '<nav aria-label="Sections">' in page
+    order = ["<h1>", 'class="stand"', 'class="tiles"', "<nav", 'id="listen"', 'id="arms"', 'id="samples"', 'id="costs"']
+    assert [page.index(part) for part in order] == sorted(page.index(part) for part in order)
+
+
+def test_the_first_three_are_a_gain_a_loss_and_a_held_out_speaker_with_every_arm(page):
+    first = page[page.index('id="listen"') : page.index('id="arms"')]
+    cards = re.findall(r"<article.*?</article>", first, re.DOTALL)
+    kinds = [re.search(r'data-kind="(\w+)"', card)[1] for card in cards]
+    assert kinds[0] in ("spelling", "better")
+    assert kinds[1:] == ["worse", "new"]
+    assert [card.count('class="line ') for card in cards] == [len(ARMS), len(ARMS), 4]
+    assert all(card.count("<audio") == 1 for card in cards)
+    rest = re.findall(r'src="(data:audio[^"]+)"', page[page.index('id="arms"') :])
+    assert not {re.search(r'src="([^"]+)"', card)[1] for card in cards} & set(rest)  # no sound is in the page twice
+
+
 def test_nothing_in_the_page_comes_from_elsewhere(page):
     outline = Outline(page)
     assert all(address.startswith(("#", "data:")) for address in outline.addresses)
@@ -151,7 +172,7 @@ def test_a_run_with_one_arm_and_no_new_people_has_a_page(run_copy, edit_rows):
 def test_perfect_arms_make_a_page_too(run_copy, edit_rows):
     edit_rows(run_copy / "transcripts.jsonl", lambda row: row | {"hypothesis": row["reference"]})
     summary, runs = summed(run_copy)
-    assert headline(summary).startswith("No significant difference between personal recognizers")
+    assert headline(summary).startswith("No significant difference between personalized recognizers and the global one")
     assert Outline(render(summary, runs)).open == []
 
 
