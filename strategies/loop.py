@@ -5,7 +5,7 @@ Flower's own ``Strategy.start`` has no resume and drops what single devices repo
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,12 +17,12 @@ from fl.core.errors import AggregationError, RunError
 from fl.metrics import Counts
 from fl.privacy.ledger import Ledger
 from fl.protocol.wire import add_counts
+from fl.runs.progress import Progress
 from fl.runs.results import ResultsFile, make_row
 from strategies.arm import ArmStrategy
 from strategies.checkpoint import Checkpoint, load_checkpoint, load_seconds, save_checkpoint, save_seconds
 
 log = logging.getLogger("idiolect.server")
-Progress = Callable[[str, int, int], None]  # what is being done, done, total
 
 
 @dataclass(frozen=True)

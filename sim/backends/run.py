@@ -17,7 +17,7 @@ from fl.core.machine import available_cores
 from fl.settings.config import RunConfig
 
 if TYPE_CHECKING:
-    from strategies.loop import Progress
+    from fl.runs.progress import Progress
 
 log = logging.getLogger("idiolect.sim")
 

@@ -11,15 +11,13 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from fl.bases.ctc.loading import CTC_ARCHITECTURES
 from fl.core.errors import ConfigError
 from fl.core.paths import cache_root
 from fl.data.manifest import Utterance, read_manifest
-from fl.data.synthetic import population_digest, synthesize
 from fl.settings.names import OWN, TOKENS
 from sim.cli.app import errors
 from sim.cli.options import Json, with_fields
-from sim.pretrain.loop import PretrainSettings, pretrain_base
+from sim.pretrain.settings import PretrainSettings
 
 SMOKE = {"speakers": 2, "sentences": 30, "steps": 40, "batch_size": 4, "warmup": 10, "checkpoint_every": 20}
 
@@ -41,6 +39,8 @@ def speech_of(settings: PretrainSettings, manifest: str) -> list[Utterance]:
     """The utterances to learn from: of ``manifest``, or of a synthetic population."""
     if manifest:
         return one_language(read_manifest(Path(manifest).expanduser()))
+    from fl.data.synthetic import population_digest, synthesize  # scipy
+
     size: dict[str, Any] = {
         "devices": settings.speakers,
         "new_people": 0,
@@ -65,6 +65,9 @@ def pretrain(
 
     Stopped, it goes on from its last checkpoint when the same command is given again, to the same weights.
     """
+    from fl.bases.ctc.loading import CTC_ARCHITECTURES  # torch
+    from sim.pretrain.loop import pretrain_base
+
     if settings.architecture not in CTC_ARCHITECTURES:
         raise ConfigError(
             f"architecture {settings.architecture!r} is not known. Known: {', '.join(CTC_ARCHITECTURES)}."

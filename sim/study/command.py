@@ -1,19 +1,19 @@
 """``idiolect study NAME``: a command for each study of the catalogue, ``network``, and ``all`` and ``tables`` over them."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from typer import Option
 
 from fl.core.errors import ConfigError
 from sim.cli.app import progress_bars
-from sim.cli.options import Json, new_app, wide_console, with_fields
+from sim.cli.help import new_app
+from sim.cli.late import Late, LateGroup
+from sim.cli.options import Json, wide_console, with_fields
 from sim.study.catalog import STUDIES
-from sim.study.enrol.command import ROWS, enrol, write_page
-from sim.study.enrol.rows import read_rows
-from sim.study.network.command import network
 from sim.study.page import PAGE, STORE, rewrite, store, stored_at, write_study
 from sim.study.plan import SIZES, SMOKE, Study
 from sim.study.rows import StudyResult
@@ -23,8 +23,20 @@ from sim.study.table import print_result
 ROOT = Path("runs/studies")
 WORKERS = "Processes in which the devices of a run train side by side; 0 trains in the run's own."
 console = wide_console(200)
+
+
+class StudyGroup(LateGroup):
+    """The studies; those with commands of their own are imported when they are run."""
+
+    late: ClassVar[Mapping[str, Late]] = {
+        "enrol": Late("What held-out speakers gain from 1 to 40 sentences.", "sim.study.enrol.command:enrol"),
+        "network": Late("Ask a server, or hold the base on the device?", "sim.study.network.command:network"),
+    }
+
+
 app = new_app(
     name="study",
+    cls=StudyGroup,
     help="Run a study and print its tables; --write puts them into a page of the documentation.",
     no_args_is_help=True,
 )
@@ -115,8 +127,6 @@ def add_command(study: Study) -> None:
 
 for _study in STUDIES.values():
     add_command(_study)
-app.command("network")(network)
-app.command("enrol")(enrol)
 
 
 @app.command("all")
@@ -140,6 +150,9 @@ def tables(
     """Write every table and plot of the page again from the stored rows; nothing is run."""
     for name in rewrite(page, rows):
         print(f"{name}: written into {page}")
+    from sim.study.enrol.command import ROWS, write_page  # torch
+    from sim.study.enrol.rows import read_rows
+
     if found := read_rows(rows / ROWS):
         write_page(page, rows, found)
         print(f"enrol: written into {page}")

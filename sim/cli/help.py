@@ -1,0 +1,71 @@
+"""How the help of a command looks: a line for each option, in panels, the rare ones behind ``--help-all``."""
+
+from typing import Any
+
+import click
+import typer
+from typer import rich_utils
+from typer.core import TyperCommand, TyperOption
+
+from fl.settings.config import SETTINGS
+from sim.cli.options import HELP, facts_table, wide_console
+
+
+class HelpCommand(TyperCommand):
+    """A command whose help has a line for each option; those that few people need are shown by ``--help-all``."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        for parameter in self.params:
+            if isinstance(parameter.type, click.types.IntParamType | click.types.FloatParamType):
+                parameter.metavar = parameter.metavar or "N"
+        if any(getattr(parameter, "hidden", False) for parameter in self.params):
+            self.params.append(_help_all_option())
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        """``--help``, in the last panel where there are several."""
+        option = super().get_help_option(ctx)
+        if option is not None and any(getattr(parameter, "rich_help_panel", None) for parameter in self.params):
+            option.rich_help_panel = HELP  # type: ignore[attr-defined]
+        return option
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The help, without the ranges of numbers: a message names the range where a number is out of it."""
+        rich_utils.RANGE_STRING = ""
+        super().format_help(ctx, formatter)
+
+
+def _help_all_option() -> TyperOption:
+    def show(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+        if value:
+            for each in ctx.command.params:
+                each.hidden = False  # type: ignore[attr-defined]
+            print(ctx.get_help())
+            console = wide_console(120)
+            console.print("All settings, for --set KEY=VALUE or a TOML file (docs/settings.md):", highlight=False)
+            rows = [(f"{key} = {row.default!r}", row.help) for key, row in SETTINGS.items()]
+            console.print(facts_table(rows), highlight=False)
+            raise typer.Exit
+
+    return TyperOption(
+        param_decls=["--help-all"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=show,
+        help="Show all options and settings.",
+        rich_help_panel=HELP,
+    )
+
+
+class App(typer.Typer):
+    """A group whose commands are :class:`HelpCommand` s."""
+
+    def command(self, name: str | None = None, *, cls: type[TyperCommand] | None = None, **more: Any) -> Any:
+        """Register a command, as Typer does."""
+        return super().command(name, cls=cls or HelpCommand, **more)
+
+
+def new_app(*, add_completion: bool = False, **more: Any) -> App:
+    """A group of commands with Rich's markup in its help, and ordinary stack traces."""
+    return App(rich_markup_mode="rich", add_completion=add_completion, pretty_exceptions_enable=False, **more)
