@@ -39,13 +39,11 @@ SMOKE_PROTECTIONS = "plain,int8,local:0.001,local:0.1,secure-sum,noisy-sum:1"
 @with_settings
 def audit(
     config: RunConfig,
-    splits: Annotated[str, typer.Option(help="Splits to compare, with commas between.")] = SPLITS,
-    protections: Annotated[
-        str, typer.Option(help="What the server sees, see docs/audit.md; with commas between.", show_default=False)
-    ] = "",
+    splits: Annotated[str, typer.Option(help="Splits to compare.")] = SPLITS,
+    protections: Annotated[str, typer.Option(help="What the server sees, see docs/audit.md.", show_default=False)] = "",
     smoke: Annotated[
         bool,
-        typer.Option("--smoke", help="A few people and steps, in a few minutes: shows that it works, no more."),
+        typer.Option("--smoke", help="A few minutes: that it runs."),
     ] = False,
     write: Annotated[Path | None, typer.Option(help="Markdown page whose section is to be replaced.")] = None,
     as_json: Json = False,

@@ -17,7 +17,7 @@ from rich.table import Table
 from typer import Argument, Option
 
 from fl import __version__
-from fl.core.errors import IdiolectError
+from fl.core.errors import IdiolectError, RunError
 from fl.runs.progress import Progress
 from fl.settings.config import RunConfig
 from sim.cli.help import new_app
@@ -171,21 +171,15 @@ def run(
 
 @app.command()
 def synth(
-    out: Annotated[Path, Option(help="Folder to write: manifest.jsonl, audio, population.json.")],
-    pair: Annotated[
-        str, Option(help="Language pair: ko-en, es-en or ja-en; another is one file, see CONTRIBUTING.md.")
-    ] = "ko-en",
+    out: Annotated[Path, Option(help="Folder to write.")],
+    pair: Annotated[str, Option(help="Languages: ko-en, es-en or ja-en.")] = "ko-en",
     devices: Annotated[int, Option(help="People who take part.", min=1)] = 8,
     new_people: Annotated[int, Option(help="Further people who never train.", min=0)] = 0,
     sentences: Annotated[int, Option(help="Sentences of each person.", min=1)] = 60,
     seed: Annotated[int, Option(help="The same seed gives the same bytes.", min=0)] = 0,
-    voices: Annotated[str, Option(help="espeak, or neural: natural voices, of the extra voices.")] = "espeak",
-    matched: Annotated[
-        bool, Option("--matched", help="Pairs of people sound alike and write the opposite way.")
-    ] = False,
-    traits: Annotated[
-        str, Option(help="Of accent, numbers, spacing, fillers, names, jargon, separated by commas.")
-    ] = "",
+    voices: Annotated[str, Option(help="espeak, or neural for natural voices.")] = "espeak",
+    matched: Annotated[bool, Option("--matched", help="Pairs sound alike and spell differently.")] = False,
+    traits: Annotated[str, Option(help="accent, numbers, fillers, ...: docs/data.md")] = "",
     new_people_sentences: Annotated[int, Option(help="Sentences of each of those; 0: as many.", min=0)] = 0,
     as_json: Json = False,
 ) -> None:
@@ -219,12 +213,22 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Summarize a run: error rates with intervals in the terminal, and one self-contained HTML page."""
+    from fl.runs.schema import PREDICTIONS_NAME
+    from fl.runs.status import RunState, read_status
+    from sim.cli.status import remedy
     from sim.report.page import write_report
     from sim.report.table import print_summary
 
     target = out or folders[0]
-    with errors.status("resampling for intervals"):
-        summary = write_report(folders, target)
+    try:
+        with errors.status("resampling for intervals"):
+            summary = write_report(folders, target)
+    except RunError:
+        for run in map(read_status, folders):  # a folder of no run is refused here, with what to give instead
+            if run.state is not RunState.FINISHED and not (run.folder / PREDICTIONS_NAME).exists():
+                why = f"the run is {run.state} and was not tested yet"
+                raise RunError(f"{run.folder}: there is nothing to report, {why}: {remedy(run)}") from None
+        raise
     if as_json:
         print(json.dumps(summary, ensure_ascii=False))
     else:
@@ -273,9 +277,7 @@ def transcribe(
 @app.command()
 def bases(
     as_json: Json = False,
-    sizes: Annotated[
-        bool, Option("--sizes", help="The architectures of random:<architecture> instead, as a Markdown table.")
-    ] = False,
+    sizes: Annotated[bool, Option("--sizes", help="The architectures of random:NAME instead, as Markdown.")] = False,
     write: Annotated[Path | None, Option(help="With --sizes: a page to write the table into.")] = None,
 ) -> None:
     """List the bases that need no model hub. Any Whisper or Wav2Vec2-CTC from a directory or the Hub works as well."""

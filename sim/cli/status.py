@@ -30,12 +30,12 @@ def remedy(run: RunStatus) -> str:
         page = run.folder / REPORT_NAME
         return f"open {page}" if page.exists() else report
     if run.state is RunState.RUNNING:
-        return f"wait; then {report}"
+        return f"wait, then {report}"
     if run.state is RunState.ELSEWHERE:
         return "ask on the machine that runs it"
     if run.state is RunState.FAILED:
-        return f"mend that, then {resume}; it goes on after the last finished round"
-    return f"{resume}; it goes on after the last finished round"
+        return f"mend that, then {resume} (goes on after the last finished round)"
+    return f"{resume} (goes on after the last finished round)"
 
 
 def facts(run: RunStatus) -> Iterator[tuple[str, str]]:
@@ -54,7 +54,7 @@ def facts(run: RunStatus) -> Iterator[tuple[str, str]]:
         yield "error", run.error
     if run.state is not RunState.FINISHED and run.current in run.parts:
         part = run.parts[run.current]
-        yield "arm", f"{run.current}, {part.done} of {part.total} done"
+        yield "doing", f"{run.current}, {part.done} of {part.total} done"
     if run.parts:
         yield "in all", f"{run.done} of {run.total} rounds and tests"
     if run.state is RunState.RUNNING:

@@ -54,11 +54,9 @@ def speech_of(settings: PretrainSettings, manifest: str) -> list[Utterance]:
 @with_fields
 def pretrain(
     settings: PretrainSettings,
-    out: Annotated[Path, Option(help="Folder of the base; it appears when all steps are done.")],
-    manifest: Annotated[str, Option(help="Learn from these recordings instead of synthetic ones.")] = "",
-    smoke: Annotated[
-        bool, Option("--smoke", help="A few steps on a few sentences: that it runs, not that it learns.")
-    ] = False,
+    out: Annotated[Path, Option(help="Folder of the base, made at the end.")],
+    manifest: Annotated[str, Option(help="Recordings instead of synthetic ones.")] = "",
+    smoke: Annotated[bool, Option("--smoke", help="A few steps: that it runs.")] = False,
     as_json: Json = False,
 ) -> None:
     """Pretrain a small Wav2Vec2-CTC from random weights on synthetic speech in one language, as a base for --base.

@@ -10,15 +10,11 @@ from typer import Option
 class PretrainSettings:
     """Everything that decides the weights, beside the speech itself: each is an option of the command."""
 
-    pair: Annotated[str, Option(help="Pair whose matrix language is learnt: ko-en for Korean, es-en for Spanish.")] = (
-        "ko-en"
-    )
-    tokens: Annotated[str, Option(help="What the head writes: latin, syllables, all-syllables, jamo, compat-jamo.")] = (
-        "jamo"
-    )
-    architecture: Annotated[str, Option(help="Shape of the model, as in random:<architecture>.")] = "wav2vec2-small"
+    pair: Annotated[str, Option(help="ko-en for Korean, es-en for Spanish.")] = "ko-en"
+    tokens: Annotated[str, Option(help="What the head writes, see docs/bases.md.")] = "jamo"
+    architecture: Annotated[str, Option(help="As in random:NAME.")] = "wav2vec2-small"
     speakers: Annotated[int, Option(help="Synthetic voices.", min=1)] = 12
-    sentences: Annotated[int, Option(help="Sentences of each; those that mix languages are left out.", min=1)] = 400
+    sentences: Annotated[int, Option(help="Of each; mixed ones are left out.", min=1)] = 400
     steps: Annotated[int, Option(help="Optimizer steps.", min=1)] = 6_000
     batch_size: Annotated[int, Option(help="Utterances in a step.", min=1)] = 16
     learning_rate: Annotated[float, Option(help="Largest learning rate, after the warmup.", min=0.0)] = 5e-4

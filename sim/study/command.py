@@ -21,7 +21,7 @@ from sim.study.run import CellRun, StudyRun, carry_out_side_by_side
 from sim.study.table import print_result
 
 ROOT = Path("runs/studies")
-WORKERS = "Processes in which the devices of a run train side by side; 0 trains in the run's own."
+WORKERS = "Processes of a run; 0: its own."
 console = wide_console(200)
 
 
@@ -51,16 +51,12 @@ def studies() -> None:
 class StudyOptions:
     """The options of every study, and of ``all``."""
 
-    smoke: Annotated[bool, Option("--smoke", help="Minutes on 2 cores: shows that it runs, not what it finds.")] = False
-    size: Annotated[str, Option(help=f"How large the runs are: {', '.join(SIZES)}.")] = "full"
-    runs: Annotated[Path, Option(help="Where the runs are kept; those that are finished are not run again.")] = ROOT
+    smoke: Annotated[bool, Option("--smoke", help="Minutes: that it runs, not what it finds.")] = False
+    size: Annotated[str, Option(help=", ".join(SIZES))] = "full"
+    runs: Annotated[Path, Option(help="Where runs are kept, and reused.")] = ROOT
     workers: Annotated[int, Option(help=WORKERS, min=0)] = 0
-    jobs: Annotated[
-        int, Option(help="Runs side by side, each with its share of the cores and 2 GiB of memory or more.", min=1)
-    ] = 1
-    write: Annotated[
-        Path | None, Option(help=f"Markdown page whose section is to be replaced, {PAGE}; rows go to {STORE}.")
-    ] = None
+    jobs: Annotated[int, Option(help="Runs side by side, 2 GiB each.", min=1)] = 1
+    write: Annotated[Path | None, Option(help=f"Page to write the tables into, such as {PAGE}.")] = None
 
 
 def make_run(study: Study, options: StudyOptions, cells: str = "") -> StudyRun:
@@ -113,7 +109,7 @@ def add_command(study: Study) -> None:
     @with_fields
     def command(
         options: StudyOptions,
-        cells: Annotated[str, Option(help="Names of cells with ';' between; all by default.")] = "",
+        cells: Annotated[str, Option(help="Names with ';' between; else all.")] = "",
         as_json: Json = False,
     ) -> None:
         run = make_run(study, options, cells)
