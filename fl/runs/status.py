@@ -54,7 +54,7 @@ def read_status(folder: Path) -> RunStatus:
     try:
         values = json.loads((folder / PROGRESS_NAME).read_text(encoding="utf-8"))
         parts = {str(name): Part(**part) for name, part in values["parts"].items()}
-        process, current, error = int(values["process"]), str(values["current"]), str(values["error"])
+        process, current, reason = int(values["process"]), str(values["current"]), str(values["error"])
         left, at, started, machine = values["seconds_left"], float(values["at"]), values["started"], values["machine"]
     except FileNotFoundError:  # a run of an earlier version
         return RunStatus(folder, RunState.FINISHED if is_finished(folder) else RunState.STOPPED, last_sign=sign)
@@ -64,7 +64,7 @@ def read_status(folder: Path) -> RunStatus:
         ) from error
     if is_finished(folder):
         state = RunState.FINISHED
-    elif error:
+    elif reason:
         state = RunState.FAILED
     elif machine != machine_mark():
         state = RunState.ELSEWHERE
@@ -73,7 +73,7 @@ def read_status(folder: Path) -> RunStatus:
     running = state in (RunState.RUNNING, RunState.ELSEWHERE)
     if running and left is not None:
         left = max(0.0, left - (time.time() - at))
-    return RunStatus(folder, state, current, parts, left if running else None, sign, process, error)
+    return RunStatus(folder, state, current, parts, left if running else None, sign, process, reason)
 
 
 def require_run(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """How the help of a command looks: a line for each option, in panels, the rare ones behind ``--help-all``."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 import typer
@@ -9,6 +10,8 @@ from typer.core import TyperCommand, TyperOption
 
 from fl.settings.config import SETTINGS
 from sim.cli.options import HELP, facts_table, wide_console
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class HelpCommand(TyperCommand):
@@ -61,7 +64,9 @@ def _help_all_option() -> TyperOption:
 class App(typer.Typer):
     """A group whose commands are :class:`HelpCommand` s."""
 
-    def command(self, name: str | None = None, *, cls: type[TyperCommand] | None = None, **more: Any) -> Any:
+    def command(
+        self, name: str | None = None, *, cls: type[TyperCommand] | None = None, **more: Any
+    ) -> Callable[[Command], Command]:
         """Register a command, as Typer does."""
         return super().command(name, cls=cls or HelpCommand, **more)
 

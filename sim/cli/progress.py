@@ -109,7 +109,7 @@ class Bars:
         task = self._tasks[what]
         if begun:
             self._bars.start_task(task)
-        self._bars.update(task, completed=done, total=total, **({"visible": True} if begun else {}))
+        self._bars.update(task, completed=done, total=total, visible=begun or None)
 
 
 def started(progress: Progress) -> Progress:

@@ -62,7 +62,6 @@ def facts(run: RunStatus) -> Iterator[tuple[str, str]]:
         yield "time left", "not known before the first round" if left is None else f"about {duration(max(left, 1))}"
     if run.last_sign is not None:
         yield "last sign", f"{duration(max(0.0, time.time() - run.last_sign))} ago"
-    yield "next", remedy(run)
 
 
 def parts_table(run: RunStatus) -> Table:
@@ -90,5 +89,6 @@ def status(folder: Annotated[Path, Argument(metavar="RUN", help="A run folder.")
         console.print(facts_table(facts(run), f"Run {folder}"), highlight=False)
         if run.parts:
             console.print(parts_table(run), highlight=False)
+        console.print(f"\nNext: {remedy(run)}", soft_wrap=True, highlight=False)
     if run.state in (RunState.FAILED, RunState.STOPPED):
         raise typer.Exit(STOPPED_CODE)
