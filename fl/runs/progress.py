@@ -46,7 +46,7 @@ def both(one: Progress, other: Progress | None) -> Progress:
 
 
 @dataclass
-class Part:
+class RunPart:
     """``done`` of ``total`` steps, of which ``measured`` took ``seconds`` in this process."""
 
     done: int
@@ -60,13 +60,13 @@ class RunProgress:
     """A :data:`Progress` that keeps what it is told and estimates the time left. ``clock`` returns seconds."""
 
     clock: Callable[[], float] = time.monotonic
-    parts: dict[str, Part] = field(default_factory=dict)
+    parts: dict[str, RunPart] = field(default_factory=dict)
     current: str = ""
     _since: float = 0.0
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """``done`` of ``total`` steps of a part are done, and the next one begins."""
-        now, part = self.clock(), self.parts.setdefault(what, Part(done, total))
+        now, part = self.clock(), self.parts.setdefault(what, RunPart(done, total))
         if what == self.current and done > part.done and total == part.total:
             part.measured += done - part.done
             part.seconds += now - self._since

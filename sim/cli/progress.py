@@ -28,7 +28,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
-class Stages(RunProgress):
+class StagedProgress(RunProgress):
     """A :class:`RunProgress` that begins anew where all is done and something else comes: making speech is no pace for rounds."""
 
     def __call__(self, what: str, done: int, total: int) -> None:
@@ -48,7 +48,7 @@ class Lines:
     """A line for each step that is done, at most one a second."""
 
     def __init__(self, print_line: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
-        self._print, self._clock, self._stages = print_line, clock, Stages(clock)
+        self._print, self._clock, self._stages = print_line, clock, StagedProgress(clock)
         self._began, self._last, self._tenth = clock(), -LINE_SECONDS, 0
 
     def __call__(self, what: str, done: int, total: int) -> None:
@@ -73,7 +73,7 @@ class Lines:
 class _LeftColumn(TextColumn):
     """The time left of what is under way, and of all of it; computed whenever the bars are drawn."""
 
-    def __init__(self, stages: Stages) -> None:
+    def __init__(self, stages: StagedProgress) -> None:
         super().__init__("")
         self._stages = stages
 
@@ -86,7 +86,7 @@ class _LeftColumn(TextColumn):
 class Bars:
     """A bar for each part, and one for all of them where there are several."""
 
-    def __init__(self, bars: RichProgress, stages: Stages) -> None:
+    def __init__(self, bars: RichProgress, stages: StagedProgress) -> None:
         self._bars, self._stages = bars, stages
         self._tasks: dict[str, TaskID] = {}
 
@@ -135,7 +135,7 @@ def progress_on(console: HarmlessConsole, quiet: bool = False) -> Iterator[Progr
     elif not console.is_terminal:
         yield Lines(lambda line: console.print(line, soft_wrap=True, highlight=False))
     else:
-        stages = Stages()
+        stages = StagedProgress()
         columns = (
             TextColumn("{task.description:<22}", markup=False),
             BarColumn(),

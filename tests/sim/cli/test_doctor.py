@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from sim.cli import doctor as command
 from sim.cli.app import app
-from sim.cli.doctor import Finding, State
+from sim.cli.doctor import Health, MachineFinding
 
 
 @pytest.fixture
@@ -49,13 +49,13 @@ def test_what_cannot_be_imported_is_missing_and_ends_nothing(quick: None, monkey
 
 
 def test_a_check_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken() -> Iterator[Finding]:
+    def broken() -> Iterator[MachineFinding]:
         raise OSError("no such device")
         yield
 
     monkeypatch.setattr(command, "CHECKS", {"GPU": broken})
     (found,) = command.examine()
-    assert (found.name, found.state, found.found) == ("GPU", State.MISSING, "OSError: no such device")
+    assert (found.name, found.state, found.found) == ("GPU", Health.MISSING, "OSError: no such device")
 
 
 def test_a_home_that_cannot_be_written_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,14 +63,14 @@ def test_a_home_that_cannot_be_written_is_missing(tmp_path: Path, monkeypatch: p
     file.touch()
     monkeypatch.setenv("IDIOLECT_HOME", str(file / "home"))
     found = {finding.name: finding for finding in command.home()}
-    assert found["home"].state is State.MISSING
+    assert found["home"].state is Health.MISSING
     assert "IDIOLECT_HOME" in found["home"].remedy
 
 
 def test_weights_that_are_not_here_say_how_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IDIOLECT_HOME", str(tmp_path))
     found = next(command.weights())
-    assert found.state is State.NOTE
+    assert found.state is Health.NOTE
     assert "133 MB" in found.remedy
 
 
@@ -79,7 +79,7 @@ def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         port = server.getsockname()[1]
         monkeypatch.setattr(command, "PORTS", {port: "idiolect serve"})
         (found,) = command.ports()
-    assert found.state is State.NOTE
+    assert found.state is Health.NOTE
     assert str(port) in found.found
     (found,) = command.ports()
-    assert found.state is State.OK
+    assert found.state is Health.OK

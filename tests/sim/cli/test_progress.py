@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fl.runs.progress import RunProgress, as_one
 from sim.cli.options import HarmlessConsole
-from sim.cli.progress import Lines, Stages, duration, progress_on, started
+from sim.cli.progress import Lines, StagedProgress, duration, progress_on, started
 
 
 @dataclass
@@ -72,7 +72,7 @@ def test_parts_of_a_run_are_told_as_one() -> None:
 
 def test_making_speech_is_no_pace_for_rounds() -> None:
     clock = Clock()
-    stages = Stages(clock)
+    stages = StagedProgress(clock)
     stages("speech", 0, 100)
     clock.now = 1
     stages("speech", 100, 100)
