@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
 from rich.table import Table
 from typer import Argument, Option
@@ -23,7 +24,9 @@ from fl.settings.config import RunConfig
 from sim.cli.help import new_app
 from sim.cli.late import LateGroup
 from sim.cli.options import (
+    ERROR_CODE,
     RUN,
+    STOPPED_CODE,
     HarmlessConsole,
     HarmlessFormatter,
     Json,
@@ -355,16 +358,23 @@ def options(
 
 
 def main() -> None:
-    """Entry point: errors of the user's making are one line on standard error and exit code 1."""
+    """Entry point: errors of the user's making are one line on standard error; exit codes are those of docs/exit-codes.md."""
     try:
         app()
     except IdiolectError as error:
-        errors.print("idiolect:", style="bold red", end=" ")
-        errors.print(str(error), soft_wrap=True, highlight=False)
-        sys.exit(1)
-    except KeyboardInterrupt:
+        _say_error(str(error))
+        sys.exit(ERROR_CODE)
+    except OSError as error:
+        _say_error(f"{error}: check the name, the disk, and who may write there")
+        sys.exit(ERROR_CODE)
+    except (KeyboardInterrupt, click.Abort):
         errors.print("stopped; start the same command again to go on")
-        sys.exit(130)
+        sys.exit(STOPPED_CODE)
+
+
+def _say_error(text: str) -> None:
+    errors.print("idiolect:", style="bold red", end=" ")
+    errors.print(text, soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,9 @@ from rich.table import Table
 from fl.core.machine import available_cores, has_matrix_tiles, processor
 from fl.core.paths import cache_root
 from sim.cli.app import errors
-from sim.cli.options import Json, wide_console
+from sim.cli.options import NO_CODE, Json, wide_console
 
 PACKAGE = "idiolect-fl"
-MISSING_CODE = 3  # the command did what it was asked, and the answer is no
 GIB = 2**30
 LEAST_DISK, LEAST_MEMORY, LEAST_SHARED = 5 * GIB, 4 * GIB, 1 * GIB  # below these something is slow or stops half-way
 PORTS = {8000: "idiolect serve", 9091: "Flower", 9092: "Flower", 9093: "Flower"}
@@ -247,4 +246,4 @@ def doctor(as_json: Json = False) -> None:
         verdict = f"Missing: {', '.join(missing)}." if missing else "Everything that is needed is here."
         console.print(f"\n{verdict}{'' if missing else ' Next: idiolect demo'}", highlight=False)
     if missing:
-        raise typer.Exit(MISSING_CODE)
+        raise typer.Exit(NO_CODE)

@@ -5,11 +5,14 @@ from typing import Any, TypeVar
 
 import click
 import typer
+from rich.padding import Padding
 from typer import rich_utils
-from typer.core import TyperCommand, TyperOption
+from typer.core import TyperArgument, TyperCommand, TyperOption
+from typer.models import ArgumentInfo
+from typer.utils import get_params_from_function
 
 from fl.settings.config import SETTINGS
-from sim.cli.options import HELP, facts_table, wide_console
+from sim.cli.options import HELP, wide_console
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -19,7 +22,10 @@ class HelpCommand(TyperCommand):
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
+        told = _argument_help(self.callback) if self.callback is not None else {}
         for parameter in self.params:
+            if isinstance(parameter, TyperArgument):
+                parameter.help = parameter.help or told.get(parameter.name or "")
             if isinstance(parameter.type, click.types.IntParamType | click.types.FloatParamType):
                 parameter.metavar = parameter.metavar or "N"
         if any(getattr(parameter, "hidden", False) for parameter in self.params):
@@ -38,6 +44,12 @@ class HelpCommand(TyperCommand):
         super().format_help(ctx, formatter)
 
 
+def _argument_help(callback: Callable[..., Any]) -> dict[str, str | None]:
+    """What arguments are: click 8.5 forgets the help that Typer 0.20 gives them."""
+    parameters = get_params_from_function(callback).items()
+    return {name: each.default.help for name, each in parameters if isinstance(each.default, ArgumentInfo)}
+
+
 def _help_all_option() -> TyperOption:
     def show(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
         if value:
@@ -45,9 +57,10 @@ def _help_all_option() -> TyperOption:
                 each.hidden = False  # type: ignore[attr-defined]
             print(ctx.get_help())
             console = wide_console(120)
-            console.print("All settings, for --set KEY=VALUE or a TOML file (docs/settings.md):", highlight=False)
-            rows = [(f"{key} = {row.default!r}", row.help) for key, row in SETTINGS.items()]
-            console.print(facts_table(rows), highlight=False)
+            console.print("All settings with their defaults, for --set KEY=VALUE or a TOML file:\n", highlight=False)
+            for key, row in SETTINGS.items():
+                console.print(f"{key} = {row.default!r}", style="bold", highlight=False)
+                console.print(Padding(f"{row.help} [{row.allowed}]", (0, 0, 0, 4)), highlight=False)
             raise typer.Exit
 
     return TyperOption(

@@ -58,8 +58,8 @@ def _fields(given: list[str]) -> dict[str, str]:
 
 
 def import_command(
-    form: Annotated[str, Argument(metavar="[FORMAT]", help="Name of an importer; --list shows them.")] = "",
-    source: Annotated[Path | None, Argument(metavar="[SOURCE]", help="Folder, file or archive of the corpus.")] = None,
+    form: Annotated[str, Argument(metavar="FORMAT", help="Name of an importer; --list shows them.")] = "",
+    source: Annotated[Path | None, Argument(metavar="SOURCE", help="Folder, file or archive of the corpus.")] = None,
     listing: Annotated[
         bool, Option("--list", help="List the importers and how to get each corpus.", rich_help_panel=OUTPUT)
     ] = False,

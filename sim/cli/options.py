@@ -21,6 +21,7 @@ from fl.settings.config import SETTINGS, RunConfig, find_key, flat, load_config,
 
 DATA, MODEL, TRAINING, PRIVACY, RUN, HELP = "Data", "Model", "Training", "Privacy and size", "This run", "Help"
 ALL = "all"
+ERROR_CODE, NO_CODE, STOPPED_CODE = 1, 3, 130  # docs/exit-codes.md; 2 is Typer's own
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 JsonOfRun = Annotated[bool, typer.Option("--json", help="Print JSON for a script.", rich_help_panel=RUN)]
 

@@ -13,10 +13,9 @@ from typer import Argument
 
 from fl.runs.schema import REPORT_NAME, TOKEN_NAME
 from fl.runs.status import RunState, RunStatus, read_status
-from sim.cli.options import Json, facts_table, wide_console
+from sim.cli.options import NO_CODE, Json, facts_table, wide_console
 from sim.cli.progress import duration
 
-STOPPED_CODE = 3  # the command did what it was asked, and the answer is no
 console = wide_console(110)
 
 
@@ -91,4 +90,4 @@ def status(folder: Annotated[Path, Argument(metavar="RUN", help="A run folder.")
             console.print(parts_table(run), highlight=False)
         console.print(f"\nNext: {remedy(run)}", soft_wrap=True, highlight=False)
     if run.state in (RunState.FAILED, RunState.STOPPED):
-        raise typer.Exit(STOPPED_CODE)
+        raise typer.Exit(NO_CODE)

@@ -90,6 +90,11 @@ def test_a_hidden_option_works() -> None:
     assert "sideways" in str(result.exception)
 
 
+def test_an_argument_says_what_it_is() -> None:
+    assert "A run folder." in help_of("status", width=80)
+    assert "Name of an importer; --list shows them." in help_of("import", width=100)
+
+
 def test_without_arguments_it_says_what_to_do_first() -> None:
     result = CliRunner().invoke(app, [])
     assert result.exit_code == 0
