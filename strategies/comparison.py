@@ -125,11 +125,9 @@ class Comparison:
 
     def _announce(self) -> None:
         """Tell the progress of every part before the first begins, with what an earlier process has done of it."""
-        together = {common.arm: common.rounds for common in self.loop.common.values()}
         for name in self.config.arms:
             if (arm := trained_arm(name, self.config)) is not None:
-                done = max(checkpointed_rounds(self.loop.checkpoints, name), together.get(name, 0))
-                self.loop.progress(name, done, arm.schedule.rounds)
+                self.loop.tell(name, checkpointed_rounds(self.loop.checkpoints, name), arm.schedule.rounds)
         for name in self.config.arms if self.task.learns else ():
             self.loop.progress(f"test: {name}", 0, 1)
 

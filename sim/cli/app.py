@@ -31,6 +31,7 @@ from sim.cli.options import (
     HarmlessFormatter,
     Json,
     JsonOfRun,
+    StderrHandler,
     facts_table,
     wide_console,
     with_settings,
@@ -301,7 +302,7 @@ def bases(
         return
     table = Table(title="Pinned bases", box=None)
     for name in ("name", "ready", "download", "licence", "source"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold", no_wrap=name == "name")
     for row in rows:
         size, ready = f"{row.download_bytes / 1e6:.0f} MB", "yes" if row.cached else "at first use"
         table.add_row(row.name, ready, size, row.licence, row.source)
@@ -336,7 +337,7 @@ def _version(value: bool) -> None:
 
 def set_up_process(verbose: bool = False) -> None:
     """What a process of a command logs, and what it does not; for those that a command starts too."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = StderrHandler()
     handler.setFormatter(HarmlessFormatter("%(levelname).1s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # PEFT asks transformers in an old way

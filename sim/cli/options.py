@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -90,6 +90,15 @@ class HarmlessFormatter(logging.Formatter):
     def formatException(self, ei: Any) -> str:  # noqa: N802
         """The lines of a stack trace."""
         return harmless(super().formatException(ei))
+
+
+class StderrHandler(logging.StreamHandler[TextIO]):
+    """A handler for what is standard error as a record comes: bars replace it while they are shown, and lines go above them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 def wide_console(width: int) -> Console:

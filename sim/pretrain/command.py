@@ -5,6 +5,8 @@ voices only; it exists so that adapting a base can be compared with training fro
 """
 
 import json
+import logging
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,10 +17,11 @@ from fl.core.errors import ConfigError
 from fl.core.paths import cache_root
 from fl.data.manifest import Utterance, read_manifest
 from fl.settings.names import OWN, TOKENS
-from sim.cli.app import errors
+from sim.cli.app import progress_bars
 from sim.cli.options import Json, with_fields
 from sim.pretrain.settings import PretrainSettings
 
+log = logging.getLogger("idiolect.pretrain")
 SMOKE = {"speakers": 2, "sentences": 30, "steps": 40, "batch_size": 4, "warmup": 10, "checkpoint_every": 20}
 
 
@@ -35,7 +38,7 @@ def one_language(utterances: list[Utterance]) -> list[Utterance]:
     return [u for u, language in zip(alone, spoken, strict=True) if language == most]
 
 
-def speech_of(settings: PretrainSettings, manifest: str) -> list[Utterance]:
+def speech_of(settings: PretrainSettings, manifest: str, progress: Callable[[int, int], None]) -> list[Utterance]:
     """The utterances to learn from: of ``manifest``, or of a synthetic population."""
     if manifest:
         return one_language(read_manifest(Path(manifest).expanduser()))
@@ -48,7 +51,7 @@ def speech_of(settings: PretrainSettings, manifest: str) -> list[Utterance]:
         "seed": settings.seed,
     }
     folder = cache_root() / "populations" / f"pretrain-{settings.pair}-{population_digest(pair=settings.pair, **size)}"
-    return one_language(read_manifest(synthesize(folder, pair=settings.pair, progress=None, **size)))
+    return one_language(read_manifest(synthesize(folder, pair=settings.pair, progress=progress, **size)))
 
 
 @with_fields
@@ -74,11 +77,15 @@ def pretrain(
         raise ConfigError(f"tokens {settings.tokens!r}: one of {', '.join(t for t in TOKENS if t != OWN)}")
     settings = replace(settings, **SMOKE) if smoke else settings  # type: ignore[arg-type]
 
-    def show(step: int, loss: float) -> None:
-        if step % max(1, settings.steps // 20) == 0 or step == settings.steps:
-            errors.print(f"step {step}/{settings.steps}  loss {loss:.3f}", highlight=False)
+    with progress_bars(as_json) as show:
 
-    facts = pretrain_base(out, settings, speech_of(settings, manifest), show)
+        def stepped(step: int, loss: float) -> None:
+            show("pretraining", step, settings.steps)
+            log.info("step %d/%d: loss %.3f", step, settings.steps, loss)
+
+        speech = speech_of(settings, manifest, lambda done, total: show("speech", done, total))
+        show("pretraining", 0, settings.steps)
+        facts = pretrain_base(out, settings, speech, stepped)
     if as_json:
         print(json.dumps({"base": str(out.resolve()), **asdict(facts)}))
     else:

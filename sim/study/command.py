@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 from typer import Option
 
 from fl.core.errors import ConfigError
-from sim.cli.app import progress_bars
+from sim.cli.app import errors, progress_bars
 from sim.cli.help import new_app
 from sim.cli.late import Late, LateGroup
 from sim.cli.options import Json, wide_console, with_fields
@@ -127,15 +127,20 @@ for _study in STUDIES.values():
 
 @app.command("all")
 @with_fields
-def run_all(options: StudyOptions) -> None:
+def run_all(options: StudyOptions, as_json: Json = False) -> None:
     """Run every study of the catalogue whose data are there; runs that two of them have in common are made once."""
     for study in STUDIES.values():
         if study.missing:
-            console.print(f"study {study.name} is left out: there is no {study.missing} (docs/corpora.md)")
+            errors.print(f"study {study.name} is left out: there is no {study.missing} (docs/corpora.md)")
     each = [make_run(study, options) for study in STUDIES.values() if not study.missing]
-    run_ahead(each, options.jobs)
+    run_ahead(each, options.jobs, quiet=as_json)
+    results = []
     for run in each:
-        print_result(run_study(run, write=options.write), console)
+        results.append(run_study(run, write=options.write, quiet=as_json))
+        if not as_json:
+            print_result(results[-1], console)
+    if as_json:
+        print(json.dumps([asdict(result) for result in results], ensure_ascii=False))
 
 
 @app.command()
