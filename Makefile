@@ -39,6 +39,7 @@ docs: $(READY) ## build the documentation into build/docs; warnings and dead lin
 	  echo "    $(BIN)/python -m pip install '.[docs]'" >&2; echo "Building and reading need no network after that." >&2; exit 1; }
 	$(BIN)/python -m sphinx -q -W --keep-going -b html -d build/doctrees docs build/docs
 	@echo "written: build/docs/index.html"
+
 pictures: $(READY) ## docs/pictures of the report and of the web page, in Chromium, light and dark; 8 minutes on 2 quiet cores, of another run with RUN=
 	$(BIN)/python -m benchmarks.pictures $(if $(RUN),--run $(RUN))
 

@@ -18,15 +18,16 @@ from fl.metrics import Counts
 from fl.protocol.wire import add_counts
 from fl.runs.files import note_left_out, write_costs
 from fl.runs.folder import freed_if_empty, run_folder, run_token
+from fl.runs.progress import Progress, both, kept_progress
 from fl.runs.results import ResultsFile, gather_predictions
-from fl.runs.schema import LEFT_OUT_NAME, PREDICTIONS_NAME, RESULTS_NAME
+from fl.runs.schema import CHECKPOINTS, LEFT_OUT_NAME, PREDICTIONS_NAME, RESULTS_NAME
 from fl.settings.config import RunConfig, make_config
 from fl.tasks.table import TASKS, load_task
 from fl.tasks.task import Task
 from idiolect import shadow
 from strategies.comparison import Comparison
 from strategies.keys import remember
-from strategies.loop import Progress, RoundLoop, rates_of
+from strategies.loop import RoundLoop, rates_of
 from strategies.roster import ask_roster
 
 log = logging.getLogger("idiolect.server")
@@ -36,6 +37,22 @@ def run_server(grid: Grid, config: RunConfig, run_id: int, progress: Progress | 
     """A whole run over ``grid``; returns the run folder, with everything but the report in it."""
     config = run_folder(config, run_id)
     folder = Path(config.output)
+    with kept_progress(folder) as kept:
+        comparison = _prepared(grid, config, both(kept, progress))
+        try:
+            comparison.run()
+        finally:  # what was spent is said of a run that stopped too
+            if comparison.account is not None:
+                comparison.account.write(folder)
+        gather_predictions(folder, config.arms, comparison.roster.nodes)
+        write_costs(folder, comparison.costs())
+    log.info("run finished: %s", folder)
+    return folder
+
+
+def _prepared(grid: Grid, config: RunConfig, progress: Progress) -> Comparison:
+    """The comparison over ``grid``, checked: whatever is refused is refused here, before the first round."""
+    folder = Path(config.output)
     with freed_if_empty(folder):
         task = load_task(config)
         _tell(task, folder)
@@ -44,11 +61,11 @@ def run_server(grid: Grid, config: RunConfig, run_id: int, progress: Progress | 
         log.info("%d devices train, %d new people, %d nodes", *counts)
         loop = RoundLoop(
             grid,
-            folder / "checkpoints",
+            folder / CHECKPOINTS,
             task.fingerprint,
             ResultsFile(folder),
             config.federation.round_timeout,
-            progress or (lambda *_: None),
+            progress,
             metrics=TASKS[config.task].logged,
         )
         comparison = Comparison(config, grid, roster, task, loop)
@@ -58,15 +75,7 @@ def run_server(grid: Grid, config: RunConfig, run_id: int, progress: Progress | 
             comparison.token = run_token(folder)
     remember(folder, roster.keys)
     note_left_out(folder, task.left_out)
-    try:
-        comparison.run()
-    finally:  # what was spent is said of a run that stopped too
-        if comparison.account is not None:
-            comparison.account.write(folder)
-    gather_predictions(folder, config.arms, roster.nodes)
-    write_costs(folder, comparison.costs())
-    log.info("run finished: %s", folder)
-    return folder
+    return comparison
 
 
 def _tell(task: Task, folder: Path) -> None:

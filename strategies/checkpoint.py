@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from flwr.app import ArrayRecord
+from safetensors import SafetensorError, safe_open
 
 from fl.core.errors import RunError
 from fl.core.files import write_atomically
@@ -104,6 +105,15 @@ def load_checkpoint(folder: Path, arm: str, fingerprint: str) -> Checkpoint | No
             n: t.numpy() for n, t in _read(kept, fingerprint, f"go on, with {path}, from the round before")[1].items()
         }
     return Checkpoint(server_round, to_arrays(tensors) if tensors else ArrayRecord(), state, stored)
+
+
+def checkpointed_rounds(folder: Path, arm: str) -> int:
+    """How many rounds of an arm are checkpointed, as its newest readable checkpoint says; 0 without one."""
+    for place in (folder, folder / BEFORE):
+        errors = suppress(OSError, SafetensorError, KeyError, ValueError, TypeError)
+        with errors, safe_open(checkpoint_path(place, arm), framework="numpy") as file:
+            return int(file.metadata()["round"])
+    return 0
 
 
 def save_seconds(folder: Path, seconds: Mapping[str, float]) -> None:

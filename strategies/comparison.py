@@ -25,7 +25,7 @@ from fl.settings.config import RunConfig
 from fl.tasks.task import Task
 from strategies.account import Account
 from strategies.arm import ArmStrategy, check_population
-from strategies.checkpoint import Checkpoint, load_checkpoint
+from strategies.checkpoint import Checkpoint, checkpointed_rounds, load_checkpoint
 from strategies.loop import CommonRounds, RoundLoop
 from strategies.private import PrivateMean
 from strategies.roster import Roster
@@ -108,6 +108,7 @@ class Comparison:
         finished: dict[str, ArrayRecord] = {}
         config, training = self.config, self.roster.training
         self.loop.common = self._common_rounds()
+        self._announce()
         for name in config.arms:
             arm = trained_arm(name, config)
             if arm is None:
@@ -121,6 +122,14 @@ class Comparison:
         for name in config.arms if self.task.learns else ():
             self._evaluate(name, finished)
             self.loop.results.flush()
+
+    def _announce(self) -> None:
+        """Tell the progress of every part before the first begins, with what an earlier process has done of it."""
+        for name in self.config.arms:
+            if (arm := trained_arm(name, self.config)) is not None:
+                self.loop.tell(name, checkpointed_rounds(self.loop.checkpoints, name), arm.schedule.rounds)
+        for name in self.config.arms if self.task.learns else ():
+            self.loop.progress(f"test: {name}", 0, 1)
 
     def _common_rounds(self) -> dict[str, CommonRounds]:
         """``personalized`` begins as ``global`` does while gates are neutral, if both share the same tensors.

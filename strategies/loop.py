@@ -5,7 +5,7 @@ Flower's own ``Strategy.start`` has no resume and drops what single devices repo
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,12 +17,12 @@ from fl.core.errors import AggregationError, RunError
 from fl.metrics import Counts
 from fl.privacy.ledger import Ledger
 from fl.protocol.wire import add_counts
+from fl.runs.progress import Progress
 from fl.runs.results import ResultsFile, make_row
 from strategies.arm import ArmStrategy
 from strategies.checkpoint import Checkpoint, load_checkpoint, load_seconds, save_checkpoint, save_seconds
 
 log = logging.getLogger("idiolect.server")
-Progress = Callable[[str, int, int], None]  # what is being done, done, total
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class RoundLoop:
             arrays, first = found.arrays, found.round + 1
             strategy.restore(found.state)
         for server_round in range(first, rounds + 1):
-            self.progress(arm, server_round - 1, rounds)
+            self.tell(arm, server_round - 1, rounds)
             started = time.perf_counter()
             messages = strategy.configure_train(server_round, arrays, ConfigRecord(), self.grid)
             replies = self.grid.send_and_receive(messages, timeout=self.timeout)
@@ -101,8 +101,13 @@ class RoundLoop:
                 checkpoint = Checkpoint(server_round, arrays, kept, stored)
                 save_checkpoint(self.checkpoints, one, checkpoint, self.fingerprint)
             save_seconds(self.checkpoints, self._trained)
-        self.progress(arm, rounds, rounds)
+        self.tell(arm, rounds, rounds)
         return arrays
+
+    def tell(self, arm: str, done: int, rounds: int) -> None:
+        """Tell the progress of an arm, without the rounds that another arm trains for both."""
+        elsewhere = sum(common.rounds for common in self.common.values() if common.arm == arm)
+        self.progress(arm, max(0, done - elsewhere), rounds - elsewhere)
 
     def _stored(self, arm: str) -> dict[Path, int]:
         """How much of an arm is in the files that a run only adds to."""

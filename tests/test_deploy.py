@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from fl.serving.http.limits import ADAPT_PATH, MIB, ServerLimits
-from sim.cli.serve import serve
+from sim.cli.serve_options import serve
 
 DEPLOY = Path(__file__).parents[1] / "docs" / "deploy"
 CONTAINER = (DEPLOY / "Containerfile").read_text(encoding="utf-8")

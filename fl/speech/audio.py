@@ -10,6 +10,7 @@ import soundfile
 
 from fl.core.errors import AudioError, SilenceError, TooShortError
 from fl.core.files import write_atomically
+from fl.speech.mono import MAX_SECONDS as MAX_SECONDS
 from fl.speech.mono import SAMPLE_RATE as SAMPLE_RATE
 from fl.speech.mono import SILENCE_PEAK as SILENCE_PEAK
 from fl.speech.mono import Mono
@@ -18,7 +19,6 @@ from fl.speech.sound import open_sound
 
 SUFFIXES = (".mp3", ".mp4", ".mpeg", ".mpga", ".m4a", ".wav", ".webm", ".ogg", ".flac", ".opus", ".aac", ".amr")
 MIN_SECONDS = 0.2
-MAX_SECONDS = 29.0  # Whisper's window of 30 s less a margin for the padding of a trimmed window
 MAX_FILE_SECONDS = 4 * 3600.0  # no more is read into memory at once; cut longer files with ``start`` and ``end``
 SHORTEST_PART = 0.1  # seconds: less than this at the end of a recording holds no word
 _LEVEL_WINDOW = SAMPLE_RATE // 50  # 20 ms

@@ -14,6 +14,7 @@ from fl.speech.sound import Sound
 
 Waveform = npt.NDArray[np.float32]  # samples (samples,) at SAMPLE_RATE, nominally in [-1, 1]
 SAMPLE_RATE = 16_000  # Hz, what Whisper and Wav2Vec2 expect
+MAX_SECONDS = 29.0  # Whisper's window of 30 s less a margin for the padding of a trimmed window
 SILENCE_PEAK = 10 ** (-60 / 20)  # a waveform whose peak is under -60 dBFS holds no speech
 MAX_RATE, MAX_CHANNELS = 384_000, 16  # Hz; no recording of speech has more
 _ROUNDING = 0.1  # seconds that a file may be off what its header says

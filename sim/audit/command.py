@@ -6,15 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
-from fl.privacy.audit.views import DEFAULT
 from fl.settings.config import RunConfig, make_config
 from fl.settings.fields import words
-from sim.audit.report import END, START, conditions_text, tables
-from sim.audit.run import SPLITS, run_audit, with_sizes
 from sim.cli.app import progress_bars
 from sim.cli.options import Json, wide_console, with_settings
 from sim.section import markdown_tables, page_parts, print_tables, write_section
 
+SPLITS = "all-shared,gates,fedsa,ffa"
 # The size of the page: a night on two cores. The population is larger than that of a comparison, since people are the
 # sample here, and more of what they say is held out, since membership needs non-members.
 FULL: dict[str, object] = {
@@ -41,13 +39,11 @@ SMOKE_PROTECTIONS = "plain,int8,local:0.001,local:0.1,secure-sum,noisy-sum:1"
 @with_settings
 def audit(
     config: RunConfig,
-    splits: Annotated[str, typer.Option(help="Splits to compare, with commas between.")] = SPLITS,
-    protections: Annotated[
-        str, typer.Option(help="What the server sees, see docs/audit.md; with commas between.", show_default=False)
-    ] = "",
+    splits: Annotated[str, typer.Option(help="Splits to compare.")] = SPLITS,
+    protections: Annotated[str, typer.Option(help="What the server sees, see docs/audit.md.", show_default=False)] = "",
     smoke: Annotated[
         bool,
-        typer.Option("--smoke", help="A few people and steps, in a few minutes: shows that it works, no more."),
+        typer.Option("--smoke", help="A few minutes: that it runs."),
     ] = False,
     write: Annotated[Path | None, typer.Option(help="Markdown page whose section is to be replaced.")] = None,
     as_json: Json = False,
@@ -58,6 +54,10 @@ def audit(
     Trains once for each split and attacks the recorded updates as they are and under each protection. An audit that was
     stopped resumes when it is started again. docs/audit.md explains the attackers and what the figures do not show.
     """
+    from fl.privacy.audit.views import DEFAULT  # Flower and torch
+    from sim.audit.report import END, START, conditions_text, tables
+    from sim.audit.run import run_audit, with_sizes
+
     if smoke:
         config = with_sizes(config, SMOKE, make_config(FULL))
     chosen = protections or (SMOKE_PROTECTIONS if smoke else DEFAULT)

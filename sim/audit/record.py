@@ -25,9 +25,9 @@ from fl.privacy.audit.attackers import AuditError
 from fl.privacy.dp import Update
 from fl.protocol.reply import Exchange, Form, ReplySchema
 from fl.protocol.wire import JOB, SHARED, Job, read_settings
+from fl.runs.progress import Progress
 from fl.settings.config import RunConfig
 from sim.backends.serial import SerialGrid
-from strategies.loop import Progress
 from strategies.replies import read_node
 
 ARM = "personalized"  # the arm whose split and gate can be set

@@ -20,15 +20,14 @@ from fl.privacy.audit.attackers import CONFIDENCE, SAMPLES, AuditError, check_pe
 from fl.privacy.audit.views import make_protection
 from fl.runs.files import write_whole
 from fl.runs.folder import run_folder
+from fl.runs.progress import Progress
 from fl.settings.config import RunConfig, find_key, flat, make_config
 from fl.settings.names import EDGE, LAYERS_PREFIX, NONE
 from fl.settings.tables import CodecTable, PrivacyTable
 from fl.tasks.table import TASKS
 from sim.audit.record import ARM, federated_rounds, split_config
 from sim.audit.split import ADAPTER_ROW, BASE_ROW, AuditRows, Document, SplitAudit
-from strategies.loop import Progress
 
-SPLITS = "all-shared,gates,fedsa,ffa"
 ROWS_NAME, RESULT_NAME = "rows.jsonl", "audit.json"
 
 

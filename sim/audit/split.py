@@ -25,11 +25,11 @@ from fl.privacy.audit.inference import infer, membership
 from fl.privacy.audit.linkage import linkage
 from fl.privacy.audit.views import ServerView, make_protection, median_norm
 from fl.runs.files import write_whole
+from fl.runs.progress import Progress
 from fl.settings.config import RunConfig
 from fl.tasks.task import Example
 from sim.audit.people import Chosen, agreements, attributes, utterances
 from sim.audit.record import ARM, RecordedRound, load_round, record, split_config
-from strategies.loop import Progress
 
 BASE_ROW, ADAPTER_ROW = "frozen base", "whole adapter"  # rows that are no protections
 BATCH_ROWS = 16

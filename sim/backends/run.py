@@ -18,7 +18,7 @@ from fl.settings.config import RunConfig
 from idiolect import shadow
 
 if TYPE_CHECKING:
-    from strategies.loop import Progress
+    from fl.runs.progress import Progress
 
 log = logging.getLogger("idiolect.sim")
 

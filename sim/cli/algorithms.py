@@ -2,13 +2,18 @@
 
 import json
 from dataclasses import asdict
+from itertools import groupby
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from fl.algorithms.base import Algorithm, Capabilities
+from fl.algorithms.base import Algorithm, Capabilities, Role
 from fl.algorithms.table import ALGORITHMS
 from sim.cli.options import Json, wide_console
+
+WIDE = 120  # columns of a terminal, below which a table has fewer
+ROLES = list(Role)
 
 
 def composes(can: Capabilities) -> str:
@@ -36,11 +41,20 @@ def algorithms(as_json: Json = False) -> None:
     if as_json:
         print(json.dumps([row(algorithm) for algorithm in ALGORITHMS.values()], ensure_ascii=False))
         return
-    table = Table(title="Algorithms: --algorithm NAME, or several of different roles with commas", title_justify="left")
-    for heading in ("name", "role", "devices share", "aggregator keeps", "paper", "composes with"):
-        table.add_column(heading, overflow="fold")
-    for name, algorithm in ALGORITHMS.items():
-        about = algorithm.about
-        paper = f"{about.paper}, arXiv {about.arxiv}"
-        table.add_row(name, algorithm.role.value, about.shares, about.keeps, paper, composes(algorithm.can))
-    wide_console(160).print(table)
+    console = wide_console(160)
+    wide = console.width >= WIDE
+    console.print("--algorithm NAME, or several of different roles with commas", highlight=False)
+    for role, found in groupby(
+        sorted(ALGORITHMS.values(), key=lambda one: ROLES.index(one.role)), lambda one: one.role
+    ):
+        table = Table(title=f"\n{role.value}", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+        for heading in ("name", "devices share", "aggregator keeps", "paper", *(("composes with",) if wide else ())):
+            table.add_column(heading, overflow="fold", no_wrap=heading == "name")
+        for algorithm in found:
+            about = algorithm.about
+            paper = f"{about.paper}, arXiv {about.arxiv}"
+            more = (composes(algorithm.can),) if wide else ()
+            table.add_row(algorithm.name, about.shares, about.keeps, paper, *more)
+        console.print(table)
+    if not wide:
+        console.print(f"A terminal of {WIDE} columns, or --json, shows what each composes with.", highlight=False)

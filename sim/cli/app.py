@@ -5,57 +5,71 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from typer import Argument, Option
 
 from fl import __version__
-from fl.core.errors import IdiolectError
+from fl.core.errors import IdiolectError, RunError
+from fl.runs.progress import Progress
 from fl.settings.config import RunConfig
+from sim.cli.help import new_app
 from sim.cli.late import LateGroup
-from sim.cli.options import HarmlessConsole, HarmlessFormatter, Json, facts_table, new_app, wide_console, with_settings
+from sim.cli.options import (
+    ERROR_CODE,
+    RUN,
+    STOPPED_CODE,
+    HarmlessConsole,
+    HarmlessFormatter,
+    Json,
+    JsonOfRun,
+    StderrHandler,
+    facts_table,
+    wide_console,
+    with_settings,
+)
+from sim.cli.progress import progress_on, started
+
+PURPOSE = "Federated, private, personal speech recognition for people who mix languages in one sentence."
+START = """Federated, private, personal speech recognition
+for people who mix languages in one sentence.
+
+First:
+  idiolect doctor                check this machine, and say what to do
+  idiolect demo                  compare all methods on six synthetic people
+  idiolect status runs/demo      how far that is, from another terminal
+
+Then, on your own corpus:
+  idiolect import --list         which corpora can be read, and how to get them
+  idiolect run --manifest FILE   train and compare on it
+  idiolect enrol --help          a personal adapter from a few recordings
+  idiolect serve --help          transcribe for many people at once
+
+idiolect --help lists all commands, idiolect COMMAND --help the options of one."""
 
 app = new_app(
     name="idiolect",
     cls=LateGroup,
-    help="Federated, private, personal speech recognition for people who mix languages in one sentence.\n\n"
-    "Start with [bold]idiolect demo[/bold]: it makes six people who mix Korean and English, trains all arms of the "
-    "comparison on this machine and writes a report.",
-    no_args_is_help=True,
+    help=f"{PURPOSE}\n\nStart with [bold]idiolect doctor[/bold] and [bold]idiolect demo[/bold]. "
+    "Exit codes: docs/exit-codes.md.",
+    invoke_without_command=True,
+    add_completion=True,
 )
 console, errors = wide_console(110), HarmlessConsole(stderr=True)
 DEMO: dict[str, object] = {"output": "runs/demo"}  # the default experiment
 
 
-@contextmanager
-def progress_bars(quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
-    """A callback ``(what, done, total)`` that keeps one bar for each ``what``, with the time left."""
-    columns = (
-        TextColumn("{task.description:<22}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=errors, disable=quiet or not errors.is_terminal) as bars:
-        tasks: dict[str, Any] = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-                if not quiet and not errors.is_terminal:
-                    errors.print(f"{what} ...", highlight=False)
-            bars.update(tasks[what], completed=done, total=total)
-
-        yield show
+def progress_bars(quiet: bool = False) -> AbstractContextManager[Progress]:
+    """A callback ``(what, done, total)`` that shows on standard error how far each ``what`` is, with the time left."""
+    return progress_on(errors, quiet)
 
 
 def _simulation(workers: int, serial: bool, ray_address: str = "") -> Callable[..., Path]:
@@ -69,7 +83,7 @@ def _run_no_op(config: RunConfig, simulate: Callable[..., Path], as_json: bool) 
     from sim.backends.noop import run_no_op
 
     with progress_bars(as_json) as show:
-        summary = run_no_op(config, partial(simulate, progress=show))
+        summary = run_no_op(config, partial(simulate, progress=started(show)))
     if as_json:
         print(json.dumps(asdict(summary)))
         return
@@ -92,9 +106,7 @@ def _run_and_report(config: RunConfig, simulate: Callable[..., Path], as_json: b
 
     with progress_bars(as_json) as show:
         TASKS[config.task].prepare(config, lambda done, total: show(config.task, done, total))
-        show("starting workers", 0, 1)
-        folder = simulate(config, progress=show)
-        show("starting workers", 1, 1)
+        folder = simulate(config, progress=started(show))
     summary = write_report([folder], folder)
     if as_json:
         print(json.dumps(summary, ensure_ascii=False))
@@ -112,28 +124,26 @@ def _relative(path: Path) -> Path:
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
-Workers = Annotated[int, Option(help="Processes that train side by side; 0 takes one for each core.", min=0)]
-Serial = Annotated[
-    bool, Option("--serial", help="Run in this process, without Ray: slower, with ordinary stack traces.")
-]
+Workers = Annotated[int, Option(help="Processes; 0: one for each core.", min=0, rich_help_panel=RUN)]
+Serial = Annotated[bool, Option("--serial", help="In this process, without Ray.", rich_help_panel=RUN, hidden=True)]
 RayAddress = Annotated[
-    str, Option(help="Join a Ray cluster that runs already, host:port or auto, and use all its cores.")
+    str, Option(help="Ray cluster to join, host:port or auto.", rich_help_panel=RUN, hidden=True, show_default=False)
 ]
 NoOp = Annotated[
-    bool,
-    Option("--no-op", help="Train nothing: measure the framework, with --devices 100000 --sample 1000 for instance."),
+    bool, Option("--no-op", help="Train nothing: measure the framework.", rich_help_panel=RUN, hidden=True)
 ]
 
 
 @app.command()
 @with_settings
 def demo(
-    config: RunConfig, workers: Workers = 0, serial: Serial = False, as_json: Json = False, start: Any = DEMO
+    config: RunConfig, workers: Workers = 0, serial: Serial = False, as_json: JsonOfRun = False, start: Any = DEMO
 ) -> None:
-    """Train and compare all arms on a small synthetic population, and write runs/demo/report.html.
+    """Train and compare all arms on six synthetic people who mix Korean and English; writes runs/demo/report.html.
 
-    It is the default experiment: 12 rounds of 12 steps. Everything runs on this machine, in 17 minutes on
-    2 cores. An interrupted demo goes on where it stopped.
+    It is the default experiment: 12 rounds of 12 steps. Everything runs on this machine, in 17 minutes on 2 cores.
+
+    An interrupted demo goes on where it stopped.
     """
     _run_and_report(config, _simulation(workers, serial), as_json)
 
@@ -146,12 +156,13 @@ def run(
     serial: Serial = False,
     ray_address: RayAddress = "",
     no_op: NoOp = False,
-    as_json: Json = False,
+    as_json: JsonOfRun = False,
 ) -> None:
-    """Run a comparison with your own settings, on a synthetic population or on [bold]--manifest[/bold] FILE.
+    """Train and compare with your own settings: on a corpus with [bold]--manifest[/bold] FILE, else on synthetic people.
 
-    The run folder (--output) holds the configuration, results.jsonl, transcripts.jsonl, checkpoints, every device's
-    adapter, summary.json and report.html. A run that was stopped resumes when it is started again with the same settings.
+    The run folder (--output, else runs/last) gets the report, results, transcripts and every device's adapter.
+
+    A run that was stopped resumes when it is started again with the same settings.
     """
     from fl.tasks.table import TASKS
 
@@ -164,21 +175,15 @@ def run(
 
 @app.command()
 def synth(
-    out: Annotated[Path, Option(help="Folder to write: manifest.jsonl, audio, population.json.")],
-    pair: Annotated[
-        str, Option(help="Language pair: ko-en, es-en or ja-en; another is one file, see CONTRIBUTING.md.")
-    ] = "ko-en",
+    out: Annotated[Path, Option(help="Folder to write.")],
+    pair: Annotated[str, Option(help="Languages: ko-en, es-en or ja-en.")] = "ko-en",
     devices: Annotated[int, Option(help="People who take part.", min=1)] = 8,
     new_people: Annotated[int, Option(help="Further people who never train.", min=0)] = 0,
     sentences: Annotated[int, Option(help="Sentences of each person.", min=1)] = 60,
     seed: Annotated[int, Option(help="The same seed gives the same bytes.", min=0)] = 0,
-    voices: Annotated[str, Option(help="espeak, or neural: natural voices, of the extra voices.")] = "espeak",
-    matched: Annotated[
-        bool, Option("--matched", help="Pairs of people sound alike and write the opposite way.")
-    ] = False,
-    traits: Annotated[
-        str, Option(help="Of accent, numbers, spacing, fillers, names, jargon, separated by commas.")
-    ] = "",
+    voices: Annotated[str, Option(help="espeak, or neural for natural voices.")] = "espeak",
+    matched: Annotated[bool, Option("--matched", help="Pairs sound alike and spell differently.")] = False,
+    traits: Annotated[str, Option(help="accent, numbers, fillers, ...: docs/data.md")] = "",
     new_people_sentences: Annotated[int, Option(help="Sentences of each of those; 0: as many.", min=0)] = 0,
     as_json: Json = False,
 ) -> None:
@@ -212,12 +217,22 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Summarize a run: error rates with intervals in the terminal, and one self-contained HTML page."""
+    from fl.runs.schema import PREDICTIONS_NAME
+    from fl.runs.status import RunState, read_status
+    from sim.cli.status import remedy
     from sim.report.page import write_report
     from sim.report.table import print_summary
 
     target = out or folders[0]
-    with errors.status("resampling for intervals"):
-        summary = write_report(folders, target)
+    try:
+        with errors.status("resampling for intervals"):
+            summary = write_report(folders, target)
+    except RunError:
+        for run in map(read_status, folders):  # a folder of no run is refused here, with what to give instead
+            if run.state is not RunState.FINISHED and not (run.folder / PREDICTIONS_NAME).exists():
+                why = f"the run is {run.state} and was not tested yet"
+                raise RunError(f"{run.folder}: there is nothing to report, {why}: {remedy(run)}") from None
+        raise
     if as_json:
         print(json.dumps(summary, ensure_ascii=False))
     else:
@@ -266,15 +281,14 @@ def transcribe(
 @app.command()
 def bases(
     as_json: Json = False,
-    sizes: Annotated[
-        bool, Option("--sizes", help="The architectures of random:<architecture> instead, as a Markdown table.")
-    ] = False,
+    sizes: Annotated[bool, Option("--sizes", help="The architectures of random:NAME instead, as Markdown.")] = False,
     write: Annotated[Path | None, Option(help="With --sizes: a page to write the table into.")] = None,
 ) -> None:
     """List the bases that need no model hub. Any Whisper or Wav2Vec2-CTC from a directory or the Hub works as well."""
-    from fl.bases.resolve import known_bases, sizes_table
+    from fl.bases.known import known_bases
 
     if sizes:
+        from fl.bases.resolve import sizes_table  # torch
         from sim.section import write_section
 
         if write is not None:
@@ -288,7 +302,7 @@ def bases(
         return
     table = Table(title="Pinned bases", box=None)
     for name in ("name", "ready", "download", "licence", "source"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold", no_wrap=name == "name")
     for row in rows:
         size, ready = f"{row.download_bytes / 1e6:.0f} MB", "yes" if row.cached else "at first use"
         table.add_row(row.name, ready, size, row.licence, row.source)
@@ -323,7 +337,7 @@ def _version(value: bool) -> None:
 
 def set_up_process(verbose: bool = False) -> None:
     """What a process of a command logs, and what it does not; for those that a command starts too."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = StderrHandler()
     handler.setFormatter(HarmlessFormatter("%(levelname).1s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # PEFT asks transformers in an old way
@@ -334,24 +348,34 @@ def set_up_process(verbose: bool = False) -> None:
 
 @app.callback()
 def options(
+    ctx: typer.Context,
     verbose: Annotated[bool, Option("--verbose", "-v", help="Log every round to standard error.")] = False,
     version: Annotated[bool, Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
     """Options of every command."""
     set_up_process(verbose)
+    if ctx.invoked_subcommand is None:
+        print(START)
 
 
 def main() -> None:
-    """Entry point: errors of the user's making are one line on standard error and exit code 1."""
+    """Entry point: errors of the user's making are one line on standard error; exit codes are those of docs/exit-codes.md."""
     try:
         app()
     except IdiolectError as error:
-        errors.print("idiolect:", style="bold red", end=" ")
-        errors.print(str(error), soft_wrap=True, highlight=False)
-        sys.exit(1)
-    except KeyboardInterrupt:
+        _say_error(str(error))
+        sys.exit(ERROR_CODE)
+    except OSError as error:
+        _say_error(f"{error}: check the name, the disk, and who may write there")
+        sys.exit(ERROR_CODE)
+    except (KeyboardInterrupt, click.Abort):
         errors.print("stopped; start the same command again to go on")
-        sys.exit(130)
+        sys.exit(STOPPED_CODE)
+
+
+def _say_error(text: str) -> None:
+    errors.print("idiolect:", style="bold red", end=" ")
+    errors.print(text, soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":

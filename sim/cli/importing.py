@@ -17,8 +17,9 @@ from fl.data.importers.devices import SPEAKERS, DevicesBy, Splits
 from fl.data.importers.records import FIELDS, Options, Transcript
 from fl.data.importers.table import IMPORTERS
 from sim.cli.app import progress_bars
-from sim.cli.options import Json, facts_table, wide_console
+from sim.cli.options import facts_table, wide_console
 
+OUTPUT, CORPUS, DEVICES, TEXTS = "What is written", "Corpus", "Devices and splits", "Texts"
 console = wide_console(140)
 
 
@@ -57,61 +58,51 @@ def _fields(given: list[str]) -> dict[str, str]:
 
 
 def import_command(
-    form: Annotated[str, Argument(metavar="[FORMAT]", help="Name of an importer; --list shows them.")] = "",
-    source: Annotated[
-        Path | None, Argument(metavar="[SOURCE]", help="Folder, file or archive (.zip, .tar.gz) of the corpus.")
-    ] = None,
-    listing: Annotated[bool, Option("--list", help="List the importers and how to get each corpus.")] = False,
-    out: Annotated[
-        Path | None, Option(help="Folder for manifest.jsonl and import.json; without it the corpus is only checked.")
-    ] = None,
-    copy: Annotated[
-        bool, Option("--copy", help="Write all audio to --out (16 kHz mono FLAC) instead of naming it in place.")
+    form: Annotated[str, Argument(metavar="FORMAT", help="Name of an importer; --list shows them.")] = "",
+    source: Annotated[Path | None, Argument(metavar="SOURCE", help="Folder, file or archive of the corpus.")] = None,
+    listing: Annotated[
+        bool, Option("--list", help="List the importers and how to get each corpus.", rich_help_panel=OUTPUT)
     ] = False,
-    audio: Annotated[Path | None, Option(help="A further folder in which the audio may lie.")] = None,
-    encoding: Annotated[str, Option(help="Encoding of the label files: cp949, utf-16, ...; by default UTF-8.")] = "",
-    part: Annotated[list[str] | None, Option(help="Only this split, list or folder of the corpus; repeatable.")] = None,
+    out: Annotated[Path | None, Option(help="Folder to write; without: check only.", rich_help_panel=OUTPUT)] = None,
+    copy: Annotated[bool, Option("--copy", help="Write the audio there too, as FLAC.", rich_help_panel=OUTPUT)] = False,
+    as_json: Annotated[bool, Option("--json", help="Print JSON for a script.", rich_help_panel=OUTPUT)] = False,
+    audio: Annotated[Path | None, Option(help="Another folder with the audio.", rich_help_panel=CORPUS)] = None,
+    encoding: Annotated[str, Option(help="Of label files: cp949, utf-16.", rich_help_panel=CORPUS)] = "",
+    part: Annotated[
+        list[str] | None, Option(help="Only this split or folder. Repeatable.", rich_help_panel=CORPUS)
+    ] = None,
     field: Annotated[
         list[str] | None,
-        Option(metavar="FIELD=NAME", help=f"What a field is called in the corpus; FIELD: {', '.join(FIELDS)}."),
+        Option(metavar="FIELD=NAME", help="What the corpus calls FIELD. Repeatable.", rich_help_panel=CORPUS),
     ] = None,
-    devices_by: Annotated[
-        DevicesBy, Option(help="What becomes a device; auto: speakers, else topics, else sessions.")
-    ] = "auto",
     local_speakers: Annotated[
-        bool, Option("--local-speakers", help="Speakers are numbered anew in each label file (aihub).")
+        bool, Option("--local-speakers", help="Each file numbers its speakers (aihub).", rich_help_panel=CORPUS)
     ] = False,
-    quoted: Annotated[
-        bool, Option("--quoted", help="Quotation marks enclose cells of a tab-separated table too, as Excel writes it.")
-    ] = False,
-    splits: Annotated[
-        Splits, Option(help="Keep the official split, or divide each device; auto: official where every device trains.")
+    quoted: Annotated[bool, Option("--quoted", help="Quotation marks enclose cells.", rich_help_panel=CORPUS)] = False,
+    devices_by: Annotated[
+        DevicesBy, Option(metavar="BY", help="auto, speaker, topic or session", rich_help_panel=DEVICES)
     ] = "auto",
-    order: Annotated[
-        Literal["spelling-first", "pronunciation-first"] | None,
-        Option(help="Which half of (A)/(B) comes first; never guessed."),
-    ] = None,
-    transcript: Annotated[Transcript, Option(help="Which half becomes the text.")] = "spelling",
-    keep_events: Annotated[
-        bool, Option("--keep-events", help="Keep marks of noise and hesitation in the text.")
-    ] = False,
-    plain: Annotated[
-        bool, Option("--plain", help="Write texts without punctuation and in lower case, as they are scored.")
-    ] = False,
+    splits: Annotated[Splits, Option(metavar="WHICH", help="auto, official or own", rich_help_panel=DEVICES)] = "auto",
     drop_leaking: Annotated[
-        bool, Option("--drop-leaking", help="Leave out training utterances whose text a held-out split has.")
+        bool, Option("--drop-leaking", help="Leave out training texts of held-out parts.", rich_help_panel=DEVICES)
     ] = False,
     drop_bad: Annotated[
-        bool, Option("--drop-bad", help="Leave out utterances that are broken instead of refusing the corpus.")
+        bool, Option("--drop-bad", help="Leave out broken utterances.", rich_help_panel=DEVICES)
     ] = False,
+    order: Annotated[
+        Literal["spelling-first", "pronunciation-first"] | None,
+        Option(metavar="WHICH", help="Of (A)/(B): spelling-first, pronunciation-first", rich_help_panel=TEXTS),
+    ] = None,
+    transcript: Annotated[
+        Transcript, Option(metavar="WHICH", help="spelling or pronunciation", rich_help_panel=TEXTS)
+    ] = "spelling",
+    keep_events: Annotated[
+        bool, Option("--keep-events", help="Keep marks of noise and hesitation.", rich_help_panel=TEXTS)
+    ] = False,
+    plain: Annotated[bool, Option("--plain", help="No punctuation, in lower case.", rich_help_panel=TEXTS)] = False,
     check_base: Annotated[
-        str,
-        Option(
-            metavar="NAME",
-            help="Refuse texts that this base cannot be taught to write: letters that it lacks, too long.",
-        ),
+        str, Option(metavar="BASE", help="Refuse texts that BASE cannot write.", rich_help_panel=TEXTS)
     ] = "",
-    as_json: Json = False,
 ) -> None:
     """Turn a corpus into a manifest: idiolect import FORMAT SOURCE --out DIR. Speakers become devices."""
     if listing:

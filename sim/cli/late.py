@@ -1,68 +1,85 @@
-"""Commands whose modules take seconds to load: they are imported when they are run, not to list them."""
+"""Which commands there are. Those whose modules take seconds to load are imported when they are run, not to list them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pkgutil import resolve_name
+from typing import ClassVar
 
 import click
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from sim.cli.options import new_app
+from sim.cli.help import new_app
 
 
 @dataclass(frozen=True)
 class Late:
-    """``module:name`` of a function or of a ``typer.Typer`` of commands, and its line in the list."""
+    """A command's line in the list, the panel that it stands in, and ``module:name`` of its function or ``typer.Typer``.
 
-    place: str
+    Without a place the command is there already.
+    """
+
     help: str
+    place: str = ""
+    panel: str = ""
 
 
-LATE = {
-    "serve": Late("sim.cli.serve:serve", "Serve one frozen base to many people, each with an adapter of their own."),
-    "token": Late("sim.cli.token:token", "Make a bearer token for a server."),
-    "algorithms": Late("sim.cli.algorithms:algorithms", "List the algorithms: what each shares, keeps, and its paper."),
-    "enrol": Late("sim.cli.enrol:enrol_command", "Make a personal adapter from a few recordings with their texts."),
-    "import": Late(
-        "sim.cli.importing:import_command", "Turn a corpus into a manifest; --list shows which and how to get them."
-    ),
-    "pretrain": Late(
-        "sim.pretrain.command:pretrain", "Pretrain a small Wav2Vec2-CTC on synthetic speech in one language, as a base."
-    ),
-    "study": Late("sim.study.command:app", "Run a study and print its tables."),
-    "audit": Late("sim.audit.command:audit", "Measure what shared updates leak: speakers, attributes, training data."),
-    "device": Late("", "What a thin device does: keep its adapter, ask a server (no torch needed)."),  # see entry.py
+BEGIN, TRAIN, USE, RESEARCH = "Begin", "Train", "Use what was trained", "Research"
+COMMANDS = {
+    "doctor": Late("Check this machine, and say what to do.", "sim.cli.doctor:doctor", BEGIN),
+    "demo": Late("Compare all arms on six synthetic people.", panel=BEGIN),
+    "status": Late("How far a run is: running, stopped or finished.", "sim.cli.status:status", BEGIN),
+    "report": Late("Error rates of a run, and its page.", panel=BEGIN),
+    "run": Late("Train and compare, on your corpus or a synthetic one.", panel=TRAIN),
+    "import": Late("Turn a corpus into a manifest.", "sim.cli.importing:import_command", TRAIN),
+    "synth": Late("Make people who mix two languages.", panel=TRAIN),
+    "bases": Late("List the bases to start from.", panel=TRAIN),
+    "algorithms": Late("List the algorithms, with their papers.", "sim.cli.algorithms:algorithms", TRAIN),
+    "pretrain": Late("Pretrain a small Wav2Vec2-CTC as a base.", "sim.pretrain.command:pretrain", TRAIN),
+    "enrol": Late("Make a person's adapter from a few recordings.", "sim.cli.enrol:enrol_command", USE),
+    "transcribe": Late("Transcribe a recording with an adapter.", panel=USE),
+    "info": Late("What an adapter is, and what of it is private.", panel=USE),
+    "serve": Late("Serve one base to many people.", "sim.cli.serve_options:serve", USE),
+    "token": Late("Make a bearer token for a server.", "sim.cli.token:token", USE),
+    "device": Late("What a thin device does (needs no torch).", panel=USE),  # see entry.py
+    "study": Late("Run a study and print its tables.", "sim.study.command:app", RESEARCH),
+    "audit": Late("Measure what shared updates leak.", "sim.audit.command:audit", RESEARCH),
 }
-
-
-def load(name: str) -> click.Command:
-    """The command ``name`` of :data:`LATE`, imported."""
-    found = resolve_name(LATE[name].place)
-    if isinstance(found, typer.Typer):
-        return typer.main.get_command(found)
-    alone = new_app()
-    alone.command(name)(found)
-    return typer.main.get_command(alone)
+"""All commands in the order of the help."""
 
 
 class LateGroup(TyperGroup):
-    """A group that also has the commands of :data:`LATE`."""
+    """A group whose commands are those of :attr:`late`, and any others that it was given."""
+
+    late: ClassVar[Mapping[str, Late]] = COMMANDS
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All names."""
-        return [*super().list_commands(ctx), *LATE]
+        return [*self.late, *(name for name in super().list_commands(ctx) if name not in self.late)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command, or what stands for it in the list."""
-        if cmd_name in LATE:
-            return TyperCommand(cmd_name, help=LATE[cmd_name].help, callback=lambda: None)
-        return super().get_command(ctx, cmd_name)
+        found, late = super().get_command(ctx, cmd_name), self.late.get(cmd_name)
+        if late is None:
+            return found
+        command = found or TyperCommand(cmd_name, help=late.help, callback=lambda: None)
+        command.short_help = late.help
+        command.rich_help_panel = late.panel or None  # type: ignore[attr-defined]
+        return command
+
+    def load(self, name: str) -> click.Command:
+        """The command ``name``, imported."""
+        found = resolve_name(self.late[name].place)
+        if isinstance(found, typer.Typer):
+            return typer.main.get_command(found)
+        alone = new_app()
+        alone.command(name)(found)
+        return typer.main.get_command(alone)
 
     def resolve_command(
         self, ctx: click.Context, args: Sequence[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """The command that is to be run, with its arguments."""
-        if args and args[0] in LATE and LATE[args[0]].place:
-            return args[0], load(args[0]), list(args[1:])
+        if args and (late := self.late.get(args[0])) is not None and late.place:
+            return args[0], self.load(args[0]), list(args[1:])
         return super().resolve_command(ctx, list(args))

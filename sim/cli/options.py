@@ -6,8 +6,9 @@ import logging
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -16,21 +17,55 @@ from rich.table import Table
 
 from fl.core.errors import ConfigError
 from fl.core.printing import harmless
-from fl.settings.config import SETTINGS, find_key, load_config, make_config
-from fl.settings.fields import Setting
+from fl.settings.config import SETTINGS, RunConfig, find_key, flat, load_config, make_config
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of text for a person.")]
-# The settings with an option of their own, by their short keys
-SHORT = (
-    *("task", "base", "language", "method", "rank", "gate", "sites", "split", "manifest", "strict", "pair"),
-    *("devices", "new-people", "sentences", "algorithm", "arms", "rounds", "local-steps", "batch-size"),
-    *("learning-rate", "cohort", "sample", "aggregation", "codec", "dp", "secure-sum", "seed", "output"),
-)
+DATA, MODEL, TRAINING, PRIVACY, RUN, HELP = "Data", "Model", "Training", "Privacy and size", "This run", "Help"
+ALL = "all"
+ERROR_CODE, NO_CODE, STOPPED_CODE = 1, 3, 130  # docs/exit-codes.md; 2 is Typer's own
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
+JsonOfRun = Annotated[bool, typer.Option("--json", help="Print JSON for a script.", rich_help_panel=RUN)]
 
 
-def new_app(**more: Any) -> typer.Typer:
-    """A group of commands with Rich's markup in its help, and ordinary stack traces."""
-    return typer.Typer(rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False, **more)
+@dataclass(frozen=True)
+class Short:
+    """A setting with an option of its own: where it stands in the help, its line there, and whether only --help-all has it."""
+
+    panel: str
+    line: str
+    rare: bool = False
+
+
+SHORT = {
+    "manifest": Short(DATA, "A corpus, manifest.jsonl; else synthetic"),
+    "pair": Short(DATA, "Languages of synthetic speech"),
+    "devices": Short(DATA, "Synthetic people who take part"),
+    "new-people": Short(DATA, "Held-out speakers, who never train"),
+    "sentences": Short(DATA, "Sentences of a synthetic person"),
+    "strict": Short(DATA, "Stop at an utterance that cannot be used", rare=True),
+    "task": Short(DATA, "speech, language-id, digits or no-op", rare=True),
+    "base": Short(MODEL, "Name, folder or Hub name"),
+    "language": Short(MODEL, "Such as ko; empty: that of the data"),
+    "method": Short(MODEL, "Adapter, see docs/methods.md"),
+    "rank": Short(MODEL, "Rank of the adapter"),
+    "gate": Short(MODEL, "Gate, see docs/gated-lora.md", rare=True),
+    "sites": Short(MODEL, "Where adapters sit", rare=True),
+    "split": Short(MODEL, "What is private, see docs/federation.md", rare=True),
+    "algorithm": Short(TRAINING, "See idiolect algorithms"),
+    "arms": Short(TRAINING, "What to compare"),
+    "rounds": Short(TRAINING, "Federated rounds"),
+    "local-steps": Short(TRAINING, "Steps of a device in a round"),
+    "batch-size": Short(TRAINING, "Utterances in a step"),
+    "learning-rate": Short(TRAINING, "Of the shared tensors"),
+    "cohort": Short(TRAINING, "Devices in one computation; 0: auto", rare=True),
+    "sample": Short(TRAINING, "Devices in a round: share or number", rare=True),
+    "aggregation": Short(TRAINING, "device, or edge: a sum for each node", rare=True),
+    "dp": Short(PRIVACY, "Noise: server, distributed, local"),
+    "secure-sum": Short(PRIVACY, "pairwise: masked updates"),
+    "codec": Short(PRIVACY, "Such as fp16, int8, top-k:0.1"),
+    "seed": Short(RUN, "The same seed gives the same run"),
+    "output": Short(RUN, "Run folder"),
+}
+"""The settings with an option of their own, by their short keys, in the order of the help."""
 
 
 class HarmlessConsole(Console):
@@ -55,6 +90,15 @@ class HarmlessFormatter(logging.Formatter):
     def formatException(self, ei: Any) -> str:  # noqa: N802
         """The lines of a stack trace."""
         return harmless(super().formatException(ei))
+
+
+class StderrHandler(logging.StreamHandler[TextIO]):
+    """A handler for what is standard error as a record comes: bars replace it while they are shown, and lines go above them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 def wide_console(width: int) -> Console:
@@ -98,10 +142,13 @@ def _keyword(name: str, kind: Any, option: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
 
 
-def _short(name: str, row: Setting) -> inspect.Parameter:
-    text = f"{row.help} [{row.allowed}; default: {row.default if row.default != '' else 'empty'}]".replace("[", "\\[")
-    option = typer.Option(f"--{name}", help=text, rich_help_panel="Settings", show_default=False)
-    return _keyword(name.replace("-", "_"), row.type | None, option)
+def _short(name: str, start: RunConfig) -> inspect.Parameter:
+    key, short = find_key(name), SHORT[name]
+    default = flat(start)[key]
+    default = ALL if default == SETTINGS["federation.arms"].default else default
+    line = short.line if default in ("", False) else f"{short.line} \\[default: {default}]"
+    option = typer.Option(f"--{name}", help=line, rich_help_panel=short.panel, show_default=False, hidden=short.rare)
+    return _keyword(name.replace("-", "_"), SETTINGS[key].type | None, option)
 
 
 def with_settings(function: Callable[..., None]) -> Callable[..., None]:
@@ -113,15 +160,13 @@ def with_settings(function: Callable[..., None]) -> Callable[..., None]:
     own = [p for p in signature.values() if p.name not in ("config", "start")]
     start = signature["start"].default if "start" in signature else {}
     short = [name for name in SHORT if name.replace("-", "_") not in {p.name for p in own}]
-    file_option = typer.Option("--config", help="TOML file with settings; options on the command line win over it.")
-    set_option = typer.Option(
-        "--set", help="Any setting: KEY=VALUE, e.g. algorithm.ditto.pull=0.1; see docs/settings.md. Repeatable."
-    )
+    file_option = typer.Option("--config", help="TOML file of settings; options win.", rich_help_panel=RUN)
+    set_option = typer.Option("--set", metavar="KEY=VALUE", help="Any setting. Repeatable.", rich_help_panel=RUN)
     parameters = [
-        *own,
+        *(_short(name, make_config(start)) for name in short),
         _keyword("config", Path | None, file_option),
         _keyword("settings", list[str] | None, set_option),
-        *(_short(name, SETTINGS[find_key(name)]) for name in short),
+        *own,
     ]
 
     def command(**values: Any) -> None:

@@ -1,4 +1,4 @@
-"""``idiolect serve``: the server with its engine, and the local steps that it runs for devices."""
+"""The server of ``idiolect serve`` with its engine, and the local steps that it runs for devices."""
 
 import logging
 import re
@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, cast
+from typing import cast
 
 from peft import get_peft_model
 from torch import Tensor, nn
-from typer import Option
 
 from clients.training.single import train_locally
 from fl.adapters.correction import load_correction
@@ -24,11 +23,12 @@ from fl.serving.engine.engine import BatchEngine, EngineSettings
 from fl.serving.http.adapt import Adapt, AdaptJob, AdaptResult
 from fl.serving.http.app import create_app
 from fl.serving.http.auth import TokenFile
-from fl.serving.http.limits import MIB, ServerLimits
+from fl.serving.http.limits import MIB
 from fl.serving.http.server import Address, make_server
 from fl.speech.features import Window
 from fl.speech.languages import language_code
 from fl.tasks.task import Example, Task
+from sim.cli.serve_options import ServeOptions
 
 SLOT = "gated-adapt"
 logger = logging.getLogger(__name__)
@@ -79,89 +79,30 @@ def local_steps(base: WhisperBase) -> Adapt:
     return adapt
 
 
-LIMITS = ServerLimits()
-
-
-def serve(
-    base: Annotated[str, Option(help="Base: a name of 'idiolect bases', a directory, a Hub name.")] = "whisper-base",
-    correction: Annotated[
-        Path | None, Option(help="Correction of flora or fedex: a file of the folder 'corrections' of a run.")
-    ] = None,
-    alias: Annotated[
-        list[str] | None, Option(help="NAME=BASE, a name that programs call the base by; may be given several times.")
-    ] = None,
-    any_model: Annotated[bool, Option("--any-model", help="Serve the base whatever model a program names.")] = False,
-    cors_origin: Annotated[
-        list[str] | None,
-        Option(help="Origin whose pages may use the server, such as app://obsidian.md; may be given several times."),
-    ] = None,
-    host: Annotated[str, Option(help="Address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, Option(help="Port; 0 takes a free one and prints it.")] = 8000,
-    tokens: Annotated[Path | None, Option(help="Token file; 'idiolect token NAME --tokens FILE' adds to it.")] = None,
-    no_auth: Annotated[bool, Option("--no-auth", help="No tokens; only on a loopback address.")] = False,
-    tls_cert: Annotated[Path | None, Option(help="PEM certificate chain.")] = None,
-    tls_key: Annotated[Path | None, Option(help="PEM private key.")] = None,
-    compute: Annotated[str, Option(help="auto, cpu or cuda.")] = "auto",
-    precision: Annotated[str, Option(help="auto, float32 or bf16, of the frozen weights and activations.")] = "auto",
-    rows: Annotated[int, Option(help="Rows that are decoded at once.", min=1)] = EngineSettings.rows,
-    waiting: Annotated[int, Option(help="Requests in the queue at most.", min=1)] = EngineSettings.waiting,
-    table_mib: Annotated[int, Option(help="Memory for adapters of rows; 0: as much as the base has.", min=0)] = 0,
-    languages: Annotated[str, Option(help="Languages to detect among, such as ko,en; empty: all.")] = "",
-    adapt: Annotated[bool, Option(help="Whether devices may have their adapters trained here.")] = True,
-    max_body_mib: Annotated[int, Option(help="Body of a request.", min=1)] = LIMITS.max_body_bytes // MIB,
-    max_audio_seconds: Annotated[float, Option(help="Audio of a request.")] = LIMITS.max_audio_seconds,
-    request_seconds: Annotated[float, Option(help="Deadline of a request.")] = LIMITS.request_seconds,
-    open_requests: Annotated[int, Option(help="Requests that are open at once.", min=1)] = LIMITS.max_open_requests,
-    connections_per_address: Annotated[
-        int, Option(help="Connections from one address, but for this machine's own.", min=1)
-    ] = LIMITS.connections_per_address,
-    token_share: Annotated[
-        float,
-        Option(help="Of open requests, of their bytes and of training: the share that one token may have.", max=1),
-    ] = LIMITS.token_share,
-    requests_per_minute: Annotated[float, Option(help="Of one token; 0: no limit.")] = LIMITS.requests_per_minute,
-    audio_per_minute: Annotated[
-        float, Option(help="Seconds, of one token; 0: no limit.")
-    ] = LIMITS.audio_seconds_per_minute,
-    handle_mib: Annotated[int, Option(help="Memory for adapters behind handles.", min=1)] = LIMITS.handle_bytes // MIB,
-    handle_seconds: Annotated[float, Option(help="How long an unused handle stays.")] = LIMITS.handle_seconds,
-) -> None:
-    """Serve one frozen base to many people, each with an adapter of their own: OpenAI's transcription API and a web page.
-
-    It needs [bold]--tokens[/bold] FILE, or [bold]--no-auth[/bold] on a loopback address. See docs/serving.md.
-    """
-    address = Address(host, port, tls_cert, tls_key)
-    limits = ServerLimits(
-        max_body_bytes=max_body_mib * MIB,
-        max_audio_seconds=max_audio_seconds,
-        request_seconds=request_seconds,
-        max_open_requests=open_requests,
-        connections_per_address=connections_per_address,
-        token_share=token_share,
-        requests_per_minute=requests_per_minute,
-        audio_seconds_per_minute=audio_per_minute,
-        handle_bytes=handle_mib * MIB,
-        handle_seconds=handle_seconds,
-    )
-    origins = origins_of(cors_origin or (), no_auth)
-    known, aliases = choose_tokens(tokens, no_auth, address), names_of(base, alias or ())
-    chosen = tuple(filter(None, map(language_code, languages.split(","))))
-    device = choose_device(compute)
-    loaded = load_base(base, dtype=dtype_of(precision, device)).to(device)
-    if correction is not None:
-        loaded = loaded.with_correction(load_correction(correction, loaded.fingerprint))
+def run_server(options: ServeOptions) -> None:
+    """Serve until the process is told to stop. Raises :class:`ConfigError` for what cannot be served, or not at this address."""
+    address = Address(options.host, options.port, options.tls_cert, options.tls_key)
+    limits, chosen = options.limits(), tuple(filter(None, map(language_code, options.languages.split(","))))
+    origins = origins_of(options.cors_origin or (), options.no_auth)
+    known = choose_tokens(options.tokens, options.no_auth, address)
+    aliases = names_of(options.base, options.alias or ())
+    device = choose_device(options.compute)
+    loaded = load_base(options.base, dtype=dtype_of(options.precision, device)).to(device)
+    if options.correction is not None:
+        loaded = loaded.with_correction(load_correction(options.correction, loaded.fingerprint))
     for code in chosen:
         loaded.prefix_ids(code)
-    engine = BatchEngine(loaded, EngineSettings(rows, waiting, languages=chosen, table_bytes=table_mib * MIB))
+    settings = EngineSettings(options.rows, options.waiting, languages=chosen, table_bytes=options.table_mib * MIB)
+    engine = BatchEngine(loaded, settings)
     try:
         app = create_app(
             engine,
             loaded,
             limits,
             tokens=known,
-            adapt=local_steps(loaded) if adapt else None,
+            adapt=local_steps(loaded) if options.adapt else None,
             aliases=aliases,
-            any_model=any_model,
+            any_model=options.any_model,
             origins=origins,
         )
         server = make_server(app, address, limits)
@@ -170,7 +111,8 @@ def serve(
         with suppress(KeyboardInterrupt):
             server.run()
     except SystemExit:  # uvicorn's way to say that it has logged why it could not start
-        raise ConfigError(f"{host}:{port} cannot be listened at: is a server there? Choose another --port") from None
+        where = f"{options.host}:{options.port}"
+        raise ConfigError(f"{where} cannot be listened at: is a server there? Choose another --port") from None
     finally:
         engine.close()
 

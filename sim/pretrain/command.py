@@ -5,22 +5,23 @@ voices only; it exists so that adapting a base can be compared with training fro
 """
 
 import json
+import logging
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from typer import Option
 
-from fl.bases.ctc.loading import CTC_ARCHITECTURES
 from fl.core.errors import ConfigError
 from fl.core.paths import cache_root
 from fl.data.manifest import Utterance, read_manifest
-from fl.data.synthetic import population_digest, synthesize
 from fl.settings.names import OWN, TOKENS
-from sim.cli.app import errors
+from sim.cli.app import progress_bars
 from sim.cli.options import Json, with_fields
-from sim.pretrain.loop import PretrainSettings, pretrain_base
+from sim.pretrain.settings import PretrainSettings
 
+log = logging.getLogger("idiolect.pretrain")
 SMOKE = {"speakers": 2, "sentences": 30, "steps": 40, "batch_size": 4, "warmup": 10, "checkpoint_every": 20}
 
 
@@ -37,10 +38,12 @@ def one_language(utterances: list[Utterance]) -> list[Utterance]:
     return [u for u, language in zip(alone, spoken, strict=True) if language == most]
 
 
-def speech_of(settings: PretrainSettings, manifest: str) -> list[Utterance]:
+def speech_of(settings: PretrainSettings, manifest: str, progress: Callable[[int, int], None]) -> list[Utterance]:
     """The utterances to learn from: of ``manifest``, or of a synthetic population."""
     if manifest:
         return one_language(read_manifest(Path(manifest).expanduser()))
+    from fl.data.synthetic import population_digest, synthesize  # scipy
+
     size: dict[str, Any] = {
         "devices": settings.speakers,
         "new_people": 0,
@@ -48,23 +51,24 @@ def speech_of(settings: PretrainSettings, manifest: str) -> list[Utterance]:
         "seed": settings.seed,
     }
     folder = cache_root() / "populations" / f"pretrain-{settings.pair}-{population_digest(pair=settings.pair, **size)}"
-    return one_language(read_manifest(synthesize(folder, pair=settings.pair, progress=None, **size)))
+    return one_language(read_manifest(synthesize(folder, pair=settings.pair, progress=progress, **size)))
 
 
 @with_fields
 def pretrain(
     settings: PretrainSettings,
-    out: Annotated[Path, Option(help="Folder of the base; it appears when all steps are done.")],
-    manifest: Annotated[str, Option(help="Learn from these recordings instead of synthetic ones.")] = "",
-    smoke: Annotated[
-        bool, Option("--smoke", help="A few steps on a few sentences: that it runs, not that it learns.")
-    ] = False,
+    out: Annotated[Path, Option(help="Folder of the base, made at the end.")],
+    manifest: Annotated[str, Option(help="Recordings instead of synthetic ones.")] = "",
+    smoke: Annotated[bool, Option("--smoke", help="A few steps: that it runs.")] = False,
     as_json: Json = False,
 ) -> None:
     """Pretrain a small Wav2Vec2-CTC from random weights on synthetic speech in one language, as a base for --base.
 
     Stopped, it goes on from its last checkpoint when the same command is given again, to the same weights.
     """
+    from fl.bases.ctc.loading import CTC_ARCHITECTURES  # torch
+    from sim.pretrain.loop import pretrain_base
+
     if settings.architecture not in CTC_ARCHITECTURES:
         raise ConfigError(
             f"architecture {settings.architecture!r} is not known. Known: {', '.join(CTC_ARCHITECTURES)}."
@@ -73,11 +77,15 @@ def pretrain(
         raise ConfigError(f"tokens {settings.tokens!r}: one of {', '.join(t for t in TOKENS if t != OWN)}")
     settings = replace(settings, **SMOKE) if smoke else settings  # type: ignore[arg-type]
 
-    def show(step: int, loss: float) -> None:
-        if step % max(1, settings.steps // 20) == 0 or step == settings.steps:
-            errors.print(f"step {step}/{settings.steps}  loss {loss:.3f}", highlight=False)
+    with progress_bars(as_json) as show:
 
-    facts = pretrain_base(out, settings, speech_of(settings, manifest), show)
+        def stepped(step: int, loss: float) -> None:
+            show("pretraining", step, settings.steps)
+            log.info("step %d/%d: loss %.3f", step, settings.steps, loss)
+
+        speech = speech_of(settings, manifest, lambda done, total: show("speech", done, total))
+        show("pretraining", 0, settings.steps)
+        facts = pretrain_base(out, settings, speech, stepped)
     if as_json:
         print(json.dumps({"base": str(out.resolve()), **asdict(facts)}))
     else:

@@ -11,13 +11,11 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from typer import Option
 
 from fl.bases.ctc.base import CtcBase
 from fl.bases.ctc.loading import CTC_ARCHITECTURES, assemble_ctc, ctc_config, random_ctc
@@ -30,6 +28,7 @@ from fl.core.tensorfile import tensor_bytes
 from fl.data.manifest import Utterance
 from fl.metrics import Counts, score_utterance
 from fl.speech.audio import check_speech, load_audio
+from sim.pretrain.settings import PretrainSettings as PretrainSettings
 
 FACTS_NAME = "pretraining.json"
 DROPOUT = 0.1
@@ -37,27 +36,6 @@ DROPPED = ("hidden_dropout", "feat_proj_dropout", "final_dropout")
 CLIPPING_NORM = 1.0
 WEIGHT_DECAY = 0.01
 HELD_OUT_SHARE = 0.05
-
-
-@dataclass(frozen=True)
-class PretrainSettings:
-    """Everything that decides the weights, beside the speech itself: each is an option of the command."""
-
-    pair: Annotated[str, Option(help="Pair whose matrix language is learnt: ko-en for Korean, es-en for Spanish.")] = (
-        "ko-en"
-    )
-    tokens: Annotated[str, Option(help="What the head writes: latin, syllables, all-syllables, jamo, compat-jamo.")] = (
-        "jamo"
-    )
-    architecture: Annotated[str, Option(help="Shape of the model, as in random:<architecture>.")] = "wav2vec2-small"
-    speakers: Annotated[int, Option(help="Synthetic voices.", min=1)] = 12
-    sentences: Annotated[int, Option(help="Sentences of each; those that mix languages are left out.", min=1)] = 400
-    steps: Annotated[int, Option(help="Optimizer steps.", min=1)] = 6_000
-    batch_size: Annotated[int, Option(help="Utterances in a step.", min=1)] = 16
-    learning_rate: Annotated[float, Option(help="Largest learning rate, after the warmup.", min=0.0)] = 5e-4
-    warmup: Annotated[int, Option(help="Steps over which the learning rate rises.", min=0)] = 500
-    checkpoint_every: Annotated[int, Option(help="Steps between checkpoints.", min=1)] = 200
-    seed: Annotated[int, Option(help="The same seed gives the same weights.", min=0)] = 1
 
 
 @dataclass(frozen=True)

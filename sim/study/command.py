@@ -1,19 +1,19 @@
 """``idiolect study NAME``: a command for each study of the catalogue, ``network``, and ``all`` and ``tables`` over them."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from typer import Option
 
 from fl.core.errors import ConfigError
-from sim.cli.app import progress_bars
-from sim.cli.options import Json, new_app, wide_console, with_fields
+from sim.cli.app import errors, progress_bars
+from sim.cli.help import new_app
+from sim.cli.late import Late, LateGroup
+from sim.cli.options import Json, wide_console, with_fields
 from sim.study.catalog import STUDIES
-from sim.study.enrol.command import enrol, write_page
-from sim.study.enrol.rows import ROWS, read_rows
-from sim.study.network.command import network
 from sim.study.page import PAGES, STORE, page_of, rewrite, store, stored_at, write_study
 from sim.study.plan import SIZES, SMOKE, Study
 from sim.study.rows import StudyResult
@@ -21,10 +21,22 @@ from sim.study.run import CellRun, StudyRun, carry_out_side_by_side
 from sim.study.table import print_result
 
 ROOT = Path("runs/studies")
-WORKERS = "Processes in which the devices of a run train side by side; 0 trains in the run's own."
+WORKERS = "Processes of a run; 0: its own."
 console = wide_console(200)
+
+
+class StudyGroup(LateGroup):
+    """The studies; those with commands of their own are imported when they are run."""
+
+    late: ClassVar[Mapping[str, Late]] = {
+        "enrol": Late("What held-out speakers gain from 1 to 40 sentences.", "sim.study.enrol.command:enrol"),
+        "network": Late("Ask a server, or hold the base on the device?", "sim.study.network.command:network"),
+    }
+
+
 app = new_app(
     name="study",
+    cls=StudyGroup,
     help="Run a study and print its tables; --write puts them into its page of the documentation.",
     no_args_is_help=True,
 )
@@ -39,16 +51,12 @@ def studies() -> None:
 class StudyOptions:
     """The options of every study, and of ``all``."""
 
-    smoke: Annotated[bool, Option("--smoke", help="Minutes on 2 cores: shows that it runs, not what it finds.")] = False
-    size: Annotated[str, Option(help=f"How large the runs are: {', '.join(SIZES)}.")] = "full"
-    runs: Annotated[Path, Option(help="Where the runs are kept; those that are finished are not run again.")] = ROOT
+    smoke: Annotated[bool, Option("--smoke", help="Minutes: that it runs, not what it finds.")] = False
+    size: Annotated[str, Option(help=", ".join(SIZES))] = "full"
+    runs: Annotated[Path, Option(help="Where runs are kept, and reused.")] = ROOT
     workers: Annotated[int, Option(help=WORKERS, min=0)] = 0
-    jobs: Annotated[
-        int, Option(help="Runs side by side, each with its share of the cores and 2 GiB of memory or more.", min=1)
-    ] = 1
-    write: Annotated[
-        Path | None, Option(help=f"Folder of pages, {PAGES}: the section of NAME.md is replaced; rows go to {STORE}.")
-    ] = None
+    jobs: Annotated[int, Option(help="Runs side by side, 2 GiB each.", min=1)] = 1
+    write: Annotated[Path | None, Option(help=f"Folder of pages to write the tables into, such as {PAGES}.")] = None
 
 
 def make_run(study: Study, options: StudyOptions, cells: str = "") -> StudyRun:
@@ -101,7 +109,7 @@ def add_command(study: Study) -> None:
     @with_fields
     def command(
         options: StudyOptions,
-        cells: Annotated[str, Option(help="Names of cells with ';' between; all by default.")] = "",
+        cells: Annotated[str, Option(help="Names with ';' between; else all.")] = "",
         as_json: Json = False,
     ) -> None:
         run = make_run(study, options, cells)
@@ -115,21 +123,24 @@ def add_command(study: Study) -> None:
 
 for _study in STUDIES.values():
     add_command(_study)
-app.command("network")(network)
-app.command("enrol")(enrol)
 
 
 @app.command("all")
 @with_fields
-def run_all(options: StudyOptions) -> None:
+def run_all(options: StudyOptions, as_json: Json = False) -> None:
     """Run every study of the catalogue whose data are there; runs that two of them have in common are made once."""
     for study in STUDIES.values():
         if study.missing:
-            console.print(f"study {study.name} is left out: there is no {study.missing} (docs/corpora.md)")
+            errors.print(f"study {study.name} is left out: there is no {study.missing} (docs/corpora.md)")
     each = [make_run(study, options) for study in STUDIES.values() if not study.missing]
-    run_ahead(each, options.jobs)
+    run_ahead(each, options.jobs, quiet=as_json)
+    results = []
     for run in each:
-        print_result(run_study(run, write=options.write), console)
+        results.append(run_study(run, write=options.write, quiet=as_json))
+        if not as_json:
+            print_result(results[-1], console)
+    if as_json:
+        print(json.dumps([asdict(result) for result in results], ensure_ascii=False))
 
 
 @app.command()
@@ -138,6 +149,9 @@ def tables(
     rows: Annotated[Path, Option(help="The folder of stored rows.")] = STORE,
 ) -> None:
     """Write the tables and plots of all pages of studies again from the stored rows; nothing is run."""
+    from sim.study.enrol.command import write_page  # torch
+    from sim.study.enrol.rows import ROWS, read_rows
+
     written = rewrite(pages, rows)
     if found := read_rows(rows / ROWS):
         write_page(page := page_of("enrol", pages), rows, found)

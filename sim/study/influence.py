@@ -10,7 +10,6 @@ from functools import partial
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
 from fl.core.rng import derive_generator
 from sim.section import markdown_table
@@ -67,6 +66,8 @@ def _influence(name: str, arm: str, rows: list[StudyRow]) -> Influence:
 
 def rank_correlation(first: Floats, second: Floats) -> float:
     """Spearman's, with mean ranks for ties; 0 where one side is constant."""
+    from scipy.stats import rankdata  # a second of loading, which the help of a study does without
+
     a, b = (rankdata(values) - (len(values) + 1) / 2 for values in (first, second))
     norm = float(np.sqrt((a @ a) * (b @ b)))
     return float(a @ b) / norm if norm else 0.0

@@ -24,9 +24,11 @@ from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
+from fl.algorithms.arms import trained_arm
 from fl.core.errors import AggregationError, ConfigError, IdiolectError, RunError
 from fl.core.machine import available_cores, machine
 from fl.runs.files import is_finished, write_whole
+from fl.runs.progress import Progress, as_one
 from fl.runs.schema import CHECKPOINTS, DEVICES
 from fl.settings.config import RunConfig, flat
 from sim.backends.run import run_simulation
@@ -34,7 +36,6 @@ from sim.cli.app import set_up_process
 from sim.study.plan import Study, StudyCell, StudySize
 from sim.study.rows import StudyResult, StudyRow
 from sim.study.scores import CellScores
-from strategies.loop import Progress
 
 log = logging.getLogger("idiolect.study")
 FAILURE = "failed.txt"  # in the folder of a run
@@ -45,6 +46,7 @@ class CellRun:
     """One run of a study: of a cell and a seed."""
 
     title: str
+    short: str  # within its study
     config: RunConfig
     folder: Path
 
@@ -59,10 +61,10 @@ class CellRun:
         """Whether there is nothing left to do."""
         return is_finished(self.folder) or (self.folder / FAILURE).exists()
 
-    def carry_out(self, workers: int = 0) -> None:
+    def carry_out(self, workers: int = 0, progress: Progress | None = None) -> None:
         """Begin or go on, in this process or with ``workers`` that train side by side. What it raises names the cell."""
         try:
-            run_simulation(self.config, serial=not workers, workers=workers or None)
+            run_simulation(self.config, serial=not workers, workers=workers or None, progress=progress)
         except AggregationError as error:  # which is a result: the attack or the noise won
             log.warning("%s: %s", self.title, error)
             write_whole(self.folder / FAILURE, str(error))
@@ -71,6 +73,12 @@ class CellRun:
             raise type(error)(f"{self.title}: {error}") from error
         for name in (CHECKPOINTS, DEVICES):  # it is only read: its rounds need not be kept, its private parts neither
             shutil.rmtree(self.folder / name, ignore_errors=True)
+
+
+def steps_of(config: RunConfig) -> int:
+    """Rounds and tests of a run, which its progress counts."""
+    arms = filter(None, (trained_arm(name, config) for name in config.arms))
+    return sum(arm.schedule.rounds for arm in arms) + len(config.arms)
 
 
 @dataclass(frozen=True)
@@ -109,8 +117,8 @@ class StudyRun:
         found = []
         for seed in self.size.seeds:
             folder = self.folder(cell, seed)
-            title = f"study {self.study.name}, cell {cell.name!r}, seed {seed}"
-            found.append(CellRun(title, self.study.config(cell, self.size, seed, str(folder)), folder))
+            title, short = f"study {self.study.name}, cell {cell.name!r}, seed {seed}", f"{cell.name}, seed {seed}"
+            found.append(CellRun(title, short, self.study.config(cell, self.size, seed, str(folder)), folder))
         return found
 
     def run(self, progress: Progress = lambda what, done, total: None) -> StudyResult:
@@ -119,22 +127,22 @@ class StudyRun:
         for cell in cells:
             self._runs(cell)  # makes every configuration, so that a wrong one is refused before the first hour
         scores: dict[str, CellScores | str] = {}
-        for done, cell in enumerate(cells):
-            progress(f"{self.study.name}: {cell.name}", done, len(cells))
-            scores[cell.name] = self._cell(cell)
-        progress(f"{self.study.name}", len(cells), len(cells))
+        for run in self.pending().values():
+            progress(run.short, 0, steps_of(run.config))
+        for cell in cells:
+            scores[cell.name] = self._cell(cell, progress)
         rows = [row for cell in cells for row in self._rows(cell, scores)]
         baseline = scores[self.study.baseline]
         metric = baseline.metric if isinstance(baseline, CellScores) else "mer"
         conditions = self._conditions(scores)
         return StudyResult(self.study.name, self.study.question, self.size.name, metric, tuple(rows), conditions)
 
-    def _cell(self, cell: StudyCell) -> CellScores | str:
+    def _cell(self, cell: StudyCell, progress: Progress) -> CellScores | str:
         """The scores of one cell, or why there are none."""
         runs = self._runs(cell)
         for run in runs:
             if not run.finished:
-                run.carry_out(self.workers)
+                run.carry_out(self.workers, as_one(run.short, progress))
             if run.failure:
                 return run.failure
         return CellScores.read([run.folder for run in runs], seeds=self.size.seeds, new_people=cell.new_people)

@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 
 from fl.bases import resolve
 from fl.bases.files import remembered
-from fl.bases.resolve import architecture_sizes, known_bases, load_base, load_speech_base, sizes_table
+from fl.bases.known import known_bases
+from fl.bases.resolve import architecture_sizes, load_base, load_speech_base, sizes_table
 from fl.bases.sources import hub
 from fl.bases.sources.convert import ensure_converted
 from fl.bases.sources.wheels import WHEEL_BASES

@@ -10,7 +10,7 @@ from fl.bases.ctc.base import CtcBase
 from fl.bases.resolve import load_speech_base
 from fl.core.errors import ConfigError, RunError, VocabularyError
 from fl.data.manifest import Utterance, read_manifest
-from sim.cli.late import load
+from sim.cli.late import LateGroup
 from sim.pretrain.command import one_language
 from sim.pretrain.loop import PretrainSettings, pretrain_base, rate_factor
 
@@ -125,4 +125,4 @@ def test_the_rate_rises_and_falls() -> None:
 
 
 def test_the_command_is_listed() -> None:
-    assert load("pretrain").name == "pretrain"
+    assert LateGroup().load("pretrain").name == "pretrain"

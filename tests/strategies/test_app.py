@@ -23,6 +23,7 @@ from fl.data.manifest import read_manifest, write_manifest
 from fl.protocol.wire import COUNTS, DEVICES, JOB, UPDATES, Job, split_key
 from fl.runs.files import read_rows
 from fl.runs.schema import LeftOutRow
+from fl.runs.status import RunState, read_status
 from fl.settings.config import RunConfig
 from fl.settings.names import ARMS
 from fl.tasks.speech.task import SpeechTask
@@ -533,6 +534,27 @@ def test_rounds_that_global_and_personalized_have_in_common_are_trained_once_wit
     assert any("state-000004" in name for name in states)
     mine = [[row for row in rows_of(tmp_path / arms) if row["arm"] == "personalized"] for arms in asked]
     assert sorted(mine[0], key=str) == sorted(mine[1], key=str)
+
+
+def test_the_parts_of_a_run_are_told_before_the_first_and_a_round_of_two_arms_counts_once(
+    tmp_path: Path, make_run: MakeRun
+) -> None:
+    config = make_run(tmp_path / "run", arms="global,personalized", rounds=4, private_share=0.25, gate_dropout=1.0)
+    arm = trained_arm("personalized", config)
+    assert arm is not None
+    own = 4 - arm.schedule.neutral_rounds
+    told: list[tuple[str, int, int]] = []
+    grid = CountingGrid()
+    run_server(grid, config, 1, lambda *what: told.append(what))
+    planned = [("global", 0, 4), ("personalized", 0, own), ("test: global", 0, 1), ("test: personalized", 0, 1)]
+    assert told[:4] == planned
+    last = {what: (done, total) for what, done, total in told}
+    assert last == {what: (total, total) for what, _, total in planned}
+    assert sum(total for what, _, total in planned[:2]) == len(set(grid.trained))
+    again: list[tuple[str, int, int]] = []
+    run_server(SerialGrid(client_app), config, 1, lambda *what: again.append(what))
+    assert again[:2] == [("global", 4, 4), ("personalized", own, own)]
+    assert read_status(tmp_path / "run").state is RunState.FINISHED
 
 
 def test_arms_that_share_other_tensors_have_nothing_in_common(tmp_path: Path, make_run: MakeRun) -> None:

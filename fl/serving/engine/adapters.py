@@ -25,9 +25,9 @@ from fl.core.errors import AdapterError, AdapterMismatchError, ConfigError
 from fl.packed.blob import PackedInfo, digest, read_info, unpack
 from fl.packed.folder import PEFT_TYPE, require_low_rank
 from fl.serving.engine.requests import ServedAdapter
+from fl.serving.engine.settings import MAX_BYTES
 from fl.speech.features import WINDOWS
 
-MAX_BYTES = 16 * 2**20
 MAX_TENSORS = 2_048
 MAX_RANK = 64
 _IGNORED = ("exclude_modules", "layers_to_transform", "layers_pattern")  # settings that would change what is adapted

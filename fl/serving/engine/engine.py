@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +34,7 @@ from fl.serving.engine.requests import (
     ServedAdapter,
     Transcript,
 )
+from fl.serving.engine.settings import EngineSettings as EngineSettings
 from fl.speech.audio import MAX_SECONDS, SAMPLE_RATE
 from fl.speech.features import FRAMES_PER_STATE, HOP_SAMPLES, Window, heard_frames
 
@@ -42,27 +42,6 @@ logger = logging.getLogger(__name__)
 MIN_TABLE_BYTES = 256 * 2**20
 # A state costs 12 d^2 multiplications a layer, a token 14 d^2 and the vocabulary, which is as much again in a Whisper-base.
 STATES_PER_TOKEN = 2
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """``rows``: decoded at once. ``waiting``: requests in the queue at most, ``waiting_each`` of one person. ``frames``: mel
-    frames (100 a second) that one turn encodes at most, so that rows which are being decoded never wait long; one request
-    is always taken. ``languages``: what a request without a language may be in; empty for all that the base knows.
-    ``table_bytes``: memory for the adapters of all rows, which grows with their largest rank; 0 for as much as the base has,
-    at least 256 MiB. An adapter that needs more alone is refused; one that needs more beside others waits for them."""
-
-    rows: int = 16
-    waiting: int = 256
-    waiting_each: int = 64
-    frames: int = 6_000
-    languages: tuple[str, ...] = ()
-    table_bytes: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("rows", "waiting", "waiting_each", "frames"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} = {getattr(self, name)} of the engine: at least 1")
 
 
 class BatchEngine:

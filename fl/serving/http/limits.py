@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 from fl.core.errors import ConfigError
-from fl.serving.engine.adapters import MAX_BYTES
-from fl.serving.http.problems import ProblemError
-from fl.speech.audio import MAX_SECONDS
+from fl.serving.engine.settings import MAX_BYTES
+from fl.speech.mono import MAX_SECONDS
 
 MIB = 2**20
 ADAPT_PATH = "/v1/adapt"
@@ -81,6 +80,8 @@ class Places:
 
     def take(self, token: str, amount: int = 1) -> None:
         """Hold ``amount`` more; raises :class:`ProblemError` ``busy``, and holds nothing, where there is no room for it."""
+        from fl.serving.http.problems import ProblemError  # FastAPI, which a command's help does without
+
         for limit, held, whose in ((self.most, self.held, ""), (self.each, self._held[token], " of this token")):
             if held + amount > limit:
                 reason = f"{held:,} {self.what}{whose} are open, and at most {limit:,} may be"
@@ -109,6 +110,8 @@ class RateLimit:
 
     def take(self, token: str, amount: float = 1.0) -> None:
         """Take ``amount``; raises :class:`ProblemError` ``rate-limited`` where nothing is left."""
+        from fl.serving.http.problems import ProblemError
+
         if not self.per_minute:
             return
         now = self._clock()

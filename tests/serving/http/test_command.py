@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from fl.core.errors import ConfigError
 from fl.serving.http.auth import TokenFile
 from fl.serving.http.server import Address
-from sim.cli.serve import choose_tokens, names_of, origins_of, serve
+from sim.cli.serve import choose_tokens, names_of, origins_of
+from sim.cli.serve_options import ServeOptions, serve
 from sim.cli.token import token
 
 
@@ -72,15 +73,14 @@ def test_tokens_without_tls_on_an_open_address_are_warned_of(people, caplog):
 
 
 def test_every_option_says_what_it_is():
-    for name, hint in typing.get_type_hints(serve, include_extras=True).items():
-        if name != "return":
-            assert hint.__metadata__[0].help
+    for hint in typing.get_type_hints(ServeOptions, include_extras=True).values():
+        assert hint.__metadata__[0].help
 
 
 def test_the_command_serves_until_it_is_told_to_stop(tmp_path):
     """The real command in a process of its own, with a random base."""
     code = (
-        "import logging, typer; from sim.cli.serve import serve; logging.basicConfig(); "
+        "import logging, typer; from sim.cli.serve_options import serve; logging.basicConfig(); "
         "app = typer.Typer(); app.command()(serve); app()"
     )
     command = [sys.executable, "-c", code, "--base", "random:whisper-nano", "--no-auth", "--port", "0"]

@@ -41,7 +41,7 @@ from sim.audit.record import (
 from sim.audit.report import END, START, conditions_text, tables
 from sim.audit.run import check_audit, run_audit, with_sizes
 from sim.audit.split import ADAPTER_ROW, BASE_ROW, SplitAudit
-from sim.cli.late import LATE
+from sim.cli.late import COMMANDS
 from sim.section import markdown_tables, print_tables
 from strategies.checkpoint import load_checkpoint
 
@@ -437,7 +437,7 @@ def test_smoke_is_smaller_but_leaves_what_was_chosen_by_hand():
 def test_the_documentation_has_the_comments_and_the_command_is_listed():
     text = (Path(__file__).parents[3] / "docs" / "audit.md").read_text(encoding="utf-8")
     assert text.index(START) < text.index(END)
-    assert LATE["audit"].place == "sim.audit.command:audit"
+    assert COMMANDS["audit"].place == "sim.audit.command:audit"
 
 
 def test_the_configuration_of_an_audit_lies_in_its_folder(config: RunConfig, document: dict[str, Any]):

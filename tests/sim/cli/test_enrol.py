@@ -17,7 +17,7 @@ from fl.core.errors import AdapterMismatchError
 from fl.data.manifest import read_manifest
 from fl.settings.names import SITES
 from sim.cli import enrol as command
-from sim.cli.options import new_app
+from sim.cli.help import new_app
 
 app = new_app()
 app.command()(command.enrol_command)
