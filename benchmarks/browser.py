@@ -35,7 +35,7 @@ MISSING = (
     "no Chromium on this machine: apt-get install chromium fonts-nanum, or name one in the environment as CHROMIUM"
 )
 WAIT_MS = 20_000  # until a page is given up; a busy machine may need long
-MARGIN = 32  # pixels below what a picture ends with
+MARGIN = 16  # pixels below what a picture ends with
 AXE = os.environ.get("AXE")  # axe.min.js of the npm package axe-core
 NO_AXE = "no axe-core: npm install axe-core, and name its axe.min.js in the environment as AXE"
 KEYS = {"Tab": 9, "Enter": 13, " ": 32}

@@ -71,7 +71,7 @@ def first_sentence(run: Path) -> Sample:
         if sample.row.audio and not sample.row.new_person:
             return sample
     raise RunError(
-        f"{run}: no recording of a participant is in the report; take a run of speech whose audio is still there"
+        f"{run}: no recording of a participant is in the report; take a run of speech whose recordings are still there"
     )
 
 
