@@ -51,13 +51,17 @@ class CellScores:
         if len(runs) > 1:
             pool(runs)  # refuses what does not belong together
         names = seeds or [run.seed for run in runs]
-        runs = [run.renamed(f"seed{name}/") for run, name in zip(runs, names, strict=True)]
+        return cls.of(tuple(run.renamed(f"seed{name}/") for run, name in zip(runs, names, strict=True)), new_people)
+
+    @classmethod
+    def of(cls, runs: tuple[RunFiles, ...], new_people: bool) -> CellScores:
+        """The scores of runs whose devices have names of their own."""
         arms: dict[str, list[ScoredRow]] = {}
         task = runs[0].task
         tested = [row for run in runs for row in run.transcripts if row.new_person == new_people]
         for each in score(tested, task):
             arms.setdefault(each.row.arm, []).append(each)
-        return cls(tuple(runs), {arm: tuple(rows) for arm, rows in arms.items()}, kind_of_run(task).main, new_people)
+        return cls(runs, {arm: tuple(rows) for arm, rows in arms.items()}, kind_of_run(task).main, new_people)
 
     def sliced(self, kind: str) -> dict[str, CellScores]:
         """The same for parts of the sentences: by ``level`` of the switch, or by ``mixing``, thirds of how much is embedded."""
