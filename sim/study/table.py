@@ -41,6 +41,7 @@ COLUMNS: Mapping[str, Callable[[StudyRow], str]] = {
     "CER, %": _rate("cer"),
     "JER, %": _rate("jer_nfd"),
     "against {baseline}, points": lambda row: _difference(row.against_baseline),
+    "the same, people resampled": lambda row: _difference((row.against_baseline or {}).get("over_people")),
     "against global, points": lambda row: _difference(row.against_global),
     "inserted, %": lambda row: _percent(row.facts.get("insertions_per_word")),
     "other language, %": _rate("other_language"),

@@ -86,13 +86,13 @@ class CorrectedAlgorithm(PairAlgorithm):
     can = Capabilities(sums=False, pairs=True, low_rank=True, ranks="best", optimizer=False)
 
     def refused(self, config: RunConfig) -> str:
-        """A correction is small beside the weights, and most of it is below a bf16 weight's last bit."""
+        """A correction may be below the last bit of a bf16 weight."""
         from fl.core.compute import BF16, FLOAT32  # torch
 
         if config.base.precision != BF16:
             return ""
         return (
-            f"algorithm = {self.name!r} adds a correction to the frozen weights, which precision = {BF16!r} would round away: set "
+            f"algorithm = {self.name!r} adds a correction to the frozen weights, which precision = {BF16!r} rounds to 8 bits: set "
             f"base.precision = {FLOAT32!r}, or algorithm = 'flexlora'"
         )
 
