@@ -31,7 +31,7 @@ ALGORITHMS = (
     "fedavg",
     "fednova",
     "scaffold",
-    "hetlora",
+    "sparsity-weighted",
     "fedex",
     "flora",
     "flexlora",

@@ -78,36 +78,31 @@ def train_cohort(
 class _SharedTerms:
     """What is added to the gradients of the shared part, for every member that has it.
 
-    A correction (:class:`fl.algorithms.base.Correction`), which is told the sum of the gradients before; then FedProx's term, mu times
-    the way from where the round began. As in the single-device trainer, a tensor that gets no gradient in a step gets no term either.
+    A correction (:class:`fl.algorithms.base.Correction`), which is told the sum of the gradients before. As in the single-device
+    trainer, a tensor that gets no gradient in a step gets no term either.
     """
 
     def __init__(self, parameters: SlotParameters, members: Sequence[Member]) -> None:
         self.parameters, self.members = parameters, members
         self.counts = {group: [0] * len(members) for group in (SHARED, SHARED_GATES)}
-        self.proximal = [m.plan.proximal for m in members]
         none: State = {}
         given = [none if m.control is None else m.control.correction for m in members]
         self.added = parameters.laid_out(given) if any(given) else None
         self.sums = torch.zeros_like(parameters.gradients) if any(given) else None
-        shared = parameters.columns[SHARED_GATES].stop  # shared columns come first
-        self.start = parameters.values[:, :shared].clone() if any(self.proximal) else None
 
     def add(self, kinds: Mapping[int, str]) -> None:
         """Add the terms of the members that take a step."""
+        if self.added is None or self.sums is None:
+            return
         for group, counts in self.counts.items():
             columns = self.parameters.columns[group]
             taking = [i in kinds and kinds[i] not in SKIPPED[group] for i in range(len(self.members))]
             gradient = self.parameters.gradients[:, columns]
             step = gradient.new_tensor(taking)[:, None]
-            if self.added is not None and self.sums is not None:
-                for i, one in enumerate(taking):
-                    counts[i] += one
-                self.sums[:, columns].addcmul_(gradient, step)
-                gradient.addcmul_(self.added[:, columns], step)
-            if self.start is not None:
-                way = self.parameters.values[:, columns] - self.start[:, columns]
-                gradient.addcmul_(way, way.new_tensor(self.proximal)[:, None] * step)
+            for i, one in enumerate(taking):
+                counts[i] += one
+            self.sums[:, columns].addcmul_(gradient, step)
+            gradient.addcmul_(self.added[:, columns], step)
 
     def tell(self, i: int, split: Split) -> None:
         """Give the correction of member ``i`` what its gradients were."""

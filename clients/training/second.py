@@ -119,7 +119,8 @@ class _OwnTraining:
         device = next(iter(live.values())).device
         self.shared = {name: tensor.detach().to(device, copy=True) for name, tensor in start.shared.items()}
         self.own = {name: nn.Parameter(t.detach().to(device, copy=True)) for name, t in start.personal.items()}
-        self.optimizer = AdapterOptimizer({}, {name: p for name, p in self.own.items() if name != MIXING}, start.plan)
+        adapter = {name: p for name, p in self.own.items() if name != MIXING}
+        self.optimizer = AdapterOptimizer({}, adapter, start.plan, {own(name): t for name, t in self.shared.items()})
         for parameter in live.values():
             parameter.requires_grad_(True)
 
@@ -139,14 +140,10 @@ class _OwnTraining:
         torch.autograd.backward([built[name] for name in gradients], list(gradients.values()))
         for parameter in self.live.values():
             parameter.grad = None
-        for name, tensor in self.shared.items() if self.plan.pull else ():
-            parameter = self.own[own(name)]
-            if parameter.grad is not None:
-                parameter.grad.add_(parameter.detach() - tensor, alpha=self.plan.pull)
         self.optimizer.step()
         weight = self.own.get(MIXING)
         if weight is not None and weight.grad is not None:
-            with torch.no_grad():  # a plain gradient step, kept between 0 and 1 (APFL, arXiv 2003.13461, section 4)
+            with torch.no_grad():  # a plain gradient step, kept between 0 and 1 (arXiv 2003.13461, section 4)
                 weight.sub_(self.plan.mixing_learning_rate * weight.grad).clamp_(0.0, 1.0)
         return float(loss.detach())
 

@@ -92,17 +92,18 @@ class _OwnCohort(CohortSteps):
         found = enumerate(self.run())
         return [OwnResult(*self.own.states(i), one) if isinstance(one, LocalResult) else one for i, one in found]
 
-    def add_terms(self, kinds: Mapping[int, str]) -> None:
-        """The pull towards the shared adapter."""
-        for name, tensor in self.own.shared.items() if self.plan.pull else ():
-            leaf, gradient = self.own.leaves[own(name)], self.own.view(self.own.gradients, own(name))
-            gradient.add_(leaf.detach() - tensor, alpha=self.plan.pull)
+    def prepare(self) -> None:
+        """The pull is towards the shared adapter."""
+        if self.optimizer.centres is not None:
+            for name, tensor in self.own.shared.items():
+                self.own.view(self.optimizer.centres, own(name)).copy_(tensor)
 
     def stepped(self, step: int) -> None:
-        """APFL's weight moves; after the steps of a batch pFedMe's shared adapter follows (:mod:`clients.training.second`)."""
+        """The weight of a mixture moves; after the steps of a batch pFedMe's shared adapter follows (:mod:`clients.training.second`)."""
         if MIXING in self.own.leaves:
             weight, gradient = (self.own.view(matrix, MIXING) for matrix in (self.own.values, self.own.gradients))
             weight.sub_(self.plan.mixing_learning_rate * gradient).clamp_(0.0, 1.0)
         if self.plan.outer and (step + 1) % self.plan.repeat == 0:
             for name, tensor in self.own.shared.items():
                 tensor.lerp_(self.own.leaves[own(name)].detach(), self.plan.outer)
+            self.prepare()

@@ -43,10 +43,15 @@ class AdapterOptimizer:
     """AdamW (Loshchilov & Hutter 2019) over a shared and a private part, each clipped by the norm of its gradients.
 
     Only private gates have a rate of their own and no weight decay. A private A or B (fedsa, all-private) is an ordinary factor.
+    The pulls of the plan go beside AdamW's step, to ``towards`` by name, by default to where a tensor is now.
     """
 
     def __init__(
-        self, shared: Mapping[str, nn.Parameter], private: Mapping[str, nn.Parameter], plan: LocalPlan
+        self,
+        shared: Mapping[str, nn.Parameter],
+        private: Mapping[str, nn.Parameter],
+        plan: LocalPlan,
+        towards: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._parts, self._norm = (list(shared.values()), list(private.values())), plan.clipping_norm
         gates = [p for name, p in private.items() if tensor_kind(name) == "gate"]
@@ -57,8 +62,12 @@ class AdapterOptimizer:
         ]
         self._adamw = torch.optim.AdamW([group for group in groups if group["params"]])
         rates = [plan.private_learning_rate if tensor_kind(n) == "gate" else plan.learning_rate for n in private]
-        shrunk = zip(private.values(), rates, strict=True) if plan.shrinkage else ()
-        self._shrunk = [(p, p.detach().clone(), rate * plan.shrinkage) for p, rate in shrunk]
+        pulls = [plan.learning_rate * plan.proximal] * len(shared) + [rate * plan.shrinkage for rate in rates]
+        self._pulled = [
+            (parameter, parameter.detach().clone() if towards is None else towards[name], min(1.0, pull))
+            for (name, parameter), pull in zip([*shared.items(), *private.items()], pulls, strict=True)
+            if pull
+        ]
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
@@ -71,9 +80,9 @@ class AdapterOptimizer:
             if with_gradient:
                 require_finite(nn.utils.clip_grad_norm_(with_gradient, self._norm), "a gradient")
         with torch.no_grad():
-            for parameter, start, weight in self._shrunk:
+            for parameter, centre, pull in self._pulled:
                 if parameter.grad is not None:
-                    parameter.lerp_(start, weight)
+                    parameter.lerp_(centre, pull)
         self._adamw.step()
 
 
@@ -183,13 +192,12 @@ class _Parts:
     def __init__(
         self, parameters: dict[str, nn.Parameter], split: Split, plan: LocalPlan, control: Correction | None
     ) -> None:
-        self.plan, self.control = plan, control
+        self.control = control
         self.correction = {} if control is None else control.correction
         for name, parameter in parameters.items():
             parameter.requires_grad_(name not in split.fixed)
         self.shared = {name: parameters[name] for name in split.shared}
         self.private = {name: parameters[name] for name in split.private}
-        self.start = {name: p.detach().clone() for name, p in self.shared.items()} if plan.proximal else {}
         self.optimizer = AdapterOptimizer(self.shared, self.private, plan)
 
     def step(self, loss: Tensor, kind: str) -> None:
@@ -200,11 +208,7 @@ class _Parts:
         for parameter in {"private": self.shared, "shared": self.private}.get(kind, {}).values():
             parameter.grad = None
         for name, parameter in self.shared.items():
-            if parameter.grad is None:
-                continue
-            if self.control is not None:
+            if parameter.grad is not None and self.control is not None:
                 self.control.observe(name, parameter.grad)
                 parameter.grad.add_(self.correction[name].to(parameter.device))
-            if self.start:
-                parameter.grad.add_(parameter.detach() - self.start[name], alpha=self.plan.proximal)
         self.optimizer.step()

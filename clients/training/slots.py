@@ -141,7 +141,8 @@ class SlotAdamW:
         self.steps = {group: [0] * len(plans) for group in SKIPPED}
         self.plans = list(plans)
         self._limits = parameters.values.new_tensor([plan.clipping_norm for plan in plans])
-        self._start = parameters.values.clone() if any(plan.shrinkage for plan in plans) else None
+        pulled = any(plan.shrinkage or plan.proximal for plan in plans)
+        self.centres = parameters.values.clone() if pulled else None  # where the pulls go
 
     def clip(self) -> Tensor:
         """Scale each slot's gradient to its plan's norm, shared and private apart; the largest norm before (slots,).
@@ -184,9 +185,10 @@ class SlotAdamW:
         def column(numbers: list[float]) -> Tensor:
             return torch.tensor(numbers, device=value.device, dtype=value.dtype)[:, None]
 
-        if self._start is not None and group in (FACTORS, GATES):
-            pulls = column([rate * plan.shrinkage for rate, plan in zip(rates, plans, strict=True)])
-            value.lerp_(self._start[rows, columns], pulls)
+        strengths = [p.proximal if group in (SHARED, SHARED_GATES) else p.shrinkage for p in plans]
+        if self.centres is not None and any(strengths):
+            pulls = column([min(1.0, rate * strength) for rate, strength in zip(rates, strengths, strict=True)])
+            value.lerp_(self.centres[rows, columns], pulls)
         if any(decays):
             value.mul_(column([1 - rate * decay for rate, decay in zip(rates, decays, strict=True)]))
         first.lerp_(gradient, 1 - BETA1)

@@ -7,8 +7,8 @@ of twice the rank, ``s [B1 B2] [A1; A2]``, so every blend is an adapter like any
 | blend | its own tensors, for each map | the adapter that decodes |
 | --- | --- | --- |
 | ``ditto``, ``pfedme`` | A', B' | A', B' |
-| ``apfl`` | A', B', one weight alpha for all maps | alpha B' A' x + (1 - alpha) B A x |
-| ``feddpa`` | A', B', a gate of 2 r numbers | B v + B' v', the 2 r numbers [v; v'] = [A x; A' x] * 2 sigma(G x + c) |
+| ``mixture`` | A', B', one weight alpha for all maps | alpha B' A' x + (1 - alpha) B A x |
+| ``dual-adapter`` | A', B', a gate of 2 r numbers | B v + B' v', the 2 r numbers [v; v'] = [A x; A' x] * 2 sigma(G x + c) |
 | ``interpolation`` | A', B', g, c | a(x) B' A' x + (1 - a(x)) B A x, with a(x) = sigma(g x + c) |
 
 The last one is a ``self`` gate too: the rows of A' have the gate (g, c), those of A (-g, -c), and 2 sigma(-t) = 2 - 2 sigma(t); both
@@ -29,7 +29,7 @@ from fl.adapters.split import OWN
 from fl.adapters.state import State
 from fl.core.errors import ConfigError
 
-MIXING = f"{OWN}mixing"  # apfl's alpha
+MIXING = f"{OWN}mixing"  # alpha of a mixture
 
 
 def own(name: str) -> str:

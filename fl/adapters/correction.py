@@ -3,8 +3,8 @@ r"""What the aggregator knows beyond the devices' low-rank pairs: full matrices 
 The algorithms ``flora`` and ``fedex`` keep for each layer a matrix C (d_out x d_in) such that ``B A + C`` is the weighted mean of the
 devices' products ``B_k A_k`` (:mod:`fl.algorithms.shared.products`). C is of the product *without* the adapters' scale
 s = alpha / rank, while a layer computes ``W0 x + s B A x``. So :func:`weight_corrections` multiplies by s once, and everything else
-here deals in ``s C``, in float32: what is added to the frozen weight. Decoding is then ``(W0 + s C) x + s B A x``, that is s times
-the exact mean.
+here deals in ``s C``, in float32: what is added to the frozen weight, which has to be float32 too (bf16 may round it away).
+Decoding is then ``(W0 + s C) x + s B A x``, that is s times the exact mean.
 A gate acts on the pair alone, never on the correction.
 
 Layers are named as in an adapter (``base_model.model.model.decoder.layers.0.self_attn.q_proj``). A correction belongs to one base
@@ -179,4 +179,9 @@ def _added(layer: str, weight: Tensor | None, correction: Tensor) -> Tensor:
         raise AdapterMismatchError(
             f"a correction of {layer!r} is {tuple(correction.shape)}, and this base has {shape} there: is it of another one?"
         )
-    return (weight.detach().float() + correction.to(weight.device)).to(weight.dtype)
+    if weight.element_size() < correction.element_size():
+        raise AdapterMismatchError(
+            f"a correction of {layer!r} may be rounded away in the base's {str(weight.dtype).removeprefix('torch.')} weights: "
+            "load the base with precision float32"
+        )
+    return (weight.detach() + correction.to(weight.device)).to(weight.dtype)

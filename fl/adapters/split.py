@@ -61,7 +61,8 @@ def in_part(part: str) -> Callable[[str], bool]:
     """Whether a tensor is in ``part``, a choice of an adapter's tensors: ``KINDS`` or ``KINDS@PATTERN``.
 
     Kinds are ``A``, ``B``, ``gate`` or one of its parameters (``gate_bias``), several with commas between, or ``all``; the pattern
-    is a regular expression that the name of the adapted module holds. ``B@decoder`` is B in the decoder alone. Raises
+    is a regular expression that the name of the adapted module holds. ``B@decoder`` is B in the decoder alone, ``B@model.encoder`` in
+    Whisper's encoder alone; ``B@encoder`` would have the decoder's attention to it too, which is called ``encoder_attn``. Raises
     :class:`ConfigError` for a kind that there cannot be, or a pattern that is none.
     """
     given, _, where = part.partition("@")

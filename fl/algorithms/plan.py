@@ -16,17 +16,17 @@ class Phase(StrEnum):
 class LocalPlan:
     """The training of one adapter of a device in one round.
 
-    ``proximal`` is mu of FedProx (arXiv 1812.06127): the loss has mu / 2 times the squared distance of the shared tensors from
-    where the round began. ``frozen`` is a kind of shared tensor, ``A`` or ``B``, that is not trained in this round. With
-    ``first_private`` steps the private part trains before, alone, and the shared part after it, alone (FedRep).
+    ``proximal`` is mu of FedProx (arXiv 1812.06127), a pull of the shared tensors towards where the round began. ``frozen`` is a kind
+    of shared tensor, ``A`` or ``B``, that is not trained in this round. With ``first_private`` steps the private part trains before,
+    alone, and the shared part after it, alone (FedRep).
 
     ``part`` are the private tensors that train (:func:`fl.adapters.split.in_part`); the others are frozen. ``shrinkage`` is lambda of
-    a pull of the private tensors towards where the phase began, the mode under a Gaussian prior around it: w <- w - rate * lambda *
-    (w - w0) at each step, beside the gradient's step as AdamW's weight decay is (arXiv 1711.05101, algorithm 2).
+    a pull of the private tensors towards where the phase began, the mode under a Gaussian prior around it, or of a second adapter
+    towards the shared one. Every pull is w <- w - min(1, rate * lambda) (w - w0) at each step, beside the gradient's step as AdamW's
+    weight decay is (arXiv 1711.05101, algorithm 2): it is not clipped, nor scaled by AdamW.
 
-    The last group is of a second adapter, which takes ``repeat`` steps on each of ``steps`` batches. ``pull`` is lambda: the loss
-    has lambda / 2 |own - shared|^2. ``outer``: after the steps of a batch the shared adapter goes this share of the way to the own
-    one (pFedMe); 0: never.
+    The last group is of a second adapter, which takes ``repeat`` steps on each of ``steps`` batches. ``outer``: after the steps of a
+    batch the shared adapter goes this share of the way to the own one (pFedMe); 0: never.
     """
 
     steps: int
@@ -45,6 +45,5 @@ class LocalPlan:
     shrinkage: float = 0.0
 
     repeat: int = 1
-    pull: float = 0.0
     outer: float = 0.0
     mixing_learning_rate: float = 0.0

@@ -5,7 +5,7 @@ With the pseudo-gradient d = the aggregated update (Reddi et al. 2021, arXiv 200
 | name | first moment m | second moment v | step |
 | --- | --- | --- | --- |
 | ``fedavgm`` (arXiv 1909.06335) | beta m + d | | lr m |
-| ``fedadagrad`` | beta m + (1 - beta) d | v + d^2 | lr m / (sqrt(v) + tau) |
+| ``fedadagrad`` | d: its beta is 0 | v + d^2 | lr m / (sqrt(v) + tau) |
 | ``fedyogi`` | beta m + (1 - beta) d | v - (1 - beta2) d^2 sign(v - d^2) | lr m / (sqrt(v) + tau) |
 | ``fedadam`` | beta m + (1 - beta) d | beta2 v + (1 - beta2) d^2 | lr m / (sqrt(v) + tau) |
 
@@ -20,12 +20,12 @@ import numpy as np
 from fl.core.errors import ConfigError
 from fl.settings.names import SERVER_OPTIMIZERS
 
-FEDAVGM = "fedavgm"
+FEDAVGM, FEDADAGRAD = "fedavgm", "fedadagrad"
 BETA2 = 0.99
 TAU = 1e-3  # adaptivity: how small a second moment still counts
-LEARNING_RATES: Mapping[str, float] = {FEDAVGM: 1.0, "fedadagrad": 0.01, "fedyogi": 0.01, "fedadam": 0.01}
+LEARNING_RATES: Mapping[str, float] = {FEDAVGM: 1.0, FEDADAGRAD: 0.01, "fedyogi": 0.01, "fedadam": 0.01}
 SECOND_MOMENTS: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {  # of v and d^2
-    "fedadagrad": lambda v, square: v + square,
+    FEDADAGRAD: lambda v, square: v + square,
     "fedyogi": lambda v, square: v - (1 - BETA2) * square * np.sign(v - square),
     "fedadam": lambda v, square: BETA2 * v + (1 - BETA2) * square,
 }
@@ -36,7 +36,7 @@ FIRST, SECOND = "first:", "second:"  # of the names in ``state``
 class ServerOptimizer:
     """One optimizer of the shared tensors. ``state`` holds its float64 moments by name and is all that a resumed run needs.
 
-    A learning rate of 0 takes the one of :data:`LEARNING_RATES`.
+    A learning rate of 0 takes the one of :data:`LEARNING_RATES`. FedAdagrad has no momentum, whatever is asked for.
     """
 
     name: str
@@ -48,6 +48,7 @@ class ServerOptimizer:
         if self.name not in LEARNING_RATES:
             raise ConfigError(f"unknown server optimizer {self.name!r}: known are {', '.join(SERVER_OPTIMIZERS)}")
         self.learning_rate = self.learning_rate or LEARNING_RATES[self.name]
+        self.momentum = 0.0 if self.name == FEDADAGRAD else self.momentum
 
     def step(self, update: Mapping[str, np.ndarray], moving: Collection[str]) -> dict[str, np.ndarray]:
         """The update that the optimizer takes instead of ``update``; only ``moving`` tensors and their moments change."""

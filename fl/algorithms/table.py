@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, TypeVar
 
 from fl.algorithms.base import Algorithm, Role
 from fl.algorithms.fedprox import FedProx
-from fl.algorithms.personal.apfl import Apfl
 from fl.algorithms.personal.clusters import Clusters
 from fl.algorithms.personal.ditto import Ditto
-from fl.algorithms.personal.feddpa import FedDpa
+from fl.algorithms.personal.dual_adapter import DualAdapter
 from fl.algorithms.personal.fedper import FedPer
 from fl.algorithms.personal.fedrep import FedRep
 from fl.algorithms.personal.finetune import Finetune
 from fl.algorithms.personal.gates import Gates
 from fl.algorithms.personal.interpolation import Interpolation
+from fl.algorithms.personal.mixture import Mixture
 from fl.algorithms.personal.pfedme import PFedMe
 from fl.algorithms.shared.fedavg import FedAvg
 from fl.algorithms.shared.fedex import FedEx
@@ -24,7 +24,6 @@ from fl.algorithms.shared.fedsa import FedSa
 from fl.algorithms.shared.ffa import Ffa
 from fl.algorithms.shared.flexlora import FlexLora
 from fl.algorithms.shared.flora import Flora
-from fl.algorithms.shared.hetlora import HetLora
 from fl.algorithms.shared.robust import (
     Bulyan,
     CoordinateMedian,
@@ -36,6 +35,7 @@ from fl.algorithms.shared.robust import (
 )
 from fl.algorithms.shared.rolora import RoLora
 from fl.algorithms.shared.scaffold import Scaffold
+from fl.algorithms.shared.sparsity_weighted import SparsityWeighted
 from fl.core.errors import ConfigError
 from fl.core.registry import Registry
 from fl.settings.fields import Table, words
@@ -52,7 +52,7 @@ _OWN: tuple[type[Algorithm], ...] = (
     FedSa,
     RoLora,
     FlexLora,
-    HetLora,
+    SparsityWeighted,
     FedEx,
     Flora,
     CoordinateMedian,
@@ -67,9 +67,9 @@ _OWN: tuple[type[Algorithm], ...] = (
     FedPer,
     FedRep,
     Ditto,
-    Apfl,
+    Mixture,
     PFedMe,
-    FedDpa,
+    DualAdapter,
     Interpolation,
     Clusters,
     Finetune,

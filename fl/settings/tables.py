@@ -162,7 +162,9 @@ class ServerOptimizerTable(Table):
 
     name: Annotated[str, Words(lambda: names.SERVER_OPTIMIZERS)] = setting(names.NONE, "which one takes the step")
     rate: float = setting(0.0, "its learning rate; 0 takes 1 for fedavgm and 0.01 for the others", low=0.0, high=100.0)
-    momentum: float = setting(0.9, "momentum of the server optimizer", low=0.0, high=0.9999)
+    momentum: float = setting(
+        0.9, "momentum (beta) of fedavgm, fedyogi and fedadam; fedadagrad has none", low=0.0, high=0.9999
+    )
 
 
 class AttackTable(Table):

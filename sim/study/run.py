@@ -150,6 +150,8 @@ class StudyRun:
     def _rows(self, cell: StudyCell, scores: dict[str, CellScores | str]) -> list[StudyRow]:
         """The rows of one cell: of each compared arm, and of each slice of the sentences that the study wants."""
         own, baseline = scores[cell.name], scores[self.study.baseline]
+        if cell.new_people and isinstance(baseline, CellScores):  # compared on the same people
+            baseline = CellScores.of(baseline.runs, new_people=True)
         trained = self.study.config(cell, self.size, self.size.seeds[0], "").arms  # a small size may leave some out
         arms = [arm for arm in cell.compared or self.study.compared if arm in trained]
         if isinstance(own, str):

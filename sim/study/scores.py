@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from fl.core.rng import derive_seed
-from fl.metrics import Counts, macro_rate
+from fl.metrics import Counts, macro_rate, paired_difference
 from fl.runs.files import RunFiles, read_run
 from sim.report.scoring import ScoredRow, by_device, compare, intervals, kind_of_run, pooled, score, worst_tenth
 from sim.report.summary import pool
@@ -51,13 +51,17 @@ class CellScores:
         if len(runs) > 1:
             pool(runs)  # refuses what does not belong together
         names = seeds or [run.seed for run in runs]
-        runs = [run.renamed(f"seed{name}/") for run, name in zip(runs, names, strict=True)]
+        return cls.of(tuple(run.renamed(f"seed{name}/") for run, name in zip(runs, names, strict=True)), new_people)
+
+    @classmethod
+    def of(cls, runs: tuple[RunFiles, ...], new_people: bool) -> CellScores:
+        """The scores of runs whose devices have names of their own."""
         arms: dict[str, list[ScoredRow]] = {}
         task = runs[0].task
         tested = [row for run in runs for row in run.transcripts if row.new_person == new_people]
         for each in score(tested, task):
             arms.setdefault(each.row.arm, []).append(each)
-        return cls(tuple(runs), {arm: tuple(rows) for arm, rows in arms.items()}, kind_of_run(task).main, new_people)
+        return cls(runs, {arm: tuple(rows) for arm, rows in arms.items()}, kind_of_run(task).main, new_people)
 
     def sliced(self, kind: str) -> dict[str, CellScores]:
         """The same for parts of the sentences: by ``level`` of the switch, or by ``mixing``, thirds of how much is embedded."""
@@ -85,11 +89,18 @@ class CellScores:
         return {metric: dict(found) for metric, found in intervals(self.arms[arm], self.seed).items()}
 
     def difference(self, arm: str, others: Sequence[ScoredRow]) -> dict[str, Any] | None:
-        """The paired difference of the main metric from ``others``; None if those are other sentences."""
+        """The paired difference of the main metric from ``others``; None if those are other sentences.
+
+        ``over_people`` is the same with people resampled in the place of their sentences: a statement about further people.
+        """
         own = self.arms[arm]
         if _sentences(own) != _sentences(others):
             return None
-        return compare(own, others, self.seed)[self.metric]
+        mine, theirs = _errors(own, self.metric), _errors(others, self.metric)
+        reference = [sum(each.counts[self.metric].reference for each in rows) for rows in by_device(own).values()]
+        both = list(mine.values()), [theirs[name] for name in mine]
+        over_people = paired_difference(*both, reference, ["people"] * len(mine), seed=self.seed)
+        return {**compare(own, others, self.seed)[self.metric], "over_people": asdict(over_people)}
 
     def facts(self, arm: str, everyone: Sequence[ScoredRow] | None = None) -> dict[str, Any]:
         """What a pooled rate hides: means over people and sentences, the worst tenth, insertions, devices harmed beside ``everyone``."""

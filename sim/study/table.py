@@ -50,6 +50,7 @@ KINDS_OF_ERRORS: Columns = {
     "other language, %": _rate("other_language"),
 }
 PEOPLE_AND_COSTS: Columns = {
+    "against {baseline}, people resampled": lambda row: _difference((row.against_baseline or {}).get("over_people")),
     "worst tenth": lambda row: _percent(row.facts["worst_tenth"]),
     "parameters": lambda row: f"{row.costs['parameters']:,.0f}",
     "KiB up": lambda row: f"{row.costs['bytes_up'] / 1024:,.0f}",

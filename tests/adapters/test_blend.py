@@ -15,7 +15,7 @@ from fl.settings.config import RunConfig
 
 D_IN, D_OUT, RANK, ALPHA = 6, 5, 2, 4.0
 A, B, G, C = (f"base_model.model.map.gated_lora_{what}" for what in ("A", "B", "gate_weight", "gate_bias"))
-METHODS = ("ditto", "pfedme", "apfl", "feddpa", "interpolation")
+METHODS = ("ditto", "pfedme", "mixture", "dual-adapter", "interpolation")
 
 
 def make_blend(method: str) -> OwnAdapter:
@@ -64,12 +64,12 @@ def test_the_adapter_that_decodes_is_the_sum_of_the_formula(method, shared):
     if MIXING in personal:
         personal[MIXING] = torch.tensor(0.3)
     ours, theirs = update(personal, x, own), update(shared, x)
-    if method == "apfl":
+    if method == "mixture":
         expected = 0.3 * ours + 0.7 * theirs
     elif method == "interpolation":
         weight = torch.sigmoid(x @ personal[own(G)] + personal[own(C)])[:, None]
         expected = weight * ours + (1 - weight) * theirs
-    elif method == "feddpa":
+    elif method == "dual-adapter":
         gate = 2 * torch.sigmoid(x @ personal[own(G)].T + personal[own(C)])
         z = torch.cat((x @ shared[A].T, x @ personal[own(A)].T), dim=1) * gate
         expected = ALPHA / RANK * (z[:, :RANK] @ shared[B].T + z[:, RANK:] @ personal[own(B)].T)
@@ -83,8 +83,8 @@ def test_a_device_keeps_as_many_bytes_as_its_own_tensors_have(shared):
     wanted = {
         "ditto": factors,
         "pfedme": factors,
-        "apfl": factors + 4,
-        "feddpa": factors + 4 * (2 * RANK * D_IN + 2 * RANK),
+        "mixture": factors + 4,
+        "dual-adapter": factors + 4 * (2 * RANK * D_IN + 2 * RANK),
         "interpolation": factors + 4 * (D_IN + 1),
     }
     assert {method: size_of(make_blend(method).start(shared, 0)).bytes for method in METHODS} == wanted
@@ -92,18 +92,18 @@ def test_a_device_keeps_as_many_bytes_as_its_own_tensors_have(shared):
 
 
 def test_what_a_person_has_beside_the_adapter_is_private_in_every_split(shared):
-    for name in make_blend("feddpa").start(shared, 0):
+    for name in make_blend("dual-adapter").start(shared, 0):
         assert all(role_of(split, name) == "private" for split in ("all-shared", "gates", "ffa", "layers:x"))
     assert role_of("all-shared", A) == role_of("all-shared", f"control:{A}") == "shared"
     assert role_of("gates", f"control:{G}") == "private"
 
 
 def test_a_map_without_room_for_twice_the_rank_is_refused(shared):
-    require_room("apfl", 2, shared)
+    require_room("mixture", 2, shared)
     wide = {A: torch.zeros(3, D_IN), B: torch.zeros(D_OUT, 3)}
     require_room("ditto", 1, wide)
     with pytest.raises(ConfigError, match="rank to at most 2"):
-        require_room("apfl", 2, wide)
+        require_room("mixture", 2, wide)
 
 
 NAMES = [

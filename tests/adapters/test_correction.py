@@ -100,6 +100,16 @@ def test_a_correction_that_does_not_fit_changes_nothing(nano) -> None:
             nano.with_correction(wrong)
 
 
+def test_a_base_in_bf16_is_refused_since_the_correction_would_be_rounded_away(nano) -> None:
+    corrections = {LAYER: torch.full((64, 64), 1e-5)}
+    narrow = nano.to(torch.bfloat16)
+    weight = narrow.weights[f"{MODULE}.weight"]
+    lost = (weight.float() + 1e-5).to(torch.bfloat16) == weight
+    assert float(lost.float().mean()) > 0.5  # which is why
+    with pytest.raises(AdapterMismatchError, match="bfloat16 weights: load the base with precision float32"):
+        narrow.with_correction(corrections)
+
+
 def test_a_base_with_a_correction_has_a_fingerprint_of_its_own_and_shares_its_other_weights(nano) -> None:
     corrections = {LAYER: torch.full((64, 64), 0.5)}
     base = nano.with_correction(corrections)

@@ -138,6 +138,15 @@ def test_a_part_is_a_choice_of_kinds_and_of_modules(part, kinds, half):
     assert list(filter(in_part(part), NAMES)) == wanted != []
 
 
+def test_the_encoder_alone_is_named_by_its_place_since_cross_attention_is_called_encoder_attn(whisper):
+    config = GatedLoraConfig(r=2, gate="none", target_modules=target_pattern(SITES))
+    names = sorted(n for n in fresh_adapter(whisper(), config) if n.endswith("_B"))
+    encoder, cross = ([n for n in names if where in n] for where in ("model.encoder.layers.", ".encoder_attn."))
+    assert min(len(encoder), len(cross)) > 0
+    assert list(filter(in_part("B@model.encoder"), names)) == encoder
+    assert sorted(filter(in_part("B@encoder"), names)) == sorted(encoder + cross)
+
+
 @pytest.mark.parametrize(("part", "at"), [("C", "'C'"), ("B,", "''"), ("B@(", r"'\(' is not a regular expression")])
 def test_a_part_that_cannot_be_says_what_is_allowed(part, at):
     with pytest.raises(ConfigError, match=f"part .*{at}"):

@@ -34,6 +34,12 @@ def test_every_algorithm_goes_with_the_defaults(name: str) -> None:
     assert refuses(name) == ""
 
 
+def test_corrections_of_frozen_weights_do_not_go_with_bf16() -> None:
+    refused = [name for name in choosable() if refuses(name, precision="bf16")]
+    assert refused == ["fedex", "flora"]
+    assert "base.precision = 'float32'" in refuses("flora", precision="bf16")
+
+
 @pytest.mark.parametrize(
     ("capability", "values"),
     [

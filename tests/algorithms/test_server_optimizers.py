@@ -11,14 +11,14 @@ NAMES = [name for name in SERVER_OPTIMIZERS if name != "none"]
 
 
 def by_hand(name: str, updates: list[float], rate: float, momentum: float) -> list[float]:
-    """The formulas of Reddi et al. (2021), algorithm 2, on one number that starts at 0."""
+    """The formulas of Reddi et al. (2021), algorithm 2, on one number that starts at 0; FedAdagrad with beta = 0, as they run it."""
     x, m, v, seen = 0.0, 0.0, TAU**2, []
     for d in updates:
         if name == "fedavgm":
             m = momentum * m + d
             x += rate * m
         else:
-            m = momentum * m + (1 - momentum) * d
+            m = d if name == "fedadagrad" else momentum * m + (1 - momentum) * d
             if name == "fedadagrad":
                 v = v + d * d
             elif name == "fedadam":

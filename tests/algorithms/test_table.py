@@ -85,7 +85,7 @@ def test_one_of_each_role_in_whatever_order_they_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "role"), [(("krum", "median"), "aggregation"), (("ditto", "apfl"), "personalization")]
+    ("names", "role"), [(("krum", "median"), "aggregation"), (("ditto", "mixture"), "personalization")]
 )
 def test_two_algorithms_of_one_role_are_refused_by_naming_both(names: tuple[str, str], role: str) -> None:
     with pytest.raises(ConfigError, match=f"'{names[0]}' and '{names[1]}'.* one {role} algorithm"):
@@ -128,11 +128,11 @@ def test_options_reach_the_devices_half() -> None:
         )
 
     ditto = make("ditto", pull=0.7, steps=5)
-    assert (plan_of(ditto).pull, plan_of(ditto).steps) == (0.7, 5)
+    assert (plan_of(ditto).shrinkage, plan_of(ditto).steps) == (0.7, 5)
     assert plan_of(make("ditto")).steps == 12
-    assert plan_of(make("apfl", mixing_learning_rate=0.3)).mixing_learning_rate == 0.3
-    own = plan_of(make("pfedme", steps=4, pull=0.5, outer_rate=0.25))
-    assert (own.steps, own.repeat, own.pull, own.outer) == (3, 4, 0.5, 0.25)
+    assert plan_of(make("mixture", mixing_learning_rate=0.3)).mixing_learning_rate == 0.3
+    own = plan_of(make("pfedme", steps=4, pull=0.5, outer_learning_rate=0.5))
+    assert (own.steps, own.repeat, own.shrinkage, own.outer) == (3, 4, 0.5, 0.25)
     assert (plan_of(make("pfedme")).steps, plan_of(make("pfedme")).repeat) == (4, 3)
     assert make("fedprox", proximal=0.5).local(PLAN, 1).proximal == 0.5
 

@@ -329,7 +329,7 @@ def after(five: Any, make_strategy: Make) -> Callable[..., list[np.ndarray]]:
 WEIGHTED = {
     **{
         name: {"algorithm": name}
-        for name in ("fedavg", "fednova", "scaffold", "flora", "flexlora", "fedex", "hetlora", "rolora")
+        for name in ("fedavg", "fednova", "scaffold", "flora", "flexlora", "fedex", "sparsity-weighted", "rolora")
     },
     "clusters": {"algorithm": "clusters", "arm": "personalized"},
     "example-cap": {"dp": "server", "example-cap": 5000, "noise-multiplier": 1.0, "epsilon-budget": 1e6},

@@ -34,7 +34,7 @@ def second_of(name: str) -> OwnAdapter | None:
     ("changes", "named"),
     [
         ({"algorithm": "fedper", "algorithm.fedper.layers": 4}, "from 1 to 3"),
-        ({"algorithm": "apfl", "rank": 33}, "at most 32"),
+        ({"algorithm": "mixture", "rank": 33}, "at most 32"),
     ],
 )
 def test_what_only_the_base_shows_is_refused_before_the_first_round(
@@ -171,7 +171,7 @@ def test_the_guard_knows_the_last_layers_whatever_the_aggregator_asks_for(
         guard_mod(message, context, lambda m, c: Message(reply, reply_to=m))
 
 
-@pytest.mark.parametrize("changes", [{"algorithm": "apfl,scaffold"}, {"algorithm": "clusters"}])
+@pytest.mark.parametrize("changes", [{"algorithm": "mixture,scaffold"}, {"algorithm": "clusters"}])
 def test_a_run_that_was_killed_resumes_to_the_same_bytes(
     make_run: Callable[..., RunConfig],
     tmp_path: Path,

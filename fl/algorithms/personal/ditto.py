@@ -1,4 +1,8 @@
-"""Ditto: an adapter of one's own that is held near the shared one (Li et al. 2021)."""
+"""Ditto: an adapter of one's own that is held near the shared one (Li et al. 2021, algorithm 1).
+
+v <- v - rate (grad f(v) + lambda (v - w)), with AdamW's direction in the place of the gradient alone: the pull is neither clipped nor
+scaled by AdamW.
+"""
 
 from dataclasses import replace
 
@@ -9,16 +13,19 @@ from fl.settings.fields import setting
 
 
 class Ditto(OwnAdapter):
-    """The own adapter decodes; its loss has lambda / 2 times the squared distance from the shared one."""
+    """The own adapter decodes; each step draws it to the shared one."""
 
     name = "ditto"
     about = About(
         "Li et al. 2021", "2012.04221", "A and B", "nothing; a device keeps an adapter held near the shared one"
     )
     pull: float = setting(
-        0.1, "how strongly the personal adapter is held at the shared one (lambda)", low=0.0, high=1e6
+        1.0,
+        "lambda: each step takes the personal adapter rate * lambda of the way to the shared one",
+        low=0.0,
+        high=1e6,
     )
 
     def plan(self, plan: LocalPlan) -> LocalPlan:
         """With the pull towards the shared adapter."""
-        return replace(super().plan(plan), pull=self.pull)
+        return replace(super().plan(plan), shrinkage=self.pull)

@@ -1,4 +1,4 @@
-"""A second adapter of one's own beside the shared one: what Ditto, APFL, pFedMe, FedDPA and interpolation have in common.
+"""A second adapter of one's own beside the shared one: what Ditto, pFedMe and mixtures have in common.
 
 The shared part is trained as the arm ``global`` trains it, to the bit, except by pFedMe. What is a person's own is trained beside
 it in the same round, on the shared adapter as it came with the round, and is kept in the device store under names that no message

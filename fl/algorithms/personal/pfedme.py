@@ -1,7 +1,9 @@
-"""pFedMe: the shared adapter follows the personal ones (Dinh et al. 2020).
+"""pFedMe: the shared adapter follows the personal ones (Dinh et al. 2020, algorithm 1).
 
-The inner problem is not solved to a precision but by ``steps`` steps on each batch, on as many batches as keep the whole at
-``train.local-steps``. The own adapter starts at the shared one in each round.
+theta ~ argmin f(theta) + lambda / 2 |theta - w|^2 on a batch, then w <- w - eta lambda (w - theta). The inner problem is not solved
+to a precision but by ``steps`` steps on each batch, on as many batches as keep the whole at ``train.local-steps``; they are AdamW's,
+and the pull goes beside them, neither clipped nor scaled. The own adapter starts at the shared one in each round. The aggregator
+averages (beta = 1).
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ STEPS = 3  # on each batch, unless set
 
 
 class PFedMe(OwnAdapter):
-    """After the steps of each batch the shared adapter goes ``outer-rate`` of the way to the own one."""
+    """After the steps of each batch the shared adapter goes eta lambda of the way to the own one."""
 
     name = "pfedme"
     about = About(
@@ -34,23 +36,36 @@ class PFedMe(OwnAdapter):
     follows = True
     steps: int = setting(0, "steps on each batch; 0 takes 3", low=0, high=100_000)
     pull: float = setting(
-        0.1, "how strongly the personal adapter is held at the shared one (lambda)", low=0.0, high=1e6
+        15.0,
+        "lambda: each step takes the personal adapter rate * lambda of the way to the shared one",
+        low=0.0,
+        high=1e6,
     )
-    outer_rate: float = setting(
-        0.5, "share of the way to the personal adapter that the shared one goes (eta lambda)", low=1e-9, high=1.0
+    outer_learning_rate: float = setting(
+        0.03,
+        "eta: the shared adapter goes eta * lambda of the way to the personal one, at most all of it",
+        low=0.0,
+        high=1e6,
     )
 
     def plan(self, plan: LocalPlan) -> LocalPlan:
         """Repeated steps on each batch, and the outer step."""
         repeat = self.steps or STEPS
-        return replace(plan, steps=max(1, plan.steps // repeat), repeat=repeat, pull=self.pull, outer=self.outer_rate)
+        outer = self.outer_learning_rate * self.pull
+        return replace(plan, steps=max(1, plan.steps // repeat), repeat=repeat, shrinkage=self.pull, outer=outer)
 
     def refused(self, config: RunConfig) -> str:
-        """A batch has no more steps than a round; a rule that trains the shared part otherwise has nothing to do."""
+        """A batch has no more steps than a round, and the shared adapter does not go past the personal one, nor stay."""
         steps, most = self.steps, config.train.local_steps
         if steps > most:
             return (
                 f"algorithm = {self.name!r} does not go with algorithm.pfedme.steps = {steps} and train.local-steps = {most}: "
                 f"set algorithm.pfedme.steps = {most}"
+            )
+        if not 0 < self.outer_learning_rate * self.pull <= 1:
+            return (
+                f"algorithm = {self.name!r} takes the shared adapter outer-learning-rate * pull of the way to the personal one, here "
+                f"{self.outer_learning_rate:g} * {self.pull:g}, which has to be above 0 and at most 1: set "
+                f"algorithm.pfedme.outer-learning-rate accordingly"
             )
         return ""

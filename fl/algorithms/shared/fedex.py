@@ -6,16 +6,15 @@ import numpy as np
 
 from fl.adapters.pairs import LowRankPair
 from fl.aggregation.pairs import mean_and_residual, plus
-from fl.algorithms.base import About, Capabilities
-from fl.algorithms.shared.products import PairAlgorithm
+from fl.algorithms.base import About
+from fl.algorithms.shared.products import CorrectedAlgorithm
 
 
-class FedEx(PairAlgorithm):
+class FedEx(CorrectedAlgorithm):
     """Mean factors; the correction is what they lack."""
 
     name = "fedex"
     about = About("Singhal et al. 2024", "2410.09432", "A and B", "mean(BA) - mean(B) mean(A)")
-    can = Capabilities(sums=False, pairs=True, low_rank=True, ranks="best", optimizer=False)
 
     def combine(
         self, start: LowRankPair, moves: Sequence[LowRankPair], weights: np.ndarray

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from fl.adapters.pairs import LowRankPair
-from fl.algorithms.base import About, Capabilities
-from fl.algorithms.shared.products import PairAlgorithm, best_pair
+from fl.algorithms.base import About
+from fl.algorithms.shared.products import CorrectedAlgorithm, best_pair
 
 
-class Flora(PairAlgorithm):
+class Flora(CorrectedAlgorithm):
     """The paper merges the stack into every device's base and starts new pairs.
 
     Here the base at the device stays untouched: devices go on from the best pair of their rank, and the aggregator keeps the rest
@@ -18,7 +18,6 @@ class Flora(PairAlgorithm):
 
     name = "flora"
     about = About("Wang et al. 2024", "2409.05976", "A and B", "what the stack has beyond the devices' rank")
-    can = Capabilities(sums=False, pairs=True, low_rank=True, ranks="best", optimizer=False)
 
     def combine(
         self, start: LowRankPair, moves: Sequence[LowRankPair], weights: np.ndarray

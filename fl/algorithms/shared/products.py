@@ -5,9 +5,12 @@ and adding it up over rounds would count it again and again. Whoever decodes wit
 (:mod:`fl.adapters.correction`): in evaluation, ``idiolect transcribe`` and ``idiolect serve``.
 """
 
+from __future__ import annotations
+
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +20,9 @@ from fl.aggregation.pairs import many, mean_and_residual, plus, shares, stacked
 from fl.aggregation.updates import over_cores
 from fl.algorithms.base import Aggregator, Algorithm, Capabilities, Round
 from fl.core.errors import AggregationError
+
+if TYPE_CHECKING:
+    from fl.settings.config import RunConfig
 
 CORRECTION = "correction:"  # and the layer: a name of the aggregator's state
 
@@ -72,6 +78,23 @@ class PairAlgorithm(Algorithm):
     def aggregator(self) -> Aggregator:
         """With the corrections of the last round as state."""
         return PairAggregator(self)
+
+
+class CorrectedAlgorithm(PairAlgorithm):
+    """One that keeps what the pair lacks of the mean product, for whoever decodes."""
+
+    can = Capabilities(sums=False, pairs=True, low_rank=True, ranks="best", optimizer=False)
+
+    def refused(self, config: RunConfig) -> str:
+        """A correction may be below the last bit of a bf16 weight."""
+        from fl.core.compute import BF16, FLOAT32  # torch
+
+        if config.base.precision != BF16:
+            return ""
+        return (
+            f"algorithm = {self.name!r} adds a correction to the frozen weights, which precision = {BF16!r} rounds to 8 bits: set "
+            f"base.precision = {FLOAT32!r}, or algorithm = 'flexlora'"
+        )
 
 
 @dataclass

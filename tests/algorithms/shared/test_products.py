@@ -49,7 +49,7 @@ def best(matrix: np.ndarray) -> np.ndarray:
 
 
 def test_all_four_algorithms_on_products_are_looked_at() -> None:
-    assert sorted(PAIR_RULES) == ["fedex", "flexlora", "flora", "hetlora"]
+    assert sorted(PAIR_RULES) == ["fedex", "flexlora", "flora", "sparsity-weighted"]
     assert sorted(CORRECTED) == ["fedex", "flora"]
 
 
@@ -73,10 +73,10 @@ def test_flora_keeps_what_its_stack_has_beyond_the_devices_rank(after_round: Aft
     assert np.linalg.matrix_rank(mean_product()) > RANK  # or there would be nothing to keep
 
 
-def test_hetlora_weighs_by_the_norm_of_the_product_and_not_by_examples(after_round: After) -> None:
+def test_sparsity_weighting_weighs_by_the_norm_of_the_product_and_not_by_examples(after_round: After) -> None:
     norms = {d: np.linalg.norm(values[B] @ values[A]) for d, (_, values) in DEVICES.items()}
     expected = sum(norms[d] * values[A] for d, (_, values) in DEVICES.items()) / sum(norms.values())
-    np.testing.assert_allclose(after_round("hetlora", START, DEVICES)[A], expected, atol=1e-6)
+    np.testing.assert_allclose(after_round("sparsity-weighted", START, DEVICES)[A], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(("number", "moves", "frozen"), [(1, B, A), (2, A, B), (3, B, A)])
@@ -257,10 +257,10 @@ def test_the_best_pair_for_ranks_one_and_two_is_the_truncated_sum_of_their_produ
         np.testing.assert_allclose(new[B] @ new[A] + lost, RANKS_PRODUCT, atol=1e-5)
 
 
-def test_hetlora_weighs_padded_factors_by_the_norm_of_each_product(after_round: After) -> None:
+def test_sparsity_weighting_weighs_padded_factors_by_the_norm_of_each_product(after_round: After) -> None:
     small = np.linalg.norm(SMALL[B][:, 0]) * np.linalg.norm(SMALL[A][0])
     large = np.linalg.norm(LARGE[B] @ LARGE[A])
-    new = after_round("hetlora", START, RANKS)
+    new = after_round("sparsity-weighted", START, RANKS)
     share = large / (small + large)
     np.testing.assert_allclose(new[A][0], (1 - share) * SMALL[A][0] + share * LARGE[A][0], atol=1e-6)
     np.testing.assert_allclose(new[A][1], share * LARGE[A][1], atol=1e-6)

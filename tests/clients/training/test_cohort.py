@@ -109,7 +109,7 @@ def test_a_cohort_with_the_gate_of_another_package_equals_its_devices_one_by_one
 
 @pytest.mark.parametrize("preset", [s for s in SPLITS if s != "ffa"])  # where nothing would be left to train
 @pytest.mark.parametrize("gate", ["none", "self"])
-@pytest.mark.parametrize("changes", [{"proximal": 0.7}, {"frozen": "A"}, {"proximal": 0.7, "frozen": "B"}], ids=str)
+@pytest.mark.parametrize("changes", [{"proximal": 7.0}, {"frozen": "A"}, {"proximal": 7.0, "frozen": "B"}], ids=str)
 def test_a_cohort_with_a_proximal_term_or_a_resting_factor_equals_its_devices_one_by_one(
     regression, gate, preset, changes
 ):

@@ -9,9 +9,10 @@ import torch
 from clients.training.second import Own, train_own
 from fl.adapters.blend import MIXING, own
 from fl.adapters.state import adapter_state
+from fl.algorithms.personal.pfedme import PFedMe
 from fl.algorithms.plan import LocalPlan
 from fl.algorithms.table import make_algorithm
-from fl.core.errors import AdapterError
+from fl.core.errors import AdapterError, ConfigError
 from fl.settings.config import RunConfig, make_config
 from fl.tasks.task import Example
 
@@ -45,12 +46,16 @@ ALONE = Pair(lambda shared, personal: {"a": personal[own("a")]})
 WEIGHTED = Pair(mixed)
 
 
-def by_hand(start: float, gradients, rate: float = RATE) -> float:
-    """AdamW without decay (Loshchilov & Hutter 2019, algorithm 2) from ``start``; ``gradients`` maps value and step to a gradient."""
+def by_hand(start: float, gradients, pull: float = 0.0, towards: float = 0.0, rate: float = RATE) -> float:
+    """AdamW without decay (Loshchilov & Hutter 2019, algorithm 2) from ``start``; ``gradients`` maps value and step to a gradient.
+
+    With the pull: value - rate (direction + pull (value - towards)), which is the papers' step but for the direction.
+    """
     value, m, v = start, 0.0, 0.0
     for step in (1, 2):
         g = gradients(value, step)
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        value -= rate * pull * (value - towards)
         value -= rate * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)) ** 0.5 + 1e-8)
     return value
 
@@ -64,15 +69,20 @@ def trained(blend, plan, shared: float, **personal: float):
     return {name: float(t) for name, t in done.personal.items()}, float(done.shared["a"]), done.result
 
 
-def test_ditto_steps_on_its_own_loss_and_towards_the_shared_adapter():
-    """Gradient 2 (v - 3) + lambda (v - w), w = 1."""
-    after, moved, result = trained(ALONE, replace(PLAN, pull=0.5), 1.0, a=2.0)
-    assert after[own("a")] == pytest.approx(by_hand(2.0, lambda v, _: 2 * (v - 3) + 0.5 * (v - 1)), abs=1e-12)
+@pytest.mark.parametrize("norm", [1e9, 0.01])
+def test_ditto_steps_on_its_own_loss_and_towards_the_shared_adapter(norm):
+    """v <- v - rate (direction + lambda (v - w)), w = 1: neither clipping nor AdamW changes the second term (Li et al. 2021)."""
+
+    def clipped(v, _):
+        return 2 * (v - 3) * min(1.0, norm / (abs(2 * (v - 3)) + 1e-6))
+
+    after, moved, result = trained(ALONE, replace(PLAN, shrinkage=0.5, clipping_norm=norm), 1.0, a=2.0)
+    assert after[own("a")] == pytest.approx(by_hand(2.0, clipped, pull=0.5, towards=1.0), abs=1e-12)
     assert moved == 1.0
     assert result.steps == 2
 
 
-def test_apfl_trains_its_own_part_through_the_mixture_and_moves_the_weight():
+def test_a_mixture_trains_its_own_part_through_the_mixture_and_moves_the_weight():
     """a = alpha v + (1 - alpha) w with w = 1: v gets alpha f'(a), alpha goes against (v - w) f'(a)."""
     alpha = [0.4]
     values = []
@@ -95,13 +105,15 @@ def test_apfl_trains_its_own_part_through_the_mixture_and_moves_the_weight():
 
 
 def test_pfedme_solves_on_each_batch_and_the_shared_adapter_follows():
-    """One batch with two steps on f(theta) + lambda / 2 (theta - w)^2, then w goes half of the way; and the same again."""
-    plan = replace(PLAN, steps=1, repeat=2, pull=15.0, outer=0.5)
+    """Two steps on each batch, held at w by lambda, then w <- w - eta lambda (w - theta) (Dinh et al. 2020, algorithm 1)."""
+    plan = PFedMe(steps=2, pull=6.0, outer_learning_rate=0.05).plan(PLAN)
     after, moved, result = trained(ALONE, plan, 1.0, a=1.0)
-    theta = by_hand(1.0, lambda v, _: 2 * (v - 3) + 15.0 * (v - 1))
+    theta = by_hand(1.0, lambda v, _: 2 * (v - 3), pull=6.0, towards=1.0)
     assert after[own("a")] == pytest.approx(theta, abs=1e-12)
-    assert moved == pytest.approx(1.0 + 0.5 * (theta - 1.0), abs=1e-12)
+    assert moved == pytest.approx(1.0 - 0.05 * 6.0 * (1.0 - theta), abs=1e-12)
     assert result.steps == 2
+    with pytest.raises(ConfigError, match=r"outer-learning-rate \* pull .* 0\.5 \* 15"):
+        make_config({"algorithm": "pfedme", "algorithm.pfedme.outer-learning-rate": 0.5})
     assert trained(ALONE, replace(plan, steps=3), 1.0, a=1.0)[2].steps == 6
 
 
@@ -112,7 +124,7 @@ def test_a_step_is_clipped():
     )
 
 
-@pytest.mark.parametrize("method", ["apfl", "feddpa", "interpolation"])
+@pytest.mark.parametrize("method", ["mixture", "dual-adapter", "interpolation"])
 def test_training_through_the_blend_lowers_the_loss_and_moves_nothing_shared(regression, method):
     task = regression(gate="none", split_name="all-shared")
     blend = make_algorithm(RunConfig(), method).second
@@ -166,8 +178,13 @@ def test_what_the_settings_ask_of_each_method():
         config = make_config({f"algorithm.{method}.{name}": value for name, value in values.items()})
         return make_algorithm(config, method).second.plan(shared)
 
-    assert (plan("ditto").steps, plan("ditto").repeat, plan("ditto").pull, plan("ditto").outer) == (12, 1, 0.1, 0.0)
-    assert (plan("pfedme").steps, plan("pfedme").repeat, plan("pfedme").outer) == (4, 3, 0.5)
+    assert (plan("ditto").steps, plan("ditto").repeat, plan("ditto").shrinkage, plan("ditto").outer) == (
+        12,
+        1,
+        1.0,
+        0.0,
+    )
+    assert (plan("pfedme").steps, plan("pfedme").repeat, plan("pfedme").outer) == (4, 3, 0.03 * 15)
     assert plan("pfedme", steps=5).steps == 2
-    assert (plan("apfl", steps=5).steps, plan("apfl").pull) == (5, 0.0)
-    assert plan("feddpa").private_learning_rate == 1e-2
+    assert (plan("mixture", steps=5).steps, plan("mixture").shrinkage) == (5, 0.0)
+    assert plan("dual-adapter").private_learning_rate == 1e-2

@@ -342,9 +342,10 @@ def test_one_step_with_a_proximal_term_is_one_without_it(regression) -> None:
     assert equal(*states)
 
 
-def test_the_gradient_has_mu_times_the_way_from_the_start(regression) -> None:
-    """Against two steps of AdamW on the loss with the term written out."""
-    plan = replace(PLAN, steps=3, proximal=0.8, clipping_norm=1e9, batch_size=7)
+@pytest.mark.parametrize("norm", [1e9, 1e-3])
+def test_a_step_has_rate_times_mu_of_the_way_from_the_start(regression, norm: float) -> None:
+    """w <- w - rate (direction + mu (w - w0)) (Li et al. 2020): neither clipping nor AdamW changes the second term."""
+    plan = replace(PLAN, steps=3, proximal=8.0, clipping_norm=norm, batch_size=7)
     task = regression(gate="none", split_name="all-shared")
     train(task, plan)
     reference = regression(gate="none", split_name="all-shared")
@@ -353,8 +354,11 @@ def test_the_gradient_has_mu_times_the_way_from_the_start(regression) -> None:
     optimizer = torch.optim.AdamW(parameters.values(), lr=plan.learning_rate, weight_decay=0.0)
     for _ in range(3):
         optimizer.zero_grad()
-        term = sum((p - start[n]).square().sum() for n, p in parameters.items())
-        (reference.loss(reference.model, reference.examples(7)) + 0.4 * term).backward()
+        reference.loss(reference.model, reference.examples(7)).backward()
+        torch.nn.utils.clip_grad_norm_(parameters.values(), norm)
+        with torch.no_grad():
+            for name, p in parameters.items():
+                p -= plan.learning_rate * 8.0 * (p - start[name])
         optimizer.step()
     for name, value in task.state().items():
         torch.testing.assert_close(value, reference.state()[name], rtol=1e-4, atol=1e-5)

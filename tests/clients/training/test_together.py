@@ -80,7 +80,7 @@ def test_two_rounds_in_cohorts_equal_two_rounds_one_by_one(workers, arm):
         assert any(bool(t.abs().sum() > 0) for t in kept[0].values())
 
 
-@pytest.mark.parametrize("method", ["ditto", "apfl", "pfedme", "feddpa", "interpolation"])
+@pytest.mark.parametrize("method", ["ditto", "mixture", "pfedme", "dual-adapter", "interpolation"])
 def test_second_adapters_train_in_cohorts_as_one_by_one(config, tmp_path, caplog, method):
     """Single precision, relative to the way that they went: 1e-3 after each of two rounds that begin at the same tensors."""
     settings = {**SETTINGS, "algorithm": method, "local-steps": 4, "weight-decay": 0.1}

@@ -71,6 +71,9 @@ def test_a_row_is_compared_with_the_baseline_and_with_global_on_the_same_sentenc
         mer["rank 4", "personalized"] - mer["rank 2", "personalized"]
     )
     assert other.against_global["difference"] == pytest.approx(mer["rank 4", "personalized"] - mer["rank 4", "global"])
+    over_people = other.against_baseline["over_people"]
+    assert over_people["difference"] == pytest.approx(other.against_baseline["difference"])
+    assert over_people["low"] <= over_people["difference"] <= over_people["high"]
     assert rows["rank 2", "global"].against_baseline is None
     assert rows["rank 2", "global"].against_global is None
 
@@ -117,6 +120,9 @@ def test_a_cell_of_new_people_is_about_them_alone(study):
     assert rows["new", "neutral"].against_baseline is None  # other sentences
     assert rows["new", "neutral"].against_global is not None
     assert rows["new", "neutral"].costs["audio_per_second"] > 0
+    beside = replace(other, study=replace(plan, baseline="others")).run()  # with held-out speakers of its own
+    (row,) = [row for row in beside.rows if (row.cell, row.arm) == ("new", "global")]
+    assert row.against_baseline["difference"] == 0
 
 
 def test_the_conditions_are_those_of_the_baseline(study):

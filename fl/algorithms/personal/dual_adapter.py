@@ -1,7 +1,7 @@
-"""FedDPA: a second, fresh adapter beside the shared one, and a gate over both (Yang et al. 2024, FedDPA-T).
+"""A second, fresh adapter beside the shared one, and a learned gate over both, after FedDPA-T (Yang et al. 2024).
 
-The paper weighs the two by how similar an input is to the training data; here a gate learns to, with the weights of each rank
-coordinate apart.
+FedDPA weighs the two by how similar an input is to the training data; here a gate learns to, with the weights of each rank coordinate
+apart, so it is not FedDPA.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from fl.adapters.state import State
 
 
-class FedDpa(OwnAdapter):
+class DualAdapter(OwnAdapter):
     """Two adapters and a gate over both."""
 
-    name = "feddpa"
+    name = "dual-adapter"
     about = About(
-        "Yang et al. 2024", "2403.19211", "A and B", "nothing; a device keeps a second adapter and a gate over both"
+        "after Yang et al. 2024",
+        "2403.19211",
+        "A and B",
+        "nothing; a device keeps a second adapter and a gate over both",
     )
     gate = "self"
     ranks = 2

@@ -1,6 +1,7 @@
-"""APFL: a mixture of the shared and the own adapter with one learnt weight (Deng et al. 2020).
+"""A mixture of the shared and the own adapter with one learnt weight, after APFL (Deng et al. 2020).
 
-It mixes the products, alpha B' A' + (1 - alpha) B A, not the factors, and alpha moves at every step on the own part.
+It mixes the products, alpha B' A' + (1 - alpha) B A, not the factors, and alpha moves at every step on the own part. APFL mixes with the
+device's own version of the shared model, which trains in the same steps; here w is as it came with the round, so it is not APFL.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ if TYPE_CHECKING:
     from fl.adapters.state import State
 
 
-class Apfl(OwnAdapter):
+class Mixture(OwnAdapter):
     """Two adapters and a weight."""
 
-    name = "apfl"
+    name = "mixture"
     about = About(
-        "Deng et al. 2020",
+        "after Deng et al. 2020",
         "2003.13461",
         "A and B",
         "nothing; a device keeps an adapter and its weight beside the shared one",

@@ -1,4 +1,7 @@
-"""HetLoRA (Cho et al. 2024): factors weighted by the norm of each device's product."""
+"""Sparsity-weighted aggregation: factors weighted by the norm of each device's product (a part of HetLoRA, Cho et al. 2024).
+
+HetLoRA's other part, devices that prune their own ranks, is not here.
+"""
 
 from collections.abc import Sequence
 
@@ -10,15 +13,15 @@ from fl.algorithms.base import About, Capabilities
 from fl.algorithms.shared.products import PairAlgorithm
 
 
-class HetLora(PairAlgorithm):
+class SparsityWeighted(PairAlgorithm):
     """Factors weighted by the Frobenius norm of each device's product, layer by layer; the number of examples plays no role.
 
     Devices of smaller rank are filled up with zeros (:mod:`fl.adapters.ranks`). Directions that few devices have are not diluted by
     devices whose update is small.
     """
 
-    name = "hetlora"
-    about = About("Cho et al. 2024", "2401.06432", "A and B")
+    name = "sparsity-weighted"
+    about = About("after Cho et al. 2024", "2401.06432", "A and B")
     can = Capabilities(sums=False, pairs=True, low_rank=True, ranks="first")
 
     def combine(
