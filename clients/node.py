@@ -49,9 +49,10 @@ def check_job(job: Job, config: RunConfig, node: NodeConfig, *, training: bool) 
     """Raise :class:`DemandError` for a job that no run of these settings has, or with more work than a deployed device's owner allows."""
     if not node.deployed:
         return
-    if job.round > config.federation.rounds:
-        raise DemandError(f"round {job.round} is none of a run of {config.federation.rounds} rounds: it takes no part")
     arm = trained_arm(job.arm, config) if training else None
+    rounds = config.federation.rounds if arm is None else max(config.federation.rounds, arm.schedule.rounds)
+    if job.round > rounds:
+        raise DemandError(f"round {job.round} is none of a run of {rounds} rounds: it takes no part")
     plan = None if arm is None else arm.schedule.plan(job.round)
     work = 0 if plan is None else (plan.steps + plan.private_steps) * plan.batch_size
     if work > node.max_examples:

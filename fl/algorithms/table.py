@@ -10,6 +10,7 @@ from fl.algorithms.fedprox import FedProx
 from fl.algorithms.personal.apfl import Apfl
 from fl.algorithms.personal.clusters import Clusters
 from fl.algorithms.personal.ditto import Ditto
+from fl.algorithms.personal.enrolment import EnrolledPart
 from fl.algorithms.personal.feddpa import FedDpa
 from fl.algorithms.personal.fedper import FedPer
 from fl.algorithms.personal.fedrep import FedRep
@@ -64,6 +65,7 @@ _OWN: tuple[type[Algorithm], ...] = (
     GeometricMedian,
     FedProx,
     Gates,
+    EnrolledPart,
     FedPer,
     FedRep,
     Ditto,

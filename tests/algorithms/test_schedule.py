@@ -42,6 +42,13 @@ LORA = {"method": "lora", "split": "fedsa"}
         ("personalized", {"algorithm": "ditto"}, 12, 12),
         ("personalized", {"algorithm": "fedrep"}, 12, 12),
         ("personalized", {"algorithm": "clusters"}, 12, 12),
+        # a closing phase for whoever was never drawn, and for all where what is personal comes after the rounds
+        ("personalized", {"algorithm": "ditto", "sample": 0.5}, 13, 12),
+        ("personalized", {"algorithm": "fedrep", "sample": 0.5}, 13, 12),
+        ("personalized", {**LORA, "sample": 0.5}, 13, 12),
+        ("personalized", {"sample": 0.5}, 11, 10),
+        ("personalized", {"algorithm": "enrolment"}, 13, 12),
+        ("global", {"sample": 0.5}, 12, 12),
         ("global", {}, 12, 12),
         ("global", {"gated-arms": "all"}, 12, 12),  # its gates train with the rest in every step
         ("local", {}, 12, 0),
