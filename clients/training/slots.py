@@ -141,7 +141,6 @@ class SlotAdamW:
         self.steps = {group: [0] * len(plans) for group in SKIPPED}
         self.plans = list(plans)
         self._limits = parameters.values.new_tensor([plan.clipping_norm for plan in plans])
-        self._start = parameters.values.clone() if any(plan.shrinkage for plan in plans) else None
 
     def clip(self) -> Tensor:
         """Scale each slot's gradient to its plan's norm, shared and private apart; the largest norm before (slots,).
@@ -184,9 +183,6 @@ class SlotAdamW:
         def column(numbers: list[float]) -> Tensor:
             return torch.tensor(numbers, device=value.device, dtype=value.dtype)[:, None]
 
-        if self._start is not None and group in (FACTORS, GATES):
-            pulls = column([rate * plan.shrinkage for rate, plan in zip(rates, plans, strict=True)])
-            value.lerp_(self._start[rows, columns], pulls)
         if any(decays):
             value.mul_(column([1 - rate * decay for rate, decay in zip(rates, decays, strict=True)]))
         first.lerp_(gradient, 1 - BETA1)

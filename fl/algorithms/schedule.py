@@ -127,6 +127,4 @@ class Schedule:
             steps=tuned.finetune_steps or own_steps or train.local_steps,
             learning_rate=rate or plan.learning_rate,
             private_learning_rate=rate or plan.private_learning_rate,
-            part=tuned.finetune_part,
-            shrinkage=tuned.finetune_shrinkage,
         )
