@@ -63,6 +63,11 @@ class EnrolMethod:
                 f"steps {self.steps} on a grid of {self.grid}: a grid ascends from 0, and has the steps of a single example"
             )
 
+    @property
+    def examples(self) -> int:
+        """Of a person at most, in training, each as often as it comes: of the folds too."""
+        return (1 + self.folds) * self.grid[-1] * self.batch_size
+
 
 def method_of(part: EnrolledPart) -> EnrolMethod:
     """How the arm ``personalized`` enrols with these options."""
