@@ -13,7 +13,7 @@ import json
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 
@@ -138,8 +138,15 @@ class StubServer:
 
     def _adapt(self, request: StubRequest) -> Reply:
         tensors, info = unpack(request.form["adapter"][0])
-        data = pack({name: values * 0.5 for name, values in tensors.items()}, info)
-        document = {"adapter": base64.b64encode(data).decode(), "loss": 1.5, "steps": 3, "examples": 6, "seconds": 0.1}
+        trained = {name: values * 0.5 if name.endswith("_B") else values for name, values in tensors.items()}
+        data = pack(trained, replace(info, split="fedsa"))
+        document = {
+            "kept": True,
+            "adapter": base64.b64encode(data).decode(),
+            "steps": 3,
+            "seconds": 0.1,
+            "unseen": [],
+        }
         return Reply(body=json.dumps(document).encode())
 
 

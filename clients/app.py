@@ -18,8 +18,9 @@ from clients.answers import Answer, remember
 from clients.mods import discreet_mod, guard_mod
 from clients.node import Hosting, check_job, node_worker
 from clients.store import DeviceStore, count_evaluation
+from clients.training.devices import enrol_devices
 from clients.training.evaluate import Evaluation, evaluate
-from clients.training.phase import DEVICE_FAULTS, CohortStep, one_by_one, train_device
+from clients.training.phase import DEVICE_FAULTS, CohortStep, job_arm, one_by_one, train_device
 from clients.training.second import Placed, place_device
 from clients.training.together import train_together
 from clients.updates.mask import Sessions, take_step
@@ -29,6 +30,7 @@ from clients.worker import Worker, step_threads, threads
 from fl.adapters.correction import corrected
 from fl.adapters.state import State
 from fl.algorithms.arms import EVERYONE, evaluated_as
+from fl.algorithms.plan import Phase
 from fl.core.errors import AdapterError, ConfigError, DemandError, StoreError
 from fl.core.files import write_atomically
 from fl.core.machine import return_free_memory
@@ -135,7 +137,13 @@ def evaluate_devices(message: Message, context: Context) -> Message:
 def _train_devices(
     worker: Worker, job: Job, devices: Sequence[str], incoming: State
 ) -> Iterable[DeviceResult | DeviceFailure]:
-    """In cohorts, but for the virtual device of ``centralized``, other methods than low rank, and a task that learns nothing."""
+    """In cohorts, but for the virtual device of ``centralized``, other methods than low rank, and a task that learns nothing.
+
+    By enrolment where that is what comes after the rounds.
+    """
+    second = job_arm(worker, job).personal.second
+    if job.phase is Phase.PERSONALIZE and second is not None and second.afterwards:
+        return enrol_devices(worker, job, devices, incoming)
     alone = EVERYONE in devices or not worker.task.learns or not worker.method.low_rank
     return (one_by_one(train_device) if alone else train_together)(worker, job, devices, incoming)
 
@@ -215,7 +223,8 @@ def _evaluate_device(
             result = evaluate(model, worker.task, examples, adapted=False, beams=config.federation.beams)
     else:
         neutral = neutral or worker.task.is_new(device_id)
-        placed = place_device(worker, arm, device_id, incoming, before=job.round + 1, neutral=neutral)
+        last = arm.schedule.rounds if job.final else job.round  # what closes an arm comes after the rounds of the run
+        placed = place_device(worker, arm, device_id, incoming, before=max(job.round, last) + 1, neutral=neutral)
         if placed.second:  # trained on the untouched base, and what C lacks of the shared pair is not its own
             corrections = {}
         with corrected(worker.adapted, corrections) as model:

@@ -4,8 +4,11 @@ from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
+from clients.training.enrol import method_of
 from clients.worker import Worker, get_worker
-from fl.algorithms.arms import trained_arm
+from fl.algorithms.arms import Arm, evaluated_as
+from fl.algorithms.personal.enrolment import EnrolledPart
+from fl.algorithms.plan import Phase
 from fl.core.errors import ConfigError, DemandError, PopulationError
 from fl.protocol.node import NodeConfig
 from fl.protocol.wire import Job
@@ -49,16 +52,24 @@ def check_job(job: Job, config: RunConfig, node: NodeConfig, *, training: bool) 
     """Raise :class:`DemandError` for a job that no run of these settings has, or with more work than a deployed device's owner allows."""
     if not node.deployed:
         return
-    if job.round > config.federation.rounds:
-        raise DemandError(f"round {job.round} is none of a run of {config.federation.rounds} rounds: it takes no part")
-    arm = trained_arm(job.arm, config) if training else None
-    plan = None if arm is None else arm.schedule.plan(job.round)
-    work = 0 if plan is None else (plan.steps + plan.private_steps) * plan.batch_size
+    arm, _ = evaluated_as(job.arm, config)
+    rounds = config.federation.rounds if arm is None else max(config.federation.rounds, arm.schedule.rounds)
+    if job.round > rounds:
+        raise DemandError(f"round {job.round} is none of a run of {rounds} rounds: it takes no part")
+    work = 0 if arm is None or not training else _examples_of(arm, job)
     if work > node.max_examples:
         raise DemandError(
             f"a message would train on {work:,} examples (steps times batch-size), and this device allows {node.max_examples:,}: lower "
             'local-steps or batch-size, or let the owner start the SuperNode with a larger --node-config "max-examples=..."'
         )
+
+
+def _examples_of(arm: Arm, job: Job) -> int:
+    """How many examples a device trains on in a message, each as often as it comes."""
+    part, plan = arm.personal, arm.schedule.plan(job.round)
+    if isinstance(part, EnrolledPart) and job.phase is Phase.PERSONALIZE:
+        return method_of(part).examples
+    return (plan.steps + plan.private_steps) * plan.batch_size
 
 
 def _with_own_data(config: RunConfig, node: NodeConfig) -> RunConfig:

@@ -125,10 +125,11 @@ class ArmStrategy(Strategy):
     ) -> Iterable[Message]:
         """One message for each node that hosts a device of the round, and for each model that its devices get."""
         phase = self.arm.schedule.phase(server_round)
-        devices = self.sampled(server_round) if phase is Phase.FEDERATE else tuple(sorted(self.job.devices))
+        federating = phase is Phase.FEDERATE
+        drawn = federating and self.arm.federates  # who sends nothing trains whatever others do
+        devices = self.sampled(server_round) if drawn else tuple(sorted(self.job.devices))
         self._asked, self._round = devices, server_round
         self._start = {name: array.numpy() for name, array in arrays.items()}
-        federating = phase is Phase.FEDERATE
         recipients = self.aggregator.recipients(devices, self._start, training=federating)
         shapes = {name: values.shape for name, values in recipients[0][1].items()} if federating and recipients else {}
         self._schema = ReplySchema(shapes, Exchange.of(self.config, self.arm, phase))

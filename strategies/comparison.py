@@ -145,9 +145,14 @@ class Comparison:
         if one.shared is None or other.shared is None:
             return {}
         rounds = other.schedule.neutral_rounds
-        keeps = other.personal.decides_split or type(other.shared).begin is not Algorithm.begin
+        second = other.personal.second
+        keeps = (second is not None and not second.afterwards) or type(other.shared).begin is not Algorithm.begin
         same = one.shared == other.shared and self._shared_shapes(one) == self._shared_shapes(other)
-        return {"global": CommonRounds(PERSONALIZED, rounds)} if rounds and same and not keeps else {}
+        return (
+            {"global": CommonRounds(PERSONALIZED, rounds)}
+            if rounds and same and not keeps and not other.personal.aggregates
+            else {}
+        )
 
     def _shared_shapes(self, arm: Arm) -> dict[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in self._shared(arm).items()}
@@ -199,7 +204,7 @@ class Comparison:
             "adapter_parameters": whole.parameters,
             "adapter_bytes": whole.bytes,
             "shared_bytes": shared.bytes,
-            "private_bytes": size_of(second.start(fresh, 0)).bytes if second else private.bytes,
+            "private_bytes": second.kept_bytes(second.start(fresh, 0)) if second else private.bytes,
             "bytes_up_per_device_round": max((r["bytes_up"] for r in rows), default=0),
             "bytes_down_per_device_round": max((r["bytes_down"] for r in rows), default=0),
             "seconds": {name: round(value, 2) for name, value in self.loop.seconds.items()},

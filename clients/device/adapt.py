@@ -1,46 +1,41 @@
-"""Server-assisted training as a device sees it: labelled speech out, a trained adapter back, and why it may be believed.
+"""Enrolment through a server as a device sees it: labelled speech out, an adapter with a private part back, and why it may be believed.
 
-The layout is that of :mod:`fl.serving.http.adapt`. A server that answers with another adapter than the one that was sent, trained,
-does not get to replace it: base, tokenizer, split, window, configuration, names and shapes must be the same.
+The layout is that of :mod:`fl.serving.http.adapt`. A server that answers with another adapter than the one that was sent, enrolled,
+does not get to replace it: base, tokenizer, window, configuration, names and shapes must be the same, and whatever has changed must
+be private in what the adapter says of itself.
 """
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from clients.device.labelled import Labelled
 from clients.device.messages import FormPart, ServerAnswer, unexpected
-from fl.core.errors import AdapterMismatchError, ConfigError
+from fl.adapters.split import covering
+from fl.core.errors import AdapterMismatchError
 from fl.packed.blob import unpack
 from fl.packed.header import MAX_PACKED_BYTES
+from fl.settings.names import SPLITS
 
-PRIVATE_STEPS = 12  # as many as a device takes in a round of ``idiolect run``
 MAX_REPORT_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
 class AdaptOptions:
-    """How the server trains an adapter. Private steps train the gates alone, on frozen A and B, and are the default.
+    """How the server enrols. It keeps what makes left-out sentences worse to itself, unless ``keep``; an empty language is the
+    adapter's own."""
 
-    Shared steps train A and B, with neutral gates: they move the part that all devices have in common away from what was
-    aggregated. A learning rate of 0 and an empty language leave the choice to the server.
-    """
-
-    private_steps: int | None = None  # PRIVATE_STEPS, but none where shared steps are asked for
-    shared_steps: int = 0
-    learning_rate: float = 0.0
-    private_learning_rate: float = 0.0
+    keep: bool = False
     seed: int = 0
     language: str = ""
 
     def fields(self) -> dict[str, str]:
-        """As form fields. Both numbers of steps are always sent: a server's own default may train something else."""
-        default = 0 if self.shared_steps else PRIVATE_STEPS
-        private = default if self.private_steps is None else self.private_steps
-        chosen = {name: str(value) for name, value in self.__dict__.items() if value and name != "shared_steps"}
-        return {**chosen, "steps": str(self.shared_steps), "private_steps": str(private)}
+        """As form fields, those that are not the default."""
+        return {name: str(value) for name, value in self.__dict__.items() if value}
 
 
 def adapt_parts(adapter: bytes, utterances: Sequence[Labelled], options: AdaptOptions) -> list[FormPart]:
@@ -51,9 +46,12 @@ def adapt_parts(adapter: bytes, utterances: Sequence[Labelled], options: AdaptOp
 
 
 def read_adapted(answer: ServerAnswer) -> tuple[bytes, dict[str, Any]]:
-    """The new adapter of an answer, not yet checked, and the rest of it: loss, steps, seconds, which tensors are private."""
+    """The new adapter of an answer, not yet checked and empty where it was not kept, and the rest of it: steps, sentences, seconds."""
     document = answer.json(limit=MAX_PACKED_BYTES * 4 // 3 + MAX_REPORT_BYTES)
+    document["unseen"] = _sentences(document.get("unseen", []))
     coded = document.pop("adapter", None)
+    if document.get("kept") is False:
+        return b"", document
     try:
         data = base64.b64decode(coded, validate=True) if isinstance(coded, str) else b""
     except ValueError:
@@ -63,17 +61,34 @@ def read_adapted(answer: ServerAnswer) -> tuple[bytes, dict[str, Any]]:
     return data, document
 
 
-def check_adapted(sent: bytes, new: bytes, options: AdaptOptions, report: Mapping[str, Any]) -> None:
-    """Raise :class:`fl.core.errors.AdapterError` unless ``new`` is sound and the same adapter as ``sent`` but for its values.
+def _sentences(found: Any) -> list[dict[str, Any]]:
+    """What the server says of each sentence: its place in the request, what was said, transcripts and errors before and after."""
+    try:
+        return [
+            {
+                "name": int(one["name"]),
+                **{key: str(one[key]) for key in ("said", "before", "after")},
+                "errors": [int(one["errors"][0]), int(one["errors"][1])],
+            }
+            for one in found
+        ]
+    except (TypeError, ValueError, LookupError) as error:
+        raise unexpected("does not say what became of the sentences") from error
 
-    Raises :class:`ConfigError` where only the private part was to be trained and the adapter has none.
-    """
-    if not options.shared_steps and report.get("private") == []:
-        raise ConfigError("nothing was trained: the adapter has no private part; --shared-steps N trains the shared")
+
+def check_adapted(sent: bytes, new: bytes) -> None:
+    """Raise :class:`fl.core.errors.AdapterError` unless ``new`` is sound and the same adapter as ``sent`` but for values that it calls
+    private."""
     old_tensors, old = unpack(sent)
     new_tensors, info = unpack(new)
-    for field in ("base_name", "base_fingerprint", "tokenizer", "split", "window", "config"):
+    for field in ("base_name", "base_fingerprint", "tokenizer", "window", "config"):
         if getattr(old, field) != getattr(info, field):
             raise AdapterMismatchError(f"the server sent back an adapter with another {field}: the old one is kept")
     if {name: t.shape for name, t in old_tensors.items()} != {name: t.shape for name, t in new_tensors.items()}:
         raise AdapterMismatchError("the server sent back an adapter with other tensors: the old one is kept")
+    changed = [name for name, values in old_tensors.items() if not np.array_equal(values, new_tensors[name])]
+    if info.split not in (old.split, *SPLITS) or info.split != covering(info.split, old_tensors, changed):
+        raise AdapterMismatchError(
+            f"the server sent back an adapter with another split, {info.split[:80]!r}, and what changed is not private in it: the "
+            "old one is kept"
+        )

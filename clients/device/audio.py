@@ -57,7 +57,7 @@ def _recording(path: Path) -> Path:
         str(path).encode()
         there = find(path)
         if there.is_dir():
-            raise AudioError(f"{path}: is a folder; give one recording, or labelled ones to 'idiolect device adapt'")
+            raise AudioError(f"{path}: is a folder; give one recording, or labelled ones to 'idiolect device enrol'")
         if not there.is_file():
             raise AudioError(f"{path}: no such audio file; check the name")
         if not there.stat().st_size:

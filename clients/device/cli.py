@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 from clients.device import commands
-from clients.device.adapt import PRIVATE_STEPS
 from clients.device.audio import CODECS
 from clients.device.client import FORMATS
 from clients.device.commands import DONE_CODE, ERROR_CODE, LATER_CODE
@@ -44,6 +43,7 @@ SENDING = (
     option("--base-only", "without the adapter", action="store_true"),
     option("--codec", "of this upload", choices=tuple(CODECS), default=""),
 )
+EARLIER = {"enrol": ["adapt"]}  # names that a command had
 Run: TypeAlias = Callable[[argparse.Namespace], int | None]
 COMMANDS: dict[str, tuple[Run, *tuple[Option, ...]]] = {
     "init": (commands.init, *DeviceSettings.options()),
@@ -59,16 +59,13 @@ COMMANDS: dict[str, tuple[Run, *tuple[Option, ...]]] = {
         option("file", type=Path),
         option("--force", "replace a file that is there", action="store_true"),
     ),
-    "adapt": (
-        commands.adapt,
+    "enrol": (
+        commands.enrol,
         option("source", "folder with a.wav beside a.txt, or manifest.jsonl with audio and text", type=Path),
         option("--encoding", "of texts, such as cp949 (UTF-8, else as recognised)", default=""),
         option("--strict", "stop if anything that lies there would be left out", action="store_true"),
-        option("--private-steps", f"train gates on frozen A and B ({PRIVATE_STEPS}; 0 with --shared-steps)", type=int),
-        option("--shared-steps", "train A and B, with neutral gates (%(default)s)", type=int, default=0),
-        option("--private-learning-rate", "of private steps (the server's default)", type=float, default=0.0),
-        option("--learning-rate", "of shared steps (the server's default)", type=float, default=0.0),
-        option("--seed", type=int, default=0),
+        option("--keep", "keep the adapter even where it makes left-out sentences worse", action="store_true"),
+        option("--seed", "of folds and the order of sentences (%(default)s)", type=int, default=0),
         option("--language", "code such as ko (the device's, else the adapter's)", default=""),
     ),
     "transcribe": (commands.transcribe, option("file", type=Path), *SENDING),
@@ -106,7 +103,9 @@ def build_parser() -> argparse.ArgumentParser:
             under = groups[""].add_parser(group, help=f"store, show or export the {group}")
             groups[group] = under.add_subparsers(title="commands", required=True, metavar="COMMAND")
         text = run.__doc__
-        added = groups[group].add_parser(name, help=text, description=text, parents=[common], allow_abbrev=False)
+        added = groups[group].add_parser(
+            name, help=text, description=text, parents=[common], allow_abbrev=False, aliases=EARLIER.get(name, ())
+        )
         for flag, how in options:
             added.add_argument(flag, **how)
         added.set_defaults(run=run)

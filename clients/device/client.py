@@ -28,7 +28,7 @@ from clients.device.seal import Seal, ask_passphrase
 from clients.device.settings import DeviceSettings, open_device, open_server
 from clients.device.store import AdapterStore
 from fl.core.errors import ConfigError
-from fl.packed.blob import PackedInfo
+from fl.packed.blob import PackedInfo, read_info
 
 FORMATS = ("json", "text", "verbose_json", "srt", "vtt")
 TRANSCRIBE, ADAPTERS, ADAPT = "/v1/audio/transcriptions", "/v1/adapters", "/v1/adapt"
@@ -36,7 +36,7 @@ UNKNOWN_HANDLE = "unknown-handle"
 NO_HANDLES = frozenset({404, 405, 413, 501, 507})  # there are none at that server, or it has no room for this adapter
 RECORDING_AT_FAULT = frozenset({400, 413, 415, 422})
 ADAPTER_AT_FAULT = frozenset({"adapter-mismatch", "unusable-adapter"})
-ADAPT_SECONDS = 6000.0  # an adapter may wait behind others before it is trained
+ADAPT_SECONDS = 6000.0  # a device may wait behind others before it is enrolled
 
 OnText = Callable[[str], None]
 Send = Callable[[list[FormPart], str], "Transcription"]
@@ -186,11 +186,11 @@ class DeviceClient:
                     on_done(Flushed(name, found.text))
         return answered
 
-    def adapt(self, utterances: Sequence[Labelled], options: AdaptOptions) -> tuple[PackedInfo, dict[str, Any]]:
-        """Have the server train this device's adapter on labelled speech; store the new one if it is sound.
+    def enrol(self, utterances: Sequence[Labelled], options: AdaptOptions) -> tuple[PackedInfo, dict[str, Any]]:
+        """Have the server enrol this device on labelled speech; store the new adapter if it was kept and is sound.
 
-        Returns what the new adapter says of itself and what the server says of the training. Raises
-        :class:`fl.core.errors.AdapterMismatchError` for an answer that is not this adapter, trained; the old one is then kept.
+        Returns what the stored adapter says of itself and what the server says of the enrolment. Raises
+        :class:`fl.core.errors.AdapterMismatchError` for an answer that is not this adapter, enrolled; the old one is then kept.
         """
         adapter = self.store.require()
         options = replace(options, language=options.language or self.settings.language)
@@ -198,7 +198,9 @@ class DeviceClient:
         patient = replace(self.retry, total=max(self.retry.total, ADAPT_SECONDS))
         with closing(Connection(replace(self.server, timeout=ADAPT_SECONDS), patient)) as connection:
             new, report = connection.call("POST", ADAPT, body, read_adapted, key=os.urandom(16).hex())
-        check_adapted(adapter, new, options, report)
+        if not new:
+            return read_info(adapter), report
+        check_adapted(adapter, new)
         return self.store.set(new), report
 
 

@@ -1,4 +1,4 @@
-"""What the commands of ``idiolect device`` do: set a device up, keep and train its adapter, transcribe, record, queue, flush.
+"""What the commands of ``idiolect device`` do: set a device up, keep and enrol its adapter, transcribe, record, queue, flush.
 
 A command takes parsed arguments, says a line of JSON for a script or text for a person, and returns its exit code unless it is
 done. Its docstring is its help.
@@ -7,6 +7,7 @@ done. Its docstring is its help.
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import fields, replace
 from pathlib import Path
@@ -97,8 +98,8 @@ def adapter_export(arguments: argparse.Namespace) -> None:
     say(arguments, {"file": str(path), "bytes": len(data)}, f"{path}: {len(data):,} bytes, readable by its owner alone")
 
 
-def adapt(arguments: argparse.Namespace) -> None:
-    """Have the server train this device's adapter on labelled speech: its gates, unless the steps say otherwise."""
+def enrol(arguments: argparse.Namespace) -> None:
+    """Have the server train a private part of this device's adapter on labelled speech, and keep it where it helps."""
     options = AdaptOptions(**{one.name: getattr(arguments, one.name) for one in fields(AdaptOptions)})
     with closing(DeviceClient.open(arguments.folder)) as client:
         language = options.language or client.settings.language or read_info(client.store.require()).language
@@ -110,7 +111,7 @@ def adapt(arguments: argparse.Namespace) -> None:
         refused: list[str] = []
         while True:
             try:
-                info, report = client.adapt(found.utterances, options)
+                info, report = client.enrol(found.utterances, options)
                 break
             except RefusedError as error:
                 if len(refused) == SHOWN or not (name := found.leave_out(str(error))):
@@ -119,11 +120,32 @@ def adapt(arguments: argparse.Namespace) -> None:
                     raise ManifestError(f"{arguments.source}: {name}: {error}") from error
                 refused.append(name)
                 print(harmless(f"idiolect: left out, since {error}: {name}"), file=sys.stderr)
-    shown = {name: report.get(name) for name in ("steps", "examples", "loss", "seconds")}
-    text = f"trained on {len(found.utterances)} utterances and stored: "
+    for one in report["unseen"]:
+        one["name"] = dict(enumerate(found.names)).get(one["name"], "?")
     passed = {"left_out": found.left_out, "guessed": sorted(found.guessed)}
-    named = {**shown, **passed, "base_name": info.base_name, "dtype": info.dtype}
-    say(arguments, named, text + ", ".join(f"{k} {v}" for k, v in shown.items()))
+    named = {**report, **passed, "base_name": info.base_name, "dtype": info.dtype}
+    say(arguments, named, "\n".join(_told(report, len(found.names))))
+
+
+def _told(report: dict[str, Any], count: int) -> Iterator[str]:
+    """What the server says of an enrolment, in lines: each sentence before and after, then what was kept."""
+    sentences = report["unseen"]
+    for one in sentences:
+        before, after = one["errors"]
+        yield f"{one['name']}: {one['said']}\n  before ({before} errors): {one['before']}"
+        yield f"  after  ({after} errors): {one['after']}"
+    before, after = (sum(one["errors"][i] for one in sentences) for i in (0, 1))
+    yield (
+        f"errors in sentences that were not trained on: {before} -> {after}"
+        if sentences
+        else "one sentence leaves nothing to check with: record a second one to see whether it helps"
+    )
+    yield f"{report.get('steps')} steps in {report.get('seconds')} s; private part {report.get('private_bytes')} bytes"
+    yield (
+        f"trained on {count} utterances and stored"
+        if report.get("kept", True)
+        else "not kept: it does not help with sentences left out; --keep keeps it all the same"
+    )
 
 
 def transcribe(arguments: argparse.Namespace) -> int:

@@ -22,11 +22,13 @@ from fl.adapters.pairs import pair_names
 from fl.adapters.split import Split, in_part
 from fl.adapters.stacked import Slot, StackedAdapters, StackedModel
 from fl.adapters.state import State, module_of, part_of, tensor_name
+from fl.algorithms.personal.enrolment import EnrolledPart
 from fl.algorithms.plan import LocalPlan
 from fl.core.compute import CUDA
 from fl.core.errors import ConfigError, SplitError
 from fl.core.rng import derive_random, derive_seed
 from fl.data.batching import buckets
+from fl.packed.blob import quantized, restored
 from fl.tasks.task import Example, Task
 
 PEOPLE = 16  # in one cohort, each with a member for all examples and one for each fold
@@ -60,6 +62,28 @@ class EnrolMethod:
             raise ConfigError(
                 f"steps {self.steps} on a grid of {self.grid}: a grid ascends from 0, and has the steps of a single example"
             )
+
+    @property
+    def examples(self) -> int:
+        """Of a person at most, in training, each as often as it comes: of the folds too."""
+        return (1 + self.folds) * self.grid[-1] * self.batch_size
+
+
+def method_of(part: EnrolledPart) -> EnrolMethod:
+    """How the arm ``personalized`` enrols with these options."""
+    grid = part.grid
+    return EnrolMethod(part.enrolment_part, rate=part.enrolment_rate, grid=grid, steps=part.steps // 2 or part.steps)
+
+
+DEFAULT = method_of(EnrolledPart())
+"""How a person enrols unless told otherwise, by whatever way (docs/results.md, enrolment)."""
+
+
+def kept(private: State) -> tuple[State, int]:
+    """A person's private tensors as they are kept, in int8 with a scale for each row, and the bytes of that."""
+    stored = quantized({name: tensor.numpy() for name, tensor in private.items()})
+    values = {name: torch.from_numpy(array) for name, array in restored(stored).items()}
+    return values, sum(array.nbytes for array in stored.values())
 
 
 @dataclass(frozen=True)

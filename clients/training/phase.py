@@ -73,9 +73,17 @@ def local_plan(worker: Worker, job: Job, device_id: str, arm: Arm) -> LocalPlan:
         plan = replace(plan, steps=steps, batch_size=plan.batch_size * together)
     if not worker.task.learns:
         plan = replace(plan, steps=0, private_steps=0)
+    if job.phase is Phase.PERSONALIZE and arm.schedule.closing and has_own(worker, arm, device_id, before=job.round):
+        plan = replace(plan, private_steps=0)
     for algorithm in arm.algorithms:
         plan = algorithm.local(plan, job.round)
     return plan
+
+
+def has_own(worker: Worker, arm: Arm, device_id: str, *, before: int) -> bool:
+    """Whether a device has something of its own in an arm from before a round."""
+    folders = (arm.name, own_folder(arm))
+    return any(number < before for folder in folders for number in worker.store.rounds(folder, device_id))
 
 
 def local_seed(worker: Worker, job: Job, device_id: str) -> int:
@@ -117,10 +125,10 @@ class LocalPhase:
         return self.arm.shared.begin(self.incoming, load)
 
     @property
-    def follows(self) -> bool:
-        """Whether nothing trains the shared part, which only follows what is the device's own."""
+    def own_alone(self) -> bool:
+        """Whether the shared part is not trained beside what is the device's own: it only follows, or the rounds are over."""
         second = self.arm.personal.second
-        return second is not None and second.follows
+        return second is not None and (second.follows or self.job.phase is Phase.PERSONALIZE)
 
     def finish(self, trained: tuple[State, LocalResult] | None, own: OwnResult | None) -> DeviceResult:
         """Keep what stays of the trained adapter (None where it only follows) and of what the device has beside it; say what leaves.
@@ -130,11 +138,12 @@ class LocalPhase:
         worker, job = self.worker, self.job
         if own is not None:
             worker.store.save(own_folder(self.arm), self.device_id, job.round, own.personal)
+        sends = job.phase is Phase.FEDERATE
         if trained is None:
-            return self._result(own.shared, own.result) if own else self._result(dict(self.incoming), LocalResult())
+            shared = own.shared if own else dict(self.incoming)
+            return self._result(shared if sends else {}, own.result if own else LocalResult())
         state, result = trained
         worker.keep_private(self.arm, self.device_id, job.round, state)
-        sends = job.phase is Phase.FEDERATE
         shared = {name: state[name] for name in worker.split(self.arm).shared} if sends else {}
         if self.correction is not None:
             worker.store.save(self._correction_folder, self.device_id, job.round, self.correction.kept())
@@ -146,14 +155,17 @@ class LocalPhase:
     def own(self) -> Own | None:
         """What the device trains of its own beside the shared adapter; None where there is nothing to do."""
         worker, job, second, device_id = self.worker, self.job, self.arm.personal.second, self.device_id
-        if second is None or job.phase is not Phase.FEDERATE or not self.plan.steps:
+        steps = self.plan.private_steps if job.phase is Phase.PERSONALIZE else self.plan.steps
+        if second is None or second.afterwards or job.phase is Phase.FINETUNE or not steps:
             return None
         kept = None
         if not second.follows:
             kept = stored_own(worker, second, self.arm, device_id, self.shared, before=job.round)
         personal = kept or fresh_own(worker, second, self.shared)
         seed = derive_seed(worker.config.seed, job.round, device_id, "train-own")
-        return Own(self.shared, personal, self.examples, second.plan(self.plan), seed)
+        return Own(
+            self.shared, personal, self.examples, second.plan(replace(self.plan, steps=steps, private_steps=0)), seed
+        )
 
     def _result(self, shared: State, result: LocalResult) -> DeviceResult:
         """What the device says of its local phase. Bytes are those of its own tensors, whoever else is on its node."""
@@ -171,7 +183,7 @@ class LocalPhase:
 def train_device(worker: Worker, job: Job, device_id: str, incoming: State) -> DeviceResult:
     """Train one device alone: the reference for every faster way."""
     phase = LocalPhase(worker, job, device_id, incoming)
-    trained = None if phase.follows else _train_adapter(phase)
+    trained = None if phase.own_alone else _train_adapter(phase)
     own, second = phase.own(), phase.arm.personal.second
     if own is None or second is None:
         return phase.finish(trained, None)

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from fl.adapters.model import neutral_gates
-from fl.adapters.split import Split, in_part, tensor_kind
+from fl.adapters.split import Split, tensor_kind
 from fl.algorithms.base import Correction
 from fl.algorithms.plan import LocalPlan
-from fl.core.errors import AdapterError, SplitError
+from fl.core.errors import AdapterError
 from fl.core.rng import derive_generator
 from fl.tasks.task import Example, Task
 
@@ -99,18 +99,11 @@ class LocalResult:
 def trained_split(split: Split, plan: LocalPlan) -> Split:
     """The split of one local phase: what it does not train is fixed in it, so that no gradient is computed for it.
 
-    That are shared tensors of the kind ``plan.frozen``, all of them where no step trains them, and private tensors beside
-    ``plan.part``. Raises :class:`SplitError` for a part without a tensor.
+    That are shared tensors of the kind ``plan.frozen``, and all of them where no step trains them.
     """
-    chosen, alone = in_part(plan.part), not plan.steps and bool(split.private)
+    alone = not plan.steps and bool(split.private)
     shared = tuple(n for n in split.shared if not (alone or tensor_kind(n) == plan.frozen))
-    private = tuple(filter(chosen, split.private))
-    if split.private and not private:
-        raise SplitError(f"part {plan.part!r} matches no private tensor: names look like {split.private[0]!r}")
-    trained = {*shared, *private}
-    return replace(
-        split, shared=shared, private=private, fixed=(*split.fixed, *(n for n in split.trained if n not in trained))
-    )
+    return replace(split, shared=shared, fixed=(*split.fixed, *(n for n in split.shared if n not in {*shared})))
 
 
 def step_kinds(plan: LocalPlan, generator: np.random.Generator) -> list[str]:

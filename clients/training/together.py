@@ -53,11 +53,11 @@ def _train(worker: Worker, job: Job, cohort: Sequence[str], incoming: State) -> 
     owned: dict[LocalPhase, OwnResult | Exception] = {}
     try:
         trained: Sequence[MemberResult | Exception | None] = [None] * len(members)
-        if second is None or not second.follows:
+        if not any(phase.own_alone for phase, _, _ in phases):
             trained = train_cohort(host, task, worker.split(arm), members, budget=budget)
         beside = zip(phases, trained, strict=True)
         owns = {phase: own for (phase, _, own), one in beside if own is not None and not isinstance(one, Exception)}
-        if second is not None:
+        if second is not None and not second.afterwards:
             plain = worker.recipe("none")
             blended = Slot(second.ranks * plain.size, plain.alpha / plain.size, second.gate)
             results = train_own_cohort(host, task, second, blended, list(owns.values()), budget=budget)

@@ -111,6 +111,13 @@ def make_split(preset: str, names: Iterable[str]) -> Split:
     return Split(preset, *(tuple(found) for found in roles.values()))
 
 
+def covering(preset: str, names: Iterable[str], private: Iterable[str]) -> str:
+    """``preset`` where it keeps all tensors of ``private`` to the device, else the narrowest preset that does."""
+    names, wanted = sorted(names), {*private}
+    presets = (preset, "gates", "fedsa", "all-private")
+    return next(one for one in presets if wanted <= {*make_split(one, names).private})
+
+
 def role_of(preset: str, name: str) -> str:
     """``shared``, ``private`` or ``fixed``: the role that ``preset`` gives to one tensor name.
 

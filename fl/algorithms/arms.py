@@ -84,12 +84,16 @@ def trained_arm(name: str, config: RunConfig) -> Arm | None:
     # Only there gates train in steps of their own: elsewhere, if there are any, they train with the rest in every step.
     gated = name == PERSONALIZED and bool(GATES.find(gate).parameters)
     federates = devices != EVERYONE and not starts_from and split != "all-private"
+    second = found.personal.second
+    afterwards = second is not None and second.afterwards
+    missed = config.federation.sample != 1 and (second is not None or split != "all-shared")  # whoever is never drawn
     schedule = Schedule(
         config.train,
         gates,
         config.federation.rounds,
         gated=gated,
         exchanges=federates,
+        closes=name == PERSONALIZED and federates and (afterwards or missed),
         finetune=with_options(config, Finetune) if starts_from else None,
     )
     shared_by = found.shared if federates else None

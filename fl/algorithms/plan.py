@@ -20,10 +20,9 @@ class LocalPlan:
     of shared tensor, ``A`` or ``B``, that is not trained in this round. With ``first_private`` steps the private part trains before,
     alone, and the shared part after it, alone (FedRep).
 
-    ``part`` are the private tensors that train (:func:`fl.adapters.split.in_part`); the others are frozen. ``shrinkage`` is lambda of
-    a pull of the private tensors towards where the phase began, the mode under a Gaussian prior around it, or of a second adapter
-    towards the shared one. Every pull is w <- w - min(1, rate * lambda) (w - w0) at each step, beside the gradient's step as AdamW's
-    weight decay is (arXiv 1711.05101, algorithm 2): it is not clipped, nor scaled by AdamW.
+    ``shrinkage`` is lambda of a pull of a second adapter towards the shared one. Every pull is w <- w - min(1, rate * lambda) (w - w0)
+    at each step, beside the gradient's step as AdamW's weight decay is (arXiv 1711.05101, algorithm 2): it is not clipped, nor scaled
+    by AdamW.
 
     The last group is of a second adapter, which takes ``repeat`` steps on each of ``steps`` batches. ``outer``: after the steps of a
     batch the shared adapter goes this share of the way to the own one (pFedMe); 0: never.
@@ -41,9 +40,8 @@ class LocalPlan:
     proximal: float = 0.0
     frozen: str = ""
     first_private: int = 0
-    part: str = "all"
-    shrinkage: float = 0.0
 
+    shrinkage: float = 0.0
     repeat: int = 1
     outer: float = 0.0
     mixing_learning_rate: float = 0.0

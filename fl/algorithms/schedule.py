@@ -5,6 +5,9 @@ lean on them and is bad without. So the last rounds train the gates alone, on a 
 the share of the steps that run with neutral gates and train the shared part alone: with all of them (the default) the shared
 tensors are as good an adapter for a held-out speaker as those of plain federated LoRA.
 
+What trains in the rounds and is a device's own must not depend on whether the device was sampled: an arm *closes* with a private phase
+for the devices that have nothing of their own yet, or, where what is personal is enrolled, for all.
+
 The private rounds are one message with as many steps: nothing is exchanged in between, and an optimizer that starts anew in every
 round cost a point of the error rate. Every device takes part in it, sampled or not.
 """
@@ -32,8 +35,8 @@ def rate_factor(name: str, round_index: int, rounds: int) -> float:
 class Schedule:
     """One arm's rounds. ``gated``: its gates train in steps of their own. ``exchanges``: its devices send updates.
 
-    ``total`` are the rounds of the run, by whose number every arm takes as many local steps. ``finetune`` is how an arm goes on after
-    the last round, None for those that do not.
+    ``total`` are the rounds of the run, by whose number every arm takes as many local steps. ``closes`` with a private phase after
+    the last round, unless gates train in one anyway. ``finetune`` is how an arm goes on after the last round, None for those that do not.
     """
 
     train: TrainTable
@@ -41,6 +44,7 @@ class Schedule:
     total: int
     gated: bool
     exchanges: bool
+    closes: bool = False
     finetune: Finetune | None = None
 
     @property
@@ -55,11 +59,16 @@ class Schedule:
         return self.gated and self.private_rounds > 0
 
     @property
+    def closing(self) -> bool:
+        """Whether a private phase follows the last round, for the devices that have nothing of their own yet."""
+        return self.closes and not self.alternating
+
+    @property
     def rounds(self) -> int:
         """Messages to a device that trains in each: the private phase and fine-tuning are one."""
         if self.finetune:
             return 1
-        return self.total + 1 - self.private_rounds if self.alternating else self.total
+        return self.total + 1 - self.private_rounds if self.alternating else self.total + self.closing
 
     @property
     def federated_rounds(self) -> int:
@@ -71,6 +80,8 @@ class Schedule:
     @property
     def neutral_rounds(self) -> int:
         """The first rounds in which all gates are neutral: an arm with gates does in them what one without does."""
+        if not self.gated:
+            return self.total
         before = self.total - self.private_rounds
         always = self.gates.gate_dropout == 1 and not self.gates.private_steps
         return before if always else min(self.gates.private_warmup_rounds, before)
@@ -79,7 +90,7 @@ class Schedule:
         """The phase of a round, counted from 1."""
         if self.finetune:
             return Phase.FINETUNE
-        private = self.alternating and server_round > self.total - self.private_rounds
+        private = server_round > (self.total - self.private_rounds if self.alternating else self.total)
         return Phase.PERSONALIZE if private else Phase.FEDERATE
 
     def plan(self, server_round: int) -> LocalPlan:
@@ -96,7 +107,7 @@ class Schedule:
         factor = rate_factor(train.schedule, min(place, decaying + 1), decaying)
         warm = self.gated and place <= gates.private_warmup_rounds
         extra = gates.private_steps if self.gated and not warm else 0
-        own_steps = train.local_steps * self.private_rounds
+        own_steps = train.local_steps * (1 if self.closing else self.private_rounds)
         plan = LocalPlan(
             steps=0 if alone else train.local_steps,
             batch_size=train.batch_size,
@@ -116,6 +127,4 @@ class Schedule:
             steps=tuned.finetune_steps or own_steps or train.local_steps,
             learning_rate=rate or plan.learning_rate,
             private_learning_rate=rate or plan.private_learning_rate,
-            part=tuned.finetune_part,
-            shrinkage=tuned.finetune_shrinkage,
         )

@@ -10,6 +10,7 @@ from fl.algorithms.fedprox import FedProx
 from fl.algorithms.personal.clusters import Clusters
 from fl.algorithms.personal.ditto import Ditto
 from fl.algorithms.personal.dual_adapter import DualAdapter
+from fl.algorithms.personal.enrolment import EnrolledPart
 from fl.algorithms.personal.fedper import FedPer
 from fl.algorithms.personal.fedrep import FedRep
 from fl.algorithms.personal.finetune import Finetune
@@ -64,6 +65,7 @@ _OWN: tuple[type[Algorithm], ...] = (
     GeometricMedian,
     FedProx,
     Gates,
+    EnrolledPart,
     FedPer,
     FedRep,
     Ditto,

@@ -26,7 +26,7 @@ import numpy.typing as npt
 from fl.core.errors import AdapterError
 from fl.packed.header import SCALES, PackedInfo, TensorEntry, parse, refuse, write_header
 
-__all__ = ["PackedInfo", "digest", "pack", "read_info", "unpack"]
+__all__ = ["PackedInfo", "digest", "pack", "quantized", "read_info", "restored", "unpack"]
 
 Arrays = dict[str, npt.NDArray[np.float32]]
 
@@ -89,6 +89,24 @@ def _quantize(values: npt.NDArray[np.float32]) -> tuple[npt.NDArray[Any], npt.ND
     scales = np.where(scales < exact, np.nextafter(scales, np.float16(np.inf)), scales)
     divisor = np.where(scales > 0, scales, 1).astype(np.float64)[:, None]
     return np.rint(rows / divisor).astype(np.int8).reshape(values.shape), scales
+
+
+def quantized(tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """Tensors as an int8 blob has them: int8 by name, and ``scales`` of all rows in the order of the names."""
+    found = {name: _quantize(_float32(name, tensors[name])) for name in sorted(tensors)}
+    scales = np.concatenate([scale for _, scale in found.values()]).astype(_NUMPY["float16"])
+    return {SCALES: scales, **{name: entries for name, (entries, _) in found.items()}}
+
+
+def restored(stored: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+    """The values of what :func:`quantized` gave. Raises :class:`AdapterError` where it cannot have given it."""
+    entries = {name: stored[name] for name in sorted(stored) if name != SCALES}
+    rows = {name: values.shape[0] if values.ndim == 2 else 1 for name, values in entries.items()}
+    scales = stored.get(SCALES, np.empty(0)).astype(np.float32)
+    if scales.shape != (sum(rows.values()),) or any(values.dtype != np.int8 for values in entries.values()):
+        refuse("its entries are not int8 with a scale for each row", "remove it, and enrol again")
+    parts = np.split(scales, np.cumsum([*rows.values()])[:-1])
+    return {name: _value(name, values, scale) for (name, values), scale in zip(entries.items(), parts, strict=True)}
 
 
 def read_info(data: bytes) -> PackedInfo:

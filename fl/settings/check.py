@@ -8,11 +8,9 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from fl.adapters.gates.table import GATES
-from fl.adapters.split import in_part
 from fl.algorithms.base import Algorithm, Role
-from fl.algorithms.personal.finetune import Finetune
 from fl.algorithms.shared.fedavg import FedAvg
-from fl.algorithms.table import ALGORITHMS, Chosen, chosen, with_options
+from fl.algorithms.table import ALGORITHMS, Chosen, chosen
 from fl.codecs.base import Codec, CompressionError
 from fl.codecs.table import make_codec
 from fl.core.errors import ConfigError
@@ -57,10 +55,6 @@ def _arms(config: RunConfig) -> Iterator[str]:
             yield f"split = {preset!r} is not a regular expression: {error}"
     elif preset not in names.SPLITS:
         yield f"split = {preset!r} is unknown: one of {', '.join(names.SPLITS)}, {names.LAYERS_PREFIX}<pattern>"
-    try:
-        in_part(with_options(config, Finetune).finetune_part)
-    except ConfigError as error:
-        yield f"algorithm.finetune.finetune-part: {error}"
 
 
 def _method(config: RunConfig, found: Chosen) -> Iterator[str]:

@@ -1,127 +1,70 @@
 """``idiolect enrol``: a person's own adapter from a few recordings with their texts, kept where it helps."""
 
+import io
 import json
-import tempfile
-import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
+import soundfile
 from rich.table import Table
 from typer import Argument, Option
 
 from clients.device.labelled import LabelledSpeech, read_labelled
-from clients.training.cohort import activation_bytes
-from clients.training.enrol import Adapter, Enrolment, EnrolMethod, Start, enrol, predict
+from clients.training.enrol import DEFAULT, Adapter
+from clients.training.person import Personal, enrol_person
 from fl.adapters.files import AdapterInfo, load_adapter, save_adapter
-from fl.adapters.split import in_part, make_split
-from fl.adapters.stacked import Slot, StackedModel
-from fl.adapters.state import State, size_of
-from fl.core.files import write_atomically
-from fl.data.manifest import Utterance, write_manifest
-from fl.metrics import Counts
-from fl.settings.config import make_config
-from fl.tasks.speech.task import SpeechTask
-from fl.tasks.task import Example
+from fl.adapters.split import covering, tensor_kind
+from fl.adapters.stacked import Slot
+from fl.adapters.state import State
+from fl.bases.base import SpeechBase
+from fl.bases.resolve import load_speech_base
+from fl.core.compute import AUTO, choose_device, dtype_of
+from fl.core.errors import ConfigError, ManifestError, TextError
+from fl.speech.audio import MAX_SECONDS
+from fl.speech.features import Window
+from fl.speech.languages import language_code
+from fl.tasks.speech.kind import SPEECH
+from fl.tasks.speech.own import OwnSpeech, Spoken
 from sim.cli.app import errors, progress_bars
 from sim.cli.options import Json, wide_console
 
-DEFAULT = EnrolMethod("B@decoder", rate=8e-4, grid=(0, 3, 6, 12, 24))
-"""A private part that leaves the encoder the same for everybody, at the rate that was best for it: docs/results/enrol.md."""
-PERSON = "you"
-METRIC = "mer"
 console = wide_console(140)
 
 
-@dataclass(frozen=True)
-class LeftOut:
-    """A sentence that its fold did not train on: what was said, and the transcripts before and after."""
-
-    name: str
-    said: str
-    before: str
-    after: str
-    errors: tuple[int, int]
-    tokens: int
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What an enrolment came to."""
-
-    enrolment: Enrolment
-    left_out: list[LeftOut]
-    adapter: State
-    bytes: int
-    seconds: float
-
-    @property
-    def errors(self) -> tuple[int, int]:
-        """Errors on the left-out sentences, before and after."""
-        before, after = (sum(one.errors[i] for one in self.left_out) for i in (0, 1))
-        return before, after
-
-    @property
-    def helps(self) -> bool:
-        """Whether left-out sentences have a lower loss, and no more errors. Unknown, of a single one: it is taken as helping."""
-        before, after = self.errors
-        return not self.left_out or (self.enrolment.steps > 0 and after <= before)
-
-
-def own_task(speech: LabelledSpeech, folder: Path, info: AdapterInfo, language: str) -> SpeechTask:
-    """The task of one person's labelled speech, whose recordings are written into ``folder``."""
-    utterances = []
-    for place, (name, (upload, text)) in enumerate(zip(speech.names, speech.utterances, strict=True)):
-        path = folder / f"{place:04d}.flac"
-        write_atomically(path, upload.content)
-        utterances.append(Utterance(name, path, text, PERSON, lang=language or info.language or None))
-    write_manifest(folder / "manifest.jsonl", utterances)
-    settings = {
-        "base": info.base_name,
-        "manifest": str(folder / "manifest.jsonl"),
-        "new-people": 0,
-        "window": info.window,
-        "language": language or info.language,
-    }
-    return SpeechTask(make_config(settings))
+def usable(labelled: LabelledSpeech, base: SpeechBase) -> list[Spoken]:
+    """What ``base`` can learn from; the others are left out, by name. :class:`ManifestError` where nothing is left."""
+    found = []
+    for name, (upload, text) in zip(labelled.names, labelled.utterances, strict=True):
+        try:
+            if upload.seconds > MAX_SECONDS:
+                raise TextError(f"has {upload.seconds:.0f} s, and a sentence may have {MAX_SECONDS:g}")
+            base.check_text(text, upload.seconds)
+        except TextError as error:
+            labelled.left_out[name] = str(error)
+            continue
+        found.append((name, soundfile.read(io.BytesIO(upload.content), dtype="float32")[0], text))
+    if not found:
+        raise ManifestError(f"no sentence can be learned from: {'; '.join(labelled.remarks())}")
+    return found
 
 
 def neutral(tensors: State, info: AdapterInfo) -> Adapter:
     """The adapter in a folder with neutral gates: those that are there are another person's."""
-    gates = {name: tensor * 0 if ".gated_lora_gate" in name else tensor for name, tensor in tensors.items()}
+    gates = {name: tensor * 0 if tensor_kind(name) == "gate" else tensor for name, tensor in tensors.items()}
     return Adapter(Slot.of(info.config), gates)
 
 
-def enrolled(task: SpeechTask, shared: Adapter, info: AdapterInfo, method: EnrolMethod, seed: int) -> Outcome:
-    """Enrol the person of ``task``, and transcribe every sentence by the fold that left it out."""
-    began = time.perf_counter()
-    person = task.device(task.device_ids()[0])
-    examples = sorted((*person.train, *person.validation, *person.test), key=lambda example: example.key)
-    host = StackedModel(task.new_model(), info.config.target_modules or task.targets)
-    start = Start.of(shared, method, seed=seed)
-    budget = activation_bytes(task.compute)
-    found = enrol(host, task, start, {PERSON: examples}, seed=seed, budget=budget, with_unseen=True)[PERSON]
-    none = {name: start.state[name] for name in start.split.private}
-    rows = [(fold + 1, i) for fold, (away, _) in enumerate(found.unseen) for i in sorted(away)]
-    states = [none, *(state for _, state in found.unseen)]
-    before, after = (
-        predict(host, task, start, states, [(place, examples[i]) for place, i in which]) if rows else []
-        for which in ([(0, i) for _, i in rows], rows)
-    )
-    left_out = [_left_out(task, examples[i], *texts) for (_, i), *texts in zip(rows, before, after, strict=True)]
-    return Outcome(
-        found,
-        left_out,
-        {**start.state, **found.private},
-        size_of(found.private).bytes // 2,
-        time.perf_counter() - began,
-    )
-
-
-def _left_out(task: SpeechTask, example: Example, before: str, after: str) -> LeftOut:
-    counts: list[Counts] = [task.score(example, text)[METRIC] for text in (before, after)]
-    errors_of = counts[0].errors, counts[1].errors
-    return LeftOut(example.key, example.target, before, after, errors_of, counts[0].reference)
+def own_speech(labelled: LabelledSpeech, info: AdapterInfo, language: str) -> OwnSpeech:
+    """A person's labelled speech on the base of an adapter."""
+    device = choose_device(AUTO)
+    base = load_speech_base(info.base_name, dtype=dtype_of(AUTO, device)).to(device)
+    info.require_base(base.fingerprint)
+    code = language_code(language or info.language) if base.languages else ""
+    if base.languages and code not in base.languages:
+        raise ConfigError(f"language {code!r} is unknown to base {base.name!r}: give --language one that it knows")
+    window, targets = cast(Window, info.window), info.config.target_modules or []
+    return OwnSpeech(base, usable(labelled, base), window=window, language=code, targets=targets)
 
 
 def enrol_command(
@@ -145,53 +88,43 @@ def enrol_command(
 ) -> None:
     """Make a personal adapter from a few recordings with their texts, and show what it changes on sentences left out of training."""
     tensors, info = load_adapter(adapter)
-    speech = read_labelled(source, encoding=encoding, language=language or info.language)
-    for remark in speech.remarks():
-        errors.print(remark, soft_wrap=True, highlight=False)
-    method = replace(DEFAULT, part=part, rate=rate, gate=gate)
-    with tempfile.TemporaryDirectory() as folder, progress_bars(as_json) as show:
+    labelled = read_labelled(source, encoding=encoding, language=language or info.language)
+    with progress_bars(as_json) as show:
         show("loading the base", 0, 1)
-        task = own_task(speech, Path(folder), info, language)
-        info.require_base(task.fingerprint)
+        speech = own_speech(labelled, info, language)
         show("loading the base", 1, 1)
+        for remark in labelled.remarks():
+            errors.print(remark, soft_wrap=True, highlight=False)
         show("enrolment", 0, 1)
-        outcome = enrolled(task, neutral(tensors, info), info, method, seed)
+        method = replace(DEFAULT, part=part, rate=rate, gate=gate)
+        personal = enrol_person(speech, neutral(tensors, info), method, metric=SPEECH.main, seed=seed)
         show("enrolment", 1, 1)
-    kept = outcome.helps or keep
+    kept = personal.helps or keep
     if kept:
         config = replace(info.config, gate=gate) if gate != DEFAULT.gate else info.config
-        save_adapter(out, outcome.adapter, replace(info, config=config, split=_split(part, outcome.adapter)))
-    _print(outcome, out, kept, as_json)
+        split = covering(info.split, personal.tensors, personal.private)
+        save_adapter(out, personal.tensors, replace(info, config=config, split=split, language=speech.language))
+    _print(personal, out, kept, as_json)
 
 
-def _split(part: str, tensors: State) -> str:
-    """The narrowest split in which all that trained is private."""
-    private = {name for name in tensors if in_part(part)(name)}
-    return next(
-        preset for preset in ("gates", "fedsa", "all-private") if private <= {*make_split(preset, tensors).private}
-    )
-
-
-def _print(outcome: Outcome, out: Path, kept: bool, as_json: bool) -> None:
-    before, after = outcome.errors
-    tokens, steps = sum(one.tokens for one in outcome.left_out), outcome.enrolment.steps
+def _print(personal: Personal, out: Path, kept: bool, as_json: bool) -> None:
     if as_json:
-        facts = {"kept": kept, "steps": steps, "losses": outcome.enrolment.curve, "bytes": outcome.bytes}
-        texts = [asdict(one) for one in outcome.left_out]
-        print(json.dumps({**facts, "seconds": round(outcome.seconds, 2), "left_out": texts}, ensure_ascii=False))
+        print(json.dumps({"kept": kept, **personal.report()}, ensure_ascii=False))
         return
-    if outcome.left_out:
+    before, after = personal.errors
+    if personal.left_out:
         table = Table(title="Each sentence, transcribed without having trained on it", title_justify="left")
         for head in ("said", "before", "after", "errors"):
             table.add_column(head, overflow="fold")
-        for one in outcome.left_out:
+        for one in personal.left_out:
             table.add_row(one.said, one.before, one.after, "{} -> {}".format(*one.errors))
         table.add_section()
-        table.add_row("all", "", "", f"{before} -> {after} of {tokens}")
+        table.add_row("all", "", "", f"{before} -> {after} of {sum(one.tokens for one in personal.left_out)}")
         console.print(table)
     else:
         console.print("One sentence leaves nothing to check with: record a second one to see whether it helps.")
-    cost = f"{steps} steps in {outcome.seconds:.1f} s, {outcome.bytes / 1024:,.0f} KiB of private numbers in 16 bits."
+    steps, size = personal.enrolment.steps, personal.bytes / 1024
+    cost = f"{steps} steps in {personal.seconds:.1f} s, {size:,.0f} KiB of private numbers (int8)."
     verdict = (
         f"Kept: {out}" if kept else "Not kept: it does not help with sentences left out. --keep keeps it all the same."
     )

@@ -1,24 +1,19 @@
-"""The server of ``idiolect serve`` with its engine, and the local steps that it runs for devices."""
+"""``idiolect serve``: the server with its engine, and the enrolments that it runs for devices."""
 
 import logging
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-from peft import get_peft_model
-from torch import Tensor, nn
-
-from clients.training.single import train_locally
+from clients.training.enrol import DEFAULT, Adapter
+from clients.training.person import enrol_person
 from fl.adapters.correction import load_correction
-from fl.adapters.state import adapter_parameters, adapter_state, load_state
-from fl.algorithms.plan import LocalPlan
 from fl.bases.resolve import load_base
 from fl.bases.whisper.base import WhisperBase
 from fl.core.compute import choose_device, dtype_of
-from fl.core.errors import ConfigError
+from fl.core.errors import AdapterError, ConfigError, SplitError
 from fl.serving.engine.engine import BatchEngine, EngineSettings
 from fl.serving.http.adapt import Adapt, AdaptJob, AdaptResult
 from fl.serving.http.app import create_app
@@ -27,54 +22,28 @@ from fl.serving.http.limits import MIB
 from fl.serving.http.server import Address, make_server
 from fl.speech.features import Window
 from fl.speech.languages import language_code
-from fl.tasks.task import Example, Task
+from fl.tasks.speech.kind import SPEECH
+from fl.tasks.speech.own import OwnSpeech
 from sim.cli.serve_options import ServeOptions
 
-SLOT = "gated-adapt"
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _UtteranceLoss:
-    """What :func:`train_locally` needs of a task: the loss of labelled utterances that are there already."""
-
-    base: WhisperBase
-    job: AdaptJob
-    window: Window
-
-    def loss(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
-        """Mean cross-entropy in nats; raises where the client has hung up."""
-        self.job.check()
-        features, texts = [example.inputs for example in examples], [example.target for example in examples]
-        batch = self.base.collate(features, texts, self.window, self.job.language or None)
-        return self.base.loss(model, batch.to(next(self.base.model.parameters()).device))
-
-
-def local_steps(base: WhisperBase) -> Adapt:
-    """Training on modules of its own around the frozen ``base``: requests that are served meanwhile are not affected."""
+def enrolling(base: WhisperBase) -> Adapt:
+    """Enrolment on modules of its own around the frozen ``base``: requests that are served meanwhile are not affected."""
 
     def adapt(job: AdaptJob) -> AdaptResult:
-        info, fields = job.adapter.info, job.fields
-        window = cast(Window, info.window)  # one of them: checked when the adapter was admitted
-        model = get_peft_model(base.new_model(), replace(info.config), adapter_name=SLOT).eval()
-        load_state(model, job.adapter.tensors, SLOT)
-        examples = []
-        for number, (audio, text) in enumerate(job.utterances):
-            job.check()
-            features = base.features(audio, window)
-            examples.append(Example(str(number), features, text, int(features.shape[1]), {}))
-        plan = LocalPlan(
-            steps=fields.steps,
-            batch_size=fields.batch_size,
-            learning_rate=fields.learning_rate,
-            private_learning_rate=fields.private_learning_rate,
-            gate_dropout=fields.gate_dropout,
-            private_steps=fields.private_steps,
-        )
-        task = cast(Task, _UtteranceLoss(base, job, window))  # of a task, training itself only asks for the loss
-        parameters = adapter_parameters(model, SLOT)
-        result = train_locally(model, parameters, job.split, task, examples, plan, seed=fields.seed)
-        return AdaptResult(adapter_state(model, SLOT), result.loss, result.examples, result.steps, result.seconds)
+        adapter = job.adapter
+        window = cast(Window, adapter.info.window)  # one of them: checked when the adapter was admitted
+        utterances = [(str(number), audio, text) for number, (audio, text) in enumerate(job.utterances)]
+        targets = adapter.info.config.target_modules or []
+        speech = OwnSpeech(base, utterances, window=window, language=job.language, targets=targets, check=job.check)
+        shared = Adapter(adapter.slot, adapter.tensors)
+        try:
+            found = enrol_person(speech, shared, DEFAULT, metric=SPEECH.main, seed=job.fields.seed)
+        except SplitError as error:
+            raise AdapterError(f"nothing of this adapter is trained by an enrolment: {error}") from None
+        return AdaptResult(found.tensors, found.private, found.helps, found.report())
 
     return adapt
 
@@ -100,7 +69,7 @@ def run_server(options: ServeOptions) -> None:
             loaded,
             limits,
             tokens=known,
-            adapt=local_steps(loaded) if options.adapt else None,
+            adapt=enrolling(loaded) if options.adapt else None,
             aliases=aliases,
             any_model=options.any_model,
             origins=origins,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fl.adapters.config import GatedLoraConfig, target_pattern
 from fl.adapters.gates.table import GATES
 from fl.adapters.layer import fresh_adapter
-from fl.adapters.split import PRESETS, Split, in_part, make_split, role_of, tensor_kind
+from fl.adapters.split import PRESETS, Split, covering, in_part, make_split, role_of, tensor_kind
 from fl.core.errors import ConfigError, SplitError
 from fl.settings.names import SITES, SPLITS
 
@@ -166,3 +166,19 @@ def test_a_part_that_cannot_be_says_what_is_allowed(part, at):
 )
 def test_a_tensor_tells_its_kind_by_its_last_name(name, kind):
     assert tensor_kind(name) == kind
+
+
+@pytest.mark.parametrize(
+    ("preset", "private", "expected"),
+    [
+        ("gates", (), "gates"),
+        ("all-shared", ("gate_weight",), "gates"),
+        ("gates", ("B",), "fedsa"),
+        ("all-shared", ("A", "B"), "all-private"),
+        ("all-private", ("B",), "all-private"),
+    ],
+)
+def test_what_has_become_private_is_private_in_the_narrowest_preset_that_keeps_it(preset, private, expected):
+    names = [name for name in NAMES if name.rsplit("gated_lora_", 1)[1] in private]
+    assert covering(preset, NAMES, names) == expected
+    assert set(names) <= set(make_split(expected, NAMES).private)

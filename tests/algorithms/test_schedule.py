@@ -42,6 +42,13 @@ LORA = {"method": "lora", "split": "fedsa"}
         ("personalized", {"algorithm": "ditto"}, 12, 12),
         ("personalized", {"algorithm": "fedrep"}, 12, 12),
         ("personalized", {"algorithm": "clusters"}, 12, 12),
+        # a closing phase for whoever was never drawn, and for all where what is personal comes after the rounds
+        ("personalized", {"algorithm": "ditto", "sample": 0.5}, 13, 12),
+        ("personalized", {"algorithm": "fedrep", "sample": 0.5}, 13, 12),
+        ("personalized", {**LORA, "sample": 0.5}, 13, 12),
+        ("personalized", {"sample": 0.5}, 11, 10),
+        ("personalized", {"algorithm": "enrolment"}, 13, 12),
+        ("global", {"sample": 0.5}, 12, 12),
         ("global", {}, 12, 12),
         ("global", {"gated-arms": "all"}, 12, 12),  # its gates train with the rest in every step
         ("local", {}, 12, 0),
@@ -146,10 +153,10 @@ def test_fine_tuning_goes_on_at_the_rate_at_which_training_ended(name: str) -> N
     assert plan.learning_rate == pytest.approx(0.5 if name == "constant" else 0.5 * 0.1)
 
 
-def test_fine_tuning_has_a_part_a_rate_and_a_shrinkage_of_its_own() -> None:
-    tuned = {"finetune-part": "B", "finetune-learning-rate": 4e-4, "finetune-shrinkage": 0.5}
+def test_fine_tuning_has_a_rate_of_its_own() -> None:
+    tuned = {"finetune-learning-rate": 4e-4}
     plan = schedule_of("global+finetune", **tuned).plan(1)
-    assert (plan.part, plan.learning_rate, plan.private_learning_rate, plan.shrinkage) == ("B", 4e-4, 4e-4, 0.5)
+    assert (plan.learning_rate, plan.private_learning_rate) == (4e-4, 4e-4)
     assert schedule_of("global", **tuned) == schedule_of("global")
 
 

@@ -172,7 +172,7 @@ def littered(folder: Path) -> None:
 def test_what_is_read_from_a_folder(device: Device, tmp_path: Path, make: Make) -> None:
     (tmp_path / "mine speech").mkdir()
     make(tmp_path / "mine speech")
-    code, out, err = device("adapt", tmp_path / "mine speech")
+    code, out, err = device("enrol", tmp_path / "mine speech")
     assert (code, err) == (0, "")
     assert "trained on 1 utterances" in out
     assert device.learned() == [SAID]
@@ -205,13 +205,13 @@ def test_what_lies_there_and_is_not_used_is_named_and_counted(
     folder = tmp_path / "speech"
     pair(folder)
     make(folder)
-    code, _, err = device("adapt", folder)
+    code, _, err = device("enrol", folder)
     assert code == 0
     assert f"1 left out: {named}" in err
     assert device.learned() == [SAID]
-    found = json.loads(device("adapt", folder, "--json")[1])["left_out"]
+    found = json.loads(device("enrol", folder, "--json")[1])["left_out"]
     assert list(found) == [named.split(" ")[0]]
-    code, _, err = device("adapt", folder, "--strict")
+    code, _, err = device("enrol", folder, "--strict")
     assert (code, len(device.learned())) == (1, 2)
     assert "1 left out, and --strict allows none" in err
 
@@ -237,7 +237,7 @@ def test_a_line_of_a_manifest_that_cannot_be_used_is_named_and_counted(
     lines = [{"audio": "a.wav", "text": SAID}, {"audio": audio, "text": text}]
     written = "\n".join(map(json.dumps, lines))
     (tmp_path / "speech" / "manifest.jsonl").write_text(written[:-2] if text == '"' else written)
-    code, out, _ = device("adapt", tmp_path / "speech", "--json")
+    code, out, _ = device("enrol", tmp_path / "speech", "--json")
     (line, reason), *others = json.loads(out)["left_out"].items()
     assert (code, line, others) == (0, "manifest.jsonl:2", [])
     assert any(part in reason for part in named.split("|"))
@@ -249,7 +249,7 @@ def test_what_a_manifest_does_not_name_is_counted(device: Device, tmp_path: Path
     pair(tmp_path / "speech")
     wav(tmp_path / "speech" / "b.wav")
     manifest(tmp_path / "speech")
-    assert "2 left out: a.txt (not in manifest.jsonl); b.wav (not in" in device("adapt", tmp_path / "speech")[2]
+    assert "2 left out: a.txt (not in manifest.jsonl); b.wav (not in" in device("enrol", tmp_path / "speech")[2]
     assert device.learned() == [SAID]
 
 
@@ -257,11 +257,11 @@ def test_what_a_manifest_does_not_name_is_counted(device: Device, tmp_path: Path
 @pytest.mark.parametrize("text", [SAID, "네", "ㅋㅋㅋ 네", "“따옴표” 있는 문장…"])
 def test_korean_of_windows_is_read_and_said(device: Device, tmp_path: Path, text: str) -> None:
     pair(tmp_path / "speech", text=text, encoding="cp949")
-    code, _, err = device("adapt", tmp_path / "speech")
+    code, _, err = device("enrol", tmp_path / "speech")
     assert code == 0
     assert f"read as Korean in cp949, since it is not UTF-8: a.txt ({text!r}); --encoding NAME" in err
-    assert "read as Korean" in device("adapt", tmp_path / "speech", "--language", "ko-KR")[2]
-    assert device("adapt", tmp_path / "speech", "--encoding", "cp949")[2] == ""
+    assert "read as Korean" in device("enrol", tmp_path / "speech", "--language", "ko-KR")[2]
+    assert device("enrol", tmp_path / "speech", "--encoding", "cp949")[2] == ""
     assert device.learned() == [text] * 3
 
 
@@ -269,7 +269,7 @@ def test_korean_of_windows_is_read_and_said(device: Device, tmp_path: Path, text
 def test_a_manifest_of_windows_is_read_and_said(device: Device, tmp_path: Path) -> None:
     wav(tmp_path / "a.wav")
     manifest(tmp_path, encoding="cp949")
-    assert "read as Korean in cp949" in device("adapt", tmp_path / "manifest.jsonl")[2]
+    assert "read as Korean in cp949" in device("enrol", tmp_path / "manifest.jsonl")[2]
     assert device.learned() == [SAID]
 
 
@@ -289,12 +289,12 @@ def test_text_in_another_encoding_names_it_and_then_takes_it(
     device: Device, tmp_path: Path, text: str, encoding: str
 ) -> None:
     pair(tmp_path / "speech", text=text, encoding=encoding)
-    code, _, err = device("adapt", tmp_path / "speech")
+    code, _, err = device("enrol", tmp_path / "speech")
     assert (code, device.learned()) == (1, [])
     assert (
         f"a.txt:1: not UTF-8; it looks like {encoding}: give --encoding {encoding}" in err or "give --encoding" in err
     )
-    assert device("adapt", tmp_path / "speech", "--encoding", encoding)[0] == 0
+    assert device("enrol", tmp_path / "speech", "--encoding", encoding)[0] == 0
     assert device.learned() == [text]
 
 
@@ -302,8 +302,8 @@ def test_chinese_that_would_pass_for_korean_is_not_taken_for_it_where_the_langua
     device: Device, tmp_path: Path
 ) -> None:
     pair(tmp_path / "speech", text="你好", encoding="gb18030")
-    assert "read as Korean" in device("adapt", tmp_path / "speech")[2]
-    code, _, err = device("adapt", tmp_path / "speech", "--language", "zh")
+    assert "read as Korean" in device("enrol", tmp_path / "speech")[2]
+    code, _, err = device("enrol", tmp_path / "speech", "--language", "zh")
     assert (code, "give --encoding" in err) == (1, True)
 
 
@@ -318,7 +318,7 @@ def test_chinese_that_would_pass_for_korean_is_not_taken_for_it_where_the_langua
 def test_what_is_no_folder_of_speech_is_refused(device: Device, tmp_path: Path, source: str, named: str) -> None:
     pair(tmp_path / "speech")
     pair(tmp_path / "people" / "minji")
-    code, _, err = device("adapt", tmp_path / source)
+    code, _, err = device("enrol", tmp_path / source)
     assert (code, named in err, device.learned()) == (1, True, [])
 
 
@@ -398,10 +398,10 @@ def test_what_a_server_cannot_learn_from_is_left_out_by_name(
     for name, text in {"a.wav": SAID, "b.wav": SAID, "c.wav": "아 " * 300, "d.wav": "아 " * 700, "e.wav": SAID}.items():
         pair(folder, name, text)
     soundfile.write(folder / "b.wav", np.random.default_rng(1).uniform(-0.1, 0.1, 30 * 16_000), 16_000)
-    code, out, err = device("adapt", folder, "--json", "--private-steps", 1)
+    code, out, err = device("enrol", folder, "--json", "--keep")
     assert (code, sorted(json.loads(out)["left_out"])) == (0, ["b.wav", "c.wav", "d.wav"])
     assert all(f": {name}.wav\n" in err for name in "bcd")
-    code, _, err = device("adapt", folder, "--strict")
+    code, _, err = device("enrol", folder, "--strict")
     assert (code, "d.wav: the server refused" in err) == (1, True)
 
 

@@ -5,9 +5,12 @@ from typing import Any
 
 import pytest
 
-from clients.node import Hosting, positions
-from fl.core.errors import PopulationError
+from clients.node import Hosting, check_job, positions
+from fl.algorithms.plan import Phase
+from fl.core.errors import DemandError, PopulationError
 from fl.protocol.node import NodeConfig
+from fl.protocol.wire import Job
+from fl.settings.config import make_config
 
 
 def worker(*ids: str) -> Any:
@@ -41,3 +44,20 @@ def test_the_population_is_listed_once_however_many_messages_come() -> None:
     for _ in range(5):
         assert "ann" in Hosting(own, NodeConfig(partition=0, partitions=2))
     assert len(own.listed) == 1
+
+
+def test_what_closes_an_arm_is_one_message_more_of_a_run_and_an_enrolment_costs_its_folds_too() -> None:
+    config = make_config({"algorithm": "enrolment", "rounds": 3, "batch-size": 1, "local-steps": 1})
+    needed = (1 + 3) * 24 * 2  # the person and three folds, 24 steps of two examples
+
+    def asks(server_round: int, most: int, phase: Phase = Phase.PERSONALIZE, *, training: bool = True) -> None:
+        node = NodeConfig(device_id="ann", store="/s", manifest="/m.jsonl", max_examples=most)
+        check_job(Job("personalized", server_round, ("ann",), phase=phase), config, node, training=training)
+
+    asks(4, needed)
+    asks(4, needed, training=False)
+    asks(3, 1, Phase.FEDERATE)
+    with pytest.raises(DemandError, match=f"train on {needed} examples"):
+        asks(4, needed - 1)
+    with pytest.raises(DemandError, match="round 5 is none of a run of 4"):
+        asks(5, needed)

@@ -10,11 +10,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from clients import store as store_module
 from clients.store import DeviceStore, folder_name
 from fl.adapters.state import State
 from fl.core.errors import StoreError
+from fl.core.tensorfile import tensor_bytes
+from fl.packed.blob import PackedInfo, pack, unpack
 
 SHAPES = {"layer.gated_lora_gate_weight": (2, 3), "layer.gated_lora_gate_bias": (2,)}
 
@@ -50,6 +53,32 @@ def test_a_state_comes_back_bit_for_bit(store: DeviceStore) -> None:
     found = load(store)
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+
+
+def test_a_state_in_int8_comes_back_as_a_packed_adapter_has_it(store: DeviceStore, tmp_path: Path) -> None:
+    """A byte for each number and two for each row's scale, no entry farther away than half of its row's scale."""
+    tensors = {name: torch.randn(shape, generator=torch.Generator().manual_seed(1)) for name, shape in SHAPES.items()}
+    store.save("personalized", "ann", 3, tensors, int8=True)
+    found = load(store)
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    packed, _ = unpack(pack(arrays, PackedInfo("b", "f", "", "gates", "trimmed", "ko", {}, "int8")))
+    for name, tensor in tensors.items():
+        assert torch.equal(found[name], torch.from_numpy(packed[name]))
+        largest = tensor.abs().amax(-1, keepdim=True)
+        assert bool(((found[name] - tensor).abs() <= largest / 253).all())
+    kept = load_file(next((tmp_path / "store").rglob("state-*")))
+    assert sum(tensor.nbytes for tensor in kept.values()) == 8 + 2 * 3
+    store.save("personalized", "ann", 4, found, int8=True)
+    assert all(torch.equal(load(store)[name], found[name]) for name in found)
+
+
+def test_int8_without_its_scales_is_damaged(store: DeviceStore, tmp_path: Path) -> None:
+    store.save("personalized", "ann", 3, {name: torch.ones(shape) for name, shape in SHAPES.items()}, int8=True)
+    path = next((tmp_path / "store").rglob("state-*"))
+    facts = {"schema": "1", "base": store.fingerprint, "round": "3", "dtype": "int8"}
+    path.write_bytes(tensor_bytes({n: t for n, t in load_file(path).items() if n != "scales"}, facts))
+    with pytest.raises(StoreError, match="damaged"):
+        load(store)
 
 
 def test_a_device_without_state_has_none(store: DeviceStore) -> None:

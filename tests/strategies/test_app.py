@@ -567,7 +567,8 @@ def test_arms_that_share_other_tensors_have_nothing_in_common(tmp_path: Path, ma
     ("arm", "values", "trained"),
     [
         ("personalized", {}, {1: 1, 2: 1, 3: 3}),
-        ("global+finetune", {"arms": "global,global+finetune", "finetune_part": "B@decoder"}, {1: 3}),
+        ("global+finetune", {"arms": "global,global+finetune"}, {1: 3}),
+        ("local", {"arms": "local"}, {1: 3, 2: 3, 3: 3}),
     ],
 )
 def test_every_device_trains_what_is_its_own_in_the_last_phase_whether_it_was_sampled_or_not(

@@ -1,5 +1,6 @@
 """Whole runs of each personalization: what is shared, kept, decoded and resumed."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,19 @@ from safetensors.torch import load_file
 
 from clients.app import app as client_app
 from clients.mods import guard_mod
+from clients.store import DeviceStore, folder_name
+from clients.training.enrol import Adapter, EnrolMethod, Start, enrol, kept
+from clients.worker import Worker
 from fl.adapters.files import load_adapter
 from fl.adapters.split import OWN
+from fl.adapters.stacked import Slot
 from fl.algorithms.base import Role
 from fl.algorithms.personal.own_adapter import OwnAdapter
 from fl.algorithms.table import ALGORITHMS, make_algorithm, names_of
 from fl.core.errors import ConfigError, GuardError
+from fl.core.rng import derive_seed
+from fl.packed.blob import restored
+from fl.packed.header import SCALES
 from fl.protocol.wire import COUNTS, DEVICES, IDS, JOB, SETTINGS_RECORD, SHARED, UPDATES, Job, settings_record
 from fl.settings.config import RunConfig
 from sim.backends.serial import SerialGrid
@@ -75,9 +83,10 @@ def finished(
     """A run of each method."""
     grid = Watching()
     folder = tmp_path_factory.mktemp("runs") / request.param
-    cohort = 2 if request.param in ("fedrep", "ditto") else 1
+    cohort = 2 if request.param in ("fedrep", "ditto", "enrolment") else 1
     clusters = {"algorithm.clusters.agreement": 1.0, "algorithm.clusters.count": 2}  # divided at once, and once
-    changes = {**RUN, "algorithm": request.param, "cohort": cohort, **clusters}
+    fast = {"algorithm.enrolment.enrolment-rate": 1e-2}
+    changes = {**RUN, "algorithm": request.param, "cohort": cohort, **clusters, **fast}
     return request.param, run_server(grid, make_run(folder, **changes), 1), grid
 
 
@@ -97,12 +106,13 @@ def test_messages_hold_what_was_agreed_and_nothing_of_a_persons_own(finished: tu
     method, folder, grid = finished
     assert grid.replies
     for sent, back in grid.replies:
-        assert back == sent
+        assert back in (sent, set())
         assert not any(name.startswith(OWN) for name in back)
     if second_of(method) is not None:
-        kept = list((folder / "devices" / "personalized-own").glob("*/state-000002.safetensors"))
+        last = 2 + second_of(method).afterwards
+        kept = list((folder / "devices" / "personalized-own").glob(f"*/state-00000{last}.safetensors"))
         assert len(kept) == 3
-        assert all(name.startswith(OWN) for path in kept for name in load_file(path))
+        assert all(name.startswith(OWN) or name == SCALES for path in kept for name in load_file(path))
 
 
 def test_the_shared_part_is_that_of_global_to_the_bit_where_the_method_leaves_it_alone(
@@ -121,7 +131,10 @@ def test_a_person_decodes_with_the_blend_of_what_is_shared_and_their_own(finishe
     for device, (state, info) in adapters(folder, "personalized").items():
         if second is None:
             continue
-        kept = load_file(folder / "devices" / "personalized-own" / device / "state-000002.safetensors")
+        last = f"state-00000{2 + second.afterwards}.safetensors"
+        kept = load_file(folder / "devices" / "personalized-own" / device / last)
+        if second.afterwards:
+            kept = {n: torch.from_numpy(v) for n, v in restored({n: t.numpy() for n, t in kept.items()}).items()}
         built = second.build(shared, kept)
         assert state.keys() == built.keys()
         assert all(torch.equal(state[n], built[n]) for n in built)
@@ -195,3 +208,61 @@ def test_a_run_that_was_killed_resumes_to_the_same_bytes(
     assert tensors_of(resumed) == tensors_of(whole)
     assert any("state-2" in name for name in tensors_of(whole))
     assert ("control" in " ".join(tensors_of(whole))) == ("scaffold" in changes["algorithm"])
+
+
+# After the last round
+
+
+@pytest.mark.parametrize("name", [n for n in names_of(Role.PERSONALIZATION) if ALGORITHMS[n].can.sampled])
+def test_every_device_gets_its_private_phase_sampled_or_not(
+    make_run: Callable[..., RunConfig], tmp_path: Path, rows_of: Callable[[Path], list[dict[str, Any]]], name: str
+) -> None:
+    fast = {"algorithm.enrolment.enrolment-rate": 1e-2}
+    config = make_run(tmp_path / "run", algorithm=name, sample=0.5, rounds=1, arms="personalized", **fast)
+    folder = run_server(SerialGrid(client_app), config, 1)
+    rows = [row for row in rows_of(folder) if row["steps"]]
+    drawn = {row["device"] for row in rows if row["round"] == 1}
+    assert len(drawn) == 2
+    assert {row["device"] for row in rows} == {f"화자 {i}" for i in range(4)} - {held_out(folder)}
+    last = {row["device"] for row in rows if row["round"] == 2}
+    assert last == ({row["device"] for row in rows} if name == "enrolment" else {row["device"] for row in rows} - drawn)
+    assert len(list((folder / "devices").glob("*/*/adapter"))) == 3
+    assert len({path.parent.name for path in (folder / "devices").glob("*/*/state-*")}) == 3
+
+
+def held_out(folder: Path) -> str:
+    """Who never trains."""
+    rows = [json.loads(line) for line in (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+    return ({f"화자 {i}" for i in range(4)} - {row["device"] for row in rows if not row["new_person"]}).pop()
+
+
+def test_the_devices_of_a_run_enrol_as_one_person_does(
+    make_run: Callable[..., RunConfig], tmp_path: Path, rows_of: Callable[[Path], list[dict[str, Any]]]
+) -> None:
+    """Shared tensors and rounds are those of global, and what each device keeps is what enrolment gives on them, in int8."""
+    rate = {"algorithm.enrolment.enrolment-rate": 1e-2, "algorithm": "enrolment", "cohort": 2}
+    config = make_run(tmp_path / "run", **{**RUN, **rate})
+    grid = Watching()
+    folder = run_server(grid, config, 1)
+    assert len(grid.replies) == 2 * (2 + 1)  # two nodes: two rounds of both arms together, and the enrolment
+    shared = checkpoint(folder, "global")
+    assert all(torch.equal(shared[n], t) for n, t in checkpoint(folder, "personalized").items())
+    worker = Worker(config, tmp_path / "other")
+    slot = Slot(2, 16.0 / 2, "none")
+    seed = derive_seed(config.seed, "enrolment")
+    method = EnrolMethod("B@decoder", rate=1e-2, grid=(0, 3, 6, 12, 24))
+    start = Start.of(Adapter(slot, shared), method, seed=seed)
+    stored = DeviceStore(folder / "devices", worker.task.fingerprint)
+    for device in ("화자 0", "화자 1", "화자 2", "화자 3"):
+        if worker.task.is_new(device):
+            continue
+        people = {device: worker.task.device(device).train}
+        one = enrol(worker.host, worker.task, start, people, seed=seed, budget=2**30)[device]
+        values, size = kept(one.private)
+        shapes = {OWN + name: tuple(tensor.shape) for name, tensor in values.items()}
+        found = stored.load("personalized-own", device, shapes, before=4)
+        assert found is not None
+        for name, tensor in values.items():
+            torch.testing.assert_close(found[OWN + name], tensor, rtol=1e-2, atol=1e-5)
+        path = next((folder / "devices" / "personalized-own").glob(f"{folder_name(device)}/state-*"))
+        assert size < path.stat().st_size < size + 16_000  # and its header

@@ -15,12 +15,6 @@ class Finetune(Algorithm):
     finetune_steps: int = setting(
         0, "local steps after the last round; 0 takes as many as private gates would", low=0, high=100_000
     )
-    finetune_part: str = setting(
-        "all", "what trains: all, or of A, B, gate, gate_bias; in some modules alone: B@decoder, B@model.encoder"
-    )
     finetune_learning_rate: float = setting(
         0.0, "learning rate; 0 takes that of the last round (and of private gates for gates)", low=0.0, high=10.0
-    )
-    finetune_shrinkage: float = setting(
-        0.0, "pull towards the shared adapter, as decoupled weight decay", low=0.0, high=1e6
     )

@@ -32,6 +32,7 @@ class OwnAdapter(Algorithm):
     gate: ClassVar[str] = "none"
     ranks: ClassVar[int] = 1  # times the shared adapter's rank and alpha
     follows: ClassVar[bool] = False  # the shared adapter follows the own one, instead of being trained
+    afterwards: ClassVar[bool] = False  # it is enrolled after the last round, instead of being trained in each
     steps: int = setting(0, "steps of a round for the personal adapter; 0 takes train.local-steps", low=0, high=100_000)
 
     @property
@@ -53,6 +54,10 @@ class OwnAdapter(Algorithm):
         from fl.adapters.blend import alone
 
         return alone(shared, own)
+
+    def kept_bytes(self, own: State) -> int:
+        """What a device's own tensors take in its store: float32."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in own.values())
 
     def plan(self, plan: LocalPlan) -> LocalPlan:
         """What a device does for the own adapter in a round, given what it does for the shared one: as many steps, or those set."""

@@ -1,11 +1,11 @@
-"""``POST /v1/adapt``: a device that cannot hold the base sends labelled speech and its adapter, and gets the adapter trained.
+"""``POST /v1/adapt``: a device that cannot hold the base sends labelled speech and its adapter, and is enrolled: it gets the adapter
+with a private part trained on that speech.
 
 Form: ``adapter`` (packed, one file), ``audio`` (one file for each utterance, in order), ``texts`` (a JSON array of as many
-strings) and numbers. Answer: ``adapter`` (the new one, packed, base64), what of it is ``shared``, ``private`` and ``fixed``,
-and how it went. Nothing is kept, and nothing is sent on. Unless the request asks for ``steps``, only the private part is trained:
-A and B belong to the federation, and a person's gates were trained on them as they are.
+strings). Answer: what each utterance is transcribed as before and after by what did not train on it, and, where that is no worse or
+``keep`` is given, ``adapter`` (the new one, packed, base64). Nothing is kept, and nothing is sent on.
 
-Who runs the steps is a parameter, since training belongs to the devices' side: one job at a time, a few wait.
+Who enrols is a parameter, since training belongs to the devices' side: one job at a time, a few wait.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,9 +24,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import Field, Json
 
-from fl.adapters.split import Split, make_split
+from fl.adapters.split import covering
 from fl.adapters.state import State
-from fl.algorithms.personal.gates import Gates
 from fl.core.errors import AdapterError, ConfigError, SplitError, TextError
 from fl.packed.blob import digest, pack, read_info
 from fl.serving.engine.parts import look_at
@@ -36,19 +35,16 @@ from fl.serving.http.limits import ADAPT_PATH, Places, ServerLimits
 from fl.serving.http.problems import ProblemError
 from fl.serving.http.service import NO_STORE, PrincipalOf, ServiceOf, unless_gone
 from fl.settings.names import LAYERS_PREFIX
-from fl.settings.tables import TrainTable
 from fl.speech.audio import MAX_SECONDS, SAMPLE_RATE, Waveform
 from fl.speech.text import normalize_text
 
 MAX_TEXT = 1_000  # characters of one utterance
 RETRY_SECONDS = 30.0
 _PLAIN = re.compile(r"[\w.\\|^$-]{1,200}")  # a pattern without repetition or groups, which cannot run for long
-_TRAIN, _GATES = TrainTable(), Gates()
-_Steps = Annotated[int, Field(ge=0, le=10_000)]
 
 
 class AdaptFields(FormModel):
-    """An adapter, labelled speech, and how to train on it. Rates and sizes are by default those of ``idiolect run``."""
+    """An adapter and labelled speech. What trains, and how fast, is the default of ``idiolect enrol``."""
 
     adapter: Annotated[bytes, Field(description="The packed adapter to go on from.")]
     audio: Annotated[
@@ -59,26 +55,13 @@ class AdaptFields(FormModel):
         Json[list[Annotated[str, Field(max_length=MAX_TEXT)]]],
         Field(description="A JSON array with the transcript of each audio file, in order."),
     ]
-    steps: Annotated[_Steps, Field(description="Steps on the shared part (A and B) and the private part.")] = 0
-    private_steps: Annotated[
-        _Steps,
-        Field(
-            default_factory=lambda given: 0 if given.get("steps") else _TRAIN.local_steps,
-            description=f"Further steps, on the private part alone: {_TRAIN.local_steps} unless steps are given.",
-        ),
-    ]
-    batch_size: Annotated[int, Field(ge=1, le=16)] = _TRAIN.batch_size
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = _TRAIN.learning_rate
-    private_learning_rate: Annotated[float, Field(gt=0, le=1)] = _GATES.private_learning_rate
-    gate_dropout: Annotated[float, Field(ge=0, le=1, description="Share of steps without gates.")] = _GATES.gate_dropout
+    keep: Annotated[bool, Field(description="Send the adapter even where it makes left-out utterances worse.")] = False
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     language: Annotated[str, Field(max_length=40, description="By default the adapter's own.")] = ""
     dtype: Annotated[Literal["", "float32", "float16", "int8"], Field(description="Of the answer; else as sent.")] = ""
 
     def check(self, limits: ServerLimits) -> None:
-        """Raise :class:`ProblemError` for more steps or utterances than the limits, or files without texts."""
-        if not 1 <= self.steps + self.private_steps <= limits.max_steps:
-            raise ProblemError("invalid-field", f"steps: 1 to {limits.max_steps} together with private_steps")
+        """Raise :class:`ProblemError` for more utterances than the limit, or files without texts."""
         files, texts = len(self.audio), len(self.texts)
         if files != texts or not 1 <= files <= limits.max_utterances:
             raise ProblemError(
@@ -89,10 +72,9 @@ class AdaptFields(FormModel):
 
 @dataclass(eq=False)
 class AdaptJob:
-    """What is to be trained within ``seconds``, on utterances: samples (samples,) at 16 kHz, and text in NFC."""
+    """Who is to be enrolled within ``seconds``, on utterances: samples (samples,) at 16 kHz, and text in NFC."""
 
     adapter: ServedAdapter
-    split: Split
     utterances: Sequence[tuple[Waveform, str]]
     language: str
     fields: AdaptFields
@@ -105,18 +87,17 @@ class AdaptJob:
         if self.stop.is_set():
             raise ClosedError("the request for this adapter was given up")
         if time.monotonic() > self.started + self.seconds:
-            raise DeadlineError(f"not trained within {self.seconds:g} s: send fewer steps or utterances")
+            raise DeadlineError(f"not trained within {self.seconds:g} s: send fewer utterances")
 
 
 @dataclass(frozen=True)
 class AdaptResult:
-    """The tensors after training, by name, with mean loss in nats, examples seen and seconds."""
+    """The tensors after an enrolment and the ``private`` ones, by name; whether they help; what the person is told beside that."""
 
     tensors: State
-    loss: float
-    examples: int
-    steps: int
-    seconds: float
+    private: Sequence[str]
+    helps: bool
+    report: Mapping[str, Any]
 
 
 Adapt = Callable[[AdaptJob], AdaptResult]
@@ -164,18 +145,12 @@ router = APIRouter(tags=["personalization"])
 
 @router.post(ADAPT_PATH, openapi_extra=AdaptFields.document())
 async def adapt(request: Request, service: ServiceOf, principal: PrincipalOf) -> JSONResponse:
-    """Train an adapter on labelled speech for a device, and keep nothing of either."""
+    """Enrol a device on labelled speech, and keep nothing of either."""
     fields = await AdaptFields.read(request, max_files=service.limits.max_utterances + 1)
     fields.check(service.limits)
     texts = _targets(fields.texts)
     adapter = await service.admit(fields.adapter, principal)
-    split = _split(adapter)
-    if fields.private_steps and not split.private:
-        raise ProblemError(
-            "invalid-field",
-            f"private_steps: nothing of this adapter is private (split {split.preset[:80]!r}), and only the private part is "
-            "trained by default; give steps to train A and B, which a federation shares, and leave private_steps out",
-        )
+    _split_after(adapter, ())
     language = service.check_language(fields.language) or adapter.info.language
     if service.base.languages and not language:
         raise ProblemError("invalid-field", "language: is empty, and the adapter has none; give the one of its prompt")
@@ -191,7 +166,7 @@ async def adapt(request: Request, service: ServiceOf, principal: PrincipalOf) ->
         except TextError as error:
             raise TextError(f"texts[{number}]: {error}") from None
         utterances.append((audio, texts[number]))
-    job = AdaptJob(adapter, split, utterances, language, fields, service.limits.adapt_seconds)
+    job = AdaptJob(adapter, utterances, language, fields, service.limits.adapt_seconds)
     queue: AdaptQueue = request.app.state.adapts
     result = await unless_gone(request, queue.run(job, principal))
     return JSONResponse(await service.off_loop(_answer, result, job), headers=NO_STORE)
@@ -207,31 +182,32 @@ def _targets(texts: list[str]) -> list[str]:
     return texts
 
 
-def _split(adapter: ServedAdapter) -> Split:
+def _split_after(adapter: ServedAdapter, private: Sequence[str]) -> str:
+    """What the adapter says of itself once ``private`` is a person's own."""
     preset = adapter.info.split
     if preset.startswith(LAYERS_PREFIX) and not _PLAIN.fullmatch(preset.removeprefix(LAYERS_PREFIX)):
         raise AdapterError(f"the adapter's split {preset[:80]!r} is a pattern with repetition or groups: simplify it")
     try:
-        return make_split(preset, adapter.tensors)
+        return covering(preset, adapter.tensors, private)
     except (ConfigError, SplitError) as error:
         raise AdapterError(f"the adapter does not say what of it is private: {error}") from None
 
 
 def _answer(result: AdaptResult, job: AdaptJob) -> dict[str, Any]:
-    fields, split = job.fields, job.split
+    fields, kept = job.fields, result.helps or job.fields.keep
+    if not kept:
+        return {"kept": kept, **result.report}
     info = read_info(fields.adapter)
-    info = replace(info, dtype=fields.dtype or info.dtype, language=job.language)
+    split = _split_after(job.adapter, result.private)
+    info = replace(info, dtype=fields.dtype or info.dtype, language=job.language, split=split)
     packed = pack({name: tensor.numpy() for name, tensor in result.tensors.items()}, info, like=fields.adapter)
     return {
+        "kept": kept,
         "adapter": base64.b64encode(packed).decode(),
         "bytes": len(packed),
         "digest": digest(packed),
         "dtype": info.dtype,
-        "shared": list(split.shared),
-        "private": list(split.private),
-        "fixed": list(split.fixed),
-        "loss": result.loss,
-        "examples": result.examples,
-        "steps": result.steps,
-        "seconds": round(result.seconds, 3),
+        "split": split,
+        "private": list(result.private),
+        **result.report,
     }

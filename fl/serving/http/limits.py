@@ -43,11 +43,10 @@ class ServerLimits:
     audio_seconds_per_minute: float = 1200.0
     token_share: float = 0.25  # of open requests, of bytes in memory, of places in /v1/adapt
 
-    # Training for a device
-    max_steps: int = 200
+    # Enrolment of a device
     max_utterances: int = 200
     max_train_seconds: float = 600.0  # of audio
-    adapt_seconds: float = 900.0  # by when the steps are done
+    adapt_seconds: float = 900.0  # by when it is enrolled
     adapts_waiting: int = 4
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ The recognizer is any :class:`fl.bases.base.SpeechBase`: Whisper (log-mel featur
 CTC head (waveforms, CTC over symbols). Which one it is decides the base alone.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import replace
@@ -12,8 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fl.adapters.config import target_pattern
 from fl.algorithms.arms import EVERYONE
@@ -35,22 +34,14 @@ from fl.speech.features import FULL_SECONDS, FeatureCache, Window, heard_frames
 from fl.speech.languages import language_code
 from fl.speech.prefix import PrefixCache, check_frozen, frozen_layers, untouched
 from fl.tasks.speech.population import languages_of, population_of
-from fl.tasks.task import Example, NamedDevices
+from fl.tasks.speech.recognition import Recognition
+from fl.tasks.task import Example
 
-# A batch decodes as long as its longest row needs, so two batches where one would do cost nearly twice; long rows would take
-# too much memory.
-PREDICTION_ROWS, LONG_ROWS = 32, 16
-LONG_FRAMES = 1_000
 VARIED = "varied"  # in the details of an augmented example: no cache holds its features
 
 
-class SpeechTask(NamedDevices):
-    """See :class:`fl.tasks.task.Task`. Examples hold an utterance; features are computed once and cached on disk.
-
-    ``inputs`` are the utterance, its features and, once they are computed for a phase in which the encoder is as it is, its states.
-    """
-
-    prompt = ""  # see prompted
+class SpeechTask(Recognition):
+    """See :class:`fl.tasks.task.Task`. Examples hold an utterance; features are computed once and cached on disk."""
 
     def __init__(self, config: RunConfig) -> None:
         self.base_name = name_with_tokens(config.base.name, config.base.tokens)
@@ -165,82 +156,31 @@ class SpeechTask(NamedDevices):
         features = vary_features(self._augmentation, features, frames, generator)
         return replace(example, inputs=(utterance, features), size=frames, details={**example.details, VARIED: True})
 
-    def new_model(self) -> nn.Module:
-        """A further recognizer of its own modules on the same frozen tensors."""
-        return self.base.new_model()
-
     def _computing(self) -> AbstractContextManager[object]:
         return autocast(self.compute, self.precision if self._trained else FLOAT32)
 
-    def loss(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
-        """Mean loss in nats over the labelled tokens or symbols of the batch."""
-        with self._computing():
-            return self.base.loss(model, self._labelled(model, examples))
-
-    def losses(self, model: nn.Module, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
-        """Summed loss in nats of each example (N,), and the number of its labelled tokens or symbols (N,)."""
-        with self._computing():
-            return self.base.row_losses(model, self._labelled(model, examples))
-
-    def precomputed(self, model: nn.Module, examples: Sequence[Example], trained: Collection[str]) -> Sequence[Example]:
-        """With encoder states, where all that is trained lies behind the encoder."""
-        if any(name.startswith(f"{self.base.encoder}.") for name in trained):
-            return examples
-        with torch.no_grad(), self._computing():
-            states, _ = self.base.encode(model, self._labelled(model, examples))
-        lengths = [self.base.states_of(e.inputs[1].shape[1]) for e in examples]
-        rows = [row[:length].float().cpu().numpy() for row, length in zip(states, lengths, strict=True)]
-        return [replace(e, inputs=(*e.inputs[:2], row)) for e, row in zip(examples, rows, strict=True)]
-
-    def _labelled(self, model: nn.Module, examples: Sequence[Example]) -> Any:
-        """A batch for training."""
-        batch = self.base.collate(
-            [e.inputs[1] for e in examples], [e.target for e in examples], self.window, self.language or None
-        )
-        return self._from_prefix(model, batch, examples)
-
     def _from_prefix(self, model: nn.Module, batch: Any, examples: Sequence[Example]) -> Any:
         """``batch`` where the base computes, with what the encoder layers below the lowest adapter make of it (computed once)."""
-        if all(len(e.inputs) > 2 for e in examples):
-            every = frozen_layers(self.base, ())
-            return self.base.with_prefix(batch, [e.inputs[2] for e in examples], every).to(self.compute)
-        layers = self.frozen_layers
-        if (not layers and not self.base.caches_stem) or any(VARIED in e.details for e in examples):
-            return batch.to(self.compute)
+        layers, known = self.frozen_layers, any(len(e.inputs) > 2 or VARIED in e.details for e in examples)
+        if known or (not layers and not self.base.caches_stem):
+            return super()._from_prefix(model, batch, examples)
         check_frozen(self.base, model, layers)
         if not untouched(self.base, model, layers):
             return batch.to(self.compute)
         rows = [self._prefix.states(self.base, e.inputs[1], layers) for e in examples]
         return self.base.with_prefix(batch, rows, layers).to(self.compute)
 
-    def training_bytes(self, example: Example) -> int:
-        """Bytes of activations in a training step, as the base estimates them."""
-        return self.base.training_bytes(example.size, example.target)
-
-    def prediction_rows(self, examples: Sequence[Example], *, adapted: bool) -> int:
-        """Fewer where rows are long: those of the frozen base alone are 30 s whatever was said."""
-        short = adapted and all(example.size <= LONG_FRAMES for example in examples)
-        return PREDICTION_ROWS if short else LONG_ROWS
-
     def predict(self, model: nn.Module, examples: Sequence[Example], *, adapted: bool, beams: int) -> list[str]:
         """Transcripts. A frozen Whisper alone decodes the full window and detects the language among those of the data."""
         alone = self.base.alone_window
         if adapted or alone is None:
-            batch = self.base.collate([e.inputs[1] for e in examples], None, self.window, self.language or None)
-            return self._generate(model, self._from_prefix(model, batch, examples), beams)
+            return super().predict(model, examples, adapted=adapted, beams=beams)
         rows, heard = [], []
         for example in examples:
             audio = _audio_of(example.inputs[0])
             rows.append(self._features_of(audio, alone))
             heard.append(heard_frames(len(audio)))
         return self._generate(model, self.base.collate(rows, None, alone, None).to(self.compute), beams, heard)
-
-    def _generate(self, model: nn.Module, batch: Any, beams: int, heard: Sequence[int] | None = None) -> list[str]:
-        known = [code for code in self.languages if code in self.base.languages]
-        with torch.inference_mode(), self._computing():
-            return self.base.generate(
-                model, batch, beams=beams, languages=known or None, heard=heard, prompt=self.prompt
-            )
 
     def score(self, example: Example, prediction: str) -> Mapping[str, Counts]:
         """Error counts of one transcript, by metric."""

@@ -1,4 +1,4 @@
-"""A device whose adapter the real server trains: which tensors move, and which never do."""
+"""A device that the real server enrols: which tensors move, which never do, and what is stored."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,15 +7,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from clients.device.adapt import PRIVATE_STEPS, AdaptOptions, check_adapted
+from clients.device.adapt import AdaptOptions
 from clients.device.client import DeviceClient
 from clients.device.labelled import read_labelled
 from fl.adapters.config import GatedLoraConfig, target_pattern
 from fl.adapters.layer import fresh_adapter
 from fl.bases.resolve import load_base
-from fl.core.errors import ConfigError, IdiolectError
 from fl.packed.blob import PackedInfo, pack, unpack
-from fl.settings.tables import TrainTable
 from sim.study.network.latency import AskingDevice
 from sim.study.network.local import served
 
@@ -50,42 +48,33 @@ def labelled(tmp_path):
     return read_labelled(tmp_path).utterances
 
 
-def adapt(device: DeviceClient, labelled, options: AdaptOptions) -> dict[str, bool]:
-    """Whether each tensor of the stored adapter moved, by name."""
-    before = unpack(device.store.load())[0]
-    device.adapt(labelled, options)
-    after = unpack(device.store.load())[0]
-    return {name: not np.array_equal(before[name], after[name]) for name in before}
+def is_trained(name: str) -> bool:
+    return "decoder" in name and name.endswith("_B")
 
 
-def is_gate(name: str) -> bool:
-    return "gated_lora_gate" in name
+@pytest.mark.parametrize("gate", ["self", "none"])
+def test_b_of_the_decoder_is_enrolled_and_everything_else_stays_equal_to_the_bit(port, tmp_path, labelled, gate):
+    device = client(tmp_path, port, gate)
+    before, _ = unpack(device.store.load())
+    info, report = device.enrol(labelled, AdaptOptions(keep=True))
+    after, _ = unpack(device.store.load())
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert changed
+    assert changed <= set(report["private"]) == {name for name in before if is_trained(name)}
+    assert info.split == "fedsa"
+    assert report["private_bytes"] < sum(before[name].nbytes for name in before if is_trained(name))
 
 
-def test_by_default_the_gates_are_trained_and_every_a_and_b_stays_equal_to_the_bit(port, tmp_path, labelled):
-    moved = adapt(client(tmp_path, port), labelled, AdaptOptions())
-    assert len(moved) > 8
-    assert moved == {name: is_gate(name) for name in moved}
-
-
-def test_shared_steps_train_a_and_b_and_no_gate(port, tmp_path, labelled):
-    moved = adapt(client(tmp_path, port), labelled, AdaptOptions(shared_steps=2))
-    assert moved == {name: not is_gate(name) for name in moved}
-
-
-def test_an_adapter_without_a_private_part_is_trained_by_shared_steps_alone(port, tmp_path, labelled):
-    device = client(tmp_path, port, gate="none")
+def test_an_adapter_that_does_not_help_is_not_stored(port, tmp_path):
+    """Noise has nothing to learn: what another sentence says does not follow from this one."""
+    for i, text in enumerate(["오늘 meeting", "내일", "we go home", "아니요"]):
+        noise = np.random.default_rng(i).standard_normal(16_000)
+        soundfile.write(tmp_path / f"{i}.wav", 0.1 * noise, 16_000)
+        (tmp_path / f"{i}.txt").write_text(text)
+    device = client(tmp_path, port)
     before = device.store.load()
-    with pytest.raises(IdiolectError, match="private"):  # the server's refusal, or the device's
-        device.adapt(labelled, AdaptOptions())
-    assert device.store.load() == before
-    assert all(adapt(device, labelled, AdaptOptions(shared_steps=2)).values())
-
-
-def test_a_server_that_trained_nothing_is_found_out():
-    with pytest.raises(ConfigError, match="no private part; --shared-steps"):
-        check_adapted(b"", b"", AdaptOptions(), {"private": []})
-
-
-def test_the_default_is_as_many_steps_as_a_round_of_a_run():
-    assert TrainTable().local_steps == PRIVATE_STEPS
+    _, report = device.enrol(read_labelled(tmp_path).utterances, AdaptOptions(seed=1))
+    kept = report["kept"]
+    assert (device.store.load() == before) is not kept
+    errors = [sum(one["errors"][i] for one in report["unseen"]) for i in (0, 1)]
+    assert kept == (report["steps"] > 0 and errors[1] <= errors[0])

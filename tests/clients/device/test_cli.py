@@ -103,7 +103,7 @@ def test_errors_are_one_line_with_exit_code_1(device, wav, tmp_path, packed):
     assert device("adapter", "show")[0] == 1
     assert device("adapter", "set", tmp_path / "gone")[0] == 1
     assert device("adapter", "set", wav)[0] == 1
-    assert device("adapt", tmp_path)[0] == 1
+    assert device("enrol", tmp_path)[0] == 1
 
 
 @pytest.mark.parametrize(
@@ -126,6 +126,7 @@ def test_every_command_has_a_help(capsys):
         ["record"],
         ["queue"],
         ["flush"],
+        ["enrol"],
         ["adapt"],
     ):
         with pytest.raises(SystemExit) as caught:
@@ -383,10 +384,19 @@ def test_an_adapter_is_trained_from_a_folder(device, server, packed, wav, tmp_pa
     folder.mkdir()
     (folder / "a.wav").write_bytes(wav.read_bytes())
     (folder / "a.txt").write_text("오늘 meeting")
-    code, lines, _ = device("adapt", folder, "--private-steps", 3, "--json")
-    assert code == 0
-    assert json.loads(lines[0])["loss"] == 1.5
-    assert [server.requests[-1].text(name) for name in ("steps", "private_steps")] == ["0", "3"]
+    sentence = {"name": "0", "said": "오늘 meeting", "before": "오늘 미팅", "after": "오늘 meeting", "errors": [2, 0]}
+    server.script.append(Reply(body=json.dumps({"kept": False, "unseen": [sentence]}).encode()))
+    code, lines, _ = device("enrol", folder)
+    assert (code, lines[0]) == (0, "a.wav: 오늘 meeting")
+    assert lines[1:4] == [
+        "  before (2 errors): 오늘 미팅",
+        "  after  (0 errors): 오늘 meeting",
+        "errors in sentences that were not trained on: 2 -> 0",
+    ]
+    assert lines[-1].startswith("not kept")
+    code, lines, _ = device("adapt", folder, "--keep", "--json")  # the name that it had
+    assert (code, json.loads(lines[0])["steps"]) == (0, 3)
+    assert server.requests[-1].text("keep") == "True"
 
 
 def test_the_folder_may_come_from_the_environment(tmp_path, monkeypatch, server):

@@ -201,17 +201,54 @@ def labelled(upload):
 
 def test_adapting_sends_speech_texts_and_adapter_and_stores_what_comes_back(server, client, labelled, make_adapter):
     client.store.set(make_adapter())
-    info, report = client.adapt(labelled, AdaptOptions(shared_steps=7, learning_rate=0.01, seed=3))
+    info, report = client.enrol(labelled, AdaptOptions(keep=True, seed=3))
     (request,) = server.requests
     assert request.path == "/v1/adapt"
     assert request.form["adapter"] == [make_adapter()]
     assert request.form["audio"] == [labelled[0][0].content] * 2
     assert json.loads(request.text("texts")) == ["오늘 meeting 은", 'say "hi"']
     sent = {name: request.text(name) for name in request.form if name not in ("adapter", "audio", "texts")}
-    assert sent == {"steps": "7", "private_steps": "0", "learning_rate": "0.01", "seed": "3"}
+    assert sent == {"keep": "True", "seed": "3"}
     before, after = unpack(make_adapter())[0], unpack(client.store.load())[0]
-    assert all(np.allclose(after[name], 0.5 * before[name], atol=1e-3) for name in before)
-    assert (info.dtype, report["loss"]) == ("float16", 1.5)
+    assert all(np.allclose(after[n], (0.5 if n.endswith("_B") else 1) * before[n], atol=1e-3) for n in before)
+    assert (info.dtype, info.split, report["steps"]) == ("float16", "fedsa", 3)
+
+
+def test_what_the_server_did_not_keep_leaves_the_stored_adapter(server, client, labelled, make_adapter):
+    client.store.set(make_adapter())
+    sentence = {"name": "1", "said": "a", "before": "a", "after": "b", "errors": [0, 1], "tokens": 1}
+    server.script.append(Reply(body=json.dumps({"kept": False, "unseen": [sentence], "steps": 0}).encode()))
+    info, report = client.enrol(labelled, AdaptOptions())
+    assert (info.split, report["kept"], report["unseen"][0]["errors"]) == ("gates", False, [0, 1])
+    assert client.store.load() == make_adapter()
+
+
+@pytest.mark.parametrize("sentences", [5, [{}], [{"name": "x"}], [None]])
+def test_sentences_that_are_none_are_refused_and_the_old_adapter_stays(
+    server, client, labelled, make_adapter, sentences
+):
+    client.store.set(make_adapter())
+    server.script.append(Reply(body=json.dumps({"kept": False, "unseen": sentences}).encode()))
+    with pytest.raises(RefusedError, match="what became of the sentences"):
+        client.enrol(labelled, AdaptOptions())
+
+
+def test_what_changed_must_be_private_in_what_comes_back(server, client, labelled, make_adapter):
+    """A server may change a private part alone, or say that what it changed is one."""
+    client.store.set(make_adapter())
+    tensors, _ = unpack(make_adapter())
+    for changed, split, taken in (("_bias", "gates", True), ("_A", "fedsa", False), ("_A", "all-private", True)):
+        values = {name: v * 2 if name.endswith(changed) else v for name, v in tensors.items()}
+        new = repacked(make_adapter(), values, split=split)
+        server.script.append(Reply(body=json.dumps({"adapter": base64.b64encode(new).decode()}).encode()))
+        client.store.set(make_adapter())
+        if taken:
+            client.enrol(labelled, AdaptOptions())
+            assert client.store.load() == new
+        else:
+            with pytest.raises(AdapterMismatchError, match="not private"):
+                client.enrol(labelled, AdaptOptions())
+            assert client.store.load() == make_adapter()
 
 
 def repacked(data, values=None, **changes):
@@ -236,7 +273,7 @@ def test_another_adapter_than_the_one_that_was_sent_is_not_stored(server, client
     new = repacked(make_adapter(seed=1), **change)
     server.script.append(Reply(body=json.dumps({"adapter": base64.b64encode(new).decode()}).encode()))
     with pytest.raises(AdapterMismatchError, match=f"another {next(iter(change))}.*kept"):
-        client.adapt(labelled, AdaptOptions())
+        client.enrol(labelled, AdaptOptions())
     assert client.store.load() == make_adapter()
 
 
@@ -245,7 +282,7 @@ def test_other_tensors_than_those_that_were_sent_are_not_stored(server, client, 
     new = make_adapter(width=7)
     server.script.append(Reply(body=json.dumps({"adapter": base64.b64encode(new).decode()}).encode()))
     with pytest.raises(AdapterMismatchError, match="other tensors"):
-        client.adapt(labelled, AdaptOptions())
+        client.enrol(labelled, AdaptOptions())
     assert client.store.load() == make_adapter()
 
 
@@ -254,7 +291,7 @@ def test_an_answer_without_a_sound_adapter_changes_nothing(server, client, label
     client.store.set(make_adapter())
     server.script.append(Reply(body=json.dumps({"adapter": coded}).encode()))
     with pytest.raises((RefusedError, AdapterError)):
-        client.adapt(labelled, AdaptOptions())
+        client.enrol(labelled, AdaptOptions())
     assert client.store.load() == make_adapter()
 
 
@@ -268,20 +305,20 @@ def test_a_trained_adapter_beyond_the_budget_is_refused_before_it_replaces_the_o
     assert len(new) > len(adapter) + 10
     server.script.append(Reply(body=json.dumps({"adapter": base64.b64encode(new).decode()}).encode()))
     with pytest.raises(Exception, match="old one is kept"):
-        client.adapt(labelled, AdaptOptions())
+        client.enrol(labelled, AdaptOptions())
     assert client.store.load() == adapter
 
 
 def test_without_an_adapter_there_is_nothing_to_train(server, client, labelled):
     with pytest.raises(StoreError, match="adapter set FILE"):
-        client.adapt(labelled, AdaptOptions())
+        client.enrol(labelled, AdaptOptions())
     assert server.requests == []
 
 
 def test_a_training_that_breaks_off_is_asked_for_again_with_the_same_key(server, client, labelled, make_adapter, waits):
     client.store.set(make_adapter())
     server.script.append(HANG_UP)
-    client.adapt(labelled, AdaptOptions())
+    client.enrol(labelled, AdaptOptions())
     assert len({request.headers["Idempotency-Key"] for request in server.requests}) == 1
     assert len(server.requests) == 2
 

@@ -75,7 +75,7 @@ def test_training_at_the_server_needs_no_more(folder, server, wav, tmp_path):
     labelled.mkdir()
     (labelled / "a.wav").write_bytes(wav.read_bytes())
     (labelled / "a.txt").write_text("오늘 meeting")
-    found, _, err = run_blocked(["device", "adapt", labelled, "--folder", folder], blocked=[*HEAVY, *LAZY])
+    found, _, err = run_blocked(["device", "enrol", labelled, "--folder", folder], blocked=[*HEAVY, *LAZY])
     assert found["code"] == 0, err
     assert server.paths() == ["POST /v1/adapt"]
 

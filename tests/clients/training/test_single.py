@@ -18,7 +18,7 @@ from fl.adapters.state import State
 from fl.algorithms.personal.gates import Gates
 from fl.algorithms.plan import LocalPlan
 from fl.algorithms.schedule import Schedule, rate_factor
-from fl.core.errors import AdapterError, SplitError
+from fl.core.errors import AdapterError
 from fl.core.rng import derive_seed
 from fl.settings.tables import TrainTable
 
@@ -370,31 +370,6 @@ def test_a_frozen_factor_does_not_move_and_the_other_does(regression, kind: str)
     train(task, replace(PLAN, frozen=kind, proximal=0.1, weight_decay=0.1))
     for name, change in task.moved().items():
         assert (change == 0) == name.endswith(f"_{kind}"), name
-
-
-def test_shrinkage_goes_beside_the_step_of_adamw_and_not_through_it(regression) -> None:
-    """w <- w - rate * lambda * (w - w0) before each step: by hand on B, against torch's AdamW without decay."""
-    plan = replace(PLAN, steps=5, shrinkage=20.0, part="B", clipping_norm=1e9, batch_size=7)
-    task = regression(gate="none", split_name="all-private")
-    train(task, plan)
-    reference = regression(gate="none", split_name="all-private")
-    trained = {n: p for n, p in reference.parameters.items() if n.endswith("_B")}
-    optimizer = torch.optim.AdamW(trained.values(), lr=plan.learning_rate, weight_decay=0.0)
-    for _ in range(plan.steps):
-        optimizer.zero_grad()
-        reference.loss(reference.model, reference.examples(7)).backward()
-        with torch.no_grad():
-            for name, p in trained.items():
-                p -= plan.learning_rate * plan.shrinkage * (p - reference.start[name])
-        optimizer.step()
-    for name, value in task.state().items():
-        torch.testing.assert_close(value, reference.state()[name], rtol=1e-4, atol=1e-5)
-        assert bool((value != task.start[name]).any()) == name.endswith("_B")
-
-
-def test_a_part_of_nothing_is_refused(regression) -> None:
-    with pytest.raises(SplitError, match="part 'B@decoder' matches no private tensor"):
-        train(regression(split_name="all-private"), replace(PLAN, part="B@decoder"))
 
 
 def test_a_private_factor_is_never_frozen(regression) -> None:

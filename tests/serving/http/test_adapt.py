@@ -1,31 +1,37 @@
-"""A device that cannot hold the base has its adapter trained: the tensors that were asked for move, and no others."""
+"""A device that cannot hold the base is enrolled: B of the decoder moves and nothing else, and only what helps comes back."""
 
 import base64
+import io
 import json
 import threading
 import time
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from starlette.testclient import TestClient
 
+from clients.training.enrol import DEFAULT, Adapter
+from clients.training.person import enrol_person
+from fl.adapters.config import target_pattern
+from fl.adapters.split import make_split
 from fl.core.errors import IdiolectError
 from fl.packed.blob import read_info, unpack
+from fl.serving.engine.adapters import admit
 from fl.serving.http.adapt import AdaptResult
 from fl.serving.http.auth import TokenFile
-from fl.settings.tables import TrainTable
-from sim.cli.serve import local_steps
+from fl.tasks.speech.own import OwnSpeech
+from sim.cli.serve import enrolling
 
 PATH, URL = "/v1/adapt", "http://127.0.0.1"
 TEXTS = ["오늘 meeting 있어요", "yes"]
 
 
 def send(client, adapter, recordings, texts=TEXTS, *, headers=None, **fields):
-    """Two steps unless ``fields`` say otherwise; None leaves a field out."""
+    """What comes back whether it helps or not, unless ``fields`` say otherwise."""
     files = [("adapter", ("a.safetensors", adapter)), *[("audio", ("x.flac", audio)) for audio in recordings]]
-    data = {"texts": texts if isinstance(texts, str) else json.dumps(texts), "steps": "2", **fields}
-    data = {name: value for name, value in data.items() if value is not None}
+    data = {"texts": texts if isinstance(texts, str) else json.dumps(texts), "keep": "true", **fields}
     return client.post(PATH, files=files, data=data, headers=headers)
 
 
@@ -37,7 +43,7 @@ def audio(recording):
 @pytest.fixture
 def trained(make_app, base):
     """A client of a server that really trains."""
-    with TestClient(make_app(adapt=local_steps(base)), base_url=URL) as client:
+    with TestClient(make_app(adapt=enrolling(base)), base_url=URL) as client:
         yield client
 
 
@@ -55,51 +61,62 @@ def result_of(answer, before):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
-def test_by_default_the_gates_are_trained_and_a_and_b_come_back_bit_for_bit(trained, packed, audio, dtype):
+def test_b_of_the_decoder_is_enrolled_and_all_else_comes_back_bit_for_bit(trained, packed, audio, dtype):
     data = packed(dtype=dtype)
-    changed, found = result_of(send(trained, data, audio, steps=None), data)
-    gates = {name for name in unpack(data)[0] if "gated_lora_gate" in name}
-    assert changed == set(found["private"]) == gates
-    assert set(found["shared"]) == unpack(data)[0].keys() - gates
-    assert (found["steps"], found["dtype"]) == (TrainTable().local_steps, dtype)
+    changed, found = result_of(send(trained, data, [*audio, audio[0]], [*TEXTS, TEXTS[0]]), data)
+    trained_part = {name for name in unpack(data)[0] if "decoder" in name and name.endswith("_B")}
+    assert changed <= set(found["private"]) == trained_part
+    assert (found["split"], found["dtype"], found["kept"]) == ("fedsa", dtype, True)
+    assert trained_part <= {*make_split("fedsa", unpack(data)[0]).private}
+    assert len(base64.b64decode(found["adapter"])) == found["bytes"]
 
 
-def test_steps_of_either_kind_are_those_that_were_asked_for(trained, packed, audio):
+def test_it_is_what_idiolect_enrol_does(trained, base, packed, audio, recording):
+    """The same method, folds, steps and transcripts as the command gives on the same recordings."""
     data = packed(dtype="float32")
-    changed, found = result_of(send(trained, data, audio, gate_dropout="1"), data)
-    assert changed == set(found["shared"])
-    assert (found["steps"], found["examples"], found["bytes"]) == (2, 4, len(base64.b64decode(found["adapter"])))
-    assert found["loss"] > 0
-    changed, found = result_of(send(trained, data, audio, gate_dropout="0", private_steps="1"), data)
-    assert (changed, found["steps"]) == ({*found["shared"], *found["private"]}, 3)
-    changed, found = result_of(send(trained, data, audio, steps="0", private_steps="2"), data)
-    assert (changed, found["steps"]) == (set(found["private"]), 2)
+    texts = [*TEXTS, TEXTS[0], TEXTS[1]]
+    audio = [*audio, recording(0.9, seed=3), recording(1.1, seed=4)]
+    _, found = result_of(send(trained, data, audio, texts, seed="3"), data)
+    adapter = admit(data, base)
+    waves = [soundfile.read(io.BytesIO(one), dtype="float32")[0] for one in audio]
+    speech = OwnSpeech(
+        base,
+        [(str(i), wave, text) for i, (wave, text) in enumerate(zip(waves, texts, strict=True))],
+        window="trimmed",
+        language="ko",
+        targets=adapter.info.config.target_modules,
+    )
+    by_hand = enrol_person(speech, Adapter(adapter.slot, adapter.tensors), DEFAULT, metric="mer", seed=3)
+    assert found["steps"] == by_hand.enrolment.steps
+    assert {int(k): v for k, v in found["losses"].items()} == pytest.approx(by_hand.enrolment.curve, rel=1e-4)
+    assert sorted(one["name"] for one in found["unseen"]) == ["0", "1", "2", "3"]
+    assert [one["after"] for one in found["unseen"]] == [one.after for one in by_hand.left_out]
 
 
-@pytest.mark.parametrize("adapter", [{"gate": "none"}, {"split": "all-shared"}])
-def test_an_adapter_without_a_private_part_is_trained_only_where_the_request_says_so(trained, packed, audio, adapter):
-    data = packed(dtype="float32", **adapter)
-    answer = send(trained, data, audio, steps=None)
-    assert (answer.status_code, answer.json()["type"]) == (422, "/problems/invalid-field")
-    assert "give steps to train A and B" in answer.json()["detail"]
-    changed, found = result_of(send(trained, data, audio, steps="2", gate_dropout="0"), data)
-    assert changed == set(found["shared"]) == unpack(data)[0].keys()
+def test_what_makes_left_out_sentences_worse_is_not_sent_unless_it_is_wanted(make_app, packed, audio):
+    def worse(job):
+        return AdaptResult(job.adapter.tensors, (), False, {"steps": 3, "unseen": []})
+
+    with TestClient(make_app(adapt=worse), base_url=URL) as client:
+        found = send(client, packed(), audio, keep="false").json()
+        assert (found["kept"], "adapter" in found) == (False, False)
+        assert send(client, packed(), audio, keep="true").json()["adapter"]
 
 
-def test_an_adapter_of_which_nothing_is_shared_is_trained_whole(trained, packed, audio):
+def test_an_adapter_that_is_wholly_private_says_so_after_enrolment_too(trained, packed, audio):
     data = packed(gate="none", split="all-private", dtype="float32")
-    changed, found = result_of(send(trained, data, audio, steps=None), data)
-    assert changed == set(found["private"]) == unpack(data)[0].keys()
+    assert send(trained, data, audio).json()["split"] == "all-private"
 
 
-def test_training_lowers_the_loss_on_what_was_sent(trained, packed, audio):
-    data = packed(dtype="float32")
-    losses = []
-    for _ in range(3):
-        found = send(trained, data, audio, steps="6", learning_rate="0.02").json()
-        data = base64.b64decode(found["adapter"])
-        losses.append(found["loss"])
-    assert losses[2] < losses[0]
+def test_an_adapter_of_which_nothing_would_be_trained_is_refused(trained, packed, audio, base):
+    sites = target_pattern(("encoder.self",))
+    data = packed(
+        config={"target_modules": sites},
+        change=lambda tensors: [tensors.pop(name) for name in list(tensors) if "encoder.layers" not in name],
+    )
+    answer = send(trained, data, audio)
+    assert (answer.status_code, answer.json()["type"]) == (422, "/problems/unusable-adapter")
+    assert "matches no tensor" in answer.json()["detail"]
 
 
 def test_the_same_request_gives_the_same_bytes_and_serving_goes_on_with_the_same_base(trained, base, packed, audio):
@@ -132,13 +149,8 @@ def test_the_answer_is_as_precise_as_what_was_sent_unless_asked_otherwise(traine
         (["one", " "], {}, "unusable-text", r"texts[1]"),
         (["one", "two\u0000"], {}, "unusable-text", r"texts[1]"),
         (["one", "word " * 199], {}, "unusable-text", r"texts[1]: a text of 996 tokens"),
-        (TEXTS, {"steps": "0", "private_steps": "0"}, "invalid-field", "steps"),
-        (TEXTS, {"steps": "9999"}, "invalid-field", "steps"),
-        (TEXTS, {"steps": "many"}, "invalid-field", "steps"),
-        (TEXTS, {"steps": "150", "private_steps": "150"}, "invalid-field", "steps"),
-        (TEXTS, {"learning_rate": "nan"}, "invalid-field", "learning_rate"),
-        (TEXTS, {"learning_rate": "inf"}, "invalid-field", "learning_rate"),
-        (TEXTS, {"gate_dropout": "1.5"}, "invalid-field", "gate_dropout"),
+        (TEXTS, {"keep": "perhaps"}, "invalid-field", "keep"),
+        (TEXTS, {"seed": "-1"}, "invalid-field", "seed"),
         (TEXTS, {"language": "klingon"}, "invalid-field", "language"),
         (TEXTS, {"dtype": "int4"}, "invalid-field", "dtype"),
     ],
@@ -167,7 +179,7 @@ def test_an_adapter_that_cannot_be_trained_is_refused(trained, packed, audio):
 
 
 def test_audio_that_is_none_is_named_by_its_number_and_all_of_it_is_bounded(make_app, base, packed, recording):
-    with TestClient(make_app(adapt=local_steps(base), max_train_seconds=3, max_utterances=2), base_url=URL) as client:
+    with TestClient(make_app(adapt=enrolling(base), max_train_seconds=3, max_utterances=2), base_url=URL) as client:
         answer = send(client, packed(), [recording(), b"no audio"])
         assert (answer.status_code, answer.json()["type"]) == (422, "/problems/unusable-audio")
         assert answer.json()["detail"].startswith("audio[1]: ")
@@ -219,7 +231,7 @@ class BlockedTrainer:
         finally:
             with self.lock:
                 self.inside -= 1
-        return AdaptResult(job.adapter.tensors, 1.0, 2, 2, 0.1)
+        return AdaptResult(job.adapter.tensors, (), True, {})
 
 
 def test_one_adapter_is_trained_at_a_time_and_only_so_many_wait(make_app, packed, audio):
@@ -290,7 +302,7 @@ def test_a_server_that_stops_does_not_wait_for_the_last_step(make_app, packed, a
 
 def test_an_answer_that_cannot_be_packed_is_refused_and_not_half_sent(make_app, packed, audio):
     def diverge(job):
-        return AdaptResult({n: t * torch.inf for n, t in job.adapter.tensors.items()}, 1.0, 1, 1, 0.1)
+        return AdaptResult({n: t * torch.inf for n, t in job.adapter.tensors.items()}, (), True, {})
 
     with TestClient(make_app(adapt=diverge), base_url=URL) as client:
         answer = send(client, packed(), audio)

@@ -33,7 +33,7 @@ def api(make_app, engine, people, packed, recording):
     engine.text = lambda request: f"{len(request.audio)} samples"
     app = make_app(
         TokenFile(people.path),
-        adapt=lambda job: AdaptResult(job.adapter.tensors, 1.0, 1, job.fields.steps, 0.0),
+        adapt=lambda job: AdaptResult(job.adapter.tensors, (), True, {}),
         requests_per_minute=0,
         audio_seconds_per_minute=0,
         max_body_bytes=2**20,
@@ -47,8 +47,7 @@ def api(make_app, engine, people, packed, recording):
         "adapter_handle": "",
         "model": "whisper-1",
         "language": "ko",
-        "steps": 2,
-        "private_steps": 0,
+        "keep": True,
     }
 
     @schema.hook

@@ -1,0 +1,103 @@
+"""One person's enrolment: the private part, and what it changes in examples left out of training."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from clients.training.cohort import activation_bytes
+from clients.training.enrol import Adapter, Enrolment, EnrolMethod, Start, enrol, kept, predict
+from clients.training.single import diverged
+from fl.adapters.stacked import StackedModel
+from fl.adapters.state import State
+from fl.tasks.task import Example, Task
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """An example that its fold did not train on: what was said, and the predictions before and after."""
+
+    name: str
+    said: str
+    before: str
+    after: str
+    errors: tuple[int, int]
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Personal:
+    """What a person's enrolment came to: all tensors of the adapter after it, and the ``private`` ones, by name.
+
+    ``bytes`` are those of the private ones as they are kept (:func:`clients.training.enrol.kept`).
+    """
+
+    enrolment: Enrolment
+    left_out: Sequence[LeftOut]
+    tensors: State
+    private: tuple[str, ...]
+    bytes: int
+    seconds: float
+
+    @cached_property
+    def errors(self) -> tuple[int, int]:
+        """Errors on the left-out examples, before and after."""
+        before, after = (sum(one.errors[i] for one in self.left_out) for i in (0, 1))
+        return before, after
+
+    @property
+    def helps(self) -> bool:
+        """Whether left-out examples have a lower loss, and no more errors. Unknown, of a single one: it is taken as helping."""
+        before, after = self.errors
+        return not self.left_out or (self.enrolment.steps > 0 and after <= before)
+
+    def report(self) -> dict[str, Any]:
+        """What a person is told, as JSON has it."""
+        return {
+            "steps": self.enrolment.steps,
+            "losses": {n: loss if math.isfinite(loss) else None for n, loss in self.enrolment.curve.items()},
+            "private_bytes": self.bytes,
+            "seconds": round(self.seconds, 3),
+            "unseen": [asdict(one) for one in self.left_out],
+        }
+
+
+def enrol_person(task: Task, shared: Adapter, method: EnrolMethod, *, metric: str, seed: int) -> Personal:
+    """Enrol the first person of ``task`` from ``shared``, and predict every example by the fold that left it out, before and after.
+
+    Errors are those of ``metric``.
+
+    Raises :class:`fl.core.errors.SplitError` where ``method`` trains nothing of the adapter, :class:`fl.core.errors.AdapterError`
+    where its loss is not finite.
+    """
+    began = time.perf_counter()
+    start = Start.of(shared, method, seed=seed)
+    name = task.device_ids()[0]
+    examples = task.device(name).train
+    host = StackedModel(task.new_model(), task.targets)
+    budget = activation_bytes(next(host.model.parameters()).device)
+    found = enrol(host, task, start, {name: examples}, seed=seed, budget=budget, with_unseen=True)[name]
+    if not math.isfinite(found.curve.get(0, 0.0)):  # before the first step
+        raise diverged("the loss")
+    none = {name: start.state[name] for name in start.split.private}
+    rows = [(fold + 1, i) for fold, (away, _) in enumerate(found.unseen) for i in sorted(away)]
+    states = [none, *(state for _, state in found.unseen)]
+    before, after = (
+        predict(host, task, start, states, [(place, examples[i]) for place, i in which]) if rows else []
+        for which in ([(0, i) for _, i in rows], rows)
+    )
+    left_out = [
+        _left_out(task, metric, examples[i], *texts) for (_, i), *texts in zip(rows, before, after, strict=True)
+    ]
+    private, size = kept(found.private)
+    tensors = {**start.state, **(private if found.steps else none)}
+    return Personal(found, left_out, tensors, start.split.private, size, time.perf_counter() - began)
+
+
+def _left_out(task: Task, metric: str, example: Example, before: str, after: str) -> LeftOut:
+    counts = [task.score(example, text)[metric] for text in (before, after)]
+    return LeftOut(
+        example.key, example.target, before, after, (counts[0].errors, counts[1].errors), counts[0].reference
+    )
