@@ -18,7 +18,8 @@ from fl.metrics import Counts
 from fl.protocol.wire import add_counts
 from fl.runs.files import note_left_out, write_costs
 from fl.runs.folder import freed_if_empty, run_folder, run_token
-from fl.runs.progress import Progress, both, kept_progress
+from fl.runs.kept import kept_progress
+from fl.runs.progress import Progress, both
 from fl.runs.results import ResultsFile, gather_predictions
 from fl.runs.schema import CHECKPOINTS, LEFT_OUT_NAME, PREDICTIONS_NAME, RESULTS_NAME
 from fl.settings.config import RunConfig, make_config

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from fl.core.errors import RunError
 from fl.runs.files import is_finished
-from fl.runs.progress import RunPart, machine_mark, started_at
+from fl.runs.kept import machine_mark, started_at
+from fl.runs.progress import RunPart
 from fl.runs.schema import CHECKPOINTS, CONFIG_NAME, PROGRESS_NAME
 
 

@@ -53,7 +53,10 @@ def facts(run: RunStatus) -> Iterator[tuple[str, str]]:
         yield "error", run.error
     if run.state is not RunState.FINISHED and run.current in run.parts:
         part = run.parts[run.current]
-        yield "doing", f"{run.current}, {part.done} of {part.total} done"
+        yield (
+            "doing" if run.state is RunState.RUNNING else "was doing",
+            f"{run.current}, {part.done} of {part.total} done",
+        )
     if run.parts:
         yield "in all", f"{run.done} of {run.total} rounds and tests"
     if run.state is RunState.RUNNING:

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fl.core.errors import RunError
-from fl.runs.progress import kept_progress
+from fl.runs.kept import kept_progress
 from fl.runs.schema import CONFIG_NAME, COSTS_NAME, PROGRESS_NAME, REPORT_NAME
 from fl.runs.status import RunState, read_status
 from sim.cli.app import app
