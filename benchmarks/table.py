@@ -68,6 +68,7 @@ FIGURES = (
     ),
     Figure("gpu_local_step", "local step in bf16 against float32, one GPU", 0.40, "gpu", at_most=True, gpu=True),
     Figure("gpu_cohort", "cohort of 6 x 2 in bf16 against one by one in float32", 0.33, "gpu", at_most=True, gpu=True),
+    Figure("precision", "MER of bf16 against float32's, over the chance in training", 1.0, "precision", at_most=True),
     Figure("prefix", "decoder adapters on cached encoder states against adapters everywhere", 3.0, "prefix"),
     Figure("population_framework", "framework time a simulated device", 1.0, "population", "ms", at_most=True),
     Figure(
