@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from clients.node import Hosting, positions
+from clients.node import Hosting
+from clients.worker import Worker, positions
 from fl.core.errors import PopulationError
 from fl.protocol.node import NodeConfig
 
@@ -17,6 +18,7 @@ def worker(*ids: str) -> Any:
     class One:
         task = SimpleNamespace(device_ids=lambda: calls.append(1) or ids)
         listed = calls
+        places = Worker.places
 
     return One()
 
