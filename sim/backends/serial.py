@@ -129,7 +129,7 @@ class ThreadGrid(SerialGrid):
         """End the threads."""
         for thread in self._threads.values():
             thread.shutdown(wait=False, cancel_futures=True)
-        for node in self._busy:
+        for node in list(self._busy):
             ctypes.pythonapi.PyThreadState_SetAsyncExc(
                 ctypes.c_ulong(self._idents[node]), ctypes.py_object(KeyboardInterrupt)
             )

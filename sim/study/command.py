@@ -21,7 +21,7 @@ from sim.study.run import CellRun, StudyRun, carry_out_side_by_side
 from sim.study.table import print_result
 
 ROOT = Path("runs/studies")
-WORKERS = "Processes in which the devices of a run train side by side; 0 trains in the run's own."
+WORKERS = "Nodes of a run that train side by side, in a thread each; 0 trains one after the other."
 console = wide_console(200)
 app = new_app(
     name="study",

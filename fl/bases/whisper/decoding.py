@@ -56,7 +56,7 @@ def detect_languages(
 ) -> list[int]:
     """For each row the most probable of the language tokens ``candidates`` behind the start token.
 
-    An empty ``heard`` takes the keys and values of the speech, for :meth:`RowDecoder.read`.
+    An empty ``heard`` takes the keys and values of the speech, for :meth:`fl.bases.whisper.decoder.RowDecoder.read`.
     """
     ids = torch.full((states.shape[0], 1), start, dtype=torch.long, device=states.device)
     cache = None if heard is None else EncoderDecoderCache(DynamicCache(), heard)
@@ -175,7 +175,7 @@ def search(
 
     ``prompts`` are rows of one length, ``limits`` the most new tokens of each. The number of rows stays the same from the first
     token to the last, finished or not, so that modules which know "row i is person i" stay right; the ``beams`` rows of an
-    utterance are next to each other. ``heard`` see :meth:`RowDecoder.read`.
+    utterance are next to each other. ``heard`` see :meth:`fl.bases.whisper.decoder.RowDecoder.read`.
     """
     decoder = RowDecoder(model, rules, beams * len(limits))
     prompted = decoder.read(prompts, states, mask, heard)
