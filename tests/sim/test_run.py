@@ -134,8 +134,9 @@ def simulate(config: RunConfig, folder: Path) -> str:
 
 
 def test_threads_give_the_bits_of_one_after_the_other(tiny_run: MakeRun) -> None:
-    serial = run_simulation(tiny_run("serial"), serial=True)
-    threads = run_simulation(tiny_run("threads"), workers=2)
+    """Without cohorts both have devices of their own to train at the same time."""
+    serial = run_simulation(tiny_run("serial", cohort=1), serial=True)
+    threads = run_simulation(tiny_run("threads", cohort=1), workers=2)
     assert rows(threads) == rows(serial)
     assert rows(threads, "transcripts.jsonl") == rows(serial, "transcripts.jsonl")
     assert states(threads) == states(serial)
