@@ -5,7 +5,8 @@
 
 Both train the same devices on the same batches with the same steps, learning rates and initial A: ours as ``idiolect run``
 does it, the stock recipe as :mod:`benchmarks.stock_recipe` describes. They take turns, so that a busy moment of the machine
-meets both; the machine's own matrix-product rate is measured before each. A client-round is one device's local phase
+meets both; the machine's own matrix-product rate is measured before each. The stock recipe trains in float32 or under bf16
+autocast, whichever makes its step faster: both are timed first, and stand in the row. A client-round is one device's local phase
 with its share of everything around it. The first round of either is left out, because the stock recipe loads the
 base in it. ``personalized`` trains its gates in the last round, as the default schedule says.
 """
@@ -27,7 +28,7 @@ from typing import Any
 import torch
 
 from benchmarks._report import BenchmarkRow, machine, matrix_rate, spread, write_row
-from benchmarks.stock_recipe import add_options, configuration, run_stock, stock_counts, training_people
+from benchmarks.stock_recipe import add_options, configuration, run_stock, step_seconds, stock_counts, training_people
 from benchmarks.table import target_here
 from fl.metrics import Counts
 from fl.protocol.wire import add_counts
@@ -177,6 +178,9 @@ def main() -> int:
     devices = len(training_people(config))
     ours: dict[str, list[Measured]] = {arm: [] for arm in config.arms}
     stock: list[Measured] = []
+    seconds = step_seconds(stock_config, arguments.stock_cpus)
+    stock_config = stock_config.changed({"base.precision": min(seconds, key=seconds.__getitem__)})
+    print(f"a step of the stock recipe, seconds: {seconds}; it trains in {stock_config.base.precision}", flush=True)
     for turn in range(arguments.repeats):
         print(f"repeat {turn + 1} of {arguments.repeats}: stock recipe, then ours", flush=True)
         stock.append(measure_stock(stock_config, arguments.workers, arguments.stock_cpus))
@@ -184,6 +188,7 @@ def main() -> int:
             ours[arm].append(measured)
     met = True
     conditions = {**vars(arguments), "arms": list(words(arguments.arms)), "devices": devices}
+    conditions |= {"stock_precision": stock_config.base.precision, "stock_step_seconds": seconds}
     for arm, repeats in ours.items():
         row = make_row(arm, repeats, stock, devices, conditions)
         met &= row.met and bool(row.conditions["wer_not_worse"])

@@ -6,7 +6,8 @@ Flower's simulation with its own ``FedAvg``, one SuperNode for each device; tran
 features of transformers' extractor, padded to 30 s; labels padded with -100 and the model's own loss; AdamW, with the
 gradient clipped at norm 1 as transformers' Trainer does. It is what every speed figure is a ratio against, so it is given
 what a careful user would give it: the base is loaded and features are computed once per process, one worker for each
-core, the same base, utterances, batches, steps, learning rates and initial A as ours. On a GPU it trains under bf16 autocast.
+core, the same base, utterances, batches, steps, learning rates and initial A as ours. It trains under bf16 autocast where that is
+faster, which :func:`step_seconds` measures.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import time
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import WhisperFeatureExtractor
 
+from benchmarks._report import time_side_by_side
 from clients.training.evaluate import evaluate
 from clients.training.single import draw_batches, step_kinds
 from fl.adapters.config import GatedLoraConfig, target_pattern
@@ -38,6 +40,7 @@ from fl.adapters.layer import fresh_adapter
 from fl.algorithms.arms import trained_arm
 from fl.bases.resolve import load_base
 from fl.bases.whisper.base import WhisperBase
+from fl.core.compute import DTYPES, autocast, choose_precision
 from fl.core.machine import available_cores
 from fl.core.rng import derive_generator, derive_seed
 from fl.data.partition import DeviceData
@@ -111,7 +114,7 @@ class StockProcess:
         for batch in draw_batches(len(examples), plan.batch_size, steps, generator):
             features = torch.stack([examples[i][0] for i in batch]).to(self.device)
             labels = pad_sequence([examples[i][1] for i in batch], batch_first=True, padding_value=IGNORED)
-            with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
+            with autocast(self.device, choose_precision(config.base.precision, self.device)):
                 loss = self.model(input_features=features, labels=labels.to(self.device), use_cache=False).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, plan.clipping_norm)
@@ -125,6 +128,18 @@ def training_people(config: RunConfig) -> tuple[DeviceData, ...]:
     """The devices that train, in the order of their names: those of ours."""
     people = load_population(population_manifest(config), config.data_seed, config.data, lambda *_: None).devices
     return tuple(person for person in people if person.train)
+
+
+def step_seconds(config: RunConfig, cpus: int) -> dict[str, float]:
+    """Median seconds of a local step of one device in float32 and under bf16 autocast, in turns, with ``cpus`` threads."""
+    one, process, threads = config.changed({"local-steps": 1}), StockProcess(config), torch.get_num_threads()
+    steps = {name: partial(process.train, 0, one.changed({"base.precision": name}), 1) for name in DTYPES}
+    torch.set_num_threads(cpus)
+    try:
+        found = time_side_by_side(steps, dict.fromkeys(steps, 3))
+    finally:
+        torch.set_num_threads(threads)
+    return {name: round(timing.median, 3) for name, timing in found.items()}
 
 
 @lru_cache(maxsize=1)

@@ -1,7 +1,5 @@
 """Which devices live on a node. The ids of a population are listed once in a process, whatever the number of messages."""
 
-from collections.abc import Iterable
-from functools import lru_cache
 from pathlib import Path
 
 from clients.training.enrol import method_of
@@ -9,7 +7,7 @@ from clients.worker import Worker, get_worker
 from fl.algorithms.arms import Arm, evaluated_as
 from fl.algorithms.personal.enrolment import EnrolledPart
 from fl.algorithms.plan import Phase
-from fl.core.errors import ConfigError, DemandError, PopulationError
+from fl.core.errors import ConfigError, DemandError
 from fl.protocol.node import NodeConfig
 from fl.protocol.wire import Job
 from fl.settings.config import RunConfig
@@ -89,28 +87,11 @@ def _with_own_data(config: RunConfig, node: NodeConfig) -> RunConfig:
     return config
 
 
-def positions(ids: Iterable[str], source: str) -> dict[str, int]:
-    """The place of each id, from 0. Raises :class:`PopulationError` for an id that stands twice, with both places from 1."""
-    found: dict[str, int] = {}
-    for place, device_id in enumerate(ids):
-        if found.setdefault(device_id, place) != place:
-            raise PopulationError(
-                f"{source} lists device {device_id!r} twice, as number {found[device_id] + 1} and {place + 1}: "
-                "give each device an id of its own"
-            )
-    return found
-
-
-@lru_cache(maxsize=2)
-def _population(worker: Worker) -> dict[str, int]:
-    return positions(worker.task.device_ids(), "the population")
-
-
 class Hosting:
     """The devices of one node: the one that a deployed node names, or every N-th of a simulation with N nodes."""
 
     def __init__(self, worker: Worker, node: NodeConfig) -> None:
-        self._places, self.worker, self.node = _population(worker), worker, node
+        self._places, self.worker, self.node = worker.places, worker, node
         if node.deployed and node.device_id not in self._places:
             known = ", ".join(list(self._places)[:10])
             lost = [row for row in worker.task.left_out if row.device == node.device_id]

@@ -2,12 +2,13 @@
 
 An adapter of low rank has a slot for each gate on one model; any other method (:mod:`fl.methods`) has a model of its own.
 
-A Ray actor handles many messages of a run and a deployed ClientApp one; both ask :func:`get_worker`, which loads the base
-once per process and configuration.
+A Ray actor or a thread of a simulation handles many messages of a run and a deployed ClientApp one; all ask :func:`get_worker`. The
+base is loaded once per process and configuration.
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -26,6 +27,7 @@ from fl.adapters.state import State, adapter_parameters, adapter_state
 from fl.algorithms.arms import EVERYONE, Arm, adapter_name
 from fl.algorithms.hostile import attacked
 from fl.algorithms.table import chosen
+from fl.core.errors import PopulationError
 from fl.core.machine import available_cores
 from fl.methods.base import Attached, Recipe
 from fl.methods.files import MethodInfo, save_method
@@ -36,13 +38,18 @@ from fl.settings.config import RunConfig
 from fl.tasks.table import load_task
 from fl.tasks.task import Example, Task
 
+building = (
+    threading.RLock()
+)  # transformers patches torch while it makes a model, and random weights have a seed of the whole process
+
 
 class Worker:
     """One process's frozen base with an adapter slot per gate kind, and the private state of the devices it hosts."""
 
     def __init__(self, config: RunConfig, store_root: Path, run: str = "") -> None:
         self.config = config
-        self.task: Task = attacked(load_task(config), config)
+        with building:
+            self.task: Task = attacked(load_task(config), config)
         self.method = METHODS[config.adapter.method]
         self.store = DeviceStore(store_root, self.task.fingerprint, run)
         self._slots: dict[str, Attached] = {}  # by PEFT's name
@@ -54,7 +61,8 @@ class Worker:
         """Make the adapter slot for ``gate`` active, adding it at first use; returns its PEFT name."""
         name = adapter_name(gate)
         if name not in self._slots:
-            self._slots[name] = self._attach(name, self.recipe(gate))
+            with building:
+                self._slots[name] = self._attach(name, self.recipe(gate))
             self._initial[name] = self._slots[name].state()
         if self.method.low_rank and self.adapted.active_adapter != name:  # PEFT walks through all modules to set one
             self.adapted.set_adapter(name)
@@ -158,15 +166,42 @@ class Worker:
             save_method(folder, self._slots[slot].state(), method)
 
     @cached_property
+    def places(self) -> dict[str, int]:
+        """The place of each device in the population, from 0. Raises :class:`PopulationError` for one that stands twice."""
+        return positions(self.task.device_ids(), "the population")
+
+    @cached_property
     def host(self) -> StackedModel:
         """A model on the same frozen tensors for the adapters of many devices at once."""
-        return StackedModel(self.task.new_model(), self.task.targets)
+        with building:
+            return StackedModel(self.task.new_model(), self.task.targets)
 
 
-@lru_cache(maxsize=2)
+def positions(ids: Iterable[str], source: str) -> dict[str, int]:
+    """The place of each id, from 0. Raises :class:`PopulationError` for an id that stands twice, with both places from 1."""
+    found: dict[str, int] = {}
+    for place, device_id in enumerate(ids):
+        if found.setdefault(device_id, place) != place:
+            raise PopulationError(
+                f"{source} lists device {device_id!r} twice, as number {found[device_id] + 1} and {place + 1}: "
+                "give each device an id of its own"
+            )
+    return found
+
+
+class _Kept(threading.local):
+    """The last workers of each thread: what one does to its adapters is nothing to another's, and they end with it."""
+
+    def __init__(self) -> None:
+        self.worker = lru_cache(maxsize=2)(Worker)
+
+
+kept = _Kept()
+
+
 def get_worker(config: RunConfig, store_root: Path, run: str = "") -> Worker:
-    """The worker of this process for this configuration and run: a second message finds the base in memory."""
-    return Worker(config, store_root, run)
+    """The worker of this thread for this configuration and run: a second message finds the base in memory."""
+    return kept.worker(config, store_root, run)
 
 
 def step_threads(parallel: int) -> int:

@@ -130,9 +130,9 @@ def test_flower_builds_the_app_of_the_source_archive_and_loads_it_before_the_ins
     assert found == ["ServerApp", str(app / "strategies" / "app.py"), "ClientApp", str(app / "clients" / "app.py")]
 
 
-def test_in_the_folder_of_another_project_the_command_runs_serially_and_refuses_ray(installed, project):
-    installed.run("idiolect", *TINY.split(), "--serial", "--output", "out", cwd=project)
-    refused = installed.run("idiolect", *TINY.split(), "--output", "other", cwd=project, code=1).stderr
+def test_in_the_folder_of_another_project_the_command_runs_and_refuses_ray(installed, project):
+    installed.run("idiolect", *TINY.split(), "--output", "out", cwd=project)
+    refused = installed.run("idiolect", *TINY.split(), "--processes", "--output", "other", cwd=project, code=1).stderr
     assert f"{project / 'clients'} hides" in " ".join(refused.split())
     assert "--serial" in refused
 

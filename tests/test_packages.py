@@ -64,7 +64,7 @@ def test_the_command_refuses_a_folder_that_python_searches_first_and_no_other(pr
 
 def test_a_run_on_ray_refuses_a_folder_whose_packages_its_workers_would_import(project):
     with pytest.raises(PackageError, match=rf"Ray's workers .* {project / 'fl'} hides .* --serial"):
-        run_simulation(make_config({}))
+        run_simulation(make_config({}), processes=True)
 
 
 def test_a_simulation_of_flower_refuses_the_folder_where_its_superlink_was_started(project):

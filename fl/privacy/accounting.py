@@ -17,11 +17,12 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-
-import dp_accounting
-from dp_accounting import pld, rdp
+from typing import TYPE_CHECKING
 
 from fl.privacy.dp import PrivacyError
+
+if TYPE_CHECKING:  # with scipy half a second, which a run without noise has no use for
+    import dp_accounting
 
 ADD_REMOVE, REPLACE_ONE = "add-remove", "replace-one"
 ALL, POISSON, FIXED = "all", "poisson", "fixed"
@@ -61,12 +62,14 @@ class Scheme:
         if self.sampling == ALL and self.sampled != self.population:
             raise PrivacyError(f"sampling 'all' takes all {self.population} devices, not {self.sampled}")
 
-    def event(self, noise_multiplier: float) -> dp_accounting.DpEvent:
+    def event(self, noise_multiplier: float) -> "dp_accounting.DpEvent":
         """One round as the library's event; with less noise than :data:`LEAST_NOISE` it is an event of infinite cost.
 
         The library's events differ in whether they halve the multiplier for a replaced record. Here it is always halved by
         us, and each accountant gets the ratio of noise to the distance that a person can move the sum.
         """
+        import dp_accounting
+
         if not math.isfinite(noise_multiplier) or noise_multiplier < 0:
             raise PrivacyError(f"noise multiplier {noise_multiplier} must be a finite number of 0 or more")
         if noise_multiplier < LEAST_NOISE:
@@ -79,11 +82,14 @@ class Scheme:
             return dp_accounting.SampledWithoutReplacementDpEvent(self.population, int(self.sampled), gaussian)
         return gaussian
 
-    def new_accountant(self, least_noise: float = COARSE_BELOW) -> dp_accounting.PrivacyAccountant:
+    def new_accountant(self, least_noise: float = COARSE_BELOW) -> "dp_accounting.PrivacyAccountant":
         """An empty account. Without sampling the ratio says all, and either relation is a plain Gaussian mechanism.
 
         Losses grow with 1 / z^2, and so does a pld's interval below a multiplier of :data:`COARSE_BELOW`: its array stays as long.
         """
+        import dp_accounting
+        from dp_accounting import pld, rdp
+
         relation = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
         if self.sampling == FIXED and self.sampled < self.population:
             relation = dp_accounting.NeighboringRelation.REPLACE_ONE

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from fl.core.rng import seed_digest
 
@@ -47,6 +46,8 @@ def standard_normal(key: bytes, size: int) -> NDArray[np.float64]:
 
     The largest possible value is 8.3: a number beyond that has probability 1e-16 under the exact distribution.
     """
+    from scipy.special import ndtri  # a tenth of a second, where no noise is drawn
+
     values = np.empty(size)
     place = 0
     for chunk in keystream(key, 8 * size):

@@ -21,11 +21,13 @@ from fl.adapters.files import AdapterInfo, load_adapter
 from fl.adapters.state import State, check_tensors
 from fl.bases.base import SpeechBase
 from fl.bases.resolve import load_speech_base
+from fl.core.compute import AUTO, CPU, FLOAT32, autocast, choose_precision, dtype_of
 from fl.core.errors import AdapterError, AudioError
 from fl.core.paths import find
 from fl.methods.base import Recipe
 from fl.methods.files import MethodInfo, is_method, load_method
 from fl.methods.recipes import attach
+from fl.methods.table import METHODS
 from fl.speech.audio import MAX_SECONDS, SAMPLE_RATE, Waveform, check_speech, load_audio, speech_parts
 from fl.speech.features import Window, heard_frames
 from fl.speech.languages import language_code
@@ -89,16 +91,20 @@ def transcribe_file(
     language: str = "",
     prompt: str = "",
     correction: Path | None = None,
+    precision: str = AUTO,
     remark: Callable[[str], None] | None = None,
 ) -> list[Piece]:
     """Transcribe ``path`` with what a person's device trained, by any method, or with the frozen base alone.
 
     ``correction`` is a file of :mod:`fl.adapters.correction`; an adapter that was made for one finds it in its run's folder.
+    ``precision`` is the setting ``base.precision`` of a run (:mod:`fl.core.compute`).
     Audio longer than the window is split at silence, and each piece goes on from ``prompt``. ``remark`` is told what is odd about the
     recording. Raises :class:`fl.core.errors.AudioError` for unusable audio, :class:`fl.core.errors.AdapterError` for an adapter that
-    is damaged or belongs to another base, and :class:`fl.core.errors.BaseModelError` for a base that takes no prompt.
+    is damaged or belongs to another base, :class:`fl.core.errors.BaseModelError` for a base that takes no prompt, and
+    :class:`fl.core.errors.ConfigError` for an unknown precision.
     """
-    language = language_code(language)
+    language, device = language_code(language), torch.device(CPU)
+    dtype = dtype_of(precision, device)
     audio = load_audio(find(path), remark=remark)
     if len(audio) / SAMPLE_RATE <= MAX_SECONDS:
         check_speech(audio, str(path))
@@ -107,28 +113,37 @@ def transcribe_file(
             raise AdapterError(
                 f"{correction} corrects the mean of adapters: give the adapter too, with --adapter FOLDER"
             )
-        base = load_speech_base(base_name or "whisper-base")
+        base = load_speech_base(base_name or "whisper-base", dtype=dtype)
         pieces = _transcribed(audio, base, base.new_model(), base.alone_window or "trimmed", beams, language, prompt)
     else:
-        trained = Trained.read(adapter)
-        base = load_speech_base(base_name or trained.info.base_name)
+        trained, products = Trained.read(adapter), FLOAT32
+        if not METHODS[trained.recipe.method].sized:  # the base's own weights were trained, which are float32
+            dtype, products = torch.float32, choose_precision(precision, device)
+        base = load_speech_base(base_name or trained.info.base_name, dtype=dtype)
         corrections, info = trained.corrections(adapter, correction, base), trained.info
         window: Window = "full" if info.window == "full" else "trimmed"
         with corrected(trained.on(base), corrections) as model:
-            pieces = _transcribed(audio, base, model, window, beams, language or info.language, prompt)
+            pieces = _transcribed(audio, base, model, window, beams, language or info.language, prompt, products)
     if not pieces:
         raise AudioError(f"{path}: silent throughout; check the recording")
     return pieces
 
 
 def _transcribed(
-    audio: Waveform, base: SpeechBase, model: nn.Module, window: Window, beams: int, language: str, prompt: str
+    audio: Waveform,
+    base: SpeechBase,
+    model: nn.Module,
+    window: Window,
+    beams: int,
+    language: str,
+    prompt: str,
+    products: str = FLOAT32,
 ) -> list[Piece]:
     pieces = []
     for start, end in speech_parts(audio):
         part = audio[start:end]
-        with torch.inference_mode():
-            batch = base.collate([base.features(part, window)], None, window, language or None)
+        batch = base.collate([base.features(part, window)], None, window, language or None)
+        with torch.inference_mode(), autocast(torch.device(CPU), products):
             text = base.generate(model, batch, beams=beams, heard=[heard_frames(len(part))], prompt=prompt)[0]
         pieces.append(Piece(start / SAMPLE_RATE, end / SAMPLE_RATE, text))
     return pieces

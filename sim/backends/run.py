@@ -1,4 +1,4 @@
-"""A run on this machine: the project's ServerApp and ClientApp on Flower's simulation runtime, or in this process."""
+"""A run on this machine: the project's ServerApp and ClientApp in this process, or on Flower's simulation runtime."""
 
 import io
 import logging
@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping
-from contextlib import redirect_stdout
+from contextlib import closing, redirect_stdout
 from importlib import import_module
 from pathlib import Path
 from threading import Event, Thread
@@ -45,26 +45,32 @@ def run_simulation(
     workers: int | None = None,
     progress: "Progress | None" = None,
     serial: bool = False,
+    processes: bool = False,
     ray_address: str = "",
 ) -> Path:
     """Run a comparison and return its folder, with results, transcripts and costs in it.
 
-    ``workers`` are the processes that train side by side, by default one for each core; ``serial`` stays in this process.
-    ``ray_address`` (``host:port`` or ``auto``) uses a Ray cluster that runs already, and all its cores.
+    ``workers`` train side by side, by default one for each core. They are threads of this process, which share imports and base; with
+    ``processes``, and on a GPU, they are processes of Flower's simulation runtime on Ray. ``serial`` does one thing after the other in
+    this process. ``ray_address`` (``host:port`` or ``auto``) uses a Ray cluster that runs already, and all its cores.
     Raises what the ServerApp raised, :class:`RunError` if the simulation ended without a result, or :class:`PackageError` where
     another project's packages stand first.
     """
     if found := shadow(sys.path):
         raise PackageError(found)
-    if not serial and (found := shadow([os.getcwd(), *sys.path])):
-        raise PackageError(f"Ray's workers look in the current folder first, and {found}; --serial runs here")
     config = config.changed({"output": str(Path(config.output or "runs/last").expanduser().resolve())})
-    if serial:
+    on_ray = not serial and (processes or bool(ray_address) or _on_gpu(config))
+    if on_ray and (found := shadow([os.getcwd(), *sys.path])):
+        raise PackageError(f"Ray's workers look in the current folder first, and {found}; leave --processes out, or give --serial")
+    if not on_ray:
         from clients.app import app as client_app
-        from sim.backends.serial import SerialGrid
+        from sim.backends.serial import SerialGrid, ThreadGrid
         from strategies.app import run_server
 
-        return run_server(SerialGrid(client_app), config, 1, progress)
+        if serial:
+            return run_server(SerialGrid(client_app), config, 1, progress)
+        with closing(ThreadGrid(client_app, workers or available_cores())) as grid:
+            return run_server(grid, config, 1, progress)
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -107,6 +113,13 @@ def run_simulation(
     if isinstance(done[0], IdiolectError):
         raise done[0]
     return done[0]
+
+
+def _on_gpu(config: RunConfig) -> bool:
+    """Whether steps wait for Python, which starts each operation, more than for what is computed: threads would take turns."""
+    from fl.core.compute import CUDA, choose_device
+
+    return choose_device(config.base.compute).type == CUDA
 
 
 def load_modules() -> None:

@@ -72,11 +72,11 @@ def progress_bars(quiet: bool = False) -> AbstractContextManager[Progress]:
     return progress_on(errors, quiet)
 
 
-def _simulation(workers: int, serial: bool, ray_address: str = "") -> Callable[..., Path]:
+def _simulation(workers: int, serial: bool, processes: bool = False, ray_address: str = "") -> Callable[..., Path]:
     """:func:`sim.backends.run.run_simulation` where the options say that it is to happen."""
     from sim.backends.run import run_simulation
 
-    return partial(run_simulation, workers=workers or None, serial=serial, ray_address=ray_address)
+    return partial(run_simulation, workers=workers or None, serial=serial, processes=processes, ray_address=ray_address)
 
 
 def _run_no_op(config: RunConfig, simulate: Callable[..., Path], as_json: bool) -> None:
@@ -124,8 +124,11 @@ def _relative(path: Path) -> Path:
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
-Workers = Annotated[int, Option(help="Processes; 0: one for each core.", min=0, rich_help_panel=RUN)]
-Serial = Annotated[bool, Option("--serial", help="In this process, without Ray.", rich_help_panel=RUN, hidden=True)]
+Workers = Annotated[int, Option(help="Nodes side by side; 0: one for each core.", min=0, rich_help_panel=RUN)]
+Serial = Annotated[bool, Option("--serial", help="One node after the other.", rich_help_panel=RUN, hidden=True)]
+Processes = Annotated[
+    bool, Option("--processes", help="Nodes are processes on Ray, not threads.", rich_help_panel=RUN, hidden=True)
+]
 RayAddress = Annotated[
     str, Option(help="Ray cluster to join, host:port or auto.", rich_help_panel=RUN, hidden=True, show_default=False)
 ]
@@ -137,7 +140,12 @@ NoOp = Annotated[
 @app.command()
 @with_settings
 def demo(
-    config: RunConfig, workers: Workers = 0, serial: Serial = False, as_json: JsonOfRun = False, start: Any = DEMO
+    config: RunConfig,
+    workers: Workers = 0,
+    serial: Serial = False,
+    processes: Processes = False,
+    as_json: JsonOfRun = False,
+    start: Any = DEMO,
 ) -> None:
     """Train and compare all arms on six synthetic people who mix Korean and English; writes runs/demo/report.html.
 
@@ -145,7 +153,7 @@ def demo(
 
     An interrupted demo goes on where it stopped.
     """
-    _run_and_report(config, _simulation(workers, serial), as_json)
+    _run_and_report(config, _simulation(workers, serial, processes), as_json)
 
 
 @app.command()
@@ -154,6 +162,7 @@ def run(
     config: RunConfig,
     workers: Workers = 0,
     serial: Serial = False,
+    processes: Processes = False,
     ray_address: RayAddress = "",
     no_op: NoOp = False,
     as_json: JsonOfRun = False,
@@ -166,8 +175,9 @@ def run(
     """
     from fl.tasks.table import TASKS
 
-    simulate = _simulation(workers, serial, ray_address)
-    if no_op or not TASKS[config.task].learns:
+    measures = no_op or not TASKS[config.task].learns
+    simulate = _simulation(workers, serial, processes or measures, ray_address)
+    if measures:
         _run_no_op(config, simulate, as_json)
     else:
         _run_and_report(config.changed({"output": config.output or "runs/last"}), simulate, as_json)
@@ -255,6 +265,9 @@ def transcribe(
     correction: Annotated[
         Path | None, Option(help="Correction of flora or fedex; by default that of the adapter's own run.")
     ] = None,
+    precision: Annotated[
+        str, Option(help="Of the base: float32, bf16, or auto, which takes bf16 on a processor with AMX tiles.")
+    ] = "auto",
     as_json: Json = False,
 ) -> None:
     """Transcribe a file with a person's adapter. Audio longer than 29 s is split at silence."""
@@ -269,6 +282,7 @@ def transcribe(
             language=language,
             prompt=prompt,
             correction=correction,
+            precision=precision,
             remark=lambda text: errors.print(f"{file}: {text}", soft_wrap=True, highlight=False),
         )
     if as_json:

@@ -21,7 +21,7 @@ from sim.study.run import CellRun, StudyRun, carry_out_side_by_side
 from sim.study.table import print_result
 
 ROOT = Path("runs/studies")
-WORKERS = "Processes of a run; 0: its own."
+WORKERS = "Nodes of a run side by side; 0: one after the other."
 console = wide_console(200)
 
 

@@ -94,6 +94,7 @@ def test_settings_reach_ours_and_the_sizes_are_shared(monkeypatch: pytest.Monkey
         return {arm: measured(1.0) for arm in config.arms}
 
     monkeypatch.setattr(client_round, "measure_stock", stock)
+    monkeypatch.setattr(client_round, "step_seconds", lambda *_: {"float32": 2.0, "bf16": 1.0})
     monkeypatch.setattr(client_round, "measure_ours", ours)
     monkeypatch.setattr(client_round, "training_people", lambda _: range(6))
     monkeypatch.setattr(client_round, "write_row", lambda row: row.name)
@@ -103,3 +104,4 @@ def test_settings_reach_ours_and_the_sizes_are_shared(monkeypatch: pytest.Monkey
     for config in seen.values():
         assert (config.federation.rounds, config.train.local_steps, config.federation.evaluate_every) == (8, 5, 0)
     assert seen["stock"].data == seen["ours"].data
+    assert (seen["stock"].base.precision, seen["ours"].base.precision) == ("bf16", "auto")  # each as it is fastest

@@ -98,6 +98,21 @@ def test_a_local_phase_changes_the_adapter_and_nothing_else(two_people: RunConfi
     assert all(torch.equal(frozen[n], p) for n, p in process.model.named_parameters() if n in frozen)
 
 
+def test_its_step_is_timed_in_both_precisions_and_trains_in_the_one_that_is_set(
+    two_people: RunConfig, process: StockProcess
+) -> None:
+    seconds = stock_recipe.step_seconds(two_people, cpus=1)
+    assert seconds.keys() == {"float32", "bf16"}
+    assert min(seconds.values()) > 0
+    seen: list[torch.dtype] = []
+    process.model.base_model.model.model.encoder.layers[0].fc1.register_forward_hook(
+        lambda module, given, out: seen.append(out.dtype)
+    )
+    for precision in seconds:
+        process.train(0, two_people.changed({"base.precision": precision, "local-steps": 1}), server_round=1)
+    assert seen == [torch.float32, torch.bfloat16]
+
+
 def test_every_test_utterance_is_scored_in_the_window_that_was_trained(
     two_people: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

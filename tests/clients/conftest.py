@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
-from clients.worker import Worker, get_worker
+from clients.worker import Worker, get_worker, kept
 from fl.adapters.config import GatedLoraConfig
 from fl.adapters.split import Split, make_split
 from fl.adapters.state import State, adapter_parameters, adapter_state, load_state
@@ -172,6 +172,6 @@ def config(manifest: Path, tmp_path: Path) -> RunConfig:
 @pytest.fixture
 def worker(config: RunConfig, tmp_path: Path) -> Iterator[Worker]:
     """The worker that the ClientApp uses for ``config``."""
-    get_worker.cache_clear()
+    kept.worker.cache_clear()
     yield get_worker(config, tmp_path / "run" / "devices", "")
-    get_worker.cache_clear()
+    kept.worker.cache_clear()

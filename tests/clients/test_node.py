@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from clients.node import Hosting, check_job, positions
+from clients.node import Hosting, check_job
+from clients.worker import Worker, positions
 from fl.algorithms.plan import Phase
 from fl.core.errors import DemandError, PopulationError
 from fl.protocol.node import NodeConfig
@@ -20,6 +21,7 @@ def worker(*ids: str) -> Any:
     class One:
         task = SimpleNamespace(device_ids=lambda: calls.append(1) or ids)
         listed = calls
+        places = Worker.places
 
     return One()
 

@@ -152,7 +152,7 @@ def ray_run(config: dict[str, Any], home: Path, killing: dict[str, Any] | None =
     program = (
         "import json, sys\nfrom fl.settings.config import make_config\nfrom sim.backends.run import run_simulation\n"
     )
-    program += "run_simulation(make_config(json.loads(sys.argv[1])), workers=2)"
+    program += "run_simulation(make_config(json.loads(sys.argv[1])), workers=2, processes=True)"
     more = {"KILLING": json.dumps(killing)} if killing else {}
     done = subprocess.run(
         [sys.executable, "-c", program, json.dumps(config)], env=environment(home, **more), cwd=ROOT,

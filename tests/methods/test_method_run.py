@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from clients.worker import get_worker
+from clients.worker import Worker, get_worker, kept
 from fl.methods.files import load_method
 from fl.methods.table import METHODS
 from fl.settings.config import RunConfig, make_config
@@ -31,10 +31,10 @@ def rows_of(folder: Path) -> list[dict]:
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp(request.param) / "run"
     config = settings(folder, request.param)
-    get_worker.cache_clear()
+    kept.worker.cache_clear()
     run_simulation(config, serial=True)
     yield request.param, folder, get_worker(config, folder / "devices")
-    get_worker.cache_clear()
+    kept.worker.cache_clear()
 
 
 def test_every_arm_is_trained_and_tested(run) -> None:
@@ -110,7 +110,7 @@ def test_a_resumed_run_gives_the_same_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", [m for m in METHODS if m not in ("gated-lora",)])
 def test_every_method_fits_a_task_that_is_not_speech(method: str, tmp_path: Path) -> None:
     config = settings(tmp_path, method, arms="global")
-    worker = get_worker.__wrapped__(config, tmp_path)
+    worker = Worker(config, tmp_path)
     assert worker.active("scalar" if method == "scalar-gate" else "none").shapes()
     head = [name for name in worker.active("none").parameters if "head" in name]
     assert head

@@ -192,7 +192,7 @@ from tests_ray import during
 
 if __name__ == "__main__":
     with during() as address:
-        print("finished", run_simulation(load_config(Path(sys.argv[1])), workers=2, ray_address=address))
+        print("finished", run_simulation(load_config(Path(sys.argv[1])), workers=2, processes=True, ray_address=address))
 """
 
 CLUSTER = """

@@ -85,7 +85,7 @@ def test_a_simulation_whose_workers_cannot_start_ends(tiny_run: MakeRun, monkeyp
 
     monkeypatch.setattr(sys.modules["flwr.simulation.run_simulation"].vce, "start_vce", no_workers)
     with pytest.raises(RunError, match="the simulation failed"):
-        run_simulation(tiny_run("dead"), workers=2)
+        run_simulation(tiny_run("dead"), workers=2, processes=True)
     for thread in threading.enumerate():  # Flower's own waits for the nodes' answers without end
         if "server_th" in thread.name:
             thread.join(60)
@@ -110,7 +110,7 @@ from sim.backends.run import run_simulation
 
 if __name__ == "__main__":
     try:
-        print("finished", run_simulation(load_config(Path(sys.argv[1])), workers=2))
+        print("finished", run_simulation(load_config(Path(sys.argv[1])), workers=2, processes=True))
     except IdiolectError as error:
         print("refused", type(error).__name__, error)
 """
@@ -131,6 +131,15 @@ def simulate(config: RunConfig, folder: Path) -> str:
     )
     assert done.returncode == 0, done.stderr[-2_000:]
     return done.stdout
+
+
+def test_threads_give_the_bits_of_one_after_the_other(tiny_run: MakeRun) -> None:
+    """Without cohorts both have devices of their own to train at the same time."""
+    serial = run_simulation(tiny_run("serial", cohort=1), serial=True)
+    threads = run_simulation(tiny_run("threads", cohort=1), workers=2)
+    assert rows(threads) == rows(serial)
+    assert rows(threads, "transcripts.jsonl") == rows(serial, "transcripts.jsonl")
+    assert states(threads) == states(serial)
 
 
 @pytest.mark.slow

@@ -113,6 +113,26 @@ def test_an_adapter_is_decoded_under_its_correction(named: bool, recording: Path
     assert [piece.text for piece in found] == [expected] != [without]
 
 
+@pytest.mark.parametrize("method", ["lora", "bitfit"])
+def test_a_precision_is_that_of_a_run(method: str, recording: Path, trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bf16 weights under what was added to them; where the weights themselves were trained, only products are in bf16."""
+    folder, _ = trained(WHISPER, method, recording)
+    base = load_speech_base(WHISPER)
+    seen, generate = [], type(base).generate
+
+    def watched(own, model, *arguments, **options):
+        seen.append((torch.is_autocast_enabled("cpu"), own.dtype))
+        return generate(own, model, *arguments, **options)
+
+    monkeypatch.setattr(type(base), "generate", watched)
+    for precision in ("float32", "bf16"):
+        assert transcribe_file(recording, "", folder, precision=precision)
+    narrow = (True, torch.float32) if method == "bitfit" else (False, torch.bfloat16)
+    assert seen == [(False, torch.float32), narrow]
+    with pytest.raises(ConfigError, match="precision = 'fp16' is unknown"):
+        transcribe_file(recording, "", folder, precision="fp16")
+
+
 def test_a_language_may_be_given_in_any_way_or_is_refused(recording: Path) -> None:
     found = [transcribe_file(recording, WHISPER, None, language=name) for name in ("en", "en-US", "English")]
     assert found[0] == found[1] == found[2] != transcribe_file(recording, WHISPER, None, language="ko")

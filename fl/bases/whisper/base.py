@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import WhisperConfig, WhisperForConditionalGeneration
+from transformers.cache_utils import DynamicCache
 
 from fl.bases.base import FLOAT_BYTES, DecodingOptions, Hypothesis, SpeechBase, Texts, beams_of
 from fl.bases.batch import PaddedBatch, pad_tokens
@@ -209,6 +210,7 @@ class WhisperBase(SpeechBase):
         beams = beams_of(options)
         with torch.no_grad():
             states, mask = self.encode(model, batch)
+            heard = DynamicCache()
             language = None if batch.language == AUTO else batch.language
             if language is not None or not self.languages:
                 prompts = [self.prefix_ids(language)] * batch.size
@@ -216,7 +218,7 @@ class WhisperBase(SpeechBase):
                 known = options.get("languages") or self.languages
                 prefixes = {prefix[1]: prefix for prefix in map(self.prefix_ids, known)}
                 start = self.tokenizer.special.start
-                found = decoding.detect_languages(model, states, mask, start, list(prefixes))
+                found = decoding.detect_languages(model, states, mask, start, list(prefixes), heard)
                 prompts = [prefixes[token] for token in found]
             previous = self.prompt_ids(options.get("prompt", ""))
             prompts = [[*previous, *prefix] for prefix in prompts]
@@ -227,5 +229,5 @@ class WhisperBase(SpeechBase):
             ]
             penalty = options.get("length_penalty", 1.0)
             return decoding.search(
-                model, states, mask, prompts, limits, self.rules, beams=beams, length_penalty=penalty
+                model, states, mask, prompts, limits, self.rules, beams=beams, length_penalty=penalty, heard=heard
             )

@@ -56,9 +56,18 @@ class RowDecoder:
         self._never = torch.tensor(rules.suppress, dtype=torch.long, device=self.device)
         self._not_first = torch.tensor(rules.begin_suppress, dtype=torch.long, device=self.device)
 
-    def read(self, prompts: Sequence[Sequence[int]], states: Tensor, mask: Tensor | None) -> Prompted:
-        """Read ``prompts`` (rows of any lengths) with encoder ``states`` (rows, states, d_model); the cache is not touched."""
-        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    def read(
+        self,
+        prompts: Sequence[Sequence[int]],
+        states: Tensor,
+        mask: Tensor | None,
+        heard: DynamicCache | None = None,
+    ) -> Prompted:
+        """Read ``prompts`` (rows of any lengths) with encoder ``states`` (rows, states, d_model); the cache is not touched.
+
+        ``heard`` has keys and values of the speech where they are known already, or is empty and takes them.
+        """
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache() if heard is None else heard)
         lengths = [len(prompt) for prompt in prompts]
         last = torch.tensor(lengths, device=self.device) - 1  # attention is causal: what is behind it changes nothing
         hidden = forward.decode(self.inner, pad_tokens(prompts, 0).to(self.device), states, mask, cache)

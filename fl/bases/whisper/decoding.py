@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from fl.bases.base import Hypothesis
 from fl.bases.whisper import forward
@@ -46,11 +47,20 @@ def token_limit(frames: int, prompt: int, positions: int, max_new_tokens: int | 
 
 
 def detect_languages(
-    model: nn.Module, states: Tensor, mask: Tensor | None, start: int, candidates: Sequence[int]
+    model: nn.Module,
+    states: Tensor,
+    mask: Tensor | None,
+    start: int,
+    candidates: Sequence[int],
+    heard: DynamicCache | None = None,
 ) -> list[int]:
-    """For each row the most probable of the language tokens ``candidates`` behind the start token."""
+    """For each row the most probable of the language tokens ``candidates`` behind the start token.
+
+    An empty ``heard`` takes the keys and values of the speech, for :meth:`fl.bases.whisper.decoder.RowDecoder.read`.
+    """
     ids = torch.full((states.shape[0], 1), start, dtype=torch.long, device=states.device)
-    hidden = forward.decode(model, ids, states, mask)[:, -1]
+    cache = None if heard is None else EncoderDecoderCache(DynamicCache(), heard)
+    hidden = forward.decode(model, ids, states, mask, cache)[:, -1]
     chosen = torch.tensor(candidates, dtype=torch.long, device=states.device)
     logits = forward.unwrap(model).proj_out(hidden)[:, chosen]
     return [int(index) for index in chosen[logits.argmax(-1)].tolist()]
@@ -159,15 +169,16 @@ def search(
     *,
     beams: int = 1,
     length_penalty: float = 1.0,
+    heard: DynamicCache | None = None,
 ) -> list[Hypothesis]:
     """The best hypothesis of each row by ``log_prob / length ** length_penalty``; greedy with one beam.
 
     ``prompts`` are rows of one length, ``limits`` the most new tokens of each. The number of rows stays the same from the first
     token to the last, finished or not, so that modules which know "row i is person i" stay right; the ``beams`` rows of an
-    utterance are next to each other.
+    utterance are next to each other. ``heard`` see :meth:`fl.bases.whisper.decoder.RowDecoder.read`.
     """
     decoder = RowDecoder(model, rules, beams * len(limits))
-    prompted = decoder.read(prompts, states, mask)
+    prompted = decoder.read(prompts, states, mask, heard)
     counts = [states.shape[1]] * len(limits) if mask is None else mask.sum(dim=1).tolist()
     decoder.cache.fill(prompted.own, prompted.speech, counts, beams)
     log_probs = prompted.log_probs.repeat_interleave(beams, dim=0)

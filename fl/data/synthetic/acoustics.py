@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # which loads signal and fft when they are first used
 import soxr
-from scipy import signal
-from scipy.fft import next_fast_len
 
 from fl.speech.audio import SAMPLE_RATE, Waveform
 
@@ -52,7 +51,7 @@ def join_segments(segments: Sequence[Waveform], sample_rate: int) -> Waveform:
 def record(speech: Waveform, acoustics: Acoustics, room: np.random.Generator, noise: np.random.Generator) -> Waveform:
     """``speech`` (16 kHz) as this device would record it, same length. ``room`` draws the impulse response and must
     give the same numbers for all utterances of a device; ``noise`` is the utterance's own."""
-    wet = signal.fftconvolve(speech, impulse_response(acoustics, room))[: len(speech)]
+    wet = scipy.signal.fftconvolve(speech, impulse_response(acoustics, room))[: len(speech)]
     hiss = _coloured_noise(len(speech), acoustics.noise_tilt, noise)
     # the same microphone hears both, and the ratio is what it hears
     wet, hiss = _band(wet, acoustics), _band(hiss, acoustics)
@@ -74,15 +73,15 @@ def impulse_response(acoustics: Acoustics, room: np.random.Generator) -> np.ndar
 
 
 def _band(samples: np.ndarray, acoustics: Acoustics) -> np.ndarray:
-    sections = signal.butter(
+    sections = scipy.signal.butter(
         3, (acoustics.low_hz, min(acoustics.high_hz, 0.49 * SAMPLE_RATE)), "bandpass", fs=SAMPLE_RATE, output="sos"
     )
-    return np.asarray(signal.sosfilt(sections, samples))
+    return np.asarray(scipy.signal.sosfilt(sections, samples))
 
 
 def _coloured_noise(count: int, tilt: float, generator: np.random.Generator) -> np.ndarray:
     # a transform of prime length would be ten times slower
-    length = next_fast_len(count, real=True)
+    length = scipy.fft.next_fast_len(count, real=True)
     spectrum = np.fft.rfft(generator.standard_normal(length))
     frequency = np.maximum(np.fft.rfftfreq(length, 1 / SAMPLE_RATE), 20.0)
     return np.fft.irfft(spectrum * frequency**-tilt, length)[:count]

@@ -13,6 +13,7 @@ from concurrent.futures import Future
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
 
 from fl.adapters.config import SITES, target_pattern
 from fl.adapters.correction import require_fingerprint
@@ -250,9 +251,10 @@ class BatchEngine:
             for job in jobs:
                 adapter = job.request.adapter
                 job.language = job.request.language or (adapter.info.language if adapter is not None else "")
-            self._detect(model, jobs, states, mask)
+            heard = DynamicCache()
+            self._detect(model, jobs, states, mask, heard)
             prompts = [[*job.request.prompt, *self.base.prefix_ids(job.language or None)] for job in jobs]
-            prompted = self._decoder.read(prompts, states, mask)
+            prompted = self._decoder.read(prompts, states, mask, heard)
         limits, most = [], self._cache.most_tokens
         for index, job in enumerate(jobs):
             asked, job.prefix = job.request, prompts[index]
@@ -261,13 +263,18 @@ class BatchEngine:
                 job.states = states[index : index + 1, : (batch.lengths[index] + 1) // 2].clone()
         return prompted, [(count + 1) // 2 for count in batch.lengths], limits
 
-    def _detect(self, model: nn.Module, jobs: Sequence[EngineJob], states: Tensor, mask: Tensor | None) -> None:
-        """A language for each job that has none, if the base knows any. Call it with the jobs' adapters in place."""
+    def _detect(
+        self, model: nn.Module, jobs: Sequence[EngineJob], states: Tensor, mask: Tensor | None, heard: DynamicCache
+    ) -> None:
+        """A language for each job that has none, if the base knows any; ``heard`` then has the speech's keys and values.
+
+        Call it with the jobs' adapters in place.
+        """
         special = self.base.tokenizer.special
         if not special.languages or all(job.language for job in jobs):
             return
         candidates = {special.prefix(code)[1]: code for code in self.settings.languages or self.base.languages}
-        found = detect_languages(model, states, mask, special.start, list(candidates))
+        found = detect_languages(model, states, mask, special.start, list(candidates), heard)
         for job, token in zip(jobs, found, strict=True):
             job.language = job.language or candidates[token]
 

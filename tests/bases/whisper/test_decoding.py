@@ -231,6 +231,23 @@ def test_the_number_of_rows_stays_the_same_while_some_are_finished(nano, speech)
     handle.remove()
 
 
+def test_speech_is_made_keys_and_values_once_though_a_language_is_found_first(nano, speech):
+    batch = nano.collate([nano.features(speech(seconds, seed)) for seed, seconds in enumerate((2.0, 1.4))])
+    model, calls = nano.new_model(), []
+    model.model.decoder.layers[0].encoder_attn.k_proj.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        states, mask = nano.encode(model, batch)
+        special = nano.tokenizer.special
+        found = decoding.detect_languages(model, states, mask, special.start, [*special.languages.values()])
+        prompts = [next(p for code in nano.languages if (p := nano.prefix_ids(code))[1] == token) for token in found]
+        slow = search(model, states, mask, prompts, [12, 12], nano.rules)
+    assert len(calls) == 2
+    calls.clear()
+    fast = nano.transcribe(model, batch, max_new_tokens=12)
+    assert len(calls) == 1
+    assert fast == slow
+
+
 def test_without_a_language_each_row_gets_its_most_probable_one(nano, speech):
     rows = [nano.features(speech(2.0, seed)) for seed in range(3)]
     batch = nano.collate(rows)
