@@ -27,6 +27,7 @@ from fl.settings.config import RunConfig, flat
 from fl.tasks.speech.task import SpeechTask
 from fl.tasks.task import Example
 from sim.study.enrol.contenders import NEUTRAL, Contender
+from sim.study.enrol.prompts import behind_others, prompt_of
 from sim.study.enrol.rows import METRICS, EnrolRow, append_rows, read_rows
 from sim.study.enrol.shared import Progress, SharedTraining
 from sim.study.enrol.spelling import SpellingTable
@@ -163,7 +164,8 @@ class EnrolStudy:
         trials = [Trial(one, size) for size in sizes for one in self.people if len(one.enrolment) >= size and one.test]
         began = time.perf_counter()
         start = self._start(contender)
-        enrolled = {str(trial): trial.own for trial in trials if trial.own}
+        before = behind_others if contender.prompted else list
+        enrolled = {str(trial): before(trial.own) for trial in trials if trial.own}
         found = self._enrolled(contender, start, enrolled) if contender.method and enrolled else {}
         nothing = Enrolment({n: start.state[n] for n in start.split.private}, 0, {}, 0.0)
         each = [found.get(str(trial), nothing) for trial in trials]
@@ -195,6 +197,9 @@ class EnrolStudy:
     def _start(self, contender: Contender) -> Start:
         method = contender.method or EnrolMethod("B", rate=0.0)  # which is not trained
         state = self.shared
+        if contender.in_context:
+            folder = self.root / f"prompts-seed{self.config.seed}-{self._settings_digest}"
+            state = self.training.kept(folder, lambda: self.training.trained(self.progress, prompted=True))
         if contender.episodes:
             folder = self.root / f"episodes-seed{self.config.seed}-{self.digest(contender)}"
             shared = state
@@ -227,7 +232,7 @@ class EnrolStudy:
             return [
                 predict(
                     self.host,
-                    self.task.prompted(_prompt(trial.own)),
+                    self.task.prompted(prompt_of(trial.own)),
                     start,
                     [tensors],
                     [(0, e) for e in trial.person.test],
@@ -250,7 +255,7 @@ class EnrolStudy:
 
     def _bytes(self, contender: Contender, start: Start, own: Sequence[Example]) -> int:
         """Of what is kept of a person: private numbers at two bytes each, and transcripts where they are a prompt or a table."""
-        text = _prompt(own) if contender.prompted or contender.respelled else ""
+        text = prompt_of(own) if contender.prompted or contender.respelled else ""
         return (2 * _numbers(contender, start) if contender.method else 0) + len(text.encode())
 
 
@@ -258,10 +263,6 @@ def _numbers(contender: Contender, start: Start) -> int:
     """Private numbers of a person: one for each direction where nothing beside them is left."""
     only = contender.directions and start.method.rate * start.method.shrinkage >= 1
     return contender.directions if only else start.numbers
-
-
-def _prompt(examples: Sequence[Example]) -> str:
-    return " ".join(example.target for example in examples)
 
 
 def _rounded(state: State) -> State:

@@ -24,6 +24,7 @@ from fl.settings.config import RunConfig, cohort_size
 from fl.settings.names import NONE
 from fl.tasks.speech.task import SpeechTask
 from fl.tasks.task import Example
+from sim.study.enrol.prompts import behind_some
 
 Progress = Callable[[str, int, int], None]  # what is being done, done, total
 EPISODES, EPISODE_EXAMPLES, EPISODE_STEP = 12, 5, 0.5
@@ -45,8 +46,9 @@ class SharedTraining:
         recipe = make_recipe(self.config, self.task, "none")
         return Adapter(Slot.of(peft_config(recipe)), state)
 
-    def trained(self, progress: Progress) -> State:
-        """The shared tensors after the last round of the arm ``global``."""
+    def trained(self, progress: Progress, *, prompted: bool = False) -> State:
+        """The shared tensors after the last round of the arm ``global``; ``prompted`` puts transcripts of the same person in front of
+        the examples, other ones in each round."""
         config = self.config
         arm = trained_arm("global", config)
         assert arm is not None
@@ -61,13 +63,16 @@ class SharedTraining:
                 plan = algorithm.local(plan, number)
             seeds = {name: derive_seed(config.seed, number, name, "train") for name in self.people}
             start = {name: tensor.numpy() for name, tensor in state.items()}
+            people: Mapping[str, Sequence[Example]] = self.people
+            if prompted:
+                people = {name: behind_some(own, seeds[name]) for name, own in people.items()}
             updates = tuple(
                 DeviceUpdate(
                     name,
                     {n: t.numpy() - start[n] for n, t in one.state.items()},
                     numbers={"examples": len(self.people[name])},
                 )
-                for name, one in self._locally(split, state, plan, self.people, seeds)
+                for name, one in self._locally(split, state, plan, people, seeds)
             )
             update = aggregator.aggregate(Round(number, start, updates, steps=plan.steps))
             if optimizer is not None:
