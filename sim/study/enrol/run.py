@@ -24,13 +24,13 @@ from fl.data.partition import split_population
 from fl.data.synthetic.population import POPULATION_NAME
 from fl.metrics import Counts
 from fl.settings.config import RunConfig, flat
+from fl.speech.spelling import SpellingTable, Written
 from fl.tasks.speech.task import SpeechTask
 from fl.tasks.task import Example
 from sim.study.enrol.contenders import NEUTRAL, Contender
 from sim.study.enrol.prompts import behind_others, prompt_of
 from sim.study.enrol.rows import METRICS, EnrolRow, append_rows, read_rows
 from sim.study.enrol.shared import Progress, SharedTraining
-from sim.study.enrol.spelling import SpellingTable
 
 HELD_OUT_TESTS = 1 / 3  # of a held-out speaker's sentences; a participant's are those of data.test-share
 PRIOR_SENTENCES = 20  # of each participant, from which a prior is learned
@@ -244,8 +244,8 @@ class EnrolStudy:
         return [[next(texts) for _ in trial.person.test] for trial in trials]
 
     def _respelled(self, texts: Sequence[Sequence[str]], trials: Sequence[Trial]) -> list[list[str]]:
-        known = [example for examples in self.training.people.values() for example in examples]
-        tables = [SpellingTable.of(trial.own, known) for trial in trials]
+        known = [_written(example) for examples in self.training.people.values() for example in examples]
+        tables = [SpellingTable.of([_written(example) for example in trial.own], known) for trial in trials]
         return [[table.respell(text) for text in of_one] for table, of_one in zip(tables, texts, strict=True)]
 
     def _counts(self, person: HeldOut, texts: Sequence[str]) -> dict[str, tuple[int, int]]:
@@ -263,6 +263,10 @@ def _numbers(contender: Contender, start: Start) -> int:
     """Private numbers of a person: one for each direction where nothing beside them is left."""
     only = contender.directions and start.method.rate * start.method.shrinkage >= 1
     return contender.directions if only else start.numbers
+
+
+def _written(example: Example) -> Written:
+    return example.target, [(matrix, other) for matrix, other in example.details["loanwords"]]
 
 
 def _rounded(state: State) -> State:
