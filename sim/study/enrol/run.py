@@ -23,14 +23,15 @@ from fl.data.manifest import Utterance
 from fl.data.partition import split_population
 from fl.data.synthetic.population import POPULATION_NAME
 from fl.metrics import Counts
+from fl.metrics.tokens import fold_loanwords
 from fl.settings.config import RunConfig, flat
 from fl.speech.spelling import SpellingTable, Written
 from fl.tasks.speech.task import SpeechTask
 from fl.tasks.task import Example
-from sim.study.enrol.contenders import NEUTRAL, Contender
-from sim.study.enrol.prompts import behind_others, prompt_of
+from sim.study.enrol.contenders import NEUTRAL, ONE_SPELLING, PROMPTS, Contender
+from sim.study.enrol.prompts import behind_others, behind_some, prompt_of
 from sim.study.enrol.rows import METRICS, EnrolRow, append_rows, read_rows
-from sim.study.enrol.shared import Progress, SharedTraining
+from sim.study.enrol.shared import Progress, SharedTraining, Taught
 
 HELD_OUT_TESTS = 1 / 3  # of a held-out speaker's sentences; a participant's are those of data.test-share
 PRIOR_SENTENCES = 20  # of each participant, from which a prior is learned
@@ -164,8 +165,7 @@ class EnrolStudy:
         trials = [Trial(one, size) for size in sizes for one in self.people if len(one.enrolment) >= size and one.test]
         began = time.perf_counter()
         start = self._start(contender)
-        before = behind_others if contender.prompted else list
-        enrolled = {str(trial): before(trial.own) for trial in trials if trial.own}
+        enrolled = {str(trial): _lessons(contender, trial.own) for trial in trials if trial.own}
         found = self._enrolled(contender, start, enrolled) if contender.method and enrolled else {}
         nothing = Enrolment({n: start.state[n] for n in start.split.private}, 0, {}, 0.0)
         each = [found.get(str(trial), nothing) for trial in trials]
@@ -197,9 +197,10 @@ class EnrolStudy:
     def _start(self, contender: Contender) -> Start:
         method = contender.method or EnrolMethod("B", rate=0.0)  # which is not trained
         state = self.shared
-        if contender.in_context:
-            folder = self.root / f"prompts-seed{self.config.seed}-{self._settings_digest}"
-            state = self.training.kept(folder, lambda: self.training.trained(self.progress, prompted=True))
+        if contender.taught:
+            folder = self.root / f"{contender.taught.replace(' ', '-')}-seed{self.config.seed}-{self._settings_digest}"
+            taught = TAUGHT[contender.taught]
+            state = self.training.kept(folder, lambda: self.training.trained(self.progress, taught=taught))
         if contender.episodes:
             folder = self.root / f"episodes-seed{self.config.seed}-{self.digest(contender)}"
             shared = state
@@ -263,6 +264,21 @@ def _numbers(contender: Contender, start: Start) -> int:
     """Private numbers of a person: one for each direction where nothing beside them is left."""
     only = contender.directions and start.method.rate * start.method.shrinkage >= 1
     return contender.directions if only else start.numbers
+
+
+def in_one_spelling(examples: Sequence[Example]) -> list[Example]:
+    """The examples with their loanwords in the other script, as the folded error rate reads them: what cannot be heard is not learned."""
+    return [replace(e, target=fold_loanwords(e.target, e.details["loanwords"])) for e in examples]
+
+
+TAUGHT: Mapping[str, Taught] = {PROMPTS: behind_some, ONE_SPELLING: lambda examples, seed: in_one_spelling(examples)}
+
+
+def _lessons(contender: Contender, own: Sequence[Example]) -> Sequence[Example]:
+    """A person's sentences as they are trained on."""
+    if contender.prompted:
+        return behind_others(own)
+    return in_one_spelling(own) if contender.taught == ONE_SPELLING else own
 
 
 def _written(example: Example) -> Written:

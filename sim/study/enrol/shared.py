@@ -24,8 +24,8 @@ from fl.settings.config import RunConfig, cohort_size
 from fl.settings.names import NONE
 from fl.tasks.speech.task import SpeechTask
 from fl.tasks.task import Example
-from sim.study.enrol.prompts import behind_some
 
+Taught = Callable[[Sequence[Example], int], Sequence[Example]]
 Progress = Callable[[str, int, int], None]  # what is being done, done, total
 EPISODES, EPISODE_EXAMPLES, EPISODE_STEP = 12, 5, 0.5
 
@@ -46,9 +46,9 @@ class SharedTraining:
         recipe = make_recipe(self.config, self.task, "none")
         return Adapter(Slot.of(peft_config(recipe)), state)
 
-    def trained(self, progress: Progress, *, prompted: bool = False) -> State:
-        """The shared tensors after the last round of the arm ``global``; ``prompted`` puts transcripts of the same person in front of
-        the examples, other ones in each round."""
+    def trained(self, progress: Progress, *, taught: Taught | None = None) -> State:
+        """The shared tensors after the last round of the arm ``global``; ``taught`` is what a person's examples are changed to, by the
+        seed of a round."""
         config = self.config
         arm = trained_arm("global", config)
         assert arm is not None
@@ -64,8 +64,8 @@ class SharedTraining:
             seeds = {name: derive_seed(config.seed, number, name, "train") for name in self.people}
             start = {name: tensor.numpy() for name, tensor in state.items()}
             people: Mapping[str, Sequence[Example]] = self.people
-            if prompted:
-                people = {name: behind_some(own, seeds[name]) for name, own in people.items()}
+            if taught is not None:
+                people = {name: taught(own, seeds[name]) for name, own in people.items()}
             updates = tuple(
                 DeviceUpdate(
                     name,
