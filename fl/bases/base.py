@@ -169,9 +169,14 @@ class SpeechBase(ABC):
         more than the decoder or the speech can hold, and as ``VocabularyError``, which lists them, characters that are missing."""
 
     def collate(
-        self, features: Rows, texts: Texts = None, window: Window = "trimmed", language: str | None = None
+        self,
+        features: Rows,
+        texts: Texts = None,
+        window: Window = "trimmed",
+        language: str | None = None,
+        prompts: Sequence[str] = (),
     ) -> Any:
-        """A batch of rows (bands, length_i), with targets if ``texts`` are given.
+        """A batch of rows (bands, length_i), with targets if ``texts`` are given, each behind its one of ``prompts``.
 
         Raises :class:`fl.core.errors.TextError` for a text that the decoder or the speech cannot hold, :class:`BaseModelError`
         for features that do not fit the base or the window.
@@ -190,10 +195,12 @@ class SpeechBase(ABC):
                 raise BaseModelError(f"features of {row.shape[1]} in a full window of {longest}: extracted trimmed?")
         lengths = tuple(int(row.shape[1]) for row in features)
         padded = pad_rows([row.T for row in features]).transpose(1, 2).contiguous()
-        return self._batch(padded, lengths, texts, language)
+        return self._batch(padded, lengths, texts, language, prompts)
 
     @abstractmethod
-    def _batch(self, features: Tensor, lengths: tuple[int, ...], texts: Texts, language: str | None) -> PaddedBatch:
+    def _batch(
+        self, features: Tensor, lengths: tuple[int, ...], texts: Texts, language: str | None, prompts: Sequence[str]
+    ) -> PaddedBatch:
         """The batch of checked and padded features."""
 
     @abstractmethod

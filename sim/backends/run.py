@@ -61,7 +61,9 @@ def run_simulation(
     config = config.changed({"output": str(Path(config.output or "runs/last").expanduser().resolve())})
     on_ray = not serial and (processes or bool(ray_address) or _on_gpu(config))
     if on_ray and (found := shadow([os.getcwd(), *sys.path])):
-        raise PackageError(f"Ray's workers look in the current folder first, and {found}; leave --processes out, or give --serial")
+        raise PackageError(
+            f"Ray's workers look in the current folder first, and {found}; leave --processes out, or give --serial"
+        )
     if not on_ray:
         from clients.app import app as client_app
         from sim.backends.serial import SerialGrid, ThreadGrid

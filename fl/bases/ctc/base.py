@@ -98,8 +98,11 @@ class CtcBase(SpeechBase):
                 "check that the recording is of this text"
             )
 
-    def _batch(self, features: Tensor, lengths: tuple[int, ...], texts: Texts, language: str | None) -> CtcBatch:
+    def _batch(
+        self, features: Tensor, lengths: tuple[int, ...], texts: Texts, language: str | None, prompts: Sequence[str]
+    ) -> CtcBatch:
         """See :meth:`fl.bases.base.SpeechBase.collate`."""
+        self._require_no_prompt(prompts)
         if texts is None:
             return CtcBatch(features, lengths)
         targets = [self.target_ids(text) for text in texts]
@@ -107,6 +110,10 @@ class CtcBase(SpeechBase):
             self._require_room(text, target, self.states_of(length))
         counts = torch.tensor([len(target) for target in targets])
         return CtcBatch(features, lengths, pad_tokens(targets, self.vocabulary.blank), None, counts)
+
+    def _require_no_prompt(self, prompts: Sequence[str]) -> None:
+        if any(prompts):
+            raise BaseModelError(f"base {self.name!r} takes no prompt: CTC has no decoder that could go on from it.")
 
     def encode(self, model: nn.Module, batch: CtcBatch, stop: int | None = None) -> tuple[Tensor, Tensor]:
         """Encoder states, and the number of real ones in each row (batch,) (:meth:`SpeechBase.encode`)."""
@@ -143,8 +150,7 @@ class CtcBase(SpeechBase):
     def transcribe(self, model: nn.Module, batch: CtcBatch, **options: Unpack[DecodingOptions]) -> list[Hypothesis]:
         """The best path of each row with one beam, the best of a prefix beam search with more."""
         beams = beams_of(options)
-        if options.get("prompt"):
-            raise BaseModelError(f"base {self.name!r} takes no prompt: CTC has no decoder that could go on from it.")
+        self._require_no_prompt([options.get("prompt", "")])
         with torch.no_grad():
             log_probs, lengths = self.log_probs(model, batch)
         blank, found = self.vocabulary.blank, []

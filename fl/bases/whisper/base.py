@@ -153,21 +153,25 @@ class WhisperBase(SpeechBase):
         """The tokens of ``text`` (NFC, behind a space, as Whisper writes) and the end token."""
         return [*self.tokenizer.encode(text), self.tokenizer.special.end]
 
-    def _batch(self, features: Tensor, lengths: tuple[int, ...], texts: Texts, language: str | None) -> WhisperBatch:
+    def _batch(
+        self, features: Tensor, lengths: tuple[int, ...], texts: Texts, language: str | None, prompts: Sequence[str]
+    ) -> WhisperBatch:
         """See :meth:`fl.bases.base.SpeechBase.collate`; training needs a ``language``."""
         if texts is None:
             return WhisperBatch(features, lengths, language=language)
         if language == AUTO:
             raise BaseModelError("training needs a language for its prefix: 'auto' works only for transcribing.")
-        prefix = self.prefix_ids(language)
+        start = self.prefix_ids(language)
+        prefixes = [[*self.prompt_ids(prompt), *start] for prompt in prompts or [""] * len(texts)]
         targets = [self.target_ids(text) for text in texts]
-        for text, target in zip(texts, targets, strict=True):
+        for text, target, prefix in zip(texts, targets, prefixes, strict=True):
             self._require_room(text, target, prefix)
         # Teacher forcing: the last token of the prefix predicts the first of the text.
-        end, first = self.tokenizer.special.end, len(prefix) - 1
-        inputs = pad_tokens([[*prefix, *target[:-1]] for target in targets], end)
-        labels = pad_tokens([[end] * first + target for target in targets], end)
-        position = torch.arange(inputs.shape[1])[None, :] - first
+        end, firsts = self.tokenizer.special.end, [len(prefix) - 1 for prefix in prefixes]
+        rows = list(zip(prefixes, targets, strict=True))
+        inputs = pad_tokens([[*prefix, *target[:-1]] for prefix, target in rows], end)
+        labels = pad_tokens([[end] * (len(prefix) - 1) + target for prefix, target in rows], end)
+        position = torch.arange(inputs.shape[1])[None, :] - torch.tensor(firsts)[:, None]
         mask = (position >= 0) & (position < torch.tensor([len(target) for target in targets])[:, None])
         return WhisperBatch(features, lengths, labels, None, language, inputs, mask)
 

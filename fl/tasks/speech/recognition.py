@@ -17,6 +17,7 @@ from fl.tasks.task import Example, NamedDevices
 # too much memory.
 PREDICTION_ROWS, LONG_ROWS = 32, 16
 LONG_FRAMES = 1_000
+PROMPT = "prompt"  # in the details of an example that is trained behind a previous text
 
 
 class Recognition(NamedDevices):
@@ -62,9 +63,9 @@ class Recognition(NamedDevices):
 
     def _labelled(self, model: nn.Module, examples: Sequence[Example]) -> Any:
         """A batch for training."""
-        batch = self.base.collate(
-            [e.inputs[1] for e in examples], [e.target for e in examples], self.window, self.language or None
-        )
+        rows, texts = [e.inputs[1] for e in examples], [e.target for e in examples]
+        prompts = [e.details.get(PROMPT, "") for e in examples]
+        batch = self.base.collate(rows, texts, self.window, self.language or None, prompts)
         return self._from_prefix(model, batch, examples)
 
     def _from_prefix(self, model: nn.Module, batch: Any, examples: Sequence[Example]) -> Any:
@@ -76,7 +77,7 @@ class Recognition(NamedDevices):
 
     def training_bytes(self, example: Example) -> int:
         """Bytes of activations in a training step, as the base estimates them."""
-        return self.base.training_bytes(example.size, example.target)
+        return self.base.training_bytes(example.size, example.details.get(PROMPT, "") + example.target)
 
     def prediction_rows(self, examples: Sequence[Example], *, adapted: bool) -> int:
         """Fewer where rows are long: those of the frozen base alone are 30 s whatever was said."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from clients.training.enrol import EnrolMethod
 
-NEUTRAL = "neutral"
+NEUTRAL, PROMPTS, ONE_SPELLING = "neutral", "prompts", "one spelling"
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,8 @@ class Contender:
     ``method`` trains a private part (None: nothing is trained), with ``prior`` under what the participants' own enrolments at that rate
     tell: a Gaussian, or so many ``directions`` in which they differ.
     ``prompted`` puts the person's transcripts in front as Whisper's previous text, ``respelled`` writes loanwords in the output as
-    the person's transcripts do. ``episodes`` starts from a shared part that was made to be adapted by this method.
+    the person's transcripts do. ``episodes`` starts from a shared part that was made to be adapted by this method, ``taught`` from
+    one that was trained on examples changed by it: behind prompts, or in one spelling for all.
     """
 
     method: EnrolMethod | None = None
@@ -24,6 +25,7 @@ class Contender:
     prompted: bool = False
     respelled: bool = False
     episodes: bool = False
+    taught: str = ""
 
 
 B = EnrolMethod("B", rate=4e-4)
@@ -60,6 +62,19 @@ CONTENDERS: Mapping[str, Contender] = {
     "B, made to be adapted": Contender(replace(B, rate=2e-4), episodes=True),
     "B of the decoder, made to be adapted": Contender(replace(DECODER_B, rate=4e-4), episodes=True),
     "B and prompt": Contender(B, prompted=True),
+    "trained with prompts": Contender(taught=PROMPTS),
+    "prompt, trained with it": Contender(prompted=True, taught=PROMPTS),
+    "B and prompt, trained with it": Contender(B, prompted=True, taught=PROMPTS),
+    "B of the decoder and prompt, trained with it": Contender(DECODER_B, prompted=True, taught=PROMPTS),
+    "B and spelling table": Contender(B, respelled=True),
+    "B of the decoder and spelling table": Contender(DECODER_B, respelled=True),
+    "B of encoder and cross-attention and spelling table": Contender(
+        EnrolMethod("B@encoder", rate=4e-4), respelled=True
+    ),
+    "prompt, trained with it, and spelling table": Contender(prompted=True, respelled=True, taught=PROMPTS),
+    "trained in one spelling": Contender(taught=ONE_SPELLING),
+    "spelling table, trained in one spelling": Contender(respelled=True, taught=ONE_SPELLING),
+    "B of the decoder in one spelling, and spelling table": Contender(DECODER_B, respelled=True, taught=ONE_SPELLING),
 }
 """Rates of the search on seed 7 (docs/results/enrol.md), as far as it came; those of gate biases, A and eigenvoices are from before it.
 

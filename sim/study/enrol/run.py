@@ -23,13 +23,15 @@ from fl.data.manifest import Utterance
 from fl.data.partition import split_population
 from fl.data.synthetic.population import POPULATION_NAME
 from fl.metrics import Counts
+from fl.metrics.tokens import fold_loanwords
 from fl.settings.config import RunConfig, flat
+from fl.speech.spelling import SpellingTable, Written
 from fl.tasks.speech.task import SpeechTask
 from fl.tasks.task import Example
-from sim.study.enrol.contenders import NEUTRAL, Contender
+from sim.study.enrol.contenders import NEUTRAL, ONE_SPELLING, PROMPTS, Contender
+from sim.study.enrol.prompts import behind_others, behind_some, prompt_of
 from sim.study.enrol.rows import METRICS, EnrolRow, append_rows, read_rows
-from sim.study.enrol.shared import Progress, SharedTraining
-from sim.study.enrol.spelling import SpellingTable
+from sim.study.enrol.shared import Progress, SharedTraining, Taught
 
 HELD_OUT_TESTS = 1 / 3  # of a held-out speaker's sentences; a participant's are those of data.test-share
 PRIOR_SENTENCES = 20  # of each participant, from which a prior is learned
@@ -163,7 +165,7 @@ class EnrolStudy:
         trials = [Trial(one, size) for size in sizes for one in self.people if len(one.enrolment) >= size and one.test]
         began = time.perf_counter()
         start = self._start(contender)
-        enrolled = {str(trial): trial.own for trial in trials if trial.own}
+        enrolled = {str(trial): _lessons(contender, trial.own) for trial in trials if trial.own}
         found = self._enrolled(contender, start, enrolled) if contender.method and enrolled else {}
         nothing = Enrolment({n: start.state[n] for n in start.split.private}, 0, {}, 0.0)
         each = [found.get(str(trial), nothing) for trial in trials]
@@ -195,6 +197,10 @@ class EnrolStudy:
     def _start(self, contender: Contender) -> Start:
         method = contender.method or EnrolMethod("B", rate=0.0)  # which is not trained
         state = self.shared
+        if contender.taught:
+            folder = self.root / f"{contender.taught.replace(' ', '-')}-seed{self.config.seed}-{self._settings_digest}"
+            taught = TAUGHT[contender.taught]
+            state = self.training.kept(folder, lambda: self.training.trained(self.progress, taught=taught))
         if contender.episodes:
             folder = self.root / f"episodes-seed{self.config.seed}-{self.digest(contender)}"
             shared = state
@@ -227,7 +233,7 @@ class EnrolStudy:
             return [
                 predict(
                     self.host,
-                    self.task.prompted(_prompt(trial.own)),
+                    self.task.prompted(prompt_of(trial.own)),
                     start,
                     [tensors],
                     [(0, e) for e in trial.person.test],
@@ -239,8 +245,8 @@ class EnrolStudy:
         return [[next(texts) for _ in trial.person.test] for trial in trials]
 
     def _respelled(self, texts: Sequence[Sequence[str]], trials: Sequence[Trial]) -> list[list[str]]:
-        known = [example for examples in self.training.people.values() for example in examples]
-        tables = [SpellingTable.of(trial.own, known) for trial in trials]
+        known = [_written(example) for examples in self.training.people.values() for example in examples]
+        tables = [SpellingTable.of([_written(example) for example in trial.own], known) for trial in trials]
         return [[table.respell(text) for text in of_one] for table, of_one in zip(tables, texts, strict=True)]
 
     def _counts(self, person: HeldOut, texts: Sequence[str]) -> dict[str, tuple[int, int]]:
@@ -250,7 +256,7 @@ class EnrolStudy:
 
     def _bytes(self, contender: Contender, start: Start, own: Sequence[Example]) -> int:
         """Of what is kept of a person: private numbers at two bytes each, and transcripts where they are a prompt or a table."""
-        text = _prompt(own) if contender.prompted or contender.respelled else ""
+        text = prompt_of(own) if contender.prompted or contender.respelled else ""
         return (2 * _numbers(contender, start) if contender.method else 0) + len(text.encode())
 
 
@@ -260,8 +266,23 @@ def _numbers(contender: Contender, start: Start) -> int:
     return contender.directions if only else start.numbers
 
 
-def _prompt(examples: Sequence[Example]) -> str:
-    return " ".join(example.target for example in examples)
+def in_one_spelling(examples: Sequence[Example]) -> list[Example]:
+    """The examples with their loanwords in the other script, as the folded error rate reads them: what cannot be heard is not learned."""
+    return [replace(e, target=fold_loanwords(e.target, e.details["loanwords"])) for e in examples]
+
+
+TAUGHT: Mapping[str, Taught] = {PROMPTS: behind_some, ONE_SPELLING: lambda examples, seed: in_one_spelling(examples)}
+
+
+def _lessons(contender: Contender, own: Sequence[Example]) -> Sequence[Example]:
+    """A person's sentences as they are trained on."""
+    if contender.prompted:
+        return behind_others(own)
+    return in_one_spelling(own) if contender.taught == ONE_SPELLING else own
+
+
+def _written(example: Example) -> Written:
+    return example.target, [(matrix, other) for matrix, other in example.details["loanwords"]]
 
 
 def _rounded(state: State) -> State:

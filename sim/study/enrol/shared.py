@@ -25,6 +25,7 @@ from fl.settings.names import NONE
 from fl.tasks.speech.task import SpeechTask
 from fl.tasks.task import Example
 
+Taught = Callable[[Sequence[Example], int], Sequence[Example]]
 Progress = Callable[[str, int, int], None]  # what is being done, done, total
 EPISODES, EPISODE_EXAMPLES, EPISODE_STEP = 12, 5, 0.5
 
@@ -45,8 +46,9 @@ class SharedTraining:
         recipe = make_recipe(self.config, self.task, "none")
         return Adapter(Slot.of(peft_config(recipe)), state)
 
-    def trained(self, progress: Progress) -> State:
-        """The shared tensors after the last round of the arm ``global``."""
+    def trained(self, progress: Progress, *, taught: Taught | None = None) -> State:
+        """The shared tensors after the last round of the arm ``global``; ``taught`` is what a person's examples are changed to, by the
+        seed of a round."""
         config = self.config
         arm = trained_arm("global", config)
         assert arm is not None
@@ -61,13 +63,16 @@ class SharedTraining:
                 plan = algorithm.local(plan, number)
             seeds = {name: derive_seed(config.seed, number, name, "train") for name in self.people}
             start = {name: tensor.numpy() for name, tensor in state.items()}
+            people: Mapping[str, Sequence[Example]] = self.people
+            if taught is not None:
+                people = {name: taught(own, seeds[name]) for name, own in people.items()}
             updates = tuple(
                 DeviceUpdate(
                     name,
                     {n: t.numpy() - start[n] for n, t in one.state.items()},
                     numbers={"examples": len(self.people[name])},
                 )
-                for name, one in self._locally(split, state, plan, self.people, seeds)
+                for name, one in self._locally(split, state, plan, people, seeds)
             )
             update = aggregator.aggregate(Round(number, start, updates, steps=plan.steps))
             if optimizer is not None:

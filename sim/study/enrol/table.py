@@ -16,6 +16,7 @@ from sim.study.enrol.rows import EnrolRow, pooled, rows_of
 
 FLIPS = 9999  # random sign flips of a test
 LEVEL = 0.05
+HEADLINE_SIZES = (5, 20)
 Person = tuple[int, str]  # and the seed
 
 
@@ -110,6 +111,24 @@ def _rates(rows: Sequence[EnrolRow], size: int) -> ReportTable:
     ]
     heads = ("method", "numbers", "MER, %", "folded", "against neutral, %", "harmed, %", "worst tenth")
     return ReportTable(f"Held-out speakers with {size} {'sentence' if size == 1 else 'sentences'}", heads, tuple(lines))
+
+
+def headline(rows: Sequence[EnrolRow], sizes: Sequence[int] = HEADLINE_SIZES) -> ReportTable:
+    """Every method that has rows for each of ``sizes``, in one short table, the best at the first size on top."""
+    each = {size: {one.method: one for one in compared(rows, size)} for size in sizes}
+    first, *others = each.values()
+    names = sorted((n for n in first if all(n in other for other in others)), key=lambda n: first[n].rate("mer"))
+    neutral = rows_of(rows, NEUTRAL, 0)
+    lines = [("nothing: the shared adapter", "0", *([f"{_rate(neutral, 'mer')} %"] * len(sizes)))]
+    for name in names:
+        private = f"{first[name].rows[0].numbers:,}"
+        lines.append(
+            (name, private, *(f"{100 * by[name].rate('mer'):.1f} %, {_relative(by[name])}" for by in each.values()))
+        )
+    heads = ("what is learned from them", "private numbers", *(f"{size} sentences" for size in sizes))
+    return ReportTable(
+        "Mixed error rate of held-out speakers, and % fewer (-) than with the shared adapter", heads, tuple(lines)
+    )
 
 
 def _costs(rows: Sequence[EnrolRow], sizes: Sequence[int]) -> ReportTable:

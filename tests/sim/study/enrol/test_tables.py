@@ -3,10 +3,8 @@
 import pytest
 
 from fl.core.errors import RunError
-from fl.tasks.task import Example
 from sim.study.enrol.plot import curves_svg
 from sim.study.enrol.rows import EnrolRow, append_rows, pooled, read_rows
-from sim.study.enrol.spelling import SpellingTable
 from sim.study.enrol.table import compared, conditions, holm, sign_flip_p, tables
 
 TOKENS = 50
@@ -91,15 +89,3 @@ def test_a_line_after_half_a_line_is_read(tmp_path):
     path.write_text(path.read_text() + '{"seed": 1, "per')
     append_rows(path, [row(2, "B", 5, 4)])
     assert len(read_rows(path)) == 2
-
-
-def spoken(text: str, *loanwords: tuple[str, str]) -> Example:
-    return Example(text, None, text, 1, {"loanwords": [list(pair) for pair in loanwords]})
-
-
-def test_a_spelling_table_writes_seen_words_as_they_were_written_and_others_as_most():
-    meeting, report, bug = ("미팅", "meeting"), ("리포트", "report"), ("버그", "bug")
-    own = [spoken("meeting 있어요", meeting), spoken("report 보내", report), spoken("버그 고쳤어", bug)]
-    table = SpellingTable.of(own, [spoken("데드라인은 내일", ("데드라인", "deadline"))])
-    assert table.respell("미팅에서 bug 리포트를") == "meeting에서 버그 report를"
-    assert table.respell("데드라인은 내일") == "deadline은 내일"

@@ -1,0 +1,81 @@
+"""The spelling table: how a person spells loanwords, as that person's own transcripts show, applied to any transcript.
+
+``커피`` or ``coffee``? Both are right, and a recognizer cannot hear which one a person writes. The table is private, as gates are: it
+says what somebody wrote. It needs a lexicon: sentences of others, with the loanwords in both spellings.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from unicodedata import normalize
+
+from fl.core.errors import AdapterError
+from fl.core.files import write_atomically
+
+SPELLING_NAME = "spelling.json"
+Spelled = tuple[str, str]  # a loanword in the matrix script and in Latin
+Written = tuple[str, Sequence[Spelled]]  # a text, and the loanwords in it
+
+
+@dataclass(frozen=True)
+class SpellingTable:
+    """Pairs ``(other spelling, the person's spelling)`` of every loanword that is known, the longest first.
+
+    A word is respelled where it is a loanword with one of ``endings``, as particles are, and none of ``words``, which are other words.
+    """
+
+    pairs: tuple[Spelled, ...]
+    endings: frozenset[str]
+    words: frozenset[str]
+
+    @classmethod
+    def of(cls, own: Sequence[Written], known: Iterable[Written]) -> "SpellingTable":
+        """The table of a person's ``own`` sentences: words that were seen as they were written, others of ``known`` as most were."""
+        latin: Counter[Spelled] = Counter()
+        lexicon: set[Spelled] = set()
+        endings, words = {""}, set()
+        for text, loanwords in own:
+            for matrix, other in loanwords:
+                latin[matrix, other] += 1 if other in text else -1
+        for text, loanwords in (*known, *own):
+            lexicon |= {(matrix, other) for matrix, other in loanwords}
+            for word in normalize("NFC", text).split():
+                after = {word[len(one) :] for pair in loanwords for one in pair if word.startswith(one)}
+                endings |= after
+                words |= set() if after else {word}
+        mostly = sum((count > 0) - (count < 0) for count in latin.values())
+        chosen = [(pair, latin[pair] or mostly) for pair in sorted(lexicon)]
+        pairs = [pair if vote > 0 else pair[::-1] for pair, vote in chosen if vote]
+        return cls(tuple(sorted(pairs, key=lambda pair: -len(pair[0]))), frozenset(endings), frozenset(words))
+
+    def respell(self, text: str) -> str:
+        """``text`` with every known loanword as the person spells it."""
+        return " ".join(map(self._respelled, normalize("NFC", text).split()))
+
+    def _respelled(self, word: str) -> str:
+        if word not in self.words:
+            for other, own in self.pairs:
+                if word.startswith(other) and word[len(other) :] in self.endings:
+                    return own + word[len(other) :]
+        return word
+
+    def write(self, folder: Path) -> None:
+        """Write the table beside an adapter."""
+        content = {"schema": 1, "pairs": self.pairs, "endings": sorted(self.endings), "words": sorted(self.words)}
+        write_atomically(folder / SPELLING_NAME, json.dumps(content, ensure_ascii=False, indent=1).encode())
+
+    @classmethod
+    def read(cls, folder: Path) -> "SpellingTable | None":
+        """The table beside an adapter, if there is one. :class:`AdapterError` for a file that is none."""
+        path = folder / SPELLING_NAME
+        if not path.exists():
+            return None
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            content = json.loads(path.read_text(encoding="utf-8"))
+            pairs = tuple((str(other), str(own)) for other, own in content["pairs"])
+            if content["schema"] == 1:
+                return cls(pairs, frozenset(map(str, content["endings"])), frozenset(map(str, content["words"])))
+        raise AdapterError(f"{path} is no spelling table: enrol again, or delete the file")

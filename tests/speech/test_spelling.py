@@ -1,0 +1,37 @@
+"""What a spelling table changes in a transcript, and what it leaves."""
+
+import pytest
+
+from fl.core.errors import AdapterError
+from fl.speech.spelling import SPELLING_NAME, SpellingTable
+
+MEETING, REPORT, BUG, BAR = ("미팅", "meeting"), ("리포트", "report"), ("버그", "bug"), ("바", "bar")
+OWN = [("meeting에서 만나", [MEETING]), ("report를 보내", [REPORT]), ("버그 고쳤어", [BUG])]
+KNOWN = [("데드라인은 내일", [("데드라인", "deadline")]), ("바로 갔어", []), ("bar에 갔어", [BAR])]
+
+
+def test_seen_words_are_written_as_they_were_and_others_as_most():
+    table = SpellingTable.of(OWN, KNOWN)
+    assert table.respell("미팅에서 bug 리포트를") == "meeting에서 버그 report를"
+    assert table.respell("데드라인은 내일") == "deadline은 내일"
+
+
+def test_a_word_that_only_begins_like_a_loanword_is_left_alone():
+    table = SpellingTable.of(OWN, KNOWN)
+    assert table.respell("바에 바로 갔어") == "bar에 바로 갔어"  # another word of the lexicon's sentences
+    assert table.respell("바꿨어") == "바꿨어"  # and one with an ending that no loanword has
+
+
+def test_habits_that_are_balanced_leave_unseen_words_as_they_are():
+    table = SpellingTable.of([("meeting 있어", [MEETING]), ("버그 있어", [BUG])], KNOWN)
+    assert table.respell("데드라인은 deadline은") == "데드라인은 deadline은"
+
+
+def test_a_table_is_read_as_it_was_written_and_a_damaged_one_is_refused(tmp_path):
+    table = SpellingTable.of(OWN, KNOWN)
+    assert SpellingTable.read(tmp_path) is None
+    table.write(tmp_path)
+    assert SpellingTable.read(tmp_path) == table
+    (tmp_path / SPELLING_NAME).write_text('{"schema": 2}')
+    with pytest.raises(AdapterError, match="no spelling table: enrol again"):
+        SpellingTable.read(tmp_path)
