@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.table import Table
 from typer import Argument, Option
@@ -382,9 +381,10 @@ def main() -> None:
     except OSError as error:
         _say_error(f"{error}: check the name, the disk, and who may write there")
         sys.exit(ERROR_CODE)
-    except (KeyboardInterrupt, click.Abort):
-        errors.print("stopped; start the same command again to go on")
-        sys.exit(STOPPED_CODE)
+    except SystemExit as end:
+        if end.code == STOPPED_CODE:  # what Typer makes of Ctrl-C, without a word
+            errors.print("stopped; start the same command again to go on")
+        raise
 
 
 def _say_error(text: str) -> None:

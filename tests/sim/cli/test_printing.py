@@ -68,6 +68,32 @@ def test_an_error_that_quotes_others_is_printed_as_it_is(
     assert "[/bold][link=file:///]x is unknown" in said
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (KeyboardInterrupt(), 130, "start the same command again"),
+        (PermissionError(13, "Permission denied", "/x"), 1, "'/x': check the name, the disk, and who may write there"),
+        (AdapterError("no adapter"), 1, "idiolect: no adapter"),
+    ],
+)
+def test_an_error_has_its_exit_code_and_a_line(
+    error: BaseException,
+    code: int,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr("fl.bases.known.known_bases", fail)
+    monkeypatch.setattr("sys.argv", ["idiolect", "bases"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == code
+    assert words in capsys.readouterr().err.replace("\n", " ")
+
+
 def test_colours_are_still_those_of_the_program() -> None:
     out = io.StringIO()
     console = type(cli.errors)(file=out, force_terminal=True, color_system="standard", width=80)

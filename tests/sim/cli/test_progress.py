@@ -55,11 +55,12 @@ def test_a_round_that_hangs_is_not_counted_twice() -> None:
 def test_rounds_of_an_earlier_process_are_no_pace() -> None:
     clock = Clock()
     run = RunProgress(clock)
-    run("global", 8, 12)
-    run("global", 8, 12)
+    whole = as_one("rank 4", run)
+    whole("personalized", 0, 4)
+    whole("global", 8, 12)  # as the parts are told
     clock.now = 6
-    run("global", 9, 12)
-    assert run.seconds_left() == 3 * 6
+    whole("global", 9, 12)
+    assert run.seconds_left() == (16 - 9) * 6
 
 
 def test_parts_of_a_run_are_told_as_one() -> None:
