@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -12,7 +12,10 @@ from clients.training.enrol import Adapter, Enrolment, EnrolMethod, Start, enrol
 from clients.training.single import diverged
 from fl.adapters.stacked import StackedModel
 from fl.adapters.state import State
+from fl.speech.spelling import SpellingTable
 from fl.tasks.task import Example, Task
+
+Speller = Callable[[Sequence[str]], SpellingTable]
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Personal:
     private: tuple[str, ...]
     bytes: int
     seconds: float
+    spelling: SpellingTable | None = None
 
     @cached_property
     def errors(self) -> tuple[int, int]:
@@ -49,9 +53,9 @@ class Personal:
 
     @property
     def helps(self) -> bool:
-        """Whether left-out examples have a lower loss, and no more errors. Unknown, of a single one: it is taken as helping."""
+        """Whether left-out examples have fewer errors, or a lower loss and no more. Unknown, of a single one: it is taken as helping."""
         before, after = self.errors
-        return not self.left_out or (self.enrolment.steps > 0 and after <= before)
+        return not self.left_out or after < before or (self.enrolment.steps > 0 and after == before)
 
     def report(self) -> dict[str, Any]:
         """What a person is told, as JSON has it."""
@@ -64,10 +68,12 @@ class Personal:
         }
 
 
-def enrol_person(task: Task, shared: Adapter, method: EnrolMethod, *, metric: str, seed: int) -> Personal:
+def enrol_person(
+    task: Task, shared: Adapter, method: EnrolMethod, *, metric: str, seed: int, spelling: Speller | None = None
+) -> Personal:
     """Enrol the first person of ``task`` from ``shared``, and predict every example by the fold that left it out, before and after.
 
-    Errors are those of ``metric``.
+    Errors are those of ``metric``. ``spelling`` makes the table of some sentences' spellings; a fold's respells what it left out.
 
     Raises :class:`fl.core.errors.SplitError` where ``method`` trains nothing of the adapter, :class:`fl.core.errors.AdapterError`
     where its loss is not finite.
@@ -88,12 +94,16 @@ def enrol_person(task: Task, shared: Adapter, method: EnrolMethod, *, metric: st
         predict(host, task, start, states, [(place, examples[i]) for place, i in which]) if rows else []
         for which in ([(0, i) for _, i in rows], rows)
     )
+    if spelling is not None:
+        tables = [spelling([e.target for i, e in enumerate(examples) if i not in away]) for away, _ in found.unseen]
+        after = [tables[place - 1].respell(text) for (place, _), text in zip(rows, after, strict=True)]
     left_out = [
         _left_out(task, metric, examples[i], *texts) for (_, i), *texts in zip(rows, before, after, strict=True)
     ]
     private, size = kept(found.private)
     tensors = {**start.state, **(private if found.steps else none)}
-    return Personal(found, left_out, tensors, start.split.private, size, time.perf_counter() - began)
+    table = spelling([example.target for example in examples]) if spelling is not None else None
+    return Personal(found, left_out, tensors, start.split.private, size, time.perf_counter() - began, table)
 
 
 def _left_out(task: Task, metric: str, example: Example, before: str, after: str) -> LeftOut:

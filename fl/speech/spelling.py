@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unicodedata import normalize
 
-from fl.core.errors import AdapterError
+from fl.core.errors import AdapterError, ManifestError
 from fl.core.files import write_atomically
 
 SPELLING_NAME = "spelling.json"
@@ -35,21 +35,25 @@ class SpellingTable:
     def of(cls, own: Sequence[Written], known: Iterable[Written]) -> "SpellingTable":
         """The table of a person's ``own`` sentences: words that were seen as they were written, others of ``known`` as most were."""
         latin: Counter[Spelled] = Counter()
-        lexicon: set[Spelled] = set()
-        endings, words = {""}, set()
         for text, loanwords in own:
             for matrix, other in loanwords:
                 latin[matrix, other] += 1 if other in text else -1
-        for text, loanwords in (*known, *own):
-            lexicon |= {(matrix, other) for matrix, other in loanwords}
-            for word in normalize("NFC", text).split():
-                after = {word[len(one) :] for pair in loanwords for one in pair if word.startswith(one)}
-                endings |= after
-                words |= set() if after else {word}
+        lexicon, endings, words = _words_of((*known, *own))
         mostly = sum((count > 0) - (count < 0) for count in latin.values())
         chosen = [(pair, latin[pair] or mostly) for pair in sorted(lexicon)]
         pairs = [pair if vote > 0 else pair[::-1] for pair, vote in chosen if vote]
         return cls(tuple(sorted(pairs, key=lambda pair: -len(pair[0]))), frozenset(endings), frozenset(words))
+
+    @classmethod
+    def of_texts(cls, own: Sequence[str], known: Sequence[Written]) -> "SpellingTable":
+        """The same of texts alone: their loanwords are those of ``known`` that stand in them, in either spelling."""
+        lexicon, endings, words = _words_of(known)
+
+        def is_in(text: str, pair: Spelled) -> bool:
+            each = [word for word in normalize("NFC", text).split() if word not in words]
+            return any(word.startswith(one) and word[len(one) :] in endings for word in each for one in pair)
+
+        return cls.of([(text, [pair for pair in lexicon if is_in(text, pair)]) for text in own], known)
 
     def respell(self, text: str) -> str:
         """``text`` with every known loanword as the person spells it."""
@@ -79,3 +83,34 @@ class SpellingTable:
             if content["schema"] == 1:
                 return cls(pairs, frozenset(map(str, content["endings"])), frozenset(map(str, content["words"])))
         raise AdapterError(f"{path} is no spelling table: enrol again, or delete the file")
+
+
+def _words_of(sentences: Iterable[Written]) -> tuple[set[Spelled], set[str], set[str]]:
+    """The loanwords of sentences, what follows one within a word, and all other words."""
+    lexicon, endings, others = set[Spelled](), {""}, set[str]()
+    for text, loanwords in sentences:
+        lexicon |= {(matrix, other) for matrix, other in loanwords}
+        for word in normalize("NFC", text).split():
+            after = {word[len(one) :] for pair in loanwords for one in pair if word.startswith(one)}
+            endings |= after
+            others |= set() if after else {word}
+    return lexicon, endings, others
+
+
+def read_lexicon(path: Path) -> list[Written]:
+    """The sentences of a manifest with their loanwords; the recordings need not be there.
+
+    Raises :class:`ManifestError` for a file without a loanword, or a line that is none of a manifest.
+    """
+    found: list[Written] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            found.append((str(row["text"]), [(str(matrix), str(other)) for matrix, other in row.get("loanwords", ())]))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ManifestError(
+                f"{path}:{number} is no line of a manifest with 'text' and 'loanwords': {error}"
+            ) from error
+    if not any(loanwords for _, loanwords in found):
+        raise ManifestError(f'{path} has no loanwords: give a manifest whose lines name them, as [["커피", "coffee"]]')
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -31,6 +31,7 @@ from fl.methods.table import METHODS
 from fl.speech.audio import MAX_SECONDS, SAMPLE_RATE, Waveform, check_speech, load_audio, speech_parts
 from fl.speech.features import Window, heard_frames
 from fl.speech.languages import language_code
+from fl.speech.spelling import SpellingTable
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ def transcribe_file(
 
     ``correction`` is a file of :mod:`fl.adapters.correction`; an adapter that was made for one finds it in its run's folder.
     ``precision`` is the setting ``base.precision`` of a run (:mod:`fl.core.compute`).
+    A spelling table beside the adapter (:mod:`fl.speech.spelling`) respells what was heard.
     Audio longer than the window is split at silence, and each piece goes on from ``prompt``. ``remark`` is told what is odd about the
     recording. Raises :class:`fl.core.errors.AudioError` for unusable audio, :class:`fl.core.errors.AdapterError` for an adapter that
     is damaged or belongs to another base, :class:`fl.core.errors.BaseModelError` for a base that takes no prompt, and
@@ -124,6 +126,8 @@ def transcribe_file(
         window: Window = "full" if info.window == "full" else "trimmed"
         with corrected(trained.on(base), corrections) as model:
             pieces = _transcribed(audio, base, model, window, beams, language or info.language, prompt, products)
+        if (table := SpellingTable.read(adapter)) is not None:
+            pieces = [replace(piece, text=table.respell(piece.text)) for piece in pieces]
     if not pieces:
         raise AudioError(f"{path}: silent throughout; check the recording")
     return pieces

@@ -3,6 +3,7 @@
 import io
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -24,6 +25,7 @@ from fl.core.errors import ConfigError, ManifestError, TextError
 from fl.speech.audio import MAX_SECONDS
 from fl.speech.features import Window
 from fl.speech.languages import language_code
+from fl.speech.spelling import SpellingTable, read_lexicon
 from fl.tasks.speech.kind import SPEECH
 from fl.tasks.speech.own import OwnSpeech, Spoken
 from sim.cli.app import errors, progress_bars
@@ -79,6 +81,9 @@ def enrol_command(
     rate: Annotated[float, Option(help="Learning rate.", min=0.0, max=10.0)] = DEFAULT.rate,
     gate: Annotated[str, Option(help="Gate that is added to an adapter without one, for part gate.")] = DEFAULT.gate,
     language: Annotated[str, Option(help="Language token; by default the adapter's own.")] = "",
+    lexicon: Annotated[
+        Path | None, Option(help="Manifest that names loanwords in both spellings: learn the person's own too.")
+    ] = None,
     encoding: Annotated[str, Option(help="Encoding of the texts; by default UTF-8.")] = "",
     keep: Annotated[
         bool, Option("--keep", help="Keep the adapter even where it makes left-out sentences worse.")
@@ -88,6 +93,7 @@ def enrol_command(
 ) -> None:
     """Make a personal adapter from a few recordings with their texts, and show what it changes on sentences left out of training."""
     tensors, info = load_adapter(adapter)
+    known = read_lexicon(lexicon) if lexicon is not None else []
     labelled = read_labelled(source, encoding=encoding, language=language or info.language)
     with progress_bars(as_json) as show:
         show("loading the base", 0, 1)
@@ -97,13 +103,16 @@ def enrol_command(
             errors.print(remark, soft_wrap=True, highlight=False)
         show("enrolment", 0, 1)
         method = replace(DEFAULT, part=part, rate=rate, gate=gate)
-        personal = enrol_person(speech, neutral(tensors, info), method, metric=SPEECH.main, seed=seed)
+        shared, spelling = neutral(tensors, info), partial(SpellingTable.of_texts, known=known) if known else None
+        personal = enrol_person(speech, shared, method, metric=SPEECH.main, seed=seed, spelling=spelling)
         show("enrolment", 1, 1)
     kept = personal.helps or keep
     if kept:
         config = replace(info.config, gate=gate) if gate != DEFAULT.gate else info.config
         split = covering(info.split, personal.tensors, personal.private)
         save_adapter(out, personal.tensors, replace(info, config=config, split=split, language=speech.language))
+        if personal.spelling is not None:
+            personal.spelling.write(out)
     _print(personal, out, kept, as_json)
 
 
@@ -124,7 +133,9 @@ def _print(personal: Personal, out: Path, kept: bool, as_json: bool) -> None:
     else:
         console.print("One sentence leaves nothing to check with: record a second one to see whether it helps.")
     steps, size = personal.enrolment.steps, personal.bytes / 1024
-    cost = f"{steps} steps in {personal.seconds:.1f} s, {size:,.0f} KiB of private numbers (int8)."
+    table = personal.spelling
+    spelled = f", spellings of {len(table.pairs)} loanwords" if table is not None else ""
+    cost = f"{steps} steps in {personal.seconds:.1f} s, {size:,.0f} KiB of private numbers (int8){spelled}."
     verdict = (
         f"Kept: {out}" if kept else "Not kept: it does not help with sentences left out. --keep keeps it all the same."
     )

@@ -19,6 +19,7 @@ from fl.methods.recipes import attach
 from fl.packed.folder import pack_folder
 from fl.speech.audio import load_audio, save_audio
 from fl.speech.features import heard_frames
+from fl.speech.spelling import SpellingTable
 from fl.speech.transcribe import Trained, transcribe_file
 
 WHISPER, CTC = "random:whisper-nano", "random:wav2vec2-nano+jamo"
@@ -78,6 +79,14 @@ def test_a_folder_of_any_method_is_decoded(name: str, method: str, recording: Pa
     assert [piece.text for piece in transcribe_file(recording, "", folder)] == [expected]
     base = load_speech_base(name)
     assert expected != said(base, base.model, recording), "what was trained must change what is heard"
+
+
+def test_a_spelling_table_beside_the_adapter_respells_what_is_heard(recording: Path, trained) -> None:
+    folder, heard = trained(WHISPER, "lora", recording)
+    first, *rest = heard.split()
+    SpellingTable(((first, "coffee"),), frozenset({""}), frozenset()).write(folder)
+    respelled = ["coffee" if word == first else word for word in (first, *rest)]
+    assert [piece.text for piece in transcribe_file(recording, "", folder)] == [" ".join(respelled)]
 
 
 def test_other_methods_are_no_rows_of_a_batch(recording: Path, trained) -> None:

@@ -13,9 +13,10 @@ from fl.adapters.config import GatedLoraConfig, target_pattern
 from fl.adapters.files import AdapterInfo, load_adapter, save_adapter
 from fl.adapters.layer import fresh_adapter
 from fl.bases.resolve import load_speech_base
-from fl.core.errors import AdapterMismatchError
+from fl.core.errors import AdapterMismatchError, ManifestError
 from fl.data.manifest import read_manifest
 from fl.settings.names import SITES
+from fl.speech.spelling import SpellingTable
 from sim.cli import enrol as command
 from sim.cli.help import new_app
 
@@ -84,6 +85,26 @@ def test_one_recording_is_not_checked_and_said_so(recordings, shared, tmp_path):
     for path in sorted(recordings.iterdir())[:2]:
         shutil.copy(path, one)
     assert "nothing to check with" in enrolled(one, shared, tmp_path / "mine").stdout
+
+
+def test_a_lexicon_adds_the_spellings_that_the_texts_show(recordings, shared, tmp_path):
+    own, lexicon = tmp_path / "own", tmp_path / "lexicon.jsonl"
+    shutil.copytree(recordings, own)
+    for path, text in zip(sorted(own.glob("*.txt")), ("coffee를 줘", "meeting에 가", "버스를 타", "나"), strict=True):
+        path.write_text(text, encoding="utf-8")
+    pairs = [["커피", "coffee"], ["미팅", "meeting"], ["버스", "bus"], ["택시", "taxi"]]
+    lines = [{"text": f"{korean}를 {korean}에", "loanwords": [[korean, latin]]} for korean, latin in pairs]
+    lexicon.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    told = enrolled(own, shared, tmp_path / "mine", "--lexicon", str(lexicon), "--keep").stdout
+    assert "spellings of 4 loanwords" in told
+    table = SpellingTable.read(tmp_path / "mine")
+    assert table is not None
+    assert (
+        table.respell("커피를 bus를 택시에") == "coffee를 버스를 taxi에"
+    )  # two of three in Latin: so is an unseen one
+    lexicon.write_text(json.dumps({"text": "나"}), encoding="utf-8")
+    with pytest.raises(ManifestError, match="has no loanwords: give a manifest"):
+        enrolled(own, shared, tmp_path / "mine", "--lexicon", str(lexicon))
 
 
 def test_an_adapter_of_another_base_is_refused(recordings, shared, tmp_path):
