@@ -16,13 +16,15 @@ from sim.cli.options import Json, wide_console, with_settings
 from sim.section import markdown_tables, print_tables, write_section
 from sim.study.enrol.contenders import CONTENDERS, NEUTRAL, Contender, searched, small
 from sim.study.enrol.rows import ROWS, EnrolRow, append_rows, read_rows
-from sim.study.enrol.table import conditions, tables
+from sim.study.enrol.table import conditions, headline, people, tables
 from sim.study.page import PAGES, STORE, image, page_of
 
 ROOT = Path("runs/studies/enrol")
 SEARCH_ROWS, PLOT = "enrol-search.jsonl", "enrol.svg"
 SEEDS, SIZES = (1, 2, 3), (0, 1, 5, 10, 20, 40)
 SEARCH_SEEDS, SEARCH_SIZES = (100,), (0, 5, 20)  # people whom no result is about
+HEADLINE_START = "<!-- study enrol headline: made by idiolect study enrol -->"
+HEADLINE_END = "<!-- end of study enrol headline -->"
 START, END = "<!-- study enrol: made by idiolect study enrol -->", "<!-- end of study enrol -->"
 FULL: dict[str, object] = {
     "devices": 24,
@@ -71,6 +73,8 @@ def write_page(page: Path, store: Path, rows: Sequence[EnrolRow]) -> None:
     write_atomically(plot, curves_svg(rows).encode(), mode=PUBLIC)
     shown = image("MER of held-out speakers by sentences", plot, page)
     write_section(page, START, END, f"{shown}\n{markdown_tables(tables(rows), conditions(rows))}")
+    if (readme := page.resolve().parents[2] / "README.md").is_file():
+        write_section(readme, HEADLINE_START, HEADLINE_END, markdown_tables([headline(rows)], people(rows)))
 
 
 @with_settings

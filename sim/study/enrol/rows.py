@@ -20,7 +20,8 @@ class EnrolRow:
     """One person after an enrolment. ``counts`` are errors and reference tokens on the test sentences, by metric.
 
     ``digest`` is of all settings that decide the numbers: a row with another one is of another experiment. ``numbers`` and ``bytes`` are
-    the person's private part, at two bytes a number. ``losses`` are in nats a label on left-out sentences, by steps. ``traits`` are what
+    the person's private part, at two bytes a number. ``seconds`` are 0
+    where other programs had the processor too. ``losses`` are in nats a label on left-out sentences, by steps. ``traits`` are what
     the population says of the person. ``couple`` is the same for two people who share a voice, empty for one who does not.
     """
 

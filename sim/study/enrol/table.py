@@ -114,11 +114,14 @@ def _rates(rows: Sequence[EnrolRow], size: int) -> ReportTable:
 
 
 def headline(rows: Sequence[EnrolRow], sizes: Sequence[int] = HEADLINE_SIZES) -> ReportTable:
-    """Every method that has rows for each of ``sizes``, in one short table, the best at the first size on top."""
+    """Every method that has rows of everybody for each of ``sizes``, in one short table, the best at the first size on top."""
     each = {size: {one.method: one for one in compared(rows, size)} for size in sizes}
-    first, *others = each.values()
-    names = sorted((n for n in first if all(n in other for other in others)), key=lambda n: first[n].rate("mer"))
+    first = each[sizes[0]]
     neutral = rows_of(rows, NEUTRAL, 0)
+    everybody = [
+        name for name in first if all(name in by and len(by[name].rows) == len(neutral) for by in each.values())
+    ]
+    names = sorted(everybody, key=lambda name: first[name].rate("mer"))
     lines = [("nothing: the shared adapter", "0", *([f"{_rate(neutral, 'mer')} %"] * len(sizes)))]
     for name in names:
         private = f"{first[name].rows[0].numbers:,}"
@@ -142,7 +145,8 @@ def _costs(rows: Sequence[EnrolRow], sizes: Sequence[int]) -> ReportTable:
         steps = ", ".join(
             f"{mean(r.steps for r in own if r.sentences == n):.0f}" for n in sizes if rows_of(own, name, n)
         )
-        size, seconds = f"{mean(row.bytes for row in most) / 1024:,.0f}", f"{mean(row.seconds for row in most):.2f}"
+        timed = [row.seconds for row in most if row.seconds]
+        size, seconds = f"{mean(row.bytes for row in most) / 1024:,.0f}", f"{mean(timed):.2f}" if timed else "-"
         lines.append((name, _rate(most, "wer"), steps, untouched, size, seconds))
     told = ", ".join(map(str, sizes))
     heads = ("method", "WER, %", f"steps with {told}", "neutral kept, %", "KiB", "s a person")
@@ -198,15 +202,24 @@ def _relative(one: Compared) -> str:
     return told + ("*" if one.significant else "")
 
 
-def conditions(rows: Sequence[EnrolRow]) -> str:
-    """Under what the rows were made, in one paragraph."""
-    people = {(row.seed, row.person) for row in rows}
+def people(rows: Sequence[EnrolRow]) -> str:
+    """Whom a table is about."""
     seeds = ", ".join(map(str, sorted({row.seed for row in rows})))
     tokens = sum(row.counts["mer"][1] for row in rows_of(rows, NEUTRAL, 0))
-    units = "couples who share a voice" if any(row.couple for row in rows) else "people"
+    found = len({(row.seed, row.person) for row in rows})
+    return f"Seeds {seeds}; {found} held-out speakers, {tokens:,} tokens of test sentences; 95 % CI over {_units(rows)}"
+
+
+def _units(rows: Sequence[EnrolRow]) -> str:
+    return "couples who share a voice" if any(row.couple for row in rows) else "people"
+
+
+def conditions(rows: Sequence[EnrolRow]) -> str:
+    """Under what the rows were made, in one paragraph."""
+    units = _units(rows)
     machines: Mapping[str, None] = dict.fromkeys(row.machine for row in rows)
     return (
-        f"Seeds {seeds}; {len(people)} held-out speakers, {tokens:,} tokens of test sentences; {'; '.join(machines)}. "
+        f"{people(rows)}; {'; '.join(machines)}. "
         f"95 % bootstrap CI over {units}, of all seeds; differences are relative and paired, negative is better; * significant at 5 % by a "
         f"sign-flip test over {units}, after Holm's correction over the methods of the table. Harmed: people whose MER is above neutral's."
     )
