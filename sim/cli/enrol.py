@@ -133,8 +133,8 @@ def _print(personal: Personal, out: Path, kept: bool, as_json: bool) -> None:
     else:
         console.print("One sentence leaves nothing to check with: record a second one to see whether it helps.")
     steps, size = personal.enrolment.steps, personal.bytes / 1024
-    table = personal.spelling
-    spelled = f", spellings of {len(table.pairs)} loanwords" if table is not None else ""
+    found = personal.spelling
+    spelled = f", spellings of {len(found.pairs)} loanwords" if found is not None else ""
     cost = f"{steps} steps in {personal.seconds:.1f} s, {size:,.0f} KiB of private numbers (int8){spelled}."
     verdict = (
         f"Kept: {out}" if kept else "Not kept: it does not help with sentences left out. --keep keeps it all the same."
