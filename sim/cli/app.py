@@ -219,10 +219,8 @@ def synth(
 
 @app.command()
 def report(
-    folders: Annotated[list[Path], Argument(help="Run folders; several seeds of one configuration are pooled.")],
-    out: Annotated[
-        Path | None, Option(help="Where to write summary.json and report.html; by default the first folder.")
-    ] = None,
+    folders: Annotated[list[Path], Argument(help="Run folders; several seeds are pooled.")],
+    out: Annotated[Path | None, Option(help="Where the page goes; else the first folder.")] = None,
     as_json: Json = False,
 ) -> None:
     """Summarize a run: error rates with intervals in the terminal, and one self-contained HTML page."""
