@@ -43,7 +43,7 @@ docs: $(READY) ## build the documentation into build/docs; warnings and dead lin
 pictures: $(READY) ## docs/pictures of the report and of the web page, in Chromium, light and dark; 8 minutes on 2 quiet cores, of another run with RUN=
 	$(BIN)/python -m benchmarks.pictures $(if $(RUN),--run $(RUN))
 
-bench: $(READY) ## every figure of the README, measured on this machine beside its target; about an hour and a half on 2 quiet cores
+bench: $(READY) ## every figure of docs/benchmarks.md, measured on this machine beside its target; about an hour and a half on 2 quiet cores
 	$(BIN)/python -m benchmarks
 
 bench-serving: $(READY) ## the figures of the server and of the thin device alone; about 15 minutes on 2 quiet cores

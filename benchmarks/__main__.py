@@ -1,6 +1,6 @@
 """Run the benchmarks that there are, one after the other, then print every figure beside its target.
 
-    python -m benchmarks [NAME ...] [--smoke] [--no-run] [--write README.md]
+    python -m benchmarks [NAME ...] [--smoke] [--no-run] [--write docs/benchmarks.md]
 
 Without names all of them run, which takes about an hour and a half and wants a machine that does nothing else. ``--smoke`` runs
 them with the smallest sizes and keeps no figure; ``--no-run`` only prints the table; ``--write`` puts it into a page, between

@@ -57,7 +57,7 @@ class PageBlock:
         if self.language not in ("", "console", "bash"):
             return
         for line in re.sub(r" *\\\n *", " ", self.text).splitlines():
-            command = re.split(r" {3,}| #|\||&&", re.sub(r"^(?:\$ |\.venv/bin/)", "", line.strip()))[0].rstrip(". ")
+            command = re.split(r" {3,}| #|\||&&| > ", re.sub(r"^(?:\$ |\.venv/bin/)", "", line.strip()))[0].rstrip(". ")
             if re.match(r"(?:idiolect|python -m|make|flwr|flower-\w+) \S", command):
                 yield shlex.split(command)
 
@@ -105,8 +105,10 @@ def parse(words: list[str]) -> None:
     if words[0] == "device":
         build_parser().parse_args(words[1:])
         return
+    if {"--help", "--version", "--install-completion"} & {*words}:
+        return
     command, named = command_of(*words)
-    if "--help" not in words and not isinstance(command, click.Group):
+    if not isinstance(command, click.Group):
         command.make_context(command.name, [*words[named:]])
     check_settings(words)
 
