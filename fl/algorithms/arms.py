@@ -14,6 +14,7 @@ from fl.algorithms.schedule import Schedule
 from fl.algorithms.shared.fedavg import FedAvg
 from fl.algorithms.table import Chosen, chosen, with_options
 from fl.settings.config import RunConfig
+from fl.settings.names import NO_OP
 
 EVERYONE = "everyone"  # the virtual device of the arm "centralized": the training data of all devices in one place
 HELD_OUT = ("zero-shot", "global", "neutral", "centralized")  # the arms that mean something for people who never train
@@ -87,13 +88,14 @@ def trained_arm(name: str, config: RunConfig) -> Arm | None:
     second = found.personal.second
     afterwards = second is not None and second.afterwards
     missed = config.federation.sample != 1 and (second is not None or split != "all-shared")  # whoever is never drawn
+    learns = config.task != NO_OP
     schedule = Schedule(
         config.train,
         gates,
         config.federation.rounds,
         gated=gated,
         exchanges=federates,
-        closes=name == PERSONALIZED and federates and (afterwards or missed),
+        closes=name == PERSONALIZED and federates and learns and (afterwards or missed),
         finetune=with_options(config, Finetune) if starts_from else None,
     )
     shared_by = found.shared if federates else None

@@ -123,7 +123,7 @@ def _relative(path: Path) -> Path:
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
-Workers = Annotated[int, Option(help="Nodes side by side; 0: one for each core.", min=0, rich_help_panel=RUN)]
+Workers = Annotated[int, Option(help="Nodes side by side; 0: one a core.", min=0, rich_help_panel=RUN)]
 Serial = Annotated[bool, Option("--serial", help="One node after the other.", rich_help_panel=RUN, hidden=True)]
 Processes = Annotated[
     bool, Option("--processes", help="Nodes are processes on Ray, not threads.", rich_help_panel=RUN, hidden=True)
@@ -219,7 +219,7 @@ def synth(
 
 @app.command()
 def report(
-    folders: Annotated[list[Path], Argument(help="Run folders; several seeds are pooled.")],
+    folders: Annotated[list[Path], Argument(help="Run folders; seeds are pooled.")],
     out: Annotated[Path | None, Option(help="Where the page goes; else the first folder.")] = None,
     as_json: Json = False,
 ) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, cast
 
-import soundfile
+import numpy as np
 from rich.table import Table
 from typer import Argument, Option
 
@@ -25,6 +25,7 @@ from fl.core.errors import ConfigError, ManifestError, TextError
 from fl.speech.audio import MAX_SECONDS
 from fl.speech.features import Window
 from fl.speech.languages import language_code
+from fl.speech.sound import open_sound
 from fl.speech.spelling import SpellingTable, read_lexicon
 from fl.tasks.speech.kind import SPEECH
 from fl.tasks.speech.own import OwnSpeech, Spoken
@@ -45,7 +46,8 @@ def usable(labelled: LabelledSpeech, base: SpeechBase) -> list[Spoken]:
         except TextError as error:
             labelled.left_out[name] = str(error)
             continue
-        found.append((name, soundfile.read(io.BytesIO(upload.content), dtype="float32")[0], text))
+        with open_sound(io.BytesIO(upload.content), name) as sound:
+            found.append((name, np.concatenate([*sound.blocks()])[:, 0], text))
     if not found:
         raise ManifestError(f"no sentence can be learned from: {'; '.join(labelled.remarks())}")
     return found

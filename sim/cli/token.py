@@ -12,8 +12,8 @@ logger = logging.getLogger(__name__)
 
 
 def token(
-    name: Annotated[str, Argument(help="Whose token it is; in the file, not in logs.")],
-    tokens: Annotated[Path, Option(help="Token file to add it to; made if it is not there.")] = Path("tokens.txt"),
+    name: Annotated[str, Argument(help="Whose it is; in the file, not in logs.")],
+    tokens: Annotated[Path, Option(help="Token file; made if not there.")] = Path("tokens.txt"),
 ) -> None:
     """Make a bearer token: it is printed once, and the file gets its hash."""
     print(add_token(tokens, name))

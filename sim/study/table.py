@@ -11,7 +11,7 @@ from sim.study.rows import StudyResult, StudyRow
 
 WIDE = 240  # characters
 FEWEST = 3  # runs, below which a standard deviation says nothing
-ON_PAGES = ("WER, %", "inserted, %", "other language, %", "audio s / s")  # no room in a narrow terminal
+ON_PAGES = ("WER, %", "inserted, %", "other language, %")  # no room in a narrow terminal
 
 
 def _percent(value: float | None, digits: int = 1) -> str:
@@ -50,12 +50,11 @@ KINDS_OF_ERRORS: Columns = {
     "other language, %": _rate("other_language"),
 }
 PEOPLE_AND_COSTS: Columns = {
-    "against {baseline}, people resampled": lambda row: _difference((row.against_baseline or {}).get("over_people")),
     "worst tenth": lambda row: _percent(row.facts["worst_tenth"]),
     "parameters": lambda row: f"{row.costs['parameters']:,.0f}",
     "KiB up": lambda row: f"{row.costs['bytes_up'] / 1024:,.0f}",
     "training, s": lambda row: f"{row.costs['seconds_train']:.1f}",
-    "audio s / s": lambda row: f"{speed:.1f}" if (speed := row.costs["audio_per_second"]) else "-",
+    "against {baseline}, people resampled": lambda row: _difference((row.against_baseline or {}).get("over_people")),
 }
 
 

@@ -25,7 +25,7 @@ from fl.tasks.speech.task import SpeechTask
 from sim.cli.app import app
 
 NANO = "random:whisper-nano"
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "corpora.md"
 LEFT_OUT, LISTED = "left out, counted", "left out, listed"
 DROPPED = "refused by line; `--drop-bad` counts it"
 TRAINING = ("--serial", "--rounds", 1, "--local-steps", 1, "--rank", 2, "--new-people", 0)
@@ -477,10 +477,8 @@ def test_an_import_mends_what_a_run_refuses(
     assert json.loads(invoke("import", "manifest", tmp_path / "m.jsonl", "--json").stdout)["utterances"] == 4
 
 
-def test_the_line_of_the_readme_is_one(rows: list[Row], tmp_path: Path) -> None:
-    line = next(
-        row.strip() for row in README.read_text(encoding="utf-8").splitlines() if '{"audio": "a/001.wav"' in row
-    )
+def test_the_line_of_the_documentation_is_one(rows: list[Row], tmp_path: Path) -> None:
+    line = next(row.strip() for row in PAGE.read_text(encoding="utf-8").splitlines() if '{"audio": "a/001.wav"' in row)
     (tmp_path / "a").mkdir()
     save_audio(tmp_path / "a" / "001.wav", noise(0.6))
     (tmp_path / "m.jsonl").write_text(line, encoding="utf-8")

@@ -43,7 +43,9 @@ def test_a_run_leaves_a_folder_that_can_be_reported(tiny_run: MakeRun) -> None:
     assert {"config.toml", "results.jsonl", "transcripts.jsonl", "costs.json", "checkpoints"} <= {
         p.name for p in folder.iterdir()
     }
+    parts = {"personalized": 2, "test: personalized": 1, "test: neutral": 1}
     assert told == [
+        *((what, 0, total) for what, total in parts.items()),  # all parts are told ahead
         *(("personalized", n, 2) for n in range(3)),
         *((f"test: {arm}", n, 1) for arm in ("personalized", "neutral") for n in range(2)),
     ]
