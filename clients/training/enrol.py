@@ -76,7 +76,7 @@ def method_of(part: EnrolledPart) -> EnrolMethod:
 
 
 DEFAULT = method_of(EnrolledPart())
-"""How a person enrols unless told otherwise, by whatever way (docs/results.md, enrolment)."""
+"""How a person enrols unless told otherwise, by whatever way (docs/results/enrol.md)."""
 
 
 def kept(private: State) -> tuple[State, int]:
