@@ -73,7 +73,7 @@ def enrol_person(
 ) -> Personal:
     """Enrol the first person of ``task`` from ``shared``, and predict every example by the fold that left it out, before and after.
 
-    Errors are those of ``metric``. ``spelling`` makes the table of some sentences' spellings; a fold's respells what it left out.
+    Errors are those of ``metric``. ``spelling`` makes the table of some targets' spellings; a fold's respells what it left out.
 
     Raises :class:`fl.core.errors.SplitError` where ``method`` trains nothing of the adapter, :class:`fl.core.errors.AdapterError`
     where its loss is not finite.
