@@ -5,17 +5,25 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from clients.training.cohort import activation_bytes
 from clients.training.enrol import Adapter, Enrolment, EnrolMethod, Start, enrol, kept, predict
 from clients.training.single import diverged
 from fl.adapters.stacked import StackedModel
 from fl.adapters.state import State
-from fl.speech.spelling import SpellingTable
 from fl.tasks.task import Example, Task
 
-Speller = Callable[[Sequence[str]], SpellingTable]
+
+class Rewriter(Protocol):
+    """What else was learned from a person's targets, and changes predictions."""
+
+    def respell(self, text: str) -> str:
+        """The prediction ``text`` as the person would have it."""
+        ...
+
+
+Speller = Callable[[Sequence[str]], Rewriter]
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,7 @@ class Personal:
     private: tuple[str, ...]
     bytes: int
     seconds: float
-    spelling: SpellingTable | None = None
+    spelling: Rewriter | None = None
 
     @cached_property
     def errors(self) -> tuple[int, int]:

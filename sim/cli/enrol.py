@@ -113,7 +113,7 @@ def enrol_command(
         config = replace(info.config, gate=gate) if gate != DEFAULT.gate else info.config
         split = covering(info.split, personal.tensors, personal.private)
         save_adapter(out, personal.tensors, replace(info, config=config, split=split, language=speech.language))
-        if personal.spelling is not None:
+        if isinstance(personal.spelling, SpellingTable):
             personal.spelling.write(out)
     _print(personal, out, kept, as_json)
 
@@ -136,7 +136,7 @@ def _print(personal: Personal, out: Path, kept: bool, as_json: bool) -> None:
         console.print("One sentence leaves nothing to check with: record a second one to see whether it helps.")
     steps, size = personal.enrolment.steps, personal.bytes / 1024
     found = personal.spelling
-    spelled = f", spellings of {len(found.pairs)} loanwords" if found is not None else ""
+    spelled = f", spellings of {len(found.pairs)} loanwords" if isinstance(found, SpellingTable) else ""
     cost = f"{steps} steps in {personal.seconds:.1f} s, {size:,.0f} KiB of private numbers (int8){spelled}."
     verdict = (
         f"Kept: {out}" if kept else "Not kept: it does not help with sentences left out. --keep keeps it all the same."
