@@ -97,6 +97,15 @@ def _told(path: Path) -> dict[str, tuple[dict[str, Any], str]]:
     return {}
 
 
+@dataclass(frozen=True)
+class Heard:
+    """What a trial came to: its enrolment, without tensors, and the transcripts of its test sentences."""
+
+    enrolment: Enrolment
+    texts: Sequence[str]
+    seconds: float
+
+
 @dataclass
 class EnrolStudy:
     """The study of one seed. Shared parts lie in folders of ``root``; rows are appended to ``rows``."""
@@ -106,6 +115,7 @@ class EnrolStudy:
     rows: Path
     progress: Progress = lambda what, done, total: None
     _others: dict[EnrolMethod, list[Enrolment]] = field(default_factory=dict)
+    _known: dict[tuple[Contender, str], Heard] = field(default_factory=dict)
 
     @cached_property
     def task(self) -> SpeechTask:
@@ -163,15 +173,9 @@ class EnrolStudy:
         """Enrol everybody by one contender with each of ``sizes`` sentences that they have, all in cohorts, and score the test
         sentences."""
         trials = [Trial(one, size) for size in sizes for one in self.people if len(one.enrolment) >= size and one.test]
-        began = time.perf_counter()
         start = self._start(contender)
-        enrolled = {str(trial): _lessons(contender, trial.own) for trial in trials if trial.own}
-        found = self._enrolled(contender, start, enrolled) if contender.method and enrolled else {}
-        nothing = Enrolment({n: start.state[n] for n in start.split.private}, 0, {}, 0.0)
-        each = [found.get(str(trial), nothing) for trial in trials]
-        private = [_rounded(one.private) if one.steps else one.private for one in each]
-        texts = self._transcripts(contender, start, private, trials)
-        seconds = (time.perf_counter() - began) / max(1, len(trials))
+        heard = self._heard(contender, start, trials)
+        texts: Sequence[Sequence[str]] = [one.texts for one in heard]
         if contender.respelled:
             texts = self._respelled(texts, trials)
         return [
@@ -182,17 +186,40 @@ class EnrolStudy:
                 sentences=trial.size,
                 digest=self.digest(contender),
                 counts=self._counts(trial.person, of_one),
-                steps=enrolment.steps,
-                losses=enrolment.curve,
-                numbers=_numbers(contender, start) if found else 0,
+                steps=one.enrolment.steps,
+                losses=one.enrolment.curve,
+                numbers=_numbers(contender, start) if contender.method and trial.own else 0,
                 bytes=self._bytes(contender, start, trial.own) if trial.own else 0,
-                seconds=round(enrolment.seconds or seconds, 3),
+                seconds=round(one.enrolment.seconds or one.seconds, 3),
                 traits=trial.person.traits,
                 machine=_machine(),
                 couple=trial.person.couple,
             )
-            for trial, of_one, enrolment in zip(trials, texts, each, strict=True)
+            for trial, of_one, one in zip(trials, texts, heard, strict=True)
         ]
+
+    def _heard(self, contender: Contender, start: Start, trials: Sequence[Trial]) -> list[Heard]:
+        """Each trial's enrolment and transcripts, computed once: a spelling table is laid on those of the method without it, and
+        those without an enrolment are the same for any number of sentences."""
+        spoken = replace(contender, respelled=False)
+        own = bool(contender.method or contender.prompted)
+        same = [trial if own else replace(trial, size=0) for trial in trials]
+        missing = {str(trial): trial for trial in same if (spoken, str(trial)) not in self._known}
+        if missing:
+            for trial, heard in zip(missing, self._hear(contender, start, [*missing.values()]), strict=True):
+                self._known[spoken, trial] = heard
+        return [self._known[spoken, str(trial)] for trial in same]
+
+    def _hear(self, contender: Contender, start: Start, trials: Sequence[Trial]) -> list[Heard]:
+        began = time.perf_counter()
+        enrolled = {str(trial): _lessons(contender, trial.own) for trial in trials if trial.own}
+        found = self._enrolled(contender, start, enrolled) if contender.method and enrolled else {}
+        nothing = Enrolment({n: start.state[n] for n in start.split.private}, 0, {}, 0.0)
+        each = [found.get(str(trial), nothing) for trial in trials]
+        private = [_rounded(one.private) if one.steps else one.private for one in each]
+        texts = self._transcripts(contender, start, private, trials)
+        seconds = (time.perf_counter() - began) / len(trials)
+        return [Heard(replace(one, private={}), t, seconds) for one, t in zip(each, texts, strict=True)]
 
     def _start(self, contender: Contender) -> Start:
         method = contender.method or EnrolMethod("B", rate=0.0)  # which is not trained

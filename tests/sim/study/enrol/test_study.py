@@ -83,6 +83,17 @@ def test_every_method_enrols_everybody_once_and_a_second_call_computes_nothing(s
     study.run(contenders, (0, 1, 3))
 
 
+def test_a_spelling_table_is_laid_on_transcripts_that_are_there(study, monkeypatch):
+    contenders = {name: small(CONTENDERS[name]) for name in (NEUTRAL, "B", "spelling table", "B and spelling table")}
+    study.run({name: contenders[name] for name in (NEUTRAL, "B")}, (0, 3))
+    monkeypatch.setattr(EnrolStudy, "_hear", lambda *_: pytest.fail("computed again"))
+    study.run(contenders, (0, 3))
+    rows = read_rows(study.rows)
+    steps = {name: [row.steps for row in rows if row.method == name] for name in contenders}
+    assert steps["B and spelling table"] == steps["B"]
+    assert steps["spelling table"] == [0, 0]
+
+
 def test_encoder_states_that_are_computed_once_change_no_enrolment(study, monkeypatch):
     method = small(CONTENDERS["B of the decoder"]).method
     start = Start.of(study.training.adapter(study.shared), method, seed=1)
