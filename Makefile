@@ -16,9 +16,8 @@ $(READY): pyproject.toml requirements.lock
 demo: $(READY) ## train and compare all arms on six synthetic people; 16 minutes on 2 cores
 	$(BIN)/idiolect demo
 
-study: $(READY) ## personalized against global, local and neutral over three seeds; about an hour on 2 cores
-	$(BIN)/python -m benchmarks.personalization --arms local,global,personalized,neutral
-	$(BIN)/python -m benchmarks.new_people
+study: $(READY) ## personalized against global, centralized, fine-tuned and neutral over three seeds; about 40 minutes on 2 cores
+	$(BIN)/python -m benchmarks.personalization --arms global,centralized,personalized,neutral,global+finetune
 
 test: $(READY) ## all tests, in a process for each core; about 13 minutes on 2 cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal

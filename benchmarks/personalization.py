@@ -1,4 +1,4 @@
-"""The main result: every arm of the default experiment over several seeds, pooled, with paired bootstrap intervals.
+"""The main result: every arm of the default experiment over several seeds, pooled, with intervals over people.
 
     python -m benchmarks.personalization [--seeds 1 2 3] [--finished runs/demo] [--arms ARMS] [--write docs/results/three-seeds.md]
 
@@ -12,9 +12,12 @@ a stopped one resumes. The table in docs/results/three-seeds.md is what this wri
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from fl.runs.files import RunFiles, is_finished, read_run
 from fl.settings.config import RunConfig, load_config, make_config
@@ -22,10 +25,9 @@ from sim.backends.run import run_simulation
 from sim.cli.app import progress_bars
 from sim.report.page import write_page
 from sim.report.summary import RunSummary, pool, summarize, write_summary
-from sim.section import write_section
+from sim.section import ReportTable, markdown_tables, print_tables, write_section
 
-COMPARED = (("personalized", "global", -0.30), ("personalized", "local", -0.30))
-NEUTRAL_MARGIN = 0.01  # neutral may be worse than global by one point at most
+ERRORS = ("mer", "mer_folded", "wer", "cer")
 
 
 def seed_config(seed: int, runs: Path, arms: str | None) -> RunConfig:
@@ -36,60 +38,50 @@ def seed_config(seed: int, runs: Path, arms: str | None) -> RunConfig:
     return make_config(values)
 
 
-def percent(value: float | None) -> str:
-    """A rate for the table."""
-    return "-" if value is None else f"{100 * value:.1f}"
+def _rate(found: Mapping[str, Any]) -> str:
+    return f"{100 * found['rate']:.1f} ({100 * found['low']:.1f} to {100 * found['high']:.1f})"
 
 
-def table(summary: RunSummary, seeds: list[int]) -> str:
-    """The result as Markdown."""
-    arms: dict[str, dict[str, Any]] = summary["arms"]  # type: ignore[assignment]
-    metrics = ("wer", "cer", "mer", "mer_folded", "jer_nfd", "pier")
-    lines = ["| arm | " + " | ".join(metrics) + " |", "| --- |" + " --- |" * len(metrics)]
-    for arm, rates in arms.items():
-        cells = [
-            f"{percent(rates[m]['rate'])} ({percent(rates[m]['low'])}-{percent(rates[m]['high'])})" for m in metrics
-        ]
-        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
-    lines += ["", "New people (never in training):", "", "| arm | mer | wer |", "| --- | --- | --- |"]
-    for arm, rates in summary["new_people"].items():
-        lines.append(f"| {arm} | {percent(rates['mer']['rate'])} | {percent(rates['wer']['rate'])} |")
-    lines += [
-        "",
-        "| comparison (MER) | difference, points | interval | relative | interval | target |",
-        "| --- | --- | --- | --- | --- | --- |",
+def _difference(found: Mapping[str, Any]) -> tuple[str, str]:
+    """In points and relative; a star where the interval excludes zero."""
+    points = f"{100 * found['difference']:+.1f} ({100 * found['low']:+.1f} to {100 * found['high']:+.1f})"
+    low, high = found["relative_low"], found["relative_high"]
+    star = "*" if found["excludes_zero"] else ""
+    return points + star, f"{100 * found['relative']:+.0f} % ({100 * low:+.0f} to {100 * high:+.0f})"
+
+
+def tables(summary: RunSummary) -> list[ReportTable]:
+    """Error rates of each arm on the participants, pairs of arms, and error rates of held-out speakers."""
+    rates, held_out, worst = summary["arms"], summary["new_people"], summary["worst_tenth"]
+    heads = ("arm", "MER, %", "loanwords folded", "WER, %", "CER, %", "worst tenth, MER")
+    arms = [
+        (arm, *(_rate(own[metric]) for metric in ERRORS), f"{100 * worst[arm]['mer']:.1f}")
+        for arm, own in rates.items()
     ]
-    for better, worse, wanted in (*COMPARED, ("neutral", "global", None)):
-        found = summary["comparisons"].get(f"{better}_vs_{worse}", {}).get("mer")
-        if found is None:
-            continue
-        if wanted is None:
-            target = f"at most +{100 * NEUTRAL_MARGIN:.0f} point: " + (
-                "met" if found["difference"] <= NEUTRAL_MARGIN else "missed"
-            )
-        else:
-            met = found["relative"] <= wanted and found["high"] < 0
-            target = f"{100 * wanted:.0f} % relative, interval without zero: " + ("met" if met else "missed")
-        lines.append(
-            f"| {better} against {worse} | {100 * found['difference']:+.1f} | {100 * found['low']:+.1f} to {100 * found['high']:+.1f} | "
-            f"{100 * found['relative']:+.0f} % | {100 * found['relative_low']:+.0f} to {100 * found['relative_high']:+.0f} % | {target} |"
-        )
-    harmed, worst = summary["harmed"], summary["worst_tenth"]
-    lines += [
-        "",
-        f"Devices harmed by personalization (MER above global's): {percent(harmed['share'])} %. Worst tenth of devices, MER: ",
+    pairs = [
+        (name.replace("_vs_", " against "), *_difference(of["mer"]), _difference(of["mer_folded"])[0])
+        for name, of in summary["comparisons"].items()
     ]
-    lines[-1] += ", ".join(f"{arm} {percent(values['mer'])}" for arm, values in worst.items()) + "."
-    costs = summary["costs"]
+    others = [(arm, *(_rate(own[metric]) for metric in ERRORS)) for arm, own in held_out.items()]
+    return [
+        ReportTable("Participants", heads, tuple(arms)),
+        ReportTable("Pairs of arms", ("pair", "MER, points", "relative", "folded, points"), tuple(pairs)),
+        ReportTable("Held-out speakers", heads[:-1], tuple(others)),
+    ]
+
+
+def conditions(summary: RunSummary, seeds: Sequence[int]) -> str:
+    """Under what the runs were made, and whom personalization harms."""
+    costs, harmed = summary["costs"], summary["harmed"]
     machine = costs["machine"]
-    lines += [
-        "",
-        f"Seeds {', '.join(map(str, seeds))}; {costs['devices']} devices, {costs['rounds']} rounds of {costs['local_steps']} steps of "
+    people = len([one for one in summary["devices"].values() if not one["new_person"]])
+    return (
+        f"Seeds {', '.join(map(str, seeds))}; {people} participants, {costs['rounds']} rounds of {costs['local_steps']} steps of "
         f"{costs['batch_size']}; {machine['processor']}, {machine['cores']} cores, Python {machine['python']}; "
         + ", ".join(f"{name} {version}" for name, version in costs["versions"].items())
-        + ". Rates in per cent with 95 % bootstrap intervals (utterances within devices, 2,000 samples), pooled over seeds.",
-    ]
-    return "\n".join(lines) + "\n"
+        + f". 95 % bootstrap CI over people; * excludes zero. `personalized` harms {100 * harmed['share']:.0f} % of the participants (MER "
+        "above that of `global`)."
+    )
 
 
 def common_arms(runs: list[RunFiles]) -> list[RunFiles]:
@@ -128,10 +120,9 @@ def main() -> None:
     summary = summarize(runs)
     write_summary(summary, arguments.runs / "summary.json")
     write_page(arguments.runs, summary, runs)
-    text = table(summary, seeds)
-    print(text)
+    print_tables(tables(summary), conditions(summary, seeds), Console())
     if arguments.write:
-        write_section(arguments.write, START, END, text)
+        write_section(arguments.write, START, END, markdown_tables(tables(summary), conditions(summary, seeds)))
 
 
 if __name__ == "__main__":

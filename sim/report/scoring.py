@@ -20,6 +20,8 @@ from fl.settings.names import DEFAULT_TASK
 from fl.tasks.kind import TaskKind
 from fl.tasks.table import TASKS
 
+ONE_GROUP = ("everybody",)  # all units are drawn from one population
+
 
 class PooledRate(TypedDict):
     """``errors / reference``; ``None`` without reference tokens."""
@@ -115,20 +117,26 @@ def worst_tenth(scored: Sequence[ScoredRow], metric: str) -> float | None:
 
 
 def intervals(scored: Sequence[ScoredRow], seed: int, samples: int = SAMPLES) -> dict[str, dict[str, Any]]:
-    """The fields of :class:`fl.metrics.intervals.Interval` of each metric, utterances resampled within devices."""
-    groups = [each.row.device for each in scored]
+    """The fields of :class:`fl.metrics.intervals.Interval` of each metric, people resampled; of a single one the sentences."""
+    units = _units(scored)
     result = {}
     for metric in metrics_of(scored):
-        counts = [each.counts[metric] for each in scored]
+        counts = [sum((each.counts[metric] for each in unit), Counts()) for unit in units]
         errors, reference = [one.errors for one in counts], [one.reference for one in counts]
-        result[metric] = asdict(rate_interval(errors, reference, groups, seed=seed, samples=samples))
+        result[metric] = asdict(rate_interval(errors, reference, ONE_GROUP * len(units), seed=seed, samples=samples))
     return result
+
+
+def _units(scored: Sequence[ScoredRow]) -> list[list[ScoredRow]]:
+    """What chance draws: whole people, or the sentences of one who is alone."""
+    people = [*by_device(scored).values()]
+    return people if len(people) > 1 else [[each] for each in scored]
 
 
 def compare(
     a: Sequence[ScoredRow], b: Sequence[ScoredRow], seed: int, samples: int = SAMPLES
 ) -> dict[str, dict[str, Any]]:
-    """The paired difference of arm ``a`` from arm ``b`` by metric: negative where ``a`` makes fewer errors.
+    """The paired difference of arm ``a`` from arm ``b`` by metric, people resampled: negative where ``a`` makes fewer errors.
 
     Both arms must have transcribed the same utterances; :class:`RunError` names one that only one of them has.
     """
@@ -140,11 +148,13 @@ def compare(
             f"{PREDICTIONS_NAME}: arms {a[0].row.arm!r} and {b[0].row.arm!r} do not cover the same utterances "
             f"({utterance!r} of device {device!r} is in one only); resume the run so that its evaluation is complete"
         )
-    groups = [each.row.device for each in a]
+    units = _units(a)
     result = {}
     for metric in metrics_of(a):
-        left = [each.counts[metric].errors for each in a]
-        right = [others[each.utterance].counts[metric].errors for each in a]
-        reference = [each.counts[metric].reference for each in a]
-        result[metric] = asdict(paired_difference(left, right, reference, groups, seed=seed, samples=samples))
+        left = [sum(each.counts[metric].errors for each in unit) for unit in units]
+        right = [sum(others[each.utterance].counts[metric].errors for each in unit) for unit in units]
+        reference = [sum(each.counts[metric].reference for each in unit) for unit in units]
+        result[metric] = asdict(
+            paired_difference(left, right, reference, ONE_GROUP * len(units), seed=seed, samples=samples)
+        )
     return result

@@ -41,6 +41,7 @@ COMPARISONS = (
     ("neutral", "zero-shot"),
     ("global+finetune", "global"),
     ("global", "local"),
+    ("global", "centralized"),
 )
 _SAME_SETTINGS = ("base", "rounds", "local_steps", "batch_size")
 

@@ -47,8 +47,10 @@ def searched(result: StudyResult) -> bool:
 
 
 def write_study(result: StudyResult, pages: Path, folder: Path) -> None:
-    """Store the rows, and replace the section of the study's page, which must have its two comments, by all sizes stored."""
+    """Store the rows, and replace the section of the study's page by all sizes stored. A page that is there must have its two comments."""
     page = page_of(result.name, pages)
+    if not page.exists():
+        write_atomically(page, "\n\n".join([f"# {result.question}", *markers(result.name), ""]).encode(), mode=PUBLIC)
     page_parts(page, *markers(result.name))
     store(result, folder)
     write_section(page, *markers(result.name), _section(result.name, page, folder))

@@ -12,7 +12,7 @@ from fl.core.errors import RunError
 from fl.core.files import PUBLIC
 from fl.runs.files import write_whole
 
-SCHEMA = 2  # 2: each row names the machine that it was run on
+SCHEMA = 3  # 3: intervals resample people
 
 
 @dataclass(frozen=True)

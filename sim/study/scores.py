@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from fl.core.rng import derive_seed
-from fl.metrics import Counts, macro_rate, paired_difference
+from fl.metrics import Counts, macro_rate
 from fl.runs.files import RunFiles, read_run
 from sim.report.scoring import ScoredRow, by_device, compare, intervals, kind_of_run, pooled, score, worst_tenth
 from sim.report.summary import pool
@@ -89,18 +89,11 @@ class CellScores:
         return {metric: dict(found) for metric, found in intervals(self.arms[arm], self.seed).items()}
 
     def difference(self, arm: str, others: Sequence[ScoredRow]) -> dict[str, Any] | None:
-        """The paired difference of the main metric from ``others``; None if those are other sentences.
-
-        ``over_people`` is the same with people resampled in the place of their sentences: a statement about further people.
-        """
+        """The paired difference of the main metric from ``others``; None if those are other sentences."""
         own = self.arms[arm]
         if _sentences(own) != _sentences(others):
             return None
-        mine, theirs = _errors(own, self.metric), _errors(others, self.metric)
-        reference = [sum(each.counts[self.metric].reference for each in rows) for rows in by_device(own).values()]
-        both = list(mine.values()), [theirs[name] for name in mine]
-        over_people = paired_difference(*both, reference, ["people"] * len(mine), seed=self.seed)
-        return {**compare(own, others, self.seed)[self.metric], "over_people": asdict(over_people)}
+        return compare(own, others, self.seed)[self.metric]
 
     def facts(self, arm: str, everyone: Sequence[ScoredRow] | None = None) -> dict[str, Any]:
         """What a pooled rate hides: means over people and sentences, the worst tenth, insertions, devices harmed beside ``everyone``."""

@@ -54,7 +54,6 @@ PEOPLE_AND_COSTS: Columns = {
     "parameters": lambda row: f"{row.costs['parameters']:,.0f}",
     "KiB up": lambda row: f"{row.costs['bytes_up'] / 1024:,.0f}",
     "training, s": lambda row: f"{row.costs['seconds_train']:.1f}",
-    "against {baseline}, people resampled": lambda row: _difference((row.against_baseline or {}).get("over_people")),
 }
 
 
@@ -133,7 +132,7 @@ def conditions(result: StudyResult) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     return (
         f"Size {result.size}, seeds {', '.join(map(str, found['seeds']))}; {sizes}{_machines(result)}; {versions}. "
-        "95 % bootstrap CI, sentences resampled within people. Differences are paired, negative is better; * excludes zero."
+        "95 % bootstrap CI over people. Differences are paired, negative is better; * excludes zero."
     )
 
 

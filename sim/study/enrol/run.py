@@ -98,7 +98,7 @@ def _told(path: Path) -> dict[str, tuple[dict[str, Any], str]]:
 
 
 @dataclass(frozen=True)
-class Heard:
+class TrialResult:
     """What a trial came to: its enrolment, without tensors, and the transcripts of its test sentences."""
 
     enrolment: Enrolment
@@ -115,7 +115,7 @@ class EnrolStudy:
     rows: Path
     progress: Progress = lambda what, done, total: None
     _others: dict[EnrolMethod, list[Enrolment]] = field(default_factory=dict)
-    _known: dict[tuple[Contender, str], Heard] = field(default_factory=dict)
+    _known: dict[tuple[Contender, str], TrialResult] = field(default_factory=dict)
 
     @cached_property
     def task(self) -> SpeechTask:
@@ -198,7 +198,7 @@ class EnrolStudy:
             for trial, of_one, one in zip(trials, texts, heard, strict=True)
         ]
 
-    def _heard(self, contender: Contender, start: Start, trials: Sequence[Trial]) -> list[Heard]:
+    def _heard(self, contender: Contender, start: Start, trials: Sequence[Trial]) -> list[TrialResult]:
         """Each trial's enrolment and transcripts, computed once: a spelling table is laid on those of the method without it, and
         those without an enrolment are the same for any number of sentences."""
         spoken = replace(contender, respelled=False)
@@ -210,7 +210,7 @@ class EnrolStudy:
                 self._known[spoken, trial] = heard
         return [self._known[spoken, str(trial)] for trial in same]
 
-    def _hear(self, contender: Contender, start: Start, trials: Sequence[Trial]) -> list[Heard]:
+    def _hear(self, contender: Contender, start: Start, trials: Sequence[Trial]) -> list[TrialResult]:
         began = time.perf_counter()
         enrolled = {str(trial): _lessons(contender, trial.own) for trial in trials if trial.own}
         found = self._enrolled(contender, start, enrolled) if contender.method and enrolled else {}
@@ -219,7 +219,7 @@ class EnrolStudy:
         private = [_rounded(one.private) if one.steps else one.private for one in each]
         texts = self._transcripts(contender, start, private, trials)
         seconds = (time.perf_counter() - began) / len(trials)
-        return [Heard(replace(one, private={}), t, seconds) for one, t in zip(each, texts, strict=True)]
+        return [TrialResult(replace(one, private={}), t, seconds) for one, t in zip(each, texts, strict=True)]
 
     def _start(self, contender: Contender) -> Start:
         method = contender.method or EnrolMethod("B", rate=0.0)  # which is not trained

@@ -71,9 +71,6 @@ def test_a_row_is_compared_with_the_baseline_and_with_global_on_the_same_sentenc
         mer["rank 4", "personalized"] - mer["rank 2", "personalized"]
     )
     assert other.against_global["difference"] == pytest.approx(mer["rank 4", "personalized"] - mer["rank 4", "global"])
-    over_people = other.against_baseline["over_people"]
-    assert over_people["difference"] == pytest.approx(other.against_baseline["difference"])
-    assert over_people["low"] <= over_people["difference"] <= over_people["high"]
     assert rows["rank 2", "global"].against_baseline is None
     assert rows["rank 2", "global"].against_global is None
 
@@ -187,6 +184,8 @@ def test_rows_are_stored_and_the_page_is_made_from_them_again(study, tmp_path):
     page, rows = tmp_path / "results" / "tiny.md", tmp_path / "studies"
     page.parent.mkdir()
     start, end = markers("tiny")
+    write_study(result, page.parent, rows)  # a page that is not there is made
+    assert page.read_text(encoding="utf-8").startswith(f"# {result.question}\n\n{start}")
     page.write_text("# Before\n", encoding="utf-8")
     with pytest.raises(SectionError):
         write_study(result, page.parent, rows)
