@@ -14,7 +14,7 @@ from sim.cli.help import new_app
 from sim.cli.late import Late, LateGroup
 from sim.cli.options import Json, wide_console, with_fields
 from sim.study.catalog import STUDIES
-from sim.study.page import PAGES, STORE, page_of, rewrite, store, stored_at, write_study
+from sim.study.page import PAGES, STORE, rewrite, store, stored_at, write_study
 from sim.study.plan import SIZES, SMOKE, Study
 from sim.study.rows import StudyResult
 from sim.study.run import CellRun, StudyRun, carry_out_side_by_side
@@ -149,12 +149,8 @@ def tables(
     rows: Annotated[Path, Option(help="The folder of stored rows.")] = STORE,
 ) -> None:
     """Write the tables and plots of all pages of studies again from the stored rows; nothing is run."""
-    from sim.study.enrol.command import write_page  # torch
-    from sim.study.enrol.rows import ROWS, read_rows
+    from sim.study.enrol.command import write_pages  # torch
 
-    written = rewrite(pages, rows)
-    if found := read_rows(rows / ROWS):
-        write_page(page := page_of("enrol", pages), rows, found)
-        written.append(page)
+    written = [*rewrite(pages, rows), *write_pages(pages, rows)]
     for page in written:
         print(f"written: {page}")

@@ -1,7 +1,7 @@
 """``idiolect study enrol``: what held-out speakers gain from 1 to 40 sentences, by method. Also ``python -m sim.study.enrol``."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,12 +15,18 @@ from sim.cli.app import progress_bars
 from sim.cli.options import Json, wide_console, with_settings
 from sim.section import markdown_tables, print_tables, write_section
 from sim.study.enrol.contenders import CONTENDERS, NEUTRAL, Contender, searched, small
-from sim.study.enrol.rows import ROWS, EnrolRow, append_rows, read_rows
-from sim.study.enrol.table import conditions, headline, people, tables
+from sim.study.enrol.rows import ROWS, append_rows, read_rows
+from sim.study.enrol.table import HELD_OUT, PARTICIPANTS, conditions, headline, people, tables
 from sim.study.page import PAGES, STORE, image, page_of
 
 ROOT = Path("runs/studies/enrol")
-SEARCH_ROWS, PLOT = "enrol-search.jsonl", "enrol.svg"
+SEARCH_ROWS, PARTICIPANT_ROWS, METHOD_ROWS = "enrol-search.jsonl", "enrol-participants.jsonl", "enrol-methods.jsonl"
+WRITTEN = {
+    ROWS: "enrol",
+    PARTICIPANT_ROWS: "three-seeds",
+    METHOD_ROWS: "enrol-methods",
+}  # the page of each file of rows
+PARTICIPANT_SIZES = (0, 18)  # of 24, less those for validation and tests
 SEEDS, SIZES = (1, 2, 3), (0, 1, 5, 10, 20, 40)
 SEARCH_SEEDS, SEARCH_SIZES = (100,), (0, 5, 20)  # people whom no result is about
 HEADLINE_START = "<!-- study enrol headline: made by idiolect study enrol -->"
@@ -65,16 +71,25 @@ def _chosen(names: str, every: Mapping[str, Contender]) -> dict[str, Contender]:
     return {name: one for name, one in every.items() if not wanted or name in (NEUTRAL, *wanted)}
 
 
-def write_page(page: Path, store: Path, rows: Sequence[EnrolRow]) -> None:
-    """Replace the study's section of ``page``; rows and plot lie in ``store`` beside it."""
+def write_pages(pages: Path, store: Path) -> list[Path]:
+    """Replace the study's section of every page whose rows are stored, with their plot, and the README's headline."""
     from sim.study.enrol.plot import curves_svg  # matplotlib
 
-    plot = store / PLOT
-    write_atomically(plot, curves_svg(rows).encode(), mode=PUBLIC)
-    shown = image("MER of held-out speakers by sentences", plot, page)
-    write_section(page, START, END, f"{shown}\n{markdown_tables(tables(rows), conditions(rows))}")
-    if (readme := page.resolve().parents[2] / "README.md").is_file():
-        write_section(readme, HEADLINE_START, HEADLINE_END, markdown_tables([headline(rows)], people(rows)))
+    written = []
+    for file, name in WRITTEN.items():
+        if not (rows := read_rows(store / file)):
+            continue
+        page, shown, who = page_of(name, pages), "", PARTICIPANTS if file == PARTICIPANT_ROWS else HELD_OUT
+        if len({row.sentences for row in rows}) > 2:
+            plot = (store / file).with_suffix(".svg")
+            write_atomically(plot, curves_svg(rows).encode(), mode=PUBLIC)
+            shown = image(f"MER of {who.lower()} by sentences", plot, page) + "\n"
+        write_section(page, START, END, f"{shown}{markdown_tables(tables(rows, who), conditions(rows, who))}")
+        readme = page.resolve().parents[2] / "README.md"
+        if file == ROWS and readme.is_file():
+            write_section(readme, HEADLINE_START, HEADLINE_END, markdown_tables([headline(rows)], people(rows, who)))
+        written.append(page)
+    return written
 
 
 @with_settings
@@ -87,6 +102,9 @@ def enrol(
     methods: Annotated[str, Option(help="Names of methods with ';' between; all by default.")] = "",
     search: Annotated[
         bool, Option("--search", help="Rates and pulls instead, on people whom no result is about.")
+    ] = False,
+    participants: Annotated[
+        bool, Option("--participants", help="Of those who took part in training, with 18 of their sentences.")
     ] = False,
     smoke: Annotated[
         bool, Option("--smoke", help="A minute on tiny bases: shows that it runs, not what it finds.")
@@ -104,7 +122,9 @@ def enrol(
     """
     from sim.study.enrol.run import EnrolStudy  # torch
 
-    asked = _numbers(sizes, "sizes") or (SEARCH_SIZES if search else SIZES)
+    if search and participants:
+        raise ConfigError("--search is about held-out speakers: leave --participants out")
+    asked = _numbers(sizes, "sizes") or (SEARCH_SIZES if search else PARTICIPANT_SIZES if participants else SIZES)
     chosen = _numbers(seeds, "seeds") or (SEARCH_SEEDS if search else SEEDS)
     contenders = _chosen(methods, searched() if search else CONTENDERS)
     if smoke:
@@ -112,18 +132,19 @@ def enrol(
             raise ConfigError("--smoke shows only that the study runs: leave --write out")
         config, asked, chosen, runs = make_config(SMOKE, config), SMOKE_SIZES, chosen[:1], runs / "smoke"
         contenders = {name: small(one) for name, one in contenders.items()}
-    path, digests = runs / (SEARCH_ROWS if search else ROWS), set()
+    file = SEARCH_ROWS if search else PARTICIPANT_ROWS if participants else ROWS
+    path, digests, who = runs / file, set(), PARTICIPANTS if participants else HELD_OUT
     with progress_bars(as_json) as show:
         for seed in chosen:
-            study = EnrolStudy(config.changed({"seed": seed}), runs, path, show)
+            study = EnrolStudy(config.changed({"seed": seed}), runs, path, show, participants)
             study.run(contenders, asked)
             digests |= {study.digest(one) for one in contenders.values()}
     rows = [row for row in read_rows(path) if row.digest in digests]
     if write is not None:
-        append_rows(STORE / ROWS, rows)
-        rows = read_rows(STORE / ROWS)
-        write_page(page_of("enrol", write), STORE, rows)
+        append_rows(STORE / file, rows)
+        rows = read_rows(STORE / file)
+        write_pages(write, STORE)
     if as_json:
         print(json.dumps([asdict(row) for row in rows], ensure_ascii=False))
     else:
-        print_tables(tables(rows), conditions(rows), console)
+        print_tables(tables(rows, who), conditions(rows, who), console)

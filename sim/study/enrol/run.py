@@ -39,8 +39,8 @@ NOT_NUMBERS = ("output", "base.compute", "train.cohort")  # settings that decide
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """A held-out speaker: sentences to enrol with, of which a smaller number is a beginning, and sentences to be tested on."""
+class Speaker:
+    """A person: sentences to enrol with, of which a smaller number is a beginning, and sentences to be tested on."""
 
     name: str
     enrolment: tuple[Example, ...]
@@ -51,9 +51,9 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Trial:
-    """A held-out speaker with the first ``size`` sentences."""
+    """A person with the first ``size`` sentences."""
 
-    person: HeldOut
+    person: Speaker
     size: int
 
     def __str__(self) -> str:
@@ -65,7 +65,7 @@ class Trial:
         return self.person.enrolment[: self.size]
 
 
-def held_out_speakers(task: SpeechTask, config: RunConfig) -> list[HeldOut]:
+def held_out_speakers(task: SpeechTask, config: RunConfig) -> list[Speaker]:
     """The held-out speakers of a task. No test sentence of anybody is anybody's to enrol with, and no session is both."""
     names = [name for name in task.device_ids() if task.is_new(name)]
     examples = {name: {e.inputs[0].id: e for e in task.device(name).test} for name in names}
@@ -80,8 +80,16 @@ def held_out_speakers(task: SpeechTask, config: RunConfig) -> list[HeldOut]:
         order = derive_random(seed, person.device_id).sample(person.train, len(person.train))
         own = examples[person.device_id]
         enrolment, test = (tuple(own[u.id] for u in part) for part in (order, person.test))
-        people.append(HeldOut(person.device_id, enrolment, test, *told.get(person.device_id, ({}, ""))))
+        people.append(Speaker(person.device_id, enrolment, test, *told.get(person.device_id, ({}, ""))))
     return people
+
+
+def participants(task: SpeechTask) -> list[Speaker]:
+    """Those who took part in the shared training, with the sentences that they trained on and those that test them."""
+    told = _told(task.population.manifest.parent / POPULATION_NAME)
+    names = [name for name in task.device_ids() if not task.is_new(name)]
+    each = {name: task.device(name) for name in names}
+    return [Speaker(n, tuple(own.train), tuple(own.test), *told.get(n, ({}, ""))) for n, own in each.items()]
 
 
 def _told(path: Path) -> dict[str, tuple[dict[str, Any], str]]:
@@ -108,12 +116,14 @@ class TrialResult:
 
 @dataclass
 class EnrolStudy:
-    """The study of one seed. Shared parts lie in folders of ``root``; rows are appended to ``rows``."""
+    """The study of one seed, of held-out speakers or of ``participants``. Shared parts lie in folders of ``root``; rows are appended
+    to ``rows``."""
 
     config: RunConfig
     root: Path
     rows: Path
     progress: Progress = lambda what, done, total: None
+    participants: bool = False
     _others: dict[EnrolMethod, list[Enrolment]] = field(default_factory=dict)
     _known: dict[tuple[Contender, str], TrialResult] = field(default_factory=dict)
 
@@ -133,9 +143,9 @@ class EnrolStudy:
         return SharedTraining(self.config, self.task, self.host)
 
     @cached_property
-    def people(self) -> list[HeldOut]:
-        """The held-out speakers."""
-        return held_out_speakers(self.task, self.config)
+    def people(self) -> list[Speaker]:
+        """Who enrols."""
+        return participants(self.task) if self.participants else held_out_speakers(self.task, self.config)
 
     @cached_property
     def shared(self) -> State:
@@ -276,7 +286,7 @@ class EnrolStudy:
         tables = [SpellingTable.of([_written(example) for example in trial.own], known) for trial in trials]
         return [[table.respell(text) for text in of_one] for table, of_one in zip(tables, texts, strict=True)]
 
-    def _counts(self, person: HeldOut, texts: Sequence[str]) -> dict[str, tuple[int, int]]:
+    def _counts(self, person: Speaker, texts: Sequence[str]) -> dict[str, tuple[int, int]]:
         scores = [self.task.score(example, text) for example, text in zip(person.test, texts, strict=True)]
         totals = {metric: sum((one[metric] for one in scores), Counts()) for metric in METRICS}
         return {metric: (total.errors, total.reference) for metric, total in totals.items()}

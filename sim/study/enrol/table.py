@@ -17,6 +17,7 @@ from sim.study.enrol.rows import EnrolRow, pooled, rows_of
 FLIPS = 9999  # random sign flips of a test
 LEVEL = 0.05
 HEADLINE_SIZES = (5, 20)
+HELD_OUT, PARTICIPANTS = "Held-out speakers", "Participants"
 Person = tuple[int, str]  # and the seed
 
 
@@ -85,16 +86,16 @@ def compared(rows: Sequence[EnrolRow], sentences: int) -> list[Compared]:
     return [Compared(o.method, o.rows, o.against, o.p, o.harmed, mark) for o, mark in zip(found, marks, strict=True)]
 
 
-def tables(rows: Sequence[EnrolRow]) -> list[ReportTable]:
+def tables(rows: Sequence[EnrolRow], who: str = HELD_OUT) -> list[ReportTable]:
     """For each number of sentences a table of error rates, then what methods cost, then error rates by trait."""
     sizes = sorted({row.sentences for row in rows if row.sentences})
-    found = [_rates(rows, size) for size in sizes]
+    found = [_rates(rows, size, who) for size in sizes]
     if sizes:
         found.append(_costs(rows, sizes))
     return [*found, *_by_trait(rows, sizes)]
 
 
-def _rates(rows: Sequence[EnrolRow], size: int) -> ReportTable:
+def _rates(rows: Sequence[EnrolRow], size: int, who: str) -> ReportTable:
     neutral = rows_of(rows, NEUTRAL, 0)
     lines = [(NEUTRAL, "0", _interval(neutral), _rate(neutral, "mer_folded"), "", "", "")] if neutral else []
     lines += [
@@ -110,7 +111,7 @@ def _rates(rows: Sequence[EnrolRow], size: int) -> ReportTable:
         for one in compared(rows, size)
     ]
     heads = ("method", "numbers", "MER, %", "folded", "against neutral, %", "harmed, %", "worst tenth")
-    return ReportTable(f"Held-out speakers with {size} {'sentence' if size == 1 else 'sentences'}", heads, tuple(lines))
+    return ReportTable(f"{who} with {size} {'sentence' if size == 1 else 'sentences'}", heads, tuple(lines))
 
 
 def headline(rows: Sequence[EnrolRow], sizes: Sequence[int] = HEADLINE_SIZES) -> ReportTable:
@@ -202,24 +203,24 @@ def _relative(one: Compared) -> str:
     return told + ("*" if one.significant else "")
 
 
-def people(rows: Sequence[EnrolRow]) -> str:
+def people(rows: Sequence[EnrolRow], who: str = HELD_OUT) -> str:
     """Whom a table is about."""
     seeds = ", ".join(map(str, sorted({row.seed for row in rows})))
     tokens = sum(row.counts["mer"][1] for row in rows_of(rows, NEUTRAL, 0))
     found = len({(row.seed, row.person) for row in rows})
-    return f"Seeds {seeds}; {found} held-out speakers, {tokens:,} tokens of test sentences; 95 % CI over {_units(rows)}"
+    return f"Seeds {seeds}; {found} {who.lower()}, {tokens:,} tokens of test sentences; 95 % CI over {_units(rows)}"
 
 
 def _units(rows: Sequence[EnrolRow]) -> str:
     return "couples who share a voice" if any(row.couple for row in rows) else "people"
 
 
-def conditions(rows: Sequence[EnrolRow]) -> str:
+def conditions(rows: Sequence[EnrolRow], who: str = HELD_OUT) -> str:
     """Under what the rows were made, in one paragraph."""
     units = _units(rows)
     machines: Mapping[str, None] = dict.fromkeys(row.machine for row in rows)
     return (
-        f"{people(rows)}; {'; '.join(machines)}. "
+        f"{people(rows, who)}; {'; '.join(machines)}. "
         f"95 % bootstrap CI over {units}, of all seeds; differences are relative and paired, negative is better; * significant at 5 % by a "
         f"sign-flip test over {units}, after Holm's correction over the methods of the table. Harmed: people whose MER is above neutral's."
     )

@@ -127,6 +127,15 @@ def test_nobody_is_tested_on_a_sentence_that_is_enrolled_with(study):
         assert not texts[0] & texts[1]
 
 
+def test_participants_enrol_with_what_they_trained_on_and_are_tested_on_other_sentences(config, tmp_path):
+    study = EnrolStudy(config, tmp_path, tmp_path / "rows.jsonl", participants=True)
+    assert {one.name for one in study.people} == {*study.training.people}
+    for one in study.people:
+        assert list(one.enrolment) == list(study.training.people[one.name])
+        assert one.test
+        assert not {fold_text(e.target) for e in one.enrolment} & {fold_text(e.target) for e in one.test}
+
+
 def test_without_held_out_speakers_there_is_nothing_to_study(config, tmp_path):
     with pytest.raises(ConfigError, match="--new-people"):
         _ = EnrolStudy(config.changed({"new-people": 0}), tmp_path, tmp_path / "enrol.jsonl").people
