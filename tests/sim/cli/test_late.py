@@ -71,6 +71,11 @@ def test_an_option_takes_one_line(words: tuple[str, ...]) -> None:
     assert not re.findall(r"^│ {8,}.*$", text, re.MULTILINE)
 
 
+def test_all_that_print_a_result_print_it_as_json_too() -> None:
+    lacking = {words for words in EVERY if "--json" not in help_of(*words, width=100)}
+    assert lacking == {("serve",)}
+
+
 def test_run_shows_about_twenty_options_and_all_of_them_when_asked() -> None:
     some, every = (
         set(re.findall(r"^│ (?:\* )? *(--[a-z-]+)", text, re.MULTILINE))
