@@ -178,12 +178,10 @@ def _told(report: dict[str, Any], count: int) -> Iterator[str]:
     )
     if spelling := report.get("spelling"):
         kept = "stored" if spelling["kept"] else "not kept; --keep keeps them all the same"
-        yield (
-            "spellings of {loanwords} loanwords make {right} words of sentences left out right, {wrong} wrong: ".format(
-                **spelling
-            )
-            + kept
+        found = (
+            "spellings of {loanwords} loanwords: in sentences left out they set {right} words right and {wrong} wrong"
         )
+        yield f"{found.format(**spelling)}; {kept}"
 
 
 def transcribe(arguments: argparse.Namespace) -> int:

@@ -91,7 +91,7 @@ def test_a_table_that_spoils_sentences_left_out_is_not_kept(device, server, lexi
     code, out, _ = device("enrol", own, "--lexicon", lexicon)
     assert "2.wav: 커피 줘" in out
     assert "as you spell: coffee 줘" in out  # as the others have it
-    assert "0 words of sentences left out right, 1 wrong: not kept" in out
+    assert "in sentences left out they set 0 words right and 1 wrong; not kept" in out
     assert device("transcribe", wav)[1] == f"{TEXT}\n"
     server.script.append(unseen(**heard))
     code, out, _ = device("enrol", own, "--lexicon", lexicon, "--keep", "--json")
