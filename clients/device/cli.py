@@ -65,7 +65,7 @@ COMMANDS: dict[str, tuple[Run, *tuple[Option, ...]]] = {
         option("--lexicon", "manifest with loanwords: learn your spellings, here", type=Path, metavar="FILE"),
         option("--encoding", "of texts, such as cp949 (UTF-8, else as recognised)", default=""),
         option("--strict", "stop if anything that lies there would be left out", action="store_true"),
-        option("--keep", "keep the adapter even where it makes left-out sentences worse", action="store_true"),
+        option("--keep", "keep what does not help left-out sentences, too", action="store_true"),
         option("--seed", "of folds and the order of sentences (%(default)s)", type=int, default=0),
         option("--language", "code such as ko (the device's, else the adapter's)", default=""),
     ),
