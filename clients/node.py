@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from clients.training.enrol import method_of
+from clients.training.enrol_method import method_of
 from clients.worker import Worker, get_worker
 from fl.algorithms.arms import Arm, evaluated_as
 from fl.algorithms.personal.enrolment import EnrolledPart

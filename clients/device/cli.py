@@ -40,7 +40,7 @@ SENDING = (
     *ANSWER,
     option("--stream", "print words as they are recognised", action="store_true"),
     option("--queue", "keep the recording for 'flush' if the server is not reachable", action="store_true"),
-    option("--base-only", "without the adapter", action="store_true"),
+    option("--base-only", "without adapter and spellings", action="store_true"),
     option("--codec", "of this upload", choices=tuple(CODECS), default=""),
 )
 EARLIER = {"enrol": ["adapt"]}  # names that a command had
@@ -62,9 +62,10 @@ COMMANDS: dict[str, tuple[Run, *tuple[Option, ...]]] = {
     "enrol": (
         commands.enrol,
         option("source", "folder with a.wav beside a.txt, or manifest.jsonl with audio and text", type=Path),
+        option("--lexicon", "manifest with loanwords: learn your spellings, here", type=Path, metavar="FILE"),
         option("--encoding", "of texts, such as cp949 (UTF-8, else as recognised)", default=""),
         option("--strict", "stop if anything that lies there would be left out", action="store_true"),
-        option("--keep", "keep the adapter even where it makes left-out sentences worse", action="store_true"),
+        option("--keep", "keep what does not help left-out sentences, too", action="store_true"),
         option("--seed", "of folds and the order of sentences (%(default)s)", type=int, default=0),
         option("--language", "code such as ko (the device's, else the adapter's)", default=""),
     ),

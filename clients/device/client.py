@@ -26,9 +26,11 @@ from clients.device.messages import FormPart, RefusedError, RequestBody, ServerA
 from clients.device.queue import DamagedEntryError, RecordingQueue
 from clients.device.seal import Seal, ask_passphrase
 from clients.device.settings import DeviceSettings, open_device, open_server
+from clients.device.spelling import SpellingStore
 from clients.device.store import AdapterStore
 from fl.core.errors import ConfigError
 from fl.packed.blob import PackedInfo, read_info
+from fl.speech.spelling import SpellingTable
 
 FORMATS = ("json", "text", "verbose_json", "srt", "vtt")
 TRANSCRIBE, ADAPTERS, ADAPT = "/v1/audio/transcriptions", "/v1/adapters", "/v1/adapt"
@@ -73,6 +75,7 @@ class DeviceClient:
         self.settings, self.server = settings, server
         self.retry = retry or RetryPolicy()
         self.store = AdapterStore(folder, settings.budget_bytes, seal)
+        self.spelling = SpellingStore(folder, seal)
         self.queue = RecordingQueue(folder / "queue", settings.queue_bytes, seal)
 
     @classmethod
@@ -101,7 +104,7 @@ class DeviceClient:
         adapted: bool = True,
         key: str = "",
     ) -> Transcription:
-        """What was said in ``upload``, with this device's adapter unless ``adapted`` is false or there is none.
+        """What was said in ``upload``, with this device's adapter and spellings unless ``adapted`` is false or there are none.
 
         With ``on_text`` the server streams: it is called with the whole text so far, which may begin anew after an
         interruption. ``key`` is the idempotency key; the same for the same recording. Raises
@@ -118,6 +121,8 @@ class DeviceClient:
             *FormPart.texts(language=language, response_format=response_format, stream=stream),
         ]
         adapter = self.store.load() if adapted else None
+        table = self.spelling.load() if adapted else None
+        shown = on_text if on_text is None or table is None else _respelling(on_text, table)
         key = key or os.urandom(16).hex()
 
         def send(extra: list[FormPart], step: str) -> Transcription:
@@ -125,11 +130,12 @@ class DeviceClient:
                 "POST",
                 TRANSCRIBE,
                 RequestBody.form([*extra, *parts]),
-                lambda answer: _streamed(answer, on_text) if on_text else _whole(answer, response_format),
+                lambda answer: _streamed(answer, shown) if shown else _whole(answer, response_format),
                 key=key + step,
             )
 
-        return send([], "") if adapter is None else self._with_adapter(adapter, send)
+        found = send([], "") if adapter is None else self._with_adapter(adapter, send)
+        return found if table is None else _respelled(found, response_format, table)
 
     def _with_adapter(self, adapter: bytes, send: Send) -> Transcription:
         """Send the handle; the adapter only where the server does not have it, and with the request only if it cannot keep it.
@@ -206,6 +212,21 @@ class DeviceClient:
 
 def _is_recordings_fault(error: RefusedError) -> bool:
     return error.status in RECORDING_AT_FAULT and error.slug not in ADAPTER_AT_FAULT
+
+
+def _respelling(on_text: OnText, table: SpellingTable) -> OnText:
+    """``on_text`` with the whole words of a growing text: the last may still become another."""
+    return lambda text: on_text(table.respell(text.rpartition(" ")[0]))
+
+
+def _respelled(found: Transcription, response_format: str, table: SpellingTable) -> Transcription:
+    """``found`` as the person spells. Of JSON its ``text``; ``heard`` is then what the server wrote, which the other members go by."""
+    if not response_format.endswith("json"):
+        text, answer = ("\n".join(map(table.respell, of.split("\n"))) for of in (found.text, found.answer))
+        return Transcription(text, answer)
+    text = table.respell(found.text)
+    document = {**json.loads(found.answer), "text": text, "heard": found.text}
+    return Transcription(text, json.dumps(document, ensure_ascii=False))
 
 
 def _whole(answer: ServerAnswer, response_format: str) -> Transcription:

@@ -7,7 +7,7 @@ done. Its docstring is its help.
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import fields, replace
 from pathlib import Path
@@ -16,16 +16,18 @@ from typing import Any
 from clients.device.adapt import AdaptOptions
 from clients.device.audio import Upload, encode_file, record
 from clients.device.client import DeviceClient, Flushed
-from clients.device.labelled import read_labelled
+from clients.device.labelled import LabelledSpeech, read_labelled
 from clients.device.messages import RefusedError, UnreachableError
 from clients.device.queue import DONE, FAILED, WAITING
 from clients.device.seal import SealedFolder, ask_passphrase
 from clients.device.settings import DeviceSettings, initialize
+from clients.device.spelling import LearnedSpelling
 from fl.core.errors import AdapterError, ManifestError, StoreError
 from fl.core.paths import find
 from fl.core.printing import SHOWN, harmless
 from fl.packed.blob import digest, pack, read_info, unpack
 from fl.packed.header import MAX_PACKED_BYTES, PackedInfo
+from fl.speech.spelling import SpellingTable, Written, read_lexicon
 
 DONE_CODE, ERROR_CODE, LATER_CODE = 0, 1, 3  # 2 is argparse's, for a command that was written wrongly
 
@@ -52,6 +54,7 @@ def init(arguments: argparse.Namespace) -> None:
 def adapter_set(arguments: argparse.Namespace) -> None:
     """Store an adapter: a packed file, or an adapter folder."""
     path: Path = find(arguments.path)
+    table = SpellingTable.read(path) if path.is_dir() else None
     if path.is_dir():
         from fl.packed.folder import pack_folder
 
@@ -61,8 +64,13 @@ def adapter_set(arguments: argparse.Namespace) -> None:
         if arguments.dtype and arguments.dtype != read_info(data).dtype:
             tensors, info = unpack(data)
             data = pack(tensors, replace(info, dtype=arguments.dtype))
-    info = DeviceClient.open(arguments.folder).store.set(data, other_base=arguments.other_base)
-    say(arguments, _describe(data, info), f"stored: {len(data):,} bytes for base {info.base_name} ({info.dtype})")
+    client = DeviceClient.open(arguments.folder)
+    info = client.store.set(data, other_base=arguments.other_base)
+    stored = f"stored: {len(data):,} bytes for base {info.base_name} ({info.dtype})"
+    if table is not None:
+        client.spelling.set(table)
+        stored += f", spellings of {len(table.pairs)} loanwords"
+    say(arguments, _describe(data, info), stored)
 
 
 def _read_packed(path: Path) -> bytes:
@@ -85,7 +93,9 @@ def adapter_show(arguments: argparse.Namespace) -> None:
     client = DeviceClient.open(arguments.folder)
     data = client.store.require()
     found = _describe(data, read_info(data))
+    table = client.spelling.load()
     found |= {"budget_bytes": client.settings.budget_bytes, "encryption": client.settings.encryption}
+    found["spellings"] = 0 if table is None else len(table.pairs)
     say(arguments, found, "\n".join(f"{name:<17} {value}" for name, value in found.items()))
 
 
@@ -100,6 +110,7 @@ def adapter_export(arguments: argparse.Namespace) -> None:
 
 def enrol(arguments: argparse.Namespace) -> None:
     """Have the server train a private part of this device's adapter on labelled speech, and keep it where it helps."""
+    known = read_lexicon(arguments.lexicon) if arguments.lexicon is not None else []
     options = AdaptOptions(**{one.name: getattr(arguments, one.name) for one in fields(AdaptOptions)})
     with closing(DeviceClient.open(arguments.folder)) as client:
         language = options.language or client.settings.language or read_info(client.store.require()).language
@@ -120,11 +131,28 @@ def enrol(arguments: argparse.Namespace) -> None:
                     raise ManifestError(f"{arguments.source}: {name}: {error}") from error
                 refused.append(name)
                 print(harmless(f"idiolect: left out, since {error}: {name}"), file=sys.stderr)
+        if known:
+            report["spelling"] = _learn_spelling(client, found, report, known, keep=options.keep)
     for one in report["unseen"]:
         one["name"] = dict(enumerate(found.names)).get(one["name"], "?")
     passed = {"left_out": found.left_out, "guessed": sorted(found.guessed)}
     named = {**report, **passed, "base_name": info.base_name, "dtype": info.dtype}
     say(arguments, named, "\n".join(_told(report, len(found.names))))
+
+
+def _learn_spelling(
+    client: DeviceClient, found: LabelledSpeech, report: dict[str, Any], known: Sequence[Written], *, keep: bool
+) -> dict[str, Any]:
+    """Learn how the person spells, keep it where it helps, and add to ``report`` what it makes of each sentence left out."""
+    transcript = "after" if report.get("kept", True) else "before"  # of the adapter that the device has from now on
+    heard = {one["name"]: one[transcript] for one in report["unseen"]}
+    learned = LearnedSpelling.of([text for _, text in found.utterances], heard, known)
+    for one in report["unseen"]:
+        if (respelled := learned.respelled.get(one["name"])) not in (None, one[transcript]):
+            one["respelled"] = respelled
+    if kept := keep or learned.helps:
+        client.spelling.set(learned.table)
+    return {"loanwords": len(learned.table.pairs), "right": learned.right, "wrong": learned.wrong, "kept": kept}
 
 
 def _told(report: dict[str, Any], count: int) -> Iterator[str]:
@@ -134,6 +162,8 @@ def _told(report: dict[str, Any], count: int) -> Iterator[str]:
         before, after = one["errors"]
         yield f"{one['name']}: {one['said']}\n  before ({before} errors): {one['before']}"
         yield f"  after  ({after} errors): {one['after']}"
+        if "respelled" in one:
+            yield f"  as you spell: {one['respelled']}"
     before, after = (sum(one["errors"][i] for one in sentences) for i in (0, 1))
     yield (
         f"errors in sentences that were not trained on: {before} -> {after}"
@@ -146,6 +176,12 @@ def _told(report: dict[str, Any], count: int) -> Iterator[str]:
         if report.get("kept", True)
         else "not kept: it does not help with sentences left out; --keep keeps it all the same"
     )
+    if spelling := report.get("spelling"):
+        kept = "stored" if spelling["kept"] else "not kept; --keep keeps them all the same"
+        found = (
+            "spellings of {loanwords} loanwords: in sentences left out they set {right} words right and {wrong} wrong"
+        )
+        yield f"{found.format(**spelling)}; {kept}"
 
 
 def transcribe(arguments: argparse.Namespace) -> int:

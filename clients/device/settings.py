@@ -3,6 +3,7 @@
     device.json       settings, without any secret
     settings.sealed   the same, where files are encrypted: others than these are not acted on
     adapter.packed    the adapter (:mod:`clients.device.store`)
+    spelling.json     how the person spells (:mod:`clients.device.spelling`)
     handle.json       what the server calls it for the time being
     queue/            recordings that wait for the server (:mod:`clients.device.queue`)
 

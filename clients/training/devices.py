@@ -4,8 +4,10 @@ import logging
 from collections.abc import Iterator, Sequence
 
 from clients.training.cohort import activation_bytes
-from clients.training.enrol import Adapter, Enrolment, Start, enrol, kept, method_of
+from clients.training.enrol import enrol
+from clients.training.enrol_method import method_of
 from clients.training.phase import DEVICE_FAULTS, adapter_part, device_data, job_arm
+from clients.training.private_part import Adapter, Enrolment, Start, kept
 from clients.training.second import own_folder
 from clients.training.single import no_examples
 from clients.updates.reply import DeviceFailure, DeviceResult

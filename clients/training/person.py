@@ -8,7 +8,9 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from clients.training.cohort import activation_bytes
-from clients.training.enrol import Adapter, Enrolment, EnrolMethod, Start, enrol, kept, predict
+from clients.training.enrol import enrol, predict
+from clients.training.enrol_method import EnrolMethod
+from clients.training.private_part import Adapter, Enrolment, Start, kept
 from clients.training.single import diverged
 from fl.adapters.stacked import StackedModel
 from fl.adapters.state import State
@@ -42,7 +44,7 @@ class LeftOut:
 class Personal:
     """What a person's enrolment came to: all tensors of the adapter after it, and the ``private`` ones, by name.
 
-    ``bytes`` are those of the private ones as they are kept (:func:`clients.training.enrol.kept`).
+    ``bytes`` are those of the private ones as they are kept (:func:`clients.training.private_part.kept`).
     """
 
     enrolment: Enrolment

@@ -48,12 +48,17 @@ class SpellingTable:
     def of_texts(cls, own: Sequence[str], known: Sequence[Written]) -> "SpellingTable":
         """The same of texts alone: their loanwords are those of ``known`` that stand in them, in either spelling."""
         lexicon, endings, words = _words_of(known)
+        spelled: dict[str, set[Spelled]] = {}
+        for pair in lexicon:
+            for one in pair:
+                spelled.setdefault(one, set()).add(pair)
 
-        def is_in(text: str, pair: Spelled) -> bool:
-            each = [word for word in normalize("NFC", text).split() if word not in words]
-            return any(word.startswith(one) and word[len(one) :] in endings for word in each for one in pair)
+        def loanwords(text: str) -> list[Spelled]:
+            each = {word for word in normalize("NFC", text).split() if word not in words}
+            cuts = ((word[:end], word[end:]) for word in each for end in range(1, len(word) + 1))
+            return sorted({pair for start, ending in cuts if ending in endings for pair in spelled.get(start, ())})
 
-        return cls.of([(text, [pair for pair in lexicon if is_in(text, pair)]) for text in own], known)
+        return cls.of([(text, loanwords(text)) for text in own], known)
 
     def respell(self, text: str) -> str:
         """``text`` with every known loanword as the person spells it."""
@@ -66,23 +71,30 @@ class SpellingTable:
                     return own + word[len(other) :]
         return word
 
+    def to_json(self) -> bytes:
+        """The table as a file holds it."""
+        content = {"schema": 1, "pairs": self.pairs, "endings": sorted(self.endings), "words": sorted(self.words)}
+        return json.dumps(content, ensure_ascii=False, indent=1).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes, source: str) -> "SpellingTable":
+        """The inverse of :meth:`to_json`; :class:`AdapterError`, which names ``source``, for what is no table."""
+        with suppress(ValueError, TypeError, KeyError, RecursionError):
+            content = json.loads(data)
+            pairs = tuple((str(other), str(own)) for other, own in content["pairs"])
+            if content["schema"] == 1:
+                return cls(pairs, frozenset(map(str, content["endings"])), frozenset(map(str, content["words"])))
+        raise AdapterError(f"{source} is no spelling table: enrol again, or delete the file")
+
     def write(self, folder: Path) -> None:
         """Write the table beside an adapter."""
-        content = {"schema": 1, "pairs": self.pairs, "endings": sorted(self.endings), "words": sorted(self.words)}
-        write_atomically(folder / SPELLING_NAME, json.dumps(content, ensure_ascii=False, indent=1).encode())
+        write_atomically(folder / SPELLING_NAME, self.to_json())
 
     @classmethod
     def read(cls, folder: Path) -> "SpellingTable | None":
         """The table beside an adapter, if there is one. :class:`AdapterError` for a file that is none."""
         path = folder / SPELLING_NAME
-        if not path.exists():
-            return None
-        with suppress(OSError, ValueError, TypeError, KeyError):
-            content = json.loads(path.read_text(encoding="utf-8"))
-            pairs = tuple((str(other), str(own)) for other, own in content["pairs"])
-            if content["schema"] == 1:
-                return cls(pairs, frozenset(map(str, content["endings"])), frozenset(map(str, content["words"])))
-        raise AdapterError(f"{path} is no spelling table: enrol again, or delete the file")
+        return cls.from_json(path.read_bytes(), str(path)) if path.exists() else None
 
 
 def _words_of(sentences: Iterable[Written]) -> tuple[set[Spelled], set[str], set[str]]:
@@ -103,11 +115,17 @@ def read_lexicon(path: Path) -> list[Written]:
     Raises :class:`ManifestError` for a file without a loanword, or a line that is none of a manifest.
     """
     found: list[Written] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{path} is not UTF-8: convert it, for instance with 'iconv -f CP949 -t UTF-8'") from error
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
             found.append((str(row["text"]), [(str(matrix), str(other)) for matrix, other in row.get("loanwords", ())]))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ManifestError(
                 f"{path}:{number} is no line of a manifest with 'text' and 'loanwords': {error}"
             ) from error

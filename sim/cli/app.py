@@ -249,25 +249,20 @@ def report(
 
 @app.command()
 def transcribe(
-    file: Annotated[
-        Path, Argument(help="Recording: WAV, FLAC, MP3, M4A, OGG, WebM, AAC, AMR, of any rate and length.")
-    ],
-    adapter: Annotated[
-        Path | None, Option(help="A device's adapter folder, of any method; without it the frozen base transcribes.")
-    ] = None,
-    base: Annotated[str, Option(help="Base; by default the adapter's own.")] = "",
+    file: Annotated[Path, Argument(help="A recording of any rate and length.")],
+    adapter: Annotated[Path | None, Option(help="A person's adapter folder; else the base alone.")] = None,
+    base: Annotated[str, Option(help="Base; else the adapter's own.")] = "",
     beams: Annotated[int, Option(min=1, max=16, help="Beam width.")] = 1,
-    language: Annotated[str, Option(help="Language token; by default the adapter's own, or detected.")] = "",
-    prompt: Annotated[str, Option(help="Text before the recording, such as names to expect (Whisper only).")] = "",
-    correction: Annotated[
-        Path | None, Option(help="Correction of flora or fedex; by default that of the adapter's own run.")
-    ] = None,
-    precision: Annotated[
-        str, Option(help="Of the base: float32, bf16, or auto, which takes bf16 on a processor with AMX tiles.")
-    ] = "auto",
+    language: Annotated[str, Option(help="Such as ko; else the adapter's, or detected.")] = "",
+    prompt: Annotated[str, Option(help="Text before it, such as names (Whisper only).")] = "",
+    correction: Annotated[Path | None, Option(help="Of flora or fedex; else that of the run.")] = None,
+    precision: Annotated[str, Option(help="float32, bf16 or auto.")] = "auto",
     as_json: Json = False,
 ) -> None:
-    """Transcribe a file with a person's adapter. Audio longer than 29 s is split at silence."""
+    """Transcribe a file with a person's adapter, of any method. Audio longer than 29 s is split at silence.
+
+    The file is WAV, FLAC, MP3, M4A, OGG, WebM, AAC or AMR. A spelling table beside the adapter is applied.
+    """
     from fl.speech.transcribe import transcribe_file
 
     with errors.status("loading the base and listening"):

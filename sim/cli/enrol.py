@@ -1,19 +1,19 @@
-"""``idiolect enrol``: a person's own adapter from a few recordings with their texts, kept where it helps."""
+"""``idiolect enrol`` at work: a person's own adapter from a few recordings with their texts, kept where it helps."""
 
 import io
 import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, cast
+from typing import cast
 
 import numpy as np
 from rich.table import Table
-from typer import Argument, Option
 
 from clients.device.labelled import LabelledSpeech, read_labelled
-from clients.training.enrol import DEFAULT, Adapter
+from clients.training.enrol_method import DEFAULT
 from clients.training.person import Personal, enrol_person
+from clients.training.private_part import Adapter
 from fl.adapters.files import AdapterInfo, load_adapter, save_adapter
 from fl.adapters.split import covering, tensor_kind
 from fl.adapters.stacked import Slot
@@ -30,7 +30,8 @@ from fl.speech.spelling import SpellingTable, read_lexicon
 from fl.tasks.speech.kind import SPEECH
 from fl.tasks.speech.own import OwnSpeech, Spoken
 from sim.cli.app import errors, progress_bars
-from sim.cli.options import Json, wide_console
+from sim.cli.enrol_options import EnrolOptions
+from sim.cli.options import wide_console
 
 console = wide_console(140)
 
@@ -71,51 +72,31 @@ def own_speech(labelled: LabelledSpeech, info: AdapterInfo, language: str) -> Ow
     return OwnSpeech(base, usable(labelled, base), window=window, language=code, targets=targets)
 
 
-def enrol_command(
-    source: Annotated[Path, Argument(help="A folder with a.wav beside a.txt, or a manifest; 1 to 40 sentences.")],
-    adapter: Annotated[
-        Path, Option(help="The shared adapter: an adapter folder of a run; others' gates in it are not used.")
-    ],
-    out: Annotated[Path, Option(help="Where the personal adapter goes, a folder.")],
-    part: Annotated[
-        str, Option(help="What trains: A, B, gate, gate_bias; in some modules alone: B@decoder.")
-    ] = DEFAULT.part,
-    rate: Annotated[float, Option(help="Learning rate.", min=0.0, max=10.0)] = DEFAULT.rate,
-    gate: Annotated[str, Option(help="Gate that is added to an adapter without one, for part gate.")] = DEFAULT.gate,
-    language: Annotated[str, Option(help="Language token; by default the adapter's own.")] = "",
-    lexicon: Annotated[
-        Path | None, Option(help="Manifest that names loanwords in both spellings: learn the person's own too.")
-    ] = None,
-    encoding: Annotated[str, Option(help="Encoding of the texts; by default UTF-8.")] = "",
-    keep: Annotated[
-        bool, Option("--keep", help="Keep the adapter even where it makes left-out sentences worse.")
-    ] = False,
-    seed: Annotated[int, Option(help="Of folds and the order of sentences.", min=0)] = 0,
-    as_json: Json = False,
-) -> None:
-    """Make a personal adapter from a few recordings with their texts, and show what it changes on sentences left out of training."""
-    tensors, info = load_adapter(adapter)
-    known = read_lexicon(lexicon) if lexicon is not None else []
-    labelled = read_labelled(source, encoding=encoding, language=language or info.language)
+def run_enrolment(options: EnrolOptions, as_json: bool) -> None:
+    """Enrol a person as the options say, keep what helps, and print what it came to."""
+    tensors, info = load_adapter(options.adapter)
+    known = read_lexicon(options.lexicon) if options.lexicon is not None else []
+    labelled = read_labelled(options.source, encoding=options.encoding, language=options.language or info.language)
     with progress_bars(as_json) as show:
         show("loading the base", 0, 1)
-        speech = own_speech(labelled, info, language)
+        speech = own_speech(labelled, info, options.language)
         show("loading the base", 1, 1)
         for remark in labelled.remarks():
             errors.print(remark, soft_wrap=True, highlight=False)
         show("enrolment", 0, 1)
-        method = replace(DEFAULT, part=part, rate=rate, gate=gate)
         shared, spelling = neutral(tensors, info), partial(SpellingTable.of_texts, known=known) if known else None
-        personal = enrol_person(speech, shared, method, metric=SPEECH.main, seed=seed, spelling=spelling)
+        personal = enrol_person(
+            speech, shared, options.method(), metric=SPEECH.main, seed=options.seed, spelling=spelling
+        )
         show("enrolment", 1, 1)
-    kept = personal.helps or keep
+    kept = personal.helps or options.keep
     if kept:
-        config = replace(info.config, gate=gate) if gate != DEFAULT.gate else info.config
+        config = replace(info.config, gate=options.gate) if options.gate != DEFAULT.gate else info.config
         split = covering(info.split, personal.tensors, personal.private)
-        save_adapter(out, personal.tensors, replace(info, config=config, split=split, language=speech.language))
+        save_adapter(options.out, personal.tensors, replace(info, config=config, split=split, language=speech.language))
         if isinstance(personal.spelling, SpellingTable):
-            personal.spelling.write(out)
-    _print(personal, out, kept, as_json)
+            personal.spelling.write(options.out)
+    _print(personal, options.out, kept, as_json)
 
 
 def _print(personal: Personal, out: Path, kept: bool, as_json: bool) -> None:

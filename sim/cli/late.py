@@ -36,7 +36,7 @@ COMMANDS = {
     "bases": Late("List the bases to start from.", panel=TRAIN),
     "algorithms": Late("List the algorithms, with their papers.", "sim.cli.algorithms:algorithms", TRAIN),
     "pretrain": Late("Pretrain a small Wav2Vec2-CTC as a base.", "sim.pretrain.command:pretrain", TRAIN),
-    "enrol": Late("Make a person's adapter from a few recordings.", "sim.cli.enrol:enrol_command", USE),
+    "enrol": Late("Make a person's adapter from a few recordings.", "sim.cli.enrol_options:enrol", USE),
     "transcribe": Late("Transcribe a recording with an adapter.", panel=USE),
     "info": Late("What an adapter is, and what of it is private.", panel=USE),
     "serve": Late("Serve one base to many people.", "sim.cli.serve_options:serve", USE),

@@ -5,7 +5,7 @@ import inspect
 import logging
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TextIO
@@ -17,7 +17,7 @@ from rich.table import Table
 
 from fl.core.errors import ConfigError
 from fl.core.printing import harmless
-from fl.settings.config import SETTINGS, RunConfig, find_key, flat, load_config, make_config
+from fl.settings.config import SETTINGS, find_key, flat, load_config, make_config
 
 DATA, MODEL, TRAINING, PRIVACY, RUN, HELP = "Data", "Model", "Training", "Privacy and size", "This run", "Help"
 ALL = "all"
@@ -142,9 +142,9 @@ def _keyword(name: str, kind: Any, option: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
 
 
-def _short(name: str, start: RunConfig) -> inspect.Parameter:
+def _short(name: str, defaults: Mapping[str, object]) -> inspect.Parameter:
     key, short = find_key(name), SHORT[name]
-    default = flat(start)[key]
+    default = defaults[key]
     default = ALL if default == SETTINGS["federation.arms"].default else default
     line = short.line if default in ("", False) else f"{short.line} \\[default: {default}]"
     option = typer.Option(f"--{name}", help=line, rich_help_panel=short.panel, show_default=False, hidden=short.rare)
@@ -162,8 +162,9 @@ def with_settings(function: Callable[..., None]) -> Callable[..., None]:
     short = [name for name in SHORT if name.replace("-", "_") not in {p.name for p in own}]
     file_option = typer.Option("--config", help="TOML file of settings; options win.", rich_help_panel=RUN)
     set_option = typer.Option("--set", metavar="KEY=VALUE", help="Any setting. Repeatable.", rich_help_panel=RUN)
+    defaults = flat(make_config(start))
     parameters = [
-        *(_short(name, make_config(start)) for name in short),
+        *(_short(name, defaults) for name in short),
         _keyword("config", Path | None, file_option),
         _keyword("settings", list[str] | None, set_option),
         *own,

@@ -7,8 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
-from clients.training.enrol import DEFAULT, Adapter
+from clients.training.enrol_method import DEFAULT
 from clients.training.person import enrol_person
+from clients.training.private_part import Adapter
 from fl.adapters.correction import load_correction
 from fl.bases.resolve import load_base
 from fl.bases.whisper.base import WhisperBase

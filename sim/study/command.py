@@ -147,10 +147,14 @@ def run_all(options: StudyOptions, as_json: Json = False) -> None:
 def tables(
     pages: Annotated[Path, Option(help="The folder of pages.")] = PAGES,
     rows: Annotated[Path, Option(help="The folder of stored rows.")] = STORE,
+    as_json: Json = False,
 ) -> None:
     """Write the tables and plots of all pages of studies again from the stored rows; nothing is run."""
     from sim.study.enrol.command import write_pages  # torch
 
     written = [*rewrite(pages, rows), *write_pages(pages, rows)]
+    if as_json:
+        print(json.dumps([str(page) for page in written]))
+        return
     for page in written:
         print(f"written: {page}")

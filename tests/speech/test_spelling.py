@@ -2,8 +2,8 @@
 
 import pytest
 
-from fl.core.errors import AdapterError
-from fl.speech.spelling import SPELLING_NAME, SpellingTable
+from fl.core.errors import AdapterError, ManifestError
+from fl.speech.spelling import SPELLING_NAME, SpellingTable, read_lexicon
 
 MEETING, REPORT, BUG, BAR = ("미팅", "meeting"), ("리포트", "report"), ("버그", "bug"), ("바", "bar")
 OWN = [("meeting에서 만나", [MEETING]), ("report를 보내", [REPORT]), ("버그 고쳤어", [BUG])]
@@ -35,3 +35,26 @@ def test_a_table_is_read_as_it_was_written_and_a_damaged_one_is_refused(tmp_path
     (tmp_path / SPELLING_NAME).write_text('{"schema": 2}')
     with pytest.raises(AdapterError, match="no spelling table: enrol again"):
         SpellingTable.read(tmp_path)
+
+
+def test_a_text_alone_tells_the_loanwords_that_stand_in_it_in_either_spelling():
+    texts = ["meeting은 바로 bug에", "리포트라서 갔어"]  # 라서 is no ending of the lexicon, 바로 another word
+    assert SpellingTable.of_texts(texts, [*OWN, *KNOWN]) == SpellingTable.of(
+        [(texts[0], [MEETING, BUG]), (texts[1], [])], [*OWN, *KNOWN]
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('{"text": "나"}\n{"text": "커피"}'.encode("cp949"), "is not UTF-8: convert it"),
+        (b'\n{"text": "a", "loanwords": 3}', ":2 is no line of a manifest"),
+        (b"[" * 100_000, ":1 is no line of a manifest"),
+        (b'{"text": "a"}\n', "has no loanwords"),
+    ],
+)
+def test_what_is_no_lexicon_is_refused_with_its_line(tmp_path, content, told):
+    path = tmp_path / "lexicon.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ManifestError, match=told):
+        read_lexicon(path)

@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 from clients.app import app as client_app
 from clients.mods import guard_mod
 from clients.store import DeviceStore, folder_name
-from clients.training.enrol import Adapter, EnrolMethod, Start, enrol, kept
+from clients.training.enrol import enrol
+from clients.training.enrol_method import EnrolMethod
+from clients.training.private_part import Adapter, Start, kept
 from clients.worker import Worker
 from fl.adapters.files import load_adapter
 from fl.adapters.split import OWN

@@ -95,30 +95,22 @@ def write_pages(pages: Path, store: Path) -> list[Path]:
 @with_settings
 def enrol(
     config: RunConfig,
-    seeds: Annotated[
-        str, Option(help="Seeds of populations and runs, with commas between; searched on 100.")
-    ] = "1,2,3",
-    sizes: Annotated[str, Option(help="Numbers of sentences, 0,1,5,10,20,40 and 0,5,20 for a search.")] = "",
-    methods: Annotated[str, Option(help="Names of methods with ';' between; all by default.")] = "",
-    search: Annotated[
-        bool, Option("--search", help="Rates and pulls instead, on people whom no result is about.")
-    ] = False,
-    participants: Annotated[
-        bool, Option("--participants", help="Of those who took part in training, with 18 of their sentences.")
-    ] = False,
-    smoke: Annotated[
-        bool, Option("--smoke", help="A minute on tiny bases: shows that it runs, not what it finds.")
-    ] = False,
-    runs: Annotated[Path, Option(help="Where rows and shared parts are kept; what is there is not made again.")] = ROOT,
-    write: Annotated[
-        Path | None, Option(help=f"Folder of pages, {PAGES}: the section of enrol.md is replaced; rows go to {STORE}.")
-    ] = None,
+    seeds: Annotated[str, Option(help="Of people and runs; 100 for a search.")] = "1,2,3",
+    sizes: Annotated[str, Option(help="Sentences: 0,1,5,10,20,40, for a search 0,5,20.")] = "",
+    methods: Annotated[str, Option(help="Names with ';' between; else all.")] = "",
+    search: Annotated[bool, Option("--search", help="Search rates, on other people.")] = False,
+    participants: Annotated[bool, Option("--participants", help="Those who trained, with 18 sentences.")] = False,
+    smoke: Annotated[bool, Option("--smoke", help="A minute: that it runs, not what it finds.")] = False,
+    runs: Annotated[Path, Option(help="Where all is kept, and reused.")] = ROOT,
+    write: Annotated[Path | None, Option(help=f"Folder of pages, such as {PAGES}.")] = None,
     as_json: Json = False,
     start: Any = FULL,
 ) -> None:
     """What a person who took no part in training gains from a few sentences: every method of enrolment, tuned alike.
 
     The shared part is that of the arm global, trained once for each seed. A study that was stopped goes on where it stopped.
+
+    [bold]--write[/bold] replaces the study's sections of the pages in that folder and adds the rows to those of docs/studies.
     """
     from sim.study.enrol.run import EnrolStudy  # torch
 

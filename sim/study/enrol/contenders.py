@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from clients.training.enrol import EnrolMethod
+from clients.training.enrol_method import EnrolMethod
 
 NEUTRAL, PROMPTS, ONE_SPELLING = "neutral", "prompts", "one spelling"
 

@@ -13,7 +13,10 @@ from typing import Any
 import torch
 
 from clients.training.cohort import activation_bytes
-from clients.training.enrol import Enrolment, EnrolMethod, Prior, Start, eigenvoices, enrol, learned_prior, predict
+from clients.training.enrol import enrol, predict
+from clients.training.enrol_method import EnrolMethod
+from clients.training.prior import Prior, eigenvoices, learned_prior
+from clients.training.private_part import Enrolment, Start
 from fl.adapters.stacked import StackedModel
 from fl.adapters.state import State
 from fl.core.errors import ConfigError

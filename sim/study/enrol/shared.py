@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from clients.training.cohort import Member, MemberResult, activation_bytes, train_cohort
-from clients.training.enrol import Adapter, EnrolMethod, Start
+from clients.training.enrol_method import EnrolMethod
+from clients.training.private_part import Adapter, Start
 from fl.adapters.files import AdapterInfo, load_adapter, save_adapter
 from fl.adapters.split import Split, make_split
 from fl.adapters.stacked import Slot, StackedModel

@@ -51,18 +51,20 @@ def network(
     audio: Annotated[Path, Argument(help="An utterance, at most 29 s.")],
     adapter: Annotated[Path, Option(help="The adapter folder of whoever speaks.")],
     base: Annotated[str, Option(help="Base; by default the adapter's own.")] = "",
-    precision: Annotated[str, Option(help="Of the adapter on the wire: float32, float16 or int8.")] = "float16",
-    profiles: Annotated[str, Option(help="Links, ';' between: names, or lte,rtt=0.2.")] = ";".join(PROFILES),
-    devices: Annotated[str, Option(help="name=slowdown against this machine.")] = _ALL_DEVICES,
+    precision: Annotated[str, Option(help="Of the adapter that is sent: or float32, int8.")] = "float16",
+    profiles: Annotated[str, Option(help="Links.")] = ";".join(PROFILES),
+    devices: Annotated[str, Option(help="How much slower.")] = _ALL_DEVICES,
     repeats: Annotated[int, Option(help="Of each measurement.", min=1)] = 5,
     seed: Annotated[int, Option(help="Of jitter and loss.", min=0)] = 0,
-    server: Annotated[str, Option(help="127.0.0.1:PORT of a server without tokens; else one is started.")] = "",
+    server: Annotated[str, Option(help="127.0.0.1:PORT of one without tokens.")] = "",
     write: Annotated[Path | None, Option(help="Markdown page whose section is to be replaced.")] = None,
     as_json: Json = False,
 ) -> None:
     """Compare asking a server over all kinds of networks with holding the base on the device, and say where it turns.
 
     Everything runs on this machine, with a proxy that delays the bytes as the network would; docs/network.md explains it.
+
+    A link is a name, or a name with changes (lte,rtt=0.2). A device is NAME=SLOWDOWN against this machine.
     """
     links = [parse_profile(text) for text in profiles.split(";")]
     slowdowns, running = parse_devices(devices), parse_server(server)

@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
-from scipy.optimize import brentq
-
 from sim.study.network.latency import MODES, Latency, LatencyProbe, RequestMode
 from sim.study.network.links import BOUNDS, PROFILES, LinkProfile, transfer_seconds
 from sim.study.network.local import ProcessCost
@@ -66,6 +64,8 @@ def least_rate(cost: RequestCost, profile: LinkProfile, local_seconds: float) ->
 
 def _turning_point(slower_by: Callable[[float], float], best: float, worst: float) -> float | None:
     """Where a difference of seconds that grows with a link's value is 0: None below ``best``, infinity beyond ``worst``."""
+    from scipy.optimize import brentq  # half a second of loading, which the help does without
+
     if slower_by(best) > 0:
         return None
     return math.inf if slower_by(worst) <= 0 else float(brentq(slower_by, best, worst))

@@ -5,7 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from clients.training.enrol import PEOPLE, Adapter, Enrolment, EnrolMethod, Start, eigenvoices, enrol, learned_prior
+from clients.training.enrol import PEOPLE, enrol
+from clients.training.enrol_method import EnrolMethod
+from clients.training.prior import eigenvoices, learned_prior
+from clients.training.private_part import Adapter, Enrolment, Start
 from clients.training.single import train_locally
 from fl.adapters.split import Split
 from fl.adapters.stacked import Slot, StackedModel

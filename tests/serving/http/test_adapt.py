@@ -12,8 +12,9 @@ import soundfile
 import torch
 from starlette.testclient import TestClient
 
-from clients.training.enrol import DEFAULT, Adapter
+from clients.training.enrol_method import DEFAULT
 from clients.training.person import enrol_person
+from clients.training.private_part import Adapter
 from fl.adapters.config import target_pattern
 from fl.adapters.split import make_split
 from fl.core.errors import IdiolectError

@@ -34,6 +34,13 @@ def test_a_token_is_printed_once_and_opens_the_server(tmp_path):
     assert found.stdout.strip() not in path.read_text()
 
 
+def test_a_script_gets_a_token_with_its_name_and_file(tmp_path):
+    path = tmp_path / "tokens.txt"
+    made = json.loads(CliRunner().invoke(cli(), ["token", "phone", "--tokens", str(path), "--json"]).stdout)
+    assert (made["name"], made["file"]) == ("phone", str(path))
+    assert TokenFile(path).owner(made["token"]) == "phone"
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "speech.example", "::"])
 def test_without_tokens_no_address_that_others_reach_is_served(host):
     with pytest.raises(ConfigError, match="everybody"):

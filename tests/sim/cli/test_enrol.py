@@ -17,11 +17,11 @@ from fl.core.errors import AdapterMismatchError, ManifestError
 from fl.data.manifest import read_manifest
 from fl.settings.names import SITES
 from fl.speech.spelling import SpellingTable
-from sim.cli import enrol as command
+from sim.cli.enrol_options import enrol
 from sim.cli.help import new_app
 
 app = new_app()
-app.command()(command.enrol_command)
+app.command()(enrol)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import click
 import pytest
@@ -14,35 +15,39 @@ from sim.cli.late import COMMANDS
 from sim.study.command import app as studies
 
 HEAVY = {"torch", "transformers", "peft", "flwr", "ray", "fastapi", "scipy", "jiwer", "matplotlib", "huggingface_hub"}
-TRAINING = {("enrol",), ("study", "enrol")}  # what trains defines their options
-HELPS = [
-    *((name,) for name in COMMANDS if name != "device"),
-    *(("study", name) for name in ("all", "tables", "enrol", "network", "rank")),
-]
-WORK = [("algorithms",), ("import", "--list"), ("bases",), ()]
+LISTINGS = [(), ("algorithms",), ("import", "--list"), ("bases",)]
+ON_80_COLUMNS = {("run",), ("demo",), ("enrol",), ("transcribe",), ("token",), ("status",)}
 
 
-def loaded_by(*words: str) -> list[str]:
-    """The heavy modules that a process has loaded after a command."""
+def every_command(command: click.Command | None = None, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The words of every command and group but ``device``, which is not Typer's."""
+    command = command or typer.main.get_command(app)
+    yield words
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            if name != "device":
+                yield from every_command(command.resolve_command(context, [name])[1], (*words, name))
+
+
+GROUPS: set[tuple[str, ...]] = {(), ("study",)}
+EVERY = [words for words in every_command() if words not in GROUPS]
+
+
+def test_neither_a_help_nor_a_listing_loads_anything_heavy() -> None:
+    assert {("enrol",), ("study", "enrol"), ("study", "rank"), *((name,) for name in COMMANDS)} - {
+        *EVERY,
+        *GROUPS,
+    } == {("device",)}
+    asked = [*LISTINGS, *((*words, "--help") for words in (*GROUPS, *EVERY))]
     code = (
-        "import sys; from typer.testing import CliRunner; from sim.cli.app import app; "
-        f"result = CliRunner().invoke(app, {list(words)!r}); assert result.exit_code == 0, result.output; "
-        f"print(*sorted({HEAVY!r} & set(sys.modules)))"
+        "import sys; from typer.testing import CliRunner; from sim.cli.app import app\n"
+        f"for words in {asked!r}:\n"
+        "    result = CliRunner().invoke(app, words); assert result.exit_code == 0, (words, result.output)\n"
+        f"    for module in sorted({HEAVY!r} & set(sys.modules)): sys.exit(f'{{words}} loads {{module}}')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
-
-
-@pytest.mark.parametrize("words", [words for words in HELPS if words not in TRAINING], ids=" ".join)
-def test_help_loads_nothing_heavy(words: tuple[str, ...]) -> None:
-    allowed = {"scipy"} if words == ("study", "network") else set()  # where its curves meet is a root of an equation
-    assert not set(loaded_by(*words, "--help")) - allowed
-
-
-@pytest.mark.parametrize("words", [*WORK, ("--help",)], ids=" ".join)
-def test_a_listing_loads_nothing_heavy(words: tuple[str, ...]) -> None:
-    assert not loaded_by(*words)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def help_of(*words: str, width: int) -> str:
@@ -60,14 +65,15 @@ def test_the_list_has_every_command_once_in_a_line_of_its_panel() -> None:
         assert late.help in line
 
 
-@pytest.mark.parametrize("words", HELPS, ids=" ".join)
+@pytest.mark.parametrize("words", EVERY, ids=" ".join)
 def test_an_option_takes_one_line(words: tuple[str, ...]) -> None:
-    if words in TRAINING or words in {("transcribe",), ("study", "network"), ("study",)}:
-        pytest.skip("its help is not of this kind")
-    wrapped = re.findall(
-        r"^│ {8,}.*$", help_of(*words, width=80 if words in {("run",), ("demo",)} else 100), re.MULTILINE
-    )
-    assert not wrapped
+    text = help_of(*words, width=80 if words in ON_80_COLUMNS else 100)
+    assert not re.findall(r"^│ {8,}.*$", text, re.MULTILINE)
+
+
+def test_all_that_print_a_result_print_it_as_json_too() -> None:
+    lacking = {words for words in EVERY if "--json" not in help_of(*words, width=100)}
+    assert lacking == {("serve",)}
 
 
 def test_run_shows_about_twenty_options_and_all_of_them_when_asked() -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from clients.training.enrol import Start, enrol
+from clients.training.enrol import enrol
+from clients.training.private_part import Start
 from fl.core.errors import ConfigError
 from fl.protocol.wire import from_arrays
 from fl.settings.config import RunConfig, make_config
