@@ -86,7 +86,7 @@ def enrol(
     search: Annotated[bool, Option("--search", help="Search rates, on other people.")] = False,
     smoke: Annotated[bool, Option("--smoke", help="A minute: that it runs, not what it finds.")] = False,
     runs: Annotated[Path, Option(help="Where all is kept, and reused.")] = ROOT,
-    write: Annotated[Path | None, Option(help=f"Folder of enrol.md, such as {PAGES}.")] = None,
+    write: Annotated[Path | None, Option(help=f"Folder of pages, such as {PAGES}.")] = None,
     as_json: Json = False,
     start: Any = FULL,
 ) -> None:
