@@ -1,12 +1,12 @@
 """The main result: every arm of the default experiment over several seeds, pooled, with intervals over people.
 
-    python -m benchmarks.personalization [--seeds 1 2 3] [--finished runs/demo] [--arms ARMS] [--write docs/results/three-seeds.md]
+    python -m benchmarks.personalization [--seeds 1 2 3] [--finished runs/demo] [--arms ARMS] [--write docs/results/participants.md]
 
 ``--finished`` adds folders of runs with the same settings and other seeds, such as that of the demo (seed 1). The arms that all
 runs have in common are pooled.
 
 Each seed makes its own population, division, adapter initialisation and batches. Seeds that are finished are not run again,
-a stopped one resumes. The table in docs/results/three-seeds.md is what this writes; nothing in it is typed.
+a stopped one resumes. The table in docs/results/participants.md is what this writes; nothing in it is typed.
 """
 
 from __future__ import annotations

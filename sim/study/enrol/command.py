@@ -23,7 +23,7 @@ ROOT = Path("runs/studies/enrol")
 SEARCH_ROWS, PARTICIPANT_ROWS, METHOD_ROWS = "enrol-search.jsonl", "enrol-participants.jsonl", "enrol-methods.jsonl"
 WRITTEN = {
     ROWS: "enrol",
-    PARTICIPANT_ROWS: "three-seeds",
+    PARTICIPANT_ROWS: "participants",
     METHOD_ROWS: "enrol-methods",
 }  # the page of each file of rows
 PARTICIPANT_SIZES = (0, 85)  # of 120, less those for validation and tests
