@@ -17,7 +17,8 @@ from fl.adapters.files import load_adapter
 from fl.core.errors import ConfigError, RunError
 from fl.core.machine import available_cores
 from fl.settings.config import RunConfig, dump_config
-from sim.backends.run import _backend, _Notices, run_simulation
+from sim.backends.on_ray import _backend, _Notices
+from sim.backends.run import run_simulation
 from sim.cli.app import app
 
 MakeRun = Callable[..., RunConfig]
