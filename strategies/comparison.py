@@ -68,7 +68,8 @@ class Comparison:
             self.roster.with_everyone() if devices == (EVERYONE,) else self.roster,
             Job(arm=arm.name, round=0, devices=devices, run=self.token),
             plan=self.plan,
-            charge=account.charge if account is not None else lambda *_: None,
+            # What does not federate is not protected, and its rounds cost nothing: no update of a person travels.
+            charge=account.charge if account is not None and arm.federates else lambda *_: None,
             timeout=self.config.federation.round_timeout,
         )
         start = trained_arm(arm.starts_from, self.config)

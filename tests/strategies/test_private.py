@@ -15,6 +15,7 @@ from clients.app import app
 from clients.updates.reply import DeviceResult
 from clients.worker import Worker
 from fl.adapters.state import State
+from fl.algorithms.arms import EVERYONE
 from fl.algorithms.hostile import attackers
 from fl.algorithms.plan import Phase
 from fl.codecs.table import make_codec
@@ -47,7 +48,7 @@ class Killed(BaseException):
 
 
 def number(device_id: str) -> int:
-    return int(device_id.rsplit("-", 1)[-1])
+    return 0 if device_id == EVERYONE else int(device_id.rsplit("-", 1)[-1])
 
 
 def step_of(device_id: str) -> float:
@@ -229,6 +230,15 @@ def test_an_empty_poisson_sample_releases_noise_alone(run: Run) -> None:
     noise = add_noise(zeros, 20.0 * BOUND, key_from_seed(nobody, ARM, 1, "server noise"))
     started_at_zero = {name: value for name, value in found.items() if name.endswith("_B")}
     assert_close(started_at_zero, {name: noise[name] for name in started_at_zero})
+
+
+def test_an_arm_that_does_not_federate_is_paid_for_by_nobody(run: Run, tmp_path: Path) -> None:
+    budget = {"dp": "server", "update_norm": BOUND, "sample": 3, "epsilon_budget": 50.0, "rounds": 2}
+    spent = []
+    for arms in (ARM, f"centralized,{ARM}"):
+        run(folder=arms, arms=arms, **budget)
+        spent.append(json.loads((tmp_path / arms / PRIVACY_NAME).read_text(encoding="utf-8")))
+    assert spent[0] == spent[1]
 
 
 # Secure sums
