@@ -29,8 +29,8 @@ def run_simulation(
     ``workers`` train side by side, by default one for each core. They are threads of this process, which share imports and base; with
     ``processes``, and on a GPU, they are processes of Flower's simulation runtime on Ray. ``serial`` does one thing after the other in
     this process. ``ray_address`` (``host:port`` or ``auto``) uses a Ray cluster that runs already, and all its cores.
-    Raises what the ServerApp raised, :class:`fl.core.errors.RunError` if the simulation ended without a result, or :class:`PackageError` where
-    another project's packages stand first.
+    Raises what the ServerApp raised, :class:`fl.core.errors.RunError` if the simulation ended without a result, or
+    :class:`PackageError` where another project's packages stand first.
     """
     if found := shadow(sys.path):
         raise PackageError(found)
