@@ -87,7 +87,8 @@ def write_pages(pages: Path, store: Path) -> list[Path]:
         write_section(page, START, END, f"{shown}{markdown_tables(tables(rows, who), conditions(rows, who))}")
         readme = page.resolve().parents[2] / "README.md"
         if file == ROWS and readme.is_file():
-            write_section(readme, HEADLINE_START, HEADLINE_END, markdown_tables([headline(rows)], people(rows, who)))
+            table = headline([rows, read_rows(store / METHOD_ROWS)])
+            write_section(readme, HEADLINE_START, HEADLINE_END, markdown_tables([table], people(rows, who)))
         written.append(page)
     return written
 

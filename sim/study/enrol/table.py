@@ -114,22 +114,23 @@ def _rates(rows: Sequence[EnrolRow], size: int, who: str) -> ReportTable:
     return ReportTable(f"{who} with {size} {'sentence' if size == 1 else 'sentences'}", heads, tuple(lines))
 
 
-def headline(rows: Sequence[EnrolRow], sizes: Sequence[int] = HEADLINE_SIZES) -> ReportTable:
-    """Every method that has rows of everybody for each of ``sizes``, in one short table, the best at the first size on top."""
-    each = {size: {one.method: one for one in compared(rows, size)} for size in sizes}
-    first = each[sizes[0]]
-    neutral = rows_of(rows, NEUTRAL, 0)
-    everybody = [
-        name for name in first if all(name in by and len(by[name].rows) == len(neutral) for by in each.values())
-    ]
-    names = sorted(everybody, key=lambda name: first[name].rate("mer"))
-    lines = [("nothing: the shared adapter", "0", *([f"{_rate(neutral, 'mer')} %"] * len(sizes)))]
-    for name in names:
-        private = f"{first[name].rows[0].numbers:,}"
-        lines.append(
-            (name, private, *(f"{100 * by[name].rate('mer'):.1f} %, {_relative(by[name])}" for by in each.values()))
-        )
-    heads = ("what is learned from them", "private numbers", *(f"{size} sentences" for size in sizes))
+def headline(stores: Sequence[Sequence[EnrolRow]], sizes: Sequence[int] = HEADLINE_SIZES) -> ReportTable:
+    """Every method that has rows of all people of its store for each of ``sizes``, the best at the first size on top, in one short table.
+
+    A method is compared with the shared adapter on its own people; the first line is that of the first store.
+    """
+    neutral = rows_of(stores[0], NEUTRAL, 0)
+    lines = [("nothing: the shared adapter", "0", f"{len(neutral)}", *([f"{_rate(neutral, 'mer')} %"] * len(sizes)))]
+    seen: set[str] = set()
+    for rows in stores:
+        people = len(rows_of(rows, NEUTRAL, 0))
+        each = [{one.method: one for one in compared(rows, size)} for size in sizes]
+        whole = [name for name in each[0] if all(name in by and len(by[name].rows) == people for by in each)]
+        for name in sorted({*whole} - seen, key=lambda name: each[0][name].rate("mer")):
+            seen.add(name)
+            told = (f"{100 * by[name].rate('mer'):.1f} %, {_relative(by[name])}" for by in each)
+            lines.append((name, f"{each[0][name].rows[0].numbers:,}", f"{people}", *told))
+    heads = ("what is learned from them", "private numbers", "people", *(f"{size} sentences" for size in sizes))
     return ReportTable(
         "Mixed error rate of held-out speakers, and % fewer (-) than with the shared adapter", heads, tuple(lines)
     )

@@ -5,7 +5,7 @@ import pytest
 from fl.core.errors import RunError
 from sim.study.enrol.plot import curves_svg
 from sim.study.enrol.rows import EnrolRow, append_rows, pooled, read_rows
-from sim.study.enrol.table import compared, conditions, holm, sign_flip_p, tables
+from sim.study.enrol.table import compared, conditions, headline, holm, sign_flip_p, tables
 
 TOKENS = 50
 
@@ -67,6 +67,19 @@ def test_tables_have_at_most_seven_columns_and_name_every_method_and_trait():
     assert {table.title.rpartition(" ")[2] for table in found[2:]} == {"habit", "accent"}
     assert "10 held-out speakers, 500 tokens" in conditions(rows_of_ten())
     assert curves_svg(rows_of_ten()) == curves_svg(rows_of_ten())
+
+
+def test_the_headline_has_each_method_once_on_the_people_of_its_store_and_none_with_half_of_them():
+    first = [row(i, "neutral", 0, 10) for i in range(4)] + [row(i, "table", n, 5) for i in range(4) for n in (5, 20)]
+    half = [row(i, "A", n, 1) for i in range(2) for n in (5, 20)]
+    others = [row(i, "neutral", 0, 20) for i in range(2)] + [
+        row(i, name, n, 15) for name in ("table", "B") for i in range(2) for n in (5, 20)
+    ]
+    found = headline([[*first, *half], others])
+    assert [line[0] for line in found.rows] == ["nothing: the shared adapter", "table", "B"]
+    assert [line[2] for line in found.rows] == ["4", "4", "2"]
+    assert found.rows[1][3].startswith("10.0 %, -50 (")
+    assert found.rows[2][3].startswith("30.0 %, -25 (")
 
 
 def test_the_last_row_of_a_key_counts_and_half_a_line_at_the_end_is_written_over(tmp_path):
