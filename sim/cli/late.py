@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pkgutil import resolve_name
 from typing import ClassVar
 
@@ -82,4 +83,10 @@ class LateGroup(TyperGroup):
         """The command that is to be run, with its arguments."""
         if args and (late := self.late.get(args[0])) is not None and late.place:
             return args[0], self.load(args[0]), list(args[1:])
-        return super().resolve_command(ctx, list(args))
+        try:
+            return super().resolve_command(ctx, list(args))
+        except click.UsageError as error:  # Typer's own suggestion knows only the commands that are imported
+            close = get_close_matches(args[0], self.list_commands(ctx), n=1)
+            if close and "Did you mean" not in error.message:
+                error.message = f"{error.message.rstrip('.')}. Did you mean {close[0]!r}?"
+            raise

@@ -120,8 +120,12 @@ def test_every_command_that_is_listed_can_be_loaded() -> None:
                 assert found.callback is None or found.callback.__module__ != "sim.cli.late", name
 
 
-def test_an_unknown_command_is_refused() -> None:
-    assert CliRunner().invoke(app, ["sevre"]).exit_code == 2
+def test_an_unknown_command_is_refused_and_the_nearest_is_named() -> None:
+    for typed, meant in (("sevre", "serve"), ("trascribe", "transcribe"), ("studdy", "study")):
+        result = CliRunner().invoke(app, [typed])
+        assert result.exit_code == 2
+        assert f"Did you mean '{meant}'?" in result.stderr
+    assert "Did you mean" not in CliRunner().invoke(app, ["xyzzy"]).stderr
 
 
 def test_a_shell_completes_commands_and_options() -> None:
