@@ -174,7 +174,7 @@ def main() -> int:
     extra: dict[str, object] = dict(pair.split("=", 1) for pair in arguments.set)
     if arguments.cohort is not None:
         extra["cohort"] = arguments.cohort
-    config = configuration(arguments, **{"arms": arguments.arms, **extra})
+    config = configuration(arguments, **{"arms": arguments.arms, "gate": "self", **extra})
     devices = len(training_people(config))
     ours: dict[str, list[Measured]] = {arm: [] for arm in config.arms}
     stock: list[Measured] = []

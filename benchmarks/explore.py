@@ -40,6 +40,7 @@ def main() -> None:
     torch.set_num_threads(1)
     settings: dict[str, object] = {
         "seed": EXPLORATION_SEED,
+        "adapter.gate": "self",
         "federation.arms": "personalized,neutral",
         "federation.final-split": "validation",
         "federation.evaluate-every": 0,

@@ -40,11 +40,13 @@ SMALL: dict[str, Any] = {
     "evaluate-every": 2,
     "private-share": 0.34,
     "seed": 1,
+    "gate": "self",
 }
 ALL_ARMS = "zero-shot,local,global,global+finetune,personalized,neutral,centralized"
 PERSONAL, TWO = {"arms": "personalized"}, {"arms": "global,personalized"}
 RUNS: dict[str, dict[str, Any]] = {
     "all-arms": {"arms": ALL_ARMS},
+    "defaults": {"arms": ALL_ARMS, "gate": "none"},
     "gates-joint": {**TWO, "gate-dropout": 0.5, "private-warmup-rounds": 1, "private-steps": 1, "gate": "cross"},
     "cohort": {"arms": "local,global,personalized,neutral", "cohort": 3, "gate": "low-rank", "gated-arms": "all"},
     "edge": {**TWO, "aggregation": "edge", "sample": 2.0},

@@ -3,7 +3,7 @@
     python -m benchmarks.growth_people [--people 1 2 4 8 16 32 64] [--repeats 3] [--smoke]
 
 The exponent is the slope of a least-squares line through the logarithms: 1 is a batch that saves nothing, below it people share
-the reading of the weights. The work is that of benchmarks.serving: default gates, 3 s of audio, 16 tokens.
+the reading of the weights. The work is that of benchmarks.serving: `self` gates, 3 s of audio, 16 tokens.
 """
 
 from __future__ import annotations

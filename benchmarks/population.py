@@ -30,7 +30,7 @@ FIGURES = (
 )
 GROWTH = {"population_seconds": "growth_devices_seconds", "population_memory": "growth_devices_memory"}
 # With every tensor shared a device has no private state, and without gates nothing else differs in kind.
-SETTINGS = {"shared": ["--split", "all-shared"], "private": ["--split", "gates"]}
+SETTINGS = {"shared": ["--split", "all-shared"], "private": ["--gate", "self"]}
 
 
 def run(devices: int, state: str, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -6,7 +6,7 @@ As many utterances as people, each with that person's own adapter, and as many t
 against loops are off, so that all sides do the same work):
 
 - ``engine``: fl.serving.engine.engine.BatchEngine, trimmed windows; its transcripts must be those of PEFT.
-- ``engine_gated``: the same with the default gates, which PEFT's LoRA has not.
+- ``engine_gated``: the same with `self` gates, which PEFT's LoRA has not.
 - ``engine_base``: the same batch without any adapter.
 - ``peft_switching_30s``: transformers' generate on the 30 s window, ``set_adapter`` before each request.
 - ``peft_switching``: the same on trimmed windows.

@@ -6,7 +6,7 @@ Each figure comes from new processes, with everything that a use needs: the memo
 reads a file, encodes it, puts the default adapter at a stub server on the loopback address, streams a transcript and is then
 asked for its largest resident size so far. The import time is of ``clients.device.cli``, Python's own start left out; the median
 counts, and that of numpy alone stands beside it.
-The adapter is the default configuration on whisper-base (rank 8, self gates on q, k, v, out of all attention) with random
+The adapter is one of whisper-base with gates (rank 8, self gates on q, k, v, out of all attention) with random
 values, packed in each precision.
 """
 

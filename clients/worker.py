@@ -133,9 +133,12 @@ class Worker:
             if stored is not None:
                 state.update(stored)
         state.update(shared)
-        config = self.config
         # What all data in one place would give is a bound, whoever decodes with it.
-        rank = config.adapter.rank if arm.devices == EVERYONE else device_rank(config, device_id)
+        return state if arm.devices == EVERYONE else self.at_rank(state, device_id)
+
+    def at_rank(self, state: State, device_id: str) -> State:
+        """An adapter's tensors as a device of its rank has them."""
+        config, rank = self.config, device_rank(self.config, device_id)
         best = chosen(config).shared.can.ranks == "best"
         return reduced(state, rank, best=best) if rank < config.adapter.rank else state
 

@@ -13,7 +13,7 @@ from fl.adapters.blend import require_room
 from fl.adapters.correction import FOLDER, correction_digest, save_correction
 from fl.adapters.split import make_split
 from fl.adapters.state import State, size_of
-from fl.algorithms.arms import EVERYONE, HELD_OUT, PERSONALIZED, REPORTED, Arm, evaluated_as, trained_arm, untrained_arm
+from fl.algorithms.arms import EVERYONE, HELD_OUT, REPORTED, Arm, evaluated_as, trained_arm, untrained_arm
 from fl.algorithms.base import Algorithm
 from fl.core.errors import ConfigError
 from fl.core.machine import machine
@@ -22,6 +22,7 @@ from fl.privacy.plan import PrivacyPlan, make_plan
 from fl.protocol.reply import bounded_mean
 from fl.protocol.wire import Job, to_arrays
 from fl.settings.config import RunConfig
+from fl.settings.names import PERSONALIZED
 from fl.tasks.task import Task
 from strategies.account import Account
 from strategies.arm import ArmStrategy, check_population
@@ -135,10 +136,11 @@ class Comparison:
     def _common_rounds(self) -> dict[str, CommonRounds]:
         """``personalized`` begins as ``global`` does while gates are neutral, if both share the same tensors.
 
-        Not where a device keeps something of one arm beside its adapter: a second adapter, a correction, what a codec lost.
+        Not where a device keeps something of one arm beside its adapter: a second adapter, a correction, what a codec lost. If
+        it enrols after them, all rounds are common, and nothing that it keeps of them is used again.
         """
         arms = [trained_arm(name, self.config) for name in ("global", PERSONALIZED) if name in self.config.arms]
-        if len(arms) < 2 or self.config.codec.error_feedback:
+        if len(arms) < 2:
             return {}
         one, other = arms
         assert one is not None
@@ -147,7 +149,10 @@ class Comparison:
             return {}
         rounds = other.schedule.neutral_rounds
         second = other.personal.second
-        keeps = (second is not None and not second.afterwards) or type(other.shared).begin is not Algorithm.begin
+        trained = (
+            second is not None or type(other.shared).begin is not Algorithm.begin or self.config.codec.error_feedback
+        )
+        keeps = trained and not (second is not None and second.afterwards)
         same = one.shared == other.shared and self._shared_shapes(one) == self._shared_shapes(other)
         return (
             {"global": CommonRounds(PERSONALIZED, rounds)}

@@ -13,6 +13,7 @@ from clients.training.single import no_examples
 from clients.updates.reply import DeviceFailure, DeviceResult
 from clients.worker import Worker
 from fl.adapters.blend import own
+from fl.adapters.ranks import device_rank
 from fl.adapters.stacked import Slot
 from fl.adapters.state import State
 from fl.algorithms.personal.enrolment import EnrolledPart
@@ -75,6 +76,12 @@ def _enrolled(worker: Worker, job: Job, people: dict[str, Sequence[Example]], sh
     part, recipe = job_arm(worker, job).personal, worker.recipe("none")
     assert isinstance(part, EnrolledPart)
     slot, seed = Slot(recipe.size, recipe.alpha / recipe.size, "none"), derive_seed(worker.config.seed, "enrolment")
-    start = Start.of(Adapter(slot, shared), method_of(part), seed=seed)
     budget = activation_bytes(next(worker.host.model.parameters()).device)
-    return enrol(worker.host, worker.task, start, people, seed=seed, budget=budget)
+    by_rank: dict[int, dict[str, Sequence[Example]]] = {}
+    for device_id, examples in people.items():
+        by_rank.setdefault(device_rank(worker.config, device_id), {})[device_id] = examples
+    found: dict[str, Enrolment] = {}
+    for group in by_rank.values():  # numbers beyond a device's rank are zero in both factors, and get no gradient
+        start = Start.of(Adapter(slot, worker.at_rank(shared, next(iter(group)))), method_of(part), seed=seed)
+        found |= enrol(worker.host, worker.task, start, group, seed=seed, budget=budget)
+    return found

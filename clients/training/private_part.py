@@ -12,6 +12,7 @@ from fl.adapters.pairs import pair_names
 from fl.adapters.split import Split, in_part
 from fl.adapters.stacked import Slot
 from fl.adapters.state import State, module_of, part_of, tensor_name
+from fl.algorithms.personal.enrolment import fitting_part
 from fl.core.errors import ConfigError, SplitError
 from fl.core.rng import derive_seed
 from fl.packed.blob import quantized, restored
@@ -48,12 +49,13 @@ class Start:
         if method.beside:
             state, frozen = _beside(state, slot, method.beside, seed)
             slot = replace(slot, rank=slot.rank + method.beside)
-        chosen = in_part(method.part)
+        part = fitting_part(method.part, state)
+        chosen = in_part(part)
         private = tuple(name for name in sorted(state) if chosen(name))
         if not private:
-            raise SplitError(f"part {method.part!r} matches no tensor: names look like {next(iter(state), '(none)')!r}")
+            raise SplitError(f"part {part!r} matches no tensor: names look like {next(iter(state), '(none)')!r}")
         fixed = tuple(name for name in sorted(state) if not chosen(name))
-        return cls(method, slot, state, Split(method.part, (), private, fixed), frozen)
+        return cls(method, slot, state, Split(part, (), private, fixed), frozen)
 
     @property
     def numbers(self) -> int:

@@ -16,6 +16,7 @@ from clients.worker import Worker
 from fl.adapters.blend import MIXING, own
 from fl.adapters.config import GatedLoraConfig
 from fl.adapters.gates.table import GATES
+from fl.adapters.split import OWN, covering
 from fl.adapters.state import State, load_state
 from fl.algorithms.arms import Arm, adapter_name
 from fl.algorithms.personal.own_adapter import OwnAdapter
@@ -28,7 +29,10 @@ ALL_PRIVATE = "all-private"  # of an adapter in which shared and own are one
 
 @dataclass(frozen=True)
 class Placed:
-    """Where a device's adapter lies in the model, which part of it is private, and whether it is a second adapter's."""
+    """Where a device's adapter lies in the model, which part of it is private, and whether it is a second adapter's.
+
+    What is enrolled is a part of the shared adapter, and lacks of the exact mean what that lacks.
+    """
 
     slot: str
     split: str
@@ -87,8 +91,9 @@ def place_device(
         worker.place(arm, device_id, shared, before=before, neutral=neutral)
         return Placed(adapter_name(arm.gate), arm.split)
     slot = second_slot(worker, second)
-    load_state(worker.adapted, second.build(shared, kept), slot)
-    return Placed(slot, ALL_PRIVATE, second=True)
+    load_state(worker.adapted, second.build(worker.at_rank(shared, device_id), kept), slot)
+    split = covering(arm.split, shared, (n.removeprefix(OWN) for n in kept)) if second.afterwards else ALL_PRIVATE
+    return Placed(slot, split, second=not second.afterwards)
 
 
 @dataclass(frozen=True)

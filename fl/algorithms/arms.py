@@ -14,11 +14,11 @@ from fl.algorithms.schedule import Schedule
 from fl.algorithms.shared.fedavg import FedAvg
 from fl.algorithms.table import Chosen, chosen, with_options
 from fl.settings.config import RunConfig
-from fl.settings.names import NO_OP
+from fl.settings.names import NO_OP, PERSONALIZED
 
 EVERYONE = "everyone"  # the virtual device of the arm "centralized": the training data of all devices in one place
 HELD_OUT = ("zero-shot", "global", "neutral", "centralized")  # the arms that mean something for people who never train
-PERSONALIZED, NEUTRAL = "personalized", "neutral"
+NEUTRAL = "neutral"
 REPORTED = (PERSONALIZED, "global", "local", "centralized")  # whose sizes a report is about, the first that there is
 
 
@@ -76,7 +76,7 @@ def trained_arm(name: str, config: RunConfig) -> Arm | None:
         gate, split = found.personal.trained(config)
         devices, starts_from = "each", ""
     elif name in KINDS:
-        gate = config.gate if config.adapter.gated_arms == "all" else "none"
+        gate = config.gate if config.gated_everywhere else "none"
         split, devices, starts_from = KINDS[name]
         shared = found.shared if not found.shared.split else with_options(config, FedAvg)
         found = Chosen(shared, gates, found.local)

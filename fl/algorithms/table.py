@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from fl.adapters.gates.table import GATES
 from fl.algorithms.base import Algorithm, Role
 from fl.algorithms.fedprox import FedProx
 from fl.algorithms.personal.clusters import Clusters
@@ -39,7 +40,9 @@ from fl.algorithms.shared.scaffold import Scaffold
 from fl.algorithms.shared.sparsity_weighted import SparsityWeighted
 from fl.core.errors import ConfigError
 from fl.core.registry import Registry
+from fl.methods.table import METHODS
 from fl.settings.fields import Table, words
+from fl.settings.names import PERSONALIZED
 
 if TYPE_CHECKING:
     from fl.settings.config import RunConfig
@@ -119,8 +122,24 @@ def make_algorithm(config: RunConfig, name: str) -> Algorithm:
     return with_options(config, ALGORITHMS.find(name))
 
 
+def usual_personalization(config: RunConfig) -> type[Algorithm]:
+    """What is personal where no algorithm says it: enrolment, unless the settings themselves say what is private.
+
+    They do with a gate (also that of the method), with a split or with gates in all arms: :class:`Gates` trains that. Enrolment is
+    what the arm personalized does, to A or B: :class:`Gates`, which needs neither, also stands where there is no such arm and where
+    the method trains something else.
+    """
+    adapter = config.adapter
+    said = bool(GATES[config.gate].parameters) or adapter.split != Gates.name or config.gated_everywhere
+    able = PERSONALIZED in config.arms and METHODS[adapter.method].low_rank
+    return EnrolledPart if able and not said else Gates
+
+
 def chosen(config: RunConfig) -> Chosen:
-    """The algorithms that ``algorithm.name`` names, FedAvg and gates where it names none. One of each role, but for local terms."""
+    """The algorithms that ``algorithm.name`` names, FedAvg and :func:`usual_personalization` where it names none.
+
+    One of each role, but for local terms.
+    """
     found: dict[Role, list[Algorithm]] = {Role.AGGREGATION: [], Role.PERSONALIZATION: [], Role.LOCAL: []}
     for name in dict.fromkeys(words(config.algorithm.name)):
         algorithm = make_algorithm(config, name)
@@ -132,5 +151,5 @@ def chosen(config: RunConfig) -> Chosen:
                 f"algorithm = {config.algorithm.name!r} names {one!r} and {other!r}, and a run has one {role} algorithm: leave one out"
             )
     shared = found[Role.AGGREGATION] or [with_options(config, FedAvg)]
-    personal = found[Role.PERSONALIZATION] or [with_options(config, Gates)]
+    personal = found[Role.PERSONALIZATION] or [with_options(config, usual_personalization(config))]
     return Chosen(shared[0], personal[0], tuple(found[Role.LOCAL]))

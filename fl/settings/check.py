@@ -65,11 +65,15 @@ def _method(config: RunConfig, found: Chosen) -> Iterator[str]:
     low_rank, able = METHODS[method].low_rank, low_rank_methods()
     gate, trained = found.personal.trained(config)
     if personalized and trained == split == "gates" and not GATES[gate].parameters:
-        without = f"method = {method!r}" if GATES[config.adapter.gate].parameters else f"gate = {gate!r}"
+        takes_gates = METHODS[method].own_gate is None
+        without = f"gate = {gate!r}" if takes_gates else f"method = {method!r}"
+        other = "choose a gate such as self, or" if takes_gates else "choose"
         yield (
-            f"{without} with split = 'gates' leaves nothing private: choose a gate, or another split such as fedsa or "
+            f"{without} with split = 'gates' leaves nothing private: {other} another split such as fedsa or "
             f"{names.LAYERS_PREFIX}<pattern>, or leave the arms personalized and neutral out"
         )
+    if config.gated_everywhere and METHODS[method].own_gate is None and not GATES[config.gate].parameters:
+        yield "gated-arms = 'all' and gate = 'none' gives no arm a gate: choose one such as self, or gated-arms = 'personalized'"
     varied = [key for key, value in config.train.augmentation.model_dump(by_alias=True).items() if value]
     if varied and not TASKS[config.task].augments:
         yield f"{varied[0]} varies speech, and task = {config.task!r} has none: set it to 0"
@@ -119,7 +123,7 @@ def _ranks(config: RunConfig, found: Chosen) -> Iterator[str]:
     if split in ONE_FACTOR_SPLITS:
         yield f"split = {split!r}, which parts the two factors of a pair: set split = 'gates'"
     shared_gates = "personalized" in config.arms and split not in ("gates", "all-private")
-    if GATES[config.gate].ranked and (config.adapter.gated_arms == "all" or shared_gates):
+    if GATES[config.gate].ranked and (config.gated_everywhere or shared_gates):
         yield (
             f"gates of the rank's coordinates ({config.gate!r}) that are shared, though some devices lack coordinates: set "
             "gated-arms = 'personalized' and split = 'gates', or gate = 'none'"

@@ -32,7 +32,9 @@ class AlgorithmTable(Table):
     """Which algorithms a run has. Each one's options are a table of its name beside this key."""
 
     name: Annotated[str, Words(choosable, several=True)] = setting(
-        "fedavg,gates", "how updates are aggregated, what is personal, and local terms; see docs/strategies.md"
+        "fedavg",
+        "how updates are aggregated, what is personal, and local terms; see docs/strategies.md. If none says what "
+        "is personal it is enrolment, or gates where gate, split, gated-arms or method ask for another private part",
     )
 
     def options(self, table: str) -> Table | None:
@@ -84,6 +86,11 @@ class RunConfig(Table):
     def gate(self) -> str:
         """The gate of the method's adapters where an arm has one."""
         return METHODS[self.adapter.method].gate(self.adapter.gate)
+
+    @property
+    def gated_everywhere(self) -> bool:
+        """Whether every trained arm has the gate, and not the personalized one alone."""
+        return self.adapter.gated_arms == "all"
 
     @property
     def sites(self) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """The words that settings take, each in one place: arms, sites, splits, kinds of noise, attacks, tokens."""
 
 ARMS = ("zero-shot", "local", "global", "global+finetune", "personalized", "neutral", "centralized")
+PERSONALIZED = "personalized"  # of the arms, the one whose devices have a part of their own
 SITES = ("encoder.self", "decoder.self", "decoder.cross", "ffn")
 SPLITS = ("gates", "fedsa", "ffa", "all-shared", "all-private")
 DEFAULT_TASK = "speech"

@@ -44,7 +44,7 @@ class AdapterTable(Table):
     )
     alpha: float = setting(16.0, "the update is scaled by alpha / rank", low=1e-6)
     gate: Annotated[str, Words(lambda: GATES)] = setting(
-        "self", "what gates the low-rank path of method gated-lora; see docs/gated-lora.md"
+        names.NONE, "what gates the low-rank path of method gated-lora, and is then personal; see docs/gated-lora.md"
     )
     gated_arms: Annotated[str, one_of("personalized", "all")] = setting(
         "personalized", "which arms have the gate: the personalized one, beside arms of plain LoRA, or all"

@@ -17,6 +17,7 @@ SPLITS = "all-shared,gates,fedsa,ffa"
 # sample here, and more of what they say is held out, since membership needs non-members.
 FULL: dict[str, object] = {
     "output": "runs/audit",
+    "gate": "self",  # beside splits without gates it audits the one with private gates
     "devices": 32,
     "new_people": 0,
     "sentences": 80,

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from fl.aggregation.updates import DeviceUpdate
 from fl.algorithms.arms import trained_arm
+from fl.algorithms.personal.gates import Gates
 from fl.algorithms.plan import Phase
 from fl.core.files import write_atomically
 from fl.core.tensorfile import tensor_bytes
@@ -136,12 +137,13 @@ def federated_rounds(config: RunConfig) -> int:
 
 
 def split_config(config: RunConfig, split: str, folder: Path) -> RunConfig:
-    """The run that is recorded for one split: nothing but the arm with that split, decoded nowhere.
+    """The run that is recorded for one split: nothing but the arm with that split and its gates, decoded nowhere.
 
     ``all-shared`` means that gates travel too, so they are trained in every step, as the other tensors are: with the default
     schedule they would be frozen until the last rounds, and be shared untrained.
     """
     values: dict[str, object] = {"split": split, "validation-share": 0.0, "new-people": 0, "output": str(folder)}
+    values["algorithm"] = f"{config.algorithm.name},{Gates.name}"
     values |= {"arms": ARM, "evaluate-every": 0, "final-split": "validation"}
     if split == "all-shared":
         values |= {"gate-dropout": 0.0, "private-share": 0.0}

@@ -12,8 +12,6 @@ from typing import Any
 
 from fl import __version__
 from fl.algorithms.arms import trained_arm
-from fl.algorithms.personal.gates import Gates
-from fl.algorithms.table import chosen
 from fl.core.machine import machine
 from fl.privacy.audit import inference, linkage
 from fl.privacy.audit.attackers import CONFIDENCE, SAMPLES, AuditError, check_people
@@ -42,10 +40,10 @@ def check_audit(config: RunConfig, splits: Sequence[str], protections: Sequence[
         raise AuditError(f"split {odd[0]!r} has a comma, which separates splits: write the pattern without one")
     protects = (config.privacy, config.codec) != (PrivacyTable(), CodecTable())
     changed = protects or config.federation.aggregation == EDGE or config.attack.name != NONE
-    if changed or not isinstance(chosen(config).personal, Gates):
+    if changed:
         raise AuditError(
             "the audit protects and attacks plain updates itself: leave out dp, secure-sum, codec and the other settings "
-            "of privacy, aggregation = 'edge', attack and other personalizations than gates"
+            "of privacy, aggregation = 'edge' and attack"
         )
     if not config.data.manifest and TASKS[config.task].takes_manifest:
         check_people(config.data.devices, "an audit")

@@ -40,7 +40,7 @@ def _strategies() -> Iterator[Cell]:
 def _personalization() -> Iterator[Cell]:
     # All share what the arm global of the baseline shares, so that is trained once.
     own: dict[str, Value] = {"arms": "personalized"}
-    yield Cell("gates", {})
+    yield Cell("gates", {"gate": "self"})
     for name in names_of(Role.PERSONALIZATION):
         if name != Gates.name:
             yield Cell(name, {"algorithm": name, **own})

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from fl.algorithms.base import Algorithm, Capabilities, Role
+from fl.algorithms.personal.gates import Gates
 from fl.algorithms.table import ALGORITHMS, choosable, make_algorithm, names_of
 from fl.core.errors import ConfigError
 from fl.settings.config import RunConfig, make_config
@@ -16,8 +17,9 @@ PARTS = names_of(Role.AGGREGATION, Role.PERSONALIZATION)
 
 
 def with_algorithm(name: str, **values: Any) -> RunConfig:
-    """Settings with an algorithm and the split that it needs."""
-    return make_config({"algorithm": name, "split": ALGORITHMS[name].split or "gates", **values})
+    """Settings with an algorithm and the gate or split that it needs."""
+    gate = "self" if ALGORITHMS[name] is Gates else "none"
+    return make_config({"algorithm": name, "gate": gate, "split": ALGORITHMS[name].split or "gates", **values})
 
 
 def refuses(name: str, **values: Any) -> str:

@@ -14,7 +14,7 @@ from fl.settings.names import ARMS
 
 
 def schedule_of(arm: str = "personalized", **values: Any) -> Schedule:
-    found = trained_arm(arm, make_config(values))
+    found = trained_arm(arm, make_config({"gate": "self", **values}))
     assert found is not None
     return found.schedule
 
@@ -48,6 +48,7 @@ LORA = {"method": "lora", "split": "fedsa"}
         ("personalized", {**LORA, "sample": 0.5}, 13, 12),
         ("personalized", {"sample": 0.5}, 11, 10),
         ("personalized", {"algorithm": "enrolment"}, 13, 12),
+        ("personalized", {"gate": "none"}, 13, 12),  # which is the default
         ("global", {"sample": 0.5}, 12, 12),
         ("global", {}, 12, 12),
         ("global", {"gated-arms": "all"}, 12, 12),  # its gates train with the rest in every step

@@ -9,7 +9,7 @@ from fl.algorithms.arms import trained_arm
 from fl.algorithms.base import Aggregator, Algorithm, Role
 from fl.algorithms.personal.clusters import ClusterAggregator
 from fl.algorithms.personal.fedrep import FedRep
-from fl.algorithms.plan import LocalPlan
+from fl.algorithms.plan import LocalPlan, Phase
 from fl.algorithms.server_optimizers import LEARNING_RATES
 from fl.algorithms.shared.fedavg import FedAvg
 from fl.algorithms.shared.robust import Bulyan, Krum, NormBound, TrimmedMean
@@ -69,11 +69,57 @@ def test_each_option_is_a_setting_under_its_algorithm() -> None:
     assert wanted | {"algorithm.name"} == {key for key in SETTINGS if key.startswith("algorithm.")}
 
 
-def test_without_a_choice_it_is_fedavg_with_gates() -> None:
+def test_without_a_choice_it_is_fedavg_and_whoever_took_part_enrols() -> None:
     found = chosen(RunConfig())
-    assert [algorithm.name for algorithm in found.all] == ["fedavg", "gates"]
-    for name in ("fedavg", "gates", "gates,fedavg"):
+    assert [algorithm.name for algorithm in found.all] == ["fedavg", "enrolment"]
+    for name in ("fedavg", "enrolment", "enrolment,fedavg"):
         assert chosen(make_config({"algorithm": name})) == found
+
+
+@pytest.mark.parametrize(
+    ("values", "personal"),
+    [
+        # whatever the shared part is trained by and with: devices of two ranks and an aggregation that corrects the base too
+        ({"method": "lora", "device-ranks": "2,8", "algorithm": "flexlora", "aggregation": "device"}, "enrolment"),
+        ({"task": "no-op", "arms": "personalized"}, "enrolment"),
+        ({"sites": "encoder.self", "algorithm": "scaffold"}, "enrolment"),
+        # a private part that the settings name
+        ({"gate": "self"}, "gates"),
+        ({"gate": "low-rank", "gated-arms": "all"}, "gates"),
+        ({"method": "scalar-gate"}, "gates"),
+        ({"split": "fedsa"}, "gates"),
+        ({"algorithm": "ffa", "split": "ffa"}, "gates"),
+        ({"split": "layers:decoder"}, "gates"),
+        # no arm, or nothing to enrol: it must not be refused for what nobody asked for
+        ({"arms": "global,global+finetune"}, "gates"),
+        ({"method": "prefix", "arms": "global"}, "gates"),
+        ({"method": "bottleneck", "split": "layers:decoder"}, "gates"),
+        # and an algorithm that says it
+        ({"algorithm": "ditto", "gate": "self"}, "ditto"),
+        ({"algorithm": "enrolment", "gate": "self"}, "enrolment"),
+    ],
+)
+def test_what_is_personal_unless_an_algorithm_says_it_follows_from_the_private_part(
+    values: dict[str, Any], personal: str
+) -> None:
+    assert chosen(make_config(values)).personal.name == personal
+
+
+def test_a_default_run_shares_the_whole_adapter_and_enrols_after_its_last_round() -> None:
+    arm = trained_arm("personalized", RunConfig())
+    assert arm is not None
+    assert (arm.gate, arm.split) == ("none", "all-shared")
+    assert arm.schedule.phase(12) is Phase.FEDERATE
+    assert (arm.schedule.rounds, arm.schedule.phase(13)) == (13, Phase.PERSONALIZE)
+
+
+@pytest.mark.parametrize(
+    "values", [{"algorithm": "gates"}, {"gated-arms": "all"}, {"gated-arms": "all", "arms": "local"}]
+)
+def test_gates_without_a_gate_are_refused_by_asking_for_one(values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"gate = 'none'.*choose .*such as self"):
+        make_config(values)
+    assert make_config({**values, "gate": "self"}).gate == "self"
 
 
 def test_one_of_each_role_in_whatever_order_they_are_named() -> None:
@@ -179,7 +225,7 @@ def test_what_is_personal_is_what_the_algorithm_says() -> None:
         "fedper": ("none", "last:2"),
         "clusters": ("none", "all-shared"),
     }.items():
-        values = {"algorithm": name, **({"algorithm.fedper.layers": 2} if name == "fedper" else {})}
+        values = {"algorithm": name, "gate": "self", **({"algorithm.fedper.layers": 2} if name == "fedper" else {})}
         arm = trained_arm("personalized", make_config(values))
         assert arm is not None
         assert (arm.gate, arm.split) == wanted

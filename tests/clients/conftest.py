@@ -160,6 +160,7 @@ def config(manifest: Path, tmp_path: Path) -> RunConfig:
             "batch-size": 2,
             "cohort": 1,
             "rank": 2,
+            "gate": "self",
             "new-people": 1,
             "gate-dropout": 0.0,
             "private-warmup-rounds": 0,

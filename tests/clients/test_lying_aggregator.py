@@ -82,7 +82,15 @@ class Aggregator:
     """One that sends what it likes to four deployed devices, each with a node and a store of its own."""
 
     def __init__(self, root: Path, node: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-        values = {"task": NO_OP, "devices": len(NAMES), "new_people": 0, "rank": 2, "private_share": 0.0, "arms": ARM}
+        values = {
+            "task": NO_OP,
+            "devices": len(NAMES),
+            "new_people": 0,
+            "rank": 2,
+            "gate": "self",
+            "private_share": 0.0,
+            "arms": ARM,
+        }
         self.config = make_config({**values, **settings, "output": str(root / "run")})
         fresh = fresh_state(self.config, load_task(self.config), "none")
         self.shared: ArrayRecord = to_arrays({name: tensor * 0 for name, tensor in fresh.items()})

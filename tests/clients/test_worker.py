@@ -7,11 +7,11 @@ from clients.worker import Worker, get_worker, step_threads, threads
 from fl.adapters.state import State, adapter_state
 from fl.algorithms.arms import Arm, adapter_name, trained_arm
 from fl.core.errors import AdapterError, StoreError
-from fl.settings.config import RunConfig
+from fl.settings.config import RunConfig, make_config
 
 
 def arm_of(name: str) -> Arm:
-    arm = trained_arm(name, RunConfig())
+    arm = trained_arm(name, make_config({"gate": "self"}))
     assert arm is not None
     return arm
 

@@ -22,6 +22,7 @@ RUN = {
     "base.name": "random:whisper-nano",
     "base.language": "ko",
     "adapter.rank": 2,
+    "adapter.gate": "self",
     "train.local-steps": 2,
     "data.manifest": "own",
     "data.new-people": 0,

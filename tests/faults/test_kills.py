@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 KILLING = Path(__file__).parent / "killing"
 SEED = 18
 SMALL = {
-    "base": "random:whisper-nano", "language": "ko", "rank": 2, "rounds": 3, "local-steps": 1, "batch-size": 2,
+    "base": "random:whisper-nano", "language": "ko", "rank": 2, "gate": "self", "rounds": 3, "local-steps": 1, "batch-size": 2,
     "new-people": 1, "evaluate-every": 2, "arms": "personalized", "private-share": 0.34, "seed": 1,
     "server-optimizer": "fedadam",
 }  # fmt: skip

@@ -117,7 +117,7 @@ def soak(folder: Path, manifest: Path, go_on: Callable[[int], bool]) -> tuple[in
     """Cycles of a failing run, its resumption and requests until ``go_on`` ends; faults, requests and what grew."""
     generator, seen, faults, requests = random.Random(SEED), [], 0, 0
     config = {
-        "base": "random:whisper-nano", "language": "ko", "rank": 2, "rounds": 2, "local-steps": 1, "batch-size": 2,
+        "base": "random:whisper-nano", "language": "ko", "rank": 2, "gate": "self", "rounds": 2, "local-steps": 1, "batch-size": 2,
         "arms": "personalized", "private-share": 0.5, "evaluate-every": 0, "manifest": str(manifest), "new-people": 0,
     }  # fmt: skip
     with processes(folder) as (rounds, server, port):

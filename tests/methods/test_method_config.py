@@ -15,7 +15,7 @@ ARMS = "zero-shot,local,global,centralized"
     [
         ({"method": "bottleneck", "arms": ARMS, "cohort": 2}, "set cohort = 1"),
         ({"method": "full", "arms": ARMS, "parameter-budget": 1000}, "no size to choose"),
-        ({"method": "lora"}, "method = 'lora' with split = 'gates' leaves nothing private"),
+        ({"method": "lora", "algorithm": "gates"}, "method = 'lora' with split = 'gates' leaves nothing private"),
         ({"method": "prefix", "split": "fedsa"}, "A and B, which method = 'prefix' has not"),
         ({"method": "dora", "algorithm": "ditto"}, "algorithm = 'ditto' is about A and B"),
         ({"method": "adapterdrop"}, "one of gated-lora, lora"),
@@ -40,11 +40,12 @@ def test_methods_of_low_rank_are_gated_lora_with_a_gate_of_their_own():
 
 def test_gates_are_in_the_personalized_arm_unless_all_are_to_have_them():
     def gates(**settings):
-        config = make_config(settings)
+        config = make_config({"gate": "self", **settings})
         return {name: arm.gate for name in config.arms if (arm := trained_arm(name, config))}
 
     trained = {"local", "global", "global+finetune", "personalized", "centralized"}
     assert gates() == {name: "self" if name == "personalized" else "none" for name in trained}
     assert gates(gated_arms="all") == dict.fromkeys(trained, "self")
-    alone = {name for name in trained if trained_arm(name, make_config({"gated-arms": "all"})).schedule.alternating}
+    everywhere = make_config({"gate": "self", "gated-arms": "all"})
+    alone = {name for name in trained if trained_arm(name, everywhere).schedule.alternating}
     assert alone == {"personalized"}, "elsewhere gates train together with the rest, in every step"

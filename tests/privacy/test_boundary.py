@@ -29,7 +29,7 @@ def context(node_config=None) -> Context:
 
 
 def request(kind, asked=SHARED_PART, arm="personalized", split="gates", phase=Phase.FEDERATE):
-    config = make_config({"split": split})
+    config = make_config({"gate": "self", "split": split})
     content = RecordDict({JOB: Job(arm, 1, ("ann",), phase).to_record(), SETTINGS_RECORD: settings_record(config)})
     content[SHARED] = to_arrays(asked)
     message = Message(content, dst_node_id=2, message_type=kind)

@@ -202,7 +202,8 @@ def test_an_unknown_word_is_refused_by_naming_the_known_ones(row, value):
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({"gate": "none", "split": "gates"}, ["gate = 'none'", "split = 'gates'"]),
+        ({"algorithm": "gates", "split": "gates"}, ["gate = 'none'", "split = 'gates'"]),
+        ({"method": "prefix"}, ["method = 'prefix'", "split = 'gates'"]),
         ({"device-ranks": "2,9"}, ["device-ranks = '2,9'", "rank = 8", "whole numbers from 1 to 8"]),
         ({"device-ranks": "0"}, ["device-ranks = '0'", "from 1 to 8"]),
         ({"device-ranks": "2;4"}, ["device-ranks = '2;4'", "with commas"]),
@@ -212,8 +213,8 @@ def test_an_unknown_word_is_refused_by_naming_the_known_ones(row, value):
         ({"device-ranks": "2", "algorithm": "krum"}, ["device-ranks", "algorithm = 'krum'", "flexlora"]),
         ({"device-ranks": "2", "algorithm": "ditto"}, ["device-ranks", "algorithm = 'gates'"]),
         ({"device-ranks": "2", "split": "fedsa"}, ["device-ranks", "split = 'fedsa'", "split = 'gates'"]),
-        ({"device-ranks": "2", "split": "all-shared"}, ["device-ranks", "'self'", "gate = 'none'"]),
-        ({"device-ranks": "2", "gated-arms": "all"}, ["device-ranks", "gated-arms = 'personalized'"]),
+        ({"device-ranks": "2", "gate": "self", "split": "all-shared"}, ["device-ranks", "'self'", "gate = 'none'"]),
+        ({"device-ranks": "2", "gate": "self", "gated-arms": "all"}, ["device-ranks", "gated-arms = 'personalized'"]),
         ({"algorithm": "enrolment", "enrolment-part": "C"}, ["enrolment-part", "'C'", "A, B, gate"]),
         ({"algorithm": "enrolment", "enrolment-part": "gate"}, ["enrolment-part", "no gates", "A,B"]),
         ({"arms": "neutral"}, ["'neutral'", "'personalized'"]),
@@ -240,10 +241,10 @@ def test_a_sample_between_a_share_and_a_number_is_refused(sample):
 
 
 def test_a_contradiction_is_found_against_what_was_set_before():
-    start = make_config({"arms": "global", "gate": "none"})
+    start = make_config({"arms": "global", "method": "prefix"})
     with pytest.raises(ConfigError, match="nothing private"):
         make_config({"arms": "personalized"}, start)
-    assert make_config({"rank": 2}, start).adapter.gate == "none"
+    assert make_config({"rank": 2}, start).adapter.method == "prefix"
 
 
 @pytest.mark.parametrize("split", ["private", "Gates", "", "layers"])

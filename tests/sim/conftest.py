@@ -39,6 +39,7 @@ def tiny_run(
             "local_steps": 2,
             "batch_size": 2,
             "rank": 2,
+            "gate": "self",
             "new_people": 1,
             "language": "ko",
             "arms": "personalized,neutral",

@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def config(output: Path, **changes: Any) -> RunConfig:
-    values = {"task": NO_OP, "devices": 40, "sample": 12, "rounds": 3, "output": str(output), **changes}
+    values = {"task": NO_OP, "devices": 40, "sample": 12, "rounds": 3, "gate": "self", "output": str(output), **changes}
     return no_op_config(make_config({"cohort": 1, **values}))
 
 
@@ -46,7 +46,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_every_round_of_a_run_without_training_moves_updates() -> None:
-    own = no_op_config(make_config({"rounds": 5}))
+    own = no_op_config(make_config({"rounds": 5, "gate": "self"}))
     assert trained_arm("personalized", own).schedule.private_rounds == 0
     assert own.arms == ("personalized",)
     assert no_op_config(make_config({"arms": "global"})).arms == ("global",)

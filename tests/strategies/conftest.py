@@ -96,7 +96,7 @@ def make_strategy() -> Callable[..., ArmStrategy]:
         **settings: Any,
     ) -> ArmStrategy:
         names = sorted(devices.steps)
-        config = make_config({"cohort": 1, **settings})
+        config = make_config({"cohort": 1, "gate": "self", **settings})
         trained = trained_arm(arm, config)
         assert trained is not None
         placed = roster or Roster({d: 1 + i % 2 for i, d in enumerate(names)}, devices.examples)
@@ -156,6 +156,7 @@ def make_run(manifest: Path) -> Callable[..., RunConfig]:
             "batch_size": 2,
             "cohort": 1,
             "rank": 2,
+            "gate": "self",
             "learning_rate": 1e-3,
             "private_learning_rate": 2e-2,
             "new_people": 1,

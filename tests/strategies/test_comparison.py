@@ -12,7 +12,7 @@ BOTH = "global,personalized"
 
 
 def paid_rounds(**settings: Any) -> int:
-    config = make_config({"task": "no-op", "arms": BOTH, **settings})
+    config = make_config({"task": "no-op", "arms": BOTH, "gate": "self", **settings})
     unused: Any = None
     return Comparison(config, unused, unused, load_task(config), unused).paid_rounds()
 
@@ -40,6 +40,11 @@ def paid_rounds(**settings: Any) -> int:
         ({"algorithm": "ditto"}, 12 + 12),
         ({"codec": "int8", "error-feedback": True}, 12 + 10),
         ({"codec": "int8"}, 12),
+        # whoever enrols after the last round trains nothing else
+        ({"gate": "none"}, 12),
+        ({"gate": "none", "arms": "personalized"}, 12),
+        ({"gate": "none", "algorithm": "scaffold"}, 12),
+        ({"gate": "none", "codec": "int8", "error-feedback": True}, 12),
     ],
 )
 def test_rounds_that_send_updates_are_paid_and_those_of_two_arms_once(settings: dict[str, Any], paid: int) -> None:

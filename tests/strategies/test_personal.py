@@ -19,6 +19,7 @@ from clients.training.enrol_method import EnrolMethod
 from clients.training.private_part import Adapter, Start, kept
 from clients.worker import Worker
 from fl.adapters.files import load_adapter
+from fl.adapters.ranks import device_rank
 from fl.adapters.split import OWN
 from fl.adapters.stacked import Slot
 from fl.algorithms.base import Role
@@ -140,7 +141,11 @@ def test_a_person_decodes_with_the_blend_of_what_is_shared_and_their_own(finishe
         built = second.build(shared, kept)
         assert state.keys() == built.keys()
         assert all(torch.equal(state[n], built[n]) for n in built)
-        assert (info.config.r, info.config.gate, info.split) == (2 * second.ranks, second.gate, "all-private")
+        assert (info.config.r, info.config.gate, info.split) == (
+            2 * second.ranks,
+            second.gate,
+            "fedsa" if second.afterwards else "all-private",  # what is enrolled is B
+        )
         assert info.config.scaling == 16.0 / 2
     states = [state for state, _ in adapters(folder, "personalized").values()]
     different = sum(any(not torch.equal(a[n], b[n]) for n in a) for a in states for b in states) // 2
@@ -241,8 +246,8 @@ def held_out(folder: Path) -> str:
 def test_the_devices_of_a_run_enrol_as_one_person_does(
     make_run: Callable[..., RunConfig], tmp_path: Path, rows_of: Callable[[Path], list[dict[str, Any]]]
 ) -> None:
-    """Shared tensors and rounds are those of global, and what each device keeps is what enrolment gives on them, in int8."""
-    rate = {"algorithm.enrolment.enrolment-rate": 1e-2, "algorithm": "enrolment", "cohort": 2}
+    """By default shared tensors and rounds are those of global, and a device keeps what enrolment gives on them, in int8."""
+    rate = {"algorithm.enrolment.enrolment-rate": 1e-2, "gate": "none", "cohort": 2}
     config = make_run(tmp_path / "run", **{**RUN, **rate})
     grid = Watching()
     folder = run_server(grid, config, 1)
@@ -268,3 +273,25 @@ def test_the_devices_of_a_run_enrol_as_one_person_does(
             torch.testing.assert_close(found[OWN + name], tensor, rtol=1e-2, atol=1e-5)
         path = next((folder / "devices" / "personalized-own").glob(f"{folder_name(device)}/state-*"))
         assert size < path.stat().st_size < size + 16_000  # and its header
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "flexlora"])
+def test_devices_of_smaller_ranks_enrol_within_them(
+    make_run: Callable[..., RunConfig], tmp_path: Path, algorithm: str
+) -> None:
+    ranks = {"device-ranks": "1,2", "rank": 2, "gate": "none", "algorithm": algorithm, "cohort": 3, "rounds": 2}
+    config = make_run(tmp_path / "run", seed=3, **ranks, **{"algorithm.enrolment.enrolment-rate": 1e-2})
+    folder = run_server(SerialGrid(client_app), config, 1)
+    enrolled: set[int] = set()
+    for device in (f"화자 {number}" for number in range(4)):
+        if device == held_out(folder):
+            continue
+        rank = device_rank(config, device)
+        state, info = load_adapter(folder / "devices" / "personalized" / folder_name(device) / "adapter")
+        own = (folder / "devices" / "personalized-own" / folder_name(device)).exists()
+        assert info.split == ("fedsa" if own else "all-shared")
+        pairs = [(t, state[n.removesuffix("B") + "A"], n) for n, t in state.items() if n.endswith("_B")]
+        assert all(bool((b[:, :rank] != 0).any()) for b, _, _ in pairs)
+        assert not any(bool((b[:, rank:] @ a[rank:]).any()) for b, a, _ in pairs)
+        enrolled |= {rank} if own else set()
+    assert enrolled == {1, 2}

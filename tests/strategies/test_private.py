@@ -445,7 +445,7 @@ def test_epsilon_and_every_assumption_are_in_the_folder_and_in_the_log(
 def test_as_many_rounds_are_planned_and_paid_as_send_updates(
     run: Run, tmp_path: Path, settings: dict[str, Any], paid: int
 ) -> None:
-    changes = {**NOISE, "noise_multiplier": 50.0, "rounds": 12, "private_share": 0.15, **settings}
+    changes = {**NOISE, "noise_multiplier": 50.0, "rounds": 12, "gate": "self", "private_share": 0.15, **settings}
     grid = DroppingGrid()
     run(grid, **changes)
     said = json.loads((tmp_path / "run" / PRIVACY_NAME).read_text(encoding="utf-8"))

@@ -10,23 +10,37 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fl.adapters.split import OWN, in_part
-from fl.algorithms.base import About
+from fl.algorithms.base import About, Capabilities
 from fl.algorithms.personal.own_adapter import OwnAdapter
 from fl.core.errors import ConfigError
 from fl.settings.fields import setting
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from fl.adapters.state import State
     from fl.settings.config import RunConfig
 
 
+DECODER_PART = "B@decoder"
+
+
+def fitting_part(part: str, names: Iterable[str]) -> str:
+    """``part`` of an adapter with these tensors: B of all modules for the default where no decoder is adapted, as in a classifier."""
+    return part if part != DECODER_PART or any(map(in_part(part), names)) else "B"
+
+
 class EnrolledPart(OwnAdapter):
-    """B of the decoder, unless the options say otherwise: the encoder then stays the same for everybody."""
+    """The default personalization: B of the decoder, unless the options say otherwise, so that the encoder stays everybody's."""
 
     name = "enrolment"
     about = About("after Yu et al. 2020", "2002.04758", "A and B", "nothing; a device keeps the part that it enrolled")
     afterwards = True
-    enrolment_part: str = setting("B@decoder", "what trains: A, B or both (A,B); in some modules alone: B@decoder")
+    can = Capabilities(mean=True, low_rank=True, ranks="first")
+    enrolment_part: str = setting(
+        DECODER_PART,
+        "what trains: A, B or both (A,B); in some modules alone: B@decoder, which is B where no decoder is adapted",
+    )
     enrolment_rate: float = setting(8e-4, "learning rate of the part", low=0.0, high=10.0)
     steps: int = setting(
         24, "most steps of a device; left-out sentences choose among 0 and fractions", low=1, high=100_000
@@ -41,7 +55,7 @@ class EnrolledPart(OwnAdapter):
         """The part as the shared adapter has it."""
         from fl.adapters.blend import copied
 
-        chosen = in_part(self.enrolment_part)
+        chosen = in_part(fitting_part(self.enrolment_part, shared))
         return copied({name: tensor for name, tensor in shared.items() if chosen(name)})
 
     def build(self, shared: State, own: State) -> State:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Gates(Algorithm):
-    """The default personalization: A and B are shared, gates never leave the device. Its options: when and how fast they train."""
+    """What gate and split make private, by default the gates, never leaves the device. Its options: when and how fast gates train."""
 
     name = "gates"
     role = Role.PERSONALIZATION

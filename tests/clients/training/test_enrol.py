@@ -127,6 +127,17 @@ def test_a_strong_prior_gives_its_mean_and_none_gives_the_start(regression):
         assert list(moved(task, one).values()) == pytest.approx([distance, distance], abs=1e-5)
 
 
+def test_without_a_decoder_the_default_part_is_b_of_all_modules(regression):
+    task = regression(gate="none")
+    default = start_of(task, EnrolMethod("B@decoder", rate=1e-2))
+    assert default.split == start_of(task).split
+    named = {
+        f"model.{stack}.first.gated_lora_{kind}": torch.ones(2, 2) for stack in ("encoder", "decoder") for kind in "AB"
+    }
+    whisper = Start.of(Adapter(Slot(2, 2.0, "none"), named), EnrolMethod("B@decoder", rate=1e-2), seed=SEED)
+    assert whisper.split.private == ("model.decoder.first.gated_lora_B",)
+
+
 def test_a_method_that_cannot_be_is_refused(regression):
     with pytest.raises(ConfigError, match="grid"):
         EnrolMethod("B", rate=1.0, grid=(0, 4), steps=5)

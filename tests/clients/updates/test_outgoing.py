@@ -49,7 +49,7 @@ def settings(tmp_path: Path) -> Callable[..., RunConfig]:
     """A run without training on this machine's disk."""
 
     def make(**changes: Any) -> RunConfig:
-        values = {"task": NO_OP, "devices": 4, "new_people": 0, "rank": 2, "private_share": 0.0}
+        values = {"task": NO_OP, "devices": 4, "new_people": 0, "rank": 2, "gate": "self", "private_share": 0.0}
         return make_config({**values, "output": str(tmp_path / "run"), **changes})
 
     return make

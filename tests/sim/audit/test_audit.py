@@ -76,7 +76,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def config(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     values = {
-        "base": "random:whisper-nano", "manifest": str(manifest), "language": "ko", "rank": 2, "sites": "decoder.self",
+        "base": "random:whisper-nano", "manifest": str(manifest), "language": "ko", "rank": 2, "gate": "self", "sites": "decoder.self",
         "new_people": 0, "rounds": 3, "local_steps": 1, "batch_size": 2, "test_share": 0.3, "validation_share": 0.0,
         "output": str(tmp_path_factory.mktemp("audit") / "audit"),
     }  # fmt: skip
