@@ -87,6 +87,6 @@ class LateGroup(TyperGroup):
             return super().resolve_command(ctx, list(args))
         except click.UsageError as error:  # Typer's own suggestion knows only the commands that are imported
             close = get_close_matches(args[0], self.list_commands(ctx), n=1)
-            if close and "Did you mean" not in error.message:
-                error.message = f"{error.message.rstrip('.')}. Did you mean {close[0]!r}?"
-            raise
+            if not close or "Did you mean" in error.message:
+                raise
+            raise click.UsageError(f"{error.message.rstrip('.')}. Did you mean {close[0]!r}?", ctx) from error
