@@ -4,7 +4,7 @@
 
 The same people, with the same voices, say as many sentences without a trait and with one trait alone. ``--adapter`` is a shared
 part of the pair, such as ``idiolect study enrol`` keeps in its folder of runs; the people took no part in its training.
-Rows by person are stored in docs/studies/traits.json.
+Rows by person are stored in docs/studies/traits.jsonl, a line a trait.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from sim.section import ReportTable, markdown_tables, write_section
 
 METRICS = ("mer", "mer_folded", "wer")
 NONE = "none"
-ROWS = Path("docs/studies/traits.json")
+ROWS = Path("docs/studies/traits.jsonl")
 START, END = "<!-- traits: made by benchmarks/traits.py -->", "<!-- end of traits -->"
 People = Mapping[str, Mapping[str, tuple[int, int]]]  # errors and reference tokens by person and metric
 
@@ -94,21 +94,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--write", type=Path)
     wanted = parser.parse_args(arguments)
     if wanted.adapter:
-        write_atomically(wanted.rows, json.dumps(measure(wanted), indent=1).encode() + b"\n", mode=PUBLIC)
-    stored = json.loads(wanted.rows.read_text(encoding="utf-8"))
-    told = stored["conditions"]
+        lines = [json.dumps(row).encode() + b"\n" for row in measure(wanted)]
+        write_atomically(wanted.rows, b"".join(lines), mode=PUBLIC)
+    stored = [json.loads(line) for line in wanted.rows.read_text(encoding="utf-8").splitlines()]
+    told = stored[0]["conditions"]
     conditions = (
         f"{told['people']} people of {told['pair']}, {told['voices']} voices, {told['sentences']} sentences each, seed {told['seed']}; "
         f"{told['base']} with a shared part; {told['processor']}. 95 % bootstrap CI over people."
     )
-    text = markdown_tables(tables(stored["rows"]), conditions)
+    text = markdown_tables(tables({row["trait"]: row["people"] for row in stored}), conditions)
     print(text)
     if wanted.write:
         write_section(wanted.write, START, END, text)
 
 
-def measure(wanted: argparse.Namespace) -> dict[str, Any]:
-    """Rows by trait and person, and under what they were made."""
+def measure(wanted: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each trait: counts by person, and under what they were made."""
     trained = Trained.read(wanted.adapter)
     base = load_speech_base(trained.info.base_name)
     model = trained.on(base)
@@ -133,7 +134,8 @@ def measure(wanted: argparse.Namespace) -> dict[str, Any]:
             rows[name] = heard(manifest, wanted.sentences, base, model)
         print(f"{name}: {rows[name]}", flush=True)
     told = {key: getattr(wanted, key) for key in ("pair", "voices", "people", "sentences", "seed")}
-    return {"rows": rows, "conditions": {**told, "base": trained.info.base_name, **machine(("onnxruntime",))}}
+    conditions = {**told, "base": trained.info.base_name, **machine(("onnxruntime",))}
+    return [{"trait": name, "people": people, "conditions": conditions} for name, people in rows.items()]
 
 
 if __name__ == "__main__":
