@@ -15,7 +15,7 @@ from clients.training.enrol_method import DEFAULT
 from clients.training.person import Personal, enrol_person
 from clients.training.private_part import Adapter
 from fl.adapters.files import AdapterInfo, load_adapter, save_adapter
-from fl.adapters.split import covering, tensor_kind
+from fl.adapters.split import covering, make_split, tensor_kind
 from fl.adapters.stacked import Slot
 from fl.adapters.state import State
 from fl.bases.base import SpeechBase
@@ -60,6 +60,13 @@ def neutral(tensors: State, info: AdapterInfo) -> Adapter:
     return Adapter(Slot.of(info.config), gates)
 
 
+def of_one_person(folder: Path, tensors: State, info: AdapterInfo) -> list[str]:
+    """What to say of an adapter whose A or B is a person's own, which nothing can take out again."""
+    private = [name for name in make_split(info.split, tensors).private if tensor_kind(name) != "gate"]
+    told = f"{folder}: A or B of it is somebody's own (split {info.split}); unless it is yours, give one of devices/global"
+    return [told] if private else []
+
+
 def own_speech(labelled: LabelledSpeech, info: AdapterInfo, language: str) -> OwnSpeech:
     """A person's labelled speech on the base of an adapter."""
     device = choose_device(AUTO)
@@ -81,7 +88,7 @@ def run_enrolment(options: EnrolOptions, as_json: bool) -> None:
         show("loading the base", 0, 1)
         speech = own_speech(labelled, info, options.language)
         show("loading the base", 1, 1)
-        for remark in labelled.remarks():
+        for remark in (*of_one_person(options.adapter, tensors, info), *labelled.remarks()):
             errors.print(remark, soft_wrap=True, highlight=False)
         show("enrolment", 0, 1)
         shared, spelling = neutral(tensors, info), partial(SpellingTable.of_texts, known=known) if known else None

@@ -73,7 +73,9 @@ def test_a_folder_of_recordings_becomes_a_personal_adapter(recordings, shared, t
 def test_what_does_not_help_is_not_kept_unless_it_is_wanted(recordings, shared, tmp_path):
     good, out = tmp_path / "good", tmp_path / "mine"
     enrolled(recordings, shared, good, "--rate", "0.01", "--keep")  # knows these sentences already
-    assert "Not kept" in enrolled(recordings, good, out, "--rate", "10").stdout
+    again = enrolled(recordings, good, out, "--rate", "10")
+    assert "Not kept" in again.stdout
+    assert "somebody's own (split fedsa); unless it is yours, give one of devices/global" in again.stderr
     assert not out.exists()
     assert "Kept" in enrolled(recordings, good, out, "--rate", "10", "--keep").stdout
     load_adapter(out)
@@ -84,7 +86,9 @@ def test_one_recording_is_not_checked_and_said_so(recordings, shared, tmp_path):
     one.mkdir()
     for path in sorted(recordings.iterdir())[:2]:
         shutil.copy(path, one)
-    assert "nothing to check with" in enrolled(one, shared, tmp_path / "mine").stdout
+    done = enrolled(one, shared, tmp_path / "mine")
+    assert "nothing to check with" in done.stdout
+    assert "somebody's own" not in done.stderr
 
 
 def test_a_lexicon_adds_the_spellings_that_the_texts_show(recordings, shared, tmp_path):
