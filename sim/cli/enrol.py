@@ -63,7 +63,9 @@ def neutral(tensors: State, info: AdapterInfo) -> Adapter:
 def of_one_person(folder: Path, tensors: State, info: AdapterInfo) -> list[str]:
     """What to say of an adapter whose A or B is a person's own, which nothing can take out again."""
     private = [name for name in make_split(info.split, tensors).private if tensor_kind(name) != "gate"]
-    told = f"{folder}: A or B of it is somebody's own (split {info.split}); unless it is yours, give one of devices/global"
+    told = (
+        f"{folder}: A or B of it is somebody's own (split {info.split}); unless it is yours, give one of devices/global"
+    )
     return [told] if private else []
 
 
