@@ -1,6 +1,6 @@
 """``idiolect demo`` from its first line to its report, with empty caches but for the base: minutes, where they go, and what it shows.
 
-    python -m benchmarks.demo [--smoke]
+    python -m benchmarks.demo [--smoke] [--keep FOLDER]
 
 Two figures: the time, with the seconds of each arm and the peak memory beside it, and by how much ``personalized`` is below ``global``.
 """
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,14 @@ from sim.backends.noop import PeakMemory, peak_memory
 SMOKE = ["--base", "random:whisper-nano", "--rounds", "2", "--local-steps", "1", "--sentences", "12", "--devices", "2"]
 
 
-def run_demo(options: list[str]) -> tuple[dict[str, Any], float, PeakMemory]:
-    """Summary, seconds and peak memory of all processes of one demo."""
+def run_demo(options: list[str], keep: Path | None = None) -> tuple[dict[str, Any], float, PeakMemory]:
+    """Summary, seconds and peak memory of all processes of one demo. ``keep`` is an empty folder for its caches and its run."""
     bases = cache_root() / "bases"
     bases.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="idiolect-demo-") as folder, peak_memory() as peak:
+    if keep is not None:
+        keep.mkdir(parents=True)
+    own = nullcontext(str(keep.resolve())) if keep else tempfile.TemporaryDirectory(prefix="idiolect-demo-")
+    with own as folder, peak_memory() as peak:
         (Path(folder) / "bases").symlink_to(bases)
         command = [sys.executable, "-m", "sim.cli.app", "demo", "--json", "--output", f"{folder}/run", *options]
         started = time.perf_counter()
@@ -70,8 +74,10 @@ def main() -> int:
     """Measure, write ``benchmarks/results/demo*.json`` (not with ``--smoke``); 1 where a target is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="the smallest sizes: a minute, no figure")
-    smoke = parser.parse_args().smoke
-    rows = rows_of(*run_demo(SMOKE if smoke else []))
+    parser.add_argument("--keep", type=Path, help="a new folder, for pictures of FOLDER/run")
+    arguments = parser.parse_args()
+    smoke = arguments.smoke
+    rows = rows_of(*run_demo(SMOKE if smoke else [], arguments.keep))
     for row in rows:
         if not smoke:
             write_row(row)
