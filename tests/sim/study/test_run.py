@@ -81,7 +81,9 @@ def test_an_arm_is_as_large_as_what_it_trains(study):
     shared, personal = rows["rank 4", "global"], rows["rank 4", "personalized"]
     assert shared["parameters"] == 2 * rows["rank 2", "global"]["parameters"]  # A and B alone
     assert shared["private_bytes"] == 0
-    assert personal["private_bytes"] == 4 * (personal["parameters"] - shared["parameters"])  # the gates
+    assert personal["parameters"] == shared["parameters"]
+    decoder_b = personal["parameters"] / 2 * 8 / 12  # of three attentions with four maps each, two are the decoder's
+    assert personal["private_bytes"] == decoder_b * (1 + 2 / 4)  # int8, and a scale of two bytes for each row of 4
 
 
 def test_a_cell_without_the_arm_of_all_is_compared_with_that_of_the_baseline(study):
