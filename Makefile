@@ -16,7 +16,7 @@ $(READY): pyproject.toml requirements.lock
 demo: $(READY) ## train and compare all arms on six synthetic people; 17 minutes on 2 cores
 	$(BIN)/idiolect demo
 
-study: $(READY) ## personalized against global, centralized, fine-tuned and neutral over three seeds; about 40 minutes on 2 cores
+study: $(READY) ## personalized against global, centralized, fine-tuned and neutral over three seeds; 40 minutes on 2 cores, estimated
 	$(BIN)/python -m benchmarks.personalization --arms global,centralized,personalized,neutral,global+finetune
 
 test: $(READY) ## all tests, in a process for each core; about 13 minutes on 2 cores
