@@ -26,7 +26,7 @@ WRITTEN = {
     PARTICIPANT_ROWS: "participants",
     METHOD_ROWS: "enrol-methods",
 }  # the page of each file of rows
-PARTICIPANT_SIZES = (0, 85)  # of 120, less those for validation and tests
+PARTICIPANT_SIZES = (0, 75)  # of 120, less those for validation and tests
 SEEDS, SIZES = (1, 2, 3), (0, 1, 5, 10, 20, 40)
 SEARCH_SEEDS, SEARCH_SIZES = (100,), (0, 5, 20)  # people whom no result is about
 HEADLINE_START = "<!-- study enrol headline: made by idiolect study enrol -->"
@@ -100,7 +100,7 @@ def enrol(
     sizes: Annotated[str, Option(help="Sentences: 0,1,5,10,20,40, for a search 0,5,20.")] = "",
     methods: Annotated[str, Option(help="Names with ';' between; else all.")] = "",
     search: Annotated[bool, Option("--search", help="Search rates, on other people.")] = False,
-    participants: Annotated[bool, Option("--participants", help="Those who trained, with 85 sentences.")] = False,
+    participants: Annotated[bool, Option("--participants", help="Those who trained, with 75 sentences.")] = False,
     smoke: Annotated[bool, Option("--smoke", help="A minute: that it runs, not what it finds.")] = False,
     runs: Annotated[Path, Option(help="Where all is kept, and reused.")] = ROOT,
     write: Annotated[Path | None, Option(help=f"Folder of pages, such as {PAGES}.")] = None,
