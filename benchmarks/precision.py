@@ -129,7 +129,7 @@ def main() -> int:
     size = SMOKE if arguments.smoke else SIZE
     run = StudyRun(make_study(arguments.seeds), size, arguments.runs / size.name)
     run.run(lambda what, done, total: print(f"{what} ({done} of {total})", flush=True))
-    scores = {cell.name: CellScores.read([run.folder(cell, 1)]) for cell in run.study.cells}
+    scores = {cell.name: CellScores.read([run.folder(cell, 1)], seeds=size.seeds) for cell in run.study.cells}
     metric = next(iter(scores.values())).metric
     found = compare_arms(scores, arguments.seeds)
     main_arm = found[ARMS[-1]]

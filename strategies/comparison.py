@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from fl.adapters.state import State, size_of
 from fl.algorithms.arms import EVERYONE, HELD_OUT, REPORTED, Arm, evaluated_as, trained_arm, untrained_arm
 from fl.algorithms.base import Algorithm
 from fl.core.errors import ConfigError
-from fl.core.machine import machine
+from fl.core.machine import installed_versions, machine
 from fl.methods.recipes import fresh_state
 from fl.privacy.plan import PrivacyPlan, make_plan
 from fl.protocol.reply import bounded_mean
@@ -221,5 +220,5 @@ class Comparison:
             "new_people": len(self.roster.new_people),
             "seed": config.seed,
             "machine": {**machine(), "precision": config.base.precision},
-            "versions": {n: version(n) for n in ("flwr", "torch", "transformers", "peft", "ray", "jiwer")},
+            "versions": installed_versions("flwr", "torch", "transformers", "peft", "ray", "jiwer"),
         }

@@ -63,14 +63,17 @@ def job_arm(worker: Worker, job: Job) -> Arm:
     return arm
 
 
+def in_one_place(plan: LocalPlan, devices: int) -> LocalPlan:
+    """``plan`` for the data of all ``devices``: as many examples as they see, in steps of so many batches as a memory holds."""
+    together = min(devices, EVERYONE_BATCHES)
+    return replace(plan, steps=math.ceil(plan.steps * devices / together), batch_size=plan.batch_size * together)
+
+
 def local_plan(worker: Worker, job: Job, device_id: str, arm: Arm) -> LocalPlan:
     """What a device does in this job: the arm's schedule, as its algorithms change it. No step where the task does not learn."""
     plan = arm.schedule.plan(job.round)
     if device_id == EVERYONE:
-        devices = sum(not worker.task.is_new(d) for d in worker.task.device_ids())  # that take part in training
-        together = min(devices, EVERYONE_BATCHES)
-        steps = math.ceil(plan.steps * devices / together)
-        plan = replace(plan, steps=steps, batch_size=plan.batch_size * together)
+        plan = in_one_place(plan, sum(not worker.task.is_new(d) for d in worker.task.device_ids()))
     if not worker.task.learns:
         plan = replace(plan, steps=0, private_steps=0)
     if job.phase is Phase.PERSONALIZE and arm.schedule.closing and has_own(worker, arm, device_id, before=job.round):

@@ -4,6 +4,9 @@ import ctypes
 import gc
 import os
 import platform
+import sys
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
@@ -30,13 +33,25 @@ def _of_processor(key: str) -> str:
 
 
 def machine() -> dict[str, str | int]:
-    """Processor, cores that this process may use, and system, without the machine's name."""
+    """Processor, cores that this process may use, and system, without the machine's name; the GPU if this process computes on one."""
+    torch = sys.modules.get("torch")  # whoever has not loaded it has not used a GPU either
+    on_gpu = torch is not None and torch.cuda.is_initialized()
     return {
+        **({"gpu": torch.cuda.get_device_name()} if torch is not None and on_gpu else {}),
         "processor": processor(),
         "cores": available_cores(),
         "system": platform.system(),
         "python": platform.python_version(),
     }
+
+
+def installed_versions(*packages: str) -> dict[str, str]:
+    """The version of each of ``packages`` that is installed: a run in one process does not need all of them."""
+    found = {}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def return_free_memory() -> bool:

@@ -22,7 +22,7 @@ class StudyRow:
     ``rates`` maps a metric to ``rate``, ``low``, ``high``, ``errors``, ``reference``; ``against_baseline`` and
     ``against_global`` are paired differences of the main metric (:class:`fl.metrics.intervals.PairedDifference` as a dictionary), None
     where there is nothing to pair with. ``failed`` is why there is no result, which in a study of attacks is one. ``machine``
-    has ``processor``, ``cores``, ``system`` and ``python``: rows of one study may come from several machines.
+    has ``processor``, ``cores``, ``system`` and ``python``, and ``gpu`` if there was one: rows of one study may come from several machines.
     """
 
     cell: str

@@ -19,14 +19,13 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
 from fl.algorithms.arms import trained_arm
 from fl.core.errors import AggregationError, ConfigError, IdiolectError, RunError
-from fl.core.machine import available_cores, machine
+from fl.core.machine import available_cores, installed_versions, machine
 from fl.runs.files import is_finished, write_whole
 from fl.runs.progress import Progress, as_one
 from fl.runs.schema import CHECKPOINTS, DEVICES
@@ -190,7 +189,7 @@ class StudyRun:
         packages = ("flwr", "torch", "transformers", "peft", "jiwer", "numpy")
         conditions: dict[str, Any] = {
             "seeds": list(self.size.seeds),
-            "versions": {name: version(name) for name in packages},
+            "versions": installed_versions(*packages),
             "baseline": self.study.baseline,
             "drawn": self.study.drawn,
             "repeated": self.study.repeated,

@@ -82,7 +82,8 @@ class CellScores:
     def machine(self) -> dict[str, Any]:
         """What the runs were carried out on; where they differ, all of it with ``or`` between."""
         found = [run.costs.machine for run in self.runs]
-        return {name: " or ".join(sorted({str(one[name]) for one in found})) for name in found[0]}
+        names = dict.fromkeys(name for one in found for name in one)
+        return {name: " or ".join(sorted({str(one.get(name, "none")) for one in found})) for name in names}
 
     def rates(self, arm: str) -> dict[str, dict[str, Any]]:
         """Pooled rates with intervals, by metric."""

@@ -149,8 +149,8 @@ def _machines(result: StudyResult) -> str:
 
 
 def _machine(found: Mapping[str, Any]) -> str:
-    cores = found["cores"]
-    return f"{found['processor']}, {cores} {'core' if str(cores) == '1' else 'cores'}, Python {found['python']}"
+    cores, gpu = found["cores"], f"{found['gpu']}; " if "gpu" in found else ""
+    return f"{gpu}{found['processor']}, {cores} {'core' if str(cores) == '1' else 'cores'}, Python {found['python']}"
 
 
 def _beside(result: StudyResult, machine: str) -> str:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.precision import compare
+from benchmarks.precision import compare, main
 
 REFERENCE = np.array([40, 60])
 WIDE = np.array([[10, 12, 14], [20, 18, 22]])  # (people, seeds): 30, 30 and 36 errors of 100 tokens
@@ -25,3 +25,8 @@ def test_an_interval_is_over_people_and_over_seeds() -> None:
     assert by_seed["difference"] == pytest.approx(4.0)
     for found in (by_person, by_seed):  # who or what is drawn may leave the only one with a difference out
         assert found["low"] == 0.0 < found["difference"] < found["high"]
+
+
+def test_the_runs_of_all_seeds_have_the_same_people(monkeypatch, tmp_path, own_home) -> None:
+    monkeypatch.setattr("sys.argv", ["precision", "--smoke", "--seeds", "2", "--runs", str(tmp_path)])
+    assert main() == 0

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from clients.training.enrol_method import EnrolMethod
 
-NEUTRAL, PROMPTS, ONE_SPELLING = "neutral", "prompts", "one spelling"
+NEUTRAL, PROMPTS, ONE_SPELLING, CENTRALIZED = "neutral", "prompts", "one spelling", "centralized"
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Contender:
     tell: a Gaussian, or so many ``directions`` in which they differ.
     ``prompted`` puts the person's transcripts in front as Whisper's previous text, ``respelled`` writes loanwords in the output as
     the person's transcripts do. ``episodes`` starts from a shared part that was made to be adapted by this method, ``taught`` from
-    one that was trained on examples changed by it: behind prompts, or in one spelling for all.
+    one that was trained in another way: behind prompts, in one spelling for all, or with all data in one place.
     """
 
     method: EnrolMethod | None = None
@@ -36,7 +36,9 @@ DIRECTIONS = 16
 
 CONTENDERS: Mapping[str, Contender] = {
     NEUTRAL: Contender(),
+    CENTRALIZED: Contender(taught=CENTRALIZED),
     "spelling table": Contender(respelled=True),
+    "centralized and spelling table": Contender(respelled=True, taught=CENTRALIZED),
     "prompt": Contender(prompted=True),
     "gates": Contender(GATES),
     "gate biases (LHUC)": Contender(EnrolMethod("gate_bias", rate=0.05, gate="self")),

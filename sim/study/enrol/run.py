@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,10 @@ from fl.settings.config import RunConfig, flat
 from fl.speech.spelling import SpellingTable, Written
 from fl.tasks.speech.task import SpeechTask
 from fl.tasks.task import Example
-from sim.study.enrol.contenders import NEUTRAL, ONE_SPELLING, PROMPTS, Contender
+from sim.study.enrol.contenders import CENTRALIZED, NEUTRAL, ONE_SPELLING, PROMPTS, Contender
 from sim.study.enrol.prompts import behind_others, behind_some, prompt_of
 from sim.study.enrol.rows import METRICS, EnrolRow, append_rows, read_rows
-from sim.study.enrol.shared import Progress, SharedTraining, Taught
+from sim.study.enrol.shared import Progress, SharedTraining
 
 HELD_OUT_TESTS = 1 / 3  # of a held-out speaker's sentences; a participant's are those of data.test-share
 PRIOR_SENTENCES = 20  # of each participant, from which a prior is learned
@@ -239,8 +239,9 @@ class EnrolStudy:
         state = self.shared
         if contender.taught:
             folder = self.root / f"{contender.taught.replace(' ', '-')}-seed{self.config.seed}-{self._settings_digest}"
-            taught = TAUGHT[contender.taught]
-            state = self.training.kept(folder, lambda: self.training.trained(self.progress, taught=taught))
+            state = self.training.kept(
+                folder, partial(self.training.trained, self.progress, **TAUGHT[contender.taught])
+            )
         if contender.episodes:
             folder = self.root / f"episodes-seed{self.config.seed}-{self.digest(contender)}"
             shared = state
@@ -311,7 +312,12 @@ def in_one_spelling(examples: Sequence[Example]) -> list[Example]:
     return [replace(e, target=fold_loanwords(e.target, e.details["loanwords"])) for e in examples]
 
 
-TAUGHT: Mapping[str, Taught] = {PROMPTS: behind_some, ONE_SPELLING: lambda examples, seed: in_one_spelling(examples)}
+TAUGHT: Mapping[str, Mapping[str, Any]] = {
+    PROMPTS: {"taught": behind_some},
+    ONE_SPELLING: {"taught": lambda examples, seed: in_one_spelling(examples)},
+    CENTRALIZED: {"arm_name": CENTRALIZED},
+}
+"""How a shared part is trained that is not that of the arm ``global``, as arguments of :meth:`SharedTraining.trained`."""
 
 
 def _lessons(contender: Contender, own: Sequence[Example]) -> Sequence[Example]:
@@ -336,4 +342,5 @@ def _digest(content: Any) -> str:
 
 def _machine() -> str:
     """The GPU, or the processor where there is none."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else str(machine()["processor"])
+    found = machine()
+    return str(found.get("gpu", found["processor"]))

@@ -7,13 +7,14 @@ import torch
 
 from clients.training.cohort import Member, MemberResult, activation_bytes, train_cohort
 from clients.training.enrol_method import EnrolMethod
+from clients.training.phase import in_one_place
 from clients.training.private_part import Adapter, Start
 from fl.adapters.files import AdapterInfo, load_adapter, save_adapter
 from fl.adapters.split import Split, make_split
 from fl.adapters.stacked import Slot, StackedModel
 from fl.adapters.state import State
 from fl.aggregation.updates import DeviceUpdate, moved
-from fl.algorithms.arms import trained_arm
+from fl.algorithms.arms import EVERYONE, trained_arm
 from fl.algorithms.base import Round
 from fl.algorithms.plan import LocalPlan
 from fl.algorithms.server_optimizers import ServerOptimizer
@@ -47,31 +48,36 @@ class SharedTraining:
         recipe = make_recipe(self.config, self.task, "none")
         return Adapter(Slot.of(peft_config(recipe)), state)
 
-    def trained(self, progress: Progress, *, taught: Taught | None = None) -> State:
-        """The shared tensors after the last round of the arm ``global``; ``taught`` is what a person's examples are changed to, by the
-        seed of a round."""
+    def trained(self, progress: Progress, *, arm_name: str = "global", taught: Taught | None = None) -> State:
+        """The shared tensors after the last round of an arm, ``global`` or ``centralized``; ``taught`` is what a person's examples are
+        changed to, by the seed of a round."""
         config = self.config
-        arm = trained_arm("global", config)
+        arm = trained_arm(arm_name, config)
         assert arm is not None
+        everyone = {EVERYONE: [example for own in self.people.values() for example in own]}
+        own = self.people if arm.federates else everyone
         state = fresh_state(config, self.task, arm.gate)
         split = make_split(arm.split, state)
         aggregator, table = arm.aggregation.aggregator(), config.server_optimizer
-        optimizer = ServerOptimizer(table.name, table.rate, table.momentum) if table.name != NONE else None
+        served = arm.federates and table.name != NONE
+        optimizer = ServerOptimizer(table.name, table.rate, table.momentum) if served else None
         for number in range(1, arm.schedule.rounds + 1):
             progress("shared training", number - 1, arm.schedule.rounds)
             plan = arm.schedule.plan(number)
+            if not arm.federates:
+                plan = in_one_place(plan, len(self.people))
             for algorithm in arm.algorithms:
                 plan = algorithm.local(plan, number)
-            seeds = {name: derive_seed(config.seed, number, name, "train") for name in self.people}
+            seeds = {name: derive_seed(config.seed, number, name, "train") for name in own}
             start = {name: tensor.numpy() for name, tensor in state.items()}
-            people: Mapping[str, Sequence[Example]] = self.people
+            people: Mapping[str, Sequence[Example]] = own
             if taught is not None:
-                people = {name: taught(own, seeds[name]) for name, own in people.items()}
+                people = {name: taught(examples, seeds[name]) for name, examples in people.items()}
             updates = tuple(
                 DeviceUpdate(
                     name,
                     {n: t.numpy() - start[n] for n, t in one.state.items()},
-                    numbers={"examples": len(self.people[name])},
+                    numbers={"examples": len(own[name])},
                 )
                 for name, one in self._locally(split, state, plan, people, seeds)
             )

@@ -54,13 +54,15 @@ def study(config, tmp_path) -> EnrolStudy:
     return EnrolStudy(config, tmp_path, tmp_path / "enrol.jsonl")
 
 
-def test_the_shared_part_is_that_of_a_run(config, study):
-    folder = run_simulation(config, serial=True)
-    found = load_checkpoint(folder / "checkpoints", "global", study.task.fingerprint)
+@pytest.mark.parametrize("arm", ["global", "centralized"])
+def test_the_shared_part_is_that_of_a_run(config, study, arm):
+    folder = run_simulation(config.changed({"arms": arm}), serial=True)
+    found = load_checkpoint(folder / "checkpoints", arm, study.task.fingerprint)
     assert found is not None
     expected = from_arrays(found.arrays)
-    assert study.shared.keys() == expected.keys()
-    for name, tensor in study.shared.items():
+    shared = study.shared if arm == "global" else study._start(CONTENDERS[arm]).state
+    assert shared.keys() == expected.keys()
+    for name, tensor in shared.items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-6)
 
 
