@@ -1,7 +1,8 @@
 """Enrolment: a person who took no part in training gets a private part from a few labelled examples of their own.
 
-All people train in one cohort, and beside each the *folds* of k-fold cross-validation over that person's examples. The loss on
-the examples that a fold leaves out decides how many steps the person takes: those with the least loss on the grid, which has 0.
+All people train in one cohort, and beside each the *folds* of k-fold cross-validation over that person's examples, one alone
+where it leaves out enough of them. The loss on the examples that a fold leaves out decides how many steps the person takes: those
+with the least loss on the grid, which has 0.
 No step keeps the shared adapter, so a private part is kept only where it helps with examples that it has not seen. One
 example leaves nothing out: it takes the method's own number of steps.
 """
@@ -26,6 +27,7 @@ from fl.data.batching import buckets
 from fl.tasks.task import Example, Task
 
 PEOPLE = 16  # in one cohort, each with a member for all examples and one for each fold
+LEFT_OUT = 24  # examples that decide a number of steps: a fold more costs its training and decides hardly better
 PATIENCE = 2  # points of the grid without a lower left-out loss, after which a person stops
 GPU_TIMES = 32  # times as many rows are predicted together on a GPU
 
@@ -209,10 +211,14 @@ def _precomputed(
 
 
 def _folds(count: int, most: int, seed: int, name: str) -> Iterator[frozenset[int]]:
-    """The examples that each fold leaves out: of ``count`` in a random order, every one once; none of a single example."""
+    """The examples that each fold leaves out: of ``count`` in a random order, none twice; none of a single example.
+
+    Only as many of the folds as leave out :data:`LEFT_OUT` examples, or all.
+    """
     folds = min(most, count)
     order = derive_random(seed, name, "folds").sample(range(count), count)
-    return (frozenset(order[fold::folds]) for fold in range(folds)) if folds > 1 else iter(())
+    needed = min(folds, math.ceil(LEFT_OUT * folds / count))
+    return (frozenset(order[fold::folds]) for fold in range(needed)) if folds > 1 else iter(())
 
 
 def predict(

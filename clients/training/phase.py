@@ -1,6 +1,5 @@
 """The local phase of one device: its adapter put together, trained, and its results taken apart into what stays and what leaves."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -12,15 +11,12 @@ from fl.adapters.split import CONTROL
 from fl.adapters.state import Shapes, State, adapter_parameters
 from fl.algorithms.arms import EVERYONE, Arm, trained_arm
 from fl.algorithms.base import Correction
-from fl.algorithms.plan import LocalPlan, Phase
+from fl.algorithms.plan import LocalPlan, Phase, in_one_place
 from fl.core.errors import ConfigError, GuardError, IdiolectError
 from fl.core.rng import derive_seed
 from fl.protocol.wire import Job, tensors_bytes
 from fl.tasks.task import DeviceExamples
 
-# All data in one place: as many examples as all devices take together, in steps whose batch is those of so many devices. The
-# same examples in more and smaller steps diverged at the devices' learning rate, which averaging allows them.
-EVERYONE_BATCHES = 16
 # What may go wrong with one device without concerning the others of its node; RuntimeError is how torch complains.
 DEVICE_FAULTS = (IdiolectError, OSError, RuntimeError)
 
@@ -61,12 +57,6 @@ def job_arm(worker: Worker, job: Job) -> Arm:
     if arm is None:
         raise ConfigError(f"arm {job.arm!r} is not trained: it only evaluates")
     return arm
-
-
-def in_one_place(plan: LocalPlan, devices: int) -> LocalPlan:
-    """``plan`` for the data of all ``devices``: as many examples as they see, in steps of so many batches as a memory holds."""
-    together = min(devices, EVERYONE_BATCHES)
-    return replace(plan, steps=math.ceil(plan.steps * devices / together), batch_size=plan.batch_size * together)
 
 
 def local_plan(worker: Worker, job: Job, device_id: str, arm: Arm) -> LocalPlan:

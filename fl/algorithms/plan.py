@@ -1,7 +1,10 @@
 """What a device does in one message: steps, rates, and which tensors each step trains."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from enum import StrEnum
+
+EVERYONE_BATCHES = 16  # devices whose batches make one step where all data is in one place
 
 
 class Phase(StrEnum):
@@ -45,3 +48,12 @@ class LocalPlan:
     repeat: int = 1
     outer: float = 0.0
     mixing_learning_rate: float = 0.0
+
+
+def in_one_place(plan: LocalPlan, devices: int) -> LocalPlan:
+    """``plan`` for the data of all ``devices``: as many examples as they take together, in steps whose batch is that of several.
+
+    The same examples in more and smaller steps diverged at the devices' learning rate, which averaging allows them.
+    """
+    together = min(devices, EVERYONE_BATCHES)
+    return replace(plan, steps=math.ceil(plan.steps * devices / together), batch_size=plan.batch_size * together)

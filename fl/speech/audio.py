@@ -24,6 +24,14 @@ SHORTEST_PART = 0.1  # seconds: less than this at the end of a recording holds n
 _LEVEL_WINDOW = SAMPLE_RATE // 50  # 20 ms
 
 
+def require_recording(path: Path) -> None:
+    """Raise :class:`AudioError` where there is no file to read."""
+    if path.is_dir():
+        raise AudioError(f"{path}: is a folder; give a recording")
+    if not path.is_file():
+        raise AudioError(f"{path}: no such audio file; check the name, which in a manifest is relative to the manifest")
+
+
 def load_audio(
     path: str | Path, start: float | None = None, end: float | None = None, remark: Callable[[str], None] | None = None
 ) -> Waveform:
@@ -34,10 +42,7 @@ def load_audio(
     MAX_FILE_SECONDS.
     """
     path = Path(path)
-    if path.is_dir():
-        raise AudioError(f"{path}: is a folder; give a recording")
-    if not path.is_file():
-        raise AudioError(f"{path}: no such audio file; check the name, which in a manifest is relative to the manifest")
+    require_recording(path)
     first = start or 0.0
     last = min(first + MAX_FILE_SECONDS + 1.0, math.inf if end is None else end)
     with open_sound(path, str(path)) as sound:

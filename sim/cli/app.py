@@ -18,6 +18,7 @@ from typer import Argument, Option
 
 from fl import __version__
 from fl.core.errors import IdiolectError, RunError
+from fl.core.paths import find
 from fl.runs.progress import Progress
 from fl.settings.config import RunConfig
 from sim.cli.help import new_app
@@ -263,6 +264,9 @@ def transcribe(
 
     The file is WAV, FLAC, MP3, M4A, OGG, WebM, AAC or AMR. A spelling table beside the adapter is applied.
     """
+    from fl.speech.audio import require_recording
+
+    require_recording(find(file))  # before torch is loaded
     from fl.speech.transcribe import transcribe_file
 
     with errors.status("loading the base and listening"):

@@ -149,8 +149,8 @@ class StudyRun:
     def _rows(self, cell: StudyCell, scores: dict[str, CellScores | str]) -> list[StudyRow]:
         """The rows of one cell: of each compared arm, and of each slice of the sentences that the study wants."""
         own, baseline = scores[cell.name], scores[self.study.baseline]
-        if cell.new_people and isinstance(baseline, CellScores):  # compared on the same people
-            baseline = CellScores.of(baseline.runs, new_people=True)
+        if isinstance(baseline, CellScores) and baseline.new_people != cell.new_people:  # compared on the same people
+            baseline = CellScores.of(baseline.runs, cell.new_people)
         trained = self.study.config(cell, self.size, self.size.seeds[0], "").arms  # a small size may leave some out
         arms = [arm for arm in cell.compared or self.study.compared if arm in trained]
         if isinstance(own, str):
@@ -186,17 +186,17 @@ class StudyRun:
     def _conditions(self, scores: dict[str, CellScores | str]) -> dict[str, Any]:
         baseline_first = (scores[self.study.baseline], *scores.values())
         found = next((one for one in baseline_first if isinstance(one, CellScores)), None)
-        packages = ("flwr", "torch", "transformers", "peft", "jiwer", "numpy")
         conditions: dict[str, Any] = {
             "seeds": list(self.size.seeds),
-            "versions": installed_versions(*packages),
+            "versions": installed_versions("flwr", "torch", "transformers", "peft", "jiwer"),
             "baseline": self.study.baseline,
             "drawn": self.study.drawn,
             "repeated": self.study.repeated,
         }
         if found is not None:
             costs = asdict(found.runs[0].costs)
-            conditions |= {name: costs[name] for name in ("base", "devices", "rounds", "local_steps", "batch_size")}
+            facts = ("versions", "base", "devices", "rounds", "local_steps", "batch_size")
+            conditions |= {name: costs[name] for name in facts}
             sentences = {(each.row.device, each.row.utterance) for rows in found.arms.values() for each in rows}
             conditions["sentences"] = len(sentences)
         return conditions

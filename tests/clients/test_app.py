@@ -16,7 +16,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from clients import app as client
 from clients.app import app
 from clients.node import Hosting, node_worker
-from clients.training import phase, together
+from clients.training import together
 from clients.training.phase import local_plan, local_seed
 from clients.updates.reply import DeviceResult
 from clients.worker import Worker
@@ -241,7 +241,9 @@ def test_centralized_trains_on_everybodys_data_with_everybodys_batches(
     assert arm is not None
     plan = local_plan(worker, job(EVERYONE, arm="centralized"), EVERYONE, arm)
     assert plan.batch_size == config.train.batch_size * len(trainees)
-    monkeypatch.setattr(phase, "EVERYONE_BATCHES", 2)  # three devices' batches do not fit into one: more steps of two
+    monkeypatch.setattr(
+        "fl.algorithms.plan.EVERYONE_BATCHES", 2
+    )  # three devices' batches do not fit into one: more steps of two
     plan = local_plan(worker, job(EVERYONE, arm="centralized"), EVERYONE, arm)
     assert (plan.steps, plan.batch_size) == (math.ceil(config.train.local_steps * 3 / 2), 2 * config.train.batch_size)
     assert counts["examples"] == sum(len(worker.task.device(d).train) for d in trainees)

@@ -317,7 +317,8 @@ TAUGHT: Mapping[str, Mapping[str, Any]] = {
     ONE_SPELLING: {"taught": lambda examples, seed: in_one_spelling(examples)},
     CENTRALIZED: {"arm_name": CENTRALIZED},
 }
-"""How a shared part is trained that is not that of the arm ``global``, as arguments of :meth:`SharedTraining.trained`."""
+"""How a shared part is trained that is not that of the arm ``global``: arguments of
+:meth:`sim.study.enrol.shared.SharedTraining.trained`."""
 
 
 def _lessons(contender: Contender, own: Sequence[Example]) -> Sequence[Example]:

@@ -7,7 +7,6 @@ import torch
 
 from clients.training.cohort import Member, MemberResult, activation_bytes, train_cohort
 from clients.training.enrol_method import EnrolMethod
-from clients.training.phase import in_one_place
 from clients.training.private_part import Adapter, Start
 from fl.adapters.files import AdapterInfo, load_adapter, save_adapter
 from fl.adapters.split import Split, make_split
@@ -16,7 +15,7 @@ from fl.adapters.state import State
 from fl.aggregation.updates import DeviceUpdate, moved
 from fl.algorithms.arms import EVERYONE, trained_arm
 from fl.algorithms.base import Round
-from fl.algorithms.plan import LocalPlan
+from fl.algorithms.plan import LocalPlan, in_one_place
 from fl.algorithms.server_optimizers import ServerOptimizer
 from fl.core.errors import RunError
 from fl.core.rng import derive_random, derive_seed

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from clients.training.enrol import PEOPLE, enrol
+from clients.training.enrol import PEOPLE, _folds, enrol
 from clients.training.enrol_method import EnrolMethod
 from clients.training.prior import eigenvoices, learned_prior
 from clients.training.private_part import Adapter, Enrolment, Start
@@ -90,6 +90,13 @@ def test_a_left_out_sentence_is_not_trained_on(regression):
         task, {"p": [*examples, *examples]}, EnrolMethod("A,B", rate=3e-2, grid=(0, 200), steps=200, folds=4)
     )["p"]
     assert seen.curve[200] < 0.5 * one.curve[200]
+
+
+@pytest.mark.parametrize(("sentences", "sizes"), [(2, [1, 1]), (18, [6, 6, 6]), (48, [16, 16]), (90, [30])])
+def test_folds_leave_no_sentence_out_twice_and_end_when_enough_are_left_out(sentences, sizes):
+    folds = list(_folds(sentences, 3, 1, "p"))
+    assert [len(one) for one in folds] == sizes
+    assert len(frozenset().union(*folds)) == sum(sizes)
 
 
 def test_one_sentence_leaves_nothing_out_and_takes_the_steps_of_the_method(regression):
