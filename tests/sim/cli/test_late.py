@@ -50,6 +50,17 @@ def test_neither_a_help_nor_a_listing_loads_anything_heavy() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_recording_that_is_not_there_is_refused_before_torch_is_loaded() -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from sim.cli.app import app\n"
+        "result = CliRunner().invoke(app, ['transcribe', 'nothing.wav'])\n"
+        "assert 'no such audio file' in str(result.exception), result\n"
+        f"sys.exit(', '.join({HEAVY!r} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == ""
+
+
 def help_of(*words: str, width: int) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("typer.rich_utils.MAX_WIDTH", width)

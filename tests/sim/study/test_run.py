@@ -122,6 +122,9 @@ def test_a_cell_of_new_people_is_about_them_alone(study):
     beside = replace(other, study=replace(plan, baseline="others")).run()  # with held-out speakers of its own
     (row,) = [row for row in beside.rows if (row.cell, row.arm) == ("new", "global")]
     assert row.against_baseline["difference"] == 0
+    turned = replace(plan, cells=(new, plan.cells[2]), baseline="new")
+    (row,) = [row for row in replace(other, study=turned).run().rows if row.cell == "others"]
+    assert row.against_baseline["difference"] == 0  # the baseline's participants, whom its own row is not about
 
 
 def test_the_conditions_are_those_of_the_baseline(study):
