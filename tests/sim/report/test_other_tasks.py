@@ -52,7 +52,7 @@ def test_the_tasks_own_metric_decides(other_run):
 def test_the_page_speaks_of_the_task_and_of_no_other(other_run):
     summary = summarize([read_run(other_run)], samples=50)
     page = render(summary, [read_run(other_run)])
-    assert "Personalized taggers make 100 % fewer errors" in page
+    assert "Personalized taggers make 100\u202f% fewer errors" in page
     assert "Error rate with 95 % CI" in page
     for word in ("MER", "recognizer", "Recording", "<audio", ">Listen"):
         assert word not in page, word
