@@ -156,11 +156,14 @@ def _machine(found: Mapping[str, Any]) -> str:
 def _beside(result: StudyResult, machine: str) -> str:
     """What the baseline had where it was run for cells of ``machine``, if that is not what its own row says."""
     name = result.conditions["baseline"]
-    stated = [row.rates[row.metric]["rate"] for row in result.rows if row.cell == name and not row.failed]
+    own = [row.rates[row.metric] for row in result.rows if row.cell == name and not row.failed]
+    stated, references = [one["rate"] for one in own], {one["reference"] for one in own}
     again = [
         row.rates[row.metric]["rate"] - row.against_baseline["difference"]
         for row in result.rows
-        if row.against_baseline is not None and _machine(row.machine) == machine
+        if row.against_baseline is not None
+        and _machine(row.machine) == machine
+        and row.rates[row.metric]["reference"] in references  # else its baseline is that of other people
     ]
     others = sorted({_percent(rate) for rate in again if all(abs(rate - one) > 1e-9 for one in stated)})
     return f", where the baseline {name} has {' and '.join(others)} %" if others else ""
