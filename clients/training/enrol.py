@@ -2,7 +2,7 @@
 
 All people train in one cohort, and beside each the *folds* of k-fold cross-validation over that person's examples, one alone
 where it leaves out enough of them. The loss on the examples that a fold leaves out decides how many steps the person takes: those
-with the least loss on the grid, which has 0.
+with the least loss on the grid, which has 0; 0 too where it is hardly less than that of the shared adapter (:func:`chosen_steps`).
 No step keeps the shared adapter, so a private part is kept only where it helps with examples that it has not seen. One
 example leaves nothing out: it takes the method's own number of steps.
 """
@@ -27,7 +27,8 @@ from fl.data.batching import buckets
 from fl.tasks.task import Example, Task
 
 PEOPLE = 16  # in one cohort, each with a member for all examples and one for each fold
-LEFT_OUT = 24  # examples that decide a number of steps: a fold more costs its training and decides hardly better
+LEFT_OUT = 48  # examples that decide a number of steps: a fold more costs its training and decides hardly better
+MARGIN = 0.1  # of the loss, over the root of the left-out examples: by how much it has to fall (docs/results/enrol.md)
 PATIENCE = 2  # points of the grid without a lower left-out loss, after which a person stops
 GPU_TIMES = 32  # times as many rows are predicted together on a GPU
 
@@ -123,7 +124,8 @@ class _Enrolling:
         snapshots, curves = self._trained(read)
         chosen, values = [], self.cohort.parameters.values
         for member, curve, folds in zip(self.whole, curves, self.folds, strict=True):
-            steps = min(curve, key=lambda steps: (curve[steps], steps)) if curve else self.start.method.steps
+            left_out = sum(len(away) for _, away in folds)
+            steps = chosen_steps(curve, left_out) if curve else self.start.method.steps
             if not bool(torch.isfinite(snapshots[steps][member]).all()):
                 steps = 0
             for one in (member, *(fold for fold, _ in folds if with_unseen)):
@@ -219,6 +221,13 @@ def _folds(count: int, most: int, seed: int, name: str) -> Iterator[frozenset[in
     order = derive_random(seed, name, "folds").sample(range(count), count)
     needed = min(folds, math.ceil(LEFT_OUT * folds / count))
     return (frozenset(order[fold::folds]) for fold in range(needed)) if folds > 1 else iter(())
+
+
+def chosen_steps(curve: Mapping[int, float], left_out: int) -> int:
+    """The steps with the least of the left-out losses of ``curve``, the fewest of several; 0 where the loss falls by no more than
+    :data:`MARGIN` of it over the root of how many are ``left_out``: the least of several losses is lower by chance too."""
+    steps = min(curve, key=lambda steps: (curve[steps], steps))
+    return steps if curve[steps] < curve[0] * (1 - MARGIN / math.sqrt(left_out)) else 0
 
 
 def predict(

@@ -1,11 +1,12 @@
 """Enrolment: folds decide the steps, all people at once get what each gets alone, and what does not help is not kept."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
-from clients.training.enrol import PEOPLE, _folds, enrol
+from clients.training.enrol import PEOPLE, _folds, chosen_steps, enrol
 from clients.training.enrol_method import EnrolMethod
 from clients.training.prior import eigenvoices, learned_prior
 from clients.training.private_part import Adapter, Enrolment, Start
@@ -92,11 +93,26 @@ def test_a_left_out_sentence_is_not_trained_on(regression):
     assert seen.curve[200] < 0.5 * one.curve[200]
 
 
-@pytest.mark.parametrize(("sentences", "sizes"), [(2, [1, 1]), (18, [6, 6, 6]), (48, [16, 16]), (90, [30])])
+@pytest.mark.parametrize(("sentences", "sizes"), [(2, [1, 1]), (18, [6, 6, 6]), (90, [30, 30]), (150, [50])])
 def test_folds_leave_no_sentence_out_twice_and_end_when_enough_are_left_out(sentences, sizes):
     folds = list(_folds(sentences, 3, 1, "p"))
     assert [len(one) for one in folds] == sizes
     assert len(frozenset().union(*folds)) == sum(sizes)
+
+
+@pytest.mark.parametrize(
+    ("curve", "left_out", "steps"),
+    [
+        ({0: 1.0, 3: 0.94, 6: 0.97}, 5, 3),
+        ({0: 1.0, 3: 0.96, 6: 0.97}, 5, 0),  # 4.5 % may be chance with five
+        ({0: 1.0, 3: 0.96, 6: 0.97}, 20, 3),
+        ({0: 1.0, 3: 0.9, 6: 0.9}, 20, 3),  # the fewest
+        ({0: 1.0, 3: math.inf}, 20, 0),
+        ({0: math.inf, 3: 0.5}, 20, 3),
+    ],
+)
+def test_what_hardly_lowers_the_left_out_loss_is_not_kept(curve, left_out, steps):
+    assert chosen_steps(curve, left_out) == steps
 
 
 def test_one_sentence_leaves_nothing_out_and_takes_the_steps_of_the_method(regression):
