@@ -151,7 +151,7 @@ def _costs(rows: Sequence[EnrolRow], sizes: Sequence[int]) -> ReportTable:
         size, seconds = f"{mean(row.bytes for row in most) / 1024:,.0f}", f"{mean(timed):.2f}" if timed else "-"
         lines.append((name, _rate(most, "wer"), steps, untouched, size, seconds))
     told = ", ".join(map(str, sizes))
-    heads = ("method", "WER, %", f"steps with {told}", "neutral kept, %", "KiB", "s a person")
+    heads = ("method", "WER, %", f"steps with {told}", "stayed shared, %", "KiB", "s a person")
     return ReportTable("What enrolment costs, with the most sentences", heads, tuple(lines))
 
 
