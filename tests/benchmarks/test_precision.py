@@ -27,6 +27,7 @@ def test_an_interval_is_over_people_and_over_seeds() -> None:
         assert found["low"] == 0.0 < found["difference"] < found["high"]
 
 
-def test_the_runs_of_all_seeds_have_the_same_people(monkeypatch, tmp_path, own_home) -> None:
+def test_the_runs_of_all_seeds_have_the_same_people(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("IDIOLECT_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("sys.argv", ["precision", "--smoke", "--seeds", "2", "--runs", str(tmp_path)])
     assert main() == 0
