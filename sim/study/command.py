@@ -1,4 +1,4 @@
-"""``idiolect study NAME``: a command for each study of the catalogue, ``network``, and ``all`` and ``tables`` over them."""
+"""``idiolect study NAME``: a command for each study of the catalogue, ``network`` and ``pairs``, and ``all`` and ``tables`` over them."""
 
 import json
 from collections.abc import Mapping
@@ -31,6 +31,7 @@ class StudyGroup(LateGroup):
     late: ClassVar[Mapping[str, Late]] = {
         "enrol": Late("What held-out speakers gain from 1 to 40 sentences.", "sim.study.enrol.command:enrol"),
         "network": Late("Ask a server, or hold the base on the device?", "sim.study.network.command:network"),
+        "pairs": Late("Differences between two methods of enrolment, of stored rows.", "sim.study.enrol.command:pairs"),
     }
 
 

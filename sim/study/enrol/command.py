@@ -1,4 +1,4 @@
-"""``idiolect study enrol``: what held-out speakers gain from 1 to 40 sentences, by method. Also ``python -m sim.study.enrol``."""
+"""``idiolect study enrol``: what held-out speakers gain from 1 to 40 sentences, by method, and ``pairs`` of methods."""
 
 import json
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-from typer import Option
+from typer import Argument, Option
 
 from fl.core.errors import ConfigError
 from fl.core.files import PUBLIC, write_atomically
@@ -16,7 +16,16 @@ from sim.cli.options import Json, wide_console, with_settings
 from sim.section import markdown_tables, print_tables, write_section
 from sim.study.enrol.contenders import CONTENDERS, NEUTRAL, Contender, searched, small
 from sim.study.enrol.rows import ROWS, append_rows, read_rows
-from sim.study.enrol.table import HELD_OUT, PARTICIPANTS, conditions, headline, people, tables
+from sim.study.enrol.table import (
+    HELD_OUT,
+    PARTICIPANTS,
+    conditions,
+    headline,
+    pair_conditions,
+    pair_tables,
+    people,
+    tables,
+)
 from sim.study.page import PAGES, STORE, image, page_of
 
 ROOT = Path("runs/studies/enrol")
@@ -141,3 +150,24 @@ def enrol(
         print(json.dumps([asdict(row) for row in rows], ensure_ascii=False))
     else:
         print_tables(tables(rows, who), conditions(rows, who), console)
+
+
+def pairs(
+    page: Annotated[str, Argument(help=" or ".join(WRITTEN.values()))],
+    against: Annotated[str, Option(help="The method that all others are compared with.")] = NEUTRAL,
+    rows: Annotated[Path, Option(help="The folder of stored rows.")] = STORE,
+    as_json: Json = False,
+) -> None:
+    """Paired differences between one method of enrolment and all others, from stored rows; nothing is run."""
+    file = next((file for file, name in WRITTEN.items() if name == page), None)
+    if file is None:
+        raise ConfigError(f"no rows of a page {page!r}: known are {', '.join(WRITTEN.values())}")
+    found, who = read_rows(rows / file), PARTICIPANTS if file == PARTICIPANT_ROWS else HELD_OUT
+    methods = dict.fromkeys(row.method for row in found)
+    if against not in methods:
+        raise ConfigError(f"{rows / file} has no rows of {against!r}: known are {'; '.join(methods)}")
+    made = pair_tables(found, against)
+    if as_json:
+        print(json.dumps([asdict(table) for table in made], ensure_ascii=False))
+    else:
+        print_tables(made, pair_conditions(found, who), console)

@@ -23,7 +23,7 @@ Person = tuple[int, str]  # and the seed
 
 @dataclass(frozen=True)
 class Compared:
-    """One method with so many sentences against the shared adapter alone, over the same people.
+    """One method with so many sentences against another, over the same people.
 
     ``p`` is of a paired test by sign flips over people, ``significant`` after Holm's correction over the methods of a table.
     """
@@ -66,24 +66,56 @@ def holm(ps: Sequence[float], level: float = LEVEL) -> list[bool]:
     return rejected
 
 
-def compared(rows: Sequence[EnrolRow], sentences: int) -> list[Compared]:
-    """Every method with so many sentences, in the order of the rows, against neutral on the same people."""
-    neutral = {(row.seed, row.person): row for row in rows if row.method == NEUTRAL}
+def compared(rows: Sequence[EnrolRow], sentences: int, against: str = NEUTRAL, metric: str = "mer") -> list[Compared]:
+    """Every other method with so many sentences, in the order of the rows, against one on the same people."""
+    other = {(row.seed, row.person): row for row in _at(rows, against, sentences)}
     found: list[Compared] = []
-    for name in dict.fromkeys(row.method for row in rows if row.method != NEUTRAL):
-        own = [row for row in rows_of(rows, name, sentences) if (row.seed, row.person) in neutral]
+    for name in dict.fromkeys(row.method for row in rows if row.method != against):
+        own = [row for row in _at(rows, name, sentences) if (row.seed, row.person) in other]
         if not own:
             continue
-        before = [neutral[row.seed, row.person] for row in own]
-        errors, reference = pooled(own, "mer")
-        start, _ = pooled(before, "mer")
-        against = paired_difference(errors, start, reference, ["everybody"] * len(errors), seed=0)
+        before = [other[row.seed, row.person] for row in own]
+        errors, reference = pooled(own, metric)
+        start, _ = pooled(before, metric)
+        difference = paired_difference(errors, start, reference, ["everybody"] * len(errors), seed=0)
         differences = [after - earlier for after, earlier in zip(errors, start, strict=True)]
         pairs = zip(own, before, strict=True)
-        harmed = sum(row.counts["mer"][0] > earlier.counts["mer"][0] for row, earlier in pairs) / len(own)
-        found.append(Compared(name, tuple(own), against, sign_flip_p(differences), harmed))
+        harmed = sum(row.counts[metric][0] > earlier.counts[metric][0] for row, earlier in pairs) / len(own)
+        found.append(Compared(name, tuple(own), difference, sign_flip_p(differences), harmed))
     marks = holm([one.p for one in found])
     return [Compared(o.method, o.rows, o.against, o.p, o.harmed, mark) for o, mark in zip(found, marks, strict=True)]
+
+
+def _at(rows: Sequence[EnrolRow], method: str, sentences: int) -> list[EnrolRow]:
+    return rows_of(rows, method, 0 if method == NEUTRAL else sentences)
+
+
+def pair_tables(rows: Sequence[EnrolRow], against: str) -> list[ReportTable]:
+    """For each number of sentences that the method ``against`` has rows of, every other method minus it, in points."""
+    found = []
+    for size in sorted({row.sentences for row in rows if row.sentences}):
+        each = compared(rows, size, against)
+        folded = compared(rows, size, against, "mer_folded")
+        lines = [
+            (one.method, f"{len(one.rows)}", _points(one), _points(other))
+            for one, other in zip(each, folded, strict=True)
+        ]
+        if lines:
+            heads = ("method", "people", "MER, points", "folded, points")
+            found.append(ReportTable(f"Against {against}, with {_sentences(size)}", heads, tuple(lines)))
+    return found
+
+
+def _points(one: Compared) -> str:
+    found = one.against
+    if found.difference is None or found.low is None or found.high is None:
+        return "-"
+    told = f"{100 * found.difference:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
+    return told + ("*" if one.significant else "")
+
+
+def _sentences(size: int) -> str:
+    return f"{size} {'sentence' if size == 1 else 'sentences'}"
 
 
 def tables(rows: Sequence[EnrolRow], who: str = HELD_OUT) -> list[ReportTable]:
@@ -111,7 +143,7 @@ def _rates(rows: Sequence[EnrolRow], size: int, who: str) -> ReportTable:
         for one in compared(rows, size)
     ]
     heads = ("method", "numbers", "MER, %", "folded", "against neutral, %", "harmed, %", "worst tenth")
-    return ReportTable(f"{who} with {size} {'sentence' if size == 1 else 'sentences'}", heads, tuple(lines))
+    return ReportTable(f"{who} with {_sentences(size)}", heads, tuple(lines))
 
 
 def headline(stores: Sequence[Sequence[EnrolRow]], sizes: Sequence[int] = HEADLINE_SIZES) -> ReportTable:
@@ -218,10 +250,17 @@ def _units(rows: Sequence[EnrolRow]) -> str:
 
 def conditions(rows: Sequence[EnrolRow], who: str = HELD_OUT) -> str:
     """Under what the rows were made, in one paragraph."""
-    units = _units(rows)
     machines: Mapping[str, None] = dict.fromkeys(row.machine for row in rows)
     return (
-        f"{people(rows, who)}; {'; '.join(machines)}. "
-        f"95 % bootstrap CI over {units}, of all seeds; differences are relative and paired, negative is better; * significant at 5 % by a "
-        f"sign-flip test over {units}, after Holm's correction over the methods of the table. Harmed: people whose MER is above neutral's."
+        f"{people(rows, who)}; {'; '.join(machines)}. 95 % bootstrap CI over {_units(rows)}, of all seeds; differences are relative and "
+        f"paired, negative is better; {_significance(rows)} Harmed: people whose MER is above neutral's."
     )
+
+
+def pair_conditions(rows: Sequence[EnrolRow], who: str = HELD_OUT) -> str:
+    """What the differences of :func:`pair_tables` are, in one paragraph."""
+    return f"{people(rows, who)}, of all seeds; differences are paired, negative is better; {_significance(rows)}"
+
+
+def _significance(rows: Sequence[EnrolRow]) -> str:
+    return f"* significant at 5 % by a sign-flip test over {_units(rows)}, after Holm's correction over the methods of the table."

@@ -5,7 +5,7 @@ import pytest
 from fl.core.errors import RunError
 from sim.study.enrol.plot import curves_svg
 from sim.study.enrol.rows import EnrolRow, append_rows, pooled, read_rows
-from sim.study.enrol.table import compared, conditions, headline, holm, sign_flip_p, tables
+from sim.study.enrol.table import compared, conditions, headline, holm, pair_tables, sign_flip_p, tables
 
 TOKENS = 50
 
@@ -37,6 +37,19 @@ def test_a_method_is_compared_with_neutral_on_the_same_people():
     assert better.harmed == pytest.approx(0.1)
     assert better.worst_tenth == pytest.approx(30 / TOKENS)
     assert (same.against.relative, same.harmed, same.p, same.significant) == (0, 0, 1, False)
+
+
+def test_two_methods_are_compared_on_the_people_whom_both_enrolled():
+    rows = [*rows_of_ten(), row(1, "B", 5, 0, seed=2)]  # the stranger has no row of another method
+    (table,) = pair_tables(rows, "same")
+    assert table.title == "Against same, with 5 sentences"
+    points = 100 * (5 + 5 + 6 + 6 + 7 + 7 + 8 + 8 + 9 + 30 - sum(range(10, 20))) / (10 * TOKENS)
+    (neutral, better) = table.rows
+    assert neutral == ("neutral", "10", "+0.0 (+0.0 to +0.0)", "+0.0 (+0.0 to +0.0)")
+    assert better[:2] == ("B", "10")
+    assert better[2].startswith(f"{points:+.1f} (")
+    (turned,) = pair_tables(rows, "B")
+    assert turned.rows[-1][2].startswith(f"{-points:+.1f} (")
 
 
 def test_two_who_share_a_voice_are_drawn_together_and_harmed_each_alone():
