@@ -19,7 +19,7 @@ from clients.mods import discreet_mod, guard_mod
 from clients.node import Hosting, check_job, node_worker
 from clients.store import DeviceStore, count_evaluation
 from clients.training.devices import enrol_devices
-from clients.training.evaluate import Evaluation, evaluate
+from clients.training.evaluate import Evaluation, KnownEvaluations, evaluate
 from clients.training.phase import DEVICE_FAULTS, CohortStep, job_arm, one_by_one, train_device
 from clients.training.second import Placed, place_device
 from clients.training.together import train_together
@@ -28,7 +28,7 @@ from clients.updates.outgoing import Outgoing
 from clients.updates.reply import DeviceFailure, DeviceResult, ReplyWriter, said
 from clients.worker import Worker, step_threads, threads
 from fl.adapters.correction import corrected
-from fl.adapters.state import State
+from fl.adapters.state import State, adapter_state, tensors_digest
 from fl.algorithms.arms import EVERYONE, evaluated_as
 from fl.algorithms.plan import Phase
 from fl.core.errors import AdapterError, ConfigError, DemandError, StoreError
@@ -56,6 +56,7 @@ from fl.tasks.table import TASKS
 
 log = logging.getLogger("idiolect.client")
 app = ClientApp(mods=[discreet_mod, guard_mod])
+known = KnownEvaluations()  # as where nothing private trains: ``neutral`` is ``global`` then
 MAX_UNSETTLED = 64  # devices whose result waits for their private state to reach the disk
 
 
@@ -228,7 +229,12 @@ def _evaluate_device(
         if placed.second:  # trained on the untouched base, and what C lacks of the shared pair is not its own
             corrections = {}
         with corrected(worker.adapted, corrections) as model:
-            result = evaluate(model, worker.task, examples, beams=config.federation.beams)
+            run = partial(evaluate, model, worker.task, examples, beams=config.federation.beams)
+            if job.final and worker.method.low_rank:
+                digest = tensors_digest({**adapter_state(worker.adapted, placed.slot), **corrections})
+                result = known.once((config, worker.store.root, device_id, job.split, digest), run)
+            else:
+                result = run()
     if job.final:
         _keep_results(worker, job, placed, device_id, result, corrections)
     return DeviceResult(device_id, {**numbers, "seconds-evaluate": result.seconds}, result.counts)

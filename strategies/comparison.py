@@ -9,9 +9,9 @@ from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
 from fl.adapters.blend import require_room
-from fl.adapters.correction import FOLDER, correction_digest, save_correction
+from fl.adapters.correction import FOLDER, save_correction
 from fl.adapters.split import make_split
-from fl.adapters.state import State, size_of
+from fl.adapters.state import State, size_of, tensors_digest
 from fl.algorithms.arms import EVERYONE, HELD_OUT, REPORTED, Arm, evaluated_as, trained_arm, untrained_arm
 from fl.algorithms.base import Algorithm
 from fl.core.errors import ConfigError
@@ -175,7 +175,7 @@ class Comparison:
         found = self._checkpoint(template)
         strategy.restore(found.state if found else {})  # which may say what to send to whom
         if corrections := strategy.corrections():
-            file = self.loop.checkpoints.parent / FOLDER / f"{correction_digest(corrections)}.safetensors"
+            file = self.loop.checkpoints.parent / FOLDER / f"{tensors_digest(corrections)}.safetensors"
             save_correction(file, corrections, self.task.fingerprint)
         self.loop.evaluate(strategy, arrays, rounds, self.config.federation.final_split, devices, arm=name, final=True)
         self.loop.seconds[name] = self.loop.seconds.get(name, 0.0) + time.perf_counter() - started

@@ -101,6 +101,12 @@ def test_each_page_says_its_title_first_and_no_table_is_wide() -> None:
             assert not wide, page
 
 
+def test_the_readme_stays_short() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 150
+    assert not [line for line in lines if len(line) > 120]
+
+
 def test_a_link_to_a_heading_that_is_not_there_is_found() -> None:
     assert "how-does-it-decide" in anchors(DOCS / "how-to" / "enrol.md")
     assert "no-such-heading" not in anchors(DOCS / "how-to" / "enrol.md")

@@ -51,7 +51,8 @@ def shared_cohort(setting: Setting) -> Cohort:
             distributed.all_reduce(mean)
             vector_to_parameters(mean, self.shared.values())
 
-    distributed.init_process_group("gloo")
+    if not distributed.is_initialized():  # pfl does it when it is imported
+        distributed.init_process_group("gloo")
     everybody = sum(len(device.train) for device in setting.devices)
     setting.devices = setting.devices[distributed.get_rank() :: distributed.get_world_size()]
     share = sum(len(device.train) for device in setting.devices) / everybody

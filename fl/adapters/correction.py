@@ -12,18 +12,16 @@ and is known by its digest, which is a part of the fingerprint of a base that co
 correction names it as its base, and is refused under another one or none.
 """
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fl.adapters.state import PEFT_PREFIX
+from fl.adapters.state import PEFT_PREFIX, tensors_digest
 from fl.core.errors import AdapterError, AdapterMismatchError
 from fl.core.files import write_atomically
 from fl.core.tensorfile import tensor_bytes
@@ -41,19 +39,9 @@ def weight_corrections(corrections: Mapping[str, Any], scale: float) -> dict[str
     return {layer: scale * torch.as_tensor(values, dtype=torch.float32) for layer, values in corrections.items()}
 
 
-def correction_digest(corrections: Corrections) -> str:
-    """16 hexadecimal digits of SHA-256 over names, shapes and float32 values."""
-    digest = hashlib.sha256()
-    for layer, tensor in sorted(corrections.items()):
-        values = tensor.detach().to("cpu", torch.float32).contiguous().numpy().astype("<f4", copy=False)
-        digest.update(f"{layer} {tuple(tensor.shape)}\n".encode())
-        digest.update(values.reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()[:16]
-
-
 def save_correction(path: Path, corrections: Corrections, fingerprint: str) -> None:
     """Write weight corrections of the base with ``fingerprint`` as safetensors; a failed write leaves the old file intact."""
-    metadata = {"format": "pt", KIND: SCHEMA, "base_fingerprint": fingerprint, "digest": correction_digest(corrections)}
+    metadata = {"format": "pt", KIND: SCHEMA, "base_fingerprint": fingerprint, "digest": tensors_digest(corrections)}
     try:
         write_atomically(path, tensor_bytes({n: t.detach().cpu().float() for n, t in corrections.items()}, metadata))
     except OSError as error:
@@ -79,7 +67,7 @@ def load_correction(path: Path, fingerprint: str) -> dict[str, Tensor]:
     for layer, tensor in tensors.items():
         if tensor.dtype != torch.float32 or tensor.dim() != 2 or not bool(torch.isfinite(tensor).all()):
             raise AdapterError(f"{path}: {layer} is not a finite float32 matrix; get the file again")
-    if not tensors or metadata.get("digest") != correction_digest(tensors):
+    if not tensors or metadata.get("digest") != tensors_digest(tensors):
         raise AdapterError(f"{path} does not hold what its digest says: the file was altered, get it again")
     if metadata.get("base_fingerprint") != fingerprint:
         raise AdapterMismatchError(
@@ -92,7 +80,7 @@ def corrected_fingerprint(fingerprint: str, corrections: Corrections) -> str:
     """The fingerprint of the base with ``fingerprint`` when ``corrections`` are in its weights; its own without any."""
     if not corrections:
         return fingerprint
-    return f"{fingerprint}{MARK}{correction_digest(corrections)}"
+    return f"{fingerprint}{MARK}{tensors_digest(corrections)}"
 
 
 def split_fingerprint(fingerprint: str) -> tuple[str, str]:

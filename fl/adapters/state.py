@@ -1,8 +1,10 @@
 """An adapter's tensors by name: read them out of a model, write them into one, check them, count them."""
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -45,6 +47,16 @@ def adapter_parameters(model: nn.Module, adapter: str = "default") -> dict[str, 
 def adapter_state(model: nn.Module, adapter: str = "default") -> State:
     """A copy of the adapter's tensors on the CPU, by name, sorted."""
     return {name: p.detach().to("cpu", copy=True) for name, p in adapter_parameters(model, adapter).items()}
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """16 hexadecimal digits of SHA-256 over names, shapes and float32 values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        values = tensor.detach().to("cpu", torch.float32).contiguous().numpy().astype("<f4", copy=False)
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        digest.update(values.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()[:16]
 
 
 def load_state(model: nn.Module, tensors: Mapping[str, Tensor], adapter: str = "default") -> None:

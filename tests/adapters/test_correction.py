@@ -13,7 +13,6 @@ from fl.adapters.config import GatedLoraConfig
 from fl.adapters.correction import (
     corrected,
     corrected_fingerprint,
-    correction_digest,
     find_correction,
     load_correction,
     require_fingerprint,
@@ -22,7 +21,7 @@ from fl.adapters.correction import (
     weight_corrections,
 )
 from fl.adapters.pairs import LowRankPair
-from fl.adapters.state import load_state
+from fl.adapters.state import load_state, tensors_digest
 from fl.algorithms.shared.fedex import FedEx
 from fl.algorithms.shared.flora import Flora
 from fl.bases.resolve import load_base
@@ -114,7 +113,7 @@ def test_a_base_with_a_correction_has_a_fingerprint_of_its_own_and_shares_its_ot
     corrections = {LAYER: torch.full((64, 64), 0.5)}
     base = nano.with_correction(corrections)
     assert base.fingerprint == corrected_fingerprint(nano.fingerprint, corrections) != nano.fingerprint
-    assert split_fingerprint(base.fingerprint) == (nano.fingerprint, correction_digest(corrections))
+    assert split_fingerprint(base.fingerprint) == (nano.fingerprint, tensors_digest(corrections))
     for model in (base.model, base.new_model()):
         plain = dict(nano.model.named_parameters())
         for name, parameter in model.named_parameters():
@@ -129,8 +128,8 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
     save_correction(tmp_path / "c.safetensors", corrections, FINGERPRINT)
     found = load_correction(tmp_path / "c.safetensors", FINGERPRINT)
     assert torch.equal(found[LAYER], corrections[LAYER])
-    assert correction_digest(found) == correction_digest(corrections)
-    assert correction_digest({LAYER: corrections[LAYER] + 1}) != correction_digest(corrections)
+    assert tensors_digest(found) == tensors_digest(corrections)
+    assert tensors_digest({LAYER: corrections[LAYER] + 1}) != tensors_digest(corrections)
     with pytest.raises(AdapterMismatchError, match="load that base instead"):
         load_correction(tmp_path / "c.safetensors", "whisper:other")
 

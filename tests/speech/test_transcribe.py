@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from fl.adapters.config import target_pattern
-from fl.adapters.correction import corrected, corrected_fingerprint, correction_digest, save_correction
+from fl.adapters.correction import corrected, corrected_fingerprint, save_correction
 from fl.adapters.files import AdapterInfo, save_adapter
+from fl.adapters.state import tensors_digest
 from fl.bases.resolve import load_speech_base
 from fl.core.errors import AdapterError, AdapterMismatchError, AudioError, ConfigError
 from fl.methods.base import Recipe
@@ -114,7 +115,7 @@ def test_an_adapter_is_decoded_under_its_correction(named: bool, recording: Path
     if named:
         with pytest.raises(AdapterError, match="--correction FILE"):
             transcribe_file(recording, "", folder)
-    path = folder.parents[3] / "corrections" / f"{correction_digest(corrections)}.safetensors"
+    path = folder.parents[3] / "corrections" / f"{tensors_digest(corrections)}.safetensors"
     save_correction(path, corrections, base.fingerprint)
     found = transcribe_file(recording, "", folder, correction=None if named else path)
     with corrected(Trained.read(folder).on(base), corrections) as model:

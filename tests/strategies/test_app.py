@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from clients.app import app as client_app
 from clients.store import folder_name
 from clients.training import phase
+from clients.training.evaluate import KnownEvaluations, evaluate
 from fl.adapters.files import load_adapter
 from fl.algorithms.arms import EVERYONE, HELD_OUT, trained_arm
 from fl.core.errors import AdapterError, BaseModelError, ConfigError, RunError
@@ -534,6 +535,35 @@ def test_rounds_that_global_and_personalized_have_in_common_are_trained_once_wit
     assert any("state-000004" in name for name in states)
     mine = [[row for row in rows_of(tmp_path / arms) if row["arm"] == "personalized"] for arms in asked]
     assert sorted(mine[0], key=str) == sorted(mine[1], key=str)
+
+
+def test_arms_that_decode_with_the_same_tensors_are_decoded_once_with_the_same_result(
+    tmp_path: Path, make_run: MakeRun, rows_of: Rows, tensors_of: Tensors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[object] = []
+
+    def counted(model: object, task: object, examples: object, **options: object) -> object:
+        decoded.append(examples)
+        return evaluate(model, task, examples, **options)
+
+    monkeypatch.setattr("clients.app.evaluate", counted)
+    times, found = {}, {}
+    settings = {"gate": "none", "evaluate_every": 0, "new_people": 0, "arms": "global,personalized,neutral,zero-shot"}
+    for most in (0, 1024):
+        monkeypatch.setattr("clients.app.known", KnownEvaluations(most))
+        decoded.clear()
+        run_server(SerialGrid(client_app, 2), make_run(tmp_path / str(most), **settings), 1)
+        times[most] = len(decoded)
+        found[most] = rows_of(tmp_path / str(most)), tensors_of(tmp_path / str(most))
+    assert found[0] == found[1024]
+    devices = tmp_path / "1024" / "devices"
+    adapters = {
+        arm: {p.parents[1].name: p.read_bytes() for p in (devices / arm).rglob("adapter_model.safetensors")}
+        for arm in ("global", "personalized")
+    }
+    unchanged = sum(adapters["personalized"][name] == data for name, data in adapters["global"].items())
+    people = len(adapters["global"])
+    assert times == {0: 4 * people, 1024: 3 * people - unchanged}
 
 
 def test_the_parts_of_a_run_are_told_before_the_first_and_a_round_of_two_arms_counts_once(
