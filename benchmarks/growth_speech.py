@@ -3,8 +3,8 @@
     python -m benchmarks.growth_speech [--lengths 2,4,8,16,29] [--repeats N] [--smoke]
 
 The step is forward, backward and AdamW of a gated LoRA over a batch of two; its text grows with the speech. A transcription is the
-encoder's pass over one utterance and six tokens for each second of it. What a token takes is measured over those that were decoded,
-since where a transcript of noise ends is chance.
+encoder's pass over one utterance and six tokens for each second of it: where a transcript of noise would end is chance, so neither
+the token that ends one nor a loop ends it here.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -27,6 +27,8 @@ from benchmarks.table import target_here
 from fl.adapters.config import GatedLoraConfig
 from fl.bases.base import SpeechBase
 from fl.bases.resolve import load_speech_base
+from fl.bases.whisper import decoding
+from fl.bases.whisper.base import WhisperBase
 from fl.core.machine import return_free_memory
 from fl.core.rng import derive_generator
 from fl.speech.audio import SAMPLE_RATE
@@ -74,24 +76,16 @@ def make_step(base: SpeechBase, seconds: float, arguments: argparse.Namespace) -
     return step
 
 
-def make_transcription(base: SpeechBase, seconds: float, arguments: argparse.Namespace) -> Callable[[], float]:
-    """Transcribes one utterance and returns the seconds that it takes with six tokens for each second."""
+def make_transcription(base: WhisperBase, seconds: float, arguments: argparse.Namespace) -> Callable[[], object]:
+    """Transcribes one utterance, to six tokens for each second."""
     batch = base.collate(noise(base, seconds, 1, arguments.seed), None, "trimmed", "ko")
+    tokens = int(TOKENS_A_SECOND * seconds)
+    endless = replace(base.rules, suppress=(*base.rules.suppress, base.rules.end))
 
-    def transcribe() -> float:
-        encoder: list[float] = []
-
-        def encode(*arguments: Any) -> Any:
-            started = time.perf_counter()
-            states = type(base).encode(base, *arguments)
-            encoder.append(time.perf_counter() - started)
-            return states
-
-        started = time.perf_counter()
-        with torch.inference_mode(), patch.object(base, "encode", encode):
-            (found,) = base.transcribe(base.model, batch, max_new_tokens=int(TOKENS_A_SECOND * seconds))
-        decoder = time.perf_counter() - started - sum(encoder)
-        return sum(encoder) + decoder / (len(found.tokens) + 1) * TOKENS_A_SECOND * seconds
+    def transcribe() -> None:
+        with patch.object(base, "rules", endless), patch.object(decoding, "loop_length", lambda _: None):
+            (found,) = base.transcribe(base.model, batch, max_new_tokens=tokens)
+        assert len(found.tokens) == tokens, found
 
     return transcribe
 
@@ -117,6 +111,7 @@ def main() -> int:
         vars(arguments).update({"base": "random:whisper-nano", "lengths": "2,4", "repeats": 1})
     torch.set_num_threads(arguments.threads)
     base = load_speech_base(arguments.base)
+    assert isinstance(base, WhisperBase), "where a transcript ends is a matter of a decoder"
     lengths = [float(length) for length in arguments.lengths.split(",")]
     steps = {length: make_step(base, length, arguments) for length in lengths}
     transcriptions = {length: make_transcription(base, length, arguments) for length in lengths}
@@ -129,7 +124,7 @@ def main() -> int:
     for _ in range(arguments.repeats):  # taking turns, so that a busy moment of the machine meets all lengths
         for length in lengths:
             found["training"][length].append(timed(steps[length]))
-            found["transcription"][length].append(transcriptions[length]())
+            found["transcription"][length].append(timed(transcriptions[length]))
     met = True
     for name, by_length in found.items():
         medians = {length: statistics.median(values) for length, values in by_length.items()}
