@@ -24,7 +24,7 @@ START, END = "<!-- growth: made by python -m benchmarks.growth -->", "<!-- end o
 
 def table_of(row: BenchmarkRow) -> ReportTable:
     """The sizes of one row beside its figures."""
-    by, sizes = next((key, found) for key, found in row.conditions.items() if key.startswith("by_"))
+    by, sizes = next(item for item in row.conditions.items() if _sizes(item[0]))
     assert isinstance(sizes, dict)
     figures = [number(found["median"] if isinstance(found, dict) else found) for found in sizes.values()]
     title = f"{row.name.removeprefix('growth_').replace('_', ', ')} ({row.unit}); exponent {row.ratio:.2f}"
@@ -33,8 +33,12 @@ def table_of(row: BenchmarkRow) -> ReportTable:
 
 
 def tables_of(rows: Iterable[BenchmarkRow]) -> list[ReportTable]:
-    """The tables of the rows that are of growth."""
-    return [table_of(row) for row in rows if row.name.startswith("growth_")]
+    """The tables of rows that say their growth size by size."""
+    return [table_of(row) for row in rows]
+
+
+def _sizes(condition: str) -> bool:
+    return condition.startswith("by_")
 
 
 def main() -> int:
@@ -42,7 +46,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", type=Path)
     write = parser.parse_args().write
-    rows = [row for name, row in read_rows().items() if name.startswith("growth_")]
+    rows = [row for row in read_rows().values() if row.name.startswith("growth_") and any(map(_sizes, row.conditions))]
     tables, machines = tables_of(rows), "\n\n".join(footnotes(rows))
     print_tables(tables, machines, Console())
     if write:

@@ -132,7 +132,7 @@ def _rates(rows: Sequence[EnrolRow], size: int, who: str) -> ReportTable:
     lines = [(NEUTRAL, "0", _interval(neutral), _rate(neutral, "mer_folded"), "", "", "")] if neutral else []
     lines += [
         (
-            one.method,
+            one.method if len(one.rows) == len(neutral) else f"{one.method} ({len(one.rows)} people)",
             f"{one.rows[0].numbers:,}",
             _interval(one.rows),
             f"{100 * one.rate('mer_folded'):.1f}",

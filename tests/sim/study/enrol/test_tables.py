@@ -52,6 +52,11 @@ def test_two_methods_are_compared_on_the_people_whom_both_enrolled():
     assert turned.rows[-1][2].startswith(f"{-points:+.1f} (")
 
 
+def test_a_method_that_not_everybody_enrolled_by_says_of_how_many_it_is():
+    rows = [row for row in rows_of_ten() if row.method != "B" or row.person != "p3"]
+    assert [line[0] for line in tables(rows)[0].rows] == ["neutral", "B (9 people)", "same"]
+
+
 def test_two_who_share_a_voice_are_drawn_together_and_harmed_each_alone():
     rows = [
         EnrolRow(1, name, method, size, "d", {"mer": (errors, TOKENS)}, couple=couple)
