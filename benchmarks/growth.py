@@ -33,8 +33,12 @@ def table_of(row: BenchmarkRow) -> ReportTable:
 
 
 def tables_of(rows: Iterable[BenchmarkRow]) -> list[ReportTable]:
-    """The tables of rows that say their growth size by size."""
-    return [table_of(row) for row in rows]
+    """The tables of the rows that are of growth."""
+    return [table_of(row) for row in rows if _of_growth(row)]
+
+
+def _of_growth(row: BenchmarkRow) -> bool:
+    return row.name.startswith("growth_") and any(map(_sizes, row.conditions))
 
 
 def _sizes(condition: str) -> bool:
@@ -46,7 +50,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", type=Path)
     write = parser.parse_args().write
-    rows = [row for row in read_rows().values() if row.name.startswith("growth_") and any(map(_sizes, row.conditions))]
+    rows = [row for row in read_rows().values() if _of_growth(row)]
     tables, machines = tables_of(rows), "\n\n".join(footnotes(rows))
     print_tables(tables, machines, Console())
     if write:
