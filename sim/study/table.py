@@ -58,7 +58,7 @@ PEOPLE_AND_COSTS: Columns = {
 
 
 COLUMNS: Columns = {**ERRORS, **KINDS_OF_ERRORS, **PEOPLE_AND_COSTS}
-MORE = "<details>\n<summary>Kinds of errors, the worst tenth of the people, and costs</summary>\n\n{}\n{}\n</details>\n"
+MORE = "<details>\n<summary>Kinds of errors, the worst tenth of the people, and costs</summary>\n\n{}\n</details>\n"
 
 
 def cells(row: StudyRow, columns: Columns = COLUMNS) -> tuple[str, ...]:
@@ -82,8 +82,9 @@ def table(result: StudyResult, columns: Columns = COLUMNS) -> tuple[tuple[str, .
 
 def markdown(result: StudyResult) -> str:
     """The errors with the conditions under them, then what else was measured, folded away: no table is wide."""
-    rest = (markdown_table(*table(result, columns)) for columns in (KINDS_OF_ERRORS, PEOPLE_AND_COSTS))
-    return f"{markdown_table(*table(result, ERRORS))}\n{conditions(result)}\n\n{MORE.format(*rest)}"
+    found = [table(result, columns) for columns in (KINDS_OF_ERRORS, PEOPLE_AND_COSTS)]
+    rest = "\n".join(markdown_table(*one) for one in found if one[0][-1] not in ("cell", "arm"))
+    return f"{markdown_table(*table(result, ERRORS))}\n{conditions(result)}\n\n{MORE.format(rest)}"
 
 
 def spread_table(result: StudyResult) -> str:
