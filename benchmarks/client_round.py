@@ -8,7 +8,7 @@ does it, the stock recipe as :mod:`benchmarks.stock_recipe` describes. They take
 meets both; the machine's own matrix-product rate is measured before each. The stock recipe trains in float32 or under bf16
 autocast, whichever makes its step faster: both are timed first, and stand in the row. A client-round is one device's local phase
 with its share of everything around it. The first round of either is left out, because the stock recipe loads the
-base in it. ``personalized`` trains its gates in the last round, as the default schedule says.
+base in it. ``personalized`` has self gates here and trains them in the last round.
 """
 
 from __future__ import annotations

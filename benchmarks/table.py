@@ -128,7 +128,7 @@ FIGURES = (
     Figure("serving_load_memory", "growth of the server's memory meanwhile", 1.1, "serving_load", at_most=True),
     Figure("thin_memory", "resident memory of the thin device", 60.0, "thin", "MiB", at_most=True),
     Figure("thin_import", "time to import the thin client", 0.3, "thin", "s", at_most=True),
-    Figure("thin_adapter_float16", "default adapter on the device, float16", 2.0, "thin", "MiB", at_most=True),
+    Figure("thin_adapter_float16", "adapter with self gates on the device, float16", 2.0, "thin", "MiB", at_most=True),
     Figure("thin_adapter_int8", "the same, int8", 1.0, "thin", "MiB", at_most=True),
     Figure(
         "gpu_client_round", "one GPU: client-rounds a second against the stock recipe", 15.0, "client_round", gpu=True

@@ -3,7 +3,7 @@
     python -m benchmarks.thin [--seconds 3] [--repeats 5] [--smoke]
 
 Each figure comes from new processes, with everything that a use needs: the memory from one that has set nothing up before,
-reads a file, encodes it, puts the default adapter at a stub server on the loopback address, streams a transcript and is then
+reads a file, encodes it, puts an adapter with self gates at a stub server on the loopback address, streams a transcript and is then
 asked for its largest resident size so far. The import time is of ``clients.device.cli``, Python's own start left out; the median
 counts, and that of numpy alone stands beside it.
 The adapter is one of whisper-base with gates (rank 8, self gates on q, k, v, out of all attention) with random
@@ -143,7 +143,7 @@ def main() -> int:
         BenchmarkRow(
             name=f"thin_adapter_{dtype}",
             value=round(sizes[dtype], 3),
-            unit=f"MiB of the default adapter as {dtype}",
+            unit=f"MiB of an adapter with self gates as {dtype}",
             ratio=round(sizes[dtype], 3),
             target=target,
             at_most=True,

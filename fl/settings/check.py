@@ -119,7 +119,7 @@ def _ranks(config: RunConfig, found: Chosen) -> Iterator[str]:
         able = [name for name, cls in ALGORITHMS.items() if cls.can.ranks and cls.role is found.shared.role]
         yield f"algorithm = {found.shared.name!r}, which has no rule for them: choose one of {', '.join(able)}"
     if not found.personal.can.ranks:
-        yield f"algorithm = {found.personal.name!r}, whose personal adapters have one rank: set algorithm = 'gates'"
+        yield f"algorithm = {found.personal.name!r}, whose personal adapters have one rank: leave it out, so that people enrol"
     if split in ONE_FACTOR_SPLITS:
         yield f"split = {split!r}, which parts the two factors of a pair: set split = 'gates'"
     shared_gates = "personalized" in config.arms and split not in ("gates", "all-private")

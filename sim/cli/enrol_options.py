@@ -35,7 +35,7 @@ class EnrolOptions:
 def enrol(options: EnrolOptions, as_json: Json = False) -> None:
     """Make a personal adapter from 1 to 40 recordings with their texts, and show what it changes on sentences left out of training.
 
-    It is kept where those have fewer errors. Gates in the shared adapter are another person's and not used.
+    It is kept where those have a lower loss and no more errors. Gates in the shared adapter are another person's and not used.
 
     [bold]--part[/bold] is A, B, A,B, gate or gate_bias; B@decoder is B in the decoder alone.
     """

@@ -49,7 +49,7 @@ SHORT = {
     "rank": Short(MODEL, "Rank of the adapter"),
     "gate": Short(MODEL, "Gate, see docs/gated-lora.md", rare=True),
     "sites": Short(MODEL, "Where adapters sit", rare=True),
-    "split": Short(MODEL, "What is private, see docs/federation.md", rare=True),
+    "split": Short(MODEL, "What is private, see docs/gated-lora.md", rare=True),
     "algorithm": Short(TRAINING, "See idiolect algorithms"),
     "arms": Short(TRAINING, "What to compare"),
     "rounds": Short(TRAINING, "Federated rounds"),

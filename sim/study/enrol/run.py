@@ -201,7 +201,7 @@ class EnrolStudy:
                 counts=self._counts(trial.person, of_one),
                 steps=one.enrolment.steps,
                 losses=one.enrolment.curve,
-                numbers=_numbers(contender, start) if contender.method and trial.own else 0,
+                numbers=self._numbers(contender, start) if contender.method and trial.own else 0,
                 bytes=self._bytes(contender, start, trial.own) if trial.own else 0,
                 seconds=round(one.enrolment.seconds or one.seconds, 3),
                 traits=trial.person.traits,
@@ -298,13 +298,13 @@ class EnrolStudy:
     def _bytes(self, contender: Contender, start: Start, own: Sequence[Example]) -> int:
         """Of what is kept of a person: private numbers at two bytes each, and transcripts where they are a prompt or a table."""
         text = prompt_of(own) if contender.prompted or contender.respelled else ""
-        return (2 * _numbers(contender, start) if contender.method else 0) + len(text.encode())
+        return (2 * self._numbers(contender, start) if contender.method else 0) + len(text.encode())
 
-
-def _numbers(contender: Contender, start: Start) -> int:
-    """Private numbers of a person: one for each direction where nothing beside them is left."""
-    only = contender.directions and start.method.rate * start.method.shrinkage >= 1
-    return contender.directions if only else start.numbers
+    def _numbers(self, contender: Contender, start: Start) -> int:
+        """Private numbers of a person: one for each direction where nothing beside them is left, and participants differ in as many
+        as they are at most."""
+        only = contender.directions and start.method.rate * start.method.shrinkage >= 1
+        return min(contender.directions, len(self.training.people)) if only else start.numbers
 
 
 def in_one_spelling(examples: Sequence[Example]) -> list[Example]:
