@@ -211,7 +211,7 @@ def test_an_unknown_word_is_refused_by_naming_the_known_ones(row, value):
         ({"device-ranks": "2", "method": "bottleneck", "arms": "global"}, ["device-ranks", "method = 'bottleneck'"]),
         ({"device-ranks": "2", "parameter-budget": 100}, ["device-ranks", "set parameter-budget = 0"]),
         ({"device-ranks": "2", "algorithm": "krum"}, ["device-ranks", "algorithm = 'krum'", "flexlora"]),
-        ({"device-ranks": "2", "algorithm": "ditto"}, ["device-ranks", "algorithm = 'gates'"]),
+        ({"device-ranks": "2", "algorithm": "ditto"}, ["device-ranks", "algorithm = 'ditto'", "leave it out"]),
         ({"device-ranks": "2", "split": "fedsa"}, ["device-ranks", "split = 'fedsa'", "split = 'gates'"]),
         ({"device-ranks": "2", "gate": "self", "split": "all-shared"}, ["device-ranks", "'self'", "gate = 'none'"]),
         ({"device-ranks": "2", "gate": "self", "gated-arms": "all"}, ["device-ranks", "gated-arms = 'personalized'"]),
