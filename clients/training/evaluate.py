@@ -3,7 +3,7 @@
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -50,10 +50,10 @@ class KnownEvaluations:
     _found: OrderedDict[Hashable, Evaluation] = field(default_factory=OrderedDict)
 
     def once(self, what: Hashable, run: Callable[[], Evaluation]) -> Evaluation:
-        """The evaluation of ``what`` decodes what, which took no time if it is known, or that which ``run`` makes."""
-        if (known := self._found.get(what)) is not None:
-            return replace(known, seconds=0.0)
-        made = self._found[what] = run()
-        while len(self._found) > self.most:
-            self._found.popitem(last=False)
-        return made
+        """The evaluation of ``what`` decodes what: the known one, with the seconds that it took, or that which ``run`` makes."""
+        known = self._found.get(what)
+        if known is None:
+            known = self._found[what] = run()
+            while len(self._found) > self.most:
+                self._found.popitem(last=False)
+        return known
