@@ -107,11 +107,20 @@ def pair_tables(rows: Sequence[EnrolRow], against: str) -> list[ReportTable]:
 
 
 def _points(one: Compared) -> str:
-    found = one.against
-    if found.difference is None or found.low is None or found.high is None:
+    return _signed(one, (one.against.difference, one.against.low, one.against.high), 1)
+
+
+def _relative(one: Compared) -> str:
+    return _signed(one, (one.against.relative, one.against.relative_low, one.against.relative_high), 0)
+
+
+def _signed(one: Compared, shares: Sequence[float | None], digits: int) -> str:
+    """A difference and its interval in per cent or points, starred if significant."""
+    known = [f"{100 * share:+.{digits}f}" for share in shares if share is not None]
+    if len(known) < len(shares):
         return "-"
-    told = f"{100 * found.difference:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
-    return told + ("*" if one.significant else "")
+    middle, low, high = known
+    return f"{middle} ({low} to {high})" + ("*" if one.significant else "")
 
 
 def _sentences(size: int) -> str:
@@ -226,14 +235,6 @@ def _interval(rows: Sequence[EnrolRow]) -> str:
     if found.rate is None or found.low is None or found.high is None:
         return "-"
     return f"{100 * found.rate:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"
-
-
-def _relative(one: Compared) -> str:
-    found = one.against
-    if found.relative is None or found.relative_low is None or found.relative_high is None:
-        return "-"
-    told = f"{100 * found.relative:+.0f} ({100 * found.relative_low:+.0f} to {100 * found.relative_high:+.0f})"
-    return told + ("*" if one.significant else "")
 
 
 def people(rows: Sequence[EnrolRow], who: str = HELD_OUT) -> str:
