@@ -1,8 +1,11 @@
 """The study's arithmetic on rows made by hand, and the file that keeps them."""
 
+import json
+
 import pytest
 
-from fl.core.errors import RunError
+from fl.core.errors import ConfigError, RunError
+from sim.study.enrol.command import pairs
 from sim.study.enrol.plot import curves_svg
 from sim.study.enrol.rows import EnrolRow, append_rows, pooled, read_rows
 from sim.study.enrol.table import compared, conditions, headline, holm, pair_tables, sign_flip_p, tables
@@ -120,3 +123,14 @@ def test_a_line_after_half_a_line_is_read(tmp_path):
     path.write_text(path.read_text() + '{"seed": 1, "per')
     append_rows(path, [row(2, "B", 5, 4)])
     assert len(read_rows(path)) == 2
+
+
+def test_the_command_prints_pairs_of_stored_rows_and_names_what_is_not_there(tmp_path, capsys):
+    append_rows(tmp_path / "enrol.jsonl", rows_of_ten())
+    pairs("enrol", against="same", rows=tmp_path, as_json=True)
+    (table,) = json.loads(capsys.readouterr().out)
+    assert table["title"] == "Against same, with 5 sentences"
+    with pytest.raises(ConfigError, match="known are enrol, participants, enrol-methods"):
+        pairs("nothing", rows=tmp_path)
+    with pytest.raises(ConfigError, match="no rows of 'gates': known are neutral; B; same"):
+        pairs("enrol", against="gates", rows=tmp_path)
