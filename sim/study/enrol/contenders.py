@@ -33,6 +33,8 @@ DECODER_B = EnrolMethod("B@decoder", rate=8e-4)
 GATES = EnrolMethod("gate", rate=3e-3, gate="self")
 ONLY = 1e9  # a pull that leaves nothing beside the directions
 DIRECTIONS = 16
+DRAWN = Contender(replace(DECODER_B, shrinkage=250.0), prior=4e-4, directions=DIRECTIONS)
+CODE = Contender(replace(DECODER_B, rate=1e-3, shrinkage=ONLY), prior=4e-4, directions=DIRECTIONS)
 
 CONTENDERS: Mapping[str, Contender] = {
     NEUTRAL: Contender(),
@@ -55,12 +57,8 @@ CONTENDERS: Mapping[str, Contender] = {
     "B, eigenvoices": Contender(replace(B, rate=1e-3, shrinkage=ONLY), prior=2e-4, directions=DIRECTIONS),
     "B, drawn to eigenvoices": Contender(replace(B, shrinkage=250.0), prior=2e-4, directions=DIRECTIONS),
     "B of the decoder, learned prior": Contender(replace(DECODER_B, rate=4e-4, shrinkage=20.0), prior=4e-4),
-    "B of the decoder, eigenvoices": Contender(
-        replace(DECODER_B, rate=1e-3, shrinkage=ONLY), prior=4e-4, directions=DIRECTIONS
-    ),
-    "B of the decoder, drawn to eigenvoices": Contender(
-        replace(DECODER_B, shrinkage=250.0), prior=4e-4, directions=DIRECTIONS
-    ),
+    "B of the decoder, drawn to eigenvoices": DRAWN,
+    "B of the decoder, eigenvoices": CODE,
     "B, made to be adapted": Contender(replace(B, rate=2e-4), episodes=True),
     "B of the decoder, made to be adapted": Contender(replace(DECODER_B, rate=4e-4), episodes=True),
     "B and prompt": Contender(B, prompted=True),
@@ -70,6 +68,8 @@ CONTENDERS: Mapping[str, Contender] = {
     "B of the decoder and prompt, trained with it": Contender(DECODER_B, prompted=True, taught=PROMPTS),
     "B and spelling table": Contender(B, respelled=True),
     "B of the decoder and spelling table": Contender(DECODER_B, respelled=True),
+    "B of the decoder, drawn to eigenvoices, and spelling table": replace(DRAWN, respelled=True),
+    "B of the decoder, eigenvoices, and spelling table": replace(CODE, respelled=True),
     "B of encoder and cross-attention and spelling table": Contender(
         EnrolMethod("B@encoder", rate=4e-4), respelled=True
     ),
