@@ -16,6 +16,7 @@ from fl.core.errors import AdapterError, ManifestError
 from fl.core.files import write_atomically
 
 SPELLING_NAME = "spelling.json"
+CERTAIN = 0.75  # how likely a habit has to be to spell words by it that the person has not shown (python -m benchmarks.habits)
 Spelled = tuple[str, str]  # a loanword in the matrix script and in Latin
 Written = tuple[str, Sequence[Spelled]]  # a text, and the loanwords in it
 
@@ -32,15 +33,16 @@ class SpellingTable:
     words: frozenset[str]
 
     @classmethod
-    def of(cls, own: Sequence[Written], known: Iterable[Written]) -> "SpellingTable":
-        """The table of a person's ``own`` sentences: words that were seen as they were written, others of ``known`` as most were."""
+    def of(cls, own: Sequence[Written], known: Iterable[Written], certain: float = CERTAIN) -> "SpellingTable":
+        """The table of a person's ``own`` sentences: words that were seen as they were written, others of ``known`` by the habit that
+        they show, where it is ``certain``."""
         latin: Counter[Spelled] = Counter()
         for text, loanwords in own:
             for matrix, other in loanwords:
                 latin[matrix, other] += 1 if other in text else -1
         lexicon, endings, words = _words_of((*known, *own))
-        mostly = sum((count > 0) - (count < 0) for count in latin.values())
-        chosen = [(pair, latin[pair] or mostly) for pair in sorted(lexicon)]
+        habit = _habit(latin.values(), certain)
+        chosen = [(pair, latin[pair] or habit) for pair in sorted(lexicon)]
         pairs = [pair if vote > 0 else pair[::-1] for pair, vote in chosen if vote]
         return cls(tuple(sorted(pairs, key=lambda pair: -len(pair[0]))), frozenset(endings), frozenset(words))
 
@@ -95,6 +97,16 @@ class SpellingTable:
         """The table beside an adapter, if there is one. :class:`AdapterError` for a file that is none."""
         path = folder / SPELLING_NAME
         return cls.from_json(path.read_bytes(), str(path)) if path.exists() else None
+
+
+def _habit(votes: Iterable[int], certain: float) -> int:
+    """1 for somebody who writes loanwords in Latin, -1 in the matrix script, 0 where the words that were seen do not tell.
+
+    How likely the next word is spelled as most were is its mean under Jeffreys' prior, by which people rather write all words one way.
+    """
+    signs = [(vote > 0) - (vote < 0) for vote in votes if vote]
+    most = max(signs.count(1), signs.count(-1))
+    return (sum(signs) > 0) - (sum(signs) < 0) if most + 0.5 >= certain * (len(signs) + 1) else 0
 
 
 def _words_of(sentences: Iterable[Written]) -> tuple[set[Spelled], set[str], set[str]]:

@@ -48,6 +48,7 @@ CONTENDERS: Mapping[str, Contender] = {
     "A": Contender(EnrolMethod("A", rate=4e-4)),
     "B": Contender(B),
     "B of the decoder": Contender(DECODER_B),
+    "gates and B of the decoder": Contender(EnrolMethod("gate,B@decoder", rate=8e-4, gate="self")),
     "B of encoder and cross-attention": Contender(EnrolMethod("B@encoder", rate=4e-4)),
     "B of the encoder": Contender(EnrolMethod(r"B@model\.encoder", rate=4e-4)),
     "LoRA beside": Contender(EnrolMethod("A,B", rate=3e-4, beside=4)),
@@ -89,6 +90,7 @@ RATES: Mapping[str, tuple[float, ...]] = {
     "A": (1e-4, 2e-4, 4e-4, 8e-4),
     "B": (1e-4, 2e-4, 4e-4),
     "B of the decoder": (2e-4, 4e-4, 8e-4),
+    "gates and B of the decoder": (4e-4, 8e-4),
     "B of encoder and cross-attention": (2e-4, 4e-4, 8e-4),
     "B of the encoder": (2e-4, 4e-4, 8e-4),
     "LoRA beside": (3e-4, 1e-3, 3e-3),
@@ -104,6 +106,7 @@ RATES: Mapping[str, tuple[float, ...]] = {
     "B of the decoder, made to be adapted": (2e-4, 4e-4, 8e-4),
 }
 PULLS: Mapping[str, tuple[float, ...]] = {
+    "gates and B of the decoder": (0.0, 20.0),
     "B, pulled": (20.0, 100.0),
     "B, learned prior": (20.0, 100.0),
     "gates, learned prior": (2.0, 10.0),
