@@ -94,7 +94,7 @@ def test_one_recording_is_not_checked_and_said_so(recordings, shared, tmp_path):
 def test_a_lexicon_adds_the_spellings_that_the_texts_show(recordings, shared, tmp_path):
     own, lexicon = tmp_path / "own", tmp_path / "lexicon.jsonl"
     shutil.copytree(recordings, own)
-    for path, text in zip(sorted(own.glob("*.txt")), ("coffee를 줘", "meeting에 가", "버스를 타", "나"), strict=True):
+    for path, text in zip(sorted(own.glob("*.txt")), ("coffee를 줘", "meeting에 가", "bus를 타", "나"), strict=True):
         path.write_text(text, encoding="utf-8")
     pairs = [["커피", "coffee"], ["미팅", "meeting"], ["버스", "bus"], ["택시", "taxi"]]
     lines = [{"text": f"{korean}를 {korean}에", "loanwords": [[korean, latin]]} for korean, latin in pairs]
@@ -103,9 +103,7 @@ def test_a_lexicon_adds_the_spellings_that_the_texts_show(recordings, shared, tm
     assert "spellings of 4 loanwords" in told
     table = SpellingTable.read(tmp_path / "mine")
     assert table is not None
-    assert (
-        table.respell("커피를 bus를 택시에") == "coffee를 버스를 taxi에"
-    )  # two of three in Latin: so is an unseen one
+    assert table.respell("커피를 버스를 택시에") == "coffee를 bus를 taxi에"  # all three in Latin: so is an unseen one
     lexicon.write_text(json.dumps({"text": "나"}), encoding="utf-8")
     with pytest.raises(ManifestError, match="has no loanwords: give a manifest"):
         enrolled(own, shared, tmp_path / "mine", "--lexicon", str(lexicon))
