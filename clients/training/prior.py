@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clients.training.private_part import Enrolment, Start
+from clients.training.private_part import Start
 from fl.adapters.state import State
 
 
@@ -22,11 +22,11 @@ class Prior:
     directions: Sequence[State] = ()
 
 
-def learned_prior(start: Start, enrolments: Sequence[Enrolment]) -> Prior:
-    """The Gaussian of the private parts of ``enrolments``: mean and diagonal variance of their distance from the start."""
+def learned_prior(start: Start, others: Sequence[State]) -> Prior:
+    """The Gaussian of the private tensors of ``others``: mean and diagonal variance of their distance from the start."""
     mean, precision = {}, {}
     for name in start.split.private:
-        away = torch.stack([one.private[name] - start.state[name] for one in enrolments])
+        away = torch.stack([one[name] - start.state[name] for one in others])
         mean[name], precision[name] = away.mean(0), away.var(0, correction=0)
     typical = sum(float(v.sum()) for v in precision.values()) / sum(v.numel() for v in precision.values())
     # A number that nobody moved has no variance: its precision is bounded by ten times that of a typical one.
@@ -35,10 +35,10 @@ def learned_prior(start: Start, enrolments: Sequence[Enrolment]) -> Prior:
     return Prior(mean, {name: tensor / average for name, tensor in inverse.items()})
 
 
-def eigenvoices(start: Start, enrolments: Sequence[Enrolment], count: int) -> Prior:
-    """The ``count`` directions with the most of the distance from the start to the private parts of ``enrolments``."""
+def eigenvoices(start: Start, others: Sequence[State], count: int) -> Prior:
+    """The ``count`` directions with the most of the distance from the start to the private tensors of ``others``."""
     names = start.split.private
-    away = torch.stack([torch.cat([(one.private[n] - start.state[n]).flatten() for n in names]) for one in enrolments])
+    away = torch.stack([torch.cat([(one[n] - start.state[n]).flatten() for n in names]) for one in others])
     _, sizes, rows = torch.linalg.svd(away.double(), full_matrices=False)
     shapes = [start.state[name].shape for name in names]
 

@@ -29,10 +29,12 @@ from sim.study.enrol.table import (
 from sim.study.page import PAGES, STORE, image, page_of
 
 ROOT = Path("runs/studies/enrol")
-SEARCH_ROWS, PARTICIPANT_ROWS, METHOD_ROWS = "enrol-search.jsonl", "enrol-participants.jsonl", "enrol-methods.jsonl"
+SEARCH_ROWS, PARTICIPANT_ROWS = "enrol-search.jsonl", "enrol-participants.jsonl"
+BASELINE_ROWS, METHOD_ROWS = "enrol-baselines.jsonl", "enrol-methods.jsonl"
 WRITTEN = {
     ROWS: "enrol",
     PARTICIPANT_ROWS: "participants",
+    BASELINE_ROWS: "enrol-baselines",
     METHOD_ROWS: "enrol-methods",
 }  # the page of each file of rows
 PARTICIPANT_SIZES = (0, 75)  # of 120, less those for validation and tests
@@ -96,8 +98,7 @@ def write_pages(pages: Path, store: Path) -> list[Path]:
         write_section(page, START, END, f"{shown}{markdown_tables(tables(rows, who), conditions(rows, who))}")
         readme = page.resolve().parents[2] / "README.md"
         if file == ROWS and readme.is_file():
-            table = headline([rows, read_rows(store / METHOD_ROWS)])
-            write_section(readme, HEADLINE_START, HEADLINE_END, markdown_tables([table], people(rows, who)))
+            write_section(readme, HEADLINE_START, HEADLINE_END, markdown_tables([headline(rows)], people(rows, who)))
         written.append(page)
     return written
 

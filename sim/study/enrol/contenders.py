@@ -13,7 +13,7 @@ class Contender:
     """One row of the tables.
 
     ``method`` trains a private part (None: nothing is trained), with ``prior`` under what the participants' own enrolments at that rate
-    tell: a Gaussian, or so many ``directions`` in which they differ.
+    tell: a Gaussian, or so many ``directions`` in which they differ, without ``prior`` in which their updates of another round do.
     ``prompted`` puts the person's transcripts in front as Whisper's previous text, ``respelled`` writes loanwords in the output as
     the person's transcripts do. ``episodes`` starts from a shared part that was made to be adapted by this method, ``taught`` from
     one that was trained in another way: behind prompts, in one spelling for all, or with all data in one place.
@@ -34,6 +34,7 @@ GATES = EnrolMethod("gate", rate=3e-3, gate="self")
 ONLY = 1e9  # a pull that leaves nothing beside the directions
 DIRECTIONS = 16
 DRAWN = Contender(replace(DECODER_B, shrinkage=250.0), prior=4e-4, directions=DIRECTIONS)
+DRAWN_BY_UPDATES = replace(DRAWN, prior=0.0)
 CODE = Contender(replace(DECODER_B, rate=1e-3, shrinkage=ONLY), prior=4e-4, directions=DIRECTIONS)
 
 CONTENDERS: Mapping[str, Contender] = {
@@ -56,9 +57,10 @@ CONTENDERS: Mapping[str, Contender] = {
     "B, learned prior": Contender(replace(B, rate=2e-4, shrinkage=20.0), prior=2e-4),
     "gates, learned prior": Contender(replace(GATES, shrinkage=2.0), prior=3e-3),
     "B, eigenvoices": Contender(replace(B, rate=1e-3, shrinkage=ONLY), prior=2e-4, directions=DIRECTIONS),
-    "B, drawn to eigenvoices": Contender(replace(B, shrinkage=250.0), prior=2e-4, directions=DIRECTIONS),
+    "B, drawn": Contender(replace(B, shrinkage=250.0), prior=2e-4, directions=DIRECTIONS),
     "B of the decoder, learned prior": Contender(replace(DECODER_B, rate=4e-4, shrinkage=20.0), prior=4e-4),
-    "B of the decoder, drawn to eigenvoices": DRAWN,
+    "B of the decoder, drawn": DRAWN,
+    "B of the decoder, drawn by updates": DRAWN_BY_UPDATES,
     "B of the decoder, eigenvoices": CODE,
     "B, made to be adapted": Contender(replace(B, rate=2e-4), episodes=True),
     "B of the decoder, made to be adapted": Contender(replace(DECODER_B, rate=4e-4), episodes=True),
@@ -69,7 +71,8 @@ CONTENDERS: Mapping[str, Contender] = {
     "B of the decoder and prompt, trained with it": Contender(DECODER_B, prompted=True, taught=PROMPTS),
     "B and spelling table": Contender(B, respelled=True),
     "B of the decoder and spelling table": Contender(DECODER_B, respelled=True),
-    "B of the decoder, drawn to eigenvoices, and spelling table": replace(DRAWN, respelled=True),
+    "B of the decoder, drawn, and spelling table": replace(DRAWN, respelled=True),
+    "B of the decoder, drawn by updates, and spelling table": replace(DRAWN_BY_UPDATES, respelled=True),
     "B of the decoder, eigenvoices, and spelling table": replace(CODE, respelled=True),
     "B of encoder and cross-attention and spelling table": Contender(
         EnrolMethod("B@encoder", rate=4e-4), respelled=True
@@ -98,10 +101,10 @@ RATES: Mapping[str, tuple[float, ...]] = {
     "B, learned prior": (2e-4, 4e-4),
     "gates, learned prior": (3e-3, 1e-2),
     "B, eigenvoices": (4e-4, 1e-3, 3e-3),
-    "B, drawn to eigenvoices": (2e-4, 4e-4),
+    "B, drawn": (2e-4, 4e-4),
     "B of the decoder, learned prior": (4e-4, 8e-4),
     "B of the decoder, eigenvoices": (4e-4, 1e-3, 3e-3),
-    "B of the decoder, drawn to eigenvoices": (4e-4, 8e-4),
+    "B of the decoder, drawn": (4e-4, 8e-4),
     "B, made to be adapted": (1e-4, 2e-4, 4e-4),
     "B of the decoder, made to be adapted": (2e-4, 4e-4, 8e-4),
 }
@@ -110,9 +113,9 @@ PULLS: Mapping[str, tuple[float, ...]] = {
     "B, pulled": (20.0, 100.0),
     "B, learned prior": (20.0, 100.0),
     "gates, learned prior": (2.0, 10.0),
-    "B, drawn to eigenvoices": (50.0, 250.0),
+    "B, drawn": (50.0, 250.0),
     "B of the decoder, learned prior": (20.0, 100.0),
-    "B of the decoder, drawn to eigenvoices": (50.0, 250.0),
+    "B of the decoder, drawn": (50.0, 250.0),
 }
 
 

@@ -251,17 +251,19 @@ class EnrolStudy:
     def _enrolled(
         self, contender: Contender, start: Start, people: Mapping[str, Sequence[Example]]
     ) -> dict[str, Enrolment]:
-        prior = self._prior(start, contender) if contender.prior else None
+        prior = self._prior(start, contender) if contender.prior or contender.directions else None
         return enrol(self.host, self.task, start, people, seed=self.config.seed, budget=self.budget, prior=prior)
 
     def _prior(self, start: Start, contender: Contender) -> Prior:
-        """What the participants' own enrolments without a prior tell."""
+        """What the participants' own enrolments without a prior tell, or their updates."""
+        if not contender.prior:
+            return eigenvoices(start, self.training.local(self.shared), contender.directions)
         free = replace(start, method=replace(start.method, rate=contender.prior, shrinkage=0.0))
         if free.method not in self._others:
             known = {name: examples[:PRIOR_SENTENCES] for name, examples in self.training.people.items()}
             found = enrol(self.host, self.task, free, known, seed=self.config.seed, budget=self.budget)
             self._others[free.method] = list(found.values())
-        others = self._others[free.method]
+        others = [one.private for one in self._others[free.method]]
         return (
             eigenvoices(start, others, contender.directions) if contender.directions else learned_prior(start, others)
         )

@@ -13,7 +13,7 @@ from fl.adapters.split import Split, make_split
 from fl.adapters.stacked import Slot, StackedModel
 from fl.adapters.state import State
 from fl.aggregation.updates import DeviceUpdate, moved
-from fl.algorithms.arms import EVERYONE, trained_arm
+from fl.algorithms.arms import EVERYONE, Arm, trained_arm
 from fl.algorithms.base import Round
 from fl.algorithms.plan import LocalPlan, in_one_place
 from fl.algorithms.server_optimizers import ServerOptimizer
@@ -62,11 +62,7 @@ class SharedTraining:
         optimizer = ServerOptimizer(table.name, table.rate, table.momentum) if served else None
         for number in range(1, arm.schedule.rounds + 1):
             progress("shared training", number - 1, arm.schedule.rounds)
-            plan = arm.schedule.plan(number)
-            if not arm.federates:
-                plan = in_one_place(plan, len(self.people))
-            for algorithm in arm.algorithms:
-                plan = algorithm.local(plan, number)
+            plan = self._plan(arm, number)
             seeds = {name: derive_seed(config.seed, number, name, "train") for name in own}
             start = {name: tensor.numpy() for name, tensor in state.items()}
             people: Mapping[str, Sequence[Example]] = own
@@ -111,6 +107,24 @@ class SharedTraining:
                 state = {**state, name: state[name] + EPISODE_STEP * away}
         progress("episodes", EPISODES, EPISODES)
         return state
+
+    def local(self, state: State) -> list[State]:
+        """Each participant's tensors after one more round's local training from ``state``, like the last round's."""
+        arm = trained_arm("global", self.config)
+        assert arm is not None
+        last = arm.schedule.rounds
+        seeds = {name: derive_seed(self.config.seed, last + 1, name, "train") for name in self.people}
+        found = self._locally(make_split(arm.split, state), state, self._plan(arm, last), self.people, seeds)
+        return [one.state for _, one in found]
+
+    def _plan(self, arm: Arm, number: int) -> LocalPlan:
+        """What a round asks of everybody."""
+        plan = arm.schedule.plan(number)
+        if not arm.federates:
+            plan = in_one_place(plan, len(self.people))
+        for algorithm in arm.algorithms:
+            plan = algorithm.local(plan, number)
+        return plan
 
     def _locally(
         self,

@@ -155,22 +155,18 @@ def _rates(rows: Sequence[EnrolRow], size: int, who: str) -> ReportTable:
     return ReportTable(f"{who} with {_sentences(size)}", heads, tuple(lines))
 
 
-def headline(stores: Sequence[Sequence[EnrolRow]], sizes: Sequence[int] = HEADLINE_SIZES) -> ReportTable:
-    """Every method that has rows of all people of its store for each of ``sizes``, the best at the first size on top, in one short table.
+def headline(rows: Sequence[EnrolRow], sizes: Sequence[int] = HEADLINE_SIZES) -> ReportTable:
+    """Every method that most people have rows of for each of ``sizes``, in one short table, what gains most at the first size on top.
 
-    A method is compared with the shared adapter on its own people; the first line is that of the first store.
+    A method is compared with the shared adapter on its own people.
     """
-    neutral = rows_of(stores[0], NEUTRAL, 0)
+    neutral = rows_of(rows, NEUTRAL, 0)
     lines = [("nothing: the shared adapter", "0", f"{len(neutral)}", *([f"{_rate(neutral, 'mer')} %"] * len(sizes)))]
-    seen: set[str] = set()
-    for rows in stores:
-        people = len(rows_of(rows, NEUTRAL, 0))
-        each = [{one.method: one for one in compared(rows, size)} for size in sizes]
-        whole = [name for name in each[0] if all(name in by and len(by[name].rows) == people for by in each)]
-        for name in sorted({*whole} - seen, key=lambda name: each[0][name].rate("mer")):
-            seen.add(name)
-            told = (f"{100 * by[name].rate('mer'):.1f} %, {_relative(by[name])}" for by in each)
-            lines.append((name, f"{each[0][name].rows[0].numbers:,}", f"{people}", *told))
+    each = [{one.method: one for one in compared(rows, size)} for size in sizes]
+    most = [name for name in each[0] if all(name in by and 2 * len(by[name].rows) > len(neutral) for by in each)]
+    for name in sorted(most, key=lambda name: each[0][name].against.relative or 0.0):
+        told = (f"{100 * by[name].rate('mer'):.1f} %, {_relative(by[name])}" for by in each)
+        lines.append((name, f"{each[0][name].rows[0].numbers:,}", f"{len(each[0][name].rows)}", *told))
     heads = ("what is learned from them", "private numbers", "people", *(f"{size} sentences" for size in sizes))
     return ReportTable(
         "Mixed error rate of held-out speakers, and % fewer (-) than with the shared adapter", heads, tuple(lines)

@@ -141,7 +141,7 @@ def test_a_fresh_gate_and_a_lora_beside_start_as_the_shared_adapter_and_alone_tr
 
 def test_a_strong_prior_gives_its_mean_and_none_gives_the_start(regression):
     task = regression(gate="none")
-    others = [Enrolment({n: task.start[n] + 0.1 * k for n in start_of(task).split.private}, 1, {}, 0.0) for k in (1, 3)]
+    others = [{n: task.start[n] + 0.1 * k for n in start_of(task).split.private} for k in (1, 3)]
     prior = learned_prior(start_of(task), others)
     strong = EnrolMethod("B", rate=1e-3, shrinkage=1e9, grid=(0, 8), steps=8)
     person = {"p": task.examples(1)}
@@ -177,7 +177,7 @@ def test_what_nothing_but_eigenvoices_may_move_stays_in_what_others_differ_by(re
     others = enrolled(task, {f"o{i}": task.examples(6, seed=i) for i in range(4)})
     start = start_of(task)
     names = start.split.private
-    prior = eigenvoices(start, list(others.values()), 2)
+    prior = eigenvoices(start, [one.private for one in others.values()], 2)
 
     def flat(state):
         return torch.cat([state[name].flatten() for name in names])

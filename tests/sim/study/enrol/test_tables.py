@@ -90,17 +90,16 @@ def test_tables_have_at_most_seven_columns_and_name_every_method_and_trait():
     assert curves_svg(rows_of_ten()) == curves_svg(rows_of_ten())
 
 
-def test_the_headline_has_each_method_once_on_the_people_of_its_store_and_none_with_half_of_them():
-    first = [row(i, "neutral", 0, 10) for i in range(4)] + [row(i, "table", n, 5) for i in range(4) for n in (5, 20)]
-    half = [row(i, "A", n, 1) for i in range(2) for n in (5, 20)]
-    others = [row(i, "neutral", 0, 20) for i in range(2)] + [
-        row(i, name, n, 15) for name in ("table", "B") for i in range(2) for n in (5, 20)
-    ]
-    found = headline([[*first, *half], others])
-    assert [line[0] for line in found.rows] == ["nothing: the shared adapter", "table", "B"]
-    assert [line[2] for line in found.rows] == ["4", "4", "2"]
-    assert found.rows[1][3].startswith("10.0 %, -50 (")
-    assert found.rows[2][3].startswith("30.0 %, -25 (")
+def test_the_headline_has_what_most_people_enrolled_by_the_best_on_top_and_compares_each_on_its_own_people():
+    rows = [row(i, "neutral", 0, 10 if i else 20) for i in range(4)]
+    rows += [row(i, name, n, errors) for name, errors in (("B", 8), ("table", 5)) for i in range(4) for n in (5, 20)]
+    rows += [row(i, "three", n, 9) for i in range(1, 4) for n in (5, 20)]
+    rows += [row(i, "half", n, 1) for i in range(2) for n in (5, 20)] + [row(i, "once", 5, 1) for i in range(4)]
+    found = headline(rows)
+    assert [line[0] for line in found.rows] == ["nothing: the shared adapter", "table", "B", "three"]
+    assert [line[2] for line in found.rows] == ["4", "4", "4", "3"]
+    assert found.rows[1][3].startswith("10.0 %, -60 (")
+    assert found.rows[3][4].startswith("18.0 %, -10 (")
 
 
 def test_the_last_row_of_a_key_counts_and_half_a_line_at_the_end_is_written_over(tmp_path):
@@ -130,7 +129,7 @@ def test_the_command_prints_pairs_of_stored_rows_and_names_what_is_not_there(tmp
     pairs("enrol", against="same", rows=tmp_path, as_json=True)
     (table,) = json.loads(capsys.readouterr().out)
     assert table["title"] == "Against same, with 5 sentences"
-    with pytest.raises(ConfigError, match="known are enrol, participants, enrol-methods"):
+    with pytest.raises(ConfigError, match="known are enrol, participants, enrol-baselines, enrol-methods"):
         pairs("nothing", rows=tmp_path)
     with pytest.raises(ConfigError, match="no rows of 'gates': known are neutral; B; same"):
         pairs("enrol", against="gates", rows=tmp_path)
