@@ -161,13 +161,14 @@ def headline(rows: Sequence[EnrolRow], sizes: Sequence[int] = HEADLINE_SIZES) ->
     A method is compared with the shared adapter on its own people.
     """
     neutral = rows_of(rows, NEUTRAL, 0)
-    lines = [("nothing: the shared adapter", "0", f"{len(neutral)}", *([f"{_rate(neutral, 'mer')} %"] * len(sizes)))]
+    lines = [("nothing: the shared adapter", "0", f"{len(neutral)}", *([_rate(neutral, "mer")] * len(sizes)))]
     each = [{one.method: one for one in compared(rows, size)} for size in sizes]
     most = [name for name in each[0] if all(name in by and 2 * len(by[name].rows) > len(neutral) for by in each)]
     for name in sorted(most, key=lambda name: each[0][name].against.relative or 0.0):
-        told = (f"{100 * by[name].rate('mer'):.1f} %, {_relative(by[name])}" for by in each)
-        lines.append((name, f"{each[0][name].rows[0].numbers:,}", f"{len(each[0][name].rows)}", *told))
-    heads = ("what is learned from them", "private numbers", "people", *(f"{size} sentences" for size in sizes))
+        told = (f"{100 * by[name].rate('mer'):.1f}, {_relative(by[name])}" for by in each)
+        short = name.replace(", and ", " and ").replace(" and spelling table", " + table")
+        lines.append((short, f"{each[0][name].rows[0].numbers:,}", f"{len(each[0][name].rows)}", *told))
+    heads = ("what is learned from them", "numbers", "people", *(f"{size} sentences, %" for size in sizes))
     return ReportTable(
         "Mixed error rate of held-out speakers, and % fewer (-) than with the shared adapter", heads, tuple(lines)
     )

@@ -98,8 +98,8 @@ def test_the_headline_has_what_most_people_enrolled_by_the_best_on_top_and_compa
     found = headline(rows)
     assert [line[0] for line in found.rows] == ["nothing: the shared adapter", "table", "B", "three"]
     assert [line[2] for line in found.rows] == ["4", "4", "4", "3"]
-    assert found.rows[1][3].startswith("10.0 %, -60 (")
-    assert found.rows[3][4].startswith("18.0 %, -10 (")
+    assert found.rows[1][3].startswith("10.0, -60 (")
+    assert found.rows[3][4].startswith("18.0, -10 (")
 
 
 def test_the_last_row_of_a_key_counts_and_half_a_line_at_the_end_is_written_over(tmp_path):
