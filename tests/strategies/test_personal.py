@@ -270,9 +270,7 @@ def test_the_devices_of_a_run_enrol_as_one_person_does(
         found = stored.load("personalized-own", device, shapes, before=4)
         assert found is not None
         for name, tensor in values.items():
-            step = (
-                tensor.abs().amax(-1, keepdim=True) / 127
-            )  # of int8 with a scale for each row: rounding may fall either way
+            step = tensor.abs().amax(-1, keepdim=True) / 127  # of int8: rounding may fall either way
             assert ((found[OWN + name] - tensor).abs() <= 1.01 * step + 1e-6).all()
         path = next((folder / "devices" / "personalized-own").glob(f"{folder_name(device)}/state-*"))
         assert size < path.stat().st_size < size + 16_000  # and its header

@@ -86,6 +86,22 @@ def test_every_method_enrols_everybody_once_and_a_second_call_computes_nothing(s
     study.run(contenders, (0, 1, 3))
 
 
+def test_directions_without_a_prior_are_of_what_another_round_moves(study):
+    contender = small(CONTENDERS["B of the decoder, drawn by updates"])
+    start = study._start(contender)
+    moved = study.training.local(study.shared)
+    assert len(moved) == len(study.training.people) == 3
+    directions = study._prior(start, contender).directions
+
+    def flat(state):
+        return torch.cat([state[name].flatten() for name in start.split.private]).double()
+
+    away = torch.stack([flat(one) - flat(start.state) for one in moved])
+    basis = torch.stack([flat(one) for one in directions])
+    assert len(basis) == torch.linalg.matrix_rank(away) == 3
+    torch.testing.assert_close(away @ basis.T @ basis, away, rtol=1e-4, atol=1e-6)
+
+
 def test_a_spelling_table_is_laid_on_transcripts_that_are_there(study, monkeypatch):
     contenders = {name: small(CONTENDERS[name]) for name in (NEUTRAL, "B", "spelling table", "B and spelling table")}
     study.run({name: contenders[name] for name in (NEUTRAL, "B")}, (0, 3))
