@@ -6,11 +6,12 @@ is counted as failed and the others go on. Private tensors go to the device's st
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -38,6 +39,7 @@ from fl.protocol.node import OFF, NodeConfig
 from fl.protocol.reply import Form
 from fl.protocol.wire import (
     CORRECTIONS,
+    DIRECTIONS,
     JOB,
     SECURE,
     SECURE_STEP,
@@ -120,7 +122,10 @@ def secure_step(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """One local phase for each device of the job."""
     detail = NodeConfig.parse(context.node_config).detail(read_settings(message.content))
-    return _for_devices(message, context, _train_devices, detail)
+    directions = {
+        name: array.numpy() for name, array in message.content.array_records.get(DIRECTIONS, ArrayRecord()).items()
+    }
+    return _for_devices(message, context, partial(_train_devices, directions), detail)
 
 
 @app.evaluate()
@@ -136,7 +141,7 @@ def evaluate_devices(message: Message, context: Context) -> Message:
 
 
 def _train_devices(
-    worker: Worker, job: Job, devices: Sequence[str], incoming: State
+    directions: Mapping[str, np.ndarray], worker: Worker, job: Job, devices: Sequence[str], incoming: State
 ) -> Iterable[DeviceResult | DeviceFailure]:
     """In cohorts, but for the virtual device of ``centralized``, other methods than low rank, and a task that learns nothing.
 
@@ -144,7 +149,7 @@ def _train_devices(
     """
     second = job_arm(worker, job).personal.second
     if job.phase is Phase.PERSONALIZE and second is not None and second.afterwards:
-        return enrol_devices(worker, job, devices, incoming)
+        return enrol_devices(worker, job, devices, incoming, directions)
     alone = EVERYONE in devices or not worker.task.learns or not worker.method.low_rank
     return (one_by_one(train_device) if alone else train_together)(worker, job, devices, incoming)
 

@@ -20,20 +20,26 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fl.adapters.correction import weight_corrections
+from fl.adapters.directions import stored_directions
+from fl.adapters.split import in_part
 from fl.adapters.state import State
+from fl.aggregation.directions import main_directions
 from fl.aggregation.mean import product_gaps
 from fl.aggregation.updates import Tensors, moved
 from fl.algorithms.arms import EVERYONE, NEUTRAL, Arm
 from fl.algorithms.base import Aggregator, Round
 from fl.algorithms.hostile import attackers, corrupted
+from fl.algorithms.personal.enrolment import EnrolledPart, fitting_part
 from fl.algorithms.plan import Phase
 from fl.algorithms.server_optimizers import FIRST, SECOND, ServerOptimizer
+from fl.algorithms.table import with_options
 from fl.core.errors import AggregationError, ConfigError
 from fl.core.rng import derive_random, derive_seed
 from fl.privacy.plan import PrivacyPlan
 from fl.protocol.reply import Exchange, ReplySchema
 from fl.protocol.wire import (
     CORRECTIONS,
+    DIRECTIONS,
     JOB,
     SETTINGS_RECORD,
     SHARED,
@@ -50,6 +56,7 @@ from strategies.roster import Roster
 
 log = logging.getLogger("idiolect.server")
 MOMENTS = (FIRST, SECOND)  # what the names of an optimizer's state begin with
+DIRECTION = "direction:"  # what those of directions do
 
 
 @dataclass
@@ -73,6 +80,7 @@ class ArmStrategy(Strategy):
     hostile: frozenset[str] = field(init=False, default=frozenset())  # whose updates a study attacks
     bound: float = field(init=False)  # clipping norm of a device's update in this round
     last: Replies = field(default_factory=lambda: Replies((), {}))
+    directions: Tensors = field(default_factory=dict)  # as :func:`fl.adapters.directions.stored_directions` gives them
     _asked: tuple[str, ...] = ()
     _hosts: dict[str, int] = field(default_factory=dict)  # the node of each device that was asked
     _start: dict[str, np.ndarray] = field(default_factory=dict)  # the shared tensors that the round started from
@@ -177,6 +185,8 @@ class ArmStrategy(Strategy):
                 content = RecordDict({JOB: job.to_record(), SETTINGS_RECORD: ConfigRecord(dict(settings))})
                 if len(shared):
                     content[SHARED] = shared
+                if phase is Phase.PERSONALIZE and kind == MessageType.TRAIN and self.directions:
+                    content[DIRECTIONS] = _record(self.directions)
                 token = secrets.token_hex(16)  # a node that could guess the id of another's message could answer it
                 messages.append(Message(content, dst_node_id=node, message_type=kind, group_id=token))
         return messages
@@ -212,6 +222,11 @@ class ArmStrategy(Strategy):
             finetunes = self.arm.schedule.phase(server_round) is Phase.FINETUNE
             return ArrayRecord() if finetunes else _record(self._start), metrics
         found = self._found()
+        if self.arm.directions and server_round == self.arm.schedule.federated_rounds:
+            part = with_options(self.config, EnrolledPart).enrolment_part
+            chosen = filter(in_part(fitting_part(part, found.start)), sorted(found.start))
+            rows = [update.tensors for update in found.updates if update.tensors is not None]
+            self.directions = stored_directions(main_directions(rows, [*chosen], self.arm.directions))
         update = self.aggregate(found)
         metrics.update(self.diagnostics(found))
         return _record(self._step(update)), metrics
@@ -277,14 +292,17 @@ class ArmStrategy(Strategy):
     def server_state(self) -> dict[str, np.ndarray]:
         """What must survive beside the shared tensors for a resumed run to give the same numbers."""
         moments = {} if self.optimizer is None else self.optimizer.state
-        return {**moments, **self.aggregator.state()}
+        directions = {DIRECTION + name: values for name, values in self.directions.items()}
+        return {**moments, **directions, **self.aggregator.state()}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Continue from :meth:`server_state`."""
         moments = {name: value for name, value in state.items() if name.startswith(MOMENTS)}
         if self.optimizer is not None:
             self.optimizer.state = moments
-        rest = {name: value for name, value in state.items() if name not in moments}
+        told = {name: value for name, value in state.items() if name.startswith(DIRECTION)}
+        self.directions = {name.removeprefix(DIRECTION): value for name, value in told.items()}
+        rest = {name: value for name, value in state.items() if name not in moments and name not in told}
         self.aggregator.restore(rest, self.roster.training)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:

@@ -9,17 +9,22 @@ from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
 from fl.adapters.blend import require_room
-from fl.adapters.correction import FOLDER, save_correction
+from fl.adapters.correction import FOLDER, corrected_fingerprint, save_correction
+from fl.adapters.directions import save_directions
+from fl.adapters.files import AdapterInfo, save_adapter
 from fl.adapters.split import make_split
 from fl.adapters.state import State, size_of, tensors_digest
 from fl.algorithms.arms import EVERYONE, HELD_OUT, REPORTED, Arm, evaluated_as, trained_arm, untrained_arm
 from fl.algorithms.base import Algorithm
 from fl.core.errors import ConfigError
 from fl.core.machine import installed_versions, machine
-from fl.methods.recipes import fresh_state
+from fl.methods.lora import peft_config
+from fl.methods.recipes import fresh_state, make_recipe
+from fl.methods.table import METHODS
 from fl.privacy.plan import PrivacyPlan, make_plan
 from fl.protocol.reply import bounded_mean
-from fl.protocol.wire import Job, to_arrays
+from fl.protocol.wire import Job, from_arrays, to_arrays
+from fl.runs.schema import SHARED_ADAPTER
 from fl.settings.config import RunConfig
 from fl.settings.names import PERSONALIZED
 from fl.tasks.task import Task
@@ -120,9 +125,28 @@ class Comparison:
             every = config.federation.evaluate_every
             finished[name] = self.loop.train(strategy, start, arm.schedule.rounds, every, training)
             self.loop.results.flush()
+        self._keep_shared(finished)
         for name in config.arms if self.task.learns else ():
             self._evaluate(name, finished)
             self.loop.results.flush()
+
+    def _keep_shared(self, finished: dict[str, ArrayRecord]) -> None:
+        """Write the shared adapter of the first arm that has one, for people who took no part, with what their enrolments are drawn to."""
+        config, task = self.config, self.task
+        names = (name for name in ("global", PERSONALIZED) if finished.get(name))
+        arm = trained_arm(next(names, ""), config)
+        if arm is None or not METHODS[config.adapter.method].low_rank:
+            return
+        fresh, shared, _ = self._tensors(arm)
+        strategy, found = self.strategy(arm, self.roster.training), self._checkpoint(arm)
+        strategy.restore(found.state if found else {})
+        folder = self.loop.checkpoints.parent / SHARED_ADAPTER
+        facts = task.base_name, corrected_fingerprint(task.fingerprint, strategy.corrections()), arm.split
+        info = AdapterInfo(*facts, peft_config(make_recipe(config, task, arm.gate)), **task.adapter_facts)
+        tensors = {name: values for name, values in from_arrays(finished[arm.name]).items() if name in shared}
+        save_adapter(folder, {**fresh, **tensors}, info)
+        if strategy.directions:
+            save_directions(folder, strategy.directions)
 
     def _announce(self) -> None:
         """Tell the progress of every part before the first begins, with what an earlier process has done of it."""

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from clients.training.cohort import Cohort, Member
-from clients.training.prior import Prior
 from clients.training.private_part import Enrolment, Start
 from fl.adapters.stacked import StackedAdapters, StackedModel
 from fl.adapters.state import State, module_of
@@ -41,7 +40,6 @@ def enrol(
     *,
     seed: int,
     budget: int,
-    prior: Prior | None = None,
     with_unseen: bool = False,
 ) -> dict[str, Enrolment]:
     """Enrol ``people``, each from at least one example of their own; ``budget`` is in bytes of activations."""
@@ -49,7 +47,7 @@ def enrol(
     waiting = iter(people.items())
     most = PEOPLE * (GPU_TIMES if next(host.model.parameters()).device.type == CUDA else 1)
     while chunk := dict(islice(waiting, most)):
-        found |= _Enrolling(host, task, start, chunk, seed, budget, prior).run(with_unseen)
+        found |= _Enrolling(host, task, start, chunk, seed, budget).run(with_unseen)
     return found
 
 
@@ -64,7 +62,6 @@ class _Enrolling:
         people: Mapping[str, Sequence[Example]],
         seed: int,
         budget: int,
-        prior: Prior | None,
     ) -> None:
         people = _precomputed(host, task, start, people, budget)
         self.task, self.start, self.people = task, start, people
@@ -91,27 +88,37 @@ class _Enrolling:
                 own_seed = derive_seed(seed, name, "enrol", fold)
                 members.append(Member(name, start.slot, start.state, kept, plan, own_seed))
         self.cohort = Cohort(host, task, start.split, members, budget)
-        self._target, self._pull = self._pulled(prior)
-        laid_out = [self._laid_out(direction) for direction in prior.directions] if prior else []
-        self._directions = torch.cat(laid_out) if laid_out else None  # (directions, P)
+        self._target, self._pull = self._pulled()
+        self._directions = self._orthonormal()
 
     def _laid_out(self, state: State) -> Tensor:
         """One member's tensors as a row of the cohort's matrix."""
         return self.cohort.adapters.laid_out([state] * len(self.cohort.members))[:1].clone()
+
+    def _orthonormal(self) -> Tensor | None:
+        """The prior's directions (P, directions), orthonormal whatever rounding did to them; None without any."""
+        state, rows = self.start.state, self.start.prior.directions
+        if not rows:
+            return None
+        count = len(next(iter(rows.values())))
+        each = [self._laid_out({n: row[k].view_as(state[n]) for n, row in rows.items()}) for k in range(count)]
+        basis: Tensor = torch.linalg.qr(torch.cat(each).T)[0]
+        return basis
 
     def _drawn(self, values: Tensor) -> Tensor:
         """Where the prior draws ``values`` (members, P) to: its centre, or what is nearest to them along its directions."""
         target = self._target.expand_as(values)
         if self._directions is None:
             return target
-        return target + (values - target) @ self._directions.T @ self._directions
+        return target + (values - target) @ self._directions @ self._directions.T
 
-    def _pulled(self, prior: Prior | None) -> tuple[Tensor, Tensor | None]:
+    def _pulled(self) -> tuple[Tensor, Tensor | None]:
         """Where the prior is centred, and the share of the way to it that a step takes each number; both (members or 1, P)."""
         values, method, laid_out = self.cohort.adapters.values, self.start.method, self._laid_out
+        prior = self.start.prior
         target = values[:1].clone()
         weight = torch.full_like(target, method.rate * method.shrinkage)
-        if prior is not None:
+        if prior.mean:
             target, weight = target + laid_out(prior.mean), weight * laid_out(prior.precision)
         if self.start.frozen:
             weight = torch.where(laid_out(self.start.frozen) > 0, 1.0, weight)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from clients.training.enrol_method import EnrolMethod
+from clients.training.prior import Prior
 from fl.adapters.gates.table import GATES, NONE
 from fl.adapters.layer import initial_a
 from fl.adapters.pairs import pair_names
@@ -13,32 +14,41 @@ from fl.adapters.split import Split, in_part
 from fl.adapters.stacked import Slot
 from fl.adapters.state import State, module_of, part_of, tensor_name
 from fl.algorithms.personal.enrolment import fitting_part
-from fl.core.errors import ConfigError, SplitError
+from fl.core.errors import AdapterError, ConfigError, SplitError
 from fl.core.rng import derive_seed
 from fl.packed.blob import quantized, restored
+
+PULL = 250.0  # to the directions of an adapter that has any: lambda of the pull (docs/results/enrol.md)
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter that people start from: what it is, and its tensors."""
+    """An adapter that people start from: what it is, its tensors, and the ``directions`` in which participants' updates differed,
+    (directions, numbers) by tensor, where it has any."""
 
     slot: Slot
     state: State
+    directions: State = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where everybody's enrolment by a method starts: the shared adapter with what the method adds, and which tensors train."""
+    """Where everybody's enrolment by a method starts: the shared adapter with what the method adds, which tensors train, and what is
+    known beforehand of where they go."""
 
     method: EnrolMethod
     slot: Slot
     state: State
     split: Split
     frozen: State = field(default_factory=dict)  # ones at the numbers of private tensors that do not train
+    prior: Prior = field(default_factory=Prior)
 
     @classmethod
     def of(cls, shared: Adapter, method: EnrolMethod, *, seed: int) -> "Start":
-        """The start from ``shared``; raises :class:`SplitError` where ``method`` trains nothing of it."""
+        """The start from ``shared``, drawn to its directions where they are of what ``method`` trains.
+
+        Raises :class:`SplitError` where ``method`` trains nothing of it, :class:`AdapterError` for directions of another adapter.
+        """
         slot, state = shared.slot, dict(shared.state)
         frozen: State = {}
         if method.gate != slot.gate and method.gate != NONE.name:
@@ -55,7 +65,11 @@ class Start:
         if not private:
             raise SplitError(f"part {part!r} matches no tensor: names look like {next(iter(state), '(none)')!r}")
         fixed = tuple(name for name in sorted(state) if not chosen(name))
-        return cls(method, slot, state, Split(part, (), private, fixed), frozen)
+        prior = Prior()
+        if shared.directions.keys() == {*private}:
+            _require_fit(shared.directions, state)
+            prior, method = Prior(directions=shared.directions), replace(method, shrinkage=PULL)
+        return cls(method, slot, state, Split(part, (), private, fixed), frozen, prior)
 
     @property
     def numbers(self) -> int:
@@ -83,6 +97,17 @@ def kept(private: State) -> tuple[State, int]:
     stored = quantized({name: tensor.numpy() for name, tensor in private.items()})
     values = {name: torch.from_numpy(array) for name, array in restored(stored).items()}
     return values, sum(array.nbytes for array in stored.values())
+
+
+def _require_fit(directions: State, state: State) -> None:
+    """Raise :class:`AdapterError` unless ``directions`` are of the tensors of ``state``, all of them of as many."""
+    counts = {len(rows) for rows in directions.values()}
+    odd = next((n for n, rows in directions.items() if rows.ndim != 2 or rows.shape[1] != state[n].numel()), "")
+    if odd or len(counts) != 1:
+        raise AdapterError(
+            f"the directions beside the adapter are not of it ({odd or f'{sorted(counts)} of its tensors'}): get both again, or "
+            "remove the directions to enrol without"
+        )
 
 
 def _fresh_gates(state: State, slot: Slot) -> State:

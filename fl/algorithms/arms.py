@@ -8,13 +8,15 @@ from functools import lru_cache
 
 from fl.adapters.gates.table import GATES
 from fl.algorithms.base import Algorithm
+from fl.algorithms.personal.enrolment import EnrolledPart
 from fl.algorithms.personal.finetune import Finetune
 from fl.algorithms.personal.gates import Gates
 from fl.algorithms.schedule import Schedule
 from fl.algorithms.shared.fedavg import FedAvg
 from fl.algorithms.table import Chosen, chosen, with_options
+from fl.methods.table import METHODS
 from fl.settings.config import RunConfig
-from fl.settings.names import NO_OP, PERSONALIZED
+from fl.settings.names import EDGE, NO_OP, NONE, PERSONALIZED
 
 EVERYONE = "everyone"  # the virtual device of the arm "centralized": the training data of all devices in one place
 HELD_OUT = ("zero-shot", "global", "neutral", "centralized")  # the arms that mean something for people who never train
@@ -39,6 +41,7 @@ class Arm:
     local: tuple[Algorithm, ...] = ()
     devices: str = "each"
     starts_from: str = ""
+    directions: int = 0  # that the aggregator makes of the last round's updates, for enrolments
 
     @property
     def federates(self) -> bool:
@@ -99,7 +102,16 @@ def trained_arm(name: str, config: RunConfig) -> Arm | None:
         finetune=with_options(config, Finetune) if starts_from else None,
     )
     shared_by = found.shared if federates else None
-    return Arm(name, gate, split, schedule, found.personal, shared_by, found.local, devices, starts_from)
+    seen = _sees_updates(config, shared_by) and not gated  # what gates were trained beside is nobody's to enrol on
+    directions = with_options(config, EnrolledPart).directions if seen else 0
+    return Arm(name, gate, split, schedule, found.personal, shared_by, found.local, devices, starts_from, directions)
+
+
+def _sees_updates(config: RunConfig, shared: Algorithm | None) -> bool:
+    """Whether the aggregator may look at single devices' updates of one shared adapter of low rank, and tell all what it sees."""
+    privacy = config.privacy
+    unprotected = privacy.dp.mode == NONE == privacy.secure_sum.mode and config.federation.aggregation != EDGE
+    return shared is not None and shared.can.mean and unprotected and METHODS[config.adapter.method].low_rank
 
 
 def untrained_arm(name: str, config: RunConfig) -> Arm:

@@ -1,8 +1,8 @@
 """What a message between aggregator and device is made of, as Flower records.
 
 Aggregator to node: ``job`` (what to do, for which devices), ``settings`` (the run's configuration, flat), ``shared`` (the
-shared tensors) and, to evaluate with, ``corrections`` of frozen weights (:mod:`fl.adapters.correction`). Node to aggregator, for
-all its devices together:
+shared tensors); to evaluate with, ``corrections`` of frozen weights (:mod:`fl.adapters.correction`), and to enrol with,
+``directions`` (:mod:`fl.adapters.directions`). Node to aggregator, for all its devices together:
 
 | record | holds |
 | --- | --- |
@@ -38,7 +38,8 @@ from fl.settings.config import RunConfig, flat, make_config
 from fl.settings.fields import Value, one_of
 from fl.settings.names import ARMS
 
-JOB, SETTINGS_RECORD, SHARED, CORRECTIONS = "job", "settings", "shared", "corrections"
+JOB, SETTINGS_RECORD, SHARED = "job", "settings", "shared"
+CORRECTIONS, DIRECTIONS = "corrections", "directions"
 UPDATES = "updates"
 COUNTS, DEVICES, SUM, TOTALS = "counts", "devices", "sum", "totals"
 ENCODED, SECURE = "encoded", "secure-sum"

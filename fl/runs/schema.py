@@ -23,6 +23,7 @@ PROGRESS_NAME = "progress.json"  # how far the run is, for `idiolect status`
 PREDICTIONS_NAME = "transcripts.jsonl"  # whatever the task: the format is older than the second one
 TOKEN_NAME = "run-token"  # what devices know the run by
 CHECKPOINTS, DEVICES = "checkpoints", "devices"  # folders
+SHARED_ADAPTER = "shared"  # the folder of the adapter that people who took no part enrol from
 SCHEMA: Literal[1] = 1
 SPLITS = ("validation", "test")
 

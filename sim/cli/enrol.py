@@ -14,6 +14,7 @@ from clients.device.labelled import LabelledSpeech, read_labelled
 from clients.training.enrol_method import DEFAULT
 from clients.training.person import Personal, enrol_person
 from clients.training.private_part import Adapter
+from fl.adapters.directions import load_directions
 from fl.adapters.files import AdapterInfo, load_adapter, save_adapter
 from fl.adapters.split import covering, make_split, tensor_kind
 from fl.adapters.stacked import Slot
@@ -54,18 +55,16 @@ def usable(labelled: LabelledSpeech, base: SpeechBase) -> list[Spoken]:
     return found
 
 
-def neutral(tensors: State, info: AdapterInfo) -> Adapter:
+def neutral(folder: Path, tensors: State, info: AdapterInfo) -> Adapter:
     """The adapter in a folder with neutral gates: those that are there are another person's."""
     gates = {name: tensor * 0 if tensor_kind(name) == "gate" else tensor for name, tensor in tensors.items()}
-    return Adapter(Slot.of(info.config), gates)
+    return Adapter(Slot.of(info.config), gates, load_directions(folder))
 
 
 def of_one_person(folder: Path, tensors: State, info: AdapterInfo) -> list[str]:
     """What to say of an adapter whose A or B is a person's own, which nothing can take out again."""
     private = [name for name in make_split(info.split, tensors).private if tensor_kind(name) != "gate"]
-    told = (
-        f"{folder}: A or B of it is somebody's own (split {info.split}); unless it is yours, give one of devices/global"
-    )
+    told = f"{folder}: A or B of it is somebody's own (split {info.split}); unless it is yours, give RUN/shared"
     return [told] if private else []
 
 
@@ -93,7 +92,8 @@ def run_enrolment(options: EnrolOptions, as_json: bool) -> None:
         for remark in (*of_one_person(options.adapter, tensors, info), *labelled.remarks()):
             errors.print(remark, soft_wrap=True, highlight=False)
         show("enrolment", 0, 1)
-        shared, spelling = neutral(tensors, info), partial(SpellingTable.of_texts, known=known) if known else None
+        shared = neutral(options.adapter, tensors, info)
+        spelling = partial(SpellingTable.of_texts, known=known) if known else None
         personal = enrol_person(
             speech, shared, options.method(), metric=SPEECH.main, seed=options.seed, spelling=spelling
         )

@@ -11,6 +11,9 @@ from clients.training.enrol_method import DEFAULT
 from clients.training.person import enrol_person
 from clients.training.private_part import Adapter
 from fl.adapters.correction import load_correction
+from fl.adapters.directions import NAME, grown_from, load_directions
+from fl.adapters.files import load_adapter
+from fl.adapters.state import State
 from fl.bases.resolve import load_base
 from fl.bases.whisper.base import WhisperBase
 from fl.core.compute import choose_device, dtype_of
@@ -30,8 +33,20 @@ from sim.cli.serve_options import ServeOptions
 logger = logging.getLogger(__name__)
 
 
-def enrolling(base: WhisperBase) -> Adapt:
-    """Enrolment on modules of its own around the frozen ``base``: requests that are served meanwhile are not affected."""
+def enrolling(base: WhisperBase, shared: Path | None = None) -> Adapt:
+    """Enrolment on modules of its own around the frozen ``base``: requests that are served meanwhile are not affected.
+
+    Who comes with the adapter in the folder ``shared`` is drawn to the directions beside it. Raises :class:`AdapterError` for a folder
+    without any, or of another base.
+    """
+    tensors: State = {}
+    directions: State = {}
+    if shared is not None:
+        tensors, info = load_adapter(shared)
+        info.require_base(base.fingerprint)
+        directions = load_directions(shared)
+        if not directions:
+            raise AdapterError(f"--shared {shared}: no {NAME} is there; give the folder 'shared' of a run that has it")
 
     def adapt(job: AdaptJob) -> AdaptResult:
         adapter = job.adapter
@@ -39,9 +54,10 @@ def enrolling(base: WhisperBase) -> Adapt:
         utterances = [(str(number), audio, text) for number, (audio, text) in enumerate(job.utterances)]
         targets = adapter.info.config.target_modules or []
         speech = OwnSpeech(base, utterances, window=window, language=job.language, targets=targets, check=job.check)
-        shared = Adapter(adapter.slot, adapter.tensors)
+        fitting = directions if directions and grown_from(adapter.tensors, tensors) else {}
+        start = Adapter(adapter.slot, adapter.tensors, fitting)
         try:
-            found = enrol_person(speech, shared, DEFAULT, metric=SPEECH.main, seed=job.fields.seed)
+            found = enrol_person(speech, start, DEFAULT, metric=SPEECH.main, seed=job.fields.seed)
         except SplitError as error:
             raise AdapterError(f"nothing of this adapter is trained by an enrolment: {error}") from None
         return AdaptResult(found.tensors, found.private, found.helps, found.report())
@@ -70,7 +86,7 @@ def run_server(options: ServeOptions) -> None:
             loaded,
             limits,
             tokens=known,
-            adapt=enrolling(loaded) if options.adapt else None,
+            adapt=enrolling(loaded, options.shared) if options.adapt else None,
             aliases=aliases,
             any_model=options.any_model,
             origins=origins,

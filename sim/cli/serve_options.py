@@ -32,6 +32,9 @@ class ServeOptions:
     correction: Annotated[
         Path | None, Option(help="File in RUN/corrections (flora, fedex).", rich_help_panel=MODEL)
     ] = None
+    shared: Annotated[
+        Path | None, Option(help="RUN/shared: enrolments draw on its directions.", rich_help_panel=MODEL)
+    ] = None
     compute: Annotated[str, Option(help="auto, cpu or cuda.", rich_help_panel=MODEL)] = "auto"
     precision: Annotated[str, Option(help="auto, float32 or bf16.", rich_help_panel=MODEL)] = "auto"
     languages: Annotated[str, Option(help="To detect among: ko,en; empty: all.", rich_help_panel=MODEL)] = ""

@@ -18,6 +18,7 @@ from clients.training.enrol import enrol
 from clients.training.enrol_method import EnrolMethod
 from clients.training.private_part import Adapter, Start, kept
 from clients.worker import Worker
+from fl.adapters.directions import load_directions
 from fl.adapters.files import load_adapter
 from fl.adapters.ranks import device_rank
 from fl.adapters.split import OWN
@@ -29,7 +30,18 @@ from fl.core.errors import ConfigError, GuardError
 from fl.core.rng import derive_seed
 from fl.packed.blob import restored
 from fl.packed.header import SCALES
-from fl.protocol.wire import COUNTS, DEVICES, IDS, JOB, SETTINGS_RECORD, SHARED, UPDATES, Job, settings_record
+from fl.protocol.wire import (
+    COUNTS,
+    DEVICES,
+    DIRECTIONS,
+    IDS,
+    JOB,
+    SETTINGS_RECORD,
+    SHARED,
+    UPDATES,
+    Job,
+    settings_record,
+)
 from fl.settings.config import RunConfig
 from sim.backends.serial import SerialGrid
 from strategies.app import run_server
@@ -66,6 +78,8 @@ class Watching(SerialGrid):
     def __init__(self) -> None:
         super().__init__(client_app)
         self.replies: list[tuple[set[str], set[str]]] = []
+        self.updates: dict[int, list[RecordDict]] = {}
+        self.directions: set[tuple[str, int]] = set()  # which phase was told how many
 
     def _handle(self, message: Message) -> Message:
         reply = super()._handle(message)
@@ -73,6 +87,10 @@ class Watching(SerialGrid):
             assert reply.has_content(), reply.error
             back = {name for arrays in reply.content.array_records.values() for name in arrays}
             self.replies.append((set(message.content.array_records[SHARED]), back))
+            job = Job.from_record(message.content.config_records[JOB])
+            self.updates.setdefault(job.round, []).append(reply.content)
+            told = message.content.array_records.get(DIRECTIONS, {})
+            self.directions |= {(job.phase.value, len(told[name].numpy())) for name in told if name != SCALES}
         return reply
 
 
@@ -258,7 +276,10 @@ def test_the_devices_of_a_run_enrol_as_one_person_does(
     slot = Slot(2, 16.0 / 2, "none")
     seed = derive_seed(config.seed, "enrolment")
     method = EnrolMethod("B@decoder", rate=1e-2, grid=(0, 3, 6, 12, 24))
-    start = Start.of(Adapter(slot, shared), method, seed=seed)
+    directions = load_directions(folder / "shared")
+    start = Start.of(Adapter(slot, shared, directions), method, seed=seed)
+    assert start.prior.directions == directions
+    assert grid.directions == {("personalize", 3)}  # as many as devices, to enrol with and for nothing else
     stored = DeviceStore(folder / "devices", worker.task.fingerprint)
     for device in ("화자 0", "화자 1", "화자 2", "화자 3"):
         if worker.task.is_new(device):
@@ -296,3 +317,45 @@ def test_devices_of_smaller_ranks_enrol_within_them(
         assert not any(bool((b[:, rank:] @ a[rank:]).any()) for b, a, _ in pairs)
         enrolled |= {rank} if own else set()
     assert enrolled == {1, 2}
+
+
+def test_people_who_took_no_part_get_the_shared_adapter_and_what_the_last_rounds_updates_differ_by(
+    make_run: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    grid = Watching()
+    folder = run_server(grid, make_run(tmp_path / "run", **{**RUN, "gate": "none", "rounds": 3}), 1)
+    state, info = load_adapter(folder / "shared")
+    assert all(torch.equal(tensor, state[name]) for name, tensor in checkpoint(folder, "global").items())
+    assert (info.split, info.config.gate) == ("all-shared", "none")
+    names = [name for name in sorted(state) if "decoder" in name and name.endswith("_B")]
+    moved = [content.array_records[UPDATES][name].numpy() for content in grid.updates[3] for name in names]
+    rows = [
+        np.concatenate([part.reshape(len(part), -1) for part in moved[i : i + len(names)]], 1)
+        for i in range(0, len(moved), len(names))
+    ]
+    away = np.concatenate(rows).astype(np.float64)
+    assert len(away) == 3
+    found = load_directions(folder / "shared")
+    basis = np.linalg.qr(np.concatenate([found[name].numpy() for name in names], 1).T.astype(np.float64))[0]
+    lost = np.linalg.norm(away - away @ basis @ basis.T) / np.linalg.norm(away)
+    assert lost < 0.02  # int8
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"algorithm.enrolment.directions": 0},
+        {"secure-sum": "pairwise"},
+        {"dp": "local", "epsilon-budget": 1e6},
+        {"aggregation": "edge"},
+        {"algorithm": "median"},
+    ],
+)
+def test_no_directions_are_made_where_nobody_is_to_see_single_updates(
+    make_run: Callable[..., RunConfig], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    grid = Watching()
+    folder = run_server(grid, make_run(tmp_path / "run", **{**RUN, "gate": "none", "rounds": 1}, **changes), 1)
+    assert load_adapter(folder / "shared")
+    assert load_directions(folder / "shared") == {}
+    assert grid.directions == set()

@@ -45,6 +45,13 @@ class EnrolledPart(OwnAdapter):
     steps: int = setting(
         24, "most steps of a device; left-out sentences choose among 0 and fractions", low=1, high=100_000
     )
+    directions: int = setting(
+        16,
+        "directions in which the last round's updates differ most, to which a part is drawn; all get them. 0 for none, and none are "
+        "made where the aggregator is not to see single updates",
+        low=0,
+        high=256,
+    )
 
     @property
     def grid(self) -> tuple[int, ...]:

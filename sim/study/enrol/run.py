@@ -251,22 +251,24 @@ class EnrolStudy:
     def _enrolled(
         self, contender: Contender, start: Start, people: Mapping[str, Sequence[Example]]
     ) -> dict[str, Enrolment]:
-        prior = self._prior(start, contender) if contender.prior or contender.directions else None
-        return enrol(self.host, self.task, start, people, seed=self.config.seed, budget=self.budget, prior=prior)
+        if contender.prior or contender.directions:
+            start = replace(start, prior=self._prior(start, contender))
+        return enrol(self.host, self.task, start, people, seed=self.config.seed, budget=self.budget)
 
     def _prior(self, start: Start, contender: Contender) -> Prior:
         """What the participants' own enrolments without a prior tell, or their updates."""
+        private = start.split.private
         if not contender.prior:
-            return eigenvoices(start, self.training.local(self.shared), contender.directions)
+            return eigenvoices(start.state, self.training.local(self.shared), private, contender.directions)
         free = replace(start, method=replace(start.method, rate=contender.prior, shrinkage=0.0))
         if free.method not in self._others:
             known = {name: examples[:PRIOR_SENTENCES] for name, examples in self.training.people.items()}
             found = enrol(self.host, self.task, free, known, seed=self.config.seed, budget=self.budget)
             self._others[free.method] = list(found.values())
         others = [one.private for one in self._others[free.method]]
-        return (
-            eigenvoices(start, others, contender.directions) if contender.directions else learned_prior(start, others)
-        )
+        if not contender.directions:
+            return learned_prior(start.state, others)
+        return eigenvoices(start.state, others, private, contender.directions)
 
     def _transcripts(
         self, contender: Contender, start: Start, private: Sequence[State], trials: Sequence[Trial]

@@ -8,17 +8,18 @@ import torch
 
 from clients.training.enrol import PEOPLE, _folds, chosen_steps, enrol
 from clients.training.enrol_method import EnrolMethod
-from clients.training.prior import eigenvoices, learned_prior
-from clients.training.private_part import Adapter, Enrolment, Start
+from clients.training.prior import Prior, eigenvoices, learned_prior
+from clients.training.private_part import PULL, Adapter, Enrolment, Start
 from clients.training.single import train_locally
+from fl.adapters.directions import read_directions, stored_directions
 from fl.adapters.split import Split
 from fl.adapters.stacked import Slot, StackedModel
 from fl.adapters.state import adapter_state, load_state
 from fl.algorithms.plan import LocalPlan
-from fl.core.errors import ConfigError, SplitError
+from fl.core.errors import AdapterError, ConfigError, SplitError
 from fl.core.rng import derive_seed
 
-BUDGET, SEED = 2**30, 5
+BUDGET, SEED, NOTHING = 2**30, 5, Prior()
 B = EnrolMethod("B", rate=1e-2, grid=(0, 2, 4, 8), steps=4, folds=3)
 
 
@@ -26,9 +27,10 @@ def start_of(task, method=B) -> Start:
     return Start.of(Adapter(Slot(2, 2.0, task.gate), task.start), method, seed=SEED)
 
 
-def enrolled(task, people, method=B, prior=None) -> dict[str, Enrolment]:
+def enrolled(task, people, method=B, prior=NOTHING) -> dict[str, Enrolment]:
     host = StackedModel(task.new_model(), task.targets)
-    return enrol(host, task, start_of(task, method), people, seed=SEED, budget=BUDGET, prior=prior)
+    start = replace(start_of(task, method), prior=prior)
+    return enrol(host, task, start, people, seed=SEED, budget=BUDGET)
 
 
 def moved(task, one: Enrolment) -> dict[str, float]:
@@ -142,10 +144,10 @@ def test_a_fresh_gate_and_a_lora_beside_start_as_the_shared_adapter_and_alone_tr
 def test_a_strong_prior_gives_its_mean_and_none_gives_the_start(regression):
     task = regression(gate="none")
     others = [{n: task.start[n] + 0.1 * k for n in start_of(task).split.private} for k in (1, 3)]
-    prior = learned_prior(start_of(task), others)
+    prior = learned_prior(task.start, others)
     strong = EnrolMethod("B", rate=1e-3, shrinkage=1e9, grid=(0, 8), steps=8)
     person = {"p": task.examples(1)}
-    for given, distance in ((prior, 0.2), (None, 0.0)):
+    for given, distance in ((prior, 0.2), (NOTHING, 0.0)):
         one = enrolled(task, person, strong, given)["p"]
         assert list(moved(task, one).values()) == pytest.approx([distance, distance], abs=1e-5)
 
@@ -177,12 +179,12 @@ def test_what_nothing_but_eigenvoices_may_move_stays_in_what_others_differ_by(re
     others = enrolled(task, {f"o{i}": task.examples(6, seed=i) for i in range(4)})
     start = start_of(task)
     names = start.split.private
-    prior = eigenvoices(start, [one.private for one in others.values()], 2)
+    prior = eigenvoices(task.start, [one.private for one in others.values()], names, 2)
 
     def flat(state):
         return torch.cat([state[name].flatten() for name in names])
 
-    basis = torch.stack([flat(direction) for direction in prior.directions])
+    basis = torch.cat([prior.directions[name] for name in names], dim=1)
     torch.testing.assert_close(basis @ basis.T, torch.eye(2), atol=1e-5, rtol=0)
     away = torch.stack([flat(one.private) - flat(task.start) for one in others.values()])
     best = torch.linalg.svd(away).S
@@ -197,3 +199,32 @@ def test_what_nothing_but_eigenvoices_may_move_stays_in_what_others_differ_by(re
     torch.testing.assert_close(basis.T @ (basis @ moved_by), moved_by, atol=1e-5, rtol=1e-4)
     free, plain = enrolled(task, people, B, prior)["p"], enrolled(task, people)["p"]
     assert torch.equal(flat(free.private), flat(plain.private))
+
+
+def test_an_adapter_with_directions_draws_what_they_are_of_and_nothing_else(regression):
+    task = regression(gate="none")
+    rows = {name: torch.eye(2, task.start[name].numel()) for name in start_of(task).split.private}
+    adapter = Adapter(Slot(2, 2.0, "none"), task.start, rows)
+    drawn = Start.of(adapter, B, seed=SEED)
+    assert (drawn.prior.directions, drawn.method) == (rows, replace(B, shrinkage=PULL))
+    assert Start.of(adapter, replace(B, part="A,B"), seed=SEED).method.shrinkage == 0
+    odd = next(iter(rows))
+    for wrong in ({**rows, odd: rows[odd][:, :-1]}, {**rows, odd: rows[odd][:1]}):
+        with pytest.raises(AdapterError, match="remove the directions"):
+            Start.of(replace(adapter, directions=wrong), B, seed=SEED)
+
+
+def test_directions_that_were_rounded_keep_what_lies_along_them(regression):
+    """They are made orthonormal again: what lies along them is drawn to itself, however often."""
+    task = regression(gate="none")
+    names = start_of(task).split.private
+    others = enrolled(task, {f"o{i}": task.examples(6, seed=i) for i in range(4)})
+    prior = eigenvoices(task.start, [one.private for one in others.values()], names, 2)
+    rounded = read_directions(stored_directions({name: rows.numpy() for name, rows in prior.directions.items()}))
+    longer = {name: 3 * rows for name, rows in rounded.items()}
+    people, strong = {"p": task.examples(6, seed=8)}, replace(B, shrinkage=1e9)
+    found = [enrolled(task, people, strong, Prior(directions=rows))["p"] for rows in (prior.directions, longer)]
+    assert found[0].steps == found[1].steps > 0
+    for name in names:
+        moves = [one.private[name] - task.start[name] for one in found]
+        torch.testing.assert_close(*moves, rtol=0.05, atol=0.02 * float(moves[0].abs().max()))

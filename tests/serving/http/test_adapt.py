@@ -15,9 +15,11 @@ from starlette.testclient import TestClient
 from clients.training.enrol_method import DEFAULT
 from clients.training.person import enrol_person
 from clients.training.private_part import Adapter
-from fl.adapters.config import target_pattern
+from fl.adapters.config import GatedLoraConfig, target_pattern
+from fl.adapters.directions import NAME, save_directions, stored_directions
+from fl.adapters.files import AdapterInfo, save_adapter
 from fl.adapters.split import make_split
-from fl.core.errors import IdiolectError
+from fl.core.errors import AdapterError, IdiolectError
 from fl.packed.blob import read_info, unpack
 from fl.serving.engine.adapters import admit
 from fl.serving.http.adapt import AdaptResult
@@ -92,6 +94,33 @@ def test_it_is_what_idiolect_enrol_does(trained, base, packed, audio, recording)
     assert {int(k): v for k, v in found["losses"].items()} == pytest.approx(by_hand.enrolment.curve, rel=1e-4)
     assert sorted(one["name"] for one in found["unseen"]) == ["0", "1", "2", "3"]
     assert [one["after"] for one in found["unseen"]] == [one.after for one in by_hand.left_out]
+
+
+def test_who_comes_with_the_shared_adapter_of_the_server_is_drawn_to_its_directions(
+    make_app, base, packed, audio, tmp_path, monkeypatch
+):
+    """In whatever precision it comes; an adapter of another run is not."""
+    tensors, info = unpack(packed(dtype="float32"))
+    state = {name: torch.from_numpy(values) for name, values in tensors.items()}
+    config = GatedLoraConfig(**{key: info.config[key] for key in ("r", "lora_alpha", "gate", "target_modules")})
+    save_adapter(tmp_path, state, AdapterInfo(info.base_name, base.fingerprint, info.split, config))
+    with pytest.raises(AdapterError, match=NAME):
+        enrolling(base, tmp_path)
+    names = [name for name in state if "decoder" in name and name.endswith("_B")]
+    save_directions(
+        tmp_path, stored_directions({name: np.eye(2, state[name].numel(), dtype=np.float32) for name in names})
+    )
+    given = []
+
+    def spied(task, shared, method, **rest):
+        given.append(sorted(shared.directions))
+        return enrol_person(task, shared, method, **rest)
+
+    monkeypatch.setattr("sim.cli.serve.enrol_person", spied)
+    with TestClient(make_app(adapt=enrolling(base, tmp_path)), base_url=URL) as client:
+        for data in (packed(dtype="int8"), packed(seed=9)):
+            assert send(client, data, audio).status_code == 200
+    assert given == [sorted(names), []]
 
 
 def test_what_makes_left_out_sentences_worse_is_not_sent_unless_it_is_wanted(make_app, packed, audio):

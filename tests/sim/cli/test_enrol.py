@@ -75,7 +75,7 @@ def test_what_does_not_help_is_not_kept_unless_it_is_wanted(recordings, shared, 
     enrolled(recordings, shared, good, "--rate", "0.01", "--keep")  # knows these sentences already
     again = enrolled(recordings, good, out, "--rate", "10")
     assert "Not kept" in again.stdout
-    assert "somebody's own (split fedsa); unless it is yours, give one of devices/global" in again.stderr
+    assert "somebody's own (split fedsa); unless it is yours, give RUN/shared" in again.stderr
     assert not out.exists()
     assert "Kept" in enrolled(recordings, good, out, "--rate", "10", "--keep").stdout
     load_adapter(out)

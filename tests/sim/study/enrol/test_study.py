@@ -97,7 +97,7 @@ def test_directions_without_a_prior_are_of_what_another_round_moves(study):
         return torch.cat([state[name].flatten() for name in start.split.private]).double()
 
     away = torch.stack([flat(one) - flat(start.state) for one in moved])
-    basis = torch.stack([flat(one) for one in directions])
+    basis = torch.cat([directions[name] for name in start.split.private], dim=1).double()
     assert len(basis) == torch.linalg.matrix_rank(away) == 3
     torch.testing.assert_close(away @ basis.T @ basis, away, rtol=1e-4, atol=1e-6)
 
