@@ -108,13 +108,15 @@ class SharedTraining:
         progress("episodes", EPISODES, EPISODES)
         return state
 
-    def local(self, state: State) -> list[State]:
-        """Each participant's tensors after one more round's local training from ``state``, like the last round's."""
+    def local(self, state: State, people: Mapping[str, Sequence[Example]] | None = None, later: int = 1) -> list[State]:
+        """Each participant's tensors after one more round's local training from ``state``, like the last round's; those of other
+        ``people`` with their examples, and of a round still ``later``."""
         arm = trained_arm("global", self.config)
         assert arm is not None
         last = arm.schedule.rounds
-        seeds = {name: derive_seed(self.config.seed, last + 1, name, "train") for name in self.people}
-        found = self._locally(make_split(arm.split, state), state, self._plan(arm, last), self.people, seeds)
+        people = self.people if people is None else people
+        seeds = {name: derive_seed(self.config.seed, last + later, name, "train") for name in people}
+        found = self._locally(make_split(arm.split, state), state, self._plan(arm, last), people, seeds)
         return [one.state for _, one in found]
 
     def _plan(self, arm: Arm, number: int) -> LocalPlan:
