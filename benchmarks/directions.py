@@ -5,7 +5,7 @@
 Somebody has the shared adapter, the directions beside it and recordings of a person, makes the update that these give, and looks at how
 much of it lies in the span of the directions. Participants' updates lie there more than others' do as far as the directions tell them
 apart: the area under the curve is 0.5 where they do not, and 1 where they always do. Recordings are those that the participant trained on,
-or others. The mean update of people who took no part is taken out first.
+or others. The mean update of (other) people who took no part is taken out first.
 """
 
 import argparse
@@ -83,12 +83,12 @@ def main() -> None:
         many = round(np.mean([len(examples) for examples in inside.values()]))
         strangers = flat(away({n: first(e, many, config.seed, n) for n, e in outside.items()}, 2))
         known, mean = flat(away(inside, 2)), strangers.mean(0)
+        apart = (strangers - mean) * len(strangers) / (len(strangers) - 1)  # from the mean of the others
         for count in COUNTS:
             rows = main_directions(last, names, count)
             basis = np.concatenate([rows[name] for name in names], axis=1).astype(np.float64)
             known_share, stranger_share = (
-                np.square((group - mean) @ basis.T).sum(1) / np.square(group - mean).sum(1)
-                for group in (known, strangers)
+                np.square(group @ basis.T).sum(1) / np.square(group).sum(1) for group in (known - mean, apart)
             )
             low, high = interval(known_share, stranger_share, config.seed)
             area = auc(known_share, stranger_share)

@@ -174,6 +174,9 @@ class ArmStrategy(Strategy):
         parallel = len(set(self._hosts.values()))
         asked = replace(self.job, round=server_round, phase=phase, parallel=parallel, bound=norm, noise=noise)
         settings = settings_record(self.config)
+        second = self.arm.personal.second
+        enrols = phase is Phase.PERSONALIZE and kind == MessageType.TRAIN and second is not None and second.afterwards
+        directions = _record(self.directions) if enrols else ArrayRecord()
         messages = []
         for devices, tensors in recipients:
             shared = ArrayRecord({name: Array(tensors[name]) for name in tensors})
@@ -185,8 +188,8 @@ class ArmStrategy(Strategy):
                 content = RecordDict({JOB: job.to_record(), SETTINGS_RECORD: ConfigRecord(dict(settings))})
                 if len(shared):
                     content[SHARED] = shared
-                if phase is Phase.PERSONALIZE and kind == MessageType.TRAIN and self.directions:
-                    content[DIRECTIONS] = _record(self.directions)
+                if directions:
+                    content[DIRECTIONS] = directions
                 token = secrets.token_hex(16)  # a node that could guess the id of another's message could answer it
                 messages.append(Message(content, dst_node_id=node, message_type=kind, group_id=token))
         return messages

@@ -12,7 +12,7 @@ from fl.adapters.blend import require_room
 from fl.adapters.correction import FOLDER, corrected_fingerprint, save_correction
 from fl.adapters.directions import save_directions
 from fl.adapters.files import AdapterInfo, save_adapter
-from fl.adapters.split import make_split
+from fl.adapters.split import make_split, tensor_kind
 from fl.adapters.state import State, size_of, tensors_digest
 from fl.algorithms.arms import EVERYONE, HELD_OUT, REPORTED, Arm, evaluated_as, trained_arm, untrained_arm
 from fl.algorithms.base import Algorithm
@@ -125,28 +125,26 @@ class Comparison:
             every = config.federation.evaluate_every
             finished[name] = self.loop.train(strategy, start, arm.schedule.rounds, every, training)
             self.loop.results.flush()
-        self._keep_shared(finished)
+            if name == "global" or (name == PERSONALIZED and "global" not in config.arms):
+                self._keep_shared(strategy, finished[name])
         for name in config.arms if self.task.learns else ():
             self._evaluate(name, finished)
             self.loop.results.flush()
 
-    def _keep_shared(self, finished: dict[str, ArrayRecord]) -> None:
-        """Write the shared adapter of the first arm that has one, for people who took no part, with what their enrolments are drawn to."""
-        config, task = self.config, self.task
-        names = (name for name in ("global", PERSONALIZED) if finished.get(name))
-        arm = trained_arm(next(names, ""), config)
-        if arm is None or not METHODS[config.adapter.method].low_rank:
+    def _keep_shared(self, strategy: ArmStrategy, arrays: ArrayRecord) -> None:
+        """Write an arm's shared adapter for people who took no part, with what their enrolments are drawn to. None where A or B is a
+        device's own."""
+        config, task, arm = self.config, self.task, strategy.arm
+        fresh, shared, private = self._tensors(arm)
+        gates_alone = all(tensor_kind(name) == "gate" for name in private)
+        if not (arm.federates and gates_alone and METHODS[config.adapter.method].low_rank):
             return
-        fresh, shared, _ = self._tensors(arm)
-        strategy, found = self.strategy(arm, self.roster.training), self._checkpoint(arm)
-        strategy.restore(found.state if found else {})
         folder = self.loop.checkpoints.parent / SHARED_ADAPTER
         facts = task.base_name, corrected_fingerprint(task.fingerprint, strategy.corrections()), arm.split
         info = AdapterInfo(*facts, peft_config(make_recipe(config, task, arm.gate)), **task.adapter_facts)
-        tensors = {name: values for name, values in from_arrays(finished[arm.name]).items() if name in shared}
+        tensors = {name: values for name, values in from_arrays(arrays).items() if name in shared}
         save_adapter(folder, {**fresh, **tensors}, info)
-        if strategy.directions:
-            save_directions(folder, strategy.directions)
+        save_directions(folder, strategy.directions)
 
     def _announce(self) -> None:
         """Tell the progress of every part before the first begins, with what an earlier process has done of it."""
@@ -220,7 +218,8 @@ class Comparison:
         whole, shared, private = map(size_of, (fresh, *parts))
         second = personal.personal.second
         base = list(task.model.parameters())
-        rows = [r for r in self.loop.results.rows() if r["arm"] == personal.name and r["steps"]]
+        last = personal.schedule.federated_rounds or personal.schedule.rounds  # what comes after them is sent once
+        rows = [r for r in self.loop.results.rows() if r["arm"] == personal.name and r["steps"] and r["round"] <= last]
         return {
             "base": task.base_name,
             "base_fingerprint": task.fingerprint,

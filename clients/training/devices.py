@@ -4,7 +4,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-import torch
 
 from clients.training.cohort import activation_bytes
 from clients.training.enrol import enrol
@@ -74,7 +73,7 @@ def _enrol(
             "examples": len(own_examples),
             "steps": one.steps,
             "loss": one.curve.get(one.steps, 0.0),
-            "bytes-down": tensors_bytes([*incoming.values(), *map(torch.from_numpy, directions.values())]),
+            "bytes-down": tensors_bytes(incoming.values()) + sum(values.nbytes for values in directions.values()),
             "seconds-train": one.seconds,
         }
         yield DeviceResult(device_id, numbers)

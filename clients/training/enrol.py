@@ -17,10 +17,12 @@ from torch import Tensor
 
 from clients.training.cohort import Cohort, Member
 from clients.training.private_part import Enrolment, Start
+from clients.training.slots import grouped
 from fl.adapters.stacked import StackedAdapters, StackedModel
 from fl.adapters.state import State, module_of
 from fl.algorithms.plan import LocalPlan
 from fl.core.compute import CUDA
+from fl.core.errors import AdapterError
 from fl.core.rng import derive_random, derive_seed
 from fl.data.batching import buckets
 from fl.tasks.task import Example, Task
@@ -96,13 +98,19 @@ class _Enrolling:
         return self.cohort.adapters.laid_out([state] * len(self.cohort.members))[:1].clone()
 
     def _orthonormal(self) -> Tensor | None:
-        """The prior's directions (P, directions), orthonormal whatever rounding did to them; None without any."""
-        state, rows = self.start.state, self.start.prior.directions
+        """The prior's directions (directions, P), orthonormal whatever rounding did to them; None without any.
+
+        By Cholesky: a QR decomposition of so many numbers has other bits with another number of threads.
+        """
+        rows = self.start.prior.directions
         if not rows:
             return None
-        count = len(next(iter(rows.values())))
-        each = [self._laid_out({n: row[k].view_as(state[n]) for n, row in rows.items()}) for k in range(count)]
-        basis: Tensor = torch.linalg.qr(torch.cat(each).T)[0]
+        columns = [name for names in grouped(self.cohort.split).values() for name in names]
+        whole = torch.cat([rows[name] for name in columns], dim=1).to(self.cohort.parameters.values)
+        factor, failed = torch.linalg.cholesky_ex(whole @ whole.T)
+        if bool(failed):
+            raise AdapterError("the directions beside the adapter depend on each other: remove them to enrol without")
+        basis: Tensor = torch.linalg.solve_triangular(factor, whole, upper=False)
         return basis
 
     def _drawn(self, values: Tensor) -> Tensor:
@@ -110,7 +118,7 @@ class _Enrolling:
         target = self._target.expand_as(values)
         if self._directions is None:
             return target
-        return target + (values - target) @ self._directions @ self._directions.T
+        return target + (values - target) @ self._directions.T @ self._directions
 
     def _pulled(self) -> tuple[Tensor, Tensor | None]:
         """Where the prior is centred, and the share of the way to it that a step takes each number; both (members or 1, P)."""

@@ -44,7 +44,8 @@ class LeftOut:
 class Personal:
     """What a person's enrolment came to: all tensors of the adapter after it, and the ``private`` ones, by name.
 
-    ``bytes`` are those of the private ones as they are kept (:func:`clients.training.private_part.kept`).
+    ``bytes`` are those of the private ones as they are kept (:func:`clients.training.private_part.kept`), ``directions`` those of
+    participants' updates that they were drawn to.
     """
 
     enrolment: Enrolment
@@ -53,6 +54,7 @@ class Personal:
     private: tuple[str, ...]
     bytes: int
     seconds: float
+    directions: int = 0
     spelling: Rewriter | None = None
 
     @cached_property
@@ -73,6 +75,7 @@ class Personal:
             "steps": self.enrolment.steps,
             "losses": {n: loss if math.isfinite(loss) else None for n, loss in self.enrolment.curve.items()},
             "private_bytes": self.bytes,
+            "directions": self.directions,
             "seconds": round(self.seconds, 3),
             "unseen": [asdict(one) for one in self.left_out],
         }
@@ -113,7 +116,8 @@ def enrol_person(
     private, size = kept(found.private)
     tensors = {**start.state, **(private if found.steps else none)}
     table = spelling([example.target for example in examples]) if spelling is not None else None
-    return Personal(found, left_out, tensors, start.split.private, size, time.perf_counter() - began, table)
+    drawn = len(next(iter(start.prior.directions.values()), ()))
+    return Personal(found, left_out, tensors, start.split.private, size, time.perf_counter() - began, drawn, table)
 
 
 def _left_out(task: Task, metric: str, example: Example, before: str, after: str) -> LeftOut:

@@ -18,7 +18,7 @@ from fl.core.errors import AdapterError, ConfigError, SplitError
 from fl.core.rng import derive_seed
 from fl.packed.blob import quantized, restored
 
-PULL = 250.0  # to the directions of an adapter that has any: lambda of the pull (docs/results/enrol.md)
+PULL = 0.2  # of the way to the directions of an adapter that has any, in a step (docs/results/enrol.md)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ class Start:
         prior = Prior()
         if shared.directions.keys() == {*private}:
             _require_fit(shared.directions, state)
-            prior, method = Prior(directions=shared.directions), replace(method, shrinkage=PULL)
+            prior = Prior(directions=shared.directions)
+            method = replace(method, shrinkage=PULL / method.rate if method.rate else 0.0)
         return cls(method, slot, state, Split(part, (), private, fixed), frozen, prior)
 
     @property

@@ -35,7 +35,10 @@ def read_directions(stored: Mapping[str, np.ndarray]) -> State:
 
 
 def save_directions(folder: Path, stored: Mapping[str, np.ndarray]) -> None:
-    """Write directions as they are kept beside the adapter in ``folder``."""
+    """Write directions as they are kept beside the adapter in ``folder``; of none, remove those of another that lie there."""
+    if not stored:
+        (folder / NAME).unlink(missing_ok=True)
+        return
     tensors = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in stored.items()}
     try:
         write_atomically(folder / NAME, tensor_bytes(tensors, {"format": "pt", KIND: SCHEMA}))
@@ -69,4 +72,7 @@ def load_directions(folder: Path) -> State:
     stored, metadata = read_tensors(path, "np")
     if metadata.get(KIND) != SCHEMA:
         raise AdapterError(f"{path} is not of directions of schema {SCHEMA}: {remedy}")
-    return read_directions(stored)
+    try:
+        return read_directions(stored)
+    except (AdapterError, ValueError, TypeError, IndexError) as error:
+        raise AdapterError(f"{path} does not hold directions ({error}): {remedy}") from error

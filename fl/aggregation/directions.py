@@ -36,5 +36,5 @@ def main_directions(rows: Sequence[Tensors], names: Collection[str], count: int)
 def _blocks(rows: Sequence[Tensors], name: str) -> Iterator[tuple[slice, np.ndarray]]:
     """One tensor of all rows, some of its numbers at a time: which, and their values (rows, numbers) in float64."""
     flat = [np.asarray(row[name]).reshape(-1) for row in rows]
-    for place in places(flat[0].size, CACHE_NUMBERS):
+    for place in places(flat[0].size, CACHE_NUMBERS // len(rows)):
         yield place, np.stack([values[place] for values in flat]).astype(np.float64)

@@ -102,16 +102,19 @@ def trained_arm(name: str, config: RunConfig) -> Arm | None:
         finetune=with_options(config, Finetune) if starts_from else None,
     )
     shared_by = found.shared if federates else None
-    seen = _sees_updates(config, shared_by) and not gated  # what gates were trained beside is nobody's to enrol on
-    directions = with_options(config, EnrolledPart).directions if seen else 0
-    return Arm(name, gate, split, schedule, found.personal, shared_by, found.local, devices, starts_from, directions)
+    arm = Arm(name, gate, split, schedule, found.personal, shared_by, found.local, devices, starts_from)
+    return replace(arm, directions=with_options(config, EnrolledPart).directions if _tells_updates(arm, config) else 0)
 
 
-def _sees_updates(config: RunConfig, shared: Algorithm | None) -> bool:
-    """Whether the aggregator may look at single devices' updates of one shared adapter of low rank, and tell all what it sees."""
+def _tells_updates(arm: Arm, config: RunConfig) -> bool:
+    """Whether the aggregator may look at single devices' updates, and tell all what it sees: of a whole adapter of A and B alone, one
+    for everybody, which is the updates' mean."""
     privacy = config.privacy
     unprotected = privacy.dp.mode == NONE == privacy.secure_sum.mode and config.federation.aggregation != EDGE
-    return shared is not None and shared.can.mean and unprotected and METHODS[config.adapter.method].low_rank
+    whole = (
+        METHODS[config.adapter.method].low_rank and arm.split == "all-shared" and not GATES.find(arm.gate).parameters
+    )
+    return arm.federates and arm.aggregation.can.mean and not arm.personal.aggregates and unprotected and whole
 
 
 def untrained_arm(name: str, config: RunConfig) -> Arm:

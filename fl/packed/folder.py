@@ -81,7 +81,7 @@ def read_weights(folder: Path, limit: int, framework: str) -> tuple[dict[str, An
 def _bounded(path: Path, limit: int) -> Path:
     if not path.is_file():
         raise AdapterError(
-            f"no adapter at {path.parent}: {path.name} is missing; give the folder that 'idiolect run' wrote for a device"
+            f"no adapter at {path.parent}: {path.name} is missing; give RUN/shared of 'idiolect run', or what it wrote for a device"
         )
     if path.stat().st_size > limit:
         raise AdapterError(

@@ -14,7 +14,7 @@ from clients.device.labelled import LabelledSpeech, read_labelled
 from clients.training.enrol_method import DEFAULT
 from clients.training.person import Personal, enrol_person
 from clients.training.private_part import Adapter
-from fl.adapters.directions import load_directions
+from fl.adapters.directions import load_directions, save_directions
 from fl.adapters.files import AdapterInfo, load_adapter, save_adapter
 from fl.adapters.split import covering, make_split, tensor_kind
 from fl.adapters.stacked import Slot
@@ -103,6 +103,7 @@ def run_enrolment(options: EnrolOptions, as_json: bool) -> None:
         config = replace(info.config, gate=options.gate) if options.gate != DEFAULT.gate else info.config
         split = covering(info.split, personal.tensors, personal.private)
         save_adapter(options.out, personal.tensors, replace(info, config=config, split=split, language=speech.language))
+        save_directions(options.out, {})  # of another adapter that lay there
         if isinstance(personal.spelling, SpellingTable):
             personal.spelling.write(options.out)
     _print(personal, options.out, kept, as_json)
@@ -127,7 +128,8 @@ def _print(personal: Personal, out: Path, kept: bool, as_json: bool) -> None:
     steps, size = personal.enrolment.steps, personal.bytes / 1024
     found = personal.spelling
     spelled = f", spellings of {len(found.pairs)} loanwords" if isinstance(found, SpellingTable) else ""
-    cost = f"{steps} steps in {personal.seconds:.1f} s, {size:,.0f} KiB of private numbers (int8){spelled}."
+    drawn = f", drawn to {personal.directions} directions" if personal.directions else ""
+    cost = f"{steps} steps in {personal.seconds:.1f} s{drawn}, {size:,.0f} KiB of private numbers (int8){spelled}."
     verdict = (
         f"Kept: {out}" if kept else "Not kept: it does not help with sentences left out. --keep keeps it all the same."
     )

@@ -15,7 +15,7 @@ class EnrolOptions:
     """Who enrols on which adapter, what trains, and what is kept."""
 
     source: Annotated[Path, Argument(help="Folder of a.wav with a.txt, or a manifest.")]
-    adapter: Annotated[Path, Option(help="Folder of the shared adapter.")]
+    adapter: Annotated[Path, Option(help="RUN/shared, or its like.")]
     out: Annotated[Path, Option(help="Folder of the personal adapter.")]
     part: Annotated[str, Option(help="What trains, such as A,B.")] = DEFAULT.part
     rate: Annotated[float, Option(help="Learning rate.", min=0.0, max=10.0)] = DEFAULT.rate

@@ -73,6 +73,8 @@ def run_server(options: ServeOptions) -> None:
     known = choose_tokens(options.tokens, options.no_auth, address)
     aliases = names_of(options.base, options.alias or ())
     device = choose_device(options.compute)
+    if options.shared is not None and not options.adapt:
+        raise ConfigError("--shared is for enrolments, and --no-adapt allows none: leave one of them out")
     loaded = load_base(options.base, dtype=dtype_of(options.precision, device)).to(device)
     if options.correction is not None:
         loaded = loaded.with_correction(load_correction(options.correction, loaded.fingerprint))

@@ -33,6 +33,8 @@ def test_what_is_written_is_read_back_to_half_a_step_of_int8(tmp_path: Path) -> 
     for name, values in found.items():
         step = np.abs(ROWS[name]).max(1, keepdims=True) / 127
         assert bool((np.abs(values.numpy() - ROWS[name]) <= 0.51 * step).all())
+    save_directions(tmp_path, {})
+    assert load_directions(tmp_path) == {}  # none of another adapter stay
     assert stored_directions({}) == {}
     assert read_directions({}) == {}
 
@@ -44,6 +46,10 @@ def test_what_is_written_is_read_back_to_half_a_step_of_int8(tmp_path: Path) -> 
         b"{}",
         tensor_bytes({"x": torch.ones(2)}, {"format": "pt"}),  # of another kind
         tensor_bytes({"x": torch.ones(2)}, {"idiolect_directions": "1"}),  # not as they are kept
+        tensor_bytes({"scales": torch.ones(2).half()}, {"idiolect_directions": "1"}),
+        tensor_bytes(
+            {"x": torch.tensor(1, dtype=torch.int8), "scales": torch.ones(1).half()}, {"idiolect_directions": "1"}
+        ),
     ],
 )
 def test_a_file_that_holds_none_is_refused_by_name_with_a_remedy(tmp_path: Path, data: bytes) -> None:

@@ -23,6 +23,7 @@ from fl.adapters.files import load_adapter
 from fl.adapters.ranks import device_rank
 from fl.adapters.split import OWN
 from fl.adapters.stacked import Slot
+from fl.algorithms.arms import trained_arm
 from fl.algorithms.base import Role
 from fl.algorithms.personal.own_adapter import OwnAdapter
 from fl.algorithms.table import ALGORITHMS, make_algorithm, names_of
@@ -42,7 +43,7 @@ from fl.protocol.wire import (
     Job,
     settings_record,
 )
-from fl.settings.config import RunConfig
+from fl.settings.config import RunConfig, make_config
 from sim.backends.serial import SerialGrid
 from strategies.app import run_server
 
@@ -358,4 +359,34 @@ def test_no_directions_are_made_where_nobody_is_to_see_single_updates(
     folder = run_server(grid, make_run(tmp_path / "run", **{**RUN, "gate": "none", "rounds": 1}, **changes), 1)
     assert load_adapter(folder / "shared")
     assert load_directions(folder / "shared") == {}
+    assert grid.directions == set()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"algorithm": "clusters"},  # there is no one adapter
+        {"algorithm": "fedper"},
+        {"split": "fedsa"},
+        {"gate": "self", "gated-arms": "all", "algorithm": "gates"},
+        {"method": "bitfit"},
+    ],
+)
+def test_no_directions_are_of_what_is_not_one_adapter_of_a_and_b(changes: dict[str, Any]) -> None:
+    for name in ("global", "personalized", "local", "centralized"):
+        arm = trained_arm(name, make_config({"gate": "none", "arms": "global,personalized", **changes}))
+        assert arm is not None
+        assert not arm.directions or (
+            name == "global" and not changes.keys() & {"gate", "method"}
+        )  # that is one adapter
+    default = trained_arm("personalized", make_config({}))
+    assert default is not None
+    assert default.directions == 16
+
+
+def test_who_does_not_enrol_is_told_no_directions(make_run: Callable[..., RunConfig], tmp_path: Path) -> None:
+    changes = {"arms": "global,personalized", "algorithm": "ditto", "sample": 0.5, "gate": "none", "rounds": 1}
+    grid = Watching()
+    folder = run_server(grid, make_run(tmp_path / "run", **changes), 1)
+    assert load_directions(folder / "shared")
     assert grid.directions == set()

@@ -47,7 +47,7 @@ class EnrolledPart(OwnAdapter):
     )
     directions: int = setting(
         16,
-        "directions in which the last round's updates differ most, to which a part is drawn; all get them. 0 for none, and none are "
+        "directions that have the most of the last round's updates, to which a part is drawn; all get them. 0 for none, and none are "
         "made where the aggregator is not to see single updates",
         low=0,
         high=256,

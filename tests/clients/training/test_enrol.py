@@ -206,7 +206,7 @@ def test_an_adapter_with_directions_draws_what_they_are_of_and_nothing_else(regr
     rows = {name: torch.eye(2, task.start[name].numel()) for name in start_of(task).split.private}
     adapter = Adapter(Slot(2, 2.0, "none"), task.start, rows)
     drawn = Start.of(adapter, B, seed=SEED)
-    assert (drawn.prior.directions, drawn.method) == (rows, replace(B, shrinkage=PULL))
+    assert (drawn.prior.directions, drawn.method) == (rows, replace(B, shrinkage=PULL / B.rate))
     assert Start.of(adapter, replace(B, part="A,B"), seed=SEED).method.shrinkage == 0
     odd = next(iter(rows))
     for wrong in ({**rows, odd: rows[odd][:, :-1]}, {**rows, odd: rows[odd][:1]}):
