@@ -369,7 +369,7 @@ def test_no_directions_are_made_where_nobody_is_to_see_single_updates(
         {"algorithm": "fedper"},
         {"split": "fedsa"},
         {"gate": "self", "gated-arms": "all", "algorithm": "gates"},
-        {"method": "bitfit"},
+        {"method": "bitfit", "arms": "global"},
     ],
 )
 def test_no_directions_are_of_what_is_not_one_adapter_of_a_and_b(changes: dict[str, Any]) -> None:
