@@ -30,7 +30,7 @@ BEFORE = "before"  # a folder below that of the checkpoints
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Shared tensors of an arm after ``round`` rounds, and what its strategy keeps beside them (moments, corrections).
+    """Shared tensors of an arm after ``round`` rounds, and what its strategy keeps beside them (moments, corrections, directions).
 
     ``stored`` counts what was on the disk by then in files that only grow (rows, charges): with less, something was lost.
     """

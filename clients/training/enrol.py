@@ -121,11 +121,13 @@ class _Enrolling:
         return target + (values - target) @ self._directions.T @ self._directions
 
     def _pulled(self) -> tuple[Tensor, Tensor | None]:
-        """Where the prior is centred, and the share of the way to it that a step takes each number; both (members or 1, P)."""
+        """Where the prior is centred (1, P), and the share of the way to it that a step takes each number (members, P or 1)."""
         values, method, laid_out = self.cohort.adapters.values, self.start.method, self._laid_out
         prior = self.start.prior
         target = values[:1].clone()
-        weight = torch.full_like(target, method.rate * method.shrinkage)
+        counts = [len(own) for own, folds in zip(self.people.values(), self.folds, strict=True) for _ in (own, *folds)]
+        shares = [min(1.0, method.few / count) if method.few else 1.0 for count in counts]  # of each member
+        weight = method.rate * method.shrinkage * torch.tensor(shares).to(values)[:, None]
         if prior.mean:
             target, weight = target + laid_out(prior.mean), weight * laid_out(prior.precision)
         if self.start.frozen:

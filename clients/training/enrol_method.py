@@ -15,7 +15,8 @@ class EnrolMethod:
     ``part`` are the tensors that train (:func:`fl.adapters.split.in_part`). ``gate`` is added to an adapter that has none, neutral;
     ``beside`` is the rank of a fresh LoRA beside the shared one, of which alone ``part`` trains. ``grid`` are the numbers of steps
     between which the left-out examples decide, ``steps`` is the number for a single example. ``shrinkage`` is lambda of a decoupled
-    pull towards the start (w <- w - rate lambda (w - w0)): the mode under a Gaussian prior around it.
+    pull towards the start (w <- w - rate lambda (w - w0)): the mode under a Gaussian prior around it. With ``few`` that is the pull
+    for so many examples, and n > few have few / n of it, as a prior weighs less beside more data; with 0 it is the same for any.
     """
 
     part: str
@@ -23,6 +24,7 @@ class EnrolMethod:
     gate: str = NONE.name
     beside: int = 0
     shrinkage: float = 0.0
+    few: int = 0
     grid: tuple[int, ...] = (0, 3, 6, 12, 24, 48)
     steps: int = 12
     batch_size: int = 2

@@ -19,6 +19,7 @@ from fl.core.rng import derive_seed
 from fl.packed.blob import quantized, restored
 
 PULL = 0.2  # of the way to the directions of an adapter that has any, in a step (docs/results/enrol.md)
+FEW = 5  # sentences for which it was searched
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Start:
         if shared.directions.keys() == {*private}:
             _require_fit(shared.directions, state)
             prior = Prior(directions=shared.directions)
-            method = replace(method, shrinkage=PULL / method.rate if method.rate else 0.0)
+            method = replace(method, shrinkage=PULL / method.rate if method.rate else 0.0, few=FEW)
         return cls(method, slot, state, Split(part, (), private, fixed), frozen, prior)
 
     @property

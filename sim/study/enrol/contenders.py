@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from clients.training.enrol_method import EnrolMethod
+from clients.training.enrol_method import DEFAULT, EnrolMethod
 
 NEUTRAL, PROMPTS, ONE_SPELLING, CENTRALIZED = "neutral", "prompts", "one spelling", "centralized"
 
@@ -13,7 +13,8 @@ class Contender:
     """One row of the tables.
 
     ``method`` trains a private part (None: nothing is trained), with ``prior`` under what the participants' own enrolments at that rate
-    tell: a Gaussian, or so many ``directions`` in which they differ, without ``prior`` in which their updates of another round do.
+    tell: a Gaussian, or so many ``directions`` in which they differ. Without ``prior`` the directions are those of the participants'
+    updates of another round, as they lie beside a shared adapter.
     ``prompted`` puts the person's transcripts in front as Whisper's previous text, ``respelled`` writes loanwords in the output as
     the person's transcripts do. ``episodes`` starts from a shared part that was made to be adapted by this method, ``taught`` from
     one that was trained in another way: behind prompts, in one spelling for all, or with all data in one place.
@@ -34,7 +35,7 @@ GATES = EnrolMethod("gate", rate=3e-3, gate="self")
 ONLY = 1e9  # a pull that leaves nothing beside the directions
 DIRECTIONS = 16
 DRAWN = Contender(replace(DECODER_B, shrinkage=250.0), prior=4e-4, directions=DIRECTIONS)
-DRAWN_BY_UPDATES = replace(DRAWN, prior=0.0)
+DRAWN_BY_UPDATES = Contender(DEFAULT, directions=DIRECTIONS)  # what idiolect enrol does
 CODE = Contender(replace(DECODER_B, rate=1e-3, shrinkage=ONLY), prior=4e-4, directions=DIRECTIONS)
 
 CONTENDERS: Mapping[str, Contender] = {

@@ -246,20 +246,21 @@ class EnrolStudy:
             folder = self.root / f"episodes-seed{self.config.seed}-{self.digest(contender)}"
             shared = state
             state = self.training.kept(folder, lambda: self.training.adapted(shared, method, self.progress))
-        return Start.of(self.training.adapter(state), method, seed=self.config.seed)
+        adapter = self.training.adapter(state)
+        if contender.directions and not contender.prior:
+            part = Start.of(adapter, method, seed=self.config.seed).split.private
+            adapter = replace(adapter, directions=self.training.directions(state, part, contender.directions))
+        return Start.of(adapter, method, seed=self.config.seed)
 
     def _enrolled(
         self, contender: Contender, start: Start, people: Mapping[str, Sequence[Example]]
     ) -> dict[str, Enrolment]:
-        if contender.prior or contender.directions:
+        if contender.prior:
             start = replace(start, prior=self._prior(start, contender))
         return enrol(self.host, self.task, start, people, seed=self.config.seed, budget=self.budget)
 
     def _prior(self, start: Start, contender: Contender) -> Prior:
-        """What the participants' own enrolments without a prior tell, or their updates."""
-        private = start.split.private
-        if not contender.prior:
-            return eigenvoices(start.state, self.training.local(self.shared), private, contender.directions)
+        """What the participants' own enrolments without a prior tell."""
         free = replace(start, method=replace(start.method, rate=contender.prior, shrinkage=0.0))
         if free.method not in self._others:
             known = {name: examples[:PRIOR_SENTENCES] for name, examples in self.training.people.items()}
@@ -268,7 +269,7 @@ class EnrolStudy:
         others = [one.private for one in self._others[free.method]]
         if not contender.directions:
             return learned_prior(start.state, others)
-        return eigenvoices(start.state, others, private, contender.directions)
+        return eigenvoices(start.state, others, start.split.private, contender.directions)
 
     def _transcripts(
         self, contender: Contender, start: Start, private: Sequence[State], trials: Sequence[Trial]

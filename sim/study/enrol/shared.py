@@ -8,10 +8,12 @@ import torch
 from clients.training.cohort import Member, MemberResult, activation_bytes, train_cohort
 from clients.training.enrol_method import EnrolMethod
 from clients.training.private_part import Adapter, Start
+from fl.adapters.directions import read_directions, stored_directions
 from fl.adapters.files import AdapterInfo, load_adapter, save_adapter
 from fl.adapters.split import Split, make_split
 from fl.adapters.stacked import Slot, StackedModel
 from fl.adapters.state import State
+from fl.aggregation.directions import main_directions
 from fl.aggregation.updates import DeviceUpdate, moved
 from fl.algorithms.arms import EVERYONE, Arm, trained_arm
 from fl.algorithms.base import Round
@@ -118,6 +120,11 @@ class SharedTraining:
         seeds = {name: derive_seed(self.config.seed, last + later, name, "train") for name in people}
         found = self._locally(make_split(arm.split, state), state, self._plan(arm, last), people, seeds)
         return [one.state for _, one in found]
+
+    def directions(self, state: State, part: Sequence[str], count: int) -> State:
+        """``count`` directions of the updates of ``part`` in one more round, as they lie beside a shared adapter."""
+        updates = [{name: (one[name] - state[name]).numpy() for name in part} for one in self.local(state)]
+        return read_directions(stored_directions(main_directions(updates, part, count)))
 
     def _plan(self, arm: Arm, number: int) -> LocalPlan:
         """What a round asks of everybody."""

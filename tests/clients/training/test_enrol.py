@@ -9,7 +9,7 @@ import torch
 from clients.training.enrol import PEOPLE, _folds, chosen_steps, enrol
 from clients.training.enrol_method import EnrolMethod
 from clients.training.prior import Prior, eigenvoices, learned_prior
-from clients.training.private_part import PULL, Adapter, Enrolment, Start
+from clients.training.private_part import FEW, PULL, Adapter, Enrolment, Start
 from clients.training.single import train_locally
 from fl.adapters.directions import read_directions, stored_directions
 from fl.adapters.split import Split
@@ -206,7 +206,7 @@ def test_an_adapter_with_directions_draws_what_they_are_of_and_nothing_else(regr
     rows = {name: torch.eye(2, task.start[name].numel()) for name in start_of(task).split.private}
     adapter = Adapter(Slot(2, 2.0, "none"), task.start, rows)
     drawn = Start.of(adapter, B, seed=SEED)
-    assert (drawn.prior.directions, drawn.method) == (rows, replace(B, shrinkage=PULL / B.rate))
+    assert (drawn.prior.directions, drawn.method) == (rows, replace(B, shrinkage=PULL / B.rate, few=FEW))
     assert Start.of(adapter, replace(B, part="A,B"), seed=SEED).method.shrinkage == 0
     odd = next(iter(rows))
     for wrong in ({**rows, odd: rows[odd][:, :-1]}, {**rows, odd: rows[odd][:1]}):
@@ -228,3 +228,15 @@ def test_directions_that_were_rounded_keep_what_lies_along_them(regression):
     for name in names:
         moves = [one.private[name] - task.start[name] for one in found]
         torch.testing.assert_close(*moves, rtol=0.05, atol=0.02 * float(moves[0].abs().max()))
+
+
+def test_the_pull_weighs_less_beside_more_sentences_and_is_each_persons_own(regression):
+    """With ``few`` of 2 a person with 8 sentences, in a cohort with others, is pulled a quarter as much, in every fold too."""
+    task = regression(gate="none")
+    people = {"two": task.examples(2, seed=1), "eight": task.examples(8, seed=2)}
+    fading = enrolled(task, people, replace(B, shrinkage=20.0, few=2))
+    for name, shrinkage in (("two", 20.0), ("eight", 5.0)):
+        alone = enrolled(task, {name: people[name]}, replace(B, shrinkage=shrinkage))[name]
+        assert (fading[name].steps, fading[name].curve) == (alone.steps, pytest.approx(alone.curve))
+        other = enrolled(task, {name: people[name]}, replace(B, shrinkage=60.0))[name]
+        assert fading[name].curve != pytest.approx(other.curve)

@@ -91,7 +91,7 @@ def test_directions_without_a_prior_are_of_what_another_round_moves(study):
     start = study._start(contender)
     moved = study.training.local(study.shared)
     assert len(moved) == len(study.training.people) == 3
-    directions = study._prior(start, contender).directions
+    directions = start.prior.directions
 
     def flat(state):
         return torch.cat([state[name].flatten() for name in start.split.private]).double()
@@ -99,7 +99,8 @@ def test_directions_without_a_prior_are_of_what_another_round_moves(study):
     away = torch.stack([flat(one) - flat(start.state) for one in moved])
     basis = torch.cat([directions[name] for name in start.split.private], dim=1).double()
     assert len(basis) == torch.linalg.matrix_rank(away) == 3
-    torch.testing.assert_close(away @ basis.T @ basis, away, rtol=1e-4, atol=1e-6)
+    basis = torch.linalg.qr(basis.T)[0].T
+    assert float((away - away @ basis.T @ basis).norm()) < 0.02 * float(away.norm())  # int8
 
 
 def test_a_spelling_table_is_laid_on_transcripts_that_are_there(study, monkeypatch):
