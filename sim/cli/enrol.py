@@ -128,7 +128,7 @@ def _print(personal: Personal, out: Path, kept: bool, as_json: bool) -> None:
     steps, size = personal.enrolment.steps, personal.bytes / 1024
     found = personal.spelling
     spelled = f", spellings of {len(found.pairs)} loanwords" if isinstance(found, SpellingTable) else ""
-    drawn = f", drawn to {personal.directions} directions" if personal.directions else ""
+    drawn = f", drawn to {personal.directions} directions" if steps and personal.directions else ""
     cost = f"{steps} steps in {personal.seconds:.1f} s{drawn}, {size:,.0f} KiB of private numbers (int8){spelled}."
     verdict = (
         f"Kept: {out}" if kept else "Not kept: it does not help with sentences left out. --keep keeps it all the same."
