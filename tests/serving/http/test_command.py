@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from fl.core.errors import ConfigError
 from fl.serving.http.auth import TokenFile
 from fl.serving.http.server import Address
-from sim.cli.serve import choose_tokens, names_of, origins_of
+from sim.cli.serve import choose_tokens, names_of, origins_of, run_server
 from sim.cli.serve_options import ServeOptions, serve
 from sim.cli.token import token
 
@@ -55,6 +55,11 @@ def test_tokens_or_no_auth_must_be_said_and_not_both(people):
     assert choose_tokens(None, True, Address("localhost")) is None
     found = choose_tokens(people.path, False, Address())
     assert isinstance(found, TokenFile)
+
+
+def test_directions_are_for_a_server_that_enrols(tmp_path):
+    with pytest.raises(ConfigError, match="--no-adapt"):
+        run_server(ServeOptions(no_auth=True, adapt=False, shared=tmp_path))
 
 
 def test_an_alias_names_the_base_that_is_served():
