@@ -5,7 +5,8 @@
 Somebody has the shared adapter, the directions beside it and recordings of a person, makes the update that these give, and looks at how
 much of it lies in the span of the directions. Participants' updates lie there more than others' do as far as the directions tell them
 apart: the area under the curve is 0.5 where they do not, and 1 where they always do. Recordings are those that the participant trained on,
-or others. The mean update of (other) people who took no part is taken out first.
+or others. Beside it stands what the adapter alone tells: whose recordings it has less loss on. The mean update of (other) people who
+took no part is taken out first.
 """
 
 import argparse
@@ -13,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from fl.adapters.files import load_adapter
 from fl.adapters.split import in_part
-from fl.adapters.stacked import StackedModel
+from fl.adapters.stacked import StackedAdapters, StackedModel
 from fl.adapters.state import State
 from fl.aggregation.directions import main_directions
 from fl.algorithms.personal.enrolment import DECODER_PART
@@ -51,6 +53,14 @@ def first(examples: Sequence[Example], count: int, seed: int, name: str) -> Sequ
     return derive_random(seed, "directions", name).sample(list(examples), min(count, len(examples)))
 
 
+def loss_of(training: SharedTraining, state: State, examples: Sequence[Example]) -> float:
+    """Nats a label that the shared adapter is wrong by, which whoever has the model alone can look at."""
+    stack = StackedAdapters.from_states([training.adapter(state).slot], [state])
+    with training.host.rows(stack, [0] * len(examples)) as model, torch.no_grad():
+        losses, labels = training.task.losses(model, examples)
+    return float(losses.sum() / labels.sum())
+
+
 def main() -> None:
     """Print the area under the curve by number of directions and kind of recordings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -81,7 +91,13 @@ def main() -> None:
     outside = {name: task.device(name).test for name in task.device_ids() if task.is_new(name)}
     for kind, inside in (("trained on", own), ("others", others)):
         many = round(np.mean([len(examples) for examples in inside.values()]))
-        strangers = flat(away({n: first(e, many, config.seed, n) for n, e in outside.items()}, 2))
+        as_many = {name: first(examples, many, config.seed, name) for name, examples in outside.items()}
+        well_known, strange = (-np.array([loss_of(training, state, e) for e in g.values()]) for g in (inside, as_many))
+        low, high = interval(well_known, strange, config.seed)
+        print(
+            f"recordings {kind} ({many} a person), loss alone: area {auc(well_known, strange):.2f} ({low:.2f} to {high:.2f})"
+        )
+        strangers = flat(away(as_many, 2))
         known, mean = flat(away(inside, 2)), strangers.mean(0)
         apart = (strangers - mean) * len(strangers) / (len(strangers) - 1)  # from the mean of the others
         for count in COUNTS:
