@@ -69,7 +69,7 @@ def test_the_folder_holds_two_files_and_neither_is_a_pickle(folder):
 @pytest.mark.parametrize("name", [CONFIG_NAME, WEIGHTS_NAME])
 def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
-    with pytest.raises(AdapterError, match=rf"{name} is missing; give the folder"):
+    with pytest.raises(AdapterError, match=rf"{name} is missing; give RUN/shared"):
         load_adapter(folder)
 
 
