@@ -28,7 +28,8 @@ def run_simulation(
 
     ``workers`` train side by side, by default one for each core. They are threads of this process, which share imports and base; with
     ``processes``, and on a GPU, they are processes of Flower's simulation runtime on Ray. ``serial`` does one thing after the other in
-    this process. ``ray_address`` (``host:port`` or ``auto``) uses a Ray cluster that runs already, and all its cores.
+    this process, for as many nodes as there are ``workers``, two by default. ``ray_address`` (``host:port`` or ``auto``) uses a Ray
+    cluster that runs already, and all its cores.
     Raises what the ServerApp raised, :class:`fl.core.errors.RunError` if the simulation ended without a result, or
     :class:`PackageError` where another project's packages stand first.
     """
@@ -49,7 +50,7 @@ def run_simulation(
     from strategies.app import run_server
 
     if serial:
-        return run_server(SerialGrid(client_app), config, 1, progress)
+        return run_server(SerialGrid(client_app, workers or 2), config, 1, progress)
     with closing(ThreadGrid(client_app, workers or available_cores())) as grid:
         return run_server(grid, config, 1, progress)
 

@@ -7,12 +7,12 @@ scaled by AdamW.
 from dataclasses import replace
 
 from fl.algorithms.base import About
-from fl.algorithms.personal.own_adapter import OwnAdapter
+from fl.algorithms.personal.own_adapter import BesideShared
 from fl.algorithms.plan import LocalPlan
 from fl.settings.fields import setting
 
 
-class Ditto(OwnAdapter):
+class Ditto(BesideShared):
     """The own adapter decodes; each step draws it to the shared one."""
 
     name = "ditto"

@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fl.algorithms.base import About
-from fl.algorithms.personal.own_adapter import OwnAdapter
+from fl.algorithms.personal.own_adapter import BesideShared
 
 if TYPE_CHECKING:
     from fl.adapters.state import State
 
 
-class DualAdapter(OwnAdapter):
+class DualAdapter(BesideShared):
     """Two adapters and a gate over both."""
 
     name = "dual-adapter"

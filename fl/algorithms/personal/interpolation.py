@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fl.algorithms.base import About
-from fl.algorithms.personal.own_adapter import OwnAdapter
+from fl.algorithms.personal.own_adapter import BesideShared
 
 if TYPE_CHECKING:
     from fl.adapters.state import State
 
 
-class Interpolation(OwnAdapter):
+class Interpolation(BesideShared):
     """a(x) B' A' x + (1 - a(x)) B A x with a learnt a(x)."""
 
     name = "interpolation"

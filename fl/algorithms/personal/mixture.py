@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fl.algorithms.base import About
-from fl.algorithms.personal.own_adapter import OwnAdapter
+from fl.algorithms.personal.own_adapter import BesideShared
 from fl.algorithms.plan import LocalPlan
 from fl.settings.fields import setting
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fl.adapters.state import State
 
 
-class Mixture(OwnAdapter):
+class Mixture(BesideShared):
     """Two adapters and a weight."""
 
     name = "mixture"

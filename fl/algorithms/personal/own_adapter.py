@@ -62,3 +62,15 @@ class OwnAdapter(Algorithm):
     def plan(self, plan: LocalPlan) -> LocalPlan:
         """What a device does for the own adapter in a round, given what it does for the shared one: as many steps, or those set."""
         return replace(plan, steps=self.steps or plan.steps)
+
+
+class BesideShared(OwnAdapter):
+    """An own adapter that trains in every round beside the shared one, at a rate of its own."""
+
+    rate: float = setting(
+        1.0, "learning rate of the personal adapter, as a multiple of train.learning-rate", low=0.0, high=100.0
+    )
+
+    def plan(self, plan: LocalPlan) -> LocalPlan:
+        """With that rate."""
+        return replace(super().plan(plan), learning_rate=self.rate * plan.learning_rate)

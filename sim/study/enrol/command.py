@@ -14,7 +14,15 @@ from fl.settings.config import RunConfig, make_config
 from sim.cli.app import progress_bars
 from sim.cli.options import Json, wide_console, with_settings
 from sim.section import markdown_tables, print_tables, write_section
-from sim.study.enrol.contenders import CONTENDERS, NEUTRAL, Contender, searched, small
+from sim.study.enrol.contenders import (
+    CONTENDERS,
+    FEDERATED,
+    NEUTRAL,
+    Contender,
+    searched,
+    searched_federated,
+    small,
+)
 from sim.study.enrol.rows import ROWS, append_rows, read_rows
 from sim.study.enrol.table import (
     HELD_OUT,
@@ -125,11 +133,12 @@ def enrol(
     """
     from sim.study.enrol.run import EnrolStudy  # torch
 
-    if search and participants:
-        raise ConfigError("--search is about held-out speakers: leave --participants out")
-    asked = _numbers(sizes, "sizes") or (SEARCH_SIZES if search else PARTICIPANT_SIZES if participants else SIZES)
+    asked = _numbers(sizes, "sizes") or (PARTICIPANT_SIZES if participants else SEARCH_SIZES if search else SIZES)
     chosen = _numbers(seeds, "seeds") or (SEARCH_SEEDS if search else SEEDS)
-    contenders = _chosen(methods, searched() if search else CONTENDERS)
+    known = {**CONTENDERS, **FEDERATED} if participants else CONTENDERS
+    if search:
+        known = searched_federated() if participants else searched()
+    contenders = _chosen(methods, known)
     if smoke:
         if write is not None:
             raise ConfigError("--smoke shows only that the study runs: leave --write out")

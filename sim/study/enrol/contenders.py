@@ -1,9 +1,13 @@
 """What the study compares: each a way to make use of a person's own sentences."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 from clients.training.enrol_method import DEFAULT, EnrolMethod
+from fl.settings.fields import Value
+
+Settings = tuple[tuple[str, Value], ...]  # of a run, by name
 
 NEUTRAL, PROMPTS, ONE_SPELLING, CENTRALIZED = "neutral", "prompts", "one spelling", "centralized"
 
@@ -18,6 +22,9 @@ class Contender:
     ``prompted`` puts the person's transcripts in front as Whisper's previous text, ``respelled`` writes loanwords in the output as
     the person's transcripts do. ``episodes`` starts from a shared part that was made to be adapted by this method, ``taught`` from
     one that was trained in another way: behind prompts, in one spelling for all, or with all data in one place.
+
+    With ``federated`` settings nobody enrols: these are the arm ``personalized`` of a run with them, whose private parts train in
+    every round, so that only participants can have one.
     """
 
     method: EnrolMethod | None = None
@@ -27,6 +34,7 @@ class Contender:
     respelled: bool = False
     episodes: bool = False
     taught: str = ""
+    federated: Settings = ()
 
 
 B = EnrolMethod("B", rate=4e-4)
@@ -87,6 +95,15 @@ CONTENDERS: Mapping[str, Contender] = {
 
 Sources: LHUC, Swietojanski and Renals 2016; Reptile, arXiv 1803.02999; eigenvoices, Kuhn et al. 2000."""
 
+FEDERATED: Mapping[str, Contender] = {
+    "FedPer": Contender(federated=(("algorithm", "fedper"),)),
+    "FedRep": Contender(federated=(("algorithm", "fedrep"),)),
+    "Ditto": Contender(federated=(("algorithm", "ditto"),)),
+    "mixture, after APFL": Contender(federated=(("algorithm", "mixture"),)),
+    "interpolation, after FedDPA": Contender(federated=(("algorithm", "interpolation"),)),
+}
+"""Of participants alone, who train their private parts in every round."""
+
 RATES: Mapping[str, tuple[float, ...]] = {
     "gates": (1e-3, 3e-3, 1e-2),
     "gate biases (LHUC)": (0.02, 0.05, 0.1, 0.2),
@@ -118,6 +135,28 @@ PULLS: Mapping[str, tuple[float, ...]] = {
     "B of the decoder, learned prior": (20.0, 100.0),
     "B of the decoder, drawn": (50.0, 250.0),
 }
+
+FEDERATED_GRID: Mapping[str, Mapping[str, Sequence[Value]]] = {
+    "FedPer": {"fedper.layers": (1, 3, 6)},
+    "FedRep": {"fedrep.layers": (1, 3, 6)},
+    "Ditto": {"ditto.steps": (4,), "ditto.rate": (0.03, 0.1, 0.3), "ditto.pull": (1.0, 10.0)},
+    "mixture, after APFL": {"mixture.steps": (4,), "mixture.rate": (0.03, 0.1, 0.3)},
+    "interpolation, after FedDPA": {"interpolation.steps": (4,), "interpolation.rate": (0.03, 0.1, 0.3)},
+}
+
+
+def searched_federated() -> dict[str, Contender]:
+    """Every point of the grids of what trains private parts in every round, and neutral to compare them with."""
+
+    def points() -> Iterator[tuple[str, Contender]]:
+        for name, grid in FEDERATED_GRID.items():
+            first = FEDERATED[name].federated[:1]
+            for values in product(*grid.values()):
+                point = tuple(zip(grid, values, strict=True))
+                told = ", ".join(f"{key.rpartition('.')[2]} {value:g}" for key, value in point)
+                yield f"{name}, {told}", Contender(federated=first + point)
+
+    return {NEUTRAL: CONTENDERS[NEUTRAL], **dict(points())}
 
 
 def searched() -> dict[str, Contender]:

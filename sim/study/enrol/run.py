@@ -17,27 +17,33 @@ from clients.training.enrol import enrol, predict
 from clients.training.enrol_method import EnrolMethod
 from clients.training.prior import Prior, eigenvoices, learned_prior
 from clients.training.private_part import Enrolment, Start
+from fl.adapters.split import make_split
 from fl.adapters.stacked import StackedModel
 from fl.adapters.state import State
+from fl.algorithms.arms import trained_arm
 from fl.core.errors import ConfigError
 from fl.core.machine import machine
 from fl.core.rng import derive_random, derive_seed
 from fl.data.manifest import Utterance
 from fl.data.partition import split_population
 from fl.data.synthetic.population import POPULATION_NAME
+from fl.methods.recipes import fresh_state
 from fl.metrics import Counts
 from fl.metrics.tokens import fold_loanwords
+from fl.runs.files import is_finished, read_run
+from fl.runs.progress import as_one
 from fl.settings.config import RunConfig, flat
 from fl.speech.spelling import SpellingTable, Written
 from fl.tasks.speech.task import SpeechTask
 from fl.tasks.task import Example
-from sim.study.enrol.contenders import CENTRALIZED, NEUTRAL, ONE_SPELLING, PROMPTS, Contender
+from sim.study.enrol.contenders import CENTRALIZED, NEUTRAL, ONE_SPELLING, PROMPTS, Contender, Settings
 from sim.study.enrol.prompts import behind_others, behind_some, prompt_of
 from sim.study.enrol.rows import METRICS, EnrolRow, append_rows, read_rows
 from sim.study.enrol.shared import Progress, SharedTraining
 
 HELD_OUT_TESTS = 1 / 3  # of a held-out speaker's sentences; a participant's are those of data.test-share
 PRIOR_SENTENCES = 20  # of each participant, from which a prior is learned
+PERSONALIZED = "personalized"  # the arm of contenders whose private parts train in every round
 NOT_NUMBERS = ("output", "base.compute", "train.cohort")  # settings that decide where and how fast, not what
 
 
@@ -170,11 +176,17 @@ class EnrolStudy:
         return _digest([self._settings_digest, asdict(contender)])
 
     def run(self, contenders: Mapping[str, Contender], sizes: Sequence[int]) -> None:
-        """Every contender with every number of sentences that has no rows yet; 0 sentences are neutral's."""
+        """Every contender with every number of sentences that has no rows yet; 0 sentences are neutral's. Private parts that train in
+        every round do so with all sentences, and have rows of the largest number alone."""
         there = {
             (row.method, row.sentences, row.digest) for row in read_rows(self.rows) if row.seed == self.config.seed
         }
-        wanted = [(n, size) for size in sizes for n in contenders if (size == 0) == (n == NEUTRAL)]
+        wanted = [
+            (name, size)
+            for size in sizes
+            for name, one in contenders.items()
+            if (size == 0) == (name == NEUTRAL) and (not one.federated or size == max(sizes))
+        ]
         pending = [(n, size) for n, size in wanted if (n, size, self.digest(contenders[n])) not in there]
         methods = list(dict.fromkeys(name for name, _ in pending))
         for done, name in enumerate(methods):
@@ -186,7 +198,7 @@ class EnrolStudy:
         """Enrol everybody by one contender with each of ``sizes`` sentences that they have, all in cohorts, and score the test
         sentences."""
         trials = [Trial(one, size) for size in sizes for one in self.people if len(one.enrolment) >= size and one.test]
-        start = self._start(contender)
+        start = None if contender.federated else self._start(contender)
         heard = self._heard(contender, start, trials)
         texts: Sequence[Sequence[str]] = [one.texts for one in heard]
         if contender.respelled:
@@ -201,7 +213,7 @@ class EnrolStudy:
                 counts=self._counts(trial.person, of_one),
                 steps=one.enrolment.steps,
                 losses=one.enrolment.curve,
-                numbers=self._numbers(contender, start) if contender.method and trial.own else 0,
+                numbers=self._numbers(contender, start) if trial.own else 0,
                 bytes=self._bytes(contender, start, trial.own) if trial.own else 0,
                 seconds=round(one.enrolment.seconds or one.seconds, 3),
                 traits=trial.person.traits,
@@ -211,7 +223,7 @@ class EnrolStudy:
             for trial, of_one, one in zip(trials, texts, heard, strict=True)
         ]
 
-    def _heard(self, contender: Contender, start: Start, trials: Sequence[Trial]) -> list[TrialResult]:
+    def _heard(self, contender: Contender, start: Start | None, trials: Sequence[Trial]) -> list[TrialResult]:
         """Each trial's enrolment and transcripts, computed once: a spelling table is laid on those of the method without it, and
         those without an enrolment are the same for any number of sentences."""
         spoken = replace(contender, respelled=False)
@@ -223,7 +235,9 @@ class EnrolStudy:
                 self._known[spoken, trial] = heard
         return [self._known[spoken, str(trial)] for trial in same]
 
-    def _hear(self, contender: Contender, start: Start, trials: Sequence[Trial]) -> list[TrialResult]:
+    def _hear(self, contender: Contender, start: Start | None, trials: Sequence[Trial]) -> list[TrialResult]:
+        if start is None:
+            return self._federated(contender.federated, trials)
         began = time.perf_counter()
         enrolled = {str(trial): _lessons(contender, trial.own) for trial in trials if trial.own}
         found = self._enrolled(contender, start, enrolled) if contender.method and enrolled else {}
@@ -233,6 +247,33 @@ class EnrolStudy:
         texts = self._transcripts(contender, start, private, trials)
         seconds = (time.perf_counter() - began) / len(trials)
         return [TrialResult(replace(one, private={}), t, seconds) for one, t in zip(each, texts, strict=True)]
+
+    def _federated(self, settings: Settings, trials: Sequence[Trial]) -> list[TrialResult]:
+        """What participants have of a run that trains private parts in every round; a run that is there is read."""
+        from sim.backends.run import run_simulation  # Flower
+
+        config = self._federated_config(settings)
+        folder = Path(config.output)
+        if not is_finished(folder):
+            told = as_one(f"seed {config.seed}: {config.algorithm.name}", self.progress)
+            run_simulation(config, workers=1, serial=True, progress=told)
+        run = read_run(folder)
+        texts = {(row.device, row.utterance): row.hypothesis for row in run.transcripts}
+        trained = [row for row in run.results if row.arm == PERSONALIZED]
+
+        def result(name: str, test: Sequence[Example]) -> TrialResult:
+            own = [row for row in trained if row.device == name]
+            seconds = sum(row.seconds_train for row in own)
+            enrolment = Enrolment({}, sum(row.steps for row in own), {}, seconds)
+            return TrialResult(enrolment, [texts[name, example.inputs[0].id] for example in test], seconds)
+
+        return [result(trial.person.name, trial.person.test) for trial in trials]
+
+    def _federated_config(self, settings: Settings) -> RunConfig:
+        """The run of a contender; held-out speakers, who have no private part, are hardly tested."""
+        changed = {**dict(settings), "arms": PERSONALIZED, "new-people-tests": 1}
+        folder = self.root / f"federated-seed{self.config.seed}-{_digest([self._settings_digest, changed])}"
+        return self.config.changed({**changed, "output": str(folder)})
 
     def _start(self, contender: Contender) -> Start:
         method = contender.method or EnrolMethod("B", rate=0.0)  # which is not trained
@@ -300,14 +341,23 @@ class EnrolStudy:
         totals = {metric: sum((one[metric] for one in scores), Counts()) for metric in METRICS}
         return {metric: (total.errors, total.reference) for metric, total in totals.items()}
 
-    def _bytes(self, contender: Contender, start: Start, own: Sequence[Example]) -> int:
+    def _bytes(self, contender: Contender, start: Start | None, own: Sequence[Example]) -> int:
         """Of what is kept of a person: private numbers at two bytes each, and transcripts where they are a prompt or a table."""
         text = prompt_of(own) if contender.prompted or contender.respelled else ""
-        return (2 * self._numbers(contender, start) if contender.method else 0) + len(text.encode())
+        return 2 * self._numbers(contender, start) + len(text.encode())
 
-    def _numbers(self, contender: Contender, start: Start) -> int:
+    def _numbers(self, contender: Contender, start: Start | None) -> int:
         """Private numbers of a person: one for each direction where nothing beside them is left, and participants differ in as many
         as they are at most."""
+        if start is None:
+            arm = trained_arm(PERSONALIZED, self._federated_config(contender.federated))
+            assert arm is not None
+            state = fresh_state(self.config, self.task, arm.gate)
+            split, second = make_split(arm.split, state), arm.personal.second
+            own = second.start(state, seed=0) if second else {name: state[name] for name in split.private}
+            return sum(tensor.numel() for tensor in own.values())
+        if contender.method is None:
+            return 0
         only = contender.directions and start.method.rate * start.method.shrinkage >= 1
         return min(contender.directions, len(self.training.people)) if only else start.numbers
 

@@ -188,3 +188,5 @@ def test_what_the_settings_ask_of_each_method():
     assert plan("pfedme", steps=5).steps == 2
     assert (plan("mixture", steps=5).steps, plan("mixture").shrinkage) == (5, 0.0)
     assert plan("dual-adapter").private_learning_rate == 1e-2
+    assert [plan(name).learning_rate for name in ("ditto", "pfedme")] == [1e-3, 1e-3]
+    assert plan("ditto", rate=0.1).learning_rate == pytest.approx(1e-4)

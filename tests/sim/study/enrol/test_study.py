@@ -1,6 +1,7 @@
 """The study at its smallest: every method runs, rows are kept and not made again, and its federation is that of a run."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +14,13 @@ from clients.training.enrol import enrol
 from clients.training.private_part import Start
 from fl.core.errors import ConfigError
 from fl.protocol.wire import from_arrays
+from fl.runs.files import read_run
 from fl.settings.config import RunConfig, make_config
 from fl.speech.text import fold_text
 from fl.tasks.speech.task import SpeechTask
 from sim.backends.run import run_simulation
 from sim.study.enrol.__main__ import app
-from sim.study.enrol.contenders import CONTENDERS, NEUTRAL, small
+from sim.study.enrol.contenders import CONTENDERS, FEDERATED, FEDERATED_GRID, NEUTRAL, searched_federated, small
 from sim.study.enrol.rows import METRICS, read_rows
 from sim.study.enrol.run import EnrolStudy
 from strategies.checkpoint import load_checkpoint
@@ -156,6 +158,52 @@ def test_participants_enrol_with_what_they_trained_on_and_are_tested_on_other_se
         assert not {fold_text(e.target) for e in one.enrolment} & {fold_text(e.target) for e in one.test}
 
 
+def test_private_parts_that_train_in_every_round_are_those_of_a_run(config, tmp_path, monkeypatch):
+    study = EnrolStudy(config, tmp_path, tmp_path / "rows.jsonl", participants=True)
+    contenders = {NEUTRAL: CONTENDERS[NEUTRAL], **{name: FEDERATED[name] for name in ("FedPer", "Ditto")}}
+    study.run(contenders, (0, 1, 3))
+    rows = read_rows(study.rows)
+    assert {(row.method, row.sentences) for row in rows} == {(NEUTRAL, 0), ("FedPer", 3), ("Ditto", 3)}
+    assert len(rows) == 3 * len(study.people)
+
+    settings = dict(FEDERATED["Ditto"].federated)
+    folder = run_simulation(config.changed({"arms": "personalized", **settings}), serial=True)
+    said = {(row.device, row.utterance): row for row in read_run(folder).transcripts}
+    for person in study.people:
+        mine = [said[person.name, example.inputs[0].id] for example in person.test]
+        errors = sum(
+            study.task.score(e, row.hypothesis)["cer"].errors for e, row in zip(person.test, mine, strict=True)
+        )
+        (row,) = (row for row in rows if (row.method, row.person) == ("Ditto", person.name))
+        assert row.counts["cer"][0] == errors
+        assert row.steps == 2 * 2
+
+    of_all = sum(tensor.numel() for tensor in study.shared.values())
+    numbers = {row.method: row.numbers for row in rows}
+    assert numbers["Ditto"] == of_all > numbers["FedPer"] > 0
+    monkeypatch.setattr("sim.backends.run.run_simulation", lambda *_, **__: pytest.fail("run again"))
+    assert {
+        row.method
+        for row in EnrolStudy(config, tmp_path, tmp_path / "other.jsonl", participants=True).rows_of(
+            "Ditto", FEDERATED["Ditto"], [3]
+        )
+    } == {"Ditto"}
+
+
+def test_a_search_among_participants_has_every_point_of_the_grids():
+    found = searched_federated()
+    assert len(found) == 1 + sum(math.prod(map(len, grid.values())) for grid in FEDERATED_GRID.values())
+    assert dict(found["Ditto, steps 4, rate 0.1, pull 10"].federated) == {
+        "algorithm": "ditto",
+        "ditto.steps": 4,
+        "ditto.rate": 0.1,
+        "ditto.pull": 10.0,
+    }
+    for name, one in found.items():
+        make_config(dict(one.federated))  # settings that there are
+        assert bool(one.federated) == (name != NEUTRAL)
+
+
 def test_without_held_out_speakers_there_is_nothing_to_study(config, tmp_path):
     with pytest.raises(ConfigError, match="--new-people"):
         _ = EnrolStudy(config.changed({"new-people": 0}), tmp_path, tmp_path / "enrol.jsonl").people
@@ -167,6 +215,10 @@ def test_the_command_prints_rows_of_the_methods_that_were_asked_for(manifest, tm
     assert {row["method"] for row in json.loads(done.stdout)} == {"neutral", "B", "spelling table"}
     with pytest.raises(ConfigError, match="method 'C' is unknown"):
         CliRunner().invoke(app, ["--methods", "C"], catch_exceptions=False)
+    with pytest.raises(
+        ConfigError, match="method 'Ditto' is unknown"
+    ):  # nobody who took no part has a part of every round
+        CliRunner().invoke(app, ["--methods", "Ditto"], catch_exceptions=False)
     with pytest.raises(ConfigError, match="leave --write out"):
         CliRunner().invoke(app, ["--smoke", "--write", "page.md"], catch_exceptions=False)
 
