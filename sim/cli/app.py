@@ -100,6 +100,7 @@ def _run_no_op(config: RunConfig, simulate: Callable[..., Path], as_json: bool) 
 
 def _run_and_report(config: RunConfig, simulate: Callable[..., Path], as_json: bool) -> None:
     from fl.runs.files import read_privacy
+    from fl.runs.schema import DEVICES, SHARED_ADAPTER
     from fl.tasks.table import TASKS
     from sim.report.page import write_report
     from sim.report.table import print_summary
@@ -115,8 +116,9 @@ def _run_and_report(config: RunConfig, simulate: Callable[..., Path], as_json: b
         if (privacy := read_privacy(folder)) is not None:  # what a private run promises, with every assumption
             console.print("\nPrivacy", style="bold")
             console.print(privacy.statement, highlight=False)
-        page, adapters = _relative(folder / "report.html"), _relative(folder / "devices")
-        console.print(f"\nReport: {page}   adapters: {adapters}", soft_wrap=True)
+        places = {"Report": "report.html", "adapters": DEVICES, "for a new person": SHARED_ADAPTER}
+        told = [f"{what}: {_relative(folder / name)}" for what, name in places.items() if (folder / name).exists()]
+        console.print("\n" + "   ".join(told), soft_wrap=True)
 
 
 def _relative(path: Path) -> Path:

@@ -17,6 +17,7 @@ from sim.section import markdown_tables, print_tables, write_section
 from sim.study.enrol.contenders import (
     CONTENDERS,
     FEDERATED,
+    HEADLINE,
     NEUTRAL,
     Contender,
     searched,
@@ -106,7 +107,8 @@ def write_pages(pages: Path, store: Path) -> list[Path]:
         write_section(page, START, END, f"{shown}{markdown_tables(tables(rows, who), conditions(rows, who))}")
         readme = page.resolve().parents[2] / "README.md"
         if file == ROWS and readme.is_file():
-            write_section(readme, HEADLINE_START, HEADLINE_END, markdown_tables([headline(rows)], people(rows, who)))
+            told = headline([row for row in rows if row.method in HEADLINE])
+            write_section(readme, HEADLINE_START, HEADLINE_END, markdown_tables([told], people(rows, who)))
         written.append(page)
     return written
 

@@ -95,6 +95,16 @@ CONTENDERS: Mapping[str, Contender] = {
 
 Sources: LHUC, Swietojanski and Renals 2016; Reptile, arXiv 1803.02999; eigenvoices, Kuhn et al. 2000."""
 
+HEADLINE = (
+    NEUTRAL,
+    "spelling table",
+    "B of the decoder",
+    "B of the decoder, eigenvoices",
+    "B of the decoder, drawn by updates",
+    "B of the decoder, drawn by updates, and spelling table",
+)
+"""What README's table has: the default, and what it is made of; all the others are on its page."""
+
 FEDERATED: Mapping[str, Contender] = {
     "FedPer": Contender(federated=(("algorithm", "fedper"),)),
     "FedRep": Contender(federated=(("algorithm", "fedrep"),)),
