@@ -39,13 +39,15 @@ from sim.study.page import PAGES, STORE, image, page_of
 
 ROOT = Path("runs/studies/enrol")
 SEARCH_ROWS, PARTICIPANT_ROWS = "enrol-search.jsonl", "enrol-participants.jsonl"
-BASELINE_ROWS, METHOD_ROWS = "enrol-baselines.jsonl", "enrol-methods.jsonl"
+BASELINE_ROWS, METHOD_ROWS, FEDERATED_ROWS = "enrol-baselines.jsonl", "enrol-methods.jsonl", "enrol-federated.jsonl"
 WRITTEN = {
     ROWS: "enrol",
     PARTICIPANT_ROWS: "participants",
     BASELINE_ROWS: "enrol-baselines",
     METHOD_ROWS: "enrol-methods",
+    FEDERATED_ROWS: "federated",
 }  # the page of each file of rows
+OF_PARTICIPANTS = (PARTICIPANT_ROWS, FEDERATED_ROWS)
 PARTICIPANT_SIZES = (0, 75)  # of 120, less those for validation and tests
 SEEDS, SIZES = (1, 2, 3), (0, 1, 5, 10, 20, 40)
 SEARCH_SEEDS, SEARCH_SIZES = (100,), (0, 5, 20)  # people whom no result is about
@@ -99,7 +101,7 @@ def write_pages(pages: Path, store: Path) -> list[Path]:
     for file, name in WRITTEN.items():
         if not (rows := read_rows(store / file)):
             continue
-        page, shown, who = page_of(name, pages), "", PARTICIPANTS if file == PARTICIPANT_ROWS else HELD_OUT
+        page, shown, who = page_of(name, pages), "", PARTICIPANTS if file in OF_PARTICIPANTS else HELD_OUT
         if len({row.sentences for row in rows}) > 2:
             plot = (store / file).with_suffix(".svg")
             write_atomically(plot, curves_svg(rows).encode(), mode=PUBLIC)
@@ -174,7 +176,7 @@ def pairs(
     file = next((file for file, name in WRITTEN.items() if name == page), None)
     if file is None:
         raise ConfigError(f"no rows of a page {page!r}: known are {', '.join(WRITTEN.values())}")
-    found, who = read_rows(rows / file), PARTICIPANTS if file == PARTICIPANT_ROWS else HELD_OUT
+    found, who = read_rows(rows / file), PARTICIPANTS if file in OF_PARTICIPANTS else HELD_OUT
     methods = dict.fromkeys(row.method for row in found)
     if against not in methods:
         raise ConfigError(f"{rows / file} has no rows of {against!r}: known are {'; '.join(methods)}")
