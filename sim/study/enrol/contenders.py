@@ -91,7 +91,7 @@ CONTENDERS: Mapping[str, Contender] = {
     "spelling table, trained in one spelling": Contender(respelled=True, taught=ONE_SPELLING),
     "B of the decoder in one spelling, and spelling table": Contender(DECODER_B, respelled=True, taught=ONE_SPELLING),
 }
-"""Rates of the search on seed 7 (docs/results/enrol-methods.md), as far as it came; those of gate biases, A and eigenvoices are from before it.
+"""Rates of a search (docs/results/enrol-methods.md), as far as it came; those of gate biases, A and eigenvoices are from before it.
 
 Sources: LHUC, Swietojanski and Renals 2016; Reptile, arXiv 1803.02999; eigenvoices, Kuhn et al. 2000."""
 
