@@ -47,7 +47,7 @@ PERSONAL, TWO = {"arms": "personalized"}, {"arms": "global,personalized"}
 RUNS: dict[str, dict[str, Any]] = {
     "all-arms": {"arms": ALL_ARMS},
     "defaults": {"arms": ALL_ARMS, "gate": "none"},
-    "gates-joint": {**TWO, "gate-dropout": 0.5, "private-warmup-rounds": 1, "private-steps": 1, "gate": "cross"},
+    "gates-joint": {**TWO, "private-share": 0.0, "gate": "cross"},
     "cohort": {"arms": "local,global,personalized,neutral", "cohort": 3, "gate": "low-rank", "gated-arms": "all"},
     "edge": {**TWO, "aggregation": "edge", "sample": 2.0},
     "codec": {**TWO, "codec": "int8", "error-feedback": True},

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clients.training.single import LocalResult, diverged, draw_batches, no_examples, step_kinds, trained_split
+from clients.training.single import LocalResult, diverged, no_examples, step_batches, step_kinds, trained_split
 from clients.training.slots import SHARED, SHARED_GATES, SKIPPED, SlotAdamW, SlotMatrix, SlotParameters
 from fl.adapters.split import Split, tensor_kind
 from fl.adapters.stacked import Slot, StackedModel
@@ -25,7 +25,6 @@ from fl.algorithms.base import Correction
 from fl.algorithms.plan import LocalPlan
 from fl.core.compute import CUDA
 from fl.core.errors import AdapterError
-from fl.core.rng import derive_generator
 from fl.data.batching import buckets
 from fl.tasks.task import Example, Task
 
@@ -219,11 +218,8 @@ class Cohort(CohortSteps):
         device = next(host.model.parameters()).device
         parameters = SlotParameters([m.slot for m in members], [m.state for m in members], self.split, device)
         self.adapters, self.terms = parameters, _SharedTerms(parameters, members)
-        kinds, batches = [], []
-        for member in members:
-            generator = derive_generator(member.seed, "local-steps")
-            kinds.append(step_kinds(member.plan, generator))
-            batches.append(draw_batches(len(member.examples), member.plan.batch_size, len(kinds[-1]), generator))
+        kinds = [step_kinds(m.plan) for m in members]
+        batches = [step_batches(m.plan, len(m.examples), m.seed) for m in members]
         devices = [(m.examples, m.plan) for m in members]
         super().__init__(host, task, parameters, devices, kinds, batches, budget)
 

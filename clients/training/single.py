@@ -4,7 +4,6 @@ Second adapters step through the same optimizer; a cohort's :class:`clients.trai
 matrix of many devices, and is tested against this one.
 """
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -106,17 +105,19 @@ def trained_split(split: Split, plan: LocalPlan) -> Split:
     return replace(split, shared=shared, fixed=(*split.fixed, *(n for n in split.shared if n not in {*shared})))
 
 
-def step_kinds(plan: LocalPlan, generator: np.random.Generator) -> list[str]:
-    """``neutral`` or ``joint`` for each of ``plan.steps``, shuffled, then ``private`` for the extra steps.
+def step_kinds(plan: LocalPlan) -> list[str]:
+    """What each step trains: ``private`` what is private alone, ``shared`` what is shared alone, ``neutral`` that with neutral gates,
+    ``joint`` all."""
+    steps = "neutral" if plan.neutral else "shared" if plan.first_private else "joint"
+    return ["private"] * plan.first_private + [steps] * plan.steps + ["private"] * plan.private_steps
 
-    After ``plan.first_private`` steps that are ``private`` too, ``shared`` stands in the place of ``joint``.
-    Exactly ``round(gate_dropout * steps)`` are neutral; a fraction that rounding would lose is drawn.
-    """
-    expected = plan.gate_dropout * plan.steps
-    neutral = math.floor(expected) + int(generator.random() < expected - math.floor(expected))
-    kinds = ["neutral"] * neutral + ["shared" if plan.first_private else "joint"] * (plan.steps - neutral)
-    shuffled = [kinds[i] for i in generator.permutation(plan.steps)]
-    return ["private"] * plan.first_private + shuffled + ["private"] * plan.private_steps
+
+def step_batches(plan: LocalPlan, count: int, seed: int) -> list[list[int]]:
+    """The indices into ``count`` examples of each step of ``plan``."""
+    generator = derive_generator(seed, "local-steps")
+    generator.random()
+    generator.permutation(plan.steps)  # stored results hang on the batches that come after these two draws
+    return draw_batches(count, plan.batch_size, len(step_kinds(plan)), generator)
 
 
 def draw_batches(count: int, batch_size: int, batches: int, generator: np.random.Generator) -> list[list[int]]:
@@ -160,9 +161,7 @@ def train_locally(
     if not plan.first_private + plan.steps + plan.private_steps:
         return LocalResult()
     started = time.perf_counter()
-    generator = derive_generator(seed, "local-steps")
-    kinds = step_kinds(plan, generator)
-    batches = draw_batches(len(examples), plan.batch_size, len(kinds), generator)
+    kinds, batches = step_kinds(plan), step_batches(plan, len(examples), seed)
     parts = _Parts(parameters, trained_split(split, plan), plan, control)
     losses: list[float] = []
     for kind, batch in zip(kinds, batches, strict=True):

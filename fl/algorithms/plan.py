@@ -21,7 +21,7 @@ class LocalPlan:
 
     ``proximal`` is mu of FedProx (arXiv 1812.06127), a pull of the shared tensors towards where the round began. ``frozen`` is a kind
     of shared tensor, ``A`` or ``B``, that is not trained in this round. With ``first_private`` steps the private part trains before,
-    alone, and the shared part after it, alone (FedRep).
+    alone, and the shared part after it, alone (FedRep). ``neutral``: the ``steps`` run with neutral gates and train none.
 
     ``shrinkage`` is lambda of a pull of a second adapter towards the shared one. Every pull is w <- w - min(1, rate * lambda) (w - w0)
     at each step, beside the gradient's step as AdamW's weight decay is (arXiv 1711.05101, algorithm 2): it is not clipped, nor scaled
@@ -38,7 +38,7 @@ class LocalPlan:
     clipping_norm: float = 1.0
     weight_decay: float = 0.0
 
-    gate_dropout: float = 0.0
+    neutral: bool = False
     private_steps: int = 0
     proximal: float = 0.0
     frozen: str = ""

@@ -1,9 +1,8 @@
 """The phases of an arm, made once: which rounds exchange updates, who takes part, and at what rates each round trains.
 
 The private part (gates) needs another learning rate than A and B, and a shared part that trains only under trained gates comes to
-lean on them and is bad without. So the last rounds train the gates alone, on a frozen shared part. Before them, *gate dropout* is
-the share of the steps that run with neutral gates and train the shared part alone: with all of them (the default) the shared
-tensors are as good an adapter for a held-out speaker as those of plain federated LoRA.
+lean on them and is bad without. So the last rounds train the gates alone, on a frozen shared part. Before them gates are neutral:
+the shared tensors are as good an adapter for a held-out speaker as those of plain federated LoRA, to the bit.
 
 What trains in the rounds and is a device's own must not depend on whether the device was sampled: an arm *closes* with a private phase
 for the devices that have nothing of their own yet, or, where what is personal is enrolled, for all.
@@ -82,9 +81,7 @@ class Schedule:
         """The first rounds in which all gates are neutral: an arm with gates does in them what one without does."""
         if not self.gated:
             return self.total
-        before = self.total - self.private_rounds
-        always = self.gates.gate_dropout == 1 and not self.gates.private_steps
-        return before if always else min(self.gates.private_warmup_rounds, before)
+        return self.total - self.private_rounds if self.alternating else 0
 
     def phase(self, server_round: int) -> Phase:
         """The phase of a round, counted from 1."""
@@ -105,16 +102,14 @@ class Schedule:
         place = self.total if self.finetune else server_round
         alone = phase is Phase.PERSONALIZE
         factor = rate_factor(train.schedule, min(place, decaying + 1), decaying)
-        warm = self.gated and place <= gates.private_warmup_rounds
-        extra = gates.private_steps if self.gated and not warm else 0
         own_steps = train.local_steps * (1 if self.closing else self.private_rounds)
         plan = LocalPlan(
             steps=0 if alone else train.local_steps,
             batch_size=train.batch_size,
             learning_rate=train.learning_rate * factor,
             private_learning_rate=gates.private_learning_rate * (1.0 if alone else factor),
-            gate_dropout=1.0 if warm else gates.gate_dropout if self.gated else 0.0,
-            private_steps=own_steps if alone else extra,
+            neutral=self.alternating,
+            private_steps=own_steps if alone else 0,
             clipping_norm=train.clipping_norm,
             weight_decay=train.weight_decay,
         )

@@ -146,7 +146,7 @@ def split_config(config: RunConfig, split: str, folder: Path) -> RunConfig:
     values["algorithm"] = f"{config.algorithm.name},{Gates.name}"
     values |= {"arms": ARM, "evaluate-every": 0, "final-split": "validation"}
     if split == "all-shared":
-        values |= {"gate-dropout": 0.0, "private-share": 0.0}
+        values["private-share"] = 0.0
     return config.changed(values)
 
 

@@ -65,6 +65,10 @@ app = new_app(
 )
 console, errors = wide_console(110), HarmlessConsole(stderr=True)
 DEMO: dict[str, object] = {"output": "runs/demo"}  # the default experiment
+ABOUT_ESPEAK = (
+    "The voices are espeak-ng's, which the base does not know: a good part of what was trained is the synthesizer. "
+    "--voices neural has natural ones."
+)
 
 
 def progress_bars(quiet: bool = False) -> AbstractContextManager[Progress]:
@@ -156,6 +160,8 @@ def demo(
     An interrupted demo goes on where it stopped.
     """
     _run_and_report(config, _simulation(workers, serial, processes), as_json)
+    if not as_json and config.data.synthetic.voices == "espeak":
+        console.print(ABOUT_ESPEAK, highlight=False)
 
 
 @app.command()

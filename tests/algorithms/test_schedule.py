@@ -86,12 +86,9 @@ def test_every_arm_takes_as_many_local_steps() -> None:
     ("values", "neutral"),
     [
         ({}, 10),  # all steps run with neutral gates until the gates train alone
-        ({"gate-dropout": 0.5}, 0),
-        ({"gate-dropout": 0.5, "private-warmup-rounds": 3}, 3),
-        ({"gate-dropout": 0.5, "private-warmup-rounds": 99}, 10),
-        ({"private-steps": 1}, 0),  # the gates get steps of their own at the end of each round
-        ({"private-steps": 1, "private-warmup-rounds": 2}, 2),
-        ({"private-share": 0.0}, 12),
+        ({"private-share": 0.5}, 6),
+        ({"private-share": 0.0}, 0),  # gates train with the rest in every step
+        ({"federation.rounds": 1}, 0),  # which leaves none for the gates alone
     ],
 )
 def test_rounds_in_which_gates_are_neutral(values: dict[str, Any], neutral: int) -> None:
@@ -112,24 +109,20 @@ def test_rates_decay_over_the_rounds_before_the_gates_train_alone_and_stay_there
 def test_the_last_message_trains_the_gates_alone_at_their_full_rate() -> None:
     schedule = schedule_of(**{"train.local-steps": 5, "private-learning-rate": 0.25, "train.schedule": "linear"})
     before, last = schedule.plan(10), schedule.plan(11)
-    assert (before.steps, before.private_steps, before.gate_dropout) == (5, 0, 1.0)
+    assert (before.steps, before.private_steps, before.neutral) == (5, 0, True)
     assert before.private_learning_rate == pytest.approx(0.25 * (1 - 0.9 * 0.9))
     assert (last.steps, last.private_steps, last.private_learning_rate) == (0, 2 * 5, 0.25)
 
 
-def test_warm_up_rounds_train_the_shared_part_alone() -> None:
-    schedule = schedule_of(**{"gate-dropout": 0.25, "private-steps": 3, "private-warmup-rounds": 2})
-    assert [(p.gate_dropout, p.private_steps) for p in map(schedule.plan, (1, 2, 3, 10))] == [
-        (1.0, 0), (1.0, 0), (0.25, 3), (0.25, 3),
-    ]  # fmt: skip
+def test_gates_that_have_no_phase_of_their_own_train_in_every_step() -> None:
+    schedule = schedule_of(**{"private-share": 0.0})
+    assert {(p.neutral, p.steps, p.private_steps) for p in map(schedule.plan, range(1, 13))} == {(False, 12, 0)}
 
 
-def test_an_arm_without_gates_of_its_own_knows_neither_dropout_nor_private_steps() -> None:
+def test_an_arm_without_gates_of_its_own_has_no_neutral_steps() -> None:
     for arm, values in (("global", {}), ("local", {}), ("personalized", LORA)):
-        plan = schedule_of(arm, **{"gate-dropout": 0.5, "private-steps": 3, "private-warmup-rounds": 2, **values}).plan(
-            1
-        )
-        assert (plan.gate_dropout, plan.private_steps) == (0.0, 0)
+        plan = schedule_of(arm, **values).plan(1)
+        assert (plan.neutral, plan.private_steps) == (False, 0)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +137,7 @@ def test_an_arm_without_gates_of_its_own_knows_neither_dropout_nor_private_steps
 )
 def test_fine_tuning_takes_as_many_steps_as_private_gates_unless_it_is_set(values: dict[str, Any], steps: int) -> None:
     plan = schedule_of("global+finetune", **values).plan(1)
-    assert (plan.steps, plan.private_steps, plan.gate_dropout) == (steps, 0, 0.0)
+    assert (plan.steps, plan.private_steps, plan.neutral) == (steps, 0, False)
 
 
 @pytest.mark.parametrize("name", ["constant", "linear", "cosine"])

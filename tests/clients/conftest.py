@@ -162,8 +162,6 @@ def config(manifest: Path, tmp_path: Path) -> RunConfig:
             "rank": 2,
             "gate": "self",
             "new-people": 1,
-            "gate-dropout": 0.0,
-            "private-warmup-rounds": 0,
             "language": "ko",
             "output": str(tmp_path / "run"),
         }

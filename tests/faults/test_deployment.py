@@ -37,7 +37,6 @@ TROUBLED = {
     "federation.rounds": 5,
     "federation.arms": "personalized",
     "algorithm.gates.private-share": 0.0,
-    "algorithm.gates.gate-dropout": 0.0,
 }
 LIES = "foreign count tensor trailer sentence"  # of eve, one for each round
 BELIEVED = 1000  # federation.max-examples: what becomes of a million of millions

@@ -23,7 +23,6 @@ def test_speech_of_two_people_becomes_personal_recognizers_on_the_pretrained_bas
             "new-people-tests": 2,
             "rounds": 3,
             "local-steps": 4,
-            "private-warmup-rounds": 1,
             "arms": "personalized,neutral",
             "evaluate-every": 3,
             "output": str(tmp_path / "run"),

@@ -163,8 +163,6 @@ def make_run(manifest: Path) -> Callable[..., RunConfig]:
             "language": "ko",
             "arms": "personalized",
             "evaluate_every": 3,
-            "gate_dropout": 0.5,
-            "private_warmup_rounds": 0,
             "output": str(output),
         }
         return make_config({**values, **changes})

@@ -327,7 +327,6 @@ def comparison(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> t
         arms=",".join(ARMS),
         rounds=1,
         evaluate_every=0,
-        gate_dropout=0.0,
         finetune_steps=3,
     )
     tap = Wiretap()
@@ -508,11 +507,10 @@ def test_in_the_private_phase_only_private_state_changes_and_no_shared_byte_is_s
     }
 
 
-@pytest.mark.parametrize("changes", [{"gate_dropout": 1.0}, {"gate_dropout": 0.5, "private_warmup_rounds": 2}])
 def test_rounds_that_global_and_personalized_have_in_common_are_trained_once_with_the_same_result(
-    changes: dict[str, Any], tmp_path: Path, make_run: MakeRun, rows_of: Rows, tensors_of: Tensors
+    tmp_path: Path, make_run: MakeRun, rows_of: Rows, tensors_of: Tensors
 ) -> None:
-    settings = {"rounds": 4, "private_share": 0.25, "evaluate_every": 2, **changes}
+    settings = {"rounds": 4, "private_share": 0.25, "evaluate_every": 2}
     asked: dict[str, list[tuple[str, int]]] = {}
     for arms in ("personalized", "global,personalized"):
         grid = CountingGrid()
@@ -569,7 +567,7 @@ def test_arms_that_decode_with_the_same_tensors_are_decoded_once_with_the_same_r
 def test_the_parts_of_a_run_are_told_before_the_first_and_a_round_of_two_arms_counts_once(
     tmp_path: Path, make_run: MakeRun
 ) -> None:
-    config = make_run(tmp_path / "run", arms="global,personalized", rounds=4, private_share=0.25, gate_dropout=1.0)
+    config = make_run(tmp_path / "run", arms="global,personalized", rounds=4, private_share=0.25)
     arm = trained_arm("personalized", config)
     assert arm is not None
     own = 4 - arm.schedule.neutral_rounds
@@ -589,7 +587,7 @@ def test_the_parts_of_a_run_are_told_before_the_first_and_a_round_of_two_arms_co
 
 def test_arms_that_share_other_tensors_have_nothing_in_common(tmp_path: Path, make_run: MakeRun) -> None:
     grid = CountingGrid()
-    run_server(grid, make_run(tmp_path, arms="global,personalized", split="fedsa", gate_dropout=1.0), 1)
+    run_server(grid, make_run(tmp_path, arms="global,personalized", split="fedsa"), 1)
     assert ("personalized", 1) in grid.trained
 
 

@@ -27,9 +27,7 @@ def paid_rounds(**settings: Any) -> int:
         ({"arms": "zero-shot,local,global,global+finetune,personalized,neutral,centralized"}, 12),
         ({"algorithm": "median"}, 12),
         ({"private-share": 0.5}, 12),
-        ({"gate-dropout": 0.5}, 12 + 10),
-        ({"gate-dropout": 0.5, "private-warmup-rounds": 3}, 12 + 10 - 3),
-        ({"private-steps": 1}, 12 + 10),
+        ({"private-share": 0.0}, 12 + 12),  # gates train with the rest in every step
         # not the same tensors are shared
         ({"split": "fedsa"}, 12 + 10),
         ({"method": "lora", "split": "fedsa"}, 12 + 12),

@@ -21,16 +21,10 @@ class Gates(Algorithm):
     private_learning_rate: float = setting(3e-3, "learning rate of private gates", low=0.0, high=10.0)
     private_share: float = setting(
         0.15,
-        "the last share of all local steps trains only the gates; A and B are frozen and nothing is sent",
+        "the last share of all local steps trains only the gates, on frozen A and B, and nothing is sent; before it gates are neutral. "
+        "0: they train with A and B in every step",
         low=0.0,
         high=1.0,
-    )
-    gate_dropout: float = setting(
-        1.0, "share of the steps before those that run with neutral gates and train A and B alone", low=0.0, high=1.0
-    )
-    private_steps: int = setting(0, "extra steps for the private part alone at the end of a round", low=0, high=100_000)
-    private_warmup_rounds: int = setting(
-        0, "first rounds in which only A and B are trained, whatever the gate dropout", low=0, high=100_000
     )
 
     def trained(self, config: RunConfig) -> tuple[str, str]:

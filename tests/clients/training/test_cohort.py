@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from clients.training.cohort import Member, MemberResult, train_cohort
-from clients.training.single import draw_batches, step_kinds, train_locally
+from clients.training.single import step_batches, train_locally
 from clients.worker import Worker
 from fl.adapters.config import GatedLoraConfig
 from fl.adapters.gates.table import GATES
@@ -19,16 +18,16 @@ from fl.adapters.stacked import Slot, StackedModel
 from fl.adapters.state import State, adapter_state, load_state
 from fl.algorithms.plan import LocalPlan
 from fl.core.errors import AdapterError
-from fl.core.rng import derive_generator, derive_seed
+from fl.core.rng import derive_seed
 from fl.settings.names import SPLITS
 from fl.tasks.task import Example
 
 BUDGET = 2**30
 PLANS = [
-    LocalPlan(steps=4, batch_size=3, learning_rate=1e-2, private_learning_rate=1e-1, gate_dropout=0.5),
+    LocalPlan(steps=4, batch_size=3, learning_rate=1e-2, private_learning_rate=1e-1),
     LocalPlan(steps=6, batch_size=2, learning_rate=3e-3, private_learning_rate=3e-2, private_steps=2),
     LocalPlan(steps=1, batch_size=8, learning_rate=2e-2, private_learning_rate=1e-2, weight_decay=0.1),
-    LocalPlan(steps=5, batch_size=1, learning_rate=1e-2, private_learning_rate=1e-1, gate_dropout=1.0),
+    LocalPlan(steps=5, batch_size=1, learning_rate=1e-2, private_learning_rate=1e-1, neutral=True),
 ]
 SIZES = (7, 3, 1, 5)
 
@@ -104,7 +103,7 @@ def test_a_cohort_with_the_gate_of_another_package_equals_its_devices_one_by_one
     for one, (state, _), member in zip(together, one_by_one(task, members), members, strict=True):
         assert close(one.state, state)
         moved = [n for n in state if "gate_slope" in n and not close({n: state[n]}, {n: member.state[n]}, 1e-4)]
-        assert len(moved) == (0 if member.plan.gate_dropout == 1 else 2)
+        assert len(moved) == (0 if member.plan.neutral else 2)
 
 
 @pytest.mark.parametrize("preset", [s for s in SPLITS if s != "ffa"])  # where nothing would be left to train
@@ -131,7 +130,7 @@ def test_the_devices_of_a_cohort_rest_the_same_factor(regression):
         )
 
 
-ALONE = {"steps": 0, "private_steps": 6, "gate_dropout": 0.0, "weight_decay": 0.1}
+ALONE = {"steps": 0, "private_steps": 6, "neutral": False, "weight_decay": 0.1}
 
 
 @pytest.mark.parametrize(
@@ -231,8 +230,8 @@ def test_a_failing_computation_leaves_members_and_model_as_they_were(regression,
     assert torch.equal(host.model(torch.ones(1, 6, dtype=torch.float64)), output)
 
 
-JOINT = LocalPlan(steps=3, batch_size=2, learning_rate=1e-3, private_learning_rate=1e-2, gate_dropout=0.4)
-PART = replace(JOINT, steps=0, private_steps=6, gate_dropout=0.0)
+JOINT = LocalPlan(steps=3, batch_size=2, learning_rate=1e-3, private_learning_rate=1e-2)
+PART = replace(JOINT, steps=0, private_steps=6)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +266,7 @@ def test_speakers_trained_together_equal_those_trained_alone(config, tmp_path: P
     host.model.model.encoder.layers[0].register_forward_hook(lambda *call: encoded.append(len(call[1][0])))
     together = train_cohort(host, worker.task, split, members, budget=BUDGET)
     steps = plan.steps + plan.private_steps
-    drawn = [draw_batches(len(m.examples), 2, steps, step_generator(m)) for m in members]
+    drawn = [step_batches(plan, len(m.examples), m.seed) for m in members]
     assert sum(encoded) == sum(len({j for b in batches for j in b}) if once else 2 * steps for batches in drawn)
     for one, member in zip(together, members, strict=True):
         name = worker.slot("self")
@@ -279,10 +278,3 @@ def test_speakers_trained_together_equal_those_trained_alone(config, tmp_path: P
         difference = nn.utils.parameters_to_vector([alone[n] - one.state[n] for n in alone])
         assert difference.norm() < 1e-3 * moved.norm()
         assert one.result.loss == pytest.approx(result.loss, rel=1e-5)
-
-
-def step_generator(member: Member) -> np.random.Generator:
-    """The generator of a member's batches, behind the draw of its kinds of steps."""
-    generator = derive_generator(member.seed, "local-steps")
-    step_kinds(member.plan, generator)
-    return generator

@@ -21,7 +21,7 @@ from fl.algorithms.plan import LocalPlan
 from fl.protocol.wire import Job
 from fl.settings.config import make_config
 
-PLAN = LocalPlan(steps=6, batch_size=3, learning_rate=1e-2, private_learning_rate=1e-1, gate_dropout=0.5,
+PLAN = LocalPlan(steps=6, batch_size=3, learning_rate=1e-2, private_learning_rate=1e-1,
                  private_steps=3, weight_decay=0.1, proximal=0.7)  # fmt: skip
 RANK = 2  # of the task's adapter
 NARROW = 1
@@ -77,7 +77,7 @@ def test_a_device_of_smaller_rank_is_an_adapter_of_that_rank_filled_up_with_zero
 def workers(config, tmp_path):
     """Two workers of a federation of ranks 1, 2 and 4 with stores of their own."""
     settings = {"device-ranks": "1,2,4", "rank": 4, "algorithm": "flexlora,fedprox", "cohort": 2, "rounds": 4, "private-share": 0.0,
-                "local-steps": 2, "gate-dropout": 0.5, "learning-rate": 1e-3, "private-learning-rate": 1e-2,
+                "local-steps": 2, "learning-rate": 1e-3, "private-learning-rate": 1e-2,
                 "proximal": 0.1, "seed": 3}  # fmt: skip
     chosen = make_config(settings, config)
     return Worker(chosen, tmp_path / "together"), Worker(chosen, tmp_path / "alone")

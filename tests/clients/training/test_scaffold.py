@@ -68,7 +68,7 @@ def test_a_cohort_equals_its_devices_one_by_one(regression, gate, preset):
     task = regression(gate=gate, split_name=preset)
     start = {n: t.double() for n, t in task.start.items()}
     plans = [
-        plan_of(4, gate_dropout=0.5),
+        plan_of(4, neutral=True),
         plan_of(2, private_steps=2, proximal=0.3),
         plan_of(5),
         plan_of(3, first_private=2),
@@ -116,7 +116,7 @@ def test_tensors_without_a_step_keep_their_variate(regression):
     control = ControlVariate(
         {n: t.float() for n, t in randoms(task, 1).items()}, {n: t.float() for n, t in randoms(task, 2).items()}
     )
-    plan = plan_of(2, gate_dropout=1.0)
+    plan = plan_of(2, neutral=True)
     train_locally(task.model, task.parameters, task.split, task, task.examples(3), plan, seed=1, control=control)
     kept = {n for n, t in control.after().items() if torch.equal(t, control.own[n])}
     assert kept == {n for n in task.split.shared if "gate_" in n}

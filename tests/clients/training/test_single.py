@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from clients.training.single import draw_batches, step_kinds, train_locally
+from clients.training.single import draw_batches, step_batches, step_kinds, train_locally
 from fl.adapters.model import gated_layers
 from fl.adapters.state import State
 from fl.algorithms.personal.gates import Gates
@@ -41,43 +41,20 @@ def equal(first: State, second: State) -> bool:
 # Which steps
 
 
-@given(st.integers(1, 40), st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), st.integers(0, 5), st.integers(0, 2**32))
-def test_neutral_steps_are_the_share_asked_for(steps: int, dropout: float, extra: int, seed: int) -> None:
-    plan = replace(PLAN, steps=steps, gate_dropout=dropout, private_steps=extra)
-    kinds = step_kinds(plan, np.random.default_rng(seed))
-    count = Counter(kinds[:steps])
-    assert kinds[steps:] == ["private"] * extra
-    assert count["neutral"] + count["joint"] == steps
-    assert abs(count["neutral"] - dropout * steps) < 1
-    if dropout * steps == int(dropout * steps):
-        assert count["neutral"] == dropout * steps
-
-
-def test_a_fraction_of_a_neutral_step_is_drawn_so_that_the_mean_is_right() -> None:
-    plan = replace(PLAN, steps=3, gate_dropout=0.4)  # 1.2 steps: one, and a second in every fifth round
-    rounds = 4_000
-    generator = np.random.default_rng(0)
-    mean = sum(step_kinds(plan, generator).count("neutral") for _ in range(rounds)) / rounds
-    deviation = (0.2 * 0.8 / rounds) ** 0.5
-    assert abs(mean - 1.2) < 5 * deviation
-
-
-def test_neutral_steps_come_at_any_place() -> None:
-    plan = replace(PLAN, steps=4, gate_dropout=0.25)
-    places = {step_kinds(plan, np.random.default_rng(seed)).index("neutral") for seed in range(60)}
-    assert places == {0, 1, 2, 3}
-
-
-def test_warm_up_rounds_train_the_shared_part_only() -> None:
-    plans = schedule(private_warmup_rounds=2, gate_dropout=0.25, private_steps=3)
-    warm, after = plans.plan(2), plans.plan(3)
-    assert (warm.gate_dropout, warm.private_steps) == (1.0, 0)
-    assert (after.gate_dropout, after.private_steps) == (0.25, 3)
-
-
-def test_without_gates_there_is_neither_dropout_nor_a_private_step() -> None:
-    plan = schedule(gated=False, private_warmup_rounds=2, gate_dropout=0.5, private_steps=3).plan(1)
-    assert (plan.gate_dropout, plan.private_steps) == (0.0, 0)
+@pytest.mark.parametrize(
+    ("changes", "kinds"),
+    [
+        ({}, ["joint"] * 4),
+        ({"neutral": True}, ["neutral"] * 4),
+        ({"neutral": True, "private_steps": 2}, ["neutral"] * 4 + ["private"] * 2),
+        ({"steps": 0, "private_steps": 2}, ["private"] * 2),
+        ({"first_private": 1}, ["private"] + ["shared"] * 4),
+    ],
+)
+def test_what_the_steps_of_a_plan_train(changes: dict, kinds: list[str]) -> None:
+    plan = replace(PLAN, **changes)
+    assert step_kinds(plan) == kinds
+    assert len(step_batches(plan, 7, seed=1)) == len(kinds)
 
 
 @pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
@@ -135,7 +112,7 @@ def test_a_joint_step_trains_shared_and_private_parts(regression) -> None:
 
 def test_neutral_steps_leave_the_gates_untouched(regression) -> None:
     task = regression()
-    train(task, replace(PLAN, gate_dropout=1.0, weight_decay=0.1))
+    train(task, replace(PLAN, neutral=True, weight_decay=0.1))
     assert kinds_that_moved(task) == {"A", "B"}
 
 
@@ -162,7 +139,7 @@ def test_neutral_steps_train_the_shared_part_as_if_there_were_no_gates(regressio
     opened = {name: torch.full_like(value, 0.7) for name, value in gated.start.items() if "gate_" in name}
     gated.start = {**gated.start, **opened}
     gated.restart()
-    train(gated, replace(PLAN, gate_dropout=1.0))
+    train(gated, replace(PLAN, neutral=True))
     train(plain, PLAN)
     trained = gated.state()
     assert all(torch.equal(trained[name], value) for name, value in plain.state().items())
@@ -170,11 +147,11 @@ def test_neutral_steps_train_the_shared_part_as_if_there_were_no_gates(regressio
 
 def test_gates_are_back_after_training_and_after_a_failure(regression) -> None:
     task = regression()
-    train(task, replace(PLAN, gate_dropout=1.0))
+    train(task, replace(PLAN, neutral=True))
     assert not any(layer.gates_neutral for layer in gated_layers(task.model))
     task.loss_of = diverging
     with pytest.raises(AdapterError):
-        train(task, replace(PLAN, gate_dropout=1.0))
+        train(task, replace(PLAN, neutral=True))
     assert not any(layer.gates_neutral for layer in gated_layers(task.model))
 
 
@@ -219,7 +196,7 @@ def test_training_lowers_the_loss(regression) -> None:
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(regression) -> None:
-    plan = replace(PLAN, gate_dropout=0.5, private_steps=1)
+    plan = replace(PLAN, private_steps=1)
     states = []
     for seed in (5, 5, 6):
         task = regression()
@@ -273,14 +250,14 @@ def test_a_diverging_device_raises_and_names_the_rates(
 
 
 def test_the_last_steps_train_the_private_part_alone_in_one_round_at_its_full_rate() -> None:
-    made = schedule(10, 12, rate=1e-2, private_share=0.2, private_learning_rate=3e-3, gate_dropout=1.0)
+    made = schedule(10, 12, rate=1e-2, private_share=0.2, private_learning_rate=3e-3)
     plans = [made.plan(r) for r in range(1, 1 + made.rounds)]
     assert [p.steps for p in plans] == [12] * 8 + [0]
     assert [p.private_steps for p in plans] == [0] * 8 + [24]
     assert sum(p.steps + p.private_steps for p in plans) == 10 * 12  # as many as an arm without gates takes
     assert plans[8].private_learning_rate == 3e-3
-    assert {kind for p in plans[:8] for kind in step_kinds(p, np.random.default_rng(0))} == {"neutral"}
-    assert set(step_kinds(plans[8], np.random.default_rng(0))) == {"private"}
+    assert {kind for p in plans[:8] for kind in step_kinds(p)} == {"neutral"}
+    assert set(step_kinds(plans[8])) == {"private"}
     # The rate of the shared part ends its decay before they begin.
     assert plans[7].learning_rate < 0.2 * 1e-2
 
@@ -295,9 +272,9 @@ def test_an_arm_without_gates_trains_in_every_round_and_ends_at_the_rate_where_t
 
 
 def test_before_the_private_phase_an_arm_with_gates_does_what_one_without_does() -> None:
-    gated, plain = (schedule(10, 12, gated=g, private_share=0.2, gate_dropout=1.0) for g in (True, False))
+    gated, plain = (schedule(10, 12, gated=g, private_share=0.2) for g in (True, False))
     for r in range(1, 9):
-        assert replace(gated.plan(r), gate_dropout=0.0) == plain.plan(r)
+        assert replace(gated.plan(r), neutral=False) == plain.plan(r)
     assert gated.neutral_rounds == 8
 
 

@@ -20,7 +20,6 @@ SETTINGS = {
     "rounds": 4,
     "private-share": 0.0,
     "local-steps": 2,
-    "gate-dropout": 0.5,
     "learning-rate": 1e-3,
     "private-learning-rate": 1e-2,
 }
