@@ -438,7 +438,7 @@ def test_epsilon_and_every_assumption_are_in_the_folder_and_in_the_log(
         ({"method": "lora", "split": "fedsa"}, 12),  # without gates every round sends updates
         ({"split": "fedsa"}, 10),
         ({"arms": "global,personalized"}, 12),  # the ten rounds that both have in common are paid once
-        ({"arms": "global,personalized", "private-share": 0.0}, 12 + 12),
+        ({"arms": "global,personalized", "private_share": 0.0}, 12 + 12),
         ({"arms": "global,personalized,local,global+finetune"}, 12),
     ],
 )
