@@ -6,7 +6,7 @@ Settings are written as for ``idiolect run --set``. Runs the arms ``personalized
 default experiment in this process with one thread, on a population whose seed no reported result uses, and appends the validation
 rates. Test data is not touched.
 
-Rounds of warm-up equal those of ``global``, so ``--start`` lets variants of what comes after them go on from one checkpoint
+Rounds before the gates' own equal those of ``global``, so ``--start`` lets variants of what comes after them go on from one checkpoint
 of a ``global`` run with the same settings, instead of each training the same rounds again.
 """
 
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("settings", nargs="*", help="KEY=VALUE")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--start", type=Path, help="checkpoint of global after the last round of warm-up")
+    parser.add_argument("--start", type=Path, help="checkpoint of global after the last of those rounds")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     settings: dict[str, object] = {

@@ -34,7 +34,7 @@ from transformers import WhisperFeatureExtractor
 
 from benchmarks._report import time_side_by_side
 from clients.training.evaluate import evaluate
-from clients.training.single import draw_batches, step_kinds
+from clients.training.single import step_batches
 from fl.adapters.config import GatedLoraConfig, target_pattern
 from fl.adapters.layer import fresh_adapter
 from fl.algorithms.arms import trained_arm
@@ -42,7 +42,7 @@ from fl.bases.resolve import load_base
 from fl.bases.whisper.base import WhisperBase
 from fl.core.compute import DTYPES, autocast, choose_precision
 from fl.core.machine import available_cores
-from fl.core.rng import derive_generator, derive_seed
+from fl.core.rng import derive_seed
 from fl.data.partition import DeviceData
 from fl.metrics import Counts
 from fl.protocol.wire import add_counts
@@ -105,13 +105,11 @@ class StockProcess:
         assert arm is not None
         plan = arm.schedule.plan(server_round)
         seed = derive_seed(config.seed, server_round, self.people[partition].device_id, "train")
-        generator = derive_generator(seed, "local-steps")
-        steps = len(step_kinds(plan, generator))
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=plan.learning_rate, weight_decay=plan.weight_decay)
         losses = []
         self.model.train()
-        for batch in draw_batches(len(examples), plan.batch_size, steps, generator):
+        for batch in step_batches(plan, len(examples), seed):
             features = torch.stack([examples[i][0] for i in batch]).to(self.device)
             labels = pad_sequence([examples[i][1] for i in batch], batch_first=True, padding_value=IGNORED)
             with autocast(self.device, choose_precision(config.base.precision, self.device)):

@@ -41,14 +41,14 @@ from benchmarks._report import BenchmarkRow, machine, spread, write_row
 from benchmarks.peers.pfl_workers import run_processes
 from benchmarks.table import target_here
 from clients.training.cohort import Member, train_cohort
-from clients.training.single import draw_batches, step_kinds, train_locally
+from clients.training.single import step_batches, train_locally
 from fl.adapters.config import GatedLoraConfig
 from fl.adapters.split import make_split
 from fl.adapters.stacked import Slot, StackedModel
 from fl.adapters.state import adapter_parameters, adapter_state, load_state
 from fl.algorithms.plan import LocalPlan
 from fl.core.machine import available_cores
-from fl.core.rng import derive_generator, derive_seed
+from fl.core.rng import derive_seed
 from fl.settings.config import RunConfig, make_config
 from fl.tasks.speech.task import SpeechTask
 from fl.tasks.task import DeviceExamples, Example
@@ -91,9 +91,7 @@ class Setting:
 
     def batches(self, device: DeviceExamples, round_index: int) -> list[list[int]]:
         """The batches that our trainer draws from that seed."""
-        generator = derive_generator(self.phase_seed(device, round_index), "local-steps")
-        steps = len(step_kinds(self.plan, generator))
-        return draw_batches(len(device.train), self.plan.batch_size, steps, generator)
+        return step_batches(self.plan, len(device.train), self.phase_seed(device, round_index))
 
 
 class PlainLoop:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fl.core.compute import AUTO, BF16, bf16_pays, choose_device, choose_precision
-from fl.core.errors import RunError
+from fl.core.errors import ConfigError, RunError
 from fl.core.files import write_atomically
 from fl.core.paths import cache_root
 from fl.runs.schema import CONFIG_NAME, PROGRESS_NAME, TOKEN_NAME
@@ -22,7 +22,13 @@ def run_folder(config: RunConfig, run_id: int) -> RunConfig:
     folder = Path(config.output).expanduser().resolve() if config.output else cache_root() / "runs" / str(run_id)
     config = config.changed({"output": str(folder)})
     path = folder / CONFIG_NAME
-    resumed = load_config(path) if path.exists() else None
+    try:
+        resumed = load_config(path) if path.exists() else None
+    except ConfigError as error:  # a setting that is gone, say
+        raise RunError(
+            f"{folder} holds a run of another version or settings that were changed by hand ({error}): give another output, or "
+            "remove the folder"
+        ) from error
     asked = config.base.precision if resumed is None or config.base.precision != AUTO else resumed.base.precision
     device = choose_device(config.base.compute)
     config = config.changed({"base.precision": choose_precision(asked, device)})

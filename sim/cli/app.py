@@ -21,6 +21,7 @@ from fl.core.errors import IdiolectError, RunError
 from fl.core.paths import find
 from fl.runs.progress import Progress
 from fl.settings.config import RunConfig
+from fl.settings.names import DEFAULT_TASK
 from sim.cli.help import new_app
 from sim.cli.late import LateGroup
 from sim.cli.options import (
@@ -67,7 +68,7 @@ console, errors = wide_console(110), HarmlessConsole(stderr=True)
 DEMO: dict[str, object] = {"output": "runs/demo"}  # the default experiment
 ABOUT_ESPEAK = (
     "The voices are espeak-ng's, which the base does not know: a good part of what was trained is the synthesizer. "
-    "--voices neural has natural ones."
+    "--set voices=neural has natural ones (extra voices)."
 )
 
 
@@ -160,7 +161,12 @@ def demo(
     An interrupted demo goes on where it stopped.
     """
     _run_and_report(config, _simulation(workers, serial, processes), as_json)
-    if not as_json and config.data.synthetic.voices == "espeak":
+    if (
+        not as_json
+        and config.task == DEFAULT_TASK
+        and not config.data.manifest
+        and config.data.synthetic.voices == "espeak"
+    ):
         console.print(ABOUT_ESPEAK, highlight=False)
 
 

@@ -58,7 +58,7 @@ def test_it_trains_on_the_batches_of_ours(
     two_people: RunConfig, process: StockProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: dict[str, list[list[int]]] = {}
-    draw = clients.training.single.draw_batches
+    draw = clients.training.single.step_batches
 
     def recorder(name: str) -> Any:
         def draw_and_keep(*arguments: Any) -> list[list[int]]:
@@ -67,8 +67,8 @@ def test_it_trains_on_the_batches_of_ours(
 
         return draw_and_keep
 
-    monkeypatch.setattr(stock_recipe, "draw_batches", recorder("stock"))
-    monkeypatch.setattr(clients.training.single, "draw_batches", recorder("ours"))
+    monkeypatch.setattr(stock_recipe, "step_batches", recorder("stock"))
+    monkeypatch.setattr(clients.training.single, "step_batches", recorder("ours"))
     process.train(1, two_people, server_round=2)
     task = SpeechTask(two_people)
     device = task.device(training_people(two_people)[1].device_id)

@@ -22,7 +22,7 @@ class Gates(Algorithm):
     private_share: float = setting(
         0.15,
         "the last share of all local steps trains only the gates, on frozen A and B, and nothing is sent; before it gates are neutral. "
-        "0: they train with A and B in every step",
+        "0, or a single round: they train with A and B in every step",
         low=0.0,
         high=1.0,
     )

@@ -39,7 +39,8 @@ from sim.study.page import PAGES, STORE, image, page_of
 
 ROOT = Path("runs/studies/enrol")
 SEARCH_ROWS, PARTICIPANT_ROWS = "enrol-search.jsonl", "enrol-participants.jsonl"
-BASELINE_ROWS, METHOD_ROWS, FEDERATED_ROWS = "enrol-baselines.jsonl", "enrol-methods.jsonl", "enrol-federated.jsonl"
+FEDERATED_ROWS, FEDERATED_SEARCH_ROWS = "enrol-federated.jsonl", "enrol-federated-search.jsonl"
+BASELINE_ROWS, METHOD_ROWS = "enrol-baselines.jsonl", "enrol-methods.jsonl"
 WRITTEN = {
     ROWS: "enrol",
     PARTICIPANT_ROWS: "participants",
@@ -109,8 +110,8 @@ def write_pages(pages: Path, store: Path) -> list[Path]:
         write_section(page, START, END, f"{shown}{markdown_tables(tables(rows, who), conditions(rows, who))}")
         readme = page.resolve().parents[2] / "README.md"
         if file == ROWS and readme.is_file():
-            told = headline([row for row in rows if row.method in HEADLINE])
-            write_section(readme, HEADLINE_START, HEADLINE_END, markdown_tables([told], people(rows, who)))
+            told = markdown_tables([headline(rows, HEADLINE)], people(rows, who))
+            write_section(readme, HEADLINE_START, HEADLINE_END, told)
         written.append(page)
     return written
 
@@ -139,7 +140,7 @@ def enrol(
 
     asked = _numbers(sizes, "sizes") or (PARTICIPANT_SIZES if participants else SEARCH_SIZES if search else SIZES)
     chosen = _numbers(seeds, "seeds") or (SEARCH_SEEDS if search else SEEDS)
-    known = {**CONTENDERS, **FEDERATED} if participants else CONTENDERS
+    known = {**CONTENDERS, **FEDERATED} if participants and methods else CONTENDERS  # whole runs, and not unless named
     if search:
         known = searched_federated() if participants else searched()
     contenders = _chosen(methods, known)
@@ -148,7 +149,10 @@ def enrol(
             raise ConfigError("--smoke shows only that the study runs: leave --write out")
         config, asked, chosen, runs = make_config(SMOKE, config), SMOKE_SIZES, chosen[:1], runs / "smoke"
         contenders = {name: small(one) for name, one in contenders.items()}
-    file = SEARCH_ROWS if search else PARTICIPANT_ROWS if participants else ROWS
+    if any(one.federated for one in contenders.values()):
+        file = FEDERATED_SEARCH_ROWS if search else FEDERATED_ROWS
+    else:
+        file = SEARCH_ROWS if search else PARTICIPANT_ROWS if participants else ROWS
     path, digests, who = runs / file, set(), PARTICIPANTS if participants else HELD_OUT
     with progress_bars(as_json) as show:
         for seed in chosen:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -17,22 +18,20 @@ from clients.training.enrol import enrol, predict
 from clients.training.enrol_method import EnrolMethod
 from clients.training.prior import Prior, eigenvoices, learned_prior
 from clients.training.private_part import Enrolment, Start
-from fl.adapters.split import make_split
 from fl.adapters.stacked import StackedModel
 from fl.adapters.state import State
-from fl.algorithms.arms import trained_arm
 from fl.core.errors import ConfigError
 from fl.core.machine import machine
 from fl.core.rng import derive_random, derive_seed
 from fl.data.manifest import Utterance
 from fl.data.partition import split_population
 from fl.data.synthetic.population import POPULATION_NAME
-from fl.methods.recipes import fresh_state
 from fl.metrics import Counts
 from fl.metrics.tokens import fold_loanwords
-from fl.runs.files import is_finished, read_run
+from fl.runs.files import RunFiles, is_finished, read_run
 from fl.runs.progress import as_one
 from fl.settings.config import RunConfig, flat
+from fl.settings.names import PERSONALIZED
 from fl.speech.spelling import SpellingTable, Written
 from fl.tasks.speech.task import SpeechTask
 from fl.tasks.task import Example
@@ -43,7 +42,6 @@ from sim.study.enrol.shared import Progress, SharedTraining
 
 HELD_OUT_TESTS = 1 / 3  # of a held-out speaker's sentences; a participant's are those of data.test-share
 PRIOR_SENTENCES = 20  # of each participant, from which a prior is learned
-PERSONALIZED = "personalized"  # the arm of contenders whose private parts train in every round
 NOT_NUMBERS = ("output", "base.compute", "train.cohort")  # settings that decide where and how fast, not what
 
 
@@ -135,6 +133,7 @@ class EnrolStudy:
     participants: bool = False
     _others: dict[EnrolMethod, list[Enrolment]] = field(default_factory=dict)
     _known: dict[tuple[Contender, str], TrialResult] = field(default_factory=dict)
+    _runs: dict[Settings, RunFiles] = field(default_factory=dict)
 
     @cached_property
     def task(self) -> SpeechTask:
@@ -177,16 +176,17 @@ class EnrolStudy:
 
     def run(self, contenders: Mapping[str, Contender], sizes: Sequence[int]) -> None:
         """Every contender with every number of sentences that has no rows yet; 0 sentences are neutral's. Private parts that train in
-        every round do so with all sentences, and have rows of the largest number alone."""
+        every round do so with all that a person has: their rows are of the number that everybody has."""
         there = {
             (row.method, row.sentences, row.digest) for row in read_rows(self.rows) if row.seed == self.config.seed
         }
-        wanted = [
-            (name, size)
-            for size in sizes
-            for name, one in contenders.items()
-            if (size == 0) == (name == NEUTRAL) and (not one.federated or size == max(sizes))
-        ]
+
+        def sizes_of(name: str, one: Contender) -> Sequence[int]:
+            if one.federated:
+                return [min(len(person.enrolment) for person in self.people)] if any(sizes) else []
+            return [size for size in sizes if (size == 0) == (name == NEUTRAL)]
+
+        wanted = [(name, size) for name, one in contenders.items() for size in sizes_of(name, one)]
         pending = [(n, size) for n, size in wanted if (n, size, self.digest(contenders[n])) not in there]
         methods = list(dict.fromkeys(name for name, _ in pending))
         for done, name in enumerate(methods):
@@ -249,31 +249,34 @@ class EnrolStudy:
         return [TrialResult(replace(one, private={}), t, seconds) for one, t in zip(each, texts, strict=True)]
 
     def _federated(self, settings: Settings, trials: Sequence[Trial]) -> list[TrialResult]:
-        """What participants have of a run that trains private parts in every round; a run that is there is read."""
+        """What participants have of a run that trains private parts in every round, in seconds of all its training."""
+        run = self._run(settings)
+        texts = {(row.device, row.utterance): row.hypothesis for row in run.transcripts}
+        seconds: defaultdict[str, float] = defaultdict(float)
+        for row in run.results:
+            seconds[row.device] += row.seconds_train
+        return [
+            TrialResult(
+                Enrolment({}, 0, {}, seconds[person.name]),
+                [texts[person.name, example.inputs[0].id] for example in person.test],
+                seconds[person.name],
+            )
+            for person in (trial.person for trial in trials)
+        ]
+
+    def _run(self, settings: Settings) -> RunFiles:
+        """The run with these settings, which is there or is carried out."""
         from sim.backends.run import run_simulation  # Flower
 
-        config = self._federated_config(settings)
-        folder = Path(config.output)
-        if not is_finished(folder):
-            told = as_one(f"seed {config.seed}: {config.algorithm.name}", self.progress)
-            run_simulation(config, workers=1, serial=True, progress=told)
-        run = read_run(folder)
-        texts = {(row.device, row.utterance): row.hypothesis for row in run.transcripts}
-        trained = [row for row in run.results if row.arm == PERSONALIZED]
-
-        def result(name: str, test: Sequence[Example]) -> TrialResult:
-            own = [row for row in trained if row.device == name]
-            seconds = sum(row.seconds_train for row in own)
-            enrolment = Enrolment({}, sum(row.steps for row in own), {}, seconds)
-            return TrialResult(enrolment, [texts[name, example.inputs[0].id] for example in test], seconds)
-
-        return [result(trial.person.name, trial.person.test) for trial in trials]
-
-    def _federated_config(self, settings: Settings) -> RunConfig:
-        """The run of a contender; held-out speakers, who have no private part, are hardly tested."""
-        changed = {**dict(settings), "arms": PERSONALIZED, "new-people-tests": 1}
-        folder = self.root / f"federated-seed{self.config.seed}-{_digest([self._settings_digest, changed])}"
-        return self.config.changed({**changed, "output": str(folder)})
+        if settings not in self._runs:
+            changed = {**dict(settings), "arms": PERSONALIZED, "evaluate-every": 0, "final-split": "test"}
+            folder = self.root / f"federated-seed{self.config.seed}-{_digest([self._settings_digest, changed])}"
+            config = self.config.changed({**changed, "output": str(folder)})
+            if not is_finished(folder):
+                told = as_one(f"seed {config.seed}: {config.algorithm.name}", self.progress)
+                run_simulation(config, workers=1, serial=True, progress=told)
+            self._runs[settings] = read_run(folder)
+        return self._runs[settings]
 
     def _start(self, contender: Contender) -> Start:
         method = contender.method or EnrolMethod("B", rate=0.0)  # which is not trained
@@ -350,12 +353,7 @@ class EnrolStudy:
         """Private numbers of a person: one for each direction where nothing beside them is left, and participants differ in as many
         as they are at most."""
         if start is None:
-            arm = trained_arm(PERSONALIZED, self._federated_config(contender.federated))
-            assert arm is not None
-            state = fresh_state(self.config, self.task, arm.gate)
-            split, second = make_split(arm.split, state), arm.personal.second
-            own = second.start(state, seed=0) if second else {name: state[name] for name in split.private}
-            return sum(tensor.numel() for tensor in own.values())
+            return self._run(contender.federated).costs.private_bytes // 4  # float32
         if contender.method is None:
             return 0
         only = contender.directions and start.method.rate * start.method.shrinkage >= 1

@@ -155,19 +155,20 @@ def _rates(rows: Sequence[EnrolRow], size: int, who: str) -> ReportTable:
     return ReportTable(f"{who} with {_sentences(size)}", heads, tuple(lines))
 
 
-def headline(rows: Sequence[EnrolRow], sizes: Sequence[int] = HEADLINE_SIZES) -> ReportTable:
+def headline(rows: Sequence[EnrolRow], names: Sequence[str] = (), sizes: Sequence[int] = HEADLINE_SIZES) -> ReportTable:
     """Every method that most people have rows of for each of ``sizes``, in one short table, what gains most at the first size on top.
 
-    A method is compared with the shared adapter on its own people.
+    A method is compared with the shared adapter on its own people. With ``names`` the table has those alone; it is corrected for all.
     """
     neutral = rows_of(rows, NEUTRAL, 0)
     lines = [("nothing: the shared adapter", "0", f"{len(neutral)}", *([_rate(neutral, "mer")] * len(sizes)))]
     each = [{one.method: one for one in compared(rows, size)} for size in sizes]
-    most = [name for name in each[0] if all(name in by and 2 * len(by[name].rows) > len(neutral) for by in each)]
+    told = [name for name in each[0] if not names or name in names]
+    most = [name for name in told if all(name in by and 2 * len(by[name].rows) > len(neutral) for by in each)]
     for name in sorted(most, key=lambda name: each[0][name].against.relative or 0.0):
-        told = (f"{100 * by[name].rate('mer'):.1f}, {_relative(by[name])}" for by in each)
+        gains = (f"{100 * by[name].rate('mer'):.1f}, {_relative(by[name])}" for by in each)
         short = name.replace(", and ", " and ").replace(" and spelling table", " + table")
-        lines.append((short, f"{each[0][name].rows[0].numbers:,}", f"{len(each[0][name].rows)}", *told))
+        lines.append((short, f"{each[0][name].rows[0].numbers:,}", f"{len(each[0][name].rows)}", *gains))
     heads = ("what is learned from them", "numbers", "people", *(f"{size} sentences, %" for size in sizes))
     return ReportTable(
         "Mixed error rate of held-out speakers, and % fewer (-) than with the shared adapter", heads, tuple(lines)

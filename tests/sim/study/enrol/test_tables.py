@@ -99,6 +99,7 @@ def test_the_headline_has_what_most_people_enrolled_by_the_best_on_top_and_compa
     assert [line[0] for line in found.rows] == ["nothing: the shared adapter", "table", "B", "three"]
     assert [line[2] for line in found.rows] == ["4", "4", "4", "3"]
     assert found.rows[1][3].startswith("10.0, -60 (")
+    assert headline(rows, ("B",)).rows == (found.rows[0], found.rows[2])
     assert found.rows[3][4].startswith("18.0, -10 (")
 
 
