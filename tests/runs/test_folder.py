@@ -24,3 +24,12 @@ def test_a_run_keeps_the_precision_that_it_began_with_and_says_where_it_is_slow(
         assert "is slow here" in caplog.text
     with pytest.raises(RunError, match=r"base\.precision was 'bf16', is 'float32'"):
         run_folder(config.changed({"precision": "float32"}), 1)
+
+
+def test_a_folder_of_another_version_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    config = make_config({"output": str(tmp_path), "compute": "cpu"})
+    run_folder(config, 1)
+    path = tmp_path / "config.toml"
+    path.write_text(path.read_text().replace("local-steps", "steps-of-old"))
+    with pytest.raises(RunError, match=r"another version .*steps-of-old.*: give another output, or remove the folder"):
+        run_folder(config, 1)

@@ -145,3 +145,13 @@ def test_the_process_exits_with_1_and_one_line_on_a_user_error(home):
     assert done.stdout == ""
     assert "idiolect: no adapter at" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [([], True), (["--set", "voices=neural"], False), (["--task", "digits"], False), (["--json"], False)],
+)
+def test_the_demo_says_what_espeaks_voices_mean(options: list[str], said: bool, monkeypatch) -> None:
+    monkeypatch.setattr("sim.cli.app._run_and_report", lambda *_: None)
+    shown = CliRunner().invoke(app, ["demo", *options], catch_exceptions=False)
+    assert ("espeak" in shown.output) == said

@@ -148,9 +148,9 @@ PULLS: Mapping[str, tuple[float, ...]] = {
 FEDERATED_GRID: Mapping[str, Mapping[str, Sequence[Value]]] = {
     "FedPer": {"fedper.layers": (1, 3, 6)},
     "FedRep": {"fedrep.layers": (1, 3, 6)},
-    "Ditto": {"ditto.steps": (4,), "ditto.rate": (0.03, 0.1, 0.3), "ditto.pull": (1.0, 10.0)},
-    "mixture, after APFL": {"mixture.steps": (4,), "mixture.rate": (0.03, 0.1, 0.3)},
-    "interpolation, after FedDPA": {"interpolation.steps": (4,), "interpolation.rate": (0.03, 0.1, 0.3)},
+    "Ditto": {"ditto.rate": (0.1, 0.3, 1.0), "ditto.pull": (1.0, 10.0)},
+    "mixture, after APFL": {"mixture.rate": (0.1, 0.3, 1.0)},
+    "interpolation, after FedDPA": {"interpolation.rate": (0.1, 0.3, 1.0)},
 }
 
 
