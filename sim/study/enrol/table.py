@@ -138,13 +138,13 @@ def tables(rows: Sequence[EnrolRow], who: str = HELD_OUT) -> list[ReportTable]:
 
 def _rates(rows: Sequence[EnrolRow], size: int, who: str) -> ReportTable:
     neutral = rows_of(rows, NEUTRAL, 0)
-    lines = [(NEUTRAL, "0", _interval(neutral), _rate(neutral, "mer_folded"), "", "", "")] if neutral else []
+    lines = [(NEUTRAL, "0", _interval(neutral), _interval(neutral, "mer_folded"), "", "", "")] if neutral else []
     lines += [
         (
             one.method if len(one.rows) == len(neutral) else f"{one.method} ({len(one.rows)} people)",
             f"{one.rows[0].numbers:,}",
             _interval(one.rows),
-            f"{100 * one.rate('mer_folded'):.1f}",
+            _interval(one.rows, "mer_folded"),
             _relative(one),
             f"{100 * one.harmed:.0f}",
             f"{100 * one.worst_tenth:.1f}",
@@ -227,8 +227,8 @@ def _rate(rows: Iterable[EnrolRow], metric: str) -> str:
     return f"{100 * sum(errors) / sum(reference):.1f}" if sum(reference) else "-"
 
 
-def _interval(rows: Sequence[EnrolRow]) -> str:
-    errors, reference = pooled(rows, "mer")
+def _interval(rows: Sequence[EnrolRow], metric: str = "mer") -> str:
+    errors, reference = pooled(rows, metric)
     found = rate_interval(errors, reference, ["everybody"] * len(errors), seed=0)
     if found.rate is None or found.low is None or found.high is None:
         return "-"
