@@ -66,10 +66,6 @@ app = new_app(
 )
 console, errors = wide_console(110), HarmlessConsole(stderr=True)
 DEMO: dict[str, object] = {"output": "runs/demo"}  # the default experiment
-ABOUT_ESPEAK = (
-    "The voices are espeak-ng's, which the base does not know: a good part of what was trained is the synthesizer. "
-    "--set voices=neural has natural ones (extra voices)."
-)
 
 
 def progress_bars(quiet: bool = False) -> AbstractContextManager[Progress]:
@@ -162,12 +158,12 @@ def demo(
     """
     _run_and_report(config, _simulation(workers, serial, processes), as_json)
     if (
-        not as_json
-        and config.task == DEFAULT_TASK
-        and not config.data.manifest
+        config.task == DEFAULT_TASK
+        and not (as_json or config.data.manifest)
         and config.data.synthetic.voices == "espeak"
     ):
-        console.print(ABOUT_ESPEAK, highlight=False)
+        about = "espeak-ng's voices are foreign to the base: much of what was trained is them. Natural ones: --set voices=neural"
+        console.print(about, highlight=False)
 
 
 @app.command()

@@ -44,6 +44,7 @@ ONLY = 1e9  # a pull that leaves nothing beside the directions
 DIRECTIONS = 16
 DRAWN = Contender(replace(DECODER_B, shrinkage=250.0), prior=4e-4, directions=DIRECTIONS)
 DRAWN_BY_UPDATES = Contender(DEFAULT, directions=DIRECTIONS)  # what idiolect enrol does
+LONGER = replace(DRAWN_BY_UPDATES, method=replace(DEFAULT, grid=EnrolMethod.grid))  # twice the steps at most
 CODE = Contender(replace(DECODER_B, rate=1e-3, shrinkage=ONLY), prior=4e-4, directions=DIRECTIONS)
 
 CONTENDERS: Mapping[str, Contender] = {
@@ -70,6 +71,7 @@ CONTENDERS: Mapping[str, Contender] = {
     "B of the decoder, learned prior": Contender(replace(DECODER_B, rate=4e-4, shrinkage=20.0), prior=4e-4),
     "B of the decoder, drawn": DRAWN,
     "B of the decoder, drawn by updates": DRAWN_BY_UPDATES,
+    "B of the decoder, drawn by updates, 48 steps": LONGER,
     "B of the decoder, eigenvoices": CODE,
     "B, made to be adapted": Contender(replace(B, rate=2e-4), episodes=True),
     "B of the decoder, made to be adapted": Contender(replace(DECODER_B, rate=4e-4), episodes=True),

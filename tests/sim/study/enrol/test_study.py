@@ -134,7 +134,7 @@ def test_encoder_states_that_are_computed_once_change_no_enrolment(study, monkey
 
 
 def test_other_settings_make_other_rows(study, config):
-    contenders = {name: small(one) for name, one in CONTENDERS.items()}
+    contenders = {**CONTENDERS, **FEDERATED}
     assert len({study.digest(one) for one in contenders.values()}) == len(contenders)
     other = EnrolStudy(config.changed({"rounds": 3}), study.root, study.rows)
     assert other.digest(contenders["B"]) != study.digest(contenders["B"])
