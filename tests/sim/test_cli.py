@@ -16,7 +16,9 @@ from fl.adapters.layer import fresh_adapter
 from fl.bases.resolve import load_base
 from fl.core.errors import AdapterMismatchError, AudioError, ConfigError, RunError
 from fl.data.manifest import Utterance, write_manifest
+from fl.settings.config import make_config
 from fl.speech.audio import SAMPLE_RATE, save_audio
+from sim.backends.run import run_simulation
 from sim.cli.app import app
 
 NANO = "random:whisper-nano"
@@ -155,3 +157,15 @@ def test_the_demo_says_what_espeaks_voices_mean(options: list[str], said: bool, 
     monkeypatch.setattr("sim.cli.app._run_and_report", lambda *_: None)
     shown = CliRunner().invoke(app, ["demo", *options], catch_exceptions=False)
     assert ("espeak" in shown.output) == said
+
+
+@pytest.mark.parametrize(("workers", "nodes"), [(None, 2), (3, 3)])
+def test_a_serial_run_has_as_many_nodes_as_workers(
+    workers: int | None, nodes: int, tmp_path: Path, monkeypatch
+) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(
+        "strategies.app.run_server", lambda grid, config, *_: seen.append(len(list(grid.get_node_ids()))) or tmp_path
+    )
+    run_simulation(make_config({"output": str(tmp_path), "compute": "cpu"}), serial=True, workers=workers)
+    assert seen == [nodes]
