@@ -19,6 +19,7 @@ SCHEMA = 3  # 3: intervals resample people
 class StudyRow:
     """One arm of one cell, over all seeds.
 
+    ``people`` are errors and reference of each person by metric, of ``seed<k>/<device>``: what the intervals resample.
     ``rates`` maps a metric to ``rate``, ``low``, ``high``, ``errors``, ``reference``; ``against_baseline`` and
     ``against_global`` are paired differences of the main metric (:class:`fl.metrics.intervals.PairedDifference` as a dictionary), None
     where there is nothing to pair with. ``failed`` is why there is no result, which in a study of attacks is one. ``machine``
@@ -35,6 +36,7 @@ class StudyRow:
     against_global: dict[str, Any] | None = None
     costs: dict[str, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    people: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     failed: str = ""
     machine: dict[str, Any] = field(default_factory=dict)
 

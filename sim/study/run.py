@@ -180,6 +180,7 @@ class StudyRun:
             against_global=own.difference(arm, everyone) if everyone else None,
             costs=own.costs(arm),
             facts=own.facts(arm, everyone),
+            people=own.people(arm),
             machine=own.machine,
         )
 

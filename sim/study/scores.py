@@ -12,7 +12,17 @@ from typing import Any
 from fl.core.rng import derive_seed
 from fl.metrics import Counts, macro_rate
 from fl.runs.files import RunFiles, read_run
-from sim.report.scoring import ScoredRow, by_device, compare, intervals, kind_of_run, pooled, score, worst_tenth
+from sim.report.scoring import (
+    ScoredRow,
+    by_device,
+    by_metric,
+    compare,
+    intervals,
+    kind_of_run,
+    pooled,
+    score,
+    worst_tenth,
+)
 from sim.report.summary import pool
 
 
@@ -88,6 +98,14 @@ class CellScores:
     def rates(self, arm: str) -> dict[str, dict[str, Any]]:
         """Pooled rates with intervals, by metric."""
         return {metric: dict(found) for metric, found in intervals(self.arms[arm], self.seed).items()}
+
+    def people(self, arm: str) -> dict[str, dict[str, list[int]]]:
+        """Errors and reference of each person, by metric."""
+        each = {name: by_metric(rows) for name, rows in by_device(self.arms[arm]).items()}
+        return {
+            name: {metric: [rate["errors"], rate["reference"]] for metric, rate in rates.items()}
+            for name, rates in each.items()
+        }
 
     def difference(self, arm: str, others: Sequence[ScoredRow]) -> dict[str, Any] | None:
         """The paired difference of the main metric from ``others``; None if those are other sentences."""

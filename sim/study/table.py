@@ -22,8 +22,7 @@ def _rate(metric: str) -> Callable[[StudyRow], str]:
     return lambda row: _percent(row.rates[metric]["rate"]) if metric in row.rates else "-"
 
 
-def _interval(row: StudyRow) -> str:
-    found = row.rates[row.metric]
+def _interval(found: Mapping[str, Any]) -> str:
     return f"{_percent(found['rate'])} ({_percent(found['low'])} to {_percent(found['high'])})"
 
 
@@ -36,8 +35,8 @@ def _difference(found: Mapping[str, Any] | None) -> str:
 
 Columns = Mapping[str, Callable[[StudyRow], str]]
 ERRORS: Columns = {
-    "{metric}, %": _interval,
-    "loanwords folded": _rate("mer_folded"),
+    "{metric}, %": lambda row: _interval(row.rates[row.metric]),
+    "loanwords folded": lambda row: _interval(row.rates["mer_folded"]) if "mer_folded" in row.rates else "-",
     "against {baseline}, points": lambda row: _difference(row.against_baseline),
     "against global, points": lambda row: _difference(row.against_global),
     "harmed, %": lambda row: _percent(row.facts.get("harmed"), 0),

@@ -2,11 +2,14 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
 from fl.core.errors import AggregationError, ConfigError, RunError
+from fl.core.rng import derive_seed
+from fl.metrics import rate_interval
+from fl.metrics.intervals import SAMPLES
 from fl.runs.files import read_run
 from fl.settings.config import flat
 from sim.section import SectionError
@@ -73,6 +76,18 @@ def test_a_row_is_compared_with_the_baseline_and_with_global_on_the_same_sentenc
     assert other.against_global["difference"] == pytest.approx(mer["rank 4", "personalized"] - mer["rank 4", "global"])
     assert rows["rank 2", "global"].against_baseline is None
     assert rows["rank 2", "global"].against_global is None
+
+
+def test_counts_of_each_person_are_kept_and_give_the_rates_and_intervals(study):
+    _, result = study
+    for row in result.rows:
+        for metric, rate in row.rates.items():
+            errors, reference = zip(*(counts[metric] for counts in row.people.values()), strict=True)
+            seed = derive_seed(1, 2, "study")
+            found = rate_interval(errors, reference, ["all"] * len(errors), seed=seed, samples=SAMPLES)
+            assert asdict(found) == rate
+    whole = [row for row in result.rows if not row.cell.startswith("embedded")]
+    assert all(len(row.people) == len({1, 2}) * 3 for row in whole)
 
 
 def test_an_arm_is_as_large_as_what_it_trains(study):
