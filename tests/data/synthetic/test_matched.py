@@ -6,6 +6,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
+from benchmarks.heard import area, measured
 from fl.core.errors import ConfigError
 from fl.data.manifest import read_manifest
 from fl.data.synthetic import load_pair, synthesize, traits_of
@@ -43,6 +44,14 @@ def test_from_all_that_is_heard_the_habit_is_at_chance(voices):
         assert all(one.writes_latin(*word) != other.writes_latin(*word) for word in words)
         assert one.writes_latin("세시", "3시") != other.writes_latin("세시", "3시")
         assert one.joins_words != other.joins_words
+
+
+def test_a_classifier_that_tells_voices_apart_guesses_habits_at_chance(settings, tmp_path):
+    sizes = {**settings, "devices": 16, "new_people": 8, "sentences": 6, "seed": 2}
+    synthesize(tmp_path / "people", **sizes, matched=True)
+    couples, found = measured(tmp_path / "people")
+    assert np.mean(found) > 0.9  # who speaks is heard
+    assert area(couples.values()) == pytest.approx(0.5, abs=0.2)  # who writes how is not
 
 
 def test_half_of_either_group_write_mostly_latin_and_most_pairs_disagree_strongly():
