@@ -1,7 +1,8 @@
 """Ditto: an adapter of one's own that is held near the shared one (Li et al. 2021, algorithm 1).
 
 v <- v - rate (grad f(v) + lambda (v - w)), with AdamW's direction in the place of the gradient alone: the pull is neither clipped nor
-scaled by AdamW.
+scaled by AdamW. Rate and pull are the best of a search (docs/results/federated.md): with a pull of 1, which is of the paper's order, the
+own adapter forgets what the shared one learned.
 """
 
 from dataclasses import replace
@@ -19,8 +20,11 @@ class Ditto(BesideShared):
     about = About(
         "Li et al. 2021", "2012.04221", "A and B", "nothing; a device keeps an adapter held near the shared one"
     )
+    rate: float = setting(
+        0.3, "learning rate of the personal adapter, as a multiple of train.learning-rate", low=0.0, high=100.0
+    )
     pull: float = setting(
-        1.0,
+        100.0,
         "lambda: each step takes the personal adapter rate * lambda of the way to the shared one",
         low=0.0,
         high=1e6,

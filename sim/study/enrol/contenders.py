@@ -151,7 +151,7 @@ PULLS: Mapping[str, tuple[float, ...]] = {
 FEDERATED_GRID: Mapping[str, Mapping[str, Sequence[Value]]] = {
     "FedPer": {"fedper.layers": (1, 3, 6)},
     "FedRep": {"fedrep.layers": (1, 3, 6)},
-    "Ditto": {"ditto.rate": (0.3, 1.0), "ditto.pull": (10.0, 100.0)},
+    "Ditto": {"ditto.rate": (0.3, 1.0), "ditto.pull": (10.0, 100.0, 300.0)},
     "mixture, after APFL": {"mixture.rate": (0.1, 0.3, 1.0)},
     "interpolation, after FedDPA": {"interpolation.rate": (0.1, 0.3, 1.0)},
 }

@@ -195,9 +195,9 @@ def test_private_parts_that_train_in_every_round_are_those_of_a_run_with_all_sen
 def test_a_search_among_participants_has_every_point_of_the_grids():
     found = searched_federated()
     assert len(found) == 1 + sum(math.prod(map(len, grid.values())) for grid in FEDERATED_GRID.values())
-    assert dict(found["Ditto, rate 0.1, pull 10"].federated) == {
+    assert dict(found["Ditto, rate 0.3, pull 10"].federated) == {
         "algorithm": "ditto",
-        "ditto.rate": 0.1,
+        "ditto.rate": 0.3,
         "ditto.pull": 10.0,
     }
     for name, one in found.items():
