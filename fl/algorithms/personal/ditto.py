@@ -2,7 +2,7 @@
 
 v <- v - rate (grad f(v) + lambda (v - w)), with AdamW's direction in the place of the gradient alone: the pull is neither clipped nor
 scaled by AdamW. Rate and pull are the best of a search (docs/results/federated.md): with a pull of 1, which is of the paper's order, the
-own adapter forgets what the shared one learned.
+own adapter has to learn from a person's sentences alone what the shared one knows.
 """
 
 from dataclasses import replace

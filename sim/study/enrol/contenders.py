@@ -113,8 +113,8 @@ FEDERATED: Mapping[str, Contender] = {
     "mixture, after APFL": Contender(federated=(("algorithm", "mixture"),)),
     "interpolation, after FedDPA": Contender(federated=(("algorithm", "interpolation"),)),
 }
-"""Of participants alone, who train their private parts in every round. Layers are those of the search (docs/results/federated.md),
-which has not tried the others' rates yet."""
+"""Of participants alone, who train their private parts in every round. Layers, and Ditto's rate and pull, are those of the search
+(docs/results/federated.md), which has not tried the mixtures yet."""
 
 RATES: Mapping[str, tuple[float, ...]] = {
     "gates": (1e-3, 3e-3, 1e-2),
