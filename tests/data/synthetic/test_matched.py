@@ -51,7 +51,8 @@ def test_a_classifier_that_tells_voices_apart_guesses_habits_at_chance(settings,
     synthesize(tmp_path / "people", **sizes, matched=True)
     couples, found = measured(tmp_path / "people")
     assert np.mean(found) > 0.9  # who speaks is heard
-    assert area(couples.values()) == pytest.approx(0.5, abs=0.2)  # who writes how is not
+    # Who writes how is not. So few people leave much to chance: other seeds gave 0.44 to 0.62.
+    assert area(couples.values()) == pytest.approx(0.5, abs=0.2)
 
 
 def test_half_of_either_group_write_mostly_latin_and_most_pairs_disagree_strongly():
