@@ -65,7 +65,7 @@ class _Enrolling:
         seed: int,
         budget: int,
     ) -> None:
-        people = _precomputed(host, task, start, people, budget)
+        people = precomputed(host, task, start, people, budget)
         self.task, self.start, self.people = task, start, people
         method = start.method
         plan = LocalPlan(
@@ -211,10 +211,13 @@ def _over(curve: Mapping[int, float]) -> bool:
     return len(losses) > PATIENCE and min(losses[-PATIENCE:]) >= min(losses[:-PATIENCE])
 
 
-def _precomputed(
+def precomputed(
     host: StackedModel, task: Task, start: Start, people: Mapping[str, Sequence[Example]], budget: int
 ) -> dict[str, list[Example]]:
-    """Everybody's examples with what the model makes of them before the first tensor that trains: once, for all folds and steps."""
+    """Everybody's examples with what the model makes of them before the first tensor that trains: once, for all folds and steps.
+
+    Those that have it keep it.
+    """
     examples = [example for of_one in people.values() for example in of_one]
     device = next(host.model.parameters()).device
     stack = StackedAdapters.from_states([start.slot], [{n: t.to(device) for n, t in start.state.items()}])

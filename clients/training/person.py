@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from clients.training.cohort import activation_bytes
-from clients.training.enrol import enrol, predict
+from clients.training.enrol import enrol, precomputed, predict
 from clients.training.enrol_method import EnrolMethod
 from clients.training.private_part import Adapter, Enrolment, Start, kept
 from clients.training.single import diverged
@@ -94,25 +94,22 @@ def enrol_person(
     began = time.perf_counter()
     start = Start.of(shared, method, seed=seed)
     name = task.device_ids()[0]
-    examples = task.device(name).train
     host = StackedModel(task.new_model(), task.targets)
     budget = activation_bytes(next(host.model.parameters()).device)
-    found = enrol(host, task, start, {name: examples}, seed=seed, budget=budget, with_unseen=True)[name]
+    own = precomputed(host, task, start, {name: task.device(name).train}, budget)  # here, since predictions use it too
+    found = enrol(host, task, start, own, seed=seed, budget=budget, with_unseen=True)[name]
     if not math.isfinite(found.curve.get(0, 0.0)):  # before the first step
         raise diverged("the loss")
-    none = {name: start.state[name] for name in start.split.private}
+    none, examples = {name: start.state[name] for name in start.split.private}, own[name]
     rows = [(fold + 1, i) for fold, (away, _) in enumerate(found.unseen) for i in sorted(away)]
     states = [none, *(state for _, state in found.unseen)]
-    before, after = (
-        predict(host, task, start, states, [(place, examples[i]) for place, i in which]) if rows else []
-        for which in ([(0, i) for _, i in rows], rows)
-    )
+    both = [(place, examples[i]) for place, i in [*((0, i) for _, i in rows), *rows]]
+    texts = predict(host, task, start, states, both)
+    before, after = texts[: len(rows)], texts[len(rows) :]
     if spelling is not None:
         tables = [spelling([e.target for i, e in enumerate(examples) if i not in away]) for away, _ in found.unseen]
         after = [tables[place - 1].respell(text) for (place, _), text in zip(rows, after, strict=True)]
-    left_out = [
-        _left_out(task, metric, examples[i], *texts) for (_, i), *texts in zip(rows, before, after, strict=True)
-    ]
+    left_out = [_left_out(task, metric, examples[i], *pair) for (_, i), *pair in zip(rows, before, after, strict=True)]
     private, size = kept(found.private)
     tensors = {**start.state, **(private if found.steps else none)}
     table = spelling([example.target for example in examples]) if spelling is not None else None

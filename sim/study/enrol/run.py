@@ -176,14 +176,14 @@ class EnrolStudy:
 
     def run(self, contenders: Mapping[str, Contender], sizes: Sequence[int]) -> None:
         """Every contender with every number of sentences that has no rows yet; 0 sentences are neutral's. Private parts that train in
-        every round do so with all that a person has: their rows are of the number that everybody has."""
+        every round do so with all that a person has: their rows are beside those of the largest number."""
         there = {
             (row.method, row.sentences, row.digest) for row in read_rows(self.rows) if row.seed == self.config.seed
         }
 
         def sizes_of(name: str, one: Contender) -> Sequence[int]:
             if one.federated:
-                return [min(len(person.enrolment) for person in self.people)] if any(sizes) else []
+                return [max(sizes)] if any(sizes) else []
             return [size for size in sizes if (size == 0) == (name == NEUTRAL)]
 
         wanted = [(name, size) for name, one in contenders.items() for size in sizes_of(name, one)]
