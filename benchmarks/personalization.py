@@ -1,26 +1,30 @@
 """The main result: every arm of the default experiment over several seeds, pooled, with intervals over people.
 
     python -m benchmarks.personalization [--seeds 1 2 3] [--finished runs/demo] [--arms ARMS] [--write docs/results/participants.md]
+    python -m benchmarks.personalization --stored [--write docs/results/participants.md]
 
 ``--finished`` adds folders of runs with the same settings and other seeds, such as that of the demo (seed 1). The arms that all
 runs have in common are pooled.
 
 Each seed makes its own population, division, adapter initialisation and batches. Seeds that are finished are not run again,
-a stopped one resumes. The table in docs/results/participants.md is what this writes; nothing in it is typed.
+a stopped one resumes. The table in docs/results/participants.md is what this writes, and its figures, with the counts of each
+person, are stored beside those of the studies: ``--stored`` makes the table from them and runs nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 
-from fl.runs.files import RunFiles, is_finished, read_run
-from fl.settings.config import RunConfig, load_config, make_config
+from fl.core.files import PUBLIC
+from fl.runs.files import RunFiles, is_finished, read_run, write_whole
+from fl.settings.config import RunConfig, make_config
 from sim.backends.run import run_simulation
 from sim.cli.app import progress_bars
 from sim.report.page import write_page
@@ -70,13 +74,14 @@ def tables(summary: RunSummary) -> list[ReportTable]:
     ]
 
 
-def conditions(summary: RunSummary, seeds: Sequence[int]) -> str:
+def conditions(summary: RunSummary) -> str:
     """Under what the runs were made, and whom personalization harms."""
     costs, harmed = summary["costs"], summary["harmed"]
     machine = costs["machine"]
     people = len([one for one in summary["devices"].values() if not one["new_person"]])
     return (
-        f"Seeds {', '.join(map(str, seeds))}; {people} participants, {costs['rounds']} rounds of {costs['local_steps']} steps of "
+        f"Seeds {', '.join(map(str, sorted(summary['run']['seeds'])))}; {people} participants, "
+        f"{costs['rounds']} rounds of {costs['local_steps']} steps of "
         f"{costs['batch_size']}; {machine['processor']}, {machine['cores']} cores, Python {machine['python']}; "
         + ", ".join(f"{name} {version}" for name, version in costs["versions"].items())
         + f". 95 % bootstrap CI over people; * excludes zero. `personalized` harms {100 * harmed['share']:.0f} % of the participants (MER "
@@ -98,6 +103,31 @@ def common_arms(runs: list[RunFiles]) -> list[RunFiles]:
 
 
 START, END = "<!-- personalization: made by benchmarks/personalization.py -->", "<!-- end of personalization -->"
+STORED = Path("docs/studies/demo.json")
+NOT_STORED = ("curves", "by_level", "by_language", "new_people_comparisons")  # of a summary: no table has them
+
+
+def carried_out(seeds: Sequence[int], finished: Sequence[Path], runs: Path, arms: str | None) -> RunSummary:
+    """The pooled summary of all seeds and finished runs, which lies in ``runs`` with its report."""
+    folders = [*finished]
+    for seed in seeds:
+        folder = runs / f"seed-{seed}"
+        folders.append(folder)
+        if not is_finished(folder):
+            with progress_bars() as show:
+                run_simulation(seed_config(seed, runs, arms), progress=show)
+    pooled = pool(common_arms([read_run(folder) for folder in folders]))
+    summary = summarize(pooled)
+    write_summary(summary, runs / "summary.json")
+    write_page(runs, summary, pooled)
+    return summary
+
+
+def stored(summary: RunSummary) -> str:
+    """What is kept of a summary, as JSON, without the folder of the run."""
+    kept: dict[str, Any] = {name: value for name, value in summary.items() if name not in NOT_STORED}
+    kept["run"] = {**kept["run"], "config": {**kept["run"]["config"], "output": ""}}
+    return json.dumps(kept, ensure_ascii=False, separators=(",", ":")) + "\n"
 
 
 def main() -> None:
@@ -106,23 +136,18 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/personalization"))
     parser.add_argument("--finished", type=Path, nargs="*", default=[])
     parser.add_argument("--arms", default=None)
+    parser.add_argument("--stored", action="store_true")
     parser.add_argument("--write", type=Path, default=None)
     arguments = parser.parse_args()
-    folders: list[Path] = list(arguments.finished)
-    for seed in arguments.seeds:
-        folder = arguments.runs / f"seed-{seed}"
-        folders.append(folder)
-        if not is_finished(folder):
-            with progress_bars() as show:
-                run_simulation(seed_config(seed, arguments.runs, arguments.arms), progress=show)
-    runs = pool(common_arms([read_run(folder) for folder in folders]))
-    seeds = sorted(load_config(folder / "config.toml").seed for folder in folders)
-    summary = summarize(runs)
-    write_summary(summary, arguments.runs / "summary.json")
-    write_page(arguments.runs, summary, runs)
-    print_tables(tables(summary), conditions(summary, seeds), Console())
+    if arguments.stored:
+        summary = cast(RunSummary, json.loads(STORED.read_text(encoding="utf-8")))
+    else:
+        summary = carried_out(arguments.seeds, arguments.finished, arguments.runs, arguments.arms)
+        if arguments.write:
+            write_whole(STORED, stored(summary), mode=PUBLIC)
+    print_tables(tables(summary), conditions(summary), Console())
     if arguments.write:
-        write_section(arguments.write, START, END, markdown_tables(tables(summary), conditions(summary, seeds)))
+        write_section(arguments.write, START, END, markdown_tables(tables(summary), conditions(summary)))
 
 
 if __name__ == "__main__":
