@@ -78,7 +78,9 @@ def main() -> None:
     """Print both for all populations together: areas within each, intervals over couples."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("populations", type=Path, nargs="+")
-    found = [measured(folder) for folder in parser.parse_args().populations]
+    parser.add_argument("--write", type=Path, help="a file for the scores of each person")
+    arguments = parser.parse_args()
+    found = [measured(folder) for folder in arguments.populations]
     hits = [hit for _, each in found for hit in each]
     couples = [[*each.values()] for each, _ in found]
     draw = np.random.default_rng(0)
@@ -92,6 +94,13 @@ def main() -> None:
     print(
         f"who writes Latin, by the voice: area {whole:.2f} ({low:.2f} to {high:.2f}) of {len(hits)} held-out speakers"
     )
+    if arguments.write:
+        scores = [
+            {name: [[round(score, 4), latin] for score, latin in own] for name, own in each.items()}
+            for each, _ in found
+        ]
+        rows = {"area": [whole, low, high], "couples": scores, "found again": [sum(hits), len(hits)]}
+        arguments.write.write_text(json.dumps(rows) + "\n", encoding="utf-8")
     print(f"halves of a person's sentences that find a half of the same voice: {100 * np.mean(hits):.0f} %")
 
 

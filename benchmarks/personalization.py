@@ -8,7 +8,7 @@ runs have in common are pooled.
 
 Each seed makes its own population, division, adapter initialisation and batches. Seeds that are finished are not run again,
 a stopped one resumes. The table in docs/results/participants.md is what this writes, and its figures, with the counts of each
-person, are stored beside those of the studies: ``--stored`` makes the table from them and runs nothing.
+person, are stored in docs/measured: ``--stored`` makes the table from them and runs nothing.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def common_arms(runs: list[RunFiles]) -> list[RunFiles]:
 
 
 START, END = "<!-- personalization: made by benchmarks/personalization.py -->", "<!-- end of personalization -->"
-STORED = Path("docs/studies/demo.json")
+STORED = Path("docs/measured/demo.json")
 NOT_STORED = ("curves", "by_level", "by_language", "new_people_comparisons")  # of a summary: no table has them
 
 

@@ -61,7 +61,6 @@ FIGURES = (
     Figure("pfl_processes_batch_1", "against it in two processes, local batch 1", 1.5, "peers.pfl_round"),
     Figure("matrix_share", "local step, share of the machine's matrix-product rate, float32", 0.70, "cohort", unit=""),
     Figure("demo", "make demo, 144 steps a device, all arms", 16.0, "demo", "min", at_most=True, amx=10.0),
-    Figure("demo_personalized", "errors that personalized saves of global's in it", 0.25, "demo", ""),
     Figure("tiles_local_step", "local step in bf16 against float32, processor with AMX", 0.40, "gpu", at_most=True),
     Figure(
         "tiles_cohort", "cohort of 6 x 2 in bf16 against one by one in float32, with AMX", 0.33, "gpu", at_most=True

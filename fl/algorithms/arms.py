@@ -92,8 +92,11 @@ def trained_arm(name: str, config: RunConfig) -> Arm | None:
     afterwards = second is not None and second.afterwards
     missed = config.federation.sample != 1 and (second is not None or split != "all-shared")  # whoever is never drawn
     learns = config.task != NO_OP
+    train = config.train
+    if name == "local":
+        train = train.model_copy(update={"learning_rate": train.learning_rate * train.local_rate})
     schedule = Schedule(
-        config.train,
+        train,
         gates,
         config.federation.rounds,
         gated=gated,

@@ -117,6 +117,9 @@ class TrainTable(Table):
     local_steps: int = setting(12, "optimizer steps of a device in a round", low=1, high=100_000)
     batch_size: int = setting(2, "utterances in a local step", low=1, high=4096)
     learning_rate: float = setting(4e-3, "learning rate of shared tensors", low=0.0, high=1.0)
+    local_rate: float = setting(
+        0.125, "learning rate of the arm local, as a multiple of learning-rate", low=0.0, high=100.0
+    )
     weight_decay: float = setting(0.0, "decoupled weight decay of shared tensors", low=0.0, high=1.0)
     clipping_norm: float = setting(
         1.0, "largest gradient norm of a step, for shared and for private tensors each", low=1e-9

@@ -103,7 +103,9 @@ def test_rates_decay_over_the_rounds_before_the_gates_train_alone_and_stay_there
     for arm in ("personalized", "global", "local", "centralized"):
         schedule = schedule_of(arm, **values)
         rates = [schedule.plan(n).learning_rate for n in range(1, 13)]
-        assert rates == pytest.approx([0.5 * (1 - 0.09 * min(n, 10)) for n in range(12)])
+        first = 0.5 * (0.125 if arm == "local" else 1)  # which has a rate of its own
+        assert rates == pytest.approx([first * (1 - 0.09 * min(n, 10)) for n in range(12)])
+    assert schedule_of("local", **values, **{"train.local-rate": 0.2}).plan(1).learning_rate == pytest.approx(0.1)
 
 
 def test_the_last_message_trains_the_gates_alone_at_their_full_rate() -> None:

@@ -161,17 +161,31 @@ def headline(rows: Sequence[EnrolRow], names: Sequence[str] = (), sizes: Sequenc
     A method is compared with the shared adapter on its own people. With ``names`` the table has those alone; it is corrected for all.
     """
     neutral = rows_of(rows, NEUTRAL, 0)
-    lines = [("nothing: the shared adapter", "0", f"{len(neutral)}", *([_rate(neutral, "mer")] * len(sizes)))]
+    untrained = (_rate(neutral, "mer"), _rate(neutral, "mer_folded"))
+    lines = [("nothing: the shared adapter", "0", *(untrained * len(sizes)))]
     each = [{one.method: one for one in compared(rows, size)} for size in sizes]
-    told = [name for name in each[0] if not names or name in names]
-    most = [name for name in told if all(name in by and 2 * len(by[name].rows) > len(neutral) for by in each)]
+    asked = [name for name in each[0] if not names or name in names]
+    most = [name for name in asked if all(name in by and 2 * len(by[name].rows) > len(neutral) for by in each)]
     for name in sorted(most, key=lambda name: each[0][name].against.relative or 0.0):
-        gains = (f"{100 * by[name].rate('mer'):.1f}, {_relative(by[name])}" for by in each)
+        found = [by[name] for by in each]
+        gains = [
+            text
+            for one in found
+            for text in (f"{100 * one.rate('mer'):.1f}, {_relative(one)}", f"{100 * one.rate('mer_folded'):.1f}")
+        ]
         short = name.replace(", and ", " and ").replace(" and spelling table", " + table")
-        lines.append((short, f"{each[0][name].rows[0].numbers:,}", f"{len(each[0][name].rows)}", *gains))
-    heads = ("what is learned from them", "numbers", "people", *(f"{size} sentences, %" for size in sizes))
+        fewer = len(each[0][name].rows) < len(neutral)
+        told = f"{short} ({len(each[0][name].rows)} people)" if fewer else short
+        lines.append((told, f"{each[0][name].rows[0].numbers:,}", *gains))
+    heads = (
+        "what is learned from them",
+        "numbers",
+        *(head for size in sizes for head in (f"{size} sentences, %", "folded")),
+    )
     return ReportTable(
-        "Mixed error rate of held-out speakers, and % fewer (-) than with the shared adapter", heads, tuple(lines)
+        "Mixed error rate of held-out speakers, % fewer (-) than with the shared adapter, and with loanwords folded",
+        heads,
+        tuple(lines),
     )
 
 

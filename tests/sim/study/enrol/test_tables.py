@@ -96,10 +96,10 @@ def test_the_headline_has_what_most_people_enrolled_by_the_best_on_top_and_compa
     rows += [row(i, "three", n, 9) for i in range(1, 4) for n in (5, 20)]
     rows += [row(i, "half", n, 1) for i in range(2) for n in (5, 20)] + [row(i, "once", 5, 1) for i in range(4)]
     found = headline(rows)
-    assert [line[0] for line in found.rows] == ["nothing: the shared adapter", "table", "B", "three"]
-    assert [line[2] for line in found.rows] == ["4", "4", "4", "3"]
-    assert found.rows[1][3].startswith("10.0, -60 (")
+    assert [line[0] for line in found.rows] == ["nothing: the shared adapter", "table", "B", "three (3 people)"]
+    assert found.rows[1][2].startswith("10.0, -60 (")
     assert headline(rows, ("B",)).rows == (found.rows[0], found.rows[2])
+    assert found.heads[2:] == ("5 sentences, %", "folded", "20 sentences, %", "folded")
     assert found.rows[3][4].startswith("18.0, -10 (")
 
 
