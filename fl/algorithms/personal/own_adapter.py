@@ -68,7 +68,7 @@ class BesideShared(OwnAdapter):
     """An own adapter that trains in every round beside the shared one, at a rate of its own."""
 
     rate: float = setting(
-        1.0, "learning rate of the personal adapter, as a multiple of train.learning-rate", low=0.0, high=100.0
+        0.1, "learning rate of the personal adapter, as a multiple of train.learning-rate", low=0.0, high=100.0
     )
 
     def plan(self, plan: LocalPlan) -> LocalPlan:

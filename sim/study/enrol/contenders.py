@@ -110,11 +110,11 @@ FEDERATED: Mapping[str, Contender] = {
     "FedPer": Contender(federated=(("algorithm", "fedper"), ("fedper.layers", 1))),
     "FedRep": Contender(federated=(("algorithm", "fedrep"), ("fedrep.layers", 1))),
     "Ditto": Contender(federated=(("algorithm", "ditto"),)),
-    "mixture, after APFL": Contender(federated=(("algorithm", "mixture"),)),
-    "interpolation, after FedDPA": Contender(federated=(("algorithm", "interpolation"),)),
+    "mixture, after APFL": Contender(federated=(("algorithm", "mixture"), ("mixture.rate", 0.03))),
+    "interpolation, after FedDPA": Contender(federated=(("algorithm", "interpolation"), ("interpolation.rate", 0.1))),
 }
-"""Of participants alone, who train their private parts in every round. Layers, and Ditto's rate and pull, are those of the search
-(docs/results/federated.md), which has not tried the mixtures yet."""
+"""Of participants alone, who train their private parts in every round, with the layers, rates and pull of the search
+(docs/results/federated.md)."""
 
 RATES: Mapping[str, tuple[float, ...]] = {
     "gates": (1e-3, 3e-3, 1e-2),
@@ -152,8 +152,8 @@ FEDERATED_GRID: Mapping[str, Mapping[str, Sequence[Value]]] = {
     "FedPer": {"fedper.layers": (1, 3, 6)},
     "FedRep": {"fedrep.layers": (1, 3, 6)},
     "Ditto": {"ditto.rate": (0.3, 1.0), "ditto.pull": (10.0, 100.0, 300.0)},
-    "mixture, after APFL": {"mixture.rate": (0.1, 0.3, 1.0)},
-    "interpolation, after FedDPA": {"interpolation.rate": (0.1, 0.3, 1.0)},
+    "mixture, after APFL": {"mixture.rate": (0.03, 0.1, 0.3)},
+    "interpolation, after FedDPA": {"interpolation.rate": (0.1, 0.3)},
 }
 
 
