@@ -11,6 +11,7 @@ from fl.settings.names import ARMS
 from sim.report.page import render, templates, write_page, write_report
 from sim.report.summary import pool, summarize
 
+RATES = (0.011, 0.022, 0.033, 0.044, 0.055, 0.066, 0.077)  # of arms, folded
 VOID = {"meta", "link", "input", "br", "hr", "img"}
 headline = templates().get_template("opening.html").module.headline
 EVIL = '<script>document.title="owned"</script><img src=x onerror=alert(1)>"\'&'
@@ -180,6 +181,21 @@ def test_perfect_arms_make_a_page_too(run_copy, edit_rows):
 def test_the_headline_follows_the_result(made, sign, words):
     found = {"difference": sign * 0.1, "relative": sign * 0.4, "excludes_zero": True}
     assert words in headline(made[0] | {"comparisons": {"personalized_vs_global": {"mer": found}}})
+
+
+def test_the_opening_says_what_is_left_of_the_gain_where_both_spellings_are_right(made):
+    arms = made[0]["arms"]
+    same = {arm: rates | {"mer_folded": rates["mer"]} for arm, rates in arms.items()}
+    fewer = {
+        arm: rates | {"mer_folded": {"rate": rate}} for (arm, rates), rate in zip(arms.items(), RATES, strict=False)
+    }
+    standfirst = templates().get_template("opening.html").module.standfirst
+    assert "spellings" not in standfirst(made[0] | {"arms": same})
+    told = [f"{100 * fewer[arm]['mer_folded']['rate']:.1f}" for arm in ("personalized", "global")]
+    assert re.search(
+        rf"both spellings of a loanword counted as right, {told[0]}\s%\sand {told[1]}\s%\.",
+        standfirst(made[0] | {"arms": fewer}),
+    )
 
 
 def test_the_cards_of_two_seeds_stand_apart(finished_run, other_seed, tmp_path):
