@@ -59,7 +59,7 @@ CONTENDERS: Mapping[str, Contender] = {
     "A": Contender(EnrolMethod("A", rate=4e-4)),
     "B": Contender(B),
     "B of the decoder": Contender(DECODER_B),
-    "gates and B of the decoder": Contender(EnrolMethod("gate,B@decoder", rate=8e-4, gate="self")),
+    "gates and B of the decoder": Contender(EnrolMethod("gate,B@decoder", rate=4e-4, gate="self")),
     "B of encoder and cross-attention": Contender(EnrolMethod("B@encoder", rate=4e-4)),
     "B of the encoder": Contender(EnrolMethod(r"B@model\.encoder", rate=4e-4)),
     "LoRA beside": Contender(EnrolMethod("A,B", rate=3e-4, beside=4)),
