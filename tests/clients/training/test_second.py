@@ -188,5 +188,5 @@ def test_what_the_settings_ask_of_each_method():
     assert plan("pfedme", steps=5).steps == 2
     assert (plan("mixture", steps=5).steps, plan("mixture").shrinkage) == (5, 0.0)
     assert plan("dual-adapter").private_learning_rate == 1e-2
-    assert [plan(name).learning_rate for name in ("mixture", "ditto", "pfedme")] == pytest.approx([1e-3, 3e-4, 1e-3])
-    assert plan("mixture", rate=0.1).learning_rate == pytest.approx(1e-4)
+    assert [plan(name).learning_rate for name in ("mixture", "ditto", "pfedme")] == pytest.approx([1e-4, 3e-4, 1e-3])
+    assert plan("mixture", rate=0.5).learning_rate == pytest.approx(5e-4)
