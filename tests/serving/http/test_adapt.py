@@ -19,6 +19,7 @@ from fl.adapters.config import GatedLoraConfig, target_pattern
 from fl.adapters.directions import NAME, save_directions, stored_directions
 from fl.adapters.files import AdapterInfo, save_adapter
 from fl.adapters.split import make_split
+from fl.bases.whisper import forward
 from fl.core.errors import AdapterError, IdiolectError
 from fl.packed.blob import read_info, unpack
 from fl.serving.engine.adapters import admit
@@ -74,7 +75,7 @@ def test_b_of_the_decoder_is_enrolled_and_all_else_comes_back_bit_for_bit(traine
     assert len(base64.b64decode(found["adapter"])) == found["bytes"]
 
 
-def test_it_is_what_idiolect_enrol_does(trained, base, packed, audio, recording):
+def test_it_is_what_idiolect_enrol_does(trained, base, packed, audio, recording, monkeypatch):
     """The same method, folds, steps and transcripts as the command gives on the same recordings."""
     data = packed(dtype="float32")
     texts = [*TEXTS, TEXTS[0], TEXTS[1]]
@@ -89,7 +90,10 @@ def test_it_is_what_idiolect_enrol_does(trained, base, packed, audio, recording)
         language="ko",
         targets=adapter.info.config.target_modules,
     )
+    encoded, stem = [], forward._stem
+    monkeypatch.setattr(forward, "_stem", lambda e, x, real: encoded.append(len(x)) or stem(e, x, real))
     by_hand = enrol_person(speech, Adapter(adapter.slot, adapter.tensors), DEFAULT, metric="mer", seed=3)
+    assert sum(encoded) == len(texts)  # each once, for training and for both transcripts
     assert found["steps"] == by_hand.enrolment.steps
     assert {int(k): v for k, v in found["losses"].items()} == pytest.approx(by_hand.enrolment.curve, rel=1e-4)
     assert sorted(one["name"] for one in found["unseen"]) == ["0", "1", "2", "3"]

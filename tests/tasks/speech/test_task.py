@@ -251,11 +251,12 @@ def test_encoder_states_are_computed_once_where_only_the_decoder_trains(
     decoder = {n: p for n, p in parameters.items() if "decoder" in n}
     examples = [task.device(d).train[0] for d in ("ann", "bob")]
     known = task.precomputed(model, examples, {module_of(n) for n in decoder})
-    slow = task.loss(model, examples)
+    slow, said = task.loss(model, examples), task.predict(model, examples, adapted=True, beams=1)
     for layer in unwrap(model).model.encoder.layers:
         layer.register_forward_hook(lambda *_: pytest.fail("the encoder was asked again"))
     fast = task.loss(model, known)
     torch.testing.assert_close(fast, slow)
+    assert task.predict(model, known, adapted=True, beams=1) == said
     gradients = (torch.autograd.grad(loss, list(decoder.values()), retain_graph=True) for loss in (fast, slow))
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
