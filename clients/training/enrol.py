@@ -1,10 +1,10 @@
 """Enrolment: a person who took no part in training gets a private part from a few labelled examples of their own.
 
-All people train in one cohort, and beside each the *folds* of k-fold cross-validation over that person's examples, one alone
-where it leaves out enough of them. The loss on the examples that a fold leaves out decides how many steps the person takes: those
-with the least loss on the grid, which has 0; 0 too where it is hardly less than that of the shared adapter (:func:`chosen_steps`).
-No step keeps the shared adapter, so a private part is kept only where it helps with examples that it has not seen. One
-example leaves nothing out: it takes the method's own number of steps.
+All people train in one cohort, each as the *folds* of k-fold cross-validation over that person's examples. The loss on the
+examples that a fold leaves out decides how many steps the person takes: those with the least loss on the grid, which has 0; 0 too
+where it is hardly less than that of the shared adapter (:func:`chosen_steps`). The private part is the mean of the folds', which
+saw every example between them. No step keeps the shared adapter, so a private part is kept only where it helps with examples that
+it has not seen. One example leaves nothing out: it trains alone, in the method's own number of steps.
 """
 
 import math
@@ -27,7 +27,7 @@ from fl.core.rng import derive_random, derive_seed
 from fl.data.batching import buckets
 from fl.tasks.task import Example, Task
 
-PEOPLE = 16  # in one cohort, each with a member for all examples and one for each fold
+PEOPLE = 16  # in one cohort, each with a member for each fold
 LEFT_OUT = 48  # examples that decide a number of steps: a fold more costs its training and decides hardly better
 MARGIN = 0.1  # of the loss, over the root of the left-out examples: by how much it has to fall (docs/results/enrol.md)
 PATIENCE = 2  # points of the grid without a lower left-out loss, after which a person stops
@@ -54,7 +54,7 @@ def enrol(
 
 
 class _Enrolling:
-    """Some people's enrolment: one cohort of a member for each person and one for each fold of their examples."""
+    """Some people's enrolment: one cohort of a member for each fold of their examples."""
 
     def __init__(
         self,
@@ -76,20 +76,18 @@ class _Enrolling:
             private_steps=method.grid[-1],
         )
         members: list[Member] = []
-        self.whole: list[int] = []  # of each person, the member with all examples
-        self.folds: list[list[tuple[int, frozenset[int]]]] = [
-            [] for _ in people
-        ]  # of each person, members and what they leave out
+        self.folds: list[dict[int, frozenset[int]]] = []  # of each person, members and the examples that they leave out
         self.left_out: list[tuple[int, int, Example]] = []  # person, the member that has not seen it, example
         for person, (name, examples) in enumerate(people.items()):
-            self.whole.append(len(members))
-            for fold, away in enumerate([frozenset[int](), *_folds(len(examples), method.folds, seed, name)]):
+            self.folds.append({})
+            for number, away in _folds(len(examples), method.folds, seed, name):
+                self.folds[person][len(members)] = away
                 self.left_out += [(person, len(members), examples[i]) for i in sorted(away)]
-                self.folds[person] += [(len(members), away)] if away else []
                 kept = [example for i, example in enumerate(examples) if i not in away]
-                own_seed = derive_seed(seed, name, "enrol", fold)
+                own_seed = derive_seed(seed, name, "enrol", number)
                 members.append(Member(name, start.slot, start.state, kept, plan, own_seed))
         self.cohort = Cohort(host, task, start.split, members, budget)
+        self._shared = self.cohort.adapters.values[:1].clone()
         self._target, self._pull = self._pulled()
         self._directions = self._orthonormal()
 
@@ -124,8 +122,8 @@ class _Enrolling:
         """Where the prior is centred (1, P), and the share of the way to it that a step takes each number (members, P or 1)."""
         values, method, laid_out = self.cohort.adapters.values, self.start.method, self._laid_out
         prior = self.start.prior
-        target = values[:1].clone()
-        counts = [len(own) for own, folds in zip(self.people.values(), self.folds, strict=True) for _ in (own, *folds)]
+        target = self._shared
+        counts = [len(own) for own, folds in zip(self.people.values(), self.folds, strict=True) for _ in folds]
         shares = [min(1.0, method.few / count) if method.few else 1.0 for count in counts]  # of each member
         weight = method.rate * method.shrinkage * torch.tensor(shares).to(values)[:, None]
         if prior.mean:
@@ -137,38 +135,29 @@ class _Enrolling:
     def run(self, with_unseen: bool) -> dict[str, Enrolment]:
         """Train, and keep of each person what the left-out examples choose."""
         began = time.perf_counter()
-        read = range(len(self.cohort.members)) if with_unseen else self.whole
-        snapshots, curves = self._trained(read)
-        chosen, values = [], self.cohort.parameters.values
-        for member, curve, folds in zip(self.whole, curves, self.folds, strict=True):
-            left_out = sum(len(away) for _, away in folds)
-            steps = chosen_steps(curve, left_out) if curve else self.start.method.steps
-            if not bool(torch.isfinite(snapshots[steps][member]).all()):
-                steps = 0
-            for one in (member, *(fold for fold, _ in folds if with_unseen)):
-                values[one] = snapshots[steps][one].to(values)
-            chosen.append(steps)
+        best, curves = self._trained()
         seconds = (time.perf_counter() - began) / len(self.people)
-        return {
-            name: Enrolment(
-                self._private(member),
-                steps,
-                curve,
-                seconds,
-                [(away, self._private(fold)) for fold, away in folds if with_unseen],
+        found = {}
+        for name, curve, folds in zip(self.people, curves, self.folds, strict=True):
+            steps = chosen_steps(curve, sum(map(len, folds.values()))) if curve else self.start.method.steps
+            numbers = best[list(folds)]
+            if not steps or not bool(torch.isfinite(numbers).all()):
+                steps, numbers = 0, self._shared.expand_as(numbers)
+            each = zip(folds.values(), numbers, strict=True) if with_unseen and curve else ()
+            unseen = [(away, self._private(of_one)) for away, of_one in each]
+            found[name] = Enrolment(
+                self._private(numbers.mean(0) if steps else numbers[0]), steps, curve, seconds, unseen
             )
-            for name, member, steps, curve, folds in zip(
-                self.people, self.whole, chosen, curves, self.folds, strict=True
-            )
-        }
+        return found
 
-    def _trained(self, read: Sequence[int]) -> tuple[dict[int, dict[int, Tensor]], list[dict[int, float]]]:
+    def _trained(self) -> tuple[Tensor, list[dict[int, float]]]:
         """Train to the end of the grid, or until nobody's loss falls.
 
-        Returns by steps the numbers of the members that are ``read``, and by person the left-out losses by steps.
+        Returns the numbers of every member (members, P) after the steps with the least loss of its person, and by person the left-out
+        losses by steps. Without a loss they are those after the method's own steps.
         """
         values, method = self.cohort.parameters.values, self.start.method
-        snapshots: dict[int, dict[int, Tensor]] = {}
+        best = values.clone()
         curves: list[dict[int, float]] = [{} for _ in self.people]
         for steps in method.grid:
             while len(self.cohort.seen) < steps:
@@ -177,17 +166,19 @@ class _Enrolling:
                 self.cohort.step()
                 if self._pull is not None:
                     values.lerp_(self._drawn(values), self._pull.expand_as(values))
-            snapshots[steps] = dict(zip(read, values[list(read)].cpu(), strict=True))
-            for curve, loss in zip(curves, self._losses(), strict=True):
-                if loss is not None and not _over(curve):
+            for curve, loss, folds in zip(curves, self._losses(), self.folds, strict=True):
+                if _over(curve):
+                    continue
+                if loss is not None:
                     curve[steps] = loss if math.isfinite(loss) else math.inf
+                if _best(curve) == steps if curve else steps == method.steps:
+                    best[list(folds)] = values[list(folds)]
             if all(_over(curve) if curve else steps >= method.steps for curve in curves):
                 break
-        return snapshots, curves
+        return best, curves
 
-    def _private(self, member: int) -> State:
-        parameters = self.cohort.adapters
-        return parameters.taken_out(parameters.values, member, self.start.split.private)
+    def _private(self, numbers: Tensor) -> State:
+        return self.cohort.adapters.taken_out(numbers[None].cpu(), 0, self.start.split.private)
 
     def _losses(self) -> list[float | None]:
         """Each person's mean loss over the labels of all left-out examples; None without any."""
@@ -232,21 +223,30 @@ def precomputed(
     return {name: [next(left) for _ in of_one] for name, of_one in people.items()}
 
 
-def _folds(count: int, most: int, seed: int, name: str) -> Iterator[frozenset[int]]:
-    """The examples that each fold leaves out: of ``count`` in a random order, none twice; none of a single example.
+def _folds(count: int, most: int, seed: int, name: str) -> Iterator[tuple[int, frozenset[int]]]:
+    """The folds, numbered from 1, with the examples that each leaves out: of ``count`` in a random order, none twice. A single example
+    is left out by none, 0.
 
-    Only as many of the folds as leave out :data:`LEFT_OUT` examples, or all.
+    Only as many of the folds as leave out :data:`LEFT_OUT` examples, or all; two at least, so that each is in some.
     """
     folds = min(most, count)
+    if folds < 2:
+        yield 0, frozenset()
+        return
     order = derive_random(seed, name, "folds").sample(range(count), count)
-    needed = min(folds, math.ceil(LEFT_OUT * folds / count))
-    return (frozenset(order[fold::folds]) for fold in range(needed)) if folds > 1 else iter(())
+    for fold in range(min(folds, max(2, math.ceil(LEFT_OUT * folds / count)))):
+        yield fold + 1, frozenset(order[fold::folds])
+
+
+def _best(curve: Mapping[int, float]) -> int:
+    """The steps with the least of the left-out losses of ``curve``, the fewest of several."""
+    return min(curve, key=lambda steps: (curve[steps], steps))
 
 
 def chosen_steps(curve: Mapping[int, float], left_out: int) -> int:
-    """The steps with the least of the left-out losses of ``curve``, the fewest of several; 0 where the loss falls by no more than
-    :data:`MARGIN` of it over the root of how many are ``left_out``: the least of several losses is lower by chance too."""
-    steps = min(curve, key=lambda steps: (curve[steps], steps))
+    """The steps with the least of the left-out losses of ``curve``; 0 where the loss falls by no more than :data:`MARGIN` of it over
+    the root of how many are ``left_out``: the least of several losses is lower by chance too."""
+    steps = _best(curve)
     return steps if curve[steps] < curve[0] * (1 - MARGIN / math.sqrt(left_out)) else 0
 
 

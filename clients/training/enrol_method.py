@@ -39,8 +39,8 @@ class EnrolMethod:
 
     @property
     def examples(self) -> int:
-        """Of a person at most, in training, each as often as it comes: of the folds too."""
-        return (1 + self.folds) * self.grid[-1] * self.batch_size
+        """Of a person at most, in training, each as often as it comes in every fold."""
+        return self.folds * self.grid[-1] * self.batch_size
 
 
 def method_of(part: EnrolledPart) -> EnrolMethod:

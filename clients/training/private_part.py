@@ -84,7 +84,8 @@ class Start:
 class Enrolment:
     """A person's private tensors after ``steps``, the left-out loss in nats a label by steps (none for one example), its cost.
 
-    ``unseen``, where it was asked for, are the examples that each fold leaves out, by their places, and its tensors after ``steps``.
+    ``unseen``, where it was asked for, are the examples that each fold leaves out, by their places, and its tensors after ``steps``;
+    ``private`` is their mean.
     """
 
     private: State

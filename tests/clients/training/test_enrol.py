@@ -38,23 +38,30 @@ def moved(task, one: Enrolment) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(("gate", "part"), [("none", "B"), ("none", "A,B"), ("self", "gate"), ("self", "gate_bias")])
-def test_a_person_gets_what_the_single_device_trainer_gives_in_the_chosen_steps(regression, gate, part):
+def test_a_person_gets_the_mean_of_what_the_single_device_trainer_gives_each_fold_in_the_chosen_steps(
+    regression, gate, part
+):
     task = regression(gate=gate)
     method = EnrolMethod(part, rate=1e-2, grid=(0, 2, 4, 8), steps=4, folds=3)
     people = {f"p{i}": task.examples(5 + i, seed=i) for i in range(2)} | {"one": task.examples(1, seed=9)}
     found = enrolled(task, people, method)
     assert any(one.steps for one in found.values())
+    private = start_of(task, method).split.private
+    split = Split(part, (), private, tuple(n for n in task.start if n not in private))
     for name, one in found.items():
-        load_state(task.model, task.start)
-        private = start_of(task, method).split.private
-        split = Split(part, (), private, tuple(n for n in task.start if n not in private))
         plan = LocalPlan(0, 2, method.rate, method.rate, private_steps=one.steps)
-        seed = derive_seed(SEED, name, "enrol", 0)
-        train_locally(task.model, task.parameters, split, task, people[name], plan, seed=seed)
-        alone = adapter_state(task.model)
+        alone = []
+        for fold, away in _folds(len(people[name]), 3, SEED, name):
+            load_state(task.model, task.start)
+            kept = [example for i, example in enumerate(people[name]) if i not in away]
+            seed = derive_seed(SEED, name, "enrol", fold)
+            train_locally(task.model, task.parameters, split, task, kept, plan, seed=seed)
+            alone.append(adapter_state(task.model))
+        assert len(alone) == min(3, len(people[name]))
         assert set(one.private) == set(private)
         for tensor in private:
-            torch.testing.assert_close(one.private[tensor], alone[tensor], rtol=1e-4, atol=1e-6)
+            mean = torch.stack([state[tensor] for state in alone]).mean(0)
+            torch.testing.assert_close(one.private[tensor], mean, rtol=1e-4, atol=1e-6)
 
 
 def test_a_person_gets_the_same_alone_and_beside_others(regression):
@@ -95,11 +102,14 @@ def test_a_left_out_sentence_is_not_trained_on(regression):
     assert seen.curve[200] < 0.5 * one.curve[200]
 
 
-@pytest.mark.parametrize(("sentences", "sizes"), [(2, [1, 1]), (18, [6, 6, 6]), (90, [30, 30]), (150, [50])])
+@pytest.mark.parametrize(
+    ("sentences", "sizes"), [(1, [0]), (2, [1, 1]), (18, [6, 6, 6]), (90, [30, 30]), (150, [50, 50])]
+)
 def test_folds_leave_no_sentence_out_twice_and_end_when_enough_are_left_out(sentences, sizes):
-    folds = list(_folds(sentences, 3, 1, "p"))
+    folds = [away for _, away in _folds(sentences, 3, 1, "p")]
     assert [len(one) for one in folds] == sizes
     assert len(frozenset().union(*folds)) == sum(sizes)
+    assert not frozenset.intersection(*folds)  # so that each trains somewhere
 
 
 @pytest.mark.parametrize(
