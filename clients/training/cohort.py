@@ -31,6 +31,7 @@ from fl.tasks.task import Example, Task
 ACTIVATION_BYTES = (
     2 * 2**30
 )  # of one computation in main memory: not what is free, so that the numbers do not depend on it
+CPU_GROUPS = {"padding": 0.3, "group_cost": 2.0}  # so few rows that each product waits for the weights (docs/performance.md)
 GPU_GROUPS = {"padding": 0.6, "group_cost": 200.0}  # a GPU waits for launches, not for products: few groups
 GPU_SHARE = 0.25  # of the free memory of a GPU: an estimate may be off, and others want some too
 
@@ -202,7 +203,7 @@ class CohortSteps:
     def groups(self, examples: Sequence[Example]) -> list[list[int]]:
         """Rows of similar size, as many together as the memory for activations holds by estimate."""
         need = max(self.task.training_bytes(example) for example in examples)
-        limits = GPU_GROUPS if self.parameters.values.device.type == CUDA else {}
+        limits = GPU_GROUPS if self.parameters.values.device.type == CUDA else CPU_GROUPS
         return buckets([example.size for example in examples], rows=max(1, self.budget // max(1, need)), **limits)
 
 
