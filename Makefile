@@ -13,7 +13,7 @@ $(READY): pyproject.toml requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-demo: $(READY) ## train and compare all arms on six synthetic people; 16 minutes on 2 cores
+demo: $(READY) ## train and compare all arms on six synthetic people; 16 to 17 minutes on 2 cores
 	$(BIN)/idiolect demo
 
 study: $(READY) ## personalized against global, centralized, fine-tuned and neutral over three seeds; 40 minutes on 2 cores, estimated
