@@ -145,9 +145,8 @@ class _Enrolling:
                 steps, numbers = 0, self._shared.expand_as(numbers)
             each = zip(folds.values(), numbers, strict=True) if with_unseen and curve else ()
             unseen = [(away, self._private(of_one)) for away, of_one in each]
-            found[name] = Enrolment(
-                self._private(numbers.mean(0) if steps else numbers[0]), steps, curve, seconds, unseen
-            )
+            mean = numbers[0] + (numbers - numbers[0]).mean(0)  # to the bit where all are the same, such as what did not train
+            found[name] = Enrolment(self._private(mean), steps, curve, seconds, unseen)
         return found
 
     def _trained(self) -> tuple[Tensor, list[dict[int, float]]]:
@@ -175,10 +174,10 @@ class _Enrolling:
                     best[list(folds)] = values[list(folds)]
             if all(_over(curve) if curve else steps >= method.steps for curve in curves):
                 break
-        return best, curves
+        return best.cpu(), curves
 
     def _private(self, numbers: Tensor) -> State:
-        return self.cohort.adapters.taken_out(numbers[None].cpu(), 0, self.start.split.private)
+        return self.cohort.adapters.taken_out(numbers[None], 0, self.start.split.private)
 
     def _losses(self) -> list[float | None]:
         """Each person's mean loss over the labels of all left-out examples; None without any."""

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-# Measured on whisper-base with utterances of 3 s: a training step takes 0.34 s with one of them and 1.2 to 1.7 s with
-# eight, so starting a batch costs about as much as one more row in it.
+# Measured on whisper-base with utterances of 3 s: a step takes 0.34 s with one of them and 1.2 to 1.7 s with eight, so
+# starting a batch costs about as much as one more row in it. Training has its own (clients/training/cohort.py).
 GROUP_COST = 1.0  # rows of mean size
 
 

@@ -152,7 +152,7 @@ def demo(
 ) -> None:
     """Train and compare all arms on six synthetic people who mix Korean and English; writes runs/demo/report.html.
 
-    It is the default experiment: 12 rounds of 12 steps. Everything runs on this machine, in 16 minutes on 2 cores.
+    It is the default experiment: 12 rounds of 12 steps. Everything runs on this machine, in 16 to 17 minutes on 2 cores.
 
     An interrupted demo goes on where it stopped.
     """

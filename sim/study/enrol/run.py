@@ -42,6 +42,7 @@ from sim.study.enrol.shared import Progress, SharedTraining
 
 HELD_OUT_TESTS = 1 / 3  # of a held-out speaker's sentences; a participant's are those of data.test-share
 PRIOR_SENTENCES = 20  # of each participant, from which a prior is learned
+PROCEDURE = "mean of folds"  # what enrolment does; another word where the same settings come to other numbers
 NOT_NUMBERS = ("output", "base.compute", "train.cohort")  # settings that decide where and how fast, not what
 
 
@@ -172,7 +173,7 @@ class EnrolStudy:
 
     def digest(self, contender: Contender) -> str:
         """What tells the rows of a contender under these settings from all others."""
-        return _digest([self._settings_digest, asdict(contender)])
+        return _digest([self._settings_digest, asdict(contender), PROCEDURE])
 
     def run(self, contenders: Mapping[str, Contender], sizes: Sequence[int]) -> None:
         """Every contender with every number of sentences that has no rows yet; 0 sentences are neutral's. Private parts that train in

@@ -102,6 +102,19 @@ def test_a_left_out_sentence_is_not_trained_on(regression):
     assert seen.curve[200] < 0.5 * one.curve[200]
 
 
+def test_what_is_kept_is_the_mean_of_what_each_fold_predicts_its_left_out_examples_with(regression):
+    task = regression(gate="none")
+    host = StackedModel(task.new_model(), task.targets)
+    people = {"p": task.examples(7)}
+    one = enrol(host, task, start_of(task), people, seed=SEED, budget=BUDGET, with_unseen=True)["p"]
+    assert one.steps
+    assert [away for away, _ in one.unseen] == [away for _, away in _folds(7, 3, SEED, "p")]
+    for name, tensor in one.private.items():
+        each = torch.stack([private[name] for _, private in one.unseen])
+        assert not torch.equal(each[0], each[1])
+        torch.testing.assert_close(tensor, each.mean(0), rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize(
     ("sentences", "sizes"), [(1, [0]), (2, [1, 1]), (18, [6, 6, 6]), (90, [30, 30]), (150, [50, 50])]
 )
@@ -145,9 +158,11 @@ def test_a_fresh_gate_and_a_lora_beside_start_as_the_shared_adapter_and_alone_tr
         assert enrolled(task, {"p": examples}, method)["p"].curve[0] == pytest.approx(neutral)
         start = start_of(task, method)
         assert any(float((one.private[n] - start.state[n]).abs().max()) > 0 for n in start.split.private)
-        for name, ones in start.frozen.items():
-            kept = ones > 0
-            torch.testing.assert_close(one.private[name][kept], start.state[name][kept], rtol=0, atol=0)
+        four = enrolled(task, {"p": examples}, method)["p"]
+        for private in (one.private, four.private):
+            for name, ones in start.frozen.items():
+                kept = ones > 0
+                torch.testing.assert_close(private[name][kept], start.state[name][kept], rtol=0, atol=0)
     assert start.numbers == sum(6 + 5 if "first" in n else 5 + 3 for n in start.split.private if n.endswith("_A"))
 
 
