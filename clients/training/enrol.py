@@ -145,7 +145,7 @@ class _Enrolling:
                 steps, numbers = 0, self._shared.expand_as(numbers)
             each = zip(folds.values(), numbers, strict=True) if with_unseen and curve else ()
             unseen = [(away, self._private(of_one)) for away, of_one in each]
-            mean = numbers[0] + (numbers - numbers[0]).mean(0)  # to the bit where all are the same, such as what did not train
+            mean = numbers[0] + (numbers - numbers[0]).mean(0)  # to the bit, where nothing trained
             found[name] = Enrolment(self._private(mean), steps, curve, seconds, unseen)
         return found
 
