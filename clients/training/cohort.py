@@ -31,10 +31,7 @@ from fl.tasks.task import Example, Task
 ACTIVATION_BYTES = (
     2 * 2**30
 )  # of one computation in main memory: not what is free, so that the numbers do not depend on it
-CPU_GROUPS = {
-    "padding": 0.3,
-    "group_cost": 2.0,
-}  # so few rows that each product waits for the weights (docs/performance.md)
+CPU_GROUPS = {"padding": 0.3, "group_cost": 2.0}  # products of few rows wait for the weights (docs/performance.md)
 GPU_GROUPS = {"padding": 0.6, "group_cost": 200.0}  # a GPU waits for launches, not for products: few groups
 GPU_SHARE = 0.25  # of the free memory of a GPU: an estimate may be off, and others want some too
 

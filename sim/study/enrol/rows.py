@@ -13,6 +13,7 @@ from fl.core.files import PUBLIC, write_atomically
 
 ROWS = "enrol.jsonl"  # a report reads it where it lies in a run folder
 METRICS = ("mer", "mer_folded", "wer", "cer")
+PROCEDURE = "mean of folds"  # part of a digest: another word when the same settings come to other numbers
 
 
 @dataclass(frozen=True)

@@ -37,12 +37,11 @@ from fl.tasks.speech.task import SpeechTask
 from fl.tasks.task import Example
 from sim.study.enrol.contenders import CENTRALIZED, NEUTRAL, ONE_SPELLING, PROMPTS, Contender, Settings
 from sim.study.enrol.prompts import behind_others, behind_some, prompt_of
-from sim.study.enrol.rows import METRICS, EnrolRow, append_rows, read_rows
+from sim.study.enrol.rows import METRICS, PROCEDURE, EnrolRow, append_rows, read_rows
 from sim.study.enrol.shared import Progress, SharedTraining
 
 HELD_OUT_TESTS = 1 / 3  # of a held-out speaker's sentences; a participant's are those of data.test-share
 PRIOR_SENTENCES = 20  # of each participant, from which a prior is learned
-PROCEDURE = "mean of folds"  # what enrolment does; another word where the same settings come to other numbers
 NOT_NUMBERS = ("output", "base.compute", "train.cohort")  # settings that decide where and how fast, not what
 
 
