@@ -40,13 +40,14 @@ from sim.study.page import PAGES, STORE, image, page_of
 ROOT = Path("runs/studies/enrol")
 SEARCH_ROWS, PARTICIPANT_ROWS = "enrol-search.jsonl", "enrol-participants.jsonl"
 FEDERATED_ROWS, FEDERATED_SEARCH_ROWS = "enrol-federated.jsonl", "enrol-federated-search.jsonl"
-BASELINE_ROWS, METHOD_ROWS = "enrol-baselines.jsonl", "enrol-methods.jsonl"
+BASELINE_ROWS, METHOD_ROWS, TRAIT_ROWS = "enrol-baselines.jsonl", "enrol-methods.jsonl", "enrol-traits.jsonl"
 WRITTEN = {
     ROWS: "enrol",
     PARTICIPANT_ROWS: "participants",
     BASELINE_ROWS: "enrol-baselines",
     METHOD_ROWS: "enrol-methods",
     FEDERATED_ROWS: "federated",
+    TRAIT_ROWS: "traits",
 }  # the page of each file of rows
 OF_PARTICIPANTS = (PARTICIPANT_ROWS, FEDERATED_ROWS)
 PARTICIPANT_SIZES = (0, 75)  # of 120, less those for validation and tests

@@ -209,7 +209,8 @@ def _costs(rows: Sequence[EnrolRow], sizes: Sequence[int]) -> ReportTable:
 
 
 def _by_trait(rows: Sequence[EnrolRow], sizes: Sequence[int]) -> list[ReportTable]:
-    """For each trait a table of its values, of numbers the lower and the upper half, with 5 sentences or the nearest number."""
+    """For each trait in which people differ a table of its values, of numbers the lower and the upper half, with 5 sentences or the
+    nearest number."""
     if not sizes:
         return []
     size = min(sizes, key=lambda each: abs(each - 5))
@@ -219,11 +220,13 @@ def _by_trait(rows: Sequence[EnrolRow], sizes: Sequence[int]) -> list[ReportTabl
         known = {(row.seed, row.person): row.traits[trait] for row in rows if trait in row.traits}
         labels = _halves(known) if all(isinstance(v, int | float) for v in known.values()) else known
         kinds = sorted({*map(str, labels.values())})
+        if len(kinds) < 2:
+            continue
         lines = [
-            (name, *(_rate(_those(rows_of(rows, name, n), labels, kind), "mer") for kind in kinds))
-            for name, n in methods
+            (name, *(_both(_those(rows_of(rows, name, n), labels, kind)) for kind in kinds)) for name, n in methods
         ]
-        found.append(ReportTable(f"MER in %, with {size} sentences, by {trait}", ("method", *kinds), tuple(lines)))
+        title = f"MER in % (with loanwords folded), with {_sentences(size)}, by {trait}"
+        found.append(ReportTable(title, ("method", *kinds), tuple(lines)))
     return found
 
 
@@ -239,6 +242,10 @@ def _those(rows: Sequence[EnrolRow], labels: Mapping[Person, Any], kind: str) ->
 def _rate(rows: Iterable[EnrolRow], metric: str) -> str:
     errors, reference = pooled(list(rows), metric)
     return f"{100 * sum(errors) / sum(reference):.1f}" if sum(reference) else "-"
+
+
+def _both(rows: Sequence[EnrolRow]) -> str:
+    return f"{_rate(rows, 'mer')} ({_rate(rows, 'mer_folded')})"
 
 
 def _interval(rows: Sequence[EnrolRow], metric: str = "mer") -> str:

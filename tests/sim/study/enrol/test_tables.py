@@ -1,6 +1,7 @@
 """The study's arithmetic on rows made by hand, and the file that keeps them."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -79,6 +80,14 @@ def test_holm_rejects_from_the_smallest_up_and_stops_at_the_first_that_is_too_la
 def test_the_sign_flip_test_knows_a_certain_difference_from_none():
     assert sign_flip_p([-3] * 12) == pytest.approx(2 / 2**12, abs=5e-4)
     assert sign_flip_p([5, -5, 1, -1]) == 1
+
+
+def test_by_trait_people_are_divided_by_its_value_or_at_the_median_and_not_by_what_all_have():
+    same = [replace(one, traits={**one.traits, "names": 1.0}) for one in rows_of_ten()]
+    by_habit, by_accent = tables(same)[2:]
+    assert (by_habit.heads, by_accent.heads) == (("method", "latin", "matrix"), ("method", "lower half", "upper half"))
+    lower, upper = 100 * sum(range(10, 15)) / (5 * TOKENS), 100 * sum(range(15, 20)) / (5 * TOKENS)
+    assert by_accent.rows[0] == ("neutral", f"{lower:.1f} ({lower:.1f})", f"{upper:.1f} ({upper:.1f})")
 
 
 def test_tables_have_at_most_seven_columns_and_name_every_method_and_trait():
