@@ -39,6 +39,7 @@ class Contender:
 
 B = EnrolMethod("B", rate=4e-4)
 DECODER_B = EnrolMethod("B@decoder", rate=8e-4)
+DECODER_GATES = EnrolMethod("gate@decoder", rate=3e-3, gate="self")
 GATES = EnrolMethod("gate", rate=3e-3, gate="self")
 ONLY = 1e9  # a pull that leaves nothing beside the directions
 DIRECTIONS = 16
@@ -59,9 +60,8 @@ CONTENDERS: Mapping[str, Contender] = {
     "A": Contender(EnrolMethod("A", rate=4e-4)),
     "B": Contender(B),
     "B of the decoder": Contender(DECODER_B),
-    "A of the decoder": Contender(EnrolMethod("A@decoder", rate=8e-4)),
-    "A and B of the decoder": Contender(EnrolMethod("A,B@decoder", rate=6e-4)),
-    "gates of the decoder": Contender(EnrolMethod("gate@decoder", rate=6e-3, gate="self")),
+    "A of the decoder": Contender(EnrolMethod("A@decoder", rate=4e-4)),
+    "gates of the decoder": Contender(DECODER_GATES),
     "gate biases of the decoder (LHUC)": Contender(EnrolMethod("gate_bias@decoder", rate=0.1, gate="self")),
     "gates and B of the decoder": Contender(EnrolMethod("gate,B@decoder", rate=4e-4, gate="self")),
     "B of encoder and cross-attention": Contender(EnrolMethod("B@encoder", rate=4e-4)),
@@ -86,6 +86,7 @@ CONTENDERS: Mapping[str, Contender] = {
     "B of the decoder and prompt, trained with it": Contender(DECODER_B, prompted=True, taught=PROMPTS),
     "B and spelling table": Contender(B, respelled=True),
     "B of the decoder and spelling table": Contender(DECODER_B, respelled=True),
+    "gates of the decoder and spelling table": Contender(DECODER_GATES, respelled=True),
     "B of the decoder, drawn, and spelling table": replace(DRAWN, respelled=True),
     "B of the decoder, drawn by updates, and spelling table": replace(DRAWN_BY_UPDATES, respelled=True),
     "B of the decoder, eigenvoices, and spelling table": replace(CODE, respelled=True),
@@ -128,9 +129,8 @@ RATES: Mapping[str, tuple[float, ...]] = {
     "B": (1e-4, 2e-4, 4e-4),
     "B of the decoder": (2e-4, 4e-4, 8e-4),
     "A of the decoder": (4e-4, 8e-4, 1.6e-3),
-    "A and B of the decoder": (3e-4, 6e-4, 1.2e-3),
-    "gates of the decoder": (3e-3, 6e-3, 1.2e-2),
-    "gate biases of the decoder (LHUC)": (0.05, 0.1, 0.2, 0.4),
+    "gates of the decoder": (1.5e-3, 3e-3, 6e-3, 1.2e-2),
+    "gate biases of the decoder (LHUC)": (0.1, 0.2),
     "gates and B of the decoder": (4e-4, 8e-4),
     "B of encoder and cross-attention": (2e-4, 4e-4, 8e-4),
     "B of the encoder": (2e-4, 4e-4, 8e-4),
