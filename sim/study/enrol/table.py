@@ -190,7 +190,8 @@ def headline(rows: Sequence[EnrolRow], names: Sequence[str] = (), sizes: Sequenc
 
 
 def _costs(rows: Sequence[EnrolRow], sizes: Sequence[int]) -> ReportTable:
-    lines = []
+    neutral = rows_of(rows, NEUTRAL, 0)
+    lines = [(NEUTRAL, _rate(neutral, "wer"), "", "", "0", "")] if neutral else []
     for name in dict.fromkeys(row.method for row in rows if row.method != NEUTRAL):
         own = [row for row in rows if row.method == name]
         largest = max(row.sentences for row in own)
