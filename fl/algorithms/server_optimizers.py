@@ -23,7 +23,7 @@ from fl.settings.names import SERVER_OPTIMIZERS
 FEDAVGM, FEDADAGRAD = "fedavgm", "fedadagrad"
 BETA2 = 0.99
 TAU = 1e-3  # adaptivity: how small a second moment still counts
-LEARNING_RATES: Mapping[str, float] = {FEDAVGM: 1.0, FEDADAGRAD: 0.01, "fedyogi": 0.01, "fedadam": 0.01}
+LEARNING_RATES: Mapping[str, float] = {FEDAVGM: 1.0, FEDADAGRAD: 0.01, "fedyogi": 0.003, "fedadam": 0.003}
 SECOND_MOMENTS: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {  # of v and d^2
     FEDADAGRAD: lambda v, square: v + square,
     "fedyogi": lambda v, square: v - (1 - BETA2) * square * np.sign(v - square),

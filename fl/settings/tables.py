@@ -164,7 +164,9 @@ class ServerOptimizerTable(Table):
     """The optimizer that takes the step towards the aggregate (Reddi et al. 2021)."""
 
     name: Annotated[str, Words(lambda: names.SERVER_OPTIMIZERS)] = setting(names.NONE, "which one takes the step")
-    rate: float = setting(0.0, "its learning rate; 0 takes 1 for fedavgm and 0.01 for the others", low=0.0, high=100.0)
+    rate: float = setting(
+        0.0, "its learning rate; 0 takes 1 for fedavgm, 0.01 for fedadagrad, 0.003 for the others", low=0.0, high=100.0
+    )
     momentum: float = setting(
         0.9, "momentum (beta) of fedavgm, fedyogi and fedadam; fedadagrad has none", low=0.0, high=0.9999
     )
