@@ -269,7 +269,7 @@ def test_an_optimizer_steps_where_an_arm_federates_and_its_moments_are_kept(
     assert make_strategy(devices).optimizer is None
     default = make_strategy(devices, server_optimizer="fedadam").optimizer
     assert default is not None
-    assert (default.learning_rate, default.momentum) == (0.01, 0.9)
+    assert (default.learning_rate, default.momentum) == (0.003, 0.9)
 
 
 @pytest.mark.parametrize("optimizer", ["none", "fedadam"])

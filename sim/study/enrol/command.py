@@ -172,7 +172,7 @@ def enrol(
 
 
 def pairs(
-    page: Annotated[str, Argument(help=", ".join(WRITTEN.values()))],
+    page: Annotated[str, Argument(help="A page of docs/results, such as enrol.")],
     against: Annotated[str, Option(help="The method that all others are compared with.")] = NEUTRAL,
     rows: Annotated[Path, Option(help="The folder of stored rows.")] = STORE,
     as_json: Json = False,
