@@ -98,7 +98,7 @@ CONTENDERS: Mapping[str, Contender] = {
     "spelling table, trained in one spelling": Contender(respelled=True, taught=ONE_SPELLING),
     "B of the decoder in one spelling, and spelling table": Contender(DECODER_B, respelled=True, taught=ONE_SPELLING),
 }
-"""Rates of a search (docs/results/enrol-methods.md), as far as it came; those of gate biases, A and eigenvoices are from before it.
+"""Rates of searches (docs/results/enrol-methods.md); those of gate biases and A of all layers, and of eigenvoices, are from before them.
 
 Sources: LHUC, Swietojanski and Renals 2016; Reptile, arXiv 1803.02999; eigenvoices, Kuhn et al. 2000."""
 
