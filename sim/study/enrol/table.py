@@ -137,7 +137,7 @@ def tables(rows: Sequence[EnrolRow], who: str = HELD_OUT) -> list[ReportTable]:
 
 
 def _rates(rows: Sequence[EnrolRow], size: int, who: str) -> ReportTable:
-    neutral = rows_of(rows, NEUTRAL, 0)
+    neutral = _neutral(rows, size)
     lines = [(NEUTRAL, "0", _interval(neutral), _interval(neutral, "mer_folded"), "", "", "")] if neutral else []
     lines += [
         (
@@ -152,7 +152,14 @@ def _rates(rows: Sequence[EnrolRow], size: int, who: str) -> ReportTable:
         for one in compared(rows, size)
     ]
     heads = ("method", "numbers", "MER, %", "folded", "against neutral, %", "harmed, %", "worst tenth")
-    return ReportTable(f"{who} with {_sentences(size)}", heads, tuple(lines))
+    there = f"{len(neutral)} {who.lower()}" if neutral else who
+    return ReportTable(f"{there} with {_sentences(size)}", heads, tuple(lines))
+
+
+def _neutral(rows: Sequence[EnrolRow], size: int) -> list[EnrolRow]:
+    """What those who have so many sentences have without any of them."""
+    there = {(row.seed, row.person) for row in rows if row.sentences == size}
+    return [row for row in rows_of(rows, NEUTRAL, 0) if (row.seed, row.person) in there]
 
 
 def headline(rows: Sequence[EnrolRow], names: Sequence[str] = (), sizes: Sequence[int] = HEADLINE_SIZES) -> ReportTable:
@@ -215,7 +222,7 @@ def _by_trait(rows: Sequence[EnrolRow], sizes: Sequence[int]) -> list[ReportTabl
     if not sizes:
         return []
     size = min(sizes, key=lambda each: abs(each - 5))
-    methods = [(NEUTRAL, 0), *((one.method, size) for one in compared(rows, size))]
+    methods = {NEUTRAL: _neutral(rows, size), **{one.method: one.rows for one in compared(rows, size)}}
     found = []
     for trait in dict.fromkeys(key for row in rows for key in row.traits):
         known = {(row.seed, row.person): row.traits[trait] for row in rows if trait in row.traits}
@@ -223,9 +230,7 @@ def _by_trait(rows: Sequence[EnrolRow], sizes: Sequence[int]) -> list[ReportTabl
         kinds = sorted({*map(str, labels.values())})
         if len(kinds) < 2:
             continue
-        lines = [
-            (name, *(_both(_those(rows_of(rows, name, n), labels, kind)) for kind in kinds)) for name, n in methods
-        ]
+        lines = [(name, *(_both(_those(own, labels, kind)) for kind in kinds)) for name, own in methods.items()]
         title = f"MER in % (with loanwords folded), with {_sentences(size)}, by {trait}"
         found.append(ReportTable(title, ("method", *kinds), tuple(lines)))
     return found

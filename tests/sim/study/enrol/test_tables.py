@@ -58,7 +58,16 @@ def test_two_methods_are_compared_on_the_people_whom_both_enrolled():
 
 def test_a_method_that_not_everybody_enrolled_by_says_of_how_many_it_is():
     rows = [row for row in rows_of_ten() if row.method != "B" or row.person != "p3"]
-    assert [line[0] for line in tables(rows)[0].rows] == ["neutral", "B (9 people)", "same"]
+    found = tables(rows)[0]
+    assert found.title == "10 held-out speakers with 5 sentences"
+    assert [line[0] for line in found.rows] == ["neutral", "B (9 people)", "same"]
+
+
+def test_neutral_of_a_table_is_of_those_who_have_so_many_sentences():
+    (few, *_) = tables([*(row(i, "neutral", 0, 10 + i) for i in range(3)), *(row(i, "B", 5, 20) for i in (1, 2))])
+    assert few.title == "2 held-out speakers with 5 sentences"
+    assert few.rows[0][2].startswith(f"{100 * (11 + 12) / (2 * TOKENS):.1f} (")
+    assert few.rows[1][0] == "B"
 
 
 def test_two_who_share_a_voice_are_drawn_together_and_harmed_each_alone():
