@@ -150,7 +150,7 @@ def _learn_spelling(
     for one in report["unseen"]:
         if (respelled := learned.respelled.get(one["name"])) not in (None, one[transcript]):
             one["respelled"] = respelled
-    if kept := keep or learned.helps:
+    if kept := bool(learned.table.pairs) and (keep or learned.helps):
         client.spelling.set(learned.table)
     return {"loanwords": len(learned.table.pairs), "right": learned.right, "wrong": learned.wrong, "kept": kept}
 
@@ -178,6 +178,8 @@ def _told(report: dict[str, Any], count: int) -> Iterator[str]:
     )
     if spelling := report.get("spelling"):
         kept = "stored" if spelling["kept"] else "not kept; --keep keeps them all the same"
+        if not spelling["loanwords"]:
+            kept = "an earlier table stays"
         found = (
             "spellings of {loanwords} loanwords: in sentences left out they set {right} words right and {wrong} wrong"
         )

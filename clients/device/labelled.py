@@ -116,8 +116,8 @@ def _in_folder(there: Sequence[Path], read: Callable[[Path], str], left_out: dic
 def _in_manifest(
     manifest: Path, there: Sequence[Path], read: Callable[[Path], str], left_out: dict[str, str]
 ) -> Iterator[Spoken]:
-    """Of the files that are ``there``, each that no line names is left out."""
-    used = {manifest}
+    """Of the files that are ``there``, each that no line names is left out. :class:`ManifestError` for lines of several speakers."""
+    used, speakers = {manifest}, set[str]()
     for number, line in enumerate(read(manifest).split("\n"), 1):
         if not line.strip():
             continue
@@ -136,7 +136,11 @@ def _in_manifest(
             left_out[name] = f"{path.name} is in an earlier line; keep one"
             continue
         used.add(path)
+        speakers.add(str(values.get("speaker", "")))
         yield name, manifest.parent / audio, text
+    if len(speakers - {""}) > 1:
+        told = ", ".join(first_of(sorted(speakers - {""})))
+        raise ManifestError(f"{manifest}: has lines of several speakers ({told}); give those of one person")
     left_out |= {path.name: f"not in {manifest.name}" for path in there if path not in used}
 
 

@@ -1,8 +1,9 @@
 """How a person enrols: what trains, at what rate, and among which numbers of steps left-out examples choose. Loads without torch."""
 
+import math
 from dataclasses import dataclass
 
-from fl.adapters.gates.table import NONE
+from fl.adapters.gates.table import GATES, NONE
 from fl.adapters.split import in_part
 from fl.algorithms.personal.enrolment import EnrolledPart
 from fl.core.errors import ConfigError
@@ -32,6 +33,9 @@ class EnrolMethod:
 
     def __post_init__(self) -> None:
         in_part(self.part)
+        GATES.find(self.gate)
+        if not 0 <= self.rate < math.inf:
+            raise ConfigError(f"rate {self.rate:g} is no learning rate: a number from 0 up")
         if self.grid[:1] != (0,) or list(self.grid) != sorted({*self.grid}) or self.steps not in self.grid:
             raise ConfigError(
                 f"steps {self.steps} on a grid of {self.grid}: a grid ascends from 0, and has the steps of a single example"

@@ -65,9 +65,9 @@ class Personal:
 
     @property
     def helps(self) -> bool:
-        """Whether left-out examples have fewer errors, or a lower loss and no more. Unknown, of a single one: it is taken as helping."""
+        """Whether left-out examples have fewer errors, or a lower loss and no more. Of a single one, steps are taken as helping."""
         before, after = self.errors
-        return not self.left_out or after < before or (self.enrolment.steps > 0 and after == before)
+        return after < before or (self.enrolment.steps > 0 and after == before)
 
     def report(self) -> dict[str, Any]:
         """What a person is told, as JSON has it."""

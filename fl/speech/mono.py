@@ -46,7 +46,8 @@ class _Survey:
     @property
     def alive(self) -> npt.NDArray[np.bool_]:
         """Whether a channel moves by more than silence does, or holds NaN."""
-        return ~((self.high - self.low) / 2 < SILENCE_PEAK)
+        with np.errstate(invalid="ignore"):  # infinite samples, which are refused later
+            return ~((self.high - self.low) / 2 < SILENCE_PEAK)
 
     def scale(self) -> float:
         """By what floats in the range of integers are divided: 1 for floats in theirs."""

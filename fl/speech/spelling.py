@@ -6,12 +6,14 @@ says what somebody wrote. It needs a lexicon: sentences of others, with the loan
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from unicodedata import normalize
+from unicodedata import category, normalize
 
+from fl.core.encoding import likely_encoding
 from fl.core.errors import AdapterError, ManifestError
 from fl.core.files import write_atomically
 
@@ -25,7 +27,8 @@ Written = tuple[str, Sequence[Spelled]]  # a text, and the loanwords in it
 class SpellingTable:
     """Pairs ``(other spelling, the person's spelling)`` of every loanword that is known, the longest first.
 
-    A word is respelled where it is a loanword with one of ``endings``, as particles are, and none of ``words``, which are other words.
+    A word is respelled where it is a loanword with one of ``endings``, as particles are, and none of ``words``, which are other words;
+    capitals and the punctuation around it play no role.
     """
 
     pairs: tuple[Spelled, ...]
@@ -36,13 +39,14 @@ class SpellingTable:
     def of(cls, own: Sequence[Written], known: Iterable[Written], certain: float = CERTAIN) -> "SpellingTable":
         """The table of a person's ``own`` sentences: words that were seen as they were written, others of ``known`` by the habit that
         they show, where it is ``certain``."""
+        lexicon, endings, words = _words_of((*known, *own))
         latin: Counter[Spelled] = Counter()
         for text, loanwords in own:
             for matrix, other in loanwords:
-                latin[matrix, other] += 1 if other in text else -1
-        lexicon, endings, words = _words_of((*known, *own))
+                latin[matrix, other] += _vote(text, (matrix, other), endings)
         habit = _habit(latin.values(), certain)
-        chosen = [(pair, latin[pair] or habit) for pair in sorted(lexicon)]
+        # What was seen outranks the habit where two pairs have a spelling in common.
+        chosen = sorted(((pair, latin[pair] or habit) for pair in lexicon), key=lambda one: (-abs(latin[one[0]]), one))
         pairs = [pair if vote > 0 else pair[::-1] for pair, vote in chosen if vote]
         return cls(tuple(sorted(pairs, key=lambda pair: -len(pair[0]))), frozenset(endings), frozenset(words))
 
@@ -53,10 +57,10 @@ class SpellingTable:
         spelled: dict[str, set[Spelled]] = {}
         for pair in lexicon:
             for one in pair:
-                spelled.setdefault(one, set()).add(pair)
+                spelled.setdefault(one.lower(), set()).add(pair)
 
         def loanwords(text: str) -> list[Spelled]:
-            each = {word for word in normalize("NFC", text).split() if word not in words}
+            each = {core.lower() for _, core, _ in _words(text)} - words
             cuts = ((word[:end], word[end:]) for word in each for end in range(1, len(word) + 1))
             return sorted({pair for start, ending in cuts if ending in endings for pair in spelled.get(start, ())})
 
@@ -64,13 +68,18 @@ class SpellingTable:
 
     def respell(self, text: str) -> str:
         """``text`` with every known loanword as the person spells it."""
-        return " ".join(map(self._respelled, normalize("NFC", text).split()))
+        return " ".join(before + self._respelled(core) + after for before, core, after in _words(text))
+
+    @cached_property
+    def _folded(self) -> list[Spelled]:
+        return [(other.lower(), own) for other, own in self.pairs]
 
     def _respelled(self, word: str) -> str:
-        if word not in self.words:
-            for other, own in self.pairs:
-                if word.startswith(other) and word[len(other) :] in self.endings:
-                    return own + word[len(other) :]
+        folded = word.lower()
+        if folded not in self.words:
+            for other, own in self._folded:
+                if folded.startswith(other) and (ending := folded[len(other) :]) in self.endings:
+                    return own + ending
         return word
 
     def to_json(self) -> bytes:
@@ -109,13 +118,33 @@ def _habit(votes: Iterable[int], certain: float) -> int:
     return (sum(signs) > 0) - (sum(signs) < 0) if most + 0.5 >= certain * (len(signs) + 1) else 0
 
 
+def _words(text: str) -> Iterator[tuple[str, str, str]]:
+    """Each word of ``text`` between the punctuation around it."""
+    for word in normalize("NFC", text).split():
+        inner = [i for i, char in enumerate(word) if category(char)[0] in "LMN"] or [0, -1]
+        yield word[: inner[0]], word[inner[0] : inner[-1] + 1], word[inner[-1] + 1 :]
+
+
+def _begins(word: str, pair: Spelled) -> str:
+    """The spelling of ``pair`` with which a word in lower case begins, the longer of two; "" for neither."""
+    return max((one for one in pair if word.startswith(one.lower())), key=len, default="")
+
+
+def _vote(text: str, pair: Spelled, endings: Set[str]) -> int:
+    """1 where ``text`` has a loanword in Latin, -1 in the matrix script, 0 in both."""
+    words = [core.lower() for _, core, _ in _words(text)]
+    begins = {one for word in words if word.removeprefix((one := _begins(word, pair)).lower()) in endings and one}
+    found = begins or {one for one in pair if one.lower() in text.lower()}  # scripts without spaces
+    return (pair[1] in found) - (pair[0] in found)
+
+
 def _words_of(sentences: Iterable[Written]) -> tuple[set[Spelled], set[str], set[str]]:
-    """The loanwords of sentences, what follows one within a word, and all other words."""
+    """The loanwords of sentences, what follows one within a word, and all other words, both in lower case."""
     lexicon, endings, others = set[Spelled](), {""}, set[str]()
     for text, loanwords in sentences:
         lexicon |= {(matrix, other) for matrix, other in loanwords}
-        for word in normalize("NFC", text).split():
-            after = {word[len(one) :] for pair in loanwords for one in pair if word.startswith(one)}
+        for word in (core.lower() for _, core, _ in _words(text)):
+            after = {word.removeprefix(one.lower()) for pair in loanwords if (one := _begins(word, pair))}
             endings |= after
             others |= set() if after else {word}
     return lexicon, endings, others
@@ -127,16 +156,20 @@ def read_lexicon(path: Path) -> list[Written]:
     Raises :class:`ManifestError` for a file without a loanword, or a line that is none of a manifest.
     """
     found: list[Written] = []
+    data = path.read_bytes()
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ManifestError(f"{path} is not UTF-8: convert it, for instance with 'iconv -f CP949 -t UTF-8'") from error
+        guess = (likely_encoding(data) or "cp949").upper()
+        raise ManifestError(
+            f"{path} is not UTF-8: convert it, for instance with 'iconv -f {guess} -t UTF-8'"
+        ) from error
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            found.append((str(row["text"]), [(str(matrix), str(other)) for matrix, other in row.get("loanwords", ())]))
+            found.append((_text(row["text"]), [_pair(one) for one in row.get("loanwords", ())]))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ManifestError(
                 f"{path}:{number} is no line of a manifest with 'text' and 'loanwords': {error}"
@@ -144,3 +177,15 @@ def read_lexicon(path: Path) -> list[Written]:
     if not any(loanwords for _, loanwords in found):
         raise ManifestError(f'{path} has no loanwords: give a manifest whose lines name them, as [["커피", "coffee"]]')
     return found
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{value!r} is no text")
+    return normalize("NFC", value.strip())
+
+
+def _pair(value: object) -> Spelled:
+    if not isinstance(value, list) or len(value) != 2 or _text(value[0]) == _text(value[1]):
+        raise ValueError(f"{value!r} is no pair of two spellings")
+    return _text(value[0]), _text(value[1])

@@ -27,7 +27,7 @@ from fl.speech.audio import MAX_SECONDS
 from fl.speech.features import Window
 from fl.speech.languages import language_code
 from fl.speech.sound import open_sound
-from fl.speech.spelling import SpellingTable, read_lexicon
+from fl.speech.spelling import SPELLING_NAME, SpellingTable, read_lexicon
 from fl.tasks.speech.kind import SPEECH
 from fl.tasks.speech.own import OwnSpeech, Spoken
 from sim.cli.app import errors, progress_bars
@@ -82,6 +82,10 @@ def own_speech(labelled: LabelledSpeech, info: AdapterInfo, language: str) -> Ow
 
 def run_enrolment(options: EnrolOptions, as_json: bool) -> None:
     """Enrol a person as the options say, keep what helps, and print what it came to."""
+    if options.out.resolve() == options.adapter.resolve():
+        raise ConfigError(
+            f"--out {options.out} is the shared adapter, which others start from too: give another folder"
+        )
     tensors, info = load_adapter(options.adapter)
     known = read_lexicon(options.lexicon) if options.lexicon is not None else []
     labelled = read_labelled(options.source, encoding=options.encoding, language=options.language or info.language)
@@ -104,14 +108,25 @@ def run_enrolment(options: EnrolOptions, as_json: bool) -> None:
         split = covering(info.split, personal.tensors, personal.private)
         save_adapter(options.out, personal.tensors, replace(info, config=config, split=split, language=speech.language))
         save_directions(options.out, {})  # of another adapter that lay there
-        if isinstance(personal.spelling, SpellingTable):
-            personal.spelling.write(options.out)
-    _print(personal, options.out, kept, as_json)
+        if (options.out / SPELLING_NAME).exists():
+            errors.print(f"{options.out}: the spellings of an earlier enrolment went with its adapter", soft_wrap=True)
+            (options.out / SPELLING_NAME).unlink()
+        if (table := _spelling(personal)).pairs:
+            table.write(options.out)
+    _print(personal, labelled, options.out, kept, as_json)
 
 
-def _print(personal: Personal, out: Path, kept: bool, as_json: bool) -> None:
+def _spelling(personal: Personal) -> SpellingTable:
+    """The person's table, an empty one where none was learned."""
+    found = personal.spelling
+    return found if isinstance(found, SpellingTable) else SpellingTable((), frozenset(), frozenset())
+
+
+def _print(personal: Personal, labelled: LabelledSpeech, out: Path, kept: bool, as_json: bool) -> None:
+    spellings = len(_spelling(personal).pairs)
     if as_json:
-        print(json.dumps({"kept": kept, **personal.report()}, ensure_ascii=False))
+        found = {"kept": kept, "out": str(out), **personal.report()}
+        print(json.dumps({**found, "spellings": spellings, "left_out": labelled.left_out}, ensure_ascii=False))
         return
     before, after = personal.errors
     if personal.left_out:
@@ -126,8 +141,7 @@ def _print(personal: Personal, out: Path, kept: bool, as_json: bool) -> None:
     else:
         console.print("One sentence leaves nothing to check with: record a second one to see whether it helps.")
     steps, size = personal.enrolment.steps, personal.bytes / 1024
-    found = personal.spelling
-    spelled = f", spellings of {len(found.pairs)} loanwords" if isinstance(found, SpellingTable) else ""
+    spelled = f", spellings of {spellings} loanwords" if personal.spelling is not None else ""
     drawn = f", drawn to {personal.directions} directions" if steps and personal.directions else ""
     cost = f"{steps} steps in {personal.seconds:.1f} s{drawn}, {size:,.0f} KiB of private numbers (int8){spelled}."
     verdict = (

@@ -1,5 +1,7 @@
 """What a spelling table changes in a transcript, and what it leaves."""
 
+from unicodedata import normalize
+
 import pytest
 
 from fl.core.errors import AdapterError, ManifestError
@@ -64,6 +66,10 @@ def test_a_text_alone_tells_the_loanwords_that_stand_in_it_in_either_spelling():
         (b'\n{"text": "a", "loanwords": 3}', ":2 is no line of a manifest"),
         (b"[" * 100_000, ":1 is no line of a manifest"),
         (b'{"text": "a"}\n', "has no loanwords"),
+        (b'{"text": "a", "loanwords": [["", "lobby"]]}', ":1 is no line of a manifest .* '' is no text"),
+        (b'{"text": "a", "loanwords": ["ab"]}', ":1 .* 'ab' is no pair of two spellings"),
+        (b'{"text": null, "loanwords": [["a", "b"]]}', ":1 .* None is no text"),
+        ('{"text": "커피"}'.encode("utf-16"), "iconv -f UTF-16 -t UTF-8"),
     ],
 )
 def test_what_is_no_lexicon_is_refused_with_its_line(tmp_path, content, told):
@@ -71,3 +77,36 @@ def test_what_is_no_lexicon_is_refused_with_its_line(tmp_path, content, told):
     path.write_bytes(content)
     with pytest.raises(ManifestError, match=told):
         read_lexicon(path)
+
+
+@pytest.mark.parametrize(
+    ("own", "pairs", "heard", "respelled"),
+    [
+        (
+            "메시지를 보내",
+            [("메시지", "message"), ("메세지", "message")],
+            "message를",
+            "메시지를",
+        ),  # seen, and by habit
+        ("lobi에서 봐", [("로비", "lobby"), ("로비", "lobi")], "로비에서", "lobi에서"),
+        ("앱을 켜서 happy해요", [("앱", "app")], "app을", "앱을"),  # which stands in happy
+        ("커피를 coffee를", [("커피", "coffee")], "커피를 coffee를", "커피를 coffee를"),  # both tell nothing
+        ("el click en vivo", [("clic", "click")], "el clic, un click", "el click, un click"),  # one begins the other
+        ("un eslogan", [("eslogan", "slogan")], "el slogan", "el eslogan"),  # one ends the other
+        ("Meeting은, 내일!", [("미팅", "meeting")], "(미팅은) MEETING은?", "(meeting은) MEETING은?"),
+    ],
+)
+def test_what_a_person_wrote_decides(own, pairs, heard, respelled):
+    known = [(f"{a}을 {a}를 {a}에서 {a}은 {a}", [(a, b)]) for a, b in pairs]
+    assert SpellingTable.of_texts([own], known).respell(heard) == respelled
+
+
+def test_a_word_within_a_text_without_spaces_tells_a_habit_too():
+    table = SpellingTable.of([("多分pizzaを買う", [("ピザ", "pizza")])], [("チーズが甘い", [("チーズ", "cheese")])])
+    assert table.respell("チーズが甘い") == "cheeseが甘い"
+
+
+def test_a_lexicon_is_in_one_unicode_form(tmp_path):
+    path = tmp_path / "lexicon.jsonl"
+    path.write_text(normalize("NFD", '{"text": "커피를", "loanwords": [["커피", "coffee"]]}'), encoding="utf-8")
+    assert read_lexicon(path) == [("커피를", [("커피", "coffee")])]

@@ -103,6 +103,8 @@ async def _read_parts(request: Request, max_files: int) -> dict[str, list[str | 
                 parts[_INDEX.sub("", name)].append(value)
         await form.close()
     except (MultiPartException, FormParserError, UnicodeDecodeError, LookupError) as error:
+        if str(error).startswith("Too many files"):
+            raise ProblemError("bad-request", f"the body has more than {max_files} files: send fewer") from None
         # A message of the parser may quote a part of the body; it goes to the sender alone.
         raise ProblemError("bad-request", f"the body is no multipart form: {str(error)[:120]}") from None
     return parts

@@ -11,7 +11,7 @@ from typer import Argument, Option
 from fl.core.errors import ConfigError
 from fl.core.files import PUBLIC, write_atomically
 from fl.settings.config import RunConfig, make_config
-from sim.cli.app import progress_bars
+from sim.cli.app import errors, progress_bars
 from sim.cli.options import Json, wide_console, with_settings
 from sim.section import markdown_tables, print_tables, write_section
 from sim.study.enrol.contenders import (
@@ -160,7 +160,10 @@ def enrol(
             study = EnrolStudy(config.changed({"seed": seed}), runs, path, show, participants)
             study.run(contenders, asked)
             digests |= {study.digest(one) for one in contenders.values()}
-    rows = [row for row in read_rows(path) if row.digest in digests]
+    rows = [row for row in read_rows(path) if row.digest in digests and row.sentences in (0, *asked)]
+    there = {row.sentences for row in rows}
+    if few := ", ".join(str(size) for size in asked if size and size not in there):
+        errors.print(f"no rows with {few} sentences: nobody has as many", highlight=False)
     if write is not None:
         append_rows(STORE / file, rows)
         rows = read_rows(STORE / file)
@@ -181,10 +184,14 @@ def pairs(
     file = next((file for file, name in WRITTEN.items() if name == page), None)
     if file is None:
         raise ConfigError(f"no rows of a page {page!r}: known are {', '.join(WRITTEN.values())}")
+    if not (rows / file).is_file():
+        raise ConfigError(f"{rows / file} is not there: give the folder of stored rows, --rows FOLDER")
     found, who = read_rows(rows / file), PARTICIPANTS if file in OF_PARTICIPANTS else HELD_OUT
     methods = dict.fromkeys(row.method for row in found)
     if against not in methods:
         raise ConfigError(f"{rows / file} has no rows of {against!r}: known are {'; '.join(methods)}")
+    if methods.keys() == {against}:
+        raise ConfigError(f"{rows / file} has rows of {against!r} alone: there is nothing to compare")
     made = pair_tables(found, against)
     if as_json:
         print(json.dumps([asdict(table) for table in made], ensure_ascii=False))

@@ -53,7 +53,7 @@ _ROW = TypeAdapter(EnrolRow)
 def read_rows(path: Path) -> list[EnrolRow]:
     """The rows of a file, of those with the same key the last; none where there is no file. :class:`RunError` names a bad line."""
     found: dict[tuple[int, str, str, int], EnrolRow] = {}
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    text = path.read_bytes().decode(errors="replace") if path.exists() else ""  # what is no UTF-8 is no row
     for number, line in enumerate(
         text.split("\n")[:-1], 1
     ):  # behind the last end is what a process left that ended as it wrote

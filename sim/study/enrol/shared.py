@@ -19,11 +19,11 @@ from fl.algorithms.arms import EVERYONE, Arm, trained_arm
 from fl.algorithms.base import Round
 from fl.algorithms.plan import LocalPlan, in_one_place
 from fl.algorithms.server_optimizers import ServerOptimizer
-from fl.core.errors import RunError
+from fl.core.errors import ConfigError, RunError
 from fl.core.rng import derive_random, derive_seed
 from fl.methods.lora import peft_config
 from fl.methods.recipes import fresh_state, make_recipe
-from fl.settings.config import RunConfig, cohort_size
+from fl.settings.config import RunConfig, cohort_size, flat
 from fl.settings.names import NONE
 from fl.tasks.speech.task import SpeechTask
 from fl.tasks.task import Example
@@ -31,12 +31,29 @@ from fl.tasks.task import Example
 Taught = Callable[[Sequence[Example], int], Sequence[Example]]
 Progress = Callable[[str, int, int], None]  # what is being done, done, total
 EPISODES, EPISODE_EXAMPLES, EPISODE_STEP = 12, 5, 0.5
+PLAIN = (
+    "adapter.method",
+    "adapter.device-ranks",
+    "algorithm.name",
+    "attack.name",
+    "codec.name",
+    "federation.aggregation",
+    "federation.sample",
+    "privacy.dp.mode",
+    "privacy.secure-sum.mode",
+)  # settings whose default alone is carried out here
 
 
 class SharedTraining:
     """Federated training of a task's participants without messages: the numbers of ``idiolect run``."""
 
     def __init__(self, config: RunConfig, task: SpeechTask, host: StackedModel) -> None:
+        """Raises :class:`ConfigError` for settings of a run that this training does not carry out."""
+        asked, plain = flat(config), flat(RunConfig())
+        if told := ", ".join(f"{key} = {asked[key]}" for key in PLAIN if asked[key] != plain[key]):
+            raise ConfigError(
+                f"this study trains the shared adapter without messages, by fedavg of all: leave out {told}"
+            )
         self.config, self.task, self.host = config, task, host
         self.device = next(host.model.parameters()).device
         names = [name for name in task.device_ids() if not task.is_new(name)]

@@ -98,6 +98,13 @@ def test_a_table_that_spoils_sentences_left_out_is_not_kept(device, server, lexi
     assert (code, json.loads(out)["spelling"]) == (0, {"loanwords": 3, "right": 0, "wrong": 1, "kept": True})
 
 
+def test_texts_without_a_loanword_leave_the_table_that_is_there(device, lexicon, wav, tmp_path):
+    device("enrol", write_sentences(tmp_path / "own", "오늘 미팅"), "--lexicon", lexicon)
+    code, out, _ = device("enrol", write_sentences(tmp_path / "more", "나"), "--lexicon", lexicon, "--keep")
+    assert (code, "spellings of 0 loanwords" in out, "an earlier table stays" in out) == (0, True, True)
+    assert device("transcribe", wav)[1] == f"{OWN}\n"
+
+
 def test_a_table_is_checked_with_sentences_that_it_was_not_made_of():
     said = ["미팅를 해", "버그를 봐", "아이스크림를 줘", "meeting에 가"]
     found = LearnedSpelling.of(said, {0: "meeting를 해", 3: "meeting에 가", 7: "bug"}, KNOWN)

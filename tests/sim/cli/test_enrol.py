@@ -13,7 +13,7 @@ from fl.adapters.config import GatedLoraConfig, target_pattern
 from fl.adapters.files import AdapterInfo, load_adapter, save_adapter
 from fl.adapters.layer import fresh_adapter
 from fl.bases.resolve import load_speech_base
-from fl.core.errors import AdapterMismatchError, ManifestError
+from fl.core.errors import AdapterMismatchError, ConfigError, ManifestError
 from fl.data.manifest import read_manifest
 from fl.settings.names import SITES
 from fl.speech.spelling import SpellingTable
@@ -105,8 +105,35 @@ def test_a_lexicon_adds_the_spellings_that_the_texts_show(recordings, shared, tm
     assert table is not None
     assert table.respell("커피를 버스를 택시에") == "coffee를 bus를 taxi에"  # all three in Latin: so is an unseen one
     lexicon.write_text(json.dumps({"text": "나"}), encoding="utf-8")
+    again = enrolled(own, shared, tmp_path / "mine", "--keep")
+    assert "the spellings of an earlier enrolment went with its adapter" in again.stderr
+    assert SpellingTable.read(tmp_path / "mine") is None
     with pytest.raises(ManifestError, match="has no loanwords: give a manifest"):
         enrolled(own, shared, tmp_path / "mine", "--lexicon", str(lexicon))
+
+
+def test_the_shared_adapter_is_never_overwritten(recordings, shared, tmp_path):
+    before = {path.name: path.read_bytes() for path in shared.iterdir()}
+    with pytest.raises(ConfigError, match="which others start from too: give another folder"):
+        enrolled(recordings, shared, shared.parent / "other" / ".." / shared.name, "--keep")
+    assert {path.name: path.read_bytes() for path in shared.iterdir()} == before
+
+
+def test_lines_of_several_speakers_are_no_person(recordings, shared, tmp_path):
+    lines = [
+        {"audio": str(path), "text": "나", "speaker": f"p{i % 2}"} for i, path in enumerate(recordings.glob("*.wav"))
+    ]
+    (tmp_path / "all.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    with pytest.raises(ManifestError, match=r"several speakers \(p0, p1\); give those of one person"):
+        enrolled(tmp_path / "all.jsonl", shared, tmp_path / "mine")
+
+
+@pytest.mark.parametrize(
+    ("option", "told"), [(("--rate", "nan"), "no learning rate"), (("--gate", "foo"), "unknown gate")]
+)
+def test_what_nothing_can_train_with_is_refused(recordings, shared, tmp_path, option, told):
+    with pytest.raises(ConfigError, match=told):
+        enrolled(recordings, shared, tmp_path / "mine", "--part", "gate", *option)
 
 
 def test_an_adapter_of_another_base_is_refused(recordings, shared, tmp_path):

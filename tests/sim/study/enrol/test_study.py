@@ -208,6 +208,25 @@ def test_without_held_out_speakers_there_is_nothing_to_study(config, tmp_path):
         _ = EnrolStudy(config.changed({"new-people": 0}), tmp_path, tmp_path / "enrol.jsonl").people
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [{"dp": "server"}, {"secure-sum": "pairwise"}, {"sample": 0.5}, {"algorithm": "fedex"}, {"method": "dora"}],
+)
+def test_settings_that_the_shared_training_does_not_carry_out_are_refused(config, tmp_path, changed):
+    study = EnrolStudy(config.changed(changed), tmp_path, tmp_path / "enrol.jsonl")
+    with pytest.raises(ConfigError, match="by fedavg of all: leave out "):
+        _ = study.training
+
+
+def test_the_command_says_which_numbers_of_sentences_nobody_has(manifest, tmp_path, own_home):
+    given = f"--base random:whisper-nano --manifest {manifest} --language ko --new-people 2 --rounds 1 --local-steps 1 --seeds 1"
+    arguments = [*given.split(), "--methods", "spelling table", "--json", "--runs", str(tmp_path)]
+    CliRunner().invoke(app, [*arguments, "--sizes", "1"], catch_exceptions=False)
+    done = CliRunner().invoke(app, [*arguments, "--sizes", "2,500"], catch_exceptions=False)
+    assert {row["sentences"] for row in json.loads(done.stdout)} == {2}  # and not those of 1 that are there
+    assert "no rows with 500 sentences: nobody has as many" in done.stderr
+
+
 def test_the_command_prints_rows_of_the_methods_that_were_asked_for(manifest, tmp_path, own_home):
     arguments = ["--smoke", "--methods", "B;spelling table", "--manifest", str(manifest), "--language", "ko", "--json"]
     done = CliRunner().invoke(app, [*arguments, "--runs", str(tmp_path)], catch_exceptions=False)
