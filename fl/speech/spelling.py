@@ -60,7 +60,7 @@ class SpellingTable:
                 spelled.setdefault(one.lower(), set()).add(pair)
 
         def loanwords(text: str) -> list[Spelled]:
-            each = {core.lower() for _, core, _ in _words(text)} - words
+            each = _forms(text) - words
             cuts = ((word[:end], word[end:]) for word in each for end in range(1, len(word) + 1))
             return sorted({pair for start, ending in cuts if ending in endings for pair in spelled.get(start, ())})
 
@@ -68,19 +68,23 @@ class SpellingTable:
 
     def respell(self, text: str) -> str:
         """``text`` with every known loanword as the person spells it."""
-        return " ".join(before + self._respelled(core) + after for before, core, after in _words(text))
+        return " ".join(
+            self._respelled("".join(parts)) or parts[0] + (self._respelled(parts[1]) or parts[1]) + parts[2]
+            for parts in _words(text)
+        )
 
     @cached_property
     def _folded(self) -> list[Spelled]:
         return [(other.lower(), own) for other, own in self.pairs]
 
     def _respelled(self, word: str) -> str:
+        """``word`` as the person spells it, "" where that is not known."""
         folded = word.lower()
         if folded not in self.words:
             for other, own in self._folded:
                 if folded.startswith(other) and (ending := folded[len(other) :]) in self.endings:
                     return own + ending
-        return word
+        return ""
 
     def to_json(self) -> bytes:
         """The table as a file holds it."""
@@ -94,7 +98,8 @@ class SpellingTable:
             content = json.loads(data)
             pairs = tuple((str(other), str(own)) for other, own in content["pairs"])
             if content["schema"] == 1:
-                return cls(pairs, frozenset(map(str, content["endings"])), frozenset(map(str, content["words"])))
+                endings, words = (frozenset(str(one).lower() for one in content[key]) for key in ("endings", "words"))
+                return cls(pairs, endings, words)
         raise AdapterError(f"{source} is no spelling table: enrol again, or delete the file")
 
     def write(self, folder: Path) -> None:
@@ -125,6 +130,11 @@ def _words(text: str) -> Iterator[tuple[str, str, str]]:
         yield word[: inner[0]], word[inner[0] : inner[-1] + 1], word[inner[-1] + 1 :]
 
 
+def _forms(text: str) -> set[str]:
+    """The words of ``text`` in lower case, without the punctuation around them and with it, which may be a loanword's (``C++``)."""
+    return {form.lower() for before, core, after in _words(text) for form in (core, before + core + after)}
+
+
 def _begins(word: str, pair: Spelled) -> str:
     """The spelling of ``pair`` with which a word in lower case begins, the longer of two; "" for neither."""
     return max((one for one in pair if word.startswith(one.lower())), key=len, default="")
@@ -132,8 +142,8 @@ def _begins(word: str, pair: Spelled) -> str:
 
 def _vote(text: str, pair: Spelled, endings: Set[str]) -> int:
     """1 where ``text`` has a loanword in Latin, -1 in the matrix script, 0 in both."""
-    words = [core.lower() for _, core, _ in _words(text)]
-    begins = {one for word in words if word.removeprefix((one := _begins(word, pair)).lower()) in endings and one}
+    forms = _forms(text)
+    begins = {one for word in forms if word.removeprefix((one := _begins(word, pair)).lower()) in endings and one}
     found = begins or {one for one in pair if one.lower() in text.lower()}  # scripts without spaces
     return (pair[1] in found) - (pair[0] in found)
 

@@ -94,6 +94,7 @@ def test_what_is_no_lexicon_is_refused_with_its_line(tmp_path, content, told):
         ("el click en vivo", [("clic", "click")], "el clic, un click", "el click, un click"),  # one begins the other
         ("un eslogan", [("eslogan", "slogan")], "el slogan", "el eslogan"),  # one ends the other
         ("Meeting은, 내일!", [("미팅", "meeting")], "(미팅은) MEETING은?", "(meeting은) MEETING은?"),
+        ("C++를 써", [("씨플플", "C++")], "씨플플! c++", "C++! c++"),
     ],
 )
 def test_what_a_person_wrote_decides(own, pairs, heard, respelled):
