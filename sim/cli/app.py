@@ -100,6 +100,7 @@ def _run_no_op(config: RunConfig, simulate: Callable[..., Path], as_json: bool) 
 
 
 def _run_and_report(config: RunConfig, simulate: Callable[..., Path], as_json: bool) -> None:
+    from fl.adapters.correction import FOLDER as CORRECTIONS
     from fl.runs.files import read_privacy
     from fl.runs.schema import DEVICES, SHARED_ADAPTER
     from fl.tasks.table import TASKS
@@ -118,6 +119,8 @@ def _run_and_report(config: RunConfig, simulate: Callable[..., Path], as_json: b
             console.print("\nPrivacy", style="bold")
             console.print(privacy.statement, highlight=False)
         places = {"Report": "report.html", "adapters": DEVICES, "for a new person": SHARED_ADAPTER}
+        if (folder / CORRECTIONS).exists():  # a corrected base, on which nobody enrols
+            del places["for a new person"]
         told = [f"{what}: {_relative(folder / name)}" for what, name in places.items() if (folder / name).exists()]
         console.print("\n" + "   ".join(told), soft_wrap=True)
 

@@ -107,7 +107,7 @@ class WhisperBase(SpeechBase):
         if len(target) > limit:
             raise TextError(
                 f"a text of {len(target)} tokens is over the {limit} of the decoder: {text[:40]!r}...; cut the recording and its "
-                "text into parts, with 'start' and 'end'"
+                "text into parts, files of their own or in a manifest lines with 'start' and 'end'"
             )
 
     def training_bytes(self, frames: int, text: str) -> int:
