@@ -37,3 +37,11 @@ def test_little_damage_is_marked_where_that_is_allowed() -> None:
     for allowed in (0.0, 0.009):
         with pytest.raises(CorpusError, match=r"a\.txt:1: not UTF-8"):
             decode_text(data, "a.txt", CorpusError, damaged=allowed)
+
+
+def test_a_remedy_is_not_what_was_just_tried() -> None:
+    cut_off = b"\xff\xfe\x01\x00\x02"  # in UTF-16, as its mark says
+    with pytest.raises(CorpusError, match="the file is damaged there: save it again"):
+        decode_text(cut_off, "a.txt", CorpusError)
+    with pytest.raises(CorpusError, match="give --encoding, or convert the file"):
+        decode_text("Сегодня хорошая погода".encode("cp1251"), "a.txt", CorpusError)

@@ -32,6 +32,13 @@ environment:
 exit codes: 0 done; 1 refused or failed; 2 wrong usage; 3 the server cannot be reached now, nothing is lost"""
 
 
+def seed(text: str) -> int:
+    """A seed as numpy takes it."""
+    if not 0 <= (value := int(text)) < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} is no seed: a number from 0 up")
+    return value
+
+
 ANSWER = (
     option("--language", "code such as ko, for this recording", default=""),
     option("--format", "of the answer (%(default)s: its text is printed)", choices=FORMATS, default="json"),
@@ -43,14 +50,6 @@ SENDING = (
     option("--base-only", "without adapter and spellings", action="store_true"),
     option("--codec", "of this upload", choices=tuple(CODECS), default=""),
 )
-
-
-def _seed(text: str) -> int:
-    if not 0 <= (value := int(text)) < 2**63:
-        raise argparse.ArgumentTypeError(f"{text} is no seed: a number from 0 up")
-    return value
-
-
 EARLIER = {"enrol": ["adapt"]}  # names that a command had
 Run: TypeAlias = Callable[[argparse.Namespace], int | None]
 COMMANDS: dict[str, tuple[Run, *tuple[Option, ...]]] = {
@@ -74,7 +73,7 @@ COMMANDS: dict[str, tuple[Run, *tuple[Option, ...]]] = {
         option("--encoding", "of texts, such as cp949 (UTF-8, else as recognised)", default=""),
         option("--strict", "stop if anything that lies there would be left out", action="store_true"),
         option("--keep", "keep what does not help left-out sentences, too", action="store_true"),
-        option("--seed", "of folds and the order of sentences (%(default)s)", type=_seed, default=0),
+        option("--seed", "of folds and the order of sentences (%(default)s)", type=seed, default=0),
         option("--language", "code such as ko (the device's, else the adapter's)", default=""),
     ),
     "transcribe": (commands.transcribe, option("file", type=Path), *SENDING),

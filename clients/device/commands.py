@@ -179,7 +179,7 @@ def _told(report: dict[str, Any], count: int) -> Iterator[str]:
     if spelling := report.get("spelling"):
         kept = "stored" if spelling["kept"] else "not kept; --keep keeps them all the same"
         if not spelling["loanwords"]:
-            kept = "an earlier table stays"
+            kept = "nothing to store"
         found = (
             "spellings of {loanwords} loanwords: in sentences left out they set {right} words right and {wrong} wrong"
         )

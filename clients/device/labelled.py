@@ -136,10 +136,10 @@ def _in_manifest(
             left_out[name] = f"{path.name} is in an earlier line; keep one"
             continue
         used.add(path)
-        speakers.add(str(values.get("speaker", "")))
+        speakers |= {str(speaker)} if (speaker := values.get("speaker")) is not None else set()
         yield name, manifest.parent / audio, text
-    if len(speakers - {""}) > 1:
-        told = ", ".join(first_of(sorted(speakers - {""})))
+    if len(speakers) > 1:
+        told = ", ".join(first_of(sorted(speakers)))
         raise ManifestError(f"{manifest}: has lines of several speakers ({told}); give those of one person")
     left_out |= {path.name: f"not in {manifest.name}" for path in there if path not in used}
 

@@ -28,7 +28,7 @@ def decode_text(data: bytes, source: str, error: type[IdiolectError], encoding: 
         line = data.count(b"\n", 0, fault.start) + 1
         guess = likely_encoding(data)
         looks = f"it looks like {guess}: give --encoding {guess}" if guess else "give --encoding, or convert the file"
-        if guess == told:
+        if guess and guess == told:
             looks = "the file is damaged there: save it again"
         raise error(f"{source}:{line}: not {told or 'UTF-8'}; {looks}") from fault
 

@@ -27,8 +27,8 @@ Written = tuple[str, Sequence[Spelled]]  # a text, and the loanwords in it
 class SpellingTable:
     """Pairs ``(other spelling, the person's spelling)`` of every loanword that is known, the longest first.
 
-    A word is respelled where it is a loanword with one of ``endings``, as particles are, and none of ``words``, which are other words;
-    capitals and the punctuation around it play no role.
+    A word is respelled where it is a loanword with one of ``endings``, as particles are, and none of ``words``, which are other words.
+    A capital at its beginning and the punctuation around it play no role.
     """
 
     pairs: tuple[Spelled, ...]
@@ -57,12 +57,12 @@ class SpellingTable:
         spelled: dict[str, set[Spelled]] = {}
         for pair in lexicon:
             for one in pair:
-                spelled.setdefault(one.lower(), set()).add(pair)
+                spelled.setdefault(_folded(one), set()).add(pair)
 
         def loanwords(text: str) -> list[Spelled]:
             each = _forms(text) - words
             cuts = ((word[:end], word[end:]) for word in each for end in range(1, len(word) + 1))
-            return sorted({pair for start, ending in cuts if ending in endings for pair in spelled.get(start, ())})
+            return sorted({pair for one, ending in cuts if ending.lower() in endings for pair in spelled.get(one, ())})
 
         return cls.of([(text, loanwords(text)) for text in own], known)
 
@@ -74,16 +74,16 @@ class SpellingTable:
         )
 
     @cached_property
-    def _folded(self) -> list[Spelled]:
-        return [(other.lower(), own) for other, own in self.pairs]
+    def _known(self) -> list[Spelled]:
+        return [(_folded(other), own) for other, own in self.pairs]
 
     def _respelled(self, word: str) -> str:
         """``word`` as the person spells it, "" where that is not known."""
-        folded = word.lower()
+        folded = _folded(word)
         if folded not in self.words:
-            for other, own in self._folded:
-                if folded.startswith(other) and (ending := folded[len(other) :]) in self.endings:
-                    return own + ending
+            for other, own in self._known:
+                if folded.startswith(other) and (ending := folded[len(other) :].lower()) in self.endings:
+                    return own + word[len(word) - len(ending) :]
         return ""
 
     def to_json(self) -> bytes:
@@ -98,8 +98,8 @@ class SpellingTable:
             content = json.loads(data)
             pairs = tuple((str(other), str(own)) for other, own in content["pairs"])
             if content["schema"] == 1:
-                endings, words = (frozenset(str(one).lower() for one in content[key]) for key in ("endings", "words"))
-                return cls(pairs, endings, words)
+                endings, words = (map(str, content[key]) for key in ("endings", "words"))
+                return cls(pairs, frozenset(map(str.lower, endings)), frozenset(map(_folded, words)))
         raise AdapterError(f"{source} is no spelling table: enrol again, or delete the file")
 
     def write(self, folder: Path) -> None:
@@ -130,33 +130,44 @@ def _words(text: str) -> Iterator[tuple[str, str, str]]:
         yield word[: inner[0]], word[inner[0] : inner[-1] + 1], word[inner[-1] + 1 :]
 
 
+def _folded(word: str) -> str:
+    """``word`` in lower case, unless it is in capitals: ``IT`` is another word than ``it``."""
+    return word if word.isupper() else word.lower()
+
+
 def _forms(text: str) -> set[str]:
-    """The words of ``text`` in lower case, without the punctuation around them and with it, which may be a loanword's (``C++``)."""
-    return {form.lower() for before, core, after in _words(text) for form in (core, before + core + after)}
+    """The folded words of ``text``, without the punctuation around them and with it, which may be a loanword's (``C++``)."""
+    return {_folded(form) for before, core, after in _words(text) for form in (core, before + core + after)}
 
 
 def _begins(word: str, pair: Spelled) -> str:
-    """The spelling of ``pair`` with which a word in lower case begins, the longer of two; "" for neither."""
-    return max((one for one in pair if word.startswith(one.lower())), key=len, default="")
+    """The spelling of ``pair`` with which a folded word begins, the longer of two; "" for neither."""
+    return max((one for one in pair if word.startswith(_folded(one))), key=len, default="")
+
+
+def _ending(word: str, one: str) -> str:
+    """What follows a loanword in a folded word."""
+    return word.removeprefix(_folded(one)).lower()
 
 
 def _vote(text: str, pair: Spelled, endings: Set[str]) -> int:
     """1 where ``text`` has a loanword in Latin, -1 in the matrix script, 0 in both."""
     forms = _forms(text)
-    begins = {one for word in forms if word.removeprefix((one := _begins(word, pair)).lower()) in endings and one}
+    begins = {one for word in forms if (one := _begins(word, pair)) and _ending(word, one) in endings}
     found = begins or {one for one in pair if one.lower() in text.lower()}  # scripts without spaces
     return (pair[1] in found) - (pair[0] in found)
 
 
 def _words_of(sentences: Iterable[Written]) -> tuple[set[Spelled], set[str], set[str]]:
-    """The loanwords of sentences, what follows one within a word, and all other words, both in lower case."""
+    """The loanwords of sentences, what follows one within a word in lower case, and all other words, folded."""
     lexicon, endings, others = set[Spelled](), {""}, set[str]()
     for text, loanwords in sentences:
         lexicon |= {(matrix, other) for matrix, other in loanwords}
-        for word in (core.lower() for _, core, _ in _words(text)):
-            after = {word.removeprefix(one.lower()) for pair in loanwords if (one := _begins(word, pair))}
+        for before, core, _ in _words(text):
+            forms = {_folded(core), _folded(before + core)}
+            after = {_ending(word, one) for word in forms for pair in loanwords if (one := _begins(word, pair))}
             endings |= after
-            others |= set() if after else {word}
+            others |= set() if after else {_folded(core)}
     return lexicon, endings, others
 
 
@@ -179,7 +190,9 @@ def read_lexicon(path: Path) -> list[Written]:
             continue
         try:
             row = json.loads(line)
-            found.append((_text(row["text"]), [_pair(one) for one in row.get("loanwords", ())]))
+            pairs = [_pair(one) for one in row.get("loanwords", ())]
+            # Spellings that differ in capitals alone tell no habit.
+            found.append((_string(row["text"]), [(a, b) for a, b in pairs if a.lower() != b.lower()]))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ManifestError(
                 f"{path}:{number} is no line of a manifest with 'text' and 'loanwords': {error}"
@@ -189,13 +202,13 @@ def read_lexicon(path: Path) -> list[Written]:
     return found
 
 
-def _text(value: object) -> str:
-    if not isinstance(value, str) or not value.strip():
+def _string(value: object) -> str:
+    if not isinstance(value, str):
         raise ValueError(f"{value!r} is no text")
     return normalize("NFC", value.strip())
 
 
 def _pair(value: object) -> Spelled:
-    if not isinstance(value, list) or len(value) != 2 or _text(value[0]) == _text(value[1]):
+    if not isinstance(value, list) or len(value) != 2 or not all(map(_string, value)):
         raise ValueError(f"{value!r} is no pair of two spellings")
-    return _text(value[0]), _text(value[1])
+    return _string(value[0]), _string(value[1])

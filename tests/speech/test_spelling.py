@@ -66,7 +66,7 @@ def test_a_text_alone_tells_the_loanwords_that_stand_in_it_in_either_spelling():
         (b'\n{"text": "a", "loanwords": 3}', ":2 is no line of a manifest"),
         (b"[" * 100_000, ":1 is no line of a manifest"),
         (b'{"text": "a"}\n', "has no loanwords"),
-        (b'{"text": "a", "loanwords": [["", "lobby"]]}', ":1 is no line of a manifest .* '' is no text"),
+        (b'{"text": "a", "loanwords": [["", "lobby"]]}', ":1 is no line of a manifest .* is no pair of two spellings"),
         (b'{"text": "a", "loanwords": ["ab"]}', ":1 .* 'ab' is no pair of two spellings"),
         (b'{"text": null, "loanwords": [["a", "b"]]}', ":1 .* None is no text"),
         ('{"text": "커피"}'.encode("utf-16"), "iconv -f UTF-16 -t UTF-8"),
@@ -94,6 +94,10 @@ def test_what_is_no_lexicon_is_refused_with_its_line(tmp_path, content, told):
         ("el click en vivo", [("clic", "click")], "el clic, un click", "el click, un click"),  # one begins the other
         ("un eslogan", [("eslogan", "slogan")], "el slogan", "el eslogan"),  # one ends the other
         ("Meeting은, 내일!", [("미팅", "meeting")], "(미팅은) MEETING은?", "(meeting은) MEETING은?"),
+        ("IT 회사", [("아이티", "IT")], "아이티 회사, make it", "IT 회사, make it"),
+        ("아이티 회사", [("아이티", "IT")], "IT 회사, make it", "아이티 회사, make it"),
+        ("닷넷을 써", [("닷넷", ".NET")], ".NET을 배워", "닷넷을 배워"),
+        ("커피를 커피PC방", [("커피", "coffee")], "coffeePC방", "커피PC방"),
         ("C++를 써", [("씨플플", "C++")], "씨플플! c++", "C++! c++"),
     ],
 )
@@ -109,5 +113,8 @@ def test_a_word_within_a_text_without_spaces_tells_a_habit_too():
 
 def test_a_lexicon_is_in_one_unicode_form(tmp_path):
     path = tmp_path / "lexicon.jsonl"
-    path.write_text(normalize("NFD", '{"text": "커피를", "loanwords": [["커피", "coffee"]]}'), encoding="utf-8")
+    line = (
+        '{"text": "커피를", "loanwords": [["커피", "coffee"], ["DJ", "DJ"], ["Email", "email"]]}'  # one tells a habit
+    )
+    path.write_text(normalize("NFD", line), encoding="utf-8")
     assert read_lexicon(path) == [("커피를", [("커피", "coffee")])]

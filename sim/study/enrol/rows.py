@@ -53,9 +53,9 @@ _ROW = TypeAdapter(EnrolRow)
 def read_rows(path: Path) -> list[EnrolRow]:
     """The rows of a file, of those with the same key the last; none where there is no file. :class:`RunError` names a bad line."""
     found: dict[tuple[int, str, str, int], EnrolRow] = {}
-    text = path.read_bytes().decode(errors="replace") if path.exists() else ""  # what is no UTF-8 is no row
+    data = path.read_bytes() if path.exists() else b""
     for number, line in enumerate(
-        text.split("\n")[:-1], 1
+        data.split(b"\n")[:-1], 1
     ):  # behind the last end is what a process left that ended as it wrote
         try:
             row = _ROW.validate_json(line)

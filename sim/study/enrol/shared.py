@@ -91,7 +91,7 @@ class SharedTraining:
                 DeviceUpdate(
                     name,
                     {n: t.numpy() - start[n] for n, t in one.state.items()},
-                    numbers={"examples": len(own[name])},
+                    numbers={"examples": min(len(own[name]), config.federation.max_examples or len(own[name]))},
                 )
                 for name, one in self._locally(split, state, plan, people, seeds)
             )

@@ -130,9 +130,10 @@ def test_the_last_row_of_a_key_counts_and_half_a_line_at_the_end_is_written_over
     first, second = read_rows(path)
     assert (first.counts["mer"], second.counts["mer"]) == ((9, TOKENS), (4, TOKENS))
     assert first.losses == {0: 1.5}
-    path.write_text("{}\n" + whole)
-    with pytest.raises(RunError, match=":1 is no row"):
-        read_rows(path)
+    for damaged in (b"{}\n" + whole.encode(), whole.encode().replace(b'"p1"', b'"p\xff"')):
+        path.write_bytes(damaged)
+        with pytest.raises(RunError, match=":1 is no row"):
+            read_rows(path)
 
 
 def test_a_line_after_half_a_line_is_read(tmp_path):
