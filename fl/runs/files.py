@@ -171,9 +171,10 @@ def read_run(folder: Path) -> RunFiles:
     if not transcripts:
         if is_finished(folder):
             raise RunError(
-                f"{folder}: there are no sentences to report on: no device has one to be tested on (give each two or more), or "
-                "what deployed devices transcribe stays with them, or a no-op run transcribes nothing; the counts of each device "
-                "are in results.jsonl, and the log of a deployed run ends with the rates of all"
+                f"{folder}: there are no sentences to report on: no device has one to be tested on (give each two or more, "
+                "and some the split test where lines have one), or what deployed devices transcribe stays with them, or a no-op run "
+                "transcribes nothing; adapters lie there, the counts of each device in results.jsonl, and the log of a deployed run "
+                "ends with the rates of all"
             )
         raise RunError(f"{path}:1: no transcripts; the run did not reach its final evaluation")
     config, results = read_config(folder / schema.CONFIG_NAME), read_rows(folder / schema.RESULTS_NAME, ResultRow)

@@ -1,5 +1,6 @@
 """The folder of a run: whose settings it holds, and when it is free for others."""
 
+import errno
 import logging
 import secrets
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ log = logging.getLogger("idiolect.server")
 
 def run_folder(config: RunConfig, run_id: int) -> RunConfig:
     """The configuration with its output folder made and absolute, and the precision that ``auto`` stands for: what this machine is
-    fast in, or what a resumed run began with. A folder of another configuration is refused."""
+    fast in, or what a resumed run began with. A folder of another configuration is refused, and the one in which the manifest lies."""
     folder = Path(config.output).expanduser().resolve() if config.output else cache_root() / "runs" / str(run_id)
     config = config.changed({"output": str(folder)})
     path = folder / CONFIG_NAME
@@ -42,11 +43,14 @@ def run_folder(config: RunConfig, run_id: int) -> RunConfig:
             raise RunError(
                 f"{folder} holds a run with other settings ({listed}): give another output, or remove the folder"
             )
+    elif config.data.manifest and folder == Path(config.data.manifest).expanduser().resolve().parent:
+        raise RunError(f"{folder} holds the manifest, and a run's folder may have to be removed: give another output")
     else:
         try:
             write_atomically(path, dump_config(config).encode())
         except OSError as error:
-            raise RunError(f"{folder} cannot be written: {error}; give another output, or free some space") from error
+            full = ", or free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+            raise RunError(f"{folder} cannot be written ({error.strerror}): give another output{full}") from error
     return config
 
 

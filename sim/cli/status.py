@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 from typer import Argument
 
-from fl.runs.schema import REPORT_NAME, TOKEN_NAME
+from fl.runs.schema import PREDICTIONS_NAME, REPORT_NAME, TOKEN_NAME
 from fl.runs.status import RunState, RunStatus, read_status
 from sim.cli.options import NO_CODE, Json, facts_table, wide_console
 from sim.cli.progress import duration
@@ -27,7 +27,9 @@ def remedy(run: RunStatus) -> str:
         resume = "flwr run, with the same settings"
     if run.state is RunState.FINISHED:
         page = run.folder / REPORT_NAME
-        return f"open {page}" if page.exists() else report
+        if page.exists():
+            return f"open {page}"
+        return report if _has_transcripts(run.folder) else "use its adapters: there was no sentence to be tested on"
     if run.state is RunState.RUNNING:
         return f"wait, then {report}"
     if run.state is RunState.ELSEWHERE:
@@ -35,6 +37,11 @@ def remedy(run: RunStatus) -> str:
     if run.state is RunState.FAILED:
         return f"mend that, then {resume} (goes on after the last finished round)"
     return f"{resume} (goes on after the last finished round)"
+
+
+def _has_transcripts(folder: Path) -> bool:
+    path = folder / PREDICTIONS_NAME
+    return path.exists() and path.stat().st_size > 0
 
 
 def facts(run: RunStatus) -> Iterator[tuple[str, str]]:

@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from fl.core.errors import RunError
 from fl.runs.files import RunFiles, is_finished, read_run, write_whole
 from fl.runs.schema import CONFIG_NAME, REPORT_NAME, SUMMARY_NAME
 from fl.runs.unfinished import read_unfinished
@@ -31,8 +32,11 @@ def write_report(folders: Sequence[Path], target: Path) -> RunSummary:
     """Write ``summary.json`` and ``report.html`` of one run, or of several seeds of one, into ``target``.
 
     A run that is not finished is reported as far as it came, and said to be so; it is not pooled.
-    Raises :class:`~fl.core.errors.RunError` for folders that cannot be read or pooled, and where nothing can be written.
+    Raises :class:`~fl.core.errors.RunError` for folders that cannot be read or pooled, a ``target`` that is another run's, and where
+    nothing can be written.
     """
+    if (target / CONFIG_NAME).exists() and target.resolve() not in {folder.resolve() for folder in folders}:
+        raise RunError(f"{target} holds a run with a report of its own: give --out another folder")
     so_far = len(folders) == 1 and not is_finished(folders[0]) and (folders[0] / CONFIG_NAME).is_file()
     runs = [read_unfinished(folders[0])] if so_far else pool([read_run(folder) for folder in folders])
     summary = summarize(runs)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from fl.core.errors import RunError
 from fl.runs.kept import kept_progress
-from fl.runs.schema import CONFIG_NAME, COSTS_NAME, PROGRESS_NAME, REPORT_NAME
+from fl.runs.schema import CONFIG_NAME, COSTS_NAME, PREDICTIONS_NAME, PROGRESS_NAME, REPORT_NAME
 from fl.runs.status import RunState, read_status
 from sim.cli.app import app
 
@@ -99,6 +99,8 @@ def test_a_run_that_was_refused_leaves_no_progress(tmp_path: Path) -> None:
 def test_a_finished_run_is_finished_whoever_runs_now(folder: Path) -> None:
     begun(folder)
     (folder / COSTS_NAME).write_text("{}", encoding="utf-8")
+    assert "use its adapters" in invoke("status", folder).output  # no sentence to be tested on, so none to report
+    (folder / PREDICTIONS_NAME).write_text("{}", encoding="utf-8")
     assert "idiolect report" in invoke("status", folder).output
     (folder / REPORT_NAME).write_text("", encoding="utf-8")
     assert "open" in invoke("status", folder).output

@@ -189,8 +189,15 @@ def test_a_run_that_was_begun_keeps_its_settings_when_it_cannot_go_on(
 
 def test_a_folder_that_cannot_be_written_is_refused_before_any_work(make_run: MakeRun, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
-    with pytest.raises(RunError, match="cannot be written"):
+    with pytest.raises(RunError, match=r"cannot be written \(.+\): give another output$"):
         run_server(SerialGrid(client_app), make_run(tmp_path / "file" / "run"), 1)
+
+
+def test_a_run_does_not_lie_among_recordings(make_run: MakeRun, manifest: Path) -> None:
+    before = {path.name for path in manifest.parent.iterdir()}
+    with pytest.raises(RunError, match="holds the manifest, and a run's folder may have to be removed"):
+        run_server(SerialGrid(client_app), make_run(manifest.parent), 1)
+    assert {path.name for path in manifest.parent.iterdir()} == before
 
 
 # The same numbers

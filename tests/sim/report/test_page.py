@@ -198,6 +198,13 @@ def test_the_opening_says_what_is_left_of_the_gain_where_both_spellings_are_righ
     )
 
 
+def test_the_report_of_another_run_is_not_replaced(finished_run, other_seed):
+    before = {path: path.read_bytes() for path in other_seed.rglob("*") if path.is_file()}
+    with pytest.raises(RunError, match="holds a run with a report of its own: give --out another folder"):
+        write_report([finished_run], other_seed)
+    assert {path: path.read_bytes() for path in other_seed.rglob("*") if path.is_file()} == before
+
+
 def test_the_cards_of_two_seeds_stand_apart(finished_run, other_seed, tmp_path):
     summary = write_report([finished_run, other_seed], tmp_path / "both")
     page = (tmp_path / "both" / "report.html").read_text("utf-8")
