@@ -163,7 +163,9 @@ def enrol(
     rows = [row for row in read_rows(path) if row.digest in digests and row.sentences in (0, *asked)]
     there = {row.sentences for row in rows}
     if few := ", ".join(str(size) for size in asked if size and size not in there):
-        errors.print(f"no rows with {few} sentences: nobody has as many", highlight=False)
+        errors.print(
+            f"no rows with {few} sentences: nobody has as many, or the methods take all that there are", highlight=False
+        )
     if write is not None:
         append_rows(STORE / file, rows)
         rows = read_rows(STORE / file)
