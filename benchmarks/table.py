@@ -82,6 +82,9 @@ FIGURES = (
         "population_framework_private", "the same with private state on disk", 3.0, "population", "ms", at_most=True
     ),
     Figure("backends", "rounds with threads in one process against processes on Ray", 1.0, "backends"),
+    Figure("shared_cores_twin", "training step beside another run, against OpenMP's own waiting", 2.0, "shared_cores"),
+    Figure("shared_cores_busy", "the same beside a loop that keeps one core busy", 1.5, "shared_cores"),
+    Figure("shared_cores_alone", "the same alone: what it costs", 1.1, "shared_cores", at_most=True),
     Figure("memory", "resident memory, 4 workers against 1", 1.5, "memory", at_most=True),
     Figure("aggregation", "aggregating 1,000 devices, slowest linear strategy", 2.0, "aggregation", "s", at_most=True),
     Figure(

@@ -6,6 +6,7 @@ A Ray actor or a thread of a simulation handles many messages of a run and a dep
 base is loaded once per process and configuration.
 """
 
+import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -210,9 +211,17 @@ def get_worker(config: RunConfig, store_root: Path, run: str = "") -> Worker:
 def step_threads(parallel: int) -> int:
     """Threads for one message's computation when ``parallel`` messages are in flight on this machine.
 
-    Inside Ray at least the CPUs that the actor was given; alone on the machine, all of them.
+    Inside Ray at least the CPUs that the actor was given; alone on the machine, all of them. ``OMP_NUM_THREADS`` bounds them
+    outside Ray, which sets it itself: two runs side by side that take all cores each mostly wait for one another.
     """
-    return max(1, available_cores() // max(1, parallel), _ray_cpus())
+    share, given = max(1, available_cores() // max(1, parallel)), _ray_cpus()
+    return max(share, given) if given else min(share, _most_threads() or share)
+
+
+def _most_threads() -> int:
+    """What ``OMP_NUM_THREADS`` says, of which a list names nested levels; 0 for nothing."""
+    most = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(most) if most.isdecimal() else 0
 
 
 def _ray_cpus() -> int:

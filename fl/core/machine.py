@@ -9,10 +9,22 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+SPINS = "10000"  # GNU OpenMP's own: 300,000
+
 
 def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def wait_briefly() -> None:
+    """Let OpenMP's threads sleep soon when they wait for one another; for a process that has not loaded torch yet.
+
+    By default GNU OpenMP, torch's on Linux, spins for milliseconds: where another program has one of the cores, that takes most of
+    the time (``benchmarks/shared_cores.py``). What the environment says already stands.
+    """
+    if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
+        os.environ["GOMP_SPINCOUNT"] = SPINS
 
 
 def processor() -> str:

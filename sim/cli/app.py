@@ -18,6 +18,7 @@ from typer import Argument, Option
 
 from fl import __version__
 from fl.core.errors import IdiolectError, RunError
+from fl.core.machine import wait_briefly
 from fl.core.paths import find
 from fl.runs.progress import Progress
 from fl.settings.config import RunConfig
@@ -359,7 +360,7 @@ def _version(value: bool) -> None:
 
 
 def set_up_process(verbose: bool = False) -> None:
-    """What a process of a command logs, and what it does not; for those that a command starts too."""
+    """What a process of a command logs, what it does not, and how its threads wait; for those that a command starts too."""
     handler = StderrHandler()
     handler.setFormatter(HarmlessFormatter("%(levelname).1s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
@@ -367,6 +368,7 @@ def set_up_process(verbose: bool = False) -> None:
     for noisy in ("httpx", "transformers", "ray", "flwr"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    wait_briefly()
 
 
 @app.callback()

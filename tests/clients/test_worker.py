@@ -120,7 +120,9 @@ def test_a_fresh_adapter_is_decided_by_the_seed(config: RunConfig, worker: Worke
 
 def test_threads_are_shared_among_messages_in_flight_and_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
-    assert [step_threads(parallel) for parallel in (1, 2, 3, 8, 100)] == [8, 4, 2, 1, 1]
+    for most, expected in {"": [8, 4, 2, 1, 1], "3": [3, 3, 2, 1, 1], "1,4": [1] * 5, "all": [8, 4, 2, 1, 1]}.items():
+        monkeypatch.setenv("OMP_NUM_THREADS", most)
+        assert [step_threads(parallel) for parallel in (1, 2, 3, 8, 100)] == expected
     before = torch.get_num_threads()
 
     def fail() -> None:
