@@ -96,6 +96,17 @@ def test_a_run_on_a_manifest_ends_with_a_report_of_all_seven_arms(manifest, home
     assert json.loads(again.stdout)["arms"] == summary["arms"]
 
 
+@pytest.mark.parametrize(("algorithm", "named"), [("fedavg", True), ("fedex", False)])
+def test_a_run_names_the_adapter_for_a_new_person_unless_it_corrects_the_base(manifest, home, algorithm, named):
+    result = invoke(
+        "run", "--manifest", manifest, "--output", home / "out", "--base", NANO, "--serial", "--rounds", 1,
+        "--local-steps", 1, "--rank", 2, "--arms", "global", "--algorithm", algorithm,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "adapters: " in result.stdout
+    assert ("for a new person: " in result.stdout) is named
+
+
 def test_info_says_how_much_of_an_adapter_is_shared_and_how_much_private(adapter):
     facts = json.loads(invoke("info", adapter, "--json").stdout)
     assert facts["gate"] == "self"
