@@ -19,7 +19,7 @@ demo: $(READY) ## train and compare all arms on six synthetic people; 16 to 17 m
 study: $(READY) ## personalized against global, centralized, fine-tuned and neutral over three seeds; 40 minutes on 2 cores, estimated
 	$(BIN)/python -m benchmarks.personalization --arms global,centralized,personalized,neutral,global+finetune
 
-test: $(READY) ## all tests, in a process for each core; 9 to 22 minutes on 2 cores
+test: $(READY) ## all tests, in a process for each core; 9 to 18 minutes on 2 cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 check: $(READY) ## linters, types, direction of imports
