@@ -5,7 +5,7 @@ import math
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -150,3 +150,13 @@ def write_row(row: BenchmarkRow, folder: Path = RESULTS) -> Path:
     path = folder / f"{row.name}.json"
     path.write_text(json.dumps({**asdict(row), "met": row.met}, indent=2) + "\n", encoding="utf-8")
     return path
+
+
+def conclude(rows: Iterable[BenchmarkRow], smoke: bool) -> int:
+    """Write each row as soon as it is there (not with ``smoke``) and print it; the exit code, 1 where a target is missed."""
+    missed = False
+    for row in rows:
+        missed = missed or not row.met
+        where = "not written: smoke" if smoke else f"written to {write_row(row)}"
+        print(f"{row.name}: {row.value} {row.unit}, ratio {row.ratio} (target {row.target}), {where}", flush=True)
+    return 1 if missed and not smoke else 0

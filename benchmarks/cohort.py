@@ -25,7 +25,7 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks._report import BenchmarkRow, machine, matrix_rate, spread, time_side_by_side, write_row
+from benchmarks._report import BenchmarkRow, conclude, machine, matrix_rate, spread, time_side_by_side
 from benchmarks.table import target_here
 from clients.training.cohort import Member, train_cohort
 from clients.training.single import train_locally
@@ -198,13 +198,7 @@ def main() -> int:
     if arguments.smoke:
         vars(arguments).update({"base": "random:whisper-nano", "devices": 2, "steps": 1, "repeats": 1})
     torch.set_num_threads(arguments.threads)
-    missed = False
-    for batch_size in TARGETS:
-        for row in measure(arguments, batch_size):
-            missed = missed or not row.met
-            where = "not written: smoke" if arguments.smoke else f"written to {write_row(row)}"
-            print(f"{row.name}: {row.value} {row.unit}, ratio {row.ratio} (target {row.target}), {where}", flush=True)
-    return 1 if missed and not arguments.smoke else 0
+    return conclude((row for size in TARGETS for row in measure(arguments, size)), arguments.smoke)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 
-from benchmarks._report import BenchmarkRow, machine, spread, write_row
+from benchmarks._report import BenchmarkRow, conclude, machine, spread
 from benchmarks.table import target_here
 from fl.core.machine import SPINS, available_cores, wait_briefly
 
@@ -65,14 +64,18 @@ def seconds_of_step(beside: str, briefly: bool, arguments: argparse.Namespace) -
             other.wait()
 
 
-def row_of(beside: str, own: Sequence[float], brief: Sequence[float], conditions: dict[str, object]) -> BenchmarkRow:
-    """The row of one neighbour, of seconds with OpenMP's own waiting and with ours. Alone, the ratio is what ours costs."""
+def measure(beside: str, arguments: argparse.Namespace) -> BenchmarkRow:
+    """The row of one neighbour, both ways of waiting in turns. Alone, the ratio is what waiting briefly costs."""
+    own, brief = [], []
+    for _ in range(arguments.repeats):
+        own.append(seconds_of_step(beside, False, arguments))
+        brief.append(seconds_of_step(beside, True, arguments))
     name, alone = NAMES[beside], beside == "alone"
     ratios = [ours / theirs if alone else theirs / ours for theirs, ours in zip(own, brief, strict=True)]
-    details = {**conditions, "spins": int(SPINS), "openmp_seconds": spread(own), "spread": spread(ratios)}
-    ratio, target = round(statistics.median(ratios), 3), target_here(name)
-    value = round(statistics.median(brief), 3)
-    return BenchmarkRow(name, value, "seconds a step", ratio, target, details, at_most=alone)
+    details: dict[str, object] = {key: getattr(arguments, key) for key in ("base", "threads", "seconds", "repeats")}
+    details |= {"machine": machine(), "spins": int(SPINS), "openmp_seconds": spread(own), "spread": spread(ratios)}
+    value, ratio = round(statistics.median(brief), 3), round(statistics.median(ratios), 3)
+    return BenchmarkRow(name, value, "seconds a step", ratio, target_here(name), details, at_most=alone)
 
 
 def main() -> int:
@@ -91,18 +94,7 @@ def main() -> int:
     if arguments.steps:
         steps(arguments)
         return 0
-    missed = False
-    conditions = {name: getattr(arguments, name) for name in ("base", "threads", "seconds", "repeats")}
-    for beside in NAMES:
-        own, brief = [], []
-        for _ in range(arguments.repeats):
-            own.append(seconds_of_step(beside, False, arguments))
-            brief.append(seconds_of_step(beside, True, arguments))
-        row = row_of(beside, own, brief, {**conditions, "machine": machine()})
-        missed = missed or not row.met
-        where = "not written: smoke" if arguments.smoke else f"written to {write_row(row)}"
-        print(f"{row.name}: {row.value} {row.unit}, ratio {row.ratio} (target {row.target}), {where}", flush=True)
-    return 1 if missed and not arguments.smoke else 0
+    return conclude((measure(beside, arguments) for beside in NAMES), arguments.smoke)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 
 from fl.core.machine import SPINS
 
-SAY = "from sim.cli.app import set_up_process; set_up_process(); import torch"
+SAY = "from sim.cli.options import set_up_process; set_up_process(); import torch"
 
 
 def spins(**settings: str) -> str:

@@ -1,10 +1,7 @@
 """The command ``idiolect``: make data, run a comparison, look at it, and use what was trained."""
 
 import json
-import logging
-import os
 import sys
-import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -18,7 +15,6 @@ from typer import Argument, Option
 
 from fl import __version__
 from fl.core.errors import IdiolectError, RunError
-from fl.core.machine import wait_briefly
 from fl.core.paths import find
 from fl.runs.progress import Progress
 from fl.settings.config import RunConfig
@@ -30,11 +26,10 @@ from sim.cli.options import (
     RUN,
     STOPPED_CODE,
     HarmlessConsole,
-    HarmlessFormatter,
     Json,
     JsonOfRun,
-    StderrHandler,
     facts_table,
+    set_up_process,
     wide_console,
     with_settings,
 )
@@ -357,18 +352,6 @@ def _version(value: bool) -> None:
     if value:
         print(f"idiolect {__version__}")
         raise typer.Exit
-
-
-def set_up_process(verbose: bool = False) -> None:
-    """What a process of a command logs, what it does not, and how its threads wait; for those that a command starts too."""
-    handler = StderrHandler()
-    handler.setFormatter(HarmlessFormatter("%(levelname).1s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # PEFT asks transformers in an old way
-    for noisy in ("httpx", "transformers", "ray", "flwr"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    wait_briefly()
 
 
 @app.callback()

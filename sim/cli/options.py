@@ -3,8 +3,10 @@
 import functools
 import inspect
 import logging
+import os
 import sys
 import tomllib
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ from rich.segment import Segment
 from rich.table import Table
 
 from fl.core.errors import ConfigError
+from fl.core.machine import wait_briefly
 from fl.core.printing import harmless
 from fl.settings.config import SETTINGS, find_key, flat, load_config, make_config
 
@@ -200,3 +203,15 @@ def _with_parameters(
     command.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command
+
+
+def set_up_process(verbose: bool = False) -> None:
+    """What a process of a command logs, what it does not, and how its threads wait; for those that a command starts too."""
+    handler = StderrHandler()
+    handler.setFormatter(HarmlessFormatter("%(levelname).1s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # PEFT asks transformers in an old way
+    for noisy in ("httpx", "transformers", "ray", "flwr"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    wait_briefly()

@@ -31,7 +31,7 @@ from fl.runs.progress import Progress, as_one
 from fl.runs.schema import CHECKPOINTS, DEVICES
 from fl.settings.config import RunConfig, flat
 from sim.backends.run import run_simulation
-from sim.cli.app import set_up_process
+from sim.cli.options import set_up_process
 from sim.study.plan import Study, StudyCell, StudySize
 from sim.study.rows import StudyResult, StudyRow
 from sim.study.scores import CellScores

@@ -1,7 +1,7 @@
 """``python -m sim.study.enrol``: the study where neither Flower nor Ray is installed."""
 
-from sim.cli.app import set_up_process
 from sim.cli.help import new_app
+from sim.cli.options import set_up_process
 from sim.study.enrol.command import enrol
 
 app = new_app()
